@@ -1,0 +1,77 @@
+# The menu. Every job sets itself up: Python ≥ 3.11 and a package index are all it needs.
+SHELL := bash
+CONFIG ?=
+ARGS ?=
+# First of these that is new enough; name another with PYTHON=…
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# cpu | cuda12 | cuda13 | tpu: which locked packages. Found out when absent.
+ACCEL ?= $(shell if [ -e /dev/accel0 ] || [ -e /dev/vfio/0 ]; then echo tpu; \
+	elif v=$$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n1) \
+	&& [ -n "$$v" ]; then [ $${v%%.*} -ge 580 ] && echo cuda13 || echo cuda12; else echo cpu; fi)
+LOCK := $(if $(filter cpu,$(ACCEL)),requirements.lock,locks/$(ACCEL).lock)
+BIN := .venv/bin
+READY := .venv/.ready-$(ACCEL)
+# Hashing and network time go to the job, not to looking for newer versions of pip.
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help setup precompute train demo check format test test-slow reference bench lock clean
+help: ## this menu
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+
+setup: $(READY) ## make .venv from the lock files (ACCEL=cpu|cuda12|cuda13|tpu, PYTHON=…)
+
+precompute: $(READY) ## run the teacher once and seal a cache (CONFIG=file.toml ARGS="--flag value")
+	@$(BIN)/python -m pipelines precompute $(CONFIG) $(ARGS)
+
+train: $(READY) ## train a student from the cache (CONFIG=file.toml ARGS="--flag value")
+	@$(BIN)/python -m trainer train $(CONFIG) $(ARGS)
+
+demo: precompute train ## both, then a picture of what the student learned
+	@$(BIN)/python -m trainer plot --runs runs/student --output runs/student.png
+
+check: $(READY) ## linters, formatting, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	PYTHONPATH=. $(BIN)/lint-imports
+
+format: $(READY) ## let ruff fix what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(READY) ## every test that needs neither torch nor minutes
+	$(BIN)/python -m pytest -m "not slow and not reference" $(ARGS)
+
+test-slow: $(READY) ## kills at every stage of the embedded default, and other long tests
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+reference: $(READY) ## comparison with Hugging Face transformers (installs torch and transformers)
+	$(BIN)/python -m pip install -q "torch==2.13.0" "transformers>=5,<6"
+	$(BIN)/python -m pytest -m reference -s $(ARGS)
+
+bench: $(READY) ## what we claim about speed and size, as tables
+	for b in benchmarks/[a-z]*.py; do PYTHONPATH=. $(BIN)/python $$b || exit 1; done
+
+lock: $(READY) ## resolve the lock files anew
+	$(BIN)/uv pip compile $(COMPILE) --extra dev --upgrade -o requirements.lock
+	for a in cuda12 cuda13 tpu; do \
+		$(BIN)/uv pip compile $(COMPILE) --extra dev --extra $$a -c requirements.lock -o locks/$$a.lock; done
+COMPILE := pyproject.toml -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+
+clean: ## remove .venv (caches and runs stay)
+	rm -rf .venv
+
+# The stamp is written last, so an interrupted setup is repeated. uv installs in seconds what takes
+# pip minutes; where it cannot (an index that only pip is configured for), pip does the same.
+$(READY): $(LOCK) locks/embedded-teacher.lock
+	@test -n "$(PYTHON)" || { echo "no Python ≥ 3.11 found; install one or set PYTHON=…" >&2; exit 1; }
+	@echo "setup: .venv for $(ACCEL) from $(LOCK)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@grep -A99 '^uv==' $(LOCK) | awk 'NR == 1 || /^ +--hash/ {print; next} {exit}' > .venv/uv.lock
+	@$(BIN)/python -m pip install -q --require-hashes -r .venv/uv.lock
+	@$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r $(LOCK) \
+		|| $(BIN)/python -m pip install -q --require-hashes -r $(LOCK)
+	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --require-hashes -r locks/embedded-teacher.lock \
+		|| $(BIN)/python -m pip install -q --no-deps --require-hashes -r locks/embedded-teacher.lock
+	@rm -f .venv/.ready-*; touch $@

@@ -1,0 +1,1 @@
+"""Corpus → rows → cache, on Beam."""

@@ -1,0 +1,80 @@
+"""The settings of `precompute`. A field's docstring gives its unit and its consequence."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from schemas.codecs import Profile
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What the teacher reads."""
+
+    files: tuple[str, ...] = ("embedded",)
+    """Globs of text files (one document each) or `.jsonl` files (one document a line), each also
+    with `.gz`. `embedded` is the source text of Python's own standard library."""
+    text_field: str = "text"
+    """Field of a JSON line that holds the document."""
+    max_bytes: int | None = None
+    """Take whole files, in the order of their names' hashes, until they hold this many bytes.
+    For a trial on a share of a corpus; unset takes all. `embedded` has its own limit."""
+    sequence_length: int = 512
+    """S, tokens a row. Not above the teacher's context."""
+    heldout: float = 0.1
+    """Share of documents kept apart, by content hash, for judging students."""
+    open_rows: int = 64
+    """Rows that packing keeps open: more pack tighter and mix documents further apart."""
+    shard_bytes: int | None = None
+    """Bytes of input one tokenise worker takes; rows never span shards. Unset: a sixteenth of the
+    corpus, between 1 and 32 MiB."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """Whether a document that cannot be read, or a row that gives NaN, stops the run or is left
+    out, counted and listed in the manifest."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The model that is run once."""
+
+    model: str = "embedded"
+    """A Hugging Face directory, a `.gguf` file, or `embedded` (SmolLM2-135M-Instruct)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of matmul operands; normalisation, softmax and all sums are float32 always."""
+    batch_rows: int | None = None
+    """Rows a batch. Unset: about 2,048 tokens on CPU, 32,768 on accelerators. Frozen by the plan,
+    because shapes change rounding."""
+    tensor_parallel: int = 1
+    """Devices that split each matrix; the others of the host split the batch."""
+
+
+@dataclass(frozen=True)
+class Logits:
+    """What is kept of the teacher's next-token distribution."""
+
+    k: int = 64
+    """Ids stored a position."""
+    profile: Profile = "fast"
+    """Codec: `lossless` keeps float32; `fast` and `compact` are bounded in KL."""
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Kinds of teacher output to store."""
+
+    logits: Logits = field(default_factory=Logits)
+
+
+@dataclass(frozen=True)
+class Precompute:
+    """Run a teacher once over a corpus and seal what students learn from."""
+
+    corpus: Corpus = field(default_factory=Corpus)
+    teacher: Teacher = field(default_factory=Teacher)
+    signals: Signals = field(default_factory=Signals)
+    output: Path = Path("runs/cache")
+    """The cache's directory. Running again with the same settings goes on where it stopped."""
+    runner: str = "FnApiRunner"
+    """Beam runner. FnApiRunner is Beam's own in-process runner."""
+    runner_options: tuple[str, ...] = ()
+    """Options handed to the Beam runner as they are, such as `--direct_num_workers=2`."""

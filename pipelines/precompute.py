@@ -1,0 +1,207 @@
+"""The whole job: sources → rows → plan → captured units → sealed cache. Rerun to go on."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import apache_beam as beam
+from rich.console import Console
+
+from models import Checkpoint, open_checkpoint
+from pipelines.beam_runner import Build, run_pipeline
+from pipelines.calibrate import CalibrateJob, calibrate
+from pipelines.capture import capture_unit, read_commit
+from pipelines.config import Precompute
+from pipelines.progress import capture_progress
+from pipelines.seal import clean, seal
+from pipelines.sources import SourceFile, find_sources
+from pipelines.teacher import numerics
+from pipelines.tokenise import (
+    TokeniseJob,
+    choose_shard_bytes,
+    choose_unit_rows,
+    row_rules,
+    tokenise,
+)
+from schemas.files import write_bytes
+from schemas.identity import remembered_sha256s, rows_id, teacher_id
+from schemas.layout import MANIFEST, TOKENIZER, PartLayout, part_layout
+from schemas.manifest import Manifest, read_manifest
+from schemas.plan import Plan, PlannedRows, claim, read_plan
+
+
+def precompute(config: Precompute, *, console: Console | None = None) -> Manifest:
+    """Capture what `config` asks for and seal it; obey the plan of an earlier run if there is one.
+
+    Errors of input are ValueError or FileNotFoundError before a worker starts, WorkerError after.
+    """
+    return _Capture(config, console or Console()).run()
+
+
+class _Capture:
+    """One run of the job: what was asked for, looked up once, and the steps in order."""
+
+    def __init__(self, config: Precompute, console: Console):
+        self.config = config
+        self.console = console
+        self.cache = config.output
+        self.layout: PartLayout = part_layout(self.cache, 0)
+        self.checkpoint = open_checkpoint(config.teacher.model)
+        self.tokenizer = self.checkpoint.tokenizer()
+        self.vocabulary = min(self.tokenizer.size, self.checkpoint.config.vocab_size)
+        check_fits(config, self.checkpoint, vocabulary=self.vocabulary)
+        memory = digest_memory()
+        self.sources = find_sources(
+            config.corpus.files, max_bytes=config.corpus.max_bytes, memory=memory
+        )
+        self.rows_id = self._rows_id()
+        self.teacher_id = self._teacher_id(memory)
+
+    def run(self) -> Manifest:
+        """The steps, each of which does only what no earlier run has done."""
+        claim(self.layout.root / "request.json", self._request(), cache=self.cache)
+        if (self.cache / MANIFEST).exists():
+            manifest = read_manifest(self.cache)
+            clean(self.layout)
+            self.console.print(f"{self.cache}: sealed already, nothing to do")
+            return manifest
+        for name, content in self.tokenizer.files().items():
+            write_bytes(self.cache / TOKENIZER / name, content)
+        rows = self._tokenise()
+        plan = self._plan(rows)
+        self._capture(plan)
+        return seal(self.cache, plan)
+
+    def _tokenise(self) -> PlannedRows:
+        job = TokeniseJob(
+            part=self.layout.root,
+            tokenizer=self.cache / TOKENIZER,
+            sources=tuple(self.sources),
+            corpus=self.config.corpus,
+            unit_rows=choose_unit_rows(self.sources, length=self.config.corpus.sequence_length),
+        )
+        rows = tokenise(job, rows_id=self.rows_id, run=self._run_beam)
+        count, tokens = _totals(rows)
+        heldout = sum(unit.rows for unit in rows.units if unit.split == "heldout")
+        self.console.print(
+            f"rows: {count:,} of {self.config.corpus.sequence_length} tokens ({tokens:,} in all, "
+            f"{heldout} rows held out) in {len(rows.units)} units, from {len(self.sources)} files"
+            f"{_left_out(rows)}"
+        )
+        return rows
+
+    def _plan(self, rows: PlannedRows) -> Plan:
+        if not self.layout.plan.exists():
+            self.console.print(f"calibrate: running {self.checkpoint.name} on a sample")
+            job = CalibrateJob(
+                part=self.layout.root,
+                tokenizer=self.tokenizer.digest,
+                rows=rows,
+                teacher=self.config.teacher,
+                logits=self.config.signals.logits,
+                teacher_id=self.teacher_id,
+                vocabulary_size=self.vocabulary,
+                sequence_length=self.config.corpus.sequence_length,
+                on_error=self.config.corpus.on_error,
+            )
+            self._run_beam(
+                lambda pipeline: pipeline | beam.Create([job]) | "Calibrate" >> beam.Map(calibrate)
+            )
+        return read_plan(self.layout.plan)
+
+    def _capture(self, plan: Plan) -> None:
+        units = plan.rows.units
+        count, tokens = _totals(plan.rows)
+        done = {n for n in range(len(units)) if read_commit(self.layout.root, n)}
+        todo = [n for n in range(len(units)) if n not in done]
+        before = sum(units[n].rows for n in done)
+        if done:
+            self.console.print(
+                f"capture: {len(done)} of {len(units)} units ({before} rows) are done already"
+            )
+        if not todo:
+            return
+
+        def committed() -> int:
+            exists = (n for n in todo if self.layout.commit("logits", n).exists())
+            return before + sum(units[n].rows for n in exists)
+
+        part = self.layout.root.resolve()
+        with capture_progress(rows=count, tokens=tokens, before=before, committed=committed):
+            self._run_beam(
+                lambda pipeline: (
+                    pipeline
+                    | beam.Create(todo)
+                    | beam.Reshuffle()
+                    | "Capture" >> beam.Map(capture_unit, part)
+                )
+            )
+
+    def _run_beam(self, build: Build) -> None:
+        run_pipeline(build, runner=self.config.runner, options=self.config.runner_options)
+
+    def _rows_id(self) -> str:
+        corpus = self.config.corpus
+        shard_bytes = choose_shard_bytes(corpus, self.sources)
+        return rows_id(
+            tokenizer=self.tokenizer.digest,
+            rules=row_rules(corpus, shard_bytes=shard_bytes),
+            sources=[(source.name, source.sha256) for source in self.sources],
+        )
+
+    def _teacher_id(self, memory: Path) -> str:
+        files = self.checkpoint.weight_files
+        digests = remembered_sha256s(files, memory=memory)
+        return teacher_id(
+            weights={path.name: sha for path, sha in zip(files, digests, strict=True)},
+            config=dataclasses.asdict(self.checkpoint.config),
+            vocabulary=self.vocabulary,
+            numerics=numerics(self.config.teacher.dtype),
+        )
+
+    def _request(self) -> dict:
+        """What decides the cache's content, in words that an error can show."""
+        return {
+            "corpus": f"{len(self.sources)} files, {_bytes(self.sources):,} bytes, rows of "
+            f"{self.config.corpus.sequence_length} (rows_id {self.rows_id[:12]})",
+            "teacher": f"{self.checkpoint.path.name}, {self.config.teacher.dtype} "
+            f"(teacher_id {self.teacher_id[:12]})",
+            "logits": dataclasses.asdict(self.config.signals.logits),
+        }
+
+
+def check_fits(config: Precompute, checkpoint: Checkpoint, *, vocabulary: int) -> None:
+    """ValueError for settings that this teacher cannot serve."""
+    length, k = config.corpus.sequence_length, config.signals.logits.k
+    if not 2 <= length <= checkpoint.config.max_positions:
+        raise ValueError(
+            f"corpus.sequence_length is {length}, but {checkpoint.path.name} was trained for 2 to "
+            f"{checkpoint.config.max_positions} positions; choose a length in between"
+        )
+    if not 1 <= k <= vocabulary:
+        raise ValueError(
+            f"signals.logits.k is {k}, but {checkpoint.path.name} has {vocabulary} tokens; choose "
+            f"1 to {vocabulary}"
+        )
+    if not 0 <= config.corpus.heldout < 1:
+        raise ValueError(f"corpus.heldout is {config.corpus.heldout}; expected a share in [0, 1)")
+
+
+def digest_memory() -> Path:
+    """Where hashes of large files are remembered for this user."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "decant" / "digests.json"
+
+
+def _bytes(sources: list[SourceFile]) -> int:
+    return sum(source.bytes for source in sources)
+
+
+def _totals(rows: PlannedRows) -> tuple[int, int]:
+    return sum(unit.rows for unit in rows.units), sum(unit.tokens for unit in rows.units)
+
+
+def _left_out(rows: PlannedRows) -> str:
+    duplicates = f"; {rows.duplicates} duplicate documents left out" if rows.duplicates else ""
+    skipped = f"; {len(rows.skipped)} unreadable documents skipped" if rows.skipped else ""
+    return duplicates + skipped

@@ -1,0 +1,131 @@
+"""From globs to a fixed, ordered list of input files, and from that to tokenise shards."""
+
+import glob
+import hashlib
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from schemas.identity import remembered_sha256s
+
+EMBEDDED = "embedded"
+# About 100k tokens: what a laptop's two cores capture in three minutes.
+_EMBEDDED_BYTES = 360_000
+_MAGIC = ("*", "?", "[")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """An input file. `name` is its path below its glob's fixed directory: moving a corpus as a
+    whole changes no identity."""
+
+    name: str
+    path: str
+    bytes: int
+    sha256: str
+
+    @property
+    def is_jsonl(self) -> bool:
+        """One document a line rather than one a file."""
+        return self.path.removesuffix(".gz").endswith(".jsonl")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Bytes [start, end) of source number `source`; a document belongs where it begins."""
+
+    source: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one tokenise worker reads. Cut on the driver, from the sizes of files alone."""
+
+    number: int
+    spans: tuple[Span, ...]
+
+
+def find_sources(
+    patterns: Sequence[str], *, max_bytes: int | None, memory: Path
+) -> list[SourceFile]:
+    """The files that `patterns` match, by name, each once, hashed.
+
+    `memory` remembers hashes between runs. FileNotFoundError for a pattern that matches nothing,
+    ValueError when all files are empty.
+    """
+    found: dict[Path, str] = {}
+    for pattern in patterns:
+        limit = _EMBEDDED_BYTES if pattern == EMBEDDED else None
+        for path, name in _limited(_match(pattern), limit):
+            found.setdefault(path, name)
+    chosen = sorted(_limited(list(found.items()), max_bytes), key=lambda item: (item[1], item[0]))
+    if not any(path.stat().st_size for path, _ in chosen):
+        raise ValueError(f"corpus.files {list(patterns)}: every matching file is empty")
+    digests = remembered_sha256s([path for path, _ in chosen], memory=memory)
+    return [
+        SourceFile(name, str(path), path.stat().st_size, sha256)
+        for (path, name), sha256 in zip(chosen, digests, strict=True)
+    ]
+
+
+def _match(pattern: str) -> list[tuple[Path, str]]:
+    if pattern == EMBEDDED:
+        root = Path(sysconfig.get_path("stdlib"))
+        return [(path, path.name) for path in root.glob("*.py")]
+    root = _fixed_directory(pattern)
+    paths = [Path(path) for path in glob.glob(pattern, recursive=True)]  # noqa: PTH207 - absolute
+    files = [path.resolve() for path in paths if path.is_file()]
+    if not files:
+        raise FileNotFoundError(f"corpus.files: {pattern!r} matches no file (from {Path.cwd()})")
+    return [(path, path.relative_to(root).as_posix()) for path in files]
+
+
+def _fixed_directory(pattern: str) -> Path:
+    parts = Path(pattern).parts
+    fixed = []
+    for part in parts[:-1]:
+        if any(sign in part for sign in _MAGIC):
+            break
+        fixed.append(part)
+    return Path(*fixed).resolve()
+
+
+def _limited(files: list[tuple[Path, str]], max_bytes: int | None) -> list[tuple[Path, str]]:
+    if max_bytes is None:
+        return files
+    taken, total = [], 0
+    for path, name in sorted(files, key=lambda item: hashlib.sha256(item[1].encode()).digest()):
+        if total >= max_bytes:
+            break
+        taken.append((path, name))
+        total += path.stat().st_size
+    return taken
+
+
+def default_shard_bytes(sources: Sequence[SourceFile]) -> int:
+    """A sixteenth of the corpus, between 1 and 32 MiB."""
+    return min(max(sum(source.bytes for source in sources) // 16, 1 << 20), 32 << 20)
+
+
+def cut_shards(sources: Sequence[SourceFile], *, shard_bytes: int) -> list[Shard]:
+    """Consecutive sources gathered to about `shard_bytes`; long plain JSON-lines files are cut."""
+    shards: list[list[Span]] = [[]]
+    filled = 0
+    for number, source in enumerate(sources):
+        for span in _spans(number, source, shard_bytes):
+            if filled and filled + span.end - span.start > shard_bytes:
+                shards.append([])
+                filled = 0
+            shards[-1].append(span)
+            filled += span.end - span.start
+    return [Shard(i, tuple(spans)) for i, spans in enumerate(shards)]
+
+
+def _spans(number: int, source: SourceFile, shard_bytes: int) -> list[Span]:
+    if not source.is_jsonl or source.path.endswith(".gz"):
+        return [Span(number, 0, source.bytes)]
+    starts = range(0, max(source.bytes, 1), shard_bytes)
+    return [Span(number, start, min(start + shard_bytes, source.bytes)) for start in starts]

@@ -1,0 +1,112 @@
+"""Targets on the device: exact top-k and the tail grid, a chunk of tokens at a time.
+
+[batch, time, vocabulary] never exists; a chunk's logits are reduced before the next one's are
+computed.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from models.numerics import logits as head
+from schemas.targets import BETAS
+
+CHUNK_TOKENS = 256
+_BLOCK = 128
+_EIGHTHS = (1, 2, 4, 6, 7, 8)  # the nodes above β = 0, in eighths
+assert tuple(n / 8 for n in _EIGHTHS) == BETAS[1:]
+
+
+def targets(
+    hidden: Float[Array, "tokens width"],
+    unembedding: Float[Array, "width vocab"],
+    *,
+    k: int,
+    chunk: int = CHUNK_TOKENS,
+) -> dict[str, Array]:
+    """`ids` int32 [tokens, k], `logprobs` float32 [tokens, k], `tail_logmass` [tokens, 7].
+
+    Defined as in schemas.targets. `tokens` that `chunk` does not divide are padded inside.
+    """
+    tokens, width = hidden.shape
+    chunk = min(chunk, tokens)
+    padded = jnp.pad(hidden, ((0, -tokens % chunk), (0, 0)))
+
+    def one_chunk(_: None, hidden_C: Array) -> tuple[None, dict[str, Array]]:
+        return None, targets_of_logits(head(hidden_C, unembedding), k=k)
+
+    _, found = lax.scan(one_chunk, None, padded.reshape(-1, chunk, width))
+    return {name: x.reshape(-1, *x.shape[2:])[:tokens] for name, x in found.items()}
+
+
+def targets_of_logits(logits: Float[Array, "tokens vocab"], *, k: int) -> dict[str, Array]:
+    """The same, of logits that are there."""
+    vocab = logits.shape[-1]
+    top, ids = exact_top_k(logits, min(k + 1, vocab))
+    # Without the barrier XLA recomputes the top-k inside what follows.
+    logits, top, ids = lax.optimization_barrier((logits, top, ids))
+    if k == vocab:
+        normaliser = jax.nn.logsumexp(top, axis=-1)
+        tail = jnp.full((len(logits), len(BETAS)), -jnp.inf)
+    else:
+        relative = _tail_relative(logits, kth=top[:, k - 1], reference=top[:, k], k=k)
+        normaliser = jnp.logaddexp(
+            jax.nn.logsumexp(top[:, :k], axis=-1), relative[:, -1] + top[:, k]
+        )
+        shift = jnp.asarray(BETAS) * (top[:, k] - normaliser)[:, None]
+        tail = relative + shift
+    return {
+        "ids": ids[:, :k].astype(jnp.int32),
+        "logprobs": top[:, :k] - normaliser[:, None],
+        "tail_logmass": tail,
+    }
+
+
+def _tail_relative(
+    logits: Float[Array, "tokens vocab"],
+    *,
+    kth: Float[Array, " tokens"],
+    reference: Float[Array, " tokens"],
+    k: int,
+) -> Float[Array, "tokens nodes"]:
+    """log Σ_tail exp(β·(logit − reference)); `reference` is the tail's largest logit.
+
+    The tail is masked by value, since a scatter of k ids costs more than the sum: everything
+    below the k-th, plus as many equals of the k-th as the top-k left out. One exp a token and
+    id; the other nodes are its powers.
+    """
+    vocab = logits.shape[-1]
+    below = logits < kth[:, None]
+    eighth = jnp.where(below, jnp.exp((logits - reference[:, None]) / 8), 0.0)
+    left_out = (vocab - k) - jnp.sum(below, axis=-1)  # equals of the k-th that are in the tail
+    square = eighth * eighth
+    fourth = square * square
+    powers = (eighth, square, fourth, fourth * square, fourth * square * eighth, fourth * fourth)
+    # Left-out equals exist only when reference == kth, where each adds exp(0).
+    sums = jnp.stack([jnp.sum(power, axis=-1) for power in powers], axis=-1)
+    count = jnp.full((len(logits), 1), jnp.log(vocab - k))
+    return jnp.concatenate([count, jnp.log(sums + left_out[:, None])], axis=-1)
+
+
+def exact_top_k(
+    logits: Float[Array, "tokens vocab"], k: int
+) -> tuple[Float[Array, "tokens k"], Int[Array, "tokens k"]]:
+    """`lax.top_k` by two stages: the k blocks with the largest maxima hold the top k.
+
+    Exact, equals by the lower id: among blocks with equal maxima the first ones are taken, and
+    each taken block before an untaken one holds an equal with a lower id.
+    """
+    tokens, vocab = logits.shape
+    blocks = -(-vocab // _BLOCK)
+    if k > blocks // 2:
+        return lax.top_k(logits, k)
+    fill = jnp.finfo(logits.dtype).min
+    padded = jnp.pad(logits, ((0, 0), (0, blocks * _BLOCK - vocab)), constant_values=fill)
+    grouped = padded.reshape(tokens, blocks, _BLOCK)
+    _, chosen = lax.top_k(jnp.max(grouped, axis=-1), k)
+    chosen = jnp.sort(chosen, axis=-1)  # so that equal values meet top_k in the order of ids
+    candidates = jnp.take_along_axis(grouped, chosen[:, :, None], axis=1)
+    values, at = lax.top_k(candidates.reshape(tokens, k * _BLOCK), k)
+    block = jnp.take_along_axis(chosen, at // _BLOCK, axis=-1)
+    return values, block * _BLOCK + at % _BLOCK

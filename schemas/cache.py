@@ -1,0 +1,145 @@
+"""Opening a sealed cache and reading rows with their signals as padded numpy arrays."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from schemas.codecs import Tables
+from schemas.files import RecordReaders
+from schemas.frames import require_same_key
+from schemas.layout import TOKENIZER, PartLayout
+from schemas.logits import decode_logits
+from schemas.manifest import Manifest, Part, read_manifest
+from schemas.rows import decode_row
+from schemas.statistics import load_tables
+
+ROW_FIELDS = ("tokens", "segment_ids", "positions", "loss_mask")
+
+
+def open_cache(path: str | Path) -> "Cache":
+    """Open the sealed cache at `path`, reading nothing but its manifest.
+
+    Raises ValueError with the reason if it is unsealed, not a cache, of another format version,
+    or its manifest is damaged.
+    """
+    path = Path(path)
+    return Cache(path, read_manifest(path))
+
+
+class Cache:
+    """A sealed cache. Row numbers run over parts and units, in the manifest's order."""
+
+    def __init__(self, path: Path, manifest: Manifest):
+        self.path = path
+        self.manifest = manifest
+        self._readers = RecordReaders()
+        self._tables_of: dict[str, Tables] = {}
+        self._units = [(part, n) for part in manifest.parts for n in range(len(part.units))]
+        counts = [part.units[n].rows for part, n in self._units]
+        self._first_row = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+    def __len__(self) -> int:
+        return int(self._first_row[-1])
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Directory with the tokenizer, its chat template and the teacher's config."""
+        return self.path / TOKENIZER
+
+    def rows(self, split: Literal["train", "heldout"] | None = None) -> np.ndarray:
+        """Numbers of the rows of a split (int64), or of all rows."""
+        ranges = [
+            np.arange(self._first_row[i], self._first_row[i + 1])
+            for i, (part, n) in enumerate(self._units)
+            if split in (None, part.units[n].split)
+        ]
+        return np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
+
+    def read(
+        self, rows: Sequence[int] | np.ndarray, signals: Sequence[str] = ("logits",)
+    ) -> dict[str, np.ndarray]:
+        """Rows with their signals, in the order asked for, each array with leading axis n.
+
+        Always: tokens, segment_ids, positions int32 and loss_mask bool [n, S]. With `logits`:
+        topk_ids int32 and topk_logprobs float32 [n, S, k], tail_logmass float32 [n, S, 7] in nats;
+        positions that are not scored hold id 0 and −inf. A row that capture skipped has no
+        scored position. IndexError for a row that does not exist, ValueError for a signal that
+        the cache does not hold or a damaged file.
+        """
+        numbers = np.asarray(rows, np.int64)
+        self._require_rows(numbers)
+        self._require_signals(signals)
+        out = self._allocate(len(numbers), signals)
+        at = np.searchsorted(self._first_row, numbers, side="right") - 1
+        for index in np.unique(at):
+            slots = np.flatnonzero(at == index)
+            offsets = numbers[slots] - self._first_row[index]
+            self._read_unit(int(index), slots, offsets, signals, out)
+        return out
+
+    def _read_unit(self, index, slots, offsets, signals, out) -> None:
+        part, unit_number = self._units[index]
+        unit = part.units[unit_number]
+        layout = PartLayout(self.path / part.path)
+        records = {
+            name: self._readers.read(
+                layout.records(name, unit_number), offsets.tolist(), expected=unit.files[name]
+            )
+            for name in ("rows", *signals)
+        }
+        for i, (slot, offset) in enumerate(zip(slots, offsets, strict=True)):
+            where = f"{layout.records('rows', unit_number)} record {offset}"
+            row, key = decode_row(records["rows"][i], where=where)
+            for name in ROW_FIELDS:
+                out[name][slot] = getattr(row, name)
+            if "logits" in signals:
+                self._put_logits(part, unit_number, offset, key, records["logits"][i], slot, out)
+
+    def _put_logits(self, part, unit_number, offset, row_key, record, slot, out) -> None:
+        layout = PartLayout(self.path / part.path)
+        where = f"{layout.records('logits', unit_number)} record {offset}"
+        scored, targets, key = decode_logits(
+            record,
+            tables=self._tables(part),
+            vocabulary=self.manifest.vocabulary_size,
+            where=where,
+        )
+        require_same_key(row_key, key, where=where)
+        out["topk_ids"][slot, scored, : targets.k] = targets.ids
+        out["topk_logprobs"][slot, scored, : targets.k] = targets.logprobs
+        out["tail_logmass"][slot, scored] = targets.tail_logmass
+        # A row skipped for NaN keeps its tokens but is scored nowhere.
+        out["loss_mask"][slot] &= scored
+
+    def _allocate(self, n: int, signals: Sequence[str]) -> dict[str, np.ndarray]:
+        length = self.manifest.sequence_length
+        out: dict[str, np.ndarray] = {
+            name: np.zeros((n, length), np.int32) for name in ROW_FIELDS[:3]
+        }
+        out["loss_mask"] = np.zeros((n, length), bool)
+        if "logits" in signals:
+            logits = self.manifest.signals["logits"]
+            out["topk_ids"] = np.zeros((n, length, logits.k), np.int32)
+            out["topk_logprobs"] = np.full((n, length, logits.k), -np.inf, np.float32)
+            out["tail_logmass"] = np.full((n, length, len(logits.betas)), -np.inf, np.float32)
+        return out
+
+    def _tables(self, part: Part) -> Tables:
+        if part.path not in self._tables_of:
+            self._tables_of[part.path] = load_tables(self.path / part.path, part.statistics)
+        return self._tables_of[part.path]
+
+    def _require_rows(self, numbers: np.ndarray) -> None:
+        outside = numbers[(numbers < 0) | (numbers >= len(self))]
+        if len(outside):
+            raise IndexError(f"{self.path}: row {outside[0]} asked for, it has {len(self)} rows")
+
+    def _require_signals(self, signals: Sequence[str]) -> None:
+        held = self.manifest.signals
+        for name in signals:
+            if name not in held:
+                raise ValueError(
+                    f"{self.path}: no signal {name!r}; this cache holds {', '.join(held)}"
+                )

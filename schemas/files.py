@@ -1,0 +1,140 @@
+"""Files that are either whole or absent: atomic JSON with a checksum, ArrayRecord done safely.
+
+Every write is: temporary name, write, close, reopen and count, fsync, rename, fsync of the
+directory. ArrayRecord itself neither raises on a missing file nor finishes one without close().
+"""
+
+import contextlib
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# The binding is a compiled module without type information.
+from array_record.python import array_record_module  # pyright: ignore
+
+from schemas.identity import digest, file_sha256
+
+# group_size:1 so that one row can be read without inflating its neighbours; the payloads are
+# already compressed.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What is known of a committed file: its size in bytes, sha256 and number of records."""
+
+    bytes: int
+    sha256: str
+    records: int
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name that becomes `path`, durably, when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    try:
+        yield temporary
+        _fsync(temporary)
+        temporary.replace(path)
+        _fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object that carries its own checksum."""
+    whole = {**value, "checksum": digest(value)}
+    write_bytes(path, json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False).encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote. ValueError naming the file if it is damaged."""
+    try:
+        value = json.loads(path.read_bytes())
+        checksum = value.pop("checksum")
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError):
+        raise ValueError(f"{path}: damaged, not the JSON object that was written") from None
+    if digest(value) != checksum:
+        raise ValueError(f"{path}: checksum mismatch; the file was damaged or edited")
+    return value
+
+
+def write_records(path: Path, records: Sequence[bytes]) -> FileEntry:
+    """Write one ArrayRecord file, reopen and count it, and give it its name."""
+    with replacing(path) as temporary:
+        writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
+        for record in records:
+            writer.write(record)
+        writer.close()
+        reader = array_record_module.ArrayRecordReader(str(temporary))
+        if not reader.ok() or reader.num_records() != len(records):
+            raise OSError(
+                f"{path}: wrote {len(records)} records, read back {reader.num_records()}; "
+                "is the disk full?"
+            )
+        reader.close()
+        return FileEntry(temporary.stat().st_size, file_sha256(temporary), len(records))
+
+
+class RecordReaders:
+    """Random access to records of many files through a bounded number of open ones.
+
+    ArrayRecord keeps a descriptor a file and never gives it back; a cache has thousands.
+    """
+
+    def __init__(self, *, capacity: int = 64):
+        self._open: OrderedDict[Path, Any] = OrderedDict()
+        self._capacity = capacity
+
+    def read(self, path: Path, indices: Sequence[int], *, expected: FileEntry) -> list[bytes]:
+        """The records at `indices` of `path`. ValueError if the file is not what was committed."""
+        reader = self._reader(path, expected)
+        # read([i]) scans every chunk header of the file; read(i, i + 1) does not.
+        return [reader.read(i, i + 1)[0] for i in indices]
+
+    def _reader(self, path: Path, expected: FileEntry) -> Any:
+        if path in self._open:
+            self._open.move_to_end(path)
+            return self._open[path]
+        require_file(path, expected)
+        reader = array_record_module.ArrayRecordReader(
+            str(path), "readahead_buffer_size:0,max_parallelism:0"
+        )
+        if not reader.ok() or reader.num_records() != expected.records:
+            raise ValueError(
+                f"{path}: expected {expected.records} records, got {reader.num_records()}; "
+                "the file is damaged"
+            )
+        self._open[path] = reader
+        if len(self._open) > self._capacity:
+            self._open.popitem(last=False)[1].close()
+        return reader
+
+
+def require_file(path: Path, expected: FileEntry) -> None:
+    """ValueError unless `path` exists with the committed size; hashes are `verify`'s job."""
+    if not path.is_file():
+        raise ValueError(f"{path}: the manifest names this file, but it is missing")
+    if path.stat().st_size != expected.bytes:
+        raise ValueError(
+            f"{path}: expected {expected.bytes} bytes, got {path.stat().st_size}; it is damaged"
+        )
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,105 @@
+"""How one record is framed: a header, then one block per field, each naming its codec.
+
+    magic "DCNT" · version u8 · kind u8 · blocks u16 · crc32 of all that follows u32
+    row_key 16 bytes · positions u32
+    blocks × (field u8 · codec u8 · length u32) · payloads
+
+All integers are little-endian. New fields and codecs are new block ids; the frame stays.
+"""
+
+import struct
+import zlib
+from dataclasses import dataclass
+from enum import IntEnum
+
+VERSION = 1
+MAGIC = b"DCNT"
+_HEAD = struct.Struct("<4sBBHI")
+_ROW = struct.Struct("<16sI")
+_BLOCK = struct.Struct("<BBI")
+
+
+class Kind(IntEnum):
+    """What a record holds."""
+
+    ROW = 1
+    LOGITS = 2
+
+
+@dataclass(frozen=True)
+class Block:
+    """One field of one record, encoded. What `codec` means for a field never changes."""
+
+    field: int
+    codec: int
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One record: the row it belongs to, the row's length S, and the encoded fields."""
+
+    kind: Kind
+    row_key: bytes
+    positions: int
+    blocks: tuple[Block, ...]
+
+    def block(self, field: int, *, where: str) -> Block:
+        """The block of `field`; ValueError naming the record when it has none."""
+        for block in self.blocks:
+            if block.field == field:
+                return block
+        raise ValueError(f"{where}: the record has no field {field}")
+
+    def pack(self) -> bytes:
+        """The record's bytes."""
+        body = b"".join(
+            [
+                _ROW.pack(self.row_key, self.positions),
+                *(_BLOCK.pack(b.field, b.codec, len(b.payload)) for b in self.blocks),
+                *(b.payload for b in self.blocks),
+            ]
+        )
+        return _HEAD.pack(MAGIC, VERSION, self.kind, len(self.blocks), zlib.crc32(body)) + body
+
+
+def unpack(data: bytes, *, kind: Kind, where: str) -> Frame:
+    """The frame in `data`; ValueError that begins with `where` if it is anything else."""
+    if len(data) < _HEAD.size + _ROW.size:
+        raise ValueError(f"{where}: record of {len(data)} bytes is truncated")
+    magic, version, found, count, checksum = _HEAD.unpack_from(data)
+    if magic != MAGIC:
+        raise ValueError(f"{where}: not a record of this format (begins with {magic!r})")
+    if version != VERSION:
+        raise ValueError(
+            f"{where}: record version {version}, but this release reads version {VERSION}; "
+            "read it with the release that wrote it or a newer one"
+        )
+    if zlib.crc32(memoryview(data)[_HEAD.size :]) != checksum:
+        raise ValueError(f"{where}: checksum mismatch, the record is damaged")
+    if found != kind:
+        raise ValueError(f"{where}: expected a {kind.name} record, got kind {found}")
+    row_key, positions = _ROW.unpack_from(data, _HEAD.size)
+    return Frame(kind, row_key, positions, _unpack_blocks(data, count, where=where))
+
+
+def _unpack_blocks(data: bytes, count: int, *, where: str) -> tuple[Block, ...]:
+    table = _HEAD.size + _ROW.size
+    start = table + count * _BLOCK.size
+    blocks = []
+    for i in range(count):
+        field, codec, length = _BLOCK.unpack_from(data, table + i * _BLOCK.size)
+        blocks.append(Block(field, codec, data[start : start + length]))
+        start += length
+    if start != len(data):
+        raise ValueError(f"{where}: record has {len(data)} bytes, its blocks need {start}")
+    return tuple(blocks)
+
+
+def require_same_key(row: bytes, signal: bytes, *, where: str) -> None:
+    """ValueError unless a signal's record carries its row's key: finds swapped rows and files."""
+    if row != signal:
+        raise ValueError(
+            f"{where}: this record belongs to row {signal.hex()[:12]}, but the row stored at its "
+            f"place is {row.hex()[:12]}; files or records were swapped"
+        )

@@ -1,0 +1,89 @@
+"""Names that are hashes: of files, of JSON, of what a cache's rows, teacher and signals are."""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one byte string that stands for `value`: sorted keys, no spaces, UTF-8."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode()
+
+
+def digest(value: Any) -> str:
+    """sha256 of the canonical JSON of `value`, in hex."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remembered_sha256s(paths: Sequence[Path], *, memory: Path) -> list[str]:
+    """`file_sha256` of each path, remembered in the JSON file `memory` by (size, mtime, inode).
+
+    Weights are tens of gigabytes; a rerun should not read them just to name them.
+    """
+    try:
+        known = json.loads(memory.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        known = {}
+    keys = [_file_key(path) for path in paths]
+    new = {key: path for key, path in zip(keys, paths, strict=True) if key not in known}
+    if new:
+        with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases the GIL
+            known |= zip(new, pool.map(file_sha256, new.values()), strict=True)
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = memory.with_name(f".{memory.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(known))
+        temporary.replace(memory)
+    return [known[key] for key in keys]
+
+
+def _file_key(path: Path) -> str:
+    stat = path.stat()
+    return f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
+
+
+def rows_id(*, tokenizer: str, rules: Mapping[str, Any], sources: list[tuple[str, str]]) -> str:
+    """Identity of a part's rows: tokenizer digest, row rules, ordered (name, sha256) sources."""
+    return digest({"tokenizer": tokenizer, "rules": dict(rules), "sources": sources})
+
+
+def teacher_id(
+    *, weights: Mapping[str, str], config: Mapping[str, Any], vocabulary: int, numerics: str
+) -> str:
+    """Identity of what the teacher computes.
+
+    `weights` maps file name to sha256, `config` holds the fields that are honoured, `numerics`
+    names the compute dtype and matmul precision.
+    """
+    return digest(
+        {
+            "weights": sorted(weights.values()),
+            "config": dict(config),
+            "vocabulary": vocabulary,
+            "numerics": numerics,
+        }
+    )
+
+
+def signal_id(
+    *, rows: str, teacher: str, settings: Mapping[str, Any], statistics: Mapping[str, str]
+) -> str:
+    """Identity of a signal: its rows and teacher, its settings, its frozen statistics' hashes."""
+    return digest(
+        {
+            "rows": rows,
+            "teacher": teacher,
+            "settings": dict(settings),
+            "statistics": dict(statistics),
+        }
+    )

@@ -1,0 +1,52 @@
+"""Where everything in a cache lies. The only module that spells file names."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer"
+
+
+def unit_name(unit: int) -> str:
+    """`unit-00042`: what every file of a unit is called."""
+    return f"unit-{unit:05d}"
+
+
+@dataclass(frozen=True)
+class PartLayout:
+    """Paths inside one part, `CACHE/parts/0000`."""
+
+    root: Path
+
+    @property
+    def plan(self) -> Path:
+        """What capture obeys; written once by calibration."""
+        return self.root / "plan.json"
+
+    @property
+    def statistics(self) -> Path:
+        """Tables frozen by calibration."""
+        return self.root / "statistics"
+
+    @property
+    def commits(self) -> Path:
+        """One JSON for each unit and signal, written when all else of it is on disk."""
+        return self.root / "commits"
+
+    @property
+    def work(self) -> Path:
+        """Scratch of an unfinished capture; gone once the part is sealed."""
+        return self.root / "work"
+
+    def records(self, signal: str, unit: int) -> Path:
+        """The ArrayRecord file of a unit: `rows/` or `logits/`."""
+        return self.root / signal / f"{unit_name(unit)}.array_record"
+
+    def commit(self, signal: str, unit: int) -> Path:
+        """The commit record of a unit and signal."""
+        return self.commits / f"{signal.replace('/', '-')}-{unit_name(unit)}.json"
+
+
+def part_layout(cache: Path, part: int) -> PartLayout:
+    """Layout of part number `part` of the cache at `cache`."""
+    return PartLayout(cache / "parts" / f"{part:04d}")

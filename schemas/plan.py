@@ -1,0 +1,129 @@
+"""What a part's capture has agreed on before it starts, so that a rerun cannot drift.
+
+`request.json` is what was asked for, written first: a directory belongs to one request.
+`plan.json` is what tokenising and calibration found and froze; capture obeys it.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from schemas.files import read_json, write_json
+from schemas.manifest import Signal, Skipped, Source, Unit, unit_from_json
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class PlannedRows:
+    """What tokenising produced. Each unit's `files` holds only its rows."""
+
+    rows_id: str
+    unit_rows: int
+    units: tuple[Unit, ...]
+    sources: tuple[Source, ...]
+    skipped: tuple[Skipped, ...]
+    duplicates: int
+    sample: tuple[tuple[int, int], ...]
+    """(unit, offset) of the train rows with the smallest keys, smallest first."""
+
+
+@dataclass(frozen=True)
+class PlannedTeacher:
+    """The teacher and the fixed shapes that it runs at."""
+
+    model: str
+    """Where a worker finds it; not part of any identity."""
+    teacher_id: str
+    dtype: str
+    vocabulary_size: int
+    sequence_length: int
+    batch_rows: int
+    tensor_parallel: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that capture needs to know, frozen."""
+
+    tokenizer: str
+    rows: PlannedRows
+    teacher: PlannedTeacher
+    signals: dict[str, Signal]
+    statistics: dict[str, str]
+    """sha256 of each file under `statistics/`."""
+    canary: tuple[tuple[int, int], ...]
+    """(unit, offset) of the rows that a worker re-runs before its first unit."""
+    on_error: str
+    version: int = VERSION
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    """Freeze `plan`."""
+    write_json(path, dataclasses.asdict(plan))
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan at `path`. ValueError if it is damaged or of another version."""
+    value = read_json(path)
+    if value.get("version") != VERSION:
+        raise ValueError(f"{path}: plan version {value.get('version')}, expected {VERSION}")
+    signals = {
+        name: Signal(**{**signal, "betas": tuple(signal["betas"])})
+        for name, signal in value["signals"].items()
+    }
+    return Plan(
+        **{
+            **value,
+            "rows": planned_rows_from_json(value["rows"]),
+            "teacher": PlannedTeacher(**value["teacher"]),
+            "signals": signals,
+            "canary": _pairs(value["canary"]),
+        }
+    )
+
+
+def planned_rows_from_json(value: dict[str, Any]) -> PlannedRows:
+    """What `dataclasses.asdict` turned into JSON."""
+    return PlannedRows(
+        **{
+            **value,
+            "units": tuple(unit_from_json(unit) for unit in value["units"]),
+            "sources": tuple(Source(**source) for source in value["sources"]),
+            "skipped": tuple(Skipped(**skipped) for skipped in value["skipped"]),
+            "sample": _pairs(value["sample"]),
+        }
+    )
+
+
+def claim(path: Path, request: Mapping[str, Any], *, cache: Path) -> None:
+    """Bind the directory to `request` by writing it, or check that it is bound to the same.
+
+    ValueError that names both sides of every difference when it belongs to another.
+    """
+    if not path.exists():
+        write_json(path, dict(request))
+        return
+    bound = read_json(path)
+    different = [
+        f"  {name}: there {_brief(bound.get(name))}, asked for {_brief(value)}"
+        for name, value in request.items()
+        if bound.get(name) != value
+    ]
+    if different:
+        raise ValueError(
+            f"{cache}: this directory holds another capture\n"
+            + "\n".join(different)
+            + "\nChoose another output, or ask for what it holds."
+        )
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
+
+
+def _pairs(value: Any) -> tuple[tuple[int, int], ...]:
+    return tuple((unit, offset) for unit, offset in value)

@@ -1,0 +1,64 @@
+"""What `logits` means for one position: the top-k and the mass of the tail at every temperature.
+
+Log-probabilities are natural, taken at T = 1 and normalised over the full vocabulary.
+β = 1/T. The tail is the vocabulary outside the stored top-k.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+BETAS: tuple[float, ...] = (0.0, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 1.0)
+"""Inverse temperatures at which the tail's mass is known. β = 0 counts the tail's ids."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The targets of n scored positions.
+
+    `ids` int32 [n, k] in descending log-probability, equals by the lower id.
+    `logprobs` float32 [n, k] in nats.
+    `tail_logmass` float32 [n, 7] in nats: log Σ_{v in tail} exp(β·logp(v)) at each of `BETAS`;
+    −inf where the tail is empty.
+    """
+
+    ids: np.ndarray
+    logprobs: np.ndarray
+    tail_logmass: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, positions: slice) -> "Targets":
+        return Targets(self.ids[positions], self.logprobs[positions], self.tail_logmass[positions])
+
+    @property
+    def k(self) -> int:
+        """Stored ids a position."""
+        return self.ids.shape[1]
+
+
+def tail_size_logmass(*, vocabulary: int, k: int) -> float:
+    """A(0): log of the number of tail ids; −inf when every id is stored."""
+    return float(np.log(vocabulary - k)) if vocabulary > k else -np.inf
+
+
+def tail_logmass_at(values: Any, beta: Any, *, xp: Any = np) -> Any:
+    """A(β) between the nodes, in nats: Newton's interpolation in β through all seven.
+
+    `values` [..., 7] are A at `BETAS`; `beta` is a scalar in [0, 1] (T ≥ 1), traced or not;
+    the result has shape [...]. An empty tail (−inf) stays −inf without producing NaN,
+    also in gradients. `xp` is numpy or jax.numpy.
+    """
+    empty = ~xp.isfinite(values[..., -1])
+    safe = xp.where(empty[..., None], xp.zeros_like(values), values)
+    differences = [safe[..., i] for i in range(len(BETAS))]
+    for order in range(1, len(BETAS)):
+        for i in range(len(BETAS) - 1, order - 1, -1):
+            step = BETAS[i] - BETAS[i - order]
+            differences[i] = (differences[i] - differences[i - 1]) / step
+    result = differences[-1]
+    for i in range(len(BETAS) - 2, -1, -1):
+        result = result * (beta - BETAS[i]) + differences[i]
+    return xp.where(empty, -xp.inf, result)

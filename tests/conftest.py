@@ -1,0 +1,5 @@
+"""Shapes in signatures are checked in every test, and tests run on the CPU."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
