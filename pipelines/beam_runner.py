@@ -10,9 +10,9 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.runners.runner import create_runner
 
 Build = Callable[[beam.Pipeline], Any]
-# The last line of a worker's traceback that names an exception, up to Beam's own addition.
-_RAISED = re.compile(r"^(?:[\w.]*\.)?(\w+(?:Error|Exception)): (.*)", re.MULTILINE | re.DOTALL)
+# What Beam adds to a message, and the exception's name that it puts before some.
 _ADDED = re.compile(r"\s*\[while running .*", re.DOTALL)
+_NAMED = re.compile(r"(?:ValueError|RuntimeError|FileNotFoundError): ")
 
 
 class WorkerError(Exception):
@@ -27,15 +27,9 @@ def run_pipeline(build: Build, *, runner: str, options: Sequence[str]) -> None:
     try:
         with beam.Pipeline(runner=engine, options=PipelineOptions(list(options))) as pipeline:
             build(pipeline)
-    except RuntimeError as error:
-        raise WorkerError(worker_message(str(error))) from error
-
-
-def worker_message(text: str) -> str:
-    """What the worker raised, out of the traceback that Beam sends in its place."""
-    raised = list(_RAISED.finditer(text.split("Traceback (most recent call last):")[-1]))
-    if not raised:
-        return text
-    name, message = raised[0].groups()
-    message = _ADDED.sub("", message).strip()
-    return message if name in ("ValueError", "RuntimeError") else f"{name}: {message}"
+    except Exception as error:
+        # Beam raises the worker's own type where it can and RuntimeError where it cannot.
+        if "[while running " not in str(error):
+            raise
+        message = _ADDED.sub("", str(error).split("Traceback (most recent call last)")[0])
+        raise WorkerError(_NAMED.sub("", message.strip(), count=1)) from error

@@ -23,7 +23,7 @@ from pipelines.tokenise import (
     row_rules,
     tokenise,
 )
-from schemas.files import write_bytes
+from schemas.files import require_file, write_bytes
 from schemas.identity import remembered_sha256s, rows_id, teacher_id
 from schemas.layout import MANIFEST, TOKENIZER, PartLayout, part_layout
 from schemas.manifest import Manifest, read_manifest
@@ -67,10 +67,28 @@ class _Capture:
             return manifest
         for name, content in self.tokenizer.files().items():
             write_bytes(self.cache / TOKENIZER / name, content)
-        rows = self._tokenise()
-        plan = self._plan(rows)
+        plan = self._plan()
         self._capture(plan)
         return seal(self.cache, plan)
+
+    def _plan(self) -> Plan:
+        """The frozen plan; makes it, and the rows it plans, if an earlier run has not."""
+        if self.layout.plan.exists():
+            plan = read_plan(self.layout.plan)
+            if self._has_rows(plan.rows):
+                return plan
+        rows = self._tokenise()
+        if not self.layout.plan.exists():
+            self._calibrate(rows)
+        return read_plan(self.layout.plan)
+
+    def _has_rows(self, rows: PlannedRows) -> bool:
+        try:
+            for number, unit in enumerate(rows.units):
+                require_file(self.layout.records("rows", number), unit.files["rows"])
+        except ValueError:
+            return False
+        return True
 
     def _tokenise(self) -> PlannedRows:
         job = TokeniseJob(
@@ -90,24 +108,22 @@ class _Capture:
         )
         return rows
 
-    def _plan(self, rows: PlannedRows) -> Plan:
-        if not self.layout.plan.exists():
-            self.console.print(f"calibrate: running {self.checkpoint.name} on a sample")
-            job = CalibrateJob(
-                part=self.layout.root,
-                tokenizer=self.tokenizer.digest,
-                rows=rows,
-                teacher=self.config.teacher,
-                logits=self.config.signals.logits,
-                teacher_id=self.teacher_id,
-                vocabulary_size=self.vocabulary,
-                sequence_length=self.config.corpus.sequence_length,
-                on_error=self.config.corpus.on_error,
-            )
-            self._run_beam(
-                lambda pipeline: pipeline | beam.Create([job]) | "Calibrate" >> beam.Map(calibrate)
-            )
-        return read_plan(self.layout.plan)
+    def _calibrate(self, rows: PlannedRows) -> None:
+        self.console.print(f"calibrate: running {self.checkpoint.name} on a sample")
+        job = CalibrateJob(
+            part=self.layout.root,
+            tokenizer=self.tokenizer.digest,
+            rows=rows,
+            teacher=self.config.teacher,
+            logits=self.config.signals.logits,
+            teacher_id=self.teacher_id,
+            vocabulary_size=self.vocabulary,
+            sequence_length=self.config.corpus.sequence_length,
+            on_error=self.config.corpus.on_error,
+        )
+        self._run_beam(
+            lambda pipeline: pipeline | beam.Create([job]) | "Calibrate" >> beam.Map(calibrate)
+        )
 
     def _capture(self, plan: Plan) -> None:
         units = plan.rows.units

@@ -8,7 +8,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,19 +16,17 @@ _POLL_SECONDS = 0.5
 _LOG_SECONDS = 30.0
 
 
-@dataclass
 class Counter:
-    """Rows and tokens that this process has done, added to from worker threads."""
+    """Rows that this process has done, added to from worker threads."""
 
-    rows: int = 0
-    tokens: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self):
+        self.rows = 0
+        self._lock = threading.Lock()
 
-    def add(self, rows: int, *, tokens: int) -> None:
+    def add(self, rows: int) -> None:
         """Count some more."""
         with self._lock:
             self.rows += rows
-            self.tokens += tokens
 
 
 done_here = Counter()

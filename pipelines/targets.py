@@ -100,7 +100,8 @@ def exact_top_k(
     tokens, vocab = logits.shape
     blocks = -(-vocab // _BLOCK)
     if k > blocks // 2:
-        return lax.top_k(logits, k)
+        values, ids = lax.top_k(logits, k)
+        return values, ids
     fill = jnp.finfo(logits.dtype).min
     padded = jnp.pad(logits, ((0, 0), (0, blocks * _BLOCK - vocab)), constant_values=fill)
     grouped = padded.reshape(tokens, blocks, _BLOCK)

@@ -1,6 +1,6 @@
 """How one record is framed: a header, then one block per field, each naming its codec.
 
-    magic "DCNT" · version u8 · kind u8 · blocks u16 · crc32 of all that follows u32
+    magic "DCNT" · version u8 · kind u8 · blocks u16 · crc32 of all the rest u32
     row_key 16 bytes · positions u32
     blocks × (field u8 · codec u8 · length u32) · payloads
 
@@ -14,7 +14,9 @@ from enum import IntEnum
 
 VERSION = 1
 MAGIC = b"DCNT"
-_HEAD = struct.Struct("<4sBBHI")
+_HEAD = struct.Struct("<4sBBH")
+_CRC = struct.Struct("<I")
+_START = _HEAD.size + _CRC.size
 _ROW = struct.Struct("<16sI")
 _BLOCK = struct.Struct("<BBI")
 
@@ -60,14 +62,15 @@ class Frame:
                 *(b.payload for b in self.blocks),
             ]
         )
-        return _HEAD.pack(MAGIC, VERSION, self.kind, len(self.blocks), zlib.crc32(body)) + body
+        head = _HEAD.pack(MAGIC, VERSION, self.kind, len(self.blocks))
+        return head + _CRC.pack(_checksum(head, body)) + body
 
 
 def unpack(data: bytes, *, kind: Kind, where: str) -> Frame:
     """The frame in `data`; ValueError that begins with `where` if it is anything else."""
-    if len(data) < _HEAD.size + _ROW.size:
+    if len(data) < _START + _ROW.size:
         raise ValueError(f"{where}: record of {len(data)} bytes is truncated")
-    magic, version, found, count, checksum = _HEAD.unpack_from(data)
+    magic, version, found, count = _HEAD.unpack_from(data)
     if magic != MAGIC:
         raise ValueError(f"{where}: not a record of this format (begins with {magic!r})")
     if version != VERSION:
@@ -75,16 +78,21 @@ def unpack(data: bytes, *, kind: Kind, where: str) -> Frame:
             f"{where}: record version {version}, but this release reads version {VERSION}; "
             "read it with the release that wrote it or a newer one"
         )
-    if zlib.crc32(memoryview(data)[_HEAD.size :]) != checksum:
+    (checksum,) = _CRC.unpack_from(data, _HEAD.size)
+    if _checksum(data[: _HEAD.size], memoryview(data)[_START:]) != checksum:
         raise ValueError(f"{where}: checksum mismatch, the record is damaged")
     if found != kind:
         raise ValueError(f"{where}: expected a {kind.name} record, got kind {found}")
-    row_key, positions = _ROW.unpack_from(data, _HEAD.size)
+    row_key, positions = _ROW.unpack_from(data, _START)
     return Frame(kind, row_key, positions, _unpack_blocks(data, count, where=where))
 
 
+def _checksum(head: bytes, body: bytes | memoryview) -> int:
+    return zlib.crc32(body, zlib.crc32(head))
+
+
 def _unpack_blocks(data: bytes, count: int, *, where: str) -> tuple[Block, ...]:
-    table = _HEAD.size + _ROW.size
+    table = _START + _ROW.size
     start = table + count * _BLOCK.size
     blocks = []
     for i in range(count):
