@@ -1,5 +1,6 @@
 """`python -m pipelines precompute [CONFIG.toml] [--flag value …]`."""
 
+import logging
 import sys
 
 from pipelines.beam_runner import WorkerError
@@ -16,6 +17,8 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in COMMANDS:
         print(f"usage: python -m pipelines {{{','.join(COMMANDS)}}} …", file=sys.stderr)
         return 2
+    # A worker's error is printed once, as it was meant, not also as Beam's own traceback.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     try:
         config = parse(Precompute, arguments[1:], program="python -m pipelines precompute")
         manifest = precompute(config)
@@ -27,6 +30,8 @@ def main(arguments: list[str]) -> int:
         )
     except (ValueError, OSError, RuntimeError, WorkerError) as error:
         print(f"error: {error}", file=sys.stderr)
+        if "No space left" in str(error):
+            print("Free some space and run again: what is committed stays.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; run the same command again and it goes on from here", file=sys.stderr)

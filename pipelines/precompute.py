@@ -8,6 +8,7 @@ import apache_beam as beam
 from rich.console import Console
 
 from models import Checkpoint, open_checkpoint
+from models.accelerator import unused_accelerator
 from pipelines.beam_runner import Build, run_pipeline
 from pipelines.calibrate import CalibrateJob, calibrate
 from pipelines.capture import capture_unit, read_commit
@@ -60,6 +61,8 @@ class _Capture:
     def run(self) -> Manifest:
         """The steps, each of which does only what no earlier run has done."""
         claim(self.layout.root / "request.json", self._request(), cache=self.cache)
+        if notice := unused_accelerator():
+            self.console.print(notice)
         if (self.cache / MANIFEST).exists():
             manifest = read_manifest(self.cache)
             clean(self.layout)

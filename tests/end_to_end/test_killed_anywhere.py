@@ -1,0 +1,121 @@
+"""SIGKILL at every stage of a capture, then a rerun: the cache of an undisturbed run."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from schemas import open_cache
+from tests.make_cache import tiny_cache, tiny_settings
+
+# Runs the real command in a real process that kills itself with the real signal just before the
+# n-th call of a function: between the bytes of a unit and its commit, for example.
+KILLED = """
+import importlib, os, signal, sys
+module, name, calls = sys.argv[1], sys.argv[2], int(sys.argv[3])
+target = importlib.import_module(module)
+original = getattr(target, name)
+
+def dying(*args, **kwargs):
+    global calls
+    calls -= 1
+    if calls == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **kwargs)
+
+setattr(target, name, dying)
+from pipelines.__main__ import main
+sys.exit(main(sys.argv[4:]))
+"""
+
+STAGES = {
+    "tokenise, second shard": ("pipelines.tokenise", "write_json", 2),
+    "tokenise, before its result": ("pipelines.tokenise", "_gather", 1),
+    "calibrate, tables written, plan not": ("pipelines.calibrate", "write_plan", 1),
+    "capture, first unit written, commit not": ("pipelines.capture", "write_json", 1),
+    "capture, in the middle": ("pipelines.capture", "write_records", 4),
+    "between last commit and seal": ("pipelines.seal", "write_manifest", 1),
+    "sealed, scratch not removed": ("pipelines.seal", "clean", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("killed")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(root) -> str:
+    return tiny_cache(root, profile="fast").manifest.cache_id
+
+
+def command(root: Path, output: Path) -> list[str]:
+    """The flags of `tiny_settings` as a user would type them."""
+    config = tiny_settings(root, profile="fast", output=output)
+    return [
+        "precompute",
+        *("--corpus.files", *config.corpus.files),
+        f"--corpus.sequence-length={config.corpus.sequence_length}",
+        f"--corpus.heldout={config.corpus.heldout}",
+        f"--corpus.shard-bytes={config.corpus.shard_bytes}",
+        f"--teacher.model={config.teacher.model}",
+        f"--teacher.batch-rows={config.teacher.batch_rows}",
+        f"--signals.logits.k={config.signals.logits.k}",
+        f"--signals.logits.profile={config.signals.logits.profile}",
+        f"--output={config.output}",
+    ]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}  # noqa: PTH109
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_anywhere_and_rerun_the_cache_has_the_same_bytes(root, undisturbed, stage):
+    output = root / stage.replace(" ", "-")
+    module, function, calls = STAGES[stage]
+    flags = command(root, output)
+    killed = run("-c", KILLED, module, function, str(calls), *flags)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    if stage != "sealed, scratch not removed":
+        with pytest.raises(ValueError, match="not sealed"):
+            open_cache(output)
+    rerun = run("-m", "pipelines", *flags)
+    assert rerun.returncode == 0, rerun.stderr
+    assert open_cache(output).manifest.cache_id == undisturbed
+    left = [path.name for path in output.rglob("*") if path.name.endswith(".tmp")]
+    assert left == []
+    assert not (output / "parts" / "0000" / "work").exists()
+
+
+def test_a_full_disk_is_said_and_what_is_committed_stays(root, undisturbed, tmp_path):
+    mount = tmp_path / "small"
+    mount.mkdir()
+    # Room for the rows and a few units: an ArrayRecord file takes at least 128 KB.
+    options = ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(mount)]
+    if subprocess.run(options, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        flags = command(root, mount / "cache")
+        full = run("-m", "pipelines", *flags)
+        assert full.returncode == 1
+        assert "No space left on device" in full.stderr
+        assert "run again" in full.stderr
+        assert not list(mount.rglob("manifest.json"))
+        subprocess.run(["mount", "-o", "remount,size=50m", str(mount)], check=True)
+        rerun = run("-m", "pipelines", *flags)
+        assert rerun.returncode == 0, rerun.stderr
+        assert open_cache(mount / "cache").manifest.cache_id == undisturbed
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
