@@ -28,7 +28,7 @@ train: $(READY) ## train a student from the cache (CONFIG=file.toml ARGS="--flag
 	@$(BIN)/python -m trainer train $(CONFIG) $(ARGS)
 
 demo: precompute train ## both, then a picture of what the student learned
-	@$(BIN)/python -m trainer plot --runs runs/student --output runs/student.png
+	@$(BIN)/python -m trainer plot
 
 check: $(READY) ## linters, formatting, types, import contracts
 	$(BIN)/ruff check .

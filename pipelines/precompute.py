@@ -1,6 +1,7 @@
 """The whole job: sources → rows → plan → captured units → sealed cache. Rerun to go on."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -68,7 +69,7 @@ class _Capture:
             clean(self.layout)
             self.console.print(f"{self.cache}: sealed already, nothing to do")
             return manifest
-        for name, content in self.tokenizer.files().items():
+        for name, content in self._reading_aids().items():
             write_bytes(self.cache / TOKENIZER / name, content)
         plan = self._plan()
         self._capture(plan)
@@ -158,6 +159,11 @@ class _Capture:
 
     def _run_beam(self, build: Build) -> None:
         run_pipeline(build, runner=self.config.runner, options=self.config.runner_options)
+
+    def _reading_aids(self) -> dict[str, bytes]:
+        """Tokenizer and teacher config: the cache is readable on a machine without the teacher."""
+        config = json.dumps(self.checkpoint.config.to_hf(), indent=2, sort_keys=True)
+        return {**self.tokenizer.files(), "config.json": config.encode()}
 
     def _rows_id(self) -> str:
         corpus = self.config.corpus

@@ -196,7 +196,8 @@ class UnitWriter:
     """Gathers rows of one split into units of U and writes each as it fills."""
 
     def __init__(self, job: TokeniseJob, shard: int, split: Split):
-        self._job, self._shard, self._split = job, shard, split
+        self._job, self._shard = job, shard
+        self._split: Split = split
         self._pending: list[Row] = []
         self.units: list[Unit] = []
         self.sample: list[tuple[bytes, tuple[int, int]]] = []

@@ -1,0 +1,182 @@
+"""Top-k as a set: gaps between places in the best of many orders, with levels riding along.
+
+Many neighbouring ranks share a level, so their order need not be stored. Sorting a position's
+ids by their place in its order makes the gaps small. A gap is a symbol (its bit length and two
+leading bits) for zstd's entropy stage and raw low bits. Symbols are stored column by column,
+the positions split into groups by how far their sets spread, so that each zstd frame sees one
+distribution.
+"""
+
+import numpy as np
+from jaxtyping import Integer
+
+from schemas.codecs import bits
+from schemas.codecs.block import Tables
+from schemas.codecs.clusters import choose_orders
+from schemas.codecs.codebook import codebook
+from schemas.codecs.fast import ID_BITS
+from schemas.codecs.levels import LEVEL_BITS, MINUS_INFINITY
+from schemas.codecs.streams import expand, join, small, split, squeeze, unsmall
+
+_MOST_LISTED = 1 << 16
+"""Ranks in an order are uint16."""
+_SYMBOL_COLUMNS = 8
+_LEVEL_COLUMNS = 4
+_ENTRIES_PER_FRAME = 2048
+"""A frame carries its own Huffman table; it must be long enough to pay for it."""
+_MOST_GROUPS = 3
+_SYMBOLS = np.arange(4 * (bits.LARGEST_WIDTH + 2))
+_WIDTH = np.maximum((_SYMBOLS >> 2) - 1, 0).astype(np.uint8)
+"""Raw bits below a symbol's two leading ones."""
+_BASE = np.where(_SYMBOLS < 8, _SYMBOLS, (4 + (_SYMBOLS & 3)) << _WIDTH).astype(np.int32)
+"""The smallest gap − 1 of each symbol."""
+
+
+def fit(
+    ids: Integer[np.ndarray, "n k"], *, order: Integer[np.ndarray, " listed"], vocabulary: int
+) -> dict[str, np.ndarray]:
+    """`orders`, and `order` no longer than they can refer to."""
+    order = order[:_MOST_LISTED]
+
+    def cost(orders: np.ndarray, judged: Integer[np.ndarray, "n k"]) -> int:
+        tables = Tables({"order": order, "orders": orders})
+        return sum(
+            len(encode(part, np.zeros(part.shape, np.uint32), tables=tables, vocabulary=vocabulary))
+            for part in np.array_split(judged, 1 + len(judged) // 1024)
+        )
+
+    orders = choose_orders(ids, order=order, vocabulary=vocabulary, cost=cost)
+    return {"order": order, "orders": orders}
+
+
+def encode(
+    ids: Integer[np.ndarray, "n k"],
+    levels: Integer[np.ndarray, "n k"],
+    *,
+    tables: Tables,
+    vocabulary: int,
+) -> bytes:
+    """The number of groups, then sections: orders, groups, levels of the last rank, escapes,
+    raw bits, frames of relative levels, frames of symbols."""
+    book = codebook(tables, vocabulary=vocabulary)
+    chosen = book.choose(ids)
+    places = book.places(ids, chosen=chosen)
+    keys = np.sort(places.astype(np.uint64) << np.uint64(LEVEL_BITS) | levels, axis=1)
+    places = (keys >> np.uint64(LEVEL_BITS)).astype(np.int32)
+    n, k = ids.shape
+    groups = min(_MOST_GROUPS, max(1, n * k // (_SYMBOL_COLUMNS * _ENTRIES_PER_FRAME)))
+    group = _group(places, count=groups)
+    by_group = np.argsort(group, kind="stable")
+    places = np.ascontiguousarray(places[by_group].T)
+    levels = np.ascontiguousarray(keys[by_group].T).astype(np.uint32)
+    levels &= np.uint32(MINUS_INFINITY)
+    last = levels.max(0)
+    symbols, widths, gaps = _symbols(places)
+    relative, relative_escapes = small(last - levels)
+    last, last_escapes = small(last)
+    sizes = np.bincount(group, minlength=groups)
+    return bytes([groups]) + join(
+        [
+            squeeze(chosen[by_group].astype(np.uint8)),
+            squeeze(group.astype(np.uint8)),
+            squeeze(last),
+            last_escapes,
+            relative_escapes,
+            bits.pack(gaps.reshape(-1), widths=widths.reshape(-1)),
+            *(squeeze(relative[rows]) for rows in _columns(k, _LEVEL_COLUMNS)),
+            *(squeeze(symbols[cell]) for cell in _cells(k, sizes)),
+        ]
+    )
+
+
+def decode(
+    payload: bytes, *, positions: int, k: int, tables: Tables, vocabulary: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids int32 and levels uint16, [n, k]: by ascending level, equals by id."""
+    book = codebook(tables, vocabulary=vocabulary)
+    level_frames, cells = _columns(k, _LEVEL_COLUMNS), len(_columns(k, _SYMBOL_COLUMNS))
+    groups = payload[0] if payload else 0
+    if not 1 <= groups <= _MOST_GROUPS:
+        raise ValueError(f"{groups} groups of positions; 1 to {_MOST_GROUPS} can be")
+    chosen, group, last, last_escapes, relative_escapes, raw, *frames = split(
+        payload[1:], count=6 + len(level_frames) + groups * cells
+    )
+    chosen = expand(chosen, size=positions)
+    group = expand(group, size=positions)
+    last = unsmall(expand(last, size=positions), last_escapes).astype(np.uint32)
+    if chosen.max() >= book.orders or group.max() >= groups or last.max() > MINUS_INFINITY:
+        raise ValueError("an order, a group or a level outside its range")
+    relative = np.empty((k, positions), np.uint8)
+    for rows, frame in zip(level_frames, frames, strict=False):
+        target = relative[rows]
+        target[...] = expand(frame, size=target.size).reshape(target.shape)
+    symbols = np.empty((k, positions), np.uint8)
+    sizes = np.bincount(group, minlength=groups)
+    for cell, frame in zip(_cells(k, sizes), frames[len(level_frames) :], strict=True):
+        target = symbols[cell]
+        target[...] = expand(frame, size=target.size).reshape(target.shape)
+    places = _places(symbols, raw)
+    if places.min() < 0 or places.max() >= book.depth + vocabulary:
+        raise ValueError("a place outside the vocabulary")
+    levels = last - unsmall(relative, relative_escapes)
+    if levels.max() > MINUS_INFINITY:  # a difference below zero has wrapped
+        raise ValueError("a level of log-probability outside its range")
+    keys = levels << np.uint32(ID_BITS)
+    keys |= book.ids(places, chosen=chosen).view(np.uint32)
+    ordered = np.empty((positions, k), np.uint32)
+    ordered[np.argsort(group, kind="stable")] = keys.T
+    ordered.sort(axis=1)
+    ids = (ordered & np.uint32((1 << ID_BITS) - 1)).view(np.int32)
+    return ids, (ordered >> np.uint32(ID_BITS)).astype(np.uint16)
+
+
+def _columns(k: int, most: int) -> list[slice]:
+    """`most` runs of columns of about equal length, or as many as there are."""
+    count = min(most, k)
+    return [slice(k * i // count, k * (i + 1) // count) for i in range(count)]
+
+
+def _cells(k: int, sizes: Integer[np.ndarray, " groups"]) -> list[tuple[slice, slice]]:
+    """Where each frame of symbols lies in [k, n], the positions being sorted by group."""
+    ends = np.cumsum(sizes)
+    spans = [slice(int(end - size), int(end)) for size, end in zip(sizes, ends, strict=True)]
+    return [(rows, span) for span in spans for rows in _columns(k, _SYMBOL_COLUMNS)]
+
+
+def _group(places: Integer[np.ndarray, "n k"], *, count: int) -> Integer[np.ndarray, " n"]:
+    """Groups of equal size by spread: the logarithms of places three and six eighths along."""
+    n, k = places.shape
+    if count == 1:
+        return np.zeros(n, np.intp)
+    spread = np.log2(places[:, 3 * k // 8] + 1.0) + np.log2(places[:, 6 * k // 8] + 1.0)
+    group = np.empty(n, np.intp)
+    group[np.argsort(spread, kind="stable")] = np.arange(n) * count // n
+    return group
+
+
+def _symbols(
+    places: Integer[np.ndarray, "k n"],
+) -> tuple[Integer[np.ndarray, "k n"], Integer[np.ndarray, "k n"], Integer[np.ndarray, "k n"]]:
+    """Symbols, widths of their raw bits, and the gaps − 1 whose low bits those are."""
+    gaps = np.empty_like(places)
+    gaps[0] = places[0]
+    np.subtract(places[1:], places[:-1], out=gaps[1:])
+    gaps[1:] -= 1
+    if gaps.min() < 0:
+        raise ValueError("an id is twice in one top-k")
+    # The exponent and two leading mantissa bits of a float32, which is exact below 2^24.
+    leading = (gaps.astype(np.float32).view(np.uint32) >> np.uint32(21)).astype(np.int32) - 512
+    symbols = np.where(gaps < 4, gaps, leading).astype(np.uint8)
+    return symbols, _WIDTH.take(symbols, mode="clip"), gaps
+
+
+def _places(symbols: Integer[np.ndarray, "k n"], raw: bytes) -> Integer[np.ndarray, "k n"]:
+    if symbols.max() >= len(_SYMBOLS):
+        raise ValueError(f"symbol {symbols.max()} of a gap; there are {len(_SYMBOLS)}")
+    places = bits.unpack(raw, widths=_WIDTH.take(symbols.reshape(-1), mode="clip")).view(np.int32)
+    places = places.reshape(symbols.shape)
+    places += _BASE.take(symbols, mode="clip")
+    places[1:] += 1
+    for rank in range(1, len(places)):  # a tenth of np.cumsum's time for rows of this length
+        places[rank] += places[rank - 1]
+    return places

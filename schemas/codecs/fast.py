@@ -1,0 +1,79 @@
+"""Top-k in rank order: ids by their corpus-wide frequency, log-probs as level differences."""
+
+import numpy as np
+from jaxtyping import Integer
+
+from schemas.codecs.block import Tables
+from schemas.codecs.levels import LEVEL_BITS, MINUS_INFINITY
+from schemas.codecs.streams import expand, id_planes, join, small, split, squeeze, unsmall
+
+ID_BITS = 32 - LEVEL_BITS
+"""An id and a level share 32 bits: vocabularies up to 2^20."""
+_FIRST_RANKS = 4
+"""Gaps between the first ranks are large and get a stream of their own."""
+
+
+def fit(ids: Integer[np.ndarray, "n k"], *, vocabulary: int) -> dict[str, np.ndarray]:
+    """`order`: the sample's ids, the most frequent first. The others follow by id."""
+    counts = np.bincount(ids.reshape(-1), minlength=vocabulary)
+    order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    return {"order": order.astype(np.int32)}
+
+
+def permutation(tables: Tables, *, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
+    """The id of each rank by frequency, and the rank of each id: int32 [vocabulary]."""
+
+    def build(tables: Tables) -> tuple[np.ndarray, np.ndarray]:
+        absent = np.ones(vocabulary, bool)
+        absent[tables["order"]] = False
+        order = np.concatenate([tables["order"], np.flatnonzero(absent)]).astype(np.int32)
+        rank = np.empty_like(order)
+        rank[order] = np.arange(vocabulary, dtype=np.int32)
+        return order, rank
+
+    return tables.derived(f"permutation {vocabulary}", build)
+
+
+def encode(
+    ids: Integer[np.ndarray, "n k"],
+    levels: Integer[np.ndarray, "n k"],
+    *,
+    tables: Tables,
+    vocabulary: int,
+) -> bytes:
+    """Sections: escapes, differences of the first levels, of the others, ranks by byte plane."""
+    # Equal levels are equal log-probs when decoded: their order is by id.
+    keys = np.sort(levels << np.uint32(ID_BITS) | ids.astype(np.uint32), axis=1)
+    keys = np.ascontiguousarray(keys.T)
+    levels = keys >> np.uint32(ID_BITS)
+    differences = levels.copy()
+    differences[1:] -= levels[:-1]
+    codes, escapes = small(differences)
+    _, rank = permutation(tables, vocabulary=vocabulary)
+    ranks = rank.take(keys & np.uint32((1 << ID_BITS) - 1), mode="clip")
+    planes = [
+        squeeze((ranks >> 8 * byte).astype(np.uint8)) for byte in range(id_planes(vocabulary))
+    ]
+    return join([escapes, squeeze(codes[:_FIRST_RANKS]), squeeze(codes[_FIRST_RANKS:]), *planes])
+
+
+def decode(
+    payload: bytes, *, positions: int, k: int, tables: Tables, vocabulary: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids int32 and levels uint16, [n, k]: by ascending level, equals by id."""
+    escapes, first, others, *planes = split(payload, count=3 + id_planes(vocabulary))
+    head = min(k, _FIRST_RANKS)
+    codes = [expand(first, size=head * positions), expand(others, size=(k - head) * positions)]
+    levels = unsmall(np.concatenate(codes), escapes).astype(np.uint16).reshape(k, positions)
+    for rank in range(1, k):  # a tenth of np.cumsum's time for rows of this length
+        levels[rank] += levels[rank - 1]
+    if levels.max() > MINUS_INFINITY:
+        raise ValueError("a level of log-probability outside its range")
+    ranks = np.zeros((positions, k, 4 if len(planes) > 2 else 2), np.uint8)
+    for byte, plane in enumerate(planes):
+        ranks[..., byte] = expand(plane, size=k * positions).reshape(k, positions).T
+    ranks = ranks.view(f"<u{ranks.shape[-1]}")[..., 0]
+    if ranks.max() >= vocabulary:
+        raise ValueError(f"rank {ranks.max()} in a vocabulary of {vocabulary}")
+    order, _ = permutation(tables, vocabulary=vocabulary)
+    return order.take(ranks, mode="clip"), np.ascontiguousarray(levels.T)

@@ -1,0 +1,22 @@
+"""Making the decoded head and tail one distribution again."""
+
+import numpy as np
+from jaxtyping import Float
+
+from schemas.targets import BETAS
+
+_BETAS = np.array(BETAS, np.float32)
+
+
+def normalised(
+    logprobs: Float[np.ndarray, "n k"], tail_logmass: Float[np.ndarray, "n 7"]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same distribution with Σ head + tail = 1.
+
+    Levels err by a little each, in the head as in the tail; one common factor is the
+    correction that a least-squares fit would make, and it is safe for any mass of the tail
+    (fixing the tail and scaling the head is not: 1 − tail cancels when k is small).
+    """
+    total = np.exp(logprobs).sum(1) + np.exp(tail_logmass[:, -1])
+    shift = np.log(np.where(total > 0, total, 1))[:, None]
+    return logprobs - shift, tail_logmass - shift * _BETAS

@@ -1,0 +1,147 @@
+"""The tail's log-mass at the six nodes β > 0.
+
+β = 0 is derived: it counts the tail's ids. `EXACT` keeps float32 bits. `QUANTISED` stores
+multiples of 1/32 nat, each node as its difference from a prediction by the tail's size, the
+last stored log-probability and the nodes before it.
+"""
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from schemas.codecs.block import Tables
+from schemas.codecs.streams import expand, join, small, split, squeeze, unsmall
+from schemas.targets import BETAS, tail_size_logmass
+
+EXACT = 1
+QUANTISED = 2
+
+PER_NAT = 32
+_NODES = len(BETAS) - 1
+_GIVEN = 3
+"""What a prediction knows before the first node: a constant, the tail's size, the last level."""
+_FRACTION = 4096
+"""Coefficients are integers over this. Their products are exact in float64, so that a matrix
+product predicts the same on every machine."""
+_LARGEST = 32767
+_MINUS_INFINITY = -32768
+
+
+def encode_exact(values: Float[np.ndarray, "n 7"]) -> bytes:
+    """The float32 bits of the six nodes, by byte plane."""
+    planes = np.ascontiguousarray(values[:, 1:], "<f4").view(np.uint8)
+    return squeeze(np.ascontiguousarray(planes.T))
+
+
+def decode_exact(
+    payload: bytes, *, positions: int, k: int, vocabulary: int
+) -> Float[np.ndarray, "n 7"]:
+    """What `encode_exact` was given."""
+    planes = expand(payload, size=4 * _NODES * positions).reshape(4 * _NODES, positions)
+    nodes = np.ascontiguousarray(planes.T).view("<f4")
+    return _with_count(nodes, vocabulary=vocabulary, k=k)
+
+
+def fit(
+    values: Float[np.ndarray, "n 7"], *, last: Integer[np.ndarray, " n"], vocabulary: int, k: int
+) -> dict[str, np.ndarray]:
+    """Prediction coefficients by least squares: int32 [nodes, 3 + nodes]."""
+    finite = np.isfinite(values).all(1)
+    known = _known(last[finite], vocabulary=vocabulary, k=k)
+    known[_GIVEN:] = _quantise(values[finite])
+    coefficients = np.zeros((_NODES, _GIVEN + _NODES), np.int32)
+    for node in range(_GIVEN, _GIVEN + _NODES):
+        given, wanted = known[:node], known[node]
+        # The ridge decides only where the sample cannot.
+        gram = given @ given.T + np.eye(node)
+        exact = np.linalg.solve(gram, given @ wanted)
+        coefficients[node - _GIVEN, :node] = np.rint(np.clip(exact, -999, 999) * _FRACTION)
+    return {"tail": coefficients}
+
+
+def encode_quantised(
+    values: Float[np.ndarray, "n 7"],
+    *,
+    last: Integer[np.ndarray, " n"],
+    tables: Tables,
+    vocabulary: int,
+    k: int,
+) -> bytes:
+    """Differences from the prediction, one byte each, a frame a node; escapes beside them.
+
+    `last` is the level of each position's last stored log-probability.
+    """
+    if k == vocabulary:
+        return b""
+    known = _known(last, vocabulary=vocabulary, k=k)
+    known[_GIVEN:] = _quantise(values)
+    residual = np.empty((_NODES, len(values)), np.int64)
+    for node, coefficients in enumerate(_coefficients(tables)):
+        residual[node] = known[_GIVEN + node] - _predict(known, coefficients)
+    codes, escapes = small(residual << 1 ^ residual >> 63, dtype="<u4")
+    return join([escapes, *map(squeeze, codes)])
+
+
+def decode_quantised(
+    payload: bytes,
+    *,
+    last: Integer[np.ndarray, " n"],
+    tables: Tables,
+    vocabulary: int,
+    k: int,
+) -> Float[np.ndarray, "n 7"]:
+    """Multiples of 1/32 nat, float32; not normalised."""
+    positions = len(last)
+    if k == vocabulary:
+        if payload:
+            raise ValueError(f"{len(payload)} bytes for an empty tail")
+        return np.full((positions, len(BETAS)), -np.inf, np.float32)
+    escapes, *frames = split(payload, count=1 + _NODES)
+    codes = np.concatenate([expand(frame, size=positions) for frame in frames])
+    folded = unsmall(codes, escapes, dtype="<u4").astype(np.int64)
+    residual = (folded >> 1 ^ -(folded & 1)).reshape(_NODES, positions)
+    known = _known(last, vocabulary=vocabulary, k=k)
+    for node, coefficients in enumerate(_coefficients(tables)):
+        known[_GIVEN + node] = residual[node] + _predict(known, coefficients)
+    levels = known[_GIVEN:]
+    if levels.max() > _LARGEST or levels.min() < _MINUS_INFINITY:
+        raise ValueError("tail log-mass outside its range")
+    nodes = (levels.T / PER_NAT).astype(np.float32)
+    infinite = levels.T == _MINUS_INFINITY
+    if infinite.any():
+        nodes[infinite] = -np.inf
+    return _with_count(nodes, vocabulary=vocabulary, k=k)
+
+
+def _with_count(nodes: Float[np.ndarray, "n 6"], *, vocabulary: int, k: int) -> np.ndarray:
+    """All of `BETAS`: float32 [n, 7], A(0) first."""
+    values = np.empty((len(nodes), len(BETAS)), np.float32)
+    values[:, 0] = tail_size_logmass(vocabulary=vocabulary, k=k)
+    values[:, 1:] = nodes
+    return values
+
+
+def _known(last: Integer[np.ndarray, " n"], *, vocabulary: int, k: int) -> Float[np.ndarray, "9 n"]:
+    """What a prediction may use, as integers in float64, with room for the six nodes."""
+    known = np.zeros((_GIVEN + _NODES, len(last)))
+    known[0] = PER_NAT
+    known[1] = np.rint(PER_NAT * np.log(max(vocabulary - k, 1)))
+    known[2] = last
+    return known
+
+
+def _quantise(values: Float[np.ndarray, "n 7"]) -> Float[np.ndarray, "6 n"]:
+    nodes = values[:, 1:].T
+    if np.isnan(nodes).any():
+        raise ValueError("a tail log-mass is NaN; a row with NaN must not be encoded")
+    levels = np.clip(np.rint(nodes * np.float64(PER_NAT)), _MINUS_INFINITY + 1, _LARGEST)
+    return np.where(nodes == -np.inf, _MINUS_INFINITY, levels)
+
+
+def _coefficients(tables: Tables) -> list[Float[np.ndarray, " known"]]:
+    """For each node, those of what is known before it."""
+    rows = tables["tail"] / _FRACTION
+    return [row[: _GIVEN + node] for node, row in enumerate(rows)]
+
+
+def _predict(known: Float[np.ndarray, "9 n"], coefficients: Float[np.ndarray, " before"]):
+    return np.floor(coefficients @ known[: len(coefficients)] + 0.5)

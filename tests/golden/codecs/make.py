@@ -1,0 +1,66 @@
+"""Writes the golden record of each codec version that has none yet.
+
+    python tests/golden/codecs/make.py
+
+A golden file is never written again: it is what a released version wrote. A change of a codec
+that makes its golden record decode to something else needs a new codec id.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from schemas.codecs import Profile, compact, decode, encode, fit
+from schemas.targets import Targets
+
+HERE = Path(__file__).parent
+VOCABULARY, K, POSITIONS = 1000, 12, 24
+CODECS: dict[str, Profile] = {
+    "topk-1-tail-1": "lossless",
+    "topk-2-tail-2": "fast",
+    "topk-3-tail-2": "compact",
+}
+
+
+def example() -> tuple[Targets, Targets]:
+    """A record, and the sample for its tables: two kinds of positions, a sure one, a log 0."""
+    rng = np.random.default_rng(2)
+    kinds = rng.normal(size=(2, VOCABULARY)) * 3
+    logits = kinds[rng.integers(2, size=600)] + rng.normal(size=(600, VOCABULARY))
+    logits[1, 7] += 90
+    logits[2, 4:] = -np.inf
+    logprobs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    ids = np.argsort(-logprobs, axis=1, kind="stable")
+    nodes = np.full((600, 7), -np.inf)
+    nodes[:, 0] = np.log(VOCABULARY - K)
+    tail = np.take_along_axis(logprobs, ids[:, K:], 1)
+    for i, beta in enumerate((1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 1.0), start=1):
+        nodes[:, i] = np.logaddexp.reduce(beta * tail, axis=1)
+    head = np.take_along_axis(logprobs, ids[:, :K], 1)
+    arrays = ids[:, :K].astype(np.int32), head.astype(np.float32), nodes.astype(np.float32)
+    return Targets(*(a[:POSITIONS] for a in arrays)), Targets(*(a[POSITIONS:] for a in arrays))
+
+
+def main():
+    record, sample = example()
+    compact._ENTRIES_PER_FRAME = 12  # several groups of positions in a tiny record
+    for name, profile in CODECS.items():
+        path = HERE / f"{name}.npz"
+        if path.exists():
+            continue
+        tables = fit(profile, sample, vocabulary=VOCABULARY)
+        blocks = encode(profile, record, tables=tables, vocabulary=VOCABULARY)
+        shape = {"positions": POSITIONS, "k": K, "vocabulary": VOCABULARY}
+        expected = decode(blocks, tables=tables, **shape)
+        np.savez_compressed(
+            path,
+            **{f"table_{n}": array for n, array in tables.arrays().items()},
+            **{f"block_{b.field}_{b.codec}": np.frombuffer(b.payload, np.uint8) for b in blocks},
+            ids=expected.ids,
+            logprobs=expected.logprobs,
+            tail_logmass=expected.tail_logmass,
+        )
+
+
+if __name__ == "__main__":
+    main()
