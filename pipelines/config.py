@@ -21,8 +21,9 @@ class Corpus:
     For a trial on a share of a corpus; unset takes all. `embedded` has its own limit."""
     sequence_length: int = 512
     """S, tokens a row. Not above the teacher's context."""
-    heldout: float = 0.1
-    """Share of documents kept apart, by content hash, for judging students."""
+    heldout: float | None = None
+    """Share of documents kept apart, by content hash, for judging students. Unset: what gives
+    about 1 MiB of text, between 0.5% and 10%."""
     open_rows: int = 64
     """Rows that packing keeps open: more pack tighter and mix documents further apart."""
     shard_bytes: int | None = None
@@ -54,8 +55,9 @@ class Logits:
 
     k: int = 64
     """Ids stored a position."""
-    profile: Profile = "fast"
-    """Codec: `lossless` keeps float32; `fast` and `compact` are bounded in KL."""
+    profile: Profile = "compact"
+    """Codec: `lossless` keeps float32. `compact` and `fast` are within 1.1e-4 nats of KL on average;
+    `fast` is a third larger and decodes faster."""
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,10 @@ from pipelines.capture import capture_unit, read_commit
 from pipelines.config import Precompute
 from pipelines.progress import capture_progress
 from pipelines.seal import clean, seal
-from pipelines.sources import SourceFile, find_sources
+from pipelines.sources import SourceFile, find_sources, settled
 from pipelines.teacher import numerics
 from pipelines.tokenise import (
     TokeniseJob,
-    choose_shard_bytes,
     choose_unit_rows,
     row_rules,
     tokenise,
@@ -56,6 +55,7 @@ class _Capture:
         self.sources = find_sources(
             config.corpus.files, max_bytes=config.corpus.max_bytes, memory=memory
         )
+        self.corpus = settled(config.corpus, self.sources)
         self.rows_id = self._rows_id()
         self.teacher_id = self._teacher_id(memory)
 
@@ -99,7 +99,7 @@ class _Capture:
             part=self.layout.root,
             tokenizer=self.cache / TOKENIZER,
             sources=tuple(self.sources),
-            corpus=self.config.corpus,
+            corpus=self.corpus,
             unit_rows=choose_unit_rows(self.sources, length=self.config.corpus.sequence_length),
         )
         rows = tokenise(job, rows_id=self.rows_id, run=self._run_beam)
@@ -166,11 +166,9 @@ class _Capture:
         return {**self.tokenizer.files(), "config.json": config.encode()}
 
     def _rows_id(self) -> str:
-        corpus = self.config.corpus
-        shard_bytes = choose_shard_bytes(corpus, self.sources)
         return rows_id(
             tokenizer=self.tokenizer.digest,
-            rules=row_rules(corpus, shard_bytes=shard_bytes),
+            rules=row_rules(self.corpus),
             sources=[(source.name, source.sha256) for source in self.sources],
         )
 
@@ -208,7 +206,7 @@ def check_fits(config: Precompute, checkpoint: Checkpoint, *, vocabulary: int) -
             f"signals.logits.k is {k}, but {checkpoint.path.name} has {vocabulary} tokens; choose "
             f"1 to {vocabulary}"
         )
-    if not 0 <= config.corpus.heldout < 1:
+    if not 0 <= (config.corpus.heldout or 0) < 1:
         raise ValueError(f"corpus.heldout is {config.corpus.heldout}; expected a share in [0, 1)")
 
 

@@ -1,5 +1,6 @@
 """From globs to a fixed, ordered list of input files, and from that to tokenise shards."""
 
+import dataclasses
 import glob
 import hashlib
 import sysconfig
@@ -7,11 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.config import Corpus
 from schemas.identity import remembered_sha256s
 
 EMBEDDED = "embedded"
-# About 100k tokens: what a laptop's two cores capture in three minutes.
-_EMBEDDED_BYTES = 360_000
+# About 90k tokens, which a laptop's two cores capture in three to four minutes, in files small
+# enough that there are dozens of documents to train on and several to hold out.
+_EMBEDDED_BYTES = 300_000
+_EMBEDDED_FILE_BYTES = range(2_000, 16_000)
+# Not prose or code that anyone reads: tables, tests, other people's packages.
+_NOT_EMBEDDED = {"encodings", "test", "tests", "idlelib", "lib2to3", "site-packages", "turtledemo"}
 _MAGIC = ("*", "?", "[")
 
 
@@ -73,14 +79,23 @@ def find_sources(
 
 def _match(pattern: str) -> list[tuple[Path, str]]:
     if pattern == EMBEDDED:
-        root = Path(sysconfig.get_path("stdlib"))
-        return [(path, path.name) for path in root.glob("*.py")]
+        return _standard_library()
     root = _fixed_directory(pattern)
     paths = [Path(path) for path in glob.glob(pattern, recursive=True)]  # noqa: PTH207 - absolute
     files = [path.resolve() for path in paths if path.is_file()]
     if not files:
         raise FileNotFoundError(f"corpus.files: {pattern!r} matches no file (from {Path.cwd()})")
     return [(path, path.relative_to(root).as_posix()) for path in files]
+
+
+def _standard_library() -> list[tuple[Path, str]]:
+    root = Path(sysconfig.get_path("stdlib"))
+    named = [(path, path.relative_to(root)) for path in root.rglob("*.py")]
+    return [
+        (path, name.as_posix())
+        for path, name in named
+        if not _NOT_EMBEDDED & set(name.parts) and path.stat().st_size in _EMBEDDED_FILE_BYTES
+    ]
 
 
 def _fixed_directory(pattern: str) -> Path:
@@ -105,9 +120,16 @@ def _limited(files: list[tuple[Path, str]], max_bytes: int | None) -> list[tuple
     return taken
 
 
-def default_shard_bytes(sources: Sequence[SourceFile]) -> int:
-    """A sixteenth of the corpus, between 1 and 32 MiB."""
-    return min(max(sum(source.bytes for source in sources) // 16, 1 << 20), 32 << 20)
+def settled(corpus: Corpus, sources: Sequence[SourceFile]) -> Corpus:
+    """The settings with everything decided that was left to depend on the corpus."""
+    size = sum(source.bytes for source in sources)
+    shard_bytes = min(max(size // 16, 1 << 20), 32 << 20)
+    heldout = min(max(round((1 << 20) / size, 4), 0.005), 0.1)
+    return dataclasses.replace(
+        corpus,
+        shard_bytes=corpus.shard_bytes or shard_bytes,
+        heldout=heldout if corpus.heldout is None else corpus.heldout,
+    )
 
 
 def cut_shards(sources: Sequence[SourceFile], *, shard_bytes: int) -> list[Shard]:

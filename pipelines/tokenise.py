@@ -16,7 +16,7 @@ from pipelines.config import Corpus
 from pipelines.documents import Document, Place, read_documents
 from pipelines.packing import VERSION as PACKING_VERSION
 from pipelines.packing import Packer
-from pipelines.sources import Shard, SourceFile, cut_shards, default_shard_bytes
+from pipelines.sources import Shard, SourceFile, cut_shards
 from schemas.files import read_json, write_json, write_records
 from schemas.layout import PartLayout
 from schemas.manifest import SPLITS, Skipped, Source, Split, Unit, unit_from_json
@@ -29,7 +29,7 @@ _SAMPLE_ROWS = 4096  # train rows with the smallest keys that a shard offers to 
 
 @dataclass(frozen=True)
 class TokeniseJob:
-    """Everything a tokenise worker needs."""
+    """Everything a tokenise worker needs. `corpus` is settled."""
 
     part: Path
     tokenizer: Path
@@ -38,7 +38,7 @@ class TokeniseJob:
     unit_rows: int
 
 
-def row_rules(corpus: Corpus, *, shard_bytes: int) -> dict[str, Any]:
+def row_rules(corpus: Corpus) -> dict[str, Any]:
     """What decides rows besides the text and the tokenizer; goes into rows_id."""
     return {
         "version": PACKING_VERSION,
@@ -48,15 +48,10 @@ def row_rules(corpus: Corpus, *, shard_bytes: int) -> dict[str, Any]:
         "deduplicate": "exact",
         "heldout": corpus.heldout,
         "open_rows": corpus.open_rows,
-        "shard_bytes": shard_bytes,
+        "shard_bytes": corpus.shard_bytes,
         "text_field": corpus.text_field,
         "on_error": corpus.on_error,
     }
-
-
-def choose_shard_bytes(corpus: Corpus, sources: Sequence[SourceFile]) -> int:
-    """What was asked for, or the default for this corpus."""
-    return corpus.shard_bytes or default_shard_bytes(sources)
 
 
 def choose_unit_rows(sources: Sequence[SourceFile], *, length: int) -> int:
@@ -76,8 +71,8 @@ def tokenise(job: TokeniseJob, *, rows_id: str, run: Callable[[Build], None]) ->
     done = layout.work / "rows.json"
     if done.exists():
         return planned_rows_from_json(read_json(done))
-    shard_bytes = choose_shard_bytes(job.corpus, job.sources)
-    shards = cut_shards(job.sources, shard_bytes=shard_bytes)
+    assert job.corpus.shard_bytes, "settled"
+    shards = cut_shards(job.sources, shard_bytes=job.corpus.shard_bytes)
     if not all(_shard_commit(job, shard.number).exists() for shard in shards):
         run(lambda pipeline: _build(pipeline, job, shards))
     rows = _gather(job, shards, rows_id=rows_id)
@@ -171,7 +166,7 @@ def _segments(documents: Iterable[Document], job: TokeniseJob) -> Iterator[tuple
             tokens = np.concatenate([begin, ids, [tokenizer.eos_id]]).astype(np.int32)
             place = document.place
             yield (
-                _split(document.content_hash, job.corpus.heldout),
+                _split(document.content_hash, job.corpus.heldout or 0),
                 Segment(tokens, np.ones(len(tokens), bool), place.source, place.offset, 0),
             )
 
