@@ -1,0 +1,35 @@
+"""The families of models whose files we read and write: one module each, listed here."""
+
+from models.families.family import Family, TensorName
+from models.families.llama import LLAMA
+from models.families.qwen2 import QWEN2
+
+FAMILIES: tuple[Family, ...] = (LLAMA, QWEN2)
+
+__all__ = ["FAMILIES", "Family", "TensorName", "for_gguf_architecture", "for_model_type", "named"]
+
+
+def named(name: str) -> Family:
+    """The family that `ModelConfig.family` names."""
+    return _find("family", name, {family.name: family for family in FAMILIES})
+
+
+def for_model_type(model_type: str | None) -> Family:
+    """The family of a Hugging Face `config.json`."""
+    known = {kind: family for family in FAMILIES for kind in family.model_types}
+    return _find("config.json: model_type", model_type, known)
+
+
+def for_gguf_architecture(architecture: str) -> Family:
+    """The family of a GGUF file."""
+    known = {kind: family for family in FAMILIES for kind in family.gguf_architectures}
+    return _find("GGUF general.architecture", architecture, known)
+
+
+def _find(what: str, name: str | None, known: dict[str, Family]) -> Family:
+    if name is None or name not in known:
+        raise ValueError(
+            f"{what} is {name!r}, which we cannot run; known: {', '.join(sorted(known))}. "
+            "A new family is a new module in models/families."
+        )
+    return known[name]

@@ -1,0 +1,147 @@
+"""Rebuilds a Hugging Face tokenizer from GGUF metadata.
+
+GGUF keeps the tokens and merges of a byte-level BPE but only the *name* of the rule
+that splits text before merging. A wrong rule yields plausible, different ids, so an
+unknown name is an error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+# Values of tokenizer.ggml.token_type.
+CONTROL, USER_DEFINED = 3, 4
+
+BYTE_LEVEL = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": False,
+}
+# GPT-2's own expression, which the ByteLevel pre-tokenizer has built in.
+GPT2 = [BYTE_LEVEL | {"use_regex": True}]
+CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+
+
+def _split(expression: str) -> list[dict[str, Any]]:
+    pattern = {"Regex": expression}
+    return [
+        {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False},
+        BYTE_LEVEL,
+    ]
+
+
+def _words(digits: str) -> list[dict[str, Any]]:
+    """The expression of GPT-4's line of tokenizers; they differ in how digits group."""
+    return _split(
+        rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+
+
+SINGLE_DIGITS = [{"type": "Digits", "individual_digits": True}, *GPT2]
+LLAMA3 = _words(r"\p{N}{1,3}")
+PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
+    "gpt-2": GPT2,
+    "gpt2": GPT2,
+    "smollm": SINGLE_DIGITS,
+    "starcoder": SINGLE_DIGITS,
+    "llama-bpe": LLAMA3,
+    "llama3": LLAMA3,
+    "llama-v3": LLAMA3,
+    "qwen2": _words(r"\p{N}"),
+}
+# Llama 3 takes a whole word that is a token, whether or not merges lead to it, and starts
+# every text with BOS unless the file says otherwise.
+WHOLE_WORDS_AND_BOS = ("llama-bpe", "llama3", "llama-v3")
+
+
+def tokenizer_files(metadata: Mapping[str, Any], *, where: str) -> dict[str, bytes]:
+    """tokenizer.json and tokenizer_config.json with the content of `tokenizer.*` metadata."""
+    model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
+    if model != "gpt2":
+        raise ValueError(
+            f"{where}: tokenizer.ggml.model is {model!r}; only byte-level BPE ('gpt2') can be "
+            "rebuilt. Use the model's Hugging Face directory instead."
+        )
+    if pre not in PRE_TOKENIZERS:
+        raise ValueError(
+            f"{where}: tokenizer.ggml.pre is {pre!r}, a pre-tokenizer that we do not know; known: "
+            f"{', '.join(PRE_TOKENIZERS)}. Guessing would give other token ids."
+        )
+    tokens, kinds = _list(metadata, "tokens", where), _list(metadata, "token_type", where)
+    names = _special_names(metadata, tokens)
+    add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", pre in WHOLE_WORDS_AND_BOS))
+    definition = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _added(tokens, kinds),
+        "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": PRE_TOKENIZERS[pre]},
+        "post_processor": _starts_with(names["bos_token"], tokens) if add_bos else None,
+        "decoder": BYTE_LEVEL,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": pre in WHOLE_WORDS_AND_BOS,
+            "vocab": {token: i for i, token in enumerate(tokens)},
+            "merges": [merge.split(" ") for merge in _list(metadata, "merges", where)],
+        },
+    }
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": add_bos,
+        "clean_up_tokenization_spaces": False,
+        **names,
+    }
+    if "tokenizer.chat_template" in metadata:
+        settings["chat_template"] = metadata["tokenizer.chat_template"]
+    return {
+        "tokenizer.json": json.dumps(definition, ensure_ascii=False).encode(),
+        "tokenizer_config.json": json.dumps(settings, ensure_ascii=False, indent=2).encode(),
+    }
+
+
+def _list(metadata: Mapping[str, Any], name: str, where: str) -> list[Any]:
+    value = metadata.get(f"tokenizer.ggml.{name}")
+    if not isinstance(value, list):
+        raise ValueError(f"{where}: metadata has no tokenizer.ggml.{name}; no tokenizer in it.")
+    return value
+
+
+def _special_names(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, str]:
+    """Texts of the special tokens that the metadata gives by id."""
+    ids = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    keys = {f"{ours}_token": f"tokenizer.ggml.{theirs}_token_id" for ours, theirs in ids.items()}
+    return {name: tokens[metadata[key]] for name, key in keys.items() if key in metadata}
+
+
+def _added(tokens: list[str], kinds: list[int]) -> list[dict[str, Any]]:
+    """Tokens matched in the text before it is split."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return [
+        {"id": i, "content": token, **flags, "special": kind == CONTROL}
+        for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+        if kind in (CONTROL, USER_DEFINED)
+    ]
+
+
+def _starts_with(token: str, tokens: list[str]) -> dict[str, Any]:
+    """The post-processor that puts one token in front."""
+    special = {"SpecialToken": {"id": token, "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    second = {"Sequence": {"id": "B", "type_id": 1}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [special, text],
+        "pair": [special, text, second],
+        "special_tokens": {token: {"id": token, "ids": [tokens.index(token)], "tokens": [token]}},
+    }
