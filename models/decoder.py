@@ -1,9 +1,9 @@
 """The decoder: embedding, L equal blocks of attention and gated MLP, a final norm, a head.
 
 Blocks are stacked: each parameter carries a leading `layers` axis and the forward pass
-scans over it. Measured against 30 unrolled blocks this runs as fast and compiles in
-less than half the time. Norms, softmax and the residual stream are float32; matrix products take
-operands in `dtype` and sum in float32.
+scans over it. Against 30 unrolled blocks this runs as fast and compiles in less than half
+the time. Norms, softmax and the residual stream are float32; matrix products take operands
+in `dtype` and sum in float32.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from models.attention import attend
 from models.config import ModelConfig
 from models.numerics import contract
 
+# Batches come as they were read; everything inside is a jax array.
 Rows = Array | np.ndarray
 
 

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from models import Decoder, ModelConfig
+from models.decoder import parameters
 from models.students import cut_layers, spread
 from tests.models.make_models import random_decoder
 
@@ -46,9 +47,7 @@ def rows():
 def textbook(model, tokens):
     """Every hidden state of one document, in float64, position by position where it can be."""
     c = model.config
-    w = {
-        ".".join(p): np.asarray(v[...], np.float64) for p, v in nnx.to_flat_state(nnx.state(model))
-    }
+    w = {path: np.asarray(p[...], np.float64) for path, p in parameters(model).items()}
 
     def norm(x, weight):
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_eps) * weight
@@ -89,7 +88,7 @@ def test_every_hidden_layer_is_the_textbook_one(bias):
     tokens, segments, positions = rows()
     final, chosen = run(model, tokens, segments, positions, hidden_layers=(0, 1, 2, 3))
     for layer, expected in enumerate(textbook(model, tokens[1])):
-        np.testing.assert_allclose(chosen[layer][1], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(chosen[layer][1], expected, rtol=2e-5, atol=2e-6)
     np.testing.assert_array_equal(final, chosen[3])
 
 
@@ -99,8 +98,8 @@ def test_each_packed_document_gives_what_it_gives_alone():
     final, chosen = run(model, tokens, segments, positions, hidden_layers=(1,))
     for start, end in ((0, 5), (5, 9), (9, 12)):
         expected = textbook(model, tokens[0, start:end])
-        np.testing.assert_allclose(final[0, start:end], expected[-1], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(chosen[1][0, start:end], expected[1], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(final[0, start:end], expected[-1], rtol=2e-5, atol=2e-6)
+        np.testing.assert_allclose(chosen[1][0, start:end], expected[1], rtol=2e-5, atol=2e-6)
 
 
 def test_padding_and_neighbours_change_nothing():
@@ -194,9 +193,9 @@ def test_a_student_cut_from_layers_has_those_blocks_and_the_rest_unchanged():
 def test_training_a_cut_student_leaves_its_teacher_alone():
     teacher = build()
     student = cut_layers(teacher, (0, 1, 2))
-    before = np.asarray(teacher.embedding[...])
-    student.embedding.set_value(student.embedding[...].at[:].set(0))
-    np.testing.assert_array_equal(teacher.embedding[...], before)
+    for parameter in parameters(student).values():
+        parameter[...].delete()  # what a training step that donates its state does
+    assert all(np.isfinite(p[...]).all() for p in parameters(teacher).values())
 
 
 @pytest.mark.parametrize(

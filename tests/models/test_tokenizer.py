@@ -88,7 +88,10 @@ def test_the_digest_ignores_formatting_and_sees_everything_that_changes_ids():
         rebuilt(**{"ggml.add_bos_token": True}),
         rebuilt(**{"ggml.merges": ["a b"]}),
     ]
-    assert len({tokenizer.digest, *(other.digest for other in others)}) == 5
+    settings = json.loads(files["tokenizer_config.json"]) | {"add_bos_token": True}
+    told = files | {"tokenizer_config.json": json.dumps(settings).encode()}
+    others.append(Tokenizer(told, where=""))
+    assert len({tokenizer.digest, *(other.digest for other in others)}) == 6
 
 
 def test_an_unknown_pre_tokenizer_is_an_error_that_names_it():

@@ -1,0 +1,157 @@
+"""Capture ÷ bare teacher: what exact top-k, tail grid, codec and files cost on top of the forward.
+
+The bare teacher is the same model on the same batches through the same chunked head, reduced by a
+max. Both are timed in turns in one run, so that only their ratio means something.
+
+    PYTHONPATH=. python benchmarks/capture.py [--model embedded] [--dtypes float32 bfloat16]
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import nnx
+from jax import lax
+from rich.console import Console
+from rich.table import Table
+
+from models import open_checkpoint
+from models.numerics import logits as head
+from pipelines.packing import Packer
+from pipelines.sources import find_sources
+from pipelines.targets import CHUNK_TOKENS
+from pipelines.teacher import TeacherRunner, default_batch_rows
+from schemas import codecs
+from schemas.codecs import Profile
+from schemas.files import write_records
+from schemas.logits import encode_logits
+from schemas.plan import PlannedTeacher
+from schemas.rows import Row, Segment
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    model: str = "embedded"
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    profile: Profile = "fast"
+    sequence_length: int = 512
+    k: int = 64
+    batches: int = 3
+    """Batches a turn; capture overlaps a batch's encoding with the next one's compute."""
+    turns: int = 5
+
+
+def main(options: Options) -> None:
+    table = Table("dtype", "bare tok/s", "capture tok/s", "capture ÷ bare", title=_title(options))
+    for dtype in options.dtypes:
+        bare, captured = measure(options, dtype)
+        # Medians of turns taken side by side, so a busy machine slows both.
+        ratio = statistics.median(b / c for b, c in zip(bare, captured, strict=True))
+        tokens = default_batch_rows(options.sequence_length) * options.sequence_length
+        rates = [tokens * options.batches / statistics.median(t) for t in (bare, captured)]
+        table.add_row(dtype, f"{rates[0]:,.0f}", f"{rates[1]:,.0f}", f"{ratio:.3f}")
+    Console().print(table)
+
+
+def measure(options: Options, dtype: str) -> tuple[list[float], list[float]]:
+    """Seconds a turn of the bare forward and of capture."""
+    checkpoint = open_checkpoint(options.model)
+    vocabulary = checkpoint.tokenizer().size
+    batch = default_batch_rows(options.sequence_length)
+    rows = real_rows(options, count=batch * options.batches)
+    bare = BareTeacher(options.model, dtype, batch_rows=batch)
+    planned = PlannedTeacher(
+        options.model, "", dtype, vocabulary, options.sequence_length, batch, tensor_parallel=1
+    )
+    teacher = TeacherRunner(planned, k=options.k)
+    sample = [result.targets for result in teacher.run(rows)]
+    tables = codecs.fit(options.profile, sample[0], vocabulary=vocabulary)
+
+    def capture() -> None:
+        records = [
+            encode_logits(
+                result.targets,
+                row_key=row.key,
+                scored=row.loss_mask,
+                profile=options.profile,
+                tables=tables,
+                vocabulary=vocabulary,
+            )
+            for row, result in zip(rows, teacher.run(rows), strict=True)
+        ]
+        with tempfile.TemporaryDirectory() as scratch:
+            write_records(Path(scratch) / "unit", records)
+
+    bare.run(rows), capture()
+    times = [(_timed(lambda: bare.run(rows)), _timed(capture)) for _ in range(options.turns)]
+    return [b for b, _ in times], [c for _, c in times]
+
+
+class BareTeacher:
+    """The model and the chunked head reduced by a max: nothing of capture."""
+
+    def __init__(self, model: str, dtype: str, *, batch_rows: int):
+        graph, self.weights = nnx.split(open_checkpoint(model).load(dtype=dtype))
+        self.unembedding = jax.jit(lambda w: nnx.merge(graph, w).unembedding())(self.weights)
+        self.batch_rows = batch_rows
+
+        def forward(weights, unembedding, tokens, segment_ids, positions):
+            hidden, _ = nnx.merge(graph, weights)(tokens, segment_ids, positions)
+            chunks = hidden.reshape(-1, CHUNK_TOKENS, hidden.shape[-1])
+            return lax.map(lambda chunk: jnp.max(head(chunk, unembedding), axis=-1), chunks)
+
+        self.forward = jax.jit(forward)
+
+    def run(self, rows: list[Row]) -> None:
+        """All rows, batch after batch, the next one dispatched before the last is done."""
+        results = []
+        for start in range(0, len(rows), self.batch_rows):
+            some = rows[start : start + self.batch_rows]
+            arrays = (
+                np.stack([getattr(row, name) for row in some])
+                for name in ("tokens", "segment_ids", "positions")
+            )
+            results.append(self.forward(self.weights, self.unembedding, *arrays))
+        jax.block_until_ready(results)
+
+
+def real_rows(options: Options, *, count: int) -> list[Row]:
+    """Packed rows of the standard library's text."""
+    tokenizer = open_checkpoint(options.model).tokenizer()
+    packer = Packer(options.sequence_length, open_rows=64)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        sources = find_sources(["embedded"], max_bytes=None, memory=Path(scratch) / "digests")
+    for number, source in enumerate(sources):
+        (ids,) = tokenizer.encode_batch([Path(source.path).read_text(encoding="utf-8")])
+        rows += packer.add(Segment(ids, np.ones(len(ids), bool), number, 0, 0))
+        if len(rows) >= count:
+            break
+    return rows[:count]
+
+
+def _timed(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _title(options: Options) -> str:
+    device = jax.local_devices()[0]
+    return (
+        f"{options.model} on {jax.local_device_count()} × {device.device_kind}, "
+        f"S = {options.sequence_length}, k = {options.k}, codec {options.profile}"
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

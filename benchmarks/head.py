@@ -1,0 +1,178 @@
+"""Cost of the fused distillation head: time against the same fused cross-entropy, and memory.
+
+    python -m benchmarks.head [--tokens 2048] [--width 576] [--vocabulary 49152] [--k 64]
+
+`cross-entropy` is the head without any teacher: the same chunks, matmuls and dtypes. `naive` is
+the textbook formula on logits of the whole batch. Times are medians of interleaved runs; memory
+is what the compiled program says it needs for temporaries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from models.numerics import contract
+from trainer.chunk import Recipe, Targets
+from trainer.head import distillation_loss
+
+
+def main():
+    options = _arguments()
+    hidden, unembedding, targets = _inputs(options)
+    recipe = Recipe(chunk_tokens=options.chunk)
+
+    def distil(hidden, unembedding, temperature):
+        return distillation_loss(
+            hidden, unembedding, targets, temperature=temperature, alpha=0.5, recipe=recipe
+        )[0]
+
+    def gradients(function):
+        return jax.jit(jax.value_and_grad(function, argnums=(0, 1)))
+
+    variants = {
+        "fused cross-entropy": (
+            gradients(lambda h, u: fused_cross_entropy(h, u, targets, chunk=options.chunk)),
+            (hidden, unembedding),
+        ),
+        "fused distillation, T = 1": (gradients(distil), (hidden, unembedding, 1.0)),
+        "fused distillation, T = 2": (gradients(distil), (hidden, unembedding, 2.0)),
+        "naive distillation": (
+            gradients(lambda h, u: naive_distillation(h, u, targets)),
+            (hidden, unembedding),
+        ),
+    }
+    compiled = {
+        name: (function.lower(*arguments).compile(), arguments)
+        for name, (function, arguments) in variants.items()
+    }
+    times = _interleaved(compiled, repeats=options.repeats)
+    memory = {name: f.memory_analysis().temp_size_in_bytes for name, (f, _) in compiled.items()}
+    table = Table(
+        title=f"N={options.tokens} D={options.width} V={options.vocabulary} k={options.k} "
+        f"{options.dtype}, {jax.devices()[0].device_kind}"
+    )
+    for column in ("head", "ms", "÷ cross-entropy", "temporaries MiB", "÷ naive"):
+        table.add_column(column, justify="left" if column == "head" else "right")
+    base, naive = times["fused cross-entropy"], memory["naive distillation"]
+    for name in variants:
+        ratio = statistics.median(a / b for a, b in zip(times[name], base, strict=True))
+        table.add_row(
+            name,
+            f"{1e3 * statistics.median(times[name]):.0f}",
+            f"{ratio:.3f}",
+            f"{memory[name] / 2**20:.0f}",
+            f"{memory[name] / naive:.2f}",
+        )
+    Console().print(table)
+
+
+def fused_cross_entropy(hidden, unembedding, targets, *, chunk):
+    """Hard labels only, over the same chunks and with gradients in the forward pass."""
+
+    @jax.custom_vjp
+    def loss(hidden, unembedding):
+        return run(hidden, unembedding)[0]
+
+    def run(hidden, unembedding):
+        batch = len(hidden)
+        step = chunk // batch
+        weights = unembedding.astype(hidden.dtype)
+
+        def body(carry, xs):
+            total, d_unembedding = carry
+            h, label, mask = (x.reshape(-1, *x.shape[2:]) for x in xs)
+            logits = contract("cd,dv->cv", h, weights)
+            top = jnp.max(logits, -1, keepdims=True)
+            normaliser = top[:, 0] + jnp.log(jnp.sum(jnp.exp(logits - top), -1))
+            picked = jnp.take_along_axis(logits, label[:, None], -1)[:, 0]
+            weight = mask.astype(jnp.float32)
+            d_logits = weight[:, None] * jnp.exp(logits - normaliser[:, None])
+            d_logits = d_logits.at[jnp.arange(len(label)), label].add(-weight).astype(h.dtype)
+            d_hidden = contract("cv,dv->cd", d_logits, weights).reshape(xs[0].shape).astype(h.dtype)
+            total += jnp.sum(weight * (normaliser - picked))
+            return (total, d_unembedding + contract("cd,cv->dv", h, d_logits)), d_hidden
+
+        def chunked(x):
+            return jnp.moveaxis(x.reshape(batch, -1, step, *x.shape[2:]), 1, 0)
+
+        xs = jax.tree.map(chunked, (hidden, targets.labels, targets.mask))
+        start = (jnp.float32(0), jnp.zeros(unembedding.shape, jnp.float32))
+        (total, d_unembedding), d_hidden = jax.lax.scan(body, start, xs)
+        return total, (jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape), d_unembedding)
+
+    loss.defvjp(run, lambda gradients, g: tuple((x * g).astype(x.dtype) for x in gradients))
+    return loss(hidden, unembedding)
+
+
+def naive_distillation(hidden, unembedding, targets, *, temperature=2.0, alpha=0.5):
+    """LOSSES.md's bucket on logits of the whole batch, differentiated by JAX."""
+    logits = contract("btd,dv->btv", hidden, unembedding)
+    logq = jax.nn.log_softmax(logits / temperature)
+    beta = 1 / temperature
+    stored = jnp.zeros(logits.shape, bool)
+    rows = jnp.indices(targets.topk_ids.shape, sparse=True)
+    stored = stored.at[rows[0], rows[1], targets.topk_ids].set(True)
+    head = beta * targets.topk_logprobs
+    # A(β) halfway, as if read off the grid: the benchmark needs its cost, not its value.
+    mass = targets.tail_logmass[..., 3]
+    normaliser = jnp.logaddexp(jax.nn.logsumexp(head, -1), mass)
+    logp, logt = head - normaliser[..., None], mass - normaliser
+    tau = jax.nn.logsumexp(jnp.where(stored, -jnp.inf, logq), -1)
+    picked = jnp.take_along_axis(logq, targets.topk_ids, -1)
+    kl = jnp.sum(jnp.exp(logp) * (logp - picked), -1) + jnp.exp(logt) * (logt - tau)
+    ce = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets.labels[..., None], -1)[..., 0]
+    return jnp.sum(targets.mask * (alpha * temperature**2 * kl + (1 - alpha) * ce))
+
+
+def _inputs(options):
+    rng = np.random.default_rng(0)
+    batch = 4
+    shape = (batch, options.tokens // batch)
+    hidden = jnp.asarray(rng.normal(size=(*shape, options.width)), options.dtype)
+    unembedding = jnp.asarray(
+        rng.normal(size=(options.width, options.vocabulary)) / np.sqrt(options.width), jnp.float32
+    )
+    scores = rng.random((*shape, options.vocabulary), np.float32)
+    ids = np.argpartition(scores, options.k, -1)[..., : options.k].astype(np.int32)
+    logprobs = -np.sort(rng.exponential(3, ids.shape).astype(np.float32), -1) - 2
+    mass = np.linspace(np.log(options.vocabulary - options.k), -1, 7)
+    labels = rng.integers(0, options.vocabulary, shape)
+    mass = np.broadcast_to(mass, (*shape, 7))
+    targets = Targets(
+        *(jnp.asarray(x) for x in (labels.astype(np.int32), np.ones(shape, bool), ids, logprobs)),
+        jnp.asarray(mass, jnp.float32),
+    )
+    return hidden, unembedding, targets
+
+
+def _interleaved(compiled, *, repeats):
+    times = {name: [] for name in compiled}
+    for round_ in range(repeats + 1):
+        for name, (function, arguments) in compiled.items():
+            start = time.perf_counter()
+            jax.block_until_ready(function(*arguments))
+            if round_:  # The first round warms up.
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    for name, default in {"tokens": 2048, "width": 576, "vocabulary": 49152, "k": 64}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--chunk", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""What training from a cache costs: against the bare step, and against a teacher in the loop.
+
+    python -m benchmarks.trainer [--cache runs/cache] [--layers 8] [--dtype float32]
+
+Interleaved in one run, all with the same student and batch size:
+- `bare step`: the compiled update on one batch that is on the device already;
+- `trainer`: the training loop itself, with reading, decoding, moving and logging;
+- `teacher in the loop`: the bare step after the teacher's forward pass on the batch, through its
+  head in chunks, of which only the largest logit is kept. What online distillation does with the
+  logits besides (its loss) is left out, so this is the least that it could cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+from models import open_checkpoint
+from models.numerics import logits
+from models.sharding import make_mesh
+from models.students import cut_layers, spread
+from schemas import open_cache
+from trainer.checkpoint import Checkpoints
+from trainer.config import Data, Train
+from trainer.data import Batches
+from trainer.loop import Training
+from trainer.metrics import Metrics
+from trainer.step import initial_state, make_train_step, to_device
+from trainer.student import parameters
+
+
+def main():
+    options = _arguments()
+    cache, mesh = open_cache(options.cache), make_mesh()
+    never = 10**9
+    config = Train(
+        cache=options.cache,
+        data=Data(batch_rows=options.rows),
+        dtype=options.dtype,
+        evaluate_every=never,
+        checkpoint_every=never,
+    )
+    source = open_checkpoint(options.teacher)
+    teacher = source.load(dtype=options.dtype)
+    layers = spread(options.layers, source.config.num_layers)
+    graph, params = parameters(cut_layers(source, layers, dtype=options.dtype))
+    step = make_train_step(
+        graph, config=config, vocabulary=cache.manifest.vocabulary_size, steps=never
+    )
+    batches = Batches(cache, config=config.data)
+    fixed = to_device(batches.next(), mesh=mesh)
+    ask = make_teacher(teacher, chunk_tokens=config.loss.chunk_tokens)
+
+    with tempfile.TemporaryDirectory() as directory:
+        metrics = Metrics(Path(directory), after=None, steps=never)
+        training = Training(
+            config=config,
+            steps=0,
+            batches=batches,
+            checkpoints=Unsaved(Path(directory)),
+            metrics=metrics,
+            mesh=mesh,
+            step=step,
+            judge=lambda _: dict.fromkeys(HELDOUT, 0.0),
+        )
+
+        def bare(state):
+            for _ in range(options.updates):
+                state, _ = step(state, fixed)
+            return jax.block_until_ready(state)
+
+        def whole(state):
+            until = int(state.step) + options.updates
+            return jax.block_until_ready(dataclasses.replace(training, steps=until).run(state))
+
+        def online(state):
+            for _ in range(options.updates):
+                jax.block_until_ready(ask(fixed))
+                state, _ = step(state, fixed)
+            return jax.block_until_ready(state)
+
+        kinds = {"bare step": bare, "trainer": whole, "teacher in the loop": online}
+        state, _ = step(initial_state(params, config=config.optimiser), fixed)  # compiles
+        jax.block_until_ready(ask(fixed))
+        times = {name: [] for name in kinds}
+        for _ in range(options.rounds):
+            for name, run in kinds.items():
+                start = time.perf_counter()
+                state = run(state)
+                times[name].append((time.perf_counter() - start) / options.updates)
+        metrics.close()
+    batches.close()
+    _print(times, tokens=fixed["tokens"].size, options=options)
+
+
+HELDOUT = ("heldout_kl_bound", "heldout_ce", "heldout_perplexity", "heldout_agreement")
+
+
+class Unsaved(Checkpoints):
+    """Saves nothing: a checkpoint is not part of what is measured."""
+
+    def save(self, state, *, data):
+        """Nothing."""
+
+
+def make_teacher(teacher, *, chunk_tokens):
+    """The teacher's forward pass through its head; each position's largest logit."""
+    graph, params = parameters(teacher)
+
+    @jax.jit
+    def ask(params, batch):
+        model = nnx.merge(graph, params)
+        hidden, _ = model(batch["tokens"], batch["segment_ids"], batch["positions"])
+        matrix = model.unembedding()
+        chunks = hidden.reshape(-1, chunk_tokens, hidden.shape[-1])
+        return jax.lax.map(lambda chunk: jnp.max(logits(chunk, matrix), axis=-1), chunks)
+
+    return lambda batch: ask(params, batch)
+
+
+def _print(times, *, tokens, options):
+    table = Table(
+        title=f"{options.layers} layers, {options.rows} rows an update, {options.dtype}, "
+        f"{jax.devices()[0].device_kind}"
+    )
+    for column in ("update", "ms", "tokens/s", "speed ÷ bare step"):
+        table.add_column(column, justify="left" if column == "update" else "right")
+    for name, measured in times.items():
+        pairs = zip(times["bare step"], measured, strict=True)
+        ratio = statistics.median(bare / other for bare, other in pairs)
+        median = statistics.median(measured)
+        table.add_row(name, f"{1e3 * median:.0f}", f"{tokens / median:,.0f}", f"{ratio:.3f}")
+    Console().print(table)
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
+    parser.add_argument("--teacher", default="embedded", help="what the cache was captured from")
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--updates", type=int, default=4, help="a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""One tiny real capture, and one of it with every token stored, for all tests of the trainer."""
+
+import jax
+import pytest
+
+from schemas import Cache
+from tests.make_cache import tiny_cache
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="session")
+def cache(root) -> Cache:
+    """k = 8 of 512 tokens, so that the tail matters."""
+    return tiny_cache(root, k=8)
+
+
+@pytest.fixture(scope="session")
+def whole_cache(root) -> Cache:
+    """k = V: nothing is left to a tail."""
+    return tiny_cache(root, k=512, output=root / "whole")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_once(tmp_path_factory):
+    """Runs of one test session, in this process or beside it, share what they compile."""
+    directory = str(tmp_path_factory.mktemp("compiled"))
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], directory)
+    jax.config.update(names[1], 0.2)
+    yield directory
+    for name, value in before.items():
+        jax.config.update(name, value)

@@ -1,0 +1,89 @@
+"""Batches of train rows in a shuffled order that can be continued exactly.
+
+Grain shuffles and batches *row numbers*; one vectorised `Cache.read` a batch runs in a thread
+that is ahead of the step. Its state is a bare index, which another seed, batch or set of rows
+would accept silently and turn into other data: hence the fingerprint beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import grain
+import numpy as np
+
+from schemas import Cache
+from trainer.config import Data
+
+BATCHES_AHEAD = 2
+# Endless for any run; Grain's own endless repetition overflows with batches of one row.
+EPOCHS = 1_000_000
+
+
+class Batches:
+    """Endless batches: dicts as from `Cache.read`, and their `rows`."""
+
+    def __init__(self, cache: Cache, *, config: Data):
+        rows = cache.rows(split="train")
+        if len(rows) < config.batch_rows:
+            raise ValueError(
+                f"{cache.path}: {len(rows)} train rows do not fill one batch of "
+                f"data.batch_rows = {config.batch_rows}; capture more text or use smaller batches"
+            )
+        self.fingerprint = _fingerprint(rows, cache, config)
+        self._iterator = iter(_dataset(rows, cache, config))
+
+    def next(self) -> dict[str, np.ndarray]:
+        """The next batch, usually read already."""
+        return next(self._iterator)
+
+    def state(self) -> dict[str, Any]:
+        """Position after the batches taken so far, with what it is a position in."""
+        return {"position": self._iterator.get_state(), "fingerprint": self.fingerprint}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go to a saved position. ValueError if it is one in other data."""
+        saved = state["fingerprint"]
+        if saved != self.fingerprint:
+            differences = [
+                f"{name}: saved {saved.get(name)!r}, now {now!r}"
+                for name, now in self.fingerprint.items()
+                if saved.get(name) != now
+            ]
+            raise ValueError(
+                "this data position is one in other data and would continue elsewhere: "
+                + "; ".join(differences)
+            )
+        self._iterator.set_state(state["position"])
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._iterator.close()
+
+
+def updates(cache: Cache, *, config: Data) -> int:
+    """How many updates a run makes: `steps`, or as many whole batches as `epochs` hold."""
+    if config.steps is not None:
+        return config.steps
+    return config.epochs * len(cache.rows(split="train")) // config.batch_rows
+
+
+def _dataset(rows: np.ndarray, cache: Cache, config: Data) -> grain.IterDataset:
+    numbers = grain.MapDataset.source(rows.tolist()).shuffle(seed=config.seed).repeat(EPOCHS)
+    # One reader thread: numbers are free, and a batch is one vectorised read behind it.
+    batches = numbers.batch(config.batch_rows).to_iter_dataset(
+        grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    )
+    read = batches.map(lambda numbers: {"rows": numbers, **cache.read(numbers)})
+    return grain.experimental.ThreadPrefetchIterDataset(read, prefetch_buffer_size=BATCHES_AHEAD)
+
+
+def _fingerprint(rows: np.ndarray, cache: Cache, config: Data) -> dict[str, Any]:
+    return {
+        "seed": config.seed,
+        "batch_rows": config.batch_rows,
+        "train_rows": len(rows),
+        "numbers": hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:16],
+        "rows_id": cache.manifest.rows_id,
+    }

@@ -1,0 +1,88 @@
+"""Judging a student on held-out rows: KL to the teacher, agreement, cross-entropy, perplexity.
+
+The KL is taken at T = 1 with the tail as one category: a lower bound of the true one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from schemas import Cache
+from trainer.chunk import Sums
+from trainer.config import Loss
+from trainer.step import Parameters, batch_sums, to_device
+
+Evaluator = Callable[[Parameters], dict[str, Any]]
+
+
+def make_evaluator(
+    graph: nnx.GraphDef,
+    *,
+    cache: Cache,
+    rows: int | None,
+    batch_rows: int,
+    chunk_tokens: int,
+    mesh: Mesh,
+) -> Evaluator:
+    """A function from parameters to metrics over `rows` held-out rows (None: all).
+
+    heldout_kl_bound and heldout_ce in nats a token, heldout_perplexity = exp(ce),
+    heldout_agreement: share of positions whose most likely token is the teacher's,
+    heldout_tokens.
+    """
+    numbers = spread_rows(cache.rows(split="heldout"), rows)
+    if not len(numbers):
+        raise ValueError(
+            f"{cache.path}: no held-out rows to judge by; capture with a larger --corpus.heldout"
+        )
+    batch_rows += -batch_rows % mesh.size
+    loss = Loss(alpha=1.0, temperature=1.0, chunk_tokens=chunk_tokens)
+    vocabulary = cache.manifest.vocabulary_size
+
+    @jax.jit
+    def sums_of(params: Parameters, batch: dict) -> Sums:
+        return batch_sums(graph, params, batch, loss=loss, vocabulary=vocabulary)[1]
+
+    def evaluate(params: Parameters) -> dict[str, Any]:
+        batches = (
+            sums_of(params, _batch(cache, numbers[i : i + batch_rows], batch_rows, mesh))
+            for i in range(0, len(numbers), batch_rows)
+        )
+        totals = Sums(*np.sum([[float(x) for x in sums] for sums in batches], axis=0))
+        return _metrics(totals)
+
+    return evaluate
+
+
+def spread_rows(rows: np.ndarray, count: int | None) -> np.ndarray:
+    """`count` of the rows at even distances: which ones depends on the cache alone."""
+    if count is None or count >= len(rows):
+        return rows
+    return rows[np.arange(count) * len(rows) // count]
+
+
+def _batch(cache: Cache, numbers: np.ndarray, batch_rows: int, mesh: Mesh) -> dict[str, jax.Array]:
+    """The rows, and repeats of the first that count nothing, so that one shape is compiled."""
+    padding = batch_rows - len(numbers)
+    batch = cache.read(np.concatenate([numbers, np.repeat(numbers[:1], padding)]))
+    batch["loss_mask"][len(numbers) :] = False
+    return to_device(batch, mesh=mesh)
+
+
+def _metrics(totals: Sums) -> dict[str, Any]:
+    count = max(float(totals.count), 1.0)
+    ce = float(totals.ce) / count
+    return {
+        "heldout_kl_bound": float(totals.kl) / count,
+        "heldout_ce": ce,
+        "heldout_perplexity": math.exp(min(ce, 700.0)),
+        "heldout_agreement": float(totals.agreement) / count,
+        "heldout_tokens": int(count),
+    }

@@ -1,0 +1,113 @@
+"""The fused head: hidden states → loss sums and gradients, without logits for the whole batch.
+
+A scan over chunks of tokens. Each chunk makes its logits once and turns them into the loss and
+into the gradient on the spot (`custom_vjp`), so that what lives at once is one chunk's logits
+and one float32 gradient of the unembedding. All sums are float32 whatever the model computes in.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from models.numerics import contract
+from trainer.chunk import Recipe, Sums, Targets, Weights, chunk_loss, chunk_loss_and_gradient
+
+
+def distillation_loss(
+    hidden: Float[Array, "batch position width"],
+    unembedding: Float[Array, "width vocab"],
+    targets: Targets,
+    *,
+    temperature: Float[Array, ""] | float,
+    alpha: Float[Array, ""] | float,
+    recipe: Recipe = Recipe(),  # noqa: B008  (immutable)
+) -> tuple[Float[Array, ""], Sums]:
+    """Σ over counted positions of α·T²·D(p ‖ q) + (1 − α)·CE, and its parts.
+
+    Differentiable in `hidden` and `unembedding`; the parts carry no gradient. The loss is a sum:
+    the caller divides by the counted tokens of the whole batch, so that microbatches, devices and
+    packing change nothing but rounding. Logits are computed in the dtype of `hidden` and kept in
+    float32. T ≥ 1 is the caller's to check.
+    """
+    weights = Weights(jnp.float32(temperature), jnp.float32(alpha))
+    return _fused(recipe, hidden, unembedding, targets, weights)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _fused(recipe, hidden, unembedding, targets, weights):
+    """The loss alone: what runs when nobody asks for gradients."""
+    step = _chunk_length(hidden, recipe)
+    matrix = unembedding.astype(hidden.dtype)
+
+    def body(totals, chunk):
+        chunk_hidden, chunk_targets = _flat(chunk)
+        logits = contract("cd,dv->cv", chunk_hidden, matrix)
+        new = chunk_loss(logits, chunk_targets, recipe=recipe, weights=weights)
+        return jax.tree.map(jnp.add, totals, new), None
+
+    totals, _ = jax.lax.scan(body, _zero(), _chunks((hidden, targets), step))
+    return totals
+
+
+def _fused_forward(recipe, hidden, unembedding, targets, weights):
+    step = _chunk_length(hidden, recipe)
+    matrix = unembedding.astype(hidden.dtype)
+
+    def body(carry, chunk):
+        totals, d_matrix = carry
+        chunk_hidden, chunk_targets = _flat(chunk)
+        logits = contract("cd,dv->cv", chunk_hidden, matrix)
+        value, sums, d_logits = chunk_loss_and_gradient(
+            logits, chunk_targets, recipe=recipe, weights=weights
+        )
+        d_logits = d_logits.astype(hidden.dtype)
+        d_hidden = contract("cv,dv->cd", d_logits, matrix).astype(hidden.dtype)
+        d_matrix += contract("cd,cv->dv", chunk_hidden, d_logits)
+        totals = jax.tree.map(jnp.add, totals, (value, sums))
+        return (totals, d_matrix), d_hidden.reshape(chunk[0].shape)
+
+    start = (_zero(), jnp.zeros(unembedding.shape, jnp.float32))
+    (totals, d_matrix), d_hidden = jax.lax.scan(body, start, _chunks((hidden, targets), step))
+    d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape[0], -1, hidden.shape[2])
+    return totals, (d_hidden[:, : hidden.shape[1]], d_matrix.astype(unembedding.dtype))
+
+
+def _fused_backward(_recipe, gradients, cotangents):
+    scale, _sums = cotangents
+    d_hidden, d_matrix = ((g * scale).astype(g.dtype) for g in gradients)
+    return d_hidden, d_matrix, None, None
+
+
+_fused.defvjp(_fused_forward, _fused_backward)
+
+
+def _chunk_length(hidden: Float[Array, "batch position width"], recipe: Recipe) -> int:
+    batch, length, _ = hidden.shape
+    return max(1, min(length, recipe.chunk_tokens // batch))
+
+
+def _chunks(arrays: Any, step: int) -> Any:
+    """[batch, position, …] → [chunk, batch, step, …], the last one padded with zeros (masked).
+
+    Chunks are cut from positions, so that a batch whose rows lie on several devices stays there.
+    """
+
+    def cut(x):
+        x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % step)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, step, *x.shape[2:]), 1, 0)
+
+    return jax.tree.map(cut, arrays)
+
+
+def _flat(chunk: Any) -> Any:
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), chunk)
+
+
+def _zero() -> tuple[Float[Array, ""], Sums]:
+    zero = jnp.float32(0)
+    return zero, Sums(zero, zero, zero, zero)

@@ -1,0 +1,235 @@
+"""The training loop: a thin shell round the pure step that logs, judges, saves and stops.
+
+Metrics are fetched one update late, so that the device always has the next one to work on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from models import Decoder
+from models.sharding import make_mesh, place
+from schemas import open_cache
+from trainer.checkpoint import Checkpoints, bind
+from trainer.config import Evaluate, Loss, Optimiser, Train
+from trainer.data import Batches, updates
+from trainer.evaluate import Evaluator, make_evaluator
+from trainer.metrics import Metrics
+from trainer.step import TrainState, initial_state, make_train_step, to_device
+from trainer.student import initial_student, parameters, saved_initial
+
+
+def train(config: Train) -> None:
+    """Train, or go on training, until the last update; see `Train`."""
+    cache = open_cache(config.cache)
+    steps = updates(cache, config=config.data)
+    mesh = make_mesh()
+    _check(config, steps=steps, devices=mesh.size)
+    config.run.mkdir(parents=True, exist_ok=True)
+    bind(config, cache=cache, steps=steps)
+    with contextlib.ExitStack() as stack:
+        checkpoints = Checkpoints(config.run, keep=config.keep_checkpoints)
+        stack.callback(checkpoints.close)
+        batches = Batches(cache, config=config.data)
+        stack.callback(batches.close)
+        student = initial_student(
+            config.student, cache=cache, run=config.run, dtype=config.dtype, seed=config.data.seed
+        )
+        graph, state = _first_state(student, config=config.optimiser, mesh=mesh)
+        del student
+        if checkpoints.latest is not None:
+            state, position = checkpoints.restore(state)
+            batches.restore(position)
+        metrics = Metrics(config.run, after=checkpoints.latest, steps=steps)
+        stack.callback(metrics.close)
+        training = Training(
+            config=config,
+            steps=steps,
+            batches=batches,
+            checkpoints=checkpoints,
+            metrics=metrics,
+            mesh=mesh,
+            step=make_train_step(
+                graph, config=config, vocabulary=cache.manifest.vocabulary_size, steps=steps
+            ),
+            # Its own cache: the one above is read by the prefetching thread.
+            judge=make_evaluator(
+                graph,
+                cache=open_cache(config.cache),
+                rows=config.heldout_rows,
+                batch_rows=config.data.batch_rows // config.data.microbatches,
+                chunk_tokens=config.loss.chunk_tokens,
+                mesh=mesh,
+            ),
+        )
+        training.run(state, stopping=stack.enter_context(_stop_signals()))
+
+
+def load_run(run: Path, *, dtype: str) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """Graph and parameters of a run's newest checkpoint, or of its initial student."""
+    model = saved_initial(run, dtype=dtype)
+    graph, state = _first_state(model, config=Optimiser(), mesh=make_mesh())
+    checkpoints = Checkpoints(run)
+    if checkpoints.latest is not None:
+        state, _ = checkpoints.restore(state)
+    checkpoints.close()
+    return graph, state.params
+
+
+def evaluate(config: Evaluate) -> dict[str, Any]:
+    """Held-out metrics of a run's newest checkpoint."""
+    graph, params = load_run(config.run, dtype=config.dtype)
+    evaluator = make_evaluator(
+        graph,
+        cache=open_cache(config.cache),
+        rows=config.heldout_rows,
+        batch_rows=config.batch_rows,
+        chunk_tokens=Loss().chunk_tokens,
+        mesh=make_mesh(),
+    )
+    return evaluator(params)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run works with, looked up once."""
+
+    config: Train
+    steps: int
+    batches: Batches
+    checkpoints: Checkpoints
+    metrics: Metrics
+    mesh: Mesh
+    step: Callable[[TrainState, dict], tuple[TrainState, dict]]
+    judge: Evaluator
+
+    def run(self, state: TrainState, *, stopping: Sequence[int] = ()) -> TrainState:
+        """Updates from the state's step to the last, or until a signal asks to stop."""
+        config, report = self.config, _Report(self.config, self.metrics)
+        done = int(state.step)
+        if done == 0:
+            self._judge(0, state)
+        while done < self.steps and not stopping:
+            batch = self.batches.next()
+            state, latest = self.step(state, to_device(batch, mesh=self.mesh))
+            done += 1
+            report.add(done, batch["rows"], latest)
+            end = done == self.steps
+            judge = end or done % config.evaluate_every == 0
+            save = end or stopping or done % config.checkpoint_every == 0
+            if judge or save:
+                report.flush()
+            if judge:
+                self._judge(done, state)
+            if save:
+                self.checkpoints.save(state, data=self.batches.state())
+            if judge or save:
+                report.restart_clock()
+        if done < self.steps:
+            self.metrics.say(
+                f"stopped after update {done} of {self.steps}; saved in {config.run}. To go on, "
+                f"run the same command again:\n  python -m trainer {shlex.join(sys.argv[1:])}"
+            )
+        return state
+
+    def _judge(self, step: int, state: TrainState) -> None:
+        self.metrics.judged({"step": step, **self.judge(state.params)})
+
+
+class _Report:
+    """Hands metrics on once the next update is under way, and stops a run that has gone bad."""
+
+    def __init__(self, config: Train, metrics: Metrics):
+        self._config = config
+        self._metrics = metrics
+        self._pending: tuple[int, np.ndarray, dict[str, jax.Array]] | None = None
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Measure speed from here: judging and saving are not training."""
+        self._since, self._tokens = time.perf_counter(), 0.0
+
+    def add(self, step: int, rows: np.ndarray, metrics: dict[str, jax.Array]) -> None:
+        self.flush()
+        self._pending = (step, rows, metrics)
+
+    def flush(self) -> None:
+        """Wait for the pending update and report it."""
+        if self._pending is None:
+            return
+        step, rows, on_device = self._pending
+        self._pending = None
+        values: dict[str, Any] = {"step": step}
+        values |= {name: np.asarray(value).item() for name, value in on_device.items()}
+        values["tokens"] = int(values["tokens"])
+        self._tokens += values["tokens"]
+        bad = values["skipped_in_a_row"] > 0
+        if bad:
+            values["skipped_rows"] = rows.tolist()
+        if bad or step % self._config.log_every == 0:
+            rate = self._tokens / (time.perf_counter() - self._since)
+            self._metrics.log({**values, "tokens_per_second": round(rate, 1)})
+        if values["skipped_in_a_row"] >= self._config.max_bad_steps:
+            raise FloatingPointError(
+                f"{self._config.run}: {values['skipped_in_a_row']} updates in a row had a "
+                f"non-finite loss or gradient, the last at step {step} with rows {rows.tolist()} "
+                "(all of them are in metrics.jsonl as skipped_rows). Lower "
+                "optimiser.learning_rate, use dtype = float32, or look at these rows with "
+                "`python -m pipelines inspect`"
+            )
+
+
+def _first_state(
+    model: Decoder, *, config: Optimiser, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState]:
+    """The state before the first update, every array where the mesh wants it."""
+    place(model, mesh)
+    graph, params = parameters(model)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    state = initial_state(params, config=config)
+    # Moments lie like their parameters; only counters are without a place of their own.
+    return graph, jax.tree.map(lambda x: jax.device_put(x, everywhere) if x.ndim == 0 else x, state)
+
+
+def _check(config: Train, *, steps: int, devices: int) -> None:
+    rows, pieces = config.data.batch_rows, config.data.microbatches
+    if rows % (pieces * devices):
+        raise ValueError(
+            f"data.batch_rows = {rows} does not divide into {pieces} microbatches on {devices} "
+            f"devices; choose a multiple of {pieces * devices}"
+        )
+    if steps < 1:
+        raise ValueError(f"{config.cache}: its train rows do not fill one batch of {rows} rows")
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that is empty until Ctrl-C or a termination asks to stop; a second one is obeyed."""
+    stopping: list[int] = []
+    previous = {}
+
+    def stop(number: int, _frame: Any) -> None:
+        stopping.append(number)
+        for which, handler in previous.items():
+            signal.signal(which, handler)
+
+    for which in (signal.SIGINT, signal.SIGTERM):
+        previous[which] = signal.signal(which, stop)
+    try:
+        yield stopping
+    finally:
+        for which, handler in previous.items():
+            signal.signal(which, handler)

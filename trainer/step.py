@@ -1,0 +1,219 @@
+"""One update as a pure function: (state, batch) → (state, metrics). It neither logs nor saves.
+
+Gradients of microbatches are sums divided by the counted tokens of the *whole* batch, so that
+accumulating equals computing at once but for rounding. An update whose loss or gradient is not
+finite leaves weights and moments as they were and is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from models.sharding import batch_sharding
+from schemas.rows import next_tokens
+from trainer.chunk import Recipe, Sums, Targets
+from trainer.config import Loss, Optimiser, Train
+from trainer.head import distillation_loss
+
+Batch = dict[str, Array]
+Parameters = dict[str, Any]
+FIELDS = (
+    "tokens",
+    "segment_ids",
+    "positions",
+    "loss_mask",
+    "topk_ids",
+    "topk_logprobs",
+    "tail_logmass",
+)
+"""What of a batch goes to the device."""
+
+
+class TrainState(NamedTuple):
+    """All that an update changes. `moments` is optax's state."""
+
+    params: Parameters
+    moments: Any
+    step: Int[Array, ""]
+    skipped: Int[Array, ""]
+    skipped_in_a_row: Int[Array, ""]
+
+
+def initial_state(params: Parameters, *, config: Optimiser) -> TrainState:
+    """The state before the first update."""
+    # Three zeros, not one three times: a buffer can be donated once.
+    step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return TrainState(params, optimiser(config).init(params), step, skipped, in_a_row)
+
+
+def make_train_step(
+    graph: nnx.GraphDef, *, config: Train, vocabulary: int, steps: int
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """The compiled update; `steps` is the length of the schedule. The given state is consumed.
+
+    Metrics: loss, kl_loss (forward KL at T, a lower bound), ce_loss, agreement: means over
+    `tokens` counted positions; grad_norm before clipping, learning_rate, skipped,
+    skipped_in_a_row.
+    """
+    rate = learning_rate(config.optimiser, steps=steps)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        loss, sums, gradient = mean_gradient(
+            graph,
+            state.params,
+            batch,
+            loss=config.loss,
+            vocabulary=vocabulary,
+            microbatches=config.data.microbatches,
+        )
+        now = jnp.float32(rate(state.step + 1))  # The first update is not wasted on a rate of 0.
+        norm = optax.tree.norm(gradient)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        state = updated(state, gradient, rate=now, finite=finite, config=config.optimiser)
+        return state, {
+            "loss": loss,
+            **means(sums),
+            "grad_norm": norm,
+            "learning_rate": now,
+            "skipped": state.skipped,
+            "skipped_in_a_row": state.skipped_in_a_row,
+        }
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def updated(
+    state: TrainState,
+    gradient: Parameters,
+    *,
+    rate: Float[Array, ""],
+    finite: Bool[Array, ""],
+    config: Optimiser,
+) -> TrainState:
+    """The state after one update, or after skipping it where loss or gradient is not finite."""
+    direction, moments = optimiser(config).update(gradient, state.moments, state.params)
+    params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
+    bad = jnp.where(finite, 0, 1).astype(jnp.int32)
+
+    def chosen(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+    return TrainState(
+        params=chosen(params, state.params),
+        moments=chosen(moments, state.moments),
+        step=state.step + 1,
+        skipped=state.skipped + bad,
+        skipped_in_a_row=(state.skipped_in_a_row + 1) * bad,
+    )
+
+
+def to_device(batch: dict[str, np.ndarray], *, mesh: Mesh) -> Batch:
+    """What an update needs of a batch, its rows split over the mesh."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.device_put(batch[name], sharding) for name in FIELDS}
+
+
+def batch_sums(
+    graph: nnx.GraphDef, params: Parameters, batch: Batch, *, loss: Loss, vocabulary: int
+) -> tuple[Float[Array, ""], Sums]:
+    """The loss summed over a batch's counted positions, and its parts."""
+    model = nnx.merge(graph, params)
+    hidden, _ = model(batch["tokens"], batch["segment_ids"], batch["positions"])
+    targets = Targets(
+        labels=next_tokens(batch["tokens"], xp=jnp),
+        mask=batch["loss_mask"],
+        topk_ids=batch["topk_ids"],
+        topk_logprobs=batch["topk_logprobs"],
+        tail_logmass=batch["tail_logmass"],
+    )
+    # A checkpoint may pad its vocabulary; ids beyond the tokenizer's have no target.
+    unembedding = model.unembedding()[:, :vocabulary]
+    return distillation_loss(
+        hidden,
+        unembedding,
+        targets,
+        temperature=loss.temperature,
+        alpha=loss.alpha,
+        recipe=Recipe(loss.divergence, loss.mix, loss.tail, loss.chunk_tokens),
+    )
+
+
+def means(sums: Sums) -> dict[str, Array]:
+    """Sums over positions as means, and how many positions."""
+    count = jnp.maximum(sums.count, 1)
+    return {
+        "kl_loss": sums.kl / count,
+        "ce_loss": sums.ce / count,
+        "agreement": sums.agreement / count,
+        "tokens": sums.count,
+    }
+
+
+def optimiser(config: Optimiser) -> optax.GradientTransformation:
+    """AdamW up to its learning rate, which is applied outside: it follows `state.step`."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+    )
+
+
+def learning_rate(config: Optimiser, *, steps: int) -> optax.Schedule:
+    """Linear from 0 over the warm-up, then a cosine to `final_fraction` of the peak."""
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        decay_steps=max(steps, config.warmup_steps + 1),
+        end_value=config.learning_rate * config.final_fraction,
+    )
+
+
+def decayed(params: Parameters) -> Parameters:
+    """Which parameters weight decay pulls at. By name: stacked norms are matrices in shape."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not path[-1].key.endswith(("norm", "bias")), params
+    )
+
+
+def mean_gradient(
+    graph: nnx.GraphDef,
+    params: Parameters,
+    batch: Batch,
+    *,
+    loss: Loss,
+    vocabulary: int,
+    microbatches: int,
+) -> tuple[Float[Array, ""], Sums, Parameters]:
+    """The loss's mean over the whole batch's counted tokens, its parts, and the gradient."""
+    total = jnp.maximum(jnp.sum(batch["loss_mask"]), 1).astype(jnp.float32)
+
+    def mean_loss(params, piece):
+        value, sums = batch_sums(graph, params, piece, loss=loss, vocabulary=vocabulary)
+        return value / total, sums
+
+    value_and_gradient = jax.value_and_grad(mean_loss, has_aux=True)
+    if microbatches == 1:
+        (value, sums), gradient = value_and_gradient(params, batch)
+        return value, sums, gradient
+
+    def piece(x):  # Every microbatch takes from all over the batch: each device keeps its rows.
+        return jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0)
+
+    def add(carry, piece):
+        (value, sums), gradient = value_and_gradient(params, piece)
+        return jax.tree.map(jnp.add, carry, (value, sums, gradient)), None
+
+    zero = jnp.float32(0)
+    nothing = (zero, Sums(zero, zero, zero, zero), jax.tree.map(jnp.zeros_like, params))
+    carry, _ = jax.lax.scan(add, nothing, jax.tree.map(piece, batch))
+    return carry
