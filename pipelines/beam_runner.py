@@ -15,7 +15,7 @@ _ADDED = re.compile(r"\s*\[while running .*", re.DOTALL)
 _NAMED = re.compile(r"(?:ValueError|RuntimeError|FileNotFoundError): ")
 
 
-class WorkerError(Exception):
+class WorkerError(RuntimeError):
     """A step failed on a worker; the message is the worker's."""
 
 

@@ -36,7 +36,7 @@ def precompute(config: Precompute, *, console: Console | None = None) -> Manifes
 
     Errors of input are ValueError or FileNotFoundError before a worker starts, WorkerError after.
     """
-    return _Capture(config, console or Console()).run()
+    return _Capture(config, console or Console(soft_wrap=True, highlight=False)).run()
 
 
 class _Capture:

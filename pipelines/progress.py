@@ -41,7 +41,7 @@ def capture_progress(
     `tokens` is their number, for the rate; `committed()` counts rows with a commit. Without a
     terminal a line is printed every half minute instead.
     """
-    console = Console()
+    console = Console(soft_wrap=True, highlight=False)
     start, began = done_here.rows, time.monotonic()
     tokens_a_row = tokens / max(rows, 1)
     stop = threading.Event()
@@ -64,8 +64,8 @@ def capture_progress(
                 bar.update(task, completed=min(done, rows), rate=text)
                 if not console.is_terminal and time.monotonic() - logged > _LOG_SECONDS:
                     logged = time.monotonic()
-                    left = (rows - done) / rate if rate else float("inf")
-                    console.print(f"capture: {done} of {rows} rows, {text}, {left:.0f} s left")
+                    left = f", {(rows - done) / rate:.0f} s left" if rate else ""
+                    console.print(f"capture: {done} of {rows} rows, {text}{left}")
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()

@@ -133,7 +133,7 @@ class Train:
     """Of matmul operands; weights, moments, normalisation and all sums are float32 always."""
     checkpoint_every: int = 20
     """Updates between checkpoints; one more is written at the end."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 1
     """Checkpoints kept; each holds the weights three times (with Adam's two moments)."""
     evaluate_every: int = 10
     """Updates between looks at the held-out rows; also before the first and after the last."""

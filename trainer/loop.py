@@ -119,17 +119,17 @@ class Training:
     def run(self, state: TrainState, *, stopping: Sequence[int] = ()) -> TrainState:
         """Updates from the state's step to the last, or until a signal asks to stop."""
         config, report = self.config, _Report(self.config, self.metrics)
-        done = int(state.step)
+        done, stop = int(state.step), False
         if done == 0:
             self._judge(0, state)
-        while done < self.steps and not stopping:
+        while done < self.steps and not stop:
             batch = self.batches.next()
             state, latest = self.step(state, to_device(batch, mesh=self.mesh))
             done += 1
             report.add(done, batch["rows"], latest)
-            end = done == self.steps
+            end, stop = done == self.steps, bool(stopping)
             judge = end or done % config.evaluate_every == 0
-            save = end or stopping or done % config.checkpoint_every == 0
+            save = end or stop or done % config.checkpoint_every == 0
             if judge or save:
                 report.flush()
             if judge:

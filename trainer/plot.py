@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from trainer.checkpoint import settings_of
 from trainer.config import Plot
@@ -29,15 +32,27 @@ def plot(config: Plot) -> Path:
         for axis, name in zip(axes, PANELS, strict=True):
             axis.plot(steps, [line[name] for line in lines], marker="o", ms=3, label=_label(run))
     for axis, title in zip(axes, PANELS.values(), strict=True):
+        _leave_out_the_start(axis)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("updates")
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=9)
-    figure.suptitle("Held-out rows, never trained on", fontsize=11)
+    figure.suptitle(
+        "Held-out rows, never trained on (values before the first update may lie outside)",
+        fontsize=11,
+    )
     config.output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(config.output, dpi=130)
     pyplot.close(figure)
     return config.output
+
+
+def _leave_out_the_start(axis: Any) -> None:
+    """Fit the height to all but each curve's first value, which dwarfs the others when cut."""
+    later = np.concatenate([line.get_ydata()[1:] for line in axis.get_lines()])
+    if len(later) > 1 and np.ptp(later) > 0:
+        margin = 0.05 * np.ptp(later)
+        axis.set_ylim(later.min() - margin, later.max() + margin)
 
 
 def _label(run: Path) -> str:

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from models import open_checkpoint
+from schemas import open_cache
 from tests.make_cache import write_teacher
 from trainer.__main__ import main
 from trainer.config import Data, Evaluate, Export, Loss, Plot, Student, Train
@@ -176,6 +177,17 @@ def test_a_run_gone_bad_stops_and_saves_its_rows(cache, tmp_path):
     assert [line["skipped"] for line in lines] == [1, 2, 3]
     assert all(len(line["skipped_rows"]) == 2 for line in lines)
     assert lines[0]["loss"] is None
+
+
+def test_a_damaged_record_stops_the_run_with_its_name(cache, root, tmp_path):
+    broken = shutil.copytree(cache.path, tmp_path / "broken")
+    for path in broken.glob("parts/0000/logits/*"):
+        data = bytearray(path.read_bytes())
+        data[64:] = bytes(len(data) - 64)
+        path.write_bytes(data)
+    config = settings(open_cache(broken), tmp_path / "run", root / "teacher")
+    with pytest.raises(ValueError, match="array_record"):
+        train(config)
 
 
 def test_a_student_with_fewer_tokens_is_refused_with_both_numbers(cache, tmp_path):

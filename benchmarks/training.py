@@ -1,6 +1,6 @@
 """What training from a cache costs: against the bare step, and against a teacher in the loop.
 
-    python -m benchmarks.trainer [--cache runs/cache] [--layers 8] [--dtype float32]
+    python -m benchmarks.training [--cache runs/cache] [--layers 8] [--dtype float32]
 
 Interleaved in one run, all with the same student and batch size:
 - `bare step`: the compiled update on one batch that is on the device already;
@@ -148,8 +148,8 @@ def _arguments():
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     parser.add_argument("--teacher", default="embedded", help="what the cache was captured from")
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--updates", type=int, default=4, help="a round")
+    parser.add_argument("--rows", type=int, default=2)
+    parser.add_argument("--updates", type=int, default=6, help="a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     return parser.parse_args()
