@@ -15,7 +15,7 @@ READY := .venv/.ready-$(ACCEL)
 # Hashing and network time go to the job, not to looking for newer versions of pip.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup precompute train demo check format test test-slow reference bench lock clean
+.PHONY: help setup precompute train demo check format test reference bench lock clean
 help: ## this menu
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -40,11 +40,8 @@ format: $(READY) ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(READY) ## every test that needs neither torch nor minutes
-	$(BIN)/python -m pytest -m "not slow and not reference" $(ARGS)
-
-test-slow: $(READY) ## kills at every stage of the embedded default, and other long tests
-	$(BIN)/python -m pytest -m slow $(ARGS)
+test: $(READY) ## every test that does not need torch
+	$(BIN)/python -m pytest -m "not reference" $(ARGS)
 
 reference: $(READY) ## comparison with Hugging Face transformers (installs torch and transformers)
 	$(BIN)/python -m pip install -q "torch==2.13.0" "transformers>=5,<6"
