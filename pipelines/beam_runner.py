@@ -28,6 +28,9 @@ def run_pipeline(build: Build, *, runner: str, options: Sequence[str]) -> None:
         with beam.Pipeline(runner=engine, options=PipelineOptions(list(options))) as pipeline:
             build(pipeline)
     except Exception as error:
+        # Ctrl-C reaches an in-process worker first and comes back as an error like any other.
+        if "KeyboardInterrupt" in str(error):
+            raise KeyboardInterrupt from error
         # Beam raises the worker's own type where it can and RuntimeError where it cannot.
         if "[while running " not in str(error):
             raise

@@ -21,6 +21,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models import Decoder
+from models.accelerator import unused_accelerator
 from models.sharding import make_mesh, place
 from schemas import open_cache
 from trainer.checkpoint import Checkpoints, bind
@@ -55,6 +56,8 @@ def train(config: Train) -> None:
             batches.restore(position)
         metrics = Metrics(config.run, after=checkpoints.latest, steps=steps)
         stack.callback(metrics.close)
+        if notice := unused_accelerator():
+            metrics.say(notice)
         training = Training(
             config=config,
             steps=steps,

@@ -119,3 +119,21 @@ def test_a_full_disk_is_said_and_what_is_committed_stays(root, undisturbed, tmp_
         assert open_cache(mount / "cache").manifest.cache_id == undisturbed
     finally:
         subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_ctrl_c_says_how_to_go_on(root, undisturbed):
+    output = root / "interrupted"
+    interrupted = run(
+        "-c",
+        KILLED.replace("SIGKILL", "SIGINT"),
+        "pipelines.capture",
+        "write_records",
+        "3",
+        *command(root, output),
+    )
+    assert interrupted.returncode == 130, interrupted.stderr
+    assert interrupted.stderr.strip() == (
+        "stopped; run the same command again and it goes on from here"
+    )
+    assert run("-m", "pipelines", *command(root, output)).returncode == 0
+    assert open_cache(output).manifest.cache_id == undisturbed
