@@ -131,11 +131,11 @@ class Train:
     optimiser: Optimiser = field(default_factory=Optimiser)
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of matmul operands; weights, moments, normalisation and all sums are float32 always."""
-    checkpoint_every: int = 20
+    checkpoint_every: int = 40
     """Updates between checkpoints; one more is written at the end."""
     keep_checkpoints: int = 1
     """Checkpoints kept; each holds the weights three times (with Adam's two moments)."""
-    evaluate_every: int = 10
+    evaluate_every: int = 20
     """Updates between looks at the held-out rows; also before the first and after the last."""
     heldout_rows: int | None = 8
     """Held-out rows to judge by, spread evenly over all of them: the same for every student.
