@@ -44,7 +44,8 @@ test: $(READY) ## every test that does not need torch
 	$(BIN)/python -m pytest -m "not reference" $(ARGS)
 
 reference: $(READY) ## comparison with Hugging Face transformers (installs torch and transformers)
-	$(BIN)/python -m pip install -q "torch==2.13.0" "transformers>=5,<6"
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["reference"], sep="\n")' > .venv/reference.txt
+	$(BIN)/python -m pip install -q -r .venv/reference.txt
 	$(BIN)/python -m pytest -m reference -s $(ARGS)
 
 bench: precompute ## what we claim about speed, as tables (codecs.py and forward.py say what else they need)
