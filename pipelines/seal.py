@@ -13,8 +13,8 @@ from schemas.plan import Plan
 def seal(cache: Path, plan: Plan) -> Manifest:
     """Write the manifest of a cache whose first part is complete.
 
-    ValueError that lists what is missing or differs from the plan. Commits of another plan never
-    get in: their signal_id differs.
+    ValueError that names the first unit that is missing or differs from the plan. Commits of
+    another plan never get in: their signal_id differs.
     """
     layout = part_layout(cache, 0)
     units = tuple(_checked(layout, number, plan) for number in range(len(plan.rows.units)))
