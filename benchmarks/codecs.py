@@ -21,7 +21,7 @@ from schemas.cache import Cache
 from schemas.codecs import PROFILES, TAIL, TOPK, Profile, Tables, fit
 from schemas.frames import Kind, unpack
 from schemas.logits import decode_logits, encode_logits
-from schemas.targets import BETAS, Targets, tail_logmass_at
+from schemas.targets import BETAS, Targets, joined, tail_logmass_at
 
 CALIBRATION_TOKENS = 1 << 18
 ROWS_AT_A_TIME = 16
@@ -114,7 +114,7 @@ def main():
     for k in options.k:
         if k > cache.manifest.signals["logits"].k:
             continue
-        sample = _joined([_read(cache, row, k=k)[0] for row in calibration])
+        sample = joined([_read(cache, row, k=k)[0] for row in calibration])
         for profile in options.profiles:
             start = time.process_time()
             tables = fit(profile, sample, vocabulary=vocabulary)
@@ -148,11 +148,6 @@ def _read(cache: Cache, row: int, *, k: int) -> Row:
 def _calibration_rows(cache: Cache, rows: np.ndarray, *, share: float) -> np.ndarray:
     most = CALIBRATION_TOKENS // cache.manifest.sequence_length
     return rows[: max(1, min(most, int(len(rows) * share)))]
-
-
-def _joined(parts: list[Targets]) -> Targets:
-    names = ("ids", "logprobs", "tail_logmass")
-    return Targets(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def _table() -> Table:
