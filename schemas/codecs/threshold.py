@@ -9,7 +9,7 @@ j-th gaps of all are one run.
 import struct
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Integer
 
 from schemas.codecs import numbers
 from schemas.codecs.block import Tables
@@ -28,8 +28,8 @@ _PER_NAT = 16
 """Levels of the tail's log-mass in a nat."""
 _EMPTY = 65535
 _MOST_LISTED = 1 << 16
-_FRAMES = 8
-_ENTRIES_PER_FRAME = 1024
+_MOST_RUNS = 8
+_ENTRIES_PER_RUN = 1024
 _HEADER = struct.Struct("<f")
 _NUMBER_BITS = LEVEL_BITS + 1
 _ABSENT = np.uint64(2**64 - 1)
@@ -86,7 +86,8 @@ def decode(payload: bytes, *, positions: int, k: int, tables: Tables, vocabulary
     if riding.max(initial=0) > len(quantiser.logprob) or not np.isfinite(log_c):
         raise ValueError("a level of log-probability outside its range")
     kept, drawn = there & (riding > 0), there & (riding == 0)
-    top = _first(riding.astype(np.uint64) << np.uint64(ID_BITS) | ids, where=kept, count=k)
+    keys = riding.astype(np.uint64) << np.uint64(ID_BITS) | ids.astype(np.uint64)
+    top = _first(keys, where=kept, count=k)
     sampled = _first(ids.astype(np.uint64), where=drawn, count=k + 1)
     level = np.minimum(top >> np.uint64(ID_BITS), len(quantiser.logprob)).astype(np.int32) - 1
     logprobs = np.where(top == _ABSENT, np.float32(-np.inf), quantiser.logprob[level])
@@ -109,7 +110,7 @@ def encode_sets(
 ) -> bytes:
     """Sets of ids, filled up with `nothing`, and a number below 2^13 for each id.
 
-    Sections: sizes and their escapes; in a third, orders, raw bits, escapes of the riding
+    The number of runs, then sections: sizes and their escapes; in a third, orders, raw bits, escapes of the riding
     numbers, runs of these, runs of symbols.
     """
     vocabulary = len(book.rank) - 1
@@ -127,7 +128,8 @@ def encode_sets(
         raise ValueError("an id is twice in one set")
     symbols, raw = numbers.encode(gaps)
     codes, escapes = small((keys[there] & np.uint64((1 << _NUMBER_BITS) - 1)).astype(np.uint32))
-    runs = _runs(len(gaps))
+    count = max(1, min(_MOST_RUNS, len(gaps) // _ENTRIES_PER_RUN))
+    runs = columns(len(gaps), count)
     size_codes, size_escapes = small(sizes.astype(np.uint32))
     sets = [
         squeeze(chosen[by_size].astype(np.uint8)),
@@ -136,17 +138,20 @@ def encode_sets(
         *(squeeze(codes[run]) for run in runs),
         *(squeeze(symbols[run]) for run in runs),
     ]
-    return join([squeeze(size_codes), size_escapes, join(sets)])
+    return bytes([count]) + join([squeeze(size_codes), size_escapes, join(sets)])
 
 
 def decode_sets(
     payload: bytes, *, positions: int, book: Codebook, vocabulary: int
 ) -> tuple[np.ndarray, np.ndarray, Bool[np.ndarray, "n w"]]:
     """Ids and riding numbers [n, w], and where there are any, in the order of their places."""
-    size_codes, size_escapes, sets = split(payload, count=3)
+    count = payload[0] if payload else 0
+    if not 1 <= count <= _MOST_RUNS:
+        raise ValueError(f"{count} runs; 1 to {_MOST_RUNS} can be")
+    size_codes, size_escapes, sets = split(payload[1:], count=3)
     sizes = unsmall(expand(size_codes, size=positions), size_escapes).astype(np.int64)
     entries, width = int(sizes.sum()), int(sizes.max(initial=0))
-    runs = _runs(entries)
+    runs = columns(entries, count)
     chosen, raw, escapes, *frames = split(sets, count=3 + 2 * len(runs))
     chosen = expand(chosen, size=positions)
     if chosen.max(initial=0) >= book.orders:
@@ -183,10 +188,6 @@ def _there(sizes: Integer[np.ndarray, " n"], *, width: int) -> Bool[np.ndarray, 
     return np.arange(width)[:, None] < sizes
 
 
-def _runs(entries: int) -> list[slice]:
-    return columns(entries, max(1, min(_FRAMES, entries // _ENTRIES_PER_FRAME)))
-
-
 def _first(
     keys: Integer[np.ndarray, "n w"], *, where: Bool[np.ndarray, "n w"], count: int
 ) -> Integer[np.ndarray, "n count"]:
@@ -198,5 +199,7 @@ def _first(
     return np.pad(ordered, missing, constant_values=_ABSENT)
 
 
-def _ids(keys: np.ndarray, *, there: np.ndarray) -> Float[np.ndarray, "n m"]:
+def _ids(
+    keys: Integer[np.ndarray, "n m"], *, there: Bool[np.ndarray, "n m"]
+) -> Integer[np.ndarray, "n m"]:
     return np.where(there, keys, 0).astype(np.int32)
