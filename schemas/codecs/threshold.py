@@ -110,8 +110,8 @@ def encode_sets(
 ) -> bytes:
     """Sets of ids, filled up with `nothing`, and a number below 2^13 for each id.
 
-    The number of runs, then sections: sizes and their escapes; in a third, orders, raw bits, escapes of the riding
-    numbers, runs of these, runs of symbols.
+    The number of runs, then sections: sizes and their escapes; in a third, orders, raw bits,
+    escapes of the riding numbers, runs of these, runs of symbols.
     """
     vocabulary = len(book.rank) - 1
     there = ids != vocabulary
