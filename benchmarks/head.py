@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from models.numerics import contract
-from trainer.chunk import Recipe, Targets
+from trainer.chunk import Recipe
 from trainer.head import distillation_loss
+from trainer.view import Targets
 
 
 def main():

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trainer import dense
-from trainer.chunk import Recipe, Targets
+from trainer.chunk import Recipe
 from trainer.head import distillation_loss
+from trainer.view import Targets
 
 V, D, B, T = 512, 16, 2, 24
 
@@ -176,7 +177,7 @@ def test_padding_and_packing_change_nothing_but_rounding():
         x = np.asarray(x).reshape(1, B * T, *x.shape[2:])
         return np.pad(x, [(0, 0), (0, 5)] + [(0, 0)] * (x.ndim - 2), constant_values=pad_value)
 
-    packed = Targets(*(reshaped(x) for x in targets))
+    packed = jax.tree.map(reshaped, targets)
     apart = fused(hidden, unembedding, targets, temperature=2.0, alpha=0.5, chunk_tokens=10)
     together = fused(
         reshaped(hidden), unembedding, packed, temperature=2.0, alpha=0.5, chunk_tokens=10

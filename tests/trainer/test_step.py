@@ -15,18 +15,20 @@ from schemas.rows import next_tokens
 from tests.trainer import dense
 from trainer.config import Data, Loss, Optimiser, Train
 from trainer.evaluate import make_evaluator, spread_rows
+from trainer.needs import fields
 from trainer.step import (
-    FIELDS,
     decayed,
     initial_state,
     learning_rate,
     make_train_step,
     mean_gradient,
     updated,
+    values_at,
 )
 from trainer.student import parameters
 
 V = 512
+FIELDS = fields("bucket")
 
 
 def student(seed=1, vocabulary=V, **kwargs):
@@ -53,7 +55,15 @@ def student(seed=1, vocabulary=V, **kwargs):
     compiler_options={"xla_backend_optimization_level": 0},
 )
 def compiled_gradient(graph, params, batch, *, loss, microbatches):
-    return mean_gradient(graph, params, batch, loss=loss, vocabulary=V, microbatches=microbatches)
+    return mean_gradient(
+        graph,
+        params,
+        batch,
+        loss=loss,
+        values=values_at(loss, 0, steps=1),
+        vocabulary=V,
+        microbatches=microbatches,
+    )
 
 
 def gradient(graph, params, batch, *, microbatches=1, **loss):
