@@ -70,7 +70,7 @@ def chunk_loss(
     logits: Float[Array, "n vocab"], targets: Targets, *, recipe: Recipe, weights: Weights
 ) -> tuple[Float[Array, ""], Sums]:
     """The loss summed over a chunk, and its parts."""
-    view = take_apart(logits, targets, beta=1 / weights.temperature)
+    view = _view(logits, targets, weights)
     value, sums, _ = _loss(view, targets, recipe=recipe, weights=weights)
     return value, sums
 
@@ -80,7 +80,7 @@ def chunk_loss_and_gradient(
 ) -> tuple[Float[Array, ""], Sums, Float[Array, "n vocab"]]:
     """The loss summed over a chunk, its parts, and its gradient with respect to the logits."""
     beta = 1 / weights.temperature
-    view = take_apart(logits, targets, beta=beta)
+    view = _view(logits, targets, weights)
     value, sums, slope = _loss(view, targets, recipe=recipe, weights=weights)
     if recipe.dense:
         gradient = _dense_gradient(logits, view, slope, beta=beta)
@@ -88,6 +88,11 @@ def chunk_loss_and_gradient(
         gradient = _gradient(view, slope, log_prior=weights.log_prior, beta=beta)
         gradient = _minus(gradient, targets.tail_ids, slope.inside and slope.inside.drawn, beta)
     return value, sums, _minus(gradient, targets.labels[:, None], slope.hard[:, None])
+
+
+def _view(logits: Float[Array, "n vocab"], targets: Targets, weights: Weights) -> StudentView:
+    beta = 1 / weights.temperature
+    return take_apart(logits, targets, beta=beta, log_prior=weights.log_prior)
 
 
 def _loss(

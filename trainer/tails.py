@@ -24,6 +24,9 @@ FLOOR = -60.0
 """Least log π: its exponential and that one's inverse are float32 numbers. Whoever has no tail
 token above it sees a flat tail; sums with any other token do not notice."""
 
+ENOUGH = 1 / 16
+"""Share of π in a tail below which subtracting would lose more than four bits."""
+
 
 class Inside(NamedTuple):
     """ρ of n positions and what it adds."""
@@ -81,19 +84,40 @@ def prior(
     beta: Float[Array, ""],
 ) -> Inside:
     """From a prior: p_v = t·π_v/Π over the tail, Π the tail's share of π."""
-    share = _tail_share(view, log_prior)
+    share, cross = _prior_sums(view, log_prior, beta=beta)
     t = jnp.exp(teacher.logp[:, -1])
-    below = view.tail - view.top[:, None]
-    # Σ π_v (log π_v − β·logit_v) over the tail, the logits counted from their maximum.
-    cross = jnp.sum(
-        jnp.where(jnp.isneginf(below), 0.0, jnp.exp(log_prior) * (log_prior - beta * below)), -1
-    )
     some = share > 0
     safe = jnp.where(some, share, 1.0)
-    tail_soft = jnp.where(some, view.tail_soft - beta * view.top, 0.0)
-    kl = cross / safe - jnp.log(safe) + tail_soft
-    density = jnp.where(some, t / safe, 0.0)
-    return Inside(value=t * kl, mass=jnp.where(some, t, 0.0), density=density)
+    kl = cross / safe - jnp.log(safe) + jnp.where(some, view.tail_soft, 0.0)
+    return Inside(
+        value=t * kl, mass=jnp.where(some, t, 0.0), density=jnp.where(some, t / safe, 0.0)
+    )
+
+
+def _prior_sums(
+    view: StudentView, log_prior: Float[Array, " vocab"], *, beta: Float[Array, ""]
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """Π = Σ π_v and Σ π_v (log π_v − β·logit_v) over each position's tail.
+
+    What the vocabulary has less what is stored, which costs nothing but cancels where the stored
+    tokens are nearly all of π: a chunk with such a position sums over its masked tails instead.
+    """
+    if view.expected is None:
+        raise ValueError("the view was taken without the prior")
+    pi = jnp.exp(log_prior)
+    there = jnp.isfinite(view.head)
+    log_head = log_prior.at[view.columns].get(mode="fill", fill_value=0.0)
+    head = jnp.where(there, jnp.exp(log_head), 0.0)
+    of_head = head * (log_head - beta * jnp.where(there, view.head, 0.0))
+    share = jnp.sum(pi) - jnp.sum(head, axis=-1)
+    cross = jnp.sum(pi * log_prior) - beta * view.expected - jnp.sum(of_head, axis=-1)
+
+    def masked():
+        in_tail = ~jnp.isneginf(view.tail)
+        each = pi * (log_prior - beta * jnp.where(in_tail, view.tail, 0.0))
+        return _tail_share(view, log_prior), jnp.sum(jnp.where(in_tail, each, 0.0), axis=-1)
+
+    return jax.lax.cond(jnp.all(share > ENOUGH), lambda: (share, cross), masked)
 
 
 def spread_prior(

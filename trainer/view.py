@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from models.numerics import contract
+
 
 class Targets(NamedTuple):
     """What positions are scored against; the label of position t is the token at t + 1."""
@@ -35,6 +37,8 @@ class StudentView(NamedTuple):
     label: Float[Array, " n"]
     drawn: Float[Array, "n m"] | None
     """Logits of the drawn tail tokens."""
+    expected: Float[Array, " n"] | None
+    """Σ_v π_v·logit_v over the vocabulary, for a prior π."""
     tail: Float[Array, "n vocab"]
     """All logits with the stored columns at −inf."""
     top: Float[Array, " n"]
@@ -50,7 +54,11 @@ class StudentView(NamedTuple):
 
 
 def take_apart(
-    logits: Float[Array, "n vocab"], targets: Targets, *, beta: Float[Array, ""]
+    logits: Float[Array, "n vocab"],
+    targets: Targets,
+    *,
+    beta: Float[Array, ""],
+    log_prior: Float[Array, " vocab"] | None = None,
 ) -> StudentView:
     """Gather the stored columns and reduce the rest, each pass over the logits once."""
     kept = stored(targets)
@@ -61,6 +69,9 @@ def take_apart(
     drawn = None
     if targets.tail_ids is not None:
         drawn = jnp.take_along_axis(logits, targets.tail_ids, axis=-1)
+    expected = None
+    if log_prior is not None:
+        expected = contract("nv,v->n", logits, jnp.exp(log_prior))
     tail = put(logits, columns, -jnp.inf)
     highest = jnp.max(tail, axis=-1)
     top = jnp.where(jnp.isfinite(highest), highest, 0.0)
@@ -72,6 +83,7 @@ def take_apart(
         head=head,
         label=jnp.take_along_axis(logits, targets.labels[:, None], axis=-1)[:, 0],
         drawn=drawn,
+        expected=expected,
         tail=tail,
         top=top,
         tail_hard=tail_hard,
