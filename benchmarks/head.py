@@ -20,19 +20,34 @@ from rich.console import Console
 from rich.table import Table
 
 from models.numerics import contract
-from trainer.chunk import Recipe, Targets
+from trainer.chunk import Recipe
 from trainer.head import distillation_loss
+from trainer.view import Targets
+
+DRAWS = 32
+TAILS = (("bucket", 1.0), ("bucket", 2.0), ("sampled", 1.0), ("prior", 1.0), ("prior", 2.0))
 
 
 def main():
     options = _arguments()
-    hidden, unembedding, targets = _inputs(options)
-    recipe = Recipe(chunk_tokens=options.chunk)
+    hidden, unembedding, targets, prior = _inputs(options)
 
-    def distil(hidden, unembedding, temperature):
-        return distillation_loss(
-            hidden, unembedding, targets, temperature=temperature, alpha=0.5, recipe=recipe
-        )[0]
+    def distil(tail):
+        recipe = Recipe(tail=tail, chunk_tokens=options.chunk)
+        needed = targets if tail == "sampled" else Targets(*targets[:5])
+
+        def loss(hidden, unembedding, prior, temperature):
+            return distillation_loss(
+                hidden,
+                unembedding,
+                needed,
+                temperature=temperature,
+                alpha=0.5,
+                prior=prior if tail == "prior" else None,
+                recipe=recipe,
+            )[0]
+
+        return gradients(loss)
 
     def gradients(function):
         return jax.jit(jax.value_and_grad(function, argnums=(0, 1)))
@@ -42,8 +57,13 @@ def main():
             gradients(lambda h, u: fused_cross_entropy(h, u, targets, chunk=options.chunk)),
             (hidden, unembedding),
         ),
-        "fused distillation, T = 1": (gradients(distil), (hidden, unembedding, 1.0)),
-        "fused distillation, T = 2": (gradients(distil), (hidden, unembedding, 2.0)),
+        **{
+            f"fused distillation, {tail}, T = {temperature:g}": (
+                distil(tail),
+                (hidden, unembedding, prior, temperature),
+            )
+            for tail, temperature in TAILS
+        },
         "naive distillation": (
             gradients(lambda h, u: naive_distillation(h, u, targets)),
             (hidden, unembedding),
@@ -141,7 +161,8 @@ def _inputs(options):
         rng.normal(size=(options.width, options.vocabulary)) / np.sqrt(options.width), jnp.float32
     )
     scores = rng.random((*shape, options.vocabulary), np.float32)
-    ids = np.argpartition(scores, options.k, -1)[..., : options.k].astype(np.int32)
+    ids = np.argpartition(scores, options.k + DRAWS, -1)[..., : options.k + DRAWS].astype(np.int32)
+    ids, drawn = ids[..., : options.k], ids[..., options.k :]
     logprobs = -np.sort(rng.exponential(3, ids.shape).astype(np.float32), -1) - 2
     mass = np.linspace(np.log(options.vocabulary - options.k), -1, 7)
     labels = rng.integers(0, options.vocabulary, shape)
@@ -149,8 +170,10 @@ def _inputs(options):
     targets = Targets(
         *(jnp.asarray(x) for x in (labels.astype(np.int32), np.ones(shape, bool), ids, logprobs)),
         jnp.asarray(mass, jnp.float32),
+        *(jnp.asarray(drawn), jnp.full(drawn.shape, -12.0), jnp.full(drawn.shape, 10.0 - 3.0)),
     )
-    return hidden, unembedding, targets
+    prior = jax.nn.log_softmax(3 * rng.normal(size=(7, options.vocabulary)))
+    return hidden, unembedding, targets, jnp.asarray(prior, jnp.float32)
 
 
 def _interleaved(compiled, *, repeats):

@@ -4,7 +4,7 @@ With g_c = ∂D/∂log q_c over the k + 1 categories of `trainer.losses` and G =
 gradient with respect to the student's logits is
     stored v:  β·(g_v − G·q_v)            tail v:  β·(g_tail·q_v/τ − G·q_v)
 whatever the divergence D. For forward KL g = −p and G = −1, which gives β·(q − p) and
-β·q_v·(1 − t/τ).
+β·q_v·(1 − t/τ). To the tail's, `trainer.tails` adds β·(w·q_v/τ − ρ_v).
 """
 
 from __future__ import annotations
@@ -13,30 +13,23 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from trainer.losses import Divergence, Tail, divergence, teacher_categories, temperature_scale
-
-
-class Targets(NamedTuple):
-    """What positions are scored against; the label of position t is the token at t + 1."""
-
-    labels: Int[Array, "*position"]
-    mask: Bool[Array, "*position"]
-    topk_ids: Int[Array, "*position k"]
-    topk_logprobs: Float[Array, "*position k"]
-    tail_logmass: Float[Array, "*position nodes"]
+from trainer.tails import Inside, prior, sampled, spread_prior
+from trainer.view import StudentView, Targets, put, stored, take_apart
 
 
 class Sums(NamedTuple):
     """Sums over the counted positions, in nats; divide by the count of the *whole* batch."""
 
     kl: Float[Array, ""]
-    """Forward KL at T over the k + 1 categories, the teacher's entropy subtracted."""
+    """Forward KL at T, the teacher's entropy subtracted. By `tail`: `bucket`, a lower bound;
+    `sampled`, right on average; `prior`, an estimate; `renormalize`, that of another teacher."""
     ce: Float[Array, ""]
     """Hard-label cross-entropy at T = 1."""
     agreement: Float[Array, ""]
-    """Positions whose most likely token is the teacher's."""
+    """Positions whose most likely token is the teacher's; not one whose teacher's is not stored."""
     count: Float[Array, ""]
 
 
@@ -48,41 +41,36 @@ class Recipe(NamedTuple):
     tail: Tail = "bucket"
     chunk_tokens: int = 256
 
+    @property
+    def dense(self) -> bool:
+        """Whether every token is a category: the divergence has no shortcut for this tail."""
+        return self.tail == "prior" and self.divergence != "forward_kl"
+
 
 class Weights(NamedTuple):
     """The part of the loss that may change while training."""
 
     temperature: Float[Array, ""]
     alpha: Float[Array, ""]
+    log_prior: Float[Array, " vocab"] | None = None
+    """log π at this temperature; for tail = "prior"."""
 
 
-class StudentView(NamedTuple):
-    """The student's logits of n tokens, taken apart once into the stored columns and the tail."""
+class Slope(NamedTuple):
+    """What the gradient is made of, times each position's weight."""
 
-    columns: Int[Array, "n k"]
-    """Where to scatter the stored columns; outside the vocabulary where nothing is stored."""
-    head: Float[Array, "n k"]
-    """Logits of the stored columns, −inf where nothing is stored."""
-    label: Float[Array, " n"]
-    tail: Float[Array, "n vocab"]
-    """All logits with the stored columns at −inf: masked, because 1 − Σ cancels to nothing."""
-    top: Float[Array, " n"]
-    """The tail's maximum, that nothing underflows however small its share; 0 if it is empty."""
-    tail_hard: Float[Array, " n"]
-    """log Σ_tail exp(logit)."""
-    tail_soft: Float[Array, " n"]
-    """log Σ_tail exp(β·logit)."""
-    z_hard: Float[Array, " n"]
-    """log Σ exp(logit) over the vocabulary."""
-    z_soft: Float[Array, " n"]
-    """log Σ exp(β·logit) over the vocabulary."""
+    categories: Float[Array, "n categories"]
+    """In each category's log q."""
+    inside: Inside | None
+    hard: Float[Array, " n"]
+    """Weight of the hard label."""
 
 
 def chunk_loss(
     logits: Float[Array, "n vocab"], targets: Targets, *, recipe: Recipe, weights: Weights
 ) -> tuple[Float[Array, ""], Sums]:
     """The loss summed over a chunk, and its parts."""
-    view = take_apart(logits, targets, beta=1 / weights.temperature)
+    view = _view(logits, targets, weights)
     value, sums, _ = _loss(view, targets, recipe=recipe, weights=weights)
     return value, sums
 
@@ -91,109 +79,121 @@ def chunk_loss_and_gradient(
     logits: Float[Array, "n vocab"], targets: Targets, *, recipe: Recipe, weights: Weights
 ) -> tuple[Float[Array, ""], Sums, Float[Array, "n vocab"]]:
     """The loss summed over a chunk, its parts, and its gradient with respect to the logits."""
-    view = take_apart(logits, targets, beta=1 / weights.temperature)
+    beta = 1 / weights.temperature
+    view = _view(logits, targets, weights)
     value, sums, slope = _loss(view, targets, recipe=recipe, weights=weights)
-    hard = targets.mask * (1 - weights.alpha)
-    gradient = _gradient(view, slope, hard, targets.labels, beta=1 / weights.temperature)
-    return value, sums, gradient
+    if recipe.dense:
+        gradient = _dense_gradient(logits, view, slope, beta=beta)
+    else:
+        gradient = _gradient(view, slope, log_prior=weights.log_prior, beta=beta)
+        gradient = _minus(gradient, targets.tail_ids, slope.inside and slope.inside.drawn, beta)
+    return value, sums, _minus(gradient, targets.labels[:, None], slope.hard[:, None])
 
 
-def take_apart(
-    logits: Float[Array, "n vocab"], targets: Targets, *, beta: Float[Array, ""]
-) -> StudentView:
-    """Gather the stored columns and reduce the rest, each pass over the logits once."""
-    stored = _stored(targets)
-    # An index outside for what is not stored, each another one: scatters drop those.
-    outside = logits.shape[-1] + jnp.arange(stored.shape[-1])
-    columns = jnp.where(stored, targets.topk_ids, outside)
-    head = jnp.where(stored, jnp.take_along_axis(logits, targets.topk_ids, axis=-1), -jnp.inf)
-    label = jnp.take_along_axis(logits, targets.labels[:, None], axis=-1)[:, 0]
-    tail = _put(logits, columns, -jnp.inf)
-    highest = jnp.max(tail, axis=-1)
-    top = jnp.where(jnp.isfinite(highest), highest, 0.0)
-    below = tail - top[:, None]
-    tail_hard = top + jnp.log(jnp.sum(jnp.exp(below), axis=-1))
-    tail_soft = beta * top + jnp.log(jnp.sum(jnp.exp(beta * below), axis=-1))
-    return StudentView(
-        columns=columns,
-        head=head,
-        label=label,
-        tail=tail,
-        top=top,
-        tail_hard=tail_hard,
-        tail_soft=tail_soft,
-        z_hard=jnp.logaddexp(tail_hard, jax.nn.logsumexp(head, axis=-1)),
-        z_soft=jnp.logaddexp(tail_soft, jax.nn.logsumexp(beta * head, axis=-1)),
-    )
+def _view(logits: Float[Array, "n vocab"], targets: Targets, weights: Weights) -> StudentView:
+    beta = 1 / weights.temperature
+    return take_apart(logits, targets, beta=beta, log_prior=weights.log_prior)
 
 
 def _loss(
     view: StudentView, targets: Targets, *, recipe: Recipe, weights: Weights
-) -> tuple[Float[Array, ""], Sums, Float[Array, "n categories"]]:
-    """The loss sum, its parts, and its slope in each category's log q."""
-    temperature, alpha = weights
-    beta = 1 / temperature
-    scored = targets.mask[:, None]
-    logp = teacher_categories(
-        jnp.where(_stored(targets), targets.topk_logprobs, -jnp.inf),
-        jnp.where(scored, targets.tail_logmass, -jnp.inf),
-        beta=beta,
-        tail=recipe.tail,
-    )
-    logq = jnp.concatenate([beta * view.head, view.tail_soft[:, None]], axis=-1)
-    logq = jnp.where(scored, logq - view.z_soft[:, None], -jnp.inf)
+) -> tuple[Float[Array, ""], Sums, Slope]:
+    """The loss sum, its parts, and its slope."""
+    logp, logq, inside = _sides(view, targets, recipe=recipe, weights=weights)
     soft, pull = jax.vjp(
         lambda logq: divergence(logp, logq, kind=recipe.divergence, mix=recipe.mix), logq
     )
-    counted = targets.mask.astype(jnp.float32)
-    factor = alpha * temperature_scale(temperature, kind=recipe.divergence)
+    if inside is not None:
+        soft += inside.value
+    forward = recipe.divergence == "forward_kl"
+    kl = soft if forward else divergence(logp, logq, kind="forward_kl")
     ce = view.z_hard - view.label
-    kl = soft if recipe.divergence == "forward_kl" else divergence(logp, logq, kind="forward_kl")
     highest = jnp.maximum(jnp.max(view.tail, axis=-1), jnp.max(view.head, axis=-1))
     agrees = jnp.isfinite(view.head[:, 0]) & (view.head[:, 0] >= highest)
+    counted = targets.mask.astype(jnp.float32)
     sums = Sums(
         kl=jnp.sum(counted * kl),
         ce=jnp.sum(counted * ce),
         agreement=jnp.sum(counted * agrees),
         count=jnp.sum(counted),
     )
-    (slope,) = pull(counted * factor)
+    alpha = weights.alpha
+    factor = alpha * temperature_scale(weights.temperature, kind=recipe.divergence)
+    (categories,) = pull(counted * factor)
+    slope = Slope(categories, inside and inside.scaled(counted * factor), counted * (1 - alpha))
     return jnp.sum(counted * (factor * soft + (1 - alpha) * ce)), sums, slope
+
+
+def _sides(
+    view: StudentView, targets: Targets, *, recipe: Recipe, weights: Weights
+) -> tuple[Float[Array, "n categories"], Float[Array, "n categories"], Inside | None]:
+    """log p and log q over the categories, and what is known of the tail's inside besides."""
+    beta = 1 / weights.temperature
+    scored = targets.mask[:, None]
+    teacher = teacher_categories(
+        jnp.where(stored(targets), targets.topk_logprobs, -jnp.inf),
+        jnp.where(scored, targets.tail_logmass, -jnp.inf),
+        beta=beta,
+        tail=recipe.tail,
+    )
+    logp, inside = teacher.logp, None
+    logq = jnp.concatenate([beta * view.head, view.tail_soft[:, None]], axis=-1)
+    if recipe.tail == "sampled":
+        inside = sampled(view, targets, teacher, beta=beta)
+    elif recipe.tail == "prior":
+        if weights.log_prior is None:
+            raise ValueError('tail = "prior" needs a prior: none was given')
+        if recipe.dense:
+            logp = spread_prior(view, teacher, weights.log_prior)
+            logq = put(beta * view.tail, view.columns, beta * view.head)
+        else:
+            inside = prior(view, teacher, weights.log_prior, beta=beta)
+    return logp, jnp.where(scored, logq - view.z_soft[:, None], -jnp.inf), inside
 
 
 def _gradient(
     view: StudentView,
-    slope: Float[Array, "n categories"],
-    hard: Float[Array, " n"],
-    labels: Int[Array, " n"],
+    slope: Slope,
     *,
+    log_prior: Float[Array, " vocab"] | None,
     beta: Float[Array, ""],
 ) -> Float[Array, "n vocab"]:
-    """The gradient in the logits from the slopes in log q and the weight of the hard label."""
-    slope = beta * slope
-    total = jnp.sum(slope, axis=-1)
+    """The gradient in the logits, but for what labels and draws take away."""
+    categories = beta * slope.categories
+    total = jnp.sum(categories, axis=-1)
+    of_tail = categories[:, -1]
+    if slope.inside is not None:
+        of_tail += beta * slope.inside.mass
     # q_v/τ = exp(β·logit − tail_soft) in the tail; an empty tail has no v, but must not be NaN.
     share = jnp.where(jnp.isfinite(view.tail_soft), jnp.exp(beta * view.top - view.tail_soft), 0.0)
-    of_soft = slope[:, -1] * share - total * jnp.exp(beta * view.top - view.z_soft)
-    of_hard = hard * jnp.exp(view.top - view.z_hard)
+    of_soft = of_tail * share - total * jnp.exp(beta * view.top - view.z_soft)
+    of_hard = slope.hard * jnp.exp(view.top - view.z_hard)
     below = view.tail - view.top[:, None]
     in_tail = of_soft[:, None] * jnp.exp(beta * below) + of_hard[:, None] * jnp.exp(below)
+    if slope.inside is not None and slope.inside.density is not None and log_prior is not None:
+        in_tail -= beta * slope.inside.density[:, None] * jnp.exp(log_prior)
     q_head = jnp.exp(beta * view.head - view.z_soft[:, None])
-    in_head = slope[:, :-1] - total[:, None] * q_head
-    in_head += hard[:, None] * jnp.exp(view.head - view.z_hard[:, None])
-    gradient = _put(in_tail, view.columns, in_head)
-    return gradient.at[jnp.arange(len(labels)), labels].add(-hard)
+    in_head = categories[:, :-1] - total[:, None] * q_head
+    in_head += slope.hard[:, None] * jnp.exp(view.head - view.z_hard[:, None])
+    return put(in_tail, view.columns, in_head)
 
 
-def _stored(targets: Targets) -> Bool[Array, "n k"]:
-    # Not where a position is not scored: padding repeats id 0, and scatters promise unique ids.
-    return jnp.isfinite(targets.topk_logprobs) & targets.mask[:, None]
-
-
-def _put(
-    x: Float[Array, "n vocab"],
-    columns: Int[Array, "n k"],
-    values: Float[Array, "n k"] | float,
+def _dense_gradient(
+    logits: Float[Array, "n vocab"], view: StudentView, slope: Slope, *, beta: Float[Array, ""]
 ) -> Float[Array, "n vocab"]:
-    rows = jnp.arange(len(x))[:, None]
-    return x.at[rows, columns].set(values, mode="drop", unique_indices=True)
+    """The same where every token is a category."""
+    total = jnp.sum(slope.categories, axis=-1, keepdims=True)
+    soft = slope.categories - total * jnp.exp(beta * logits - view.z_soft[:, None])
+    return beta * soft + slope.hard[:, None] * jnp.exp(logits - view.z_hard[:, None])
+
+
+def _minus(
+    gradient: Float[Array, "n vocab"],
+    ids: Int[Array, "n some"] | None,
+    values: Float[Array, "n some"] | None,
+    factor: Float[Array, ""] | float = 1.0,
+) -> Float[Array, "n vocab"]:
+    """Take values away at ids, which may repeat."""
+    if ids is None or values is None:
+        return gradient
+    return gradient.at[jnp.arange(len(ids))[:, None], ids].add(-factor * values)

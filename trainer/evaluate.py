@@ -1,6 +1,7 @@
 """Judging a student on held-out rows: KL to the teacher, agreement, cross-entropy, perplexity.
 
-The KL is taken at T = 1 with the tail as one category: a lower bound of the true one.
+The KL is taken at T = 1 with the tail as one category: a lower bound of the true one, which
+every cache can give whatever a student learned from.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 from schemas import Cache
 from trainer.chunk import Sums
 from trainer.config import Loss
-from trainer.step import Parameters, batch_sums, to_device
+from trainer.step import Parameters, batch_sums, to_device, values_at
 
 Evaluator = Callable[[Parameters], dict[str, Any]]
 
@@ -44,11 +45,12 @@ def make_evaluator(
         )
     batch_rows += -batch_rows % mesh.size
     loss = Loss(alpha=1.0, temperature=1.0, chunk_tokens=chunk_tokens)
+    values = values_at(loss, 0, steps=1)
     vocabulary = cache.manifest.vocabulary_size
 
     @jax.jit
     def sums_of(params: Parameters, batch: dict) -> Sums:
-        return batch_sums(graph, params, batch, loss=loss, vocabulary=vocabulary)[1]
+        return batch_sums(graph, params, batch, loss=loss, values=values, vocabulary=vocabulary)[1]
 
     def evaluate(params: Parameters) -> dict[str, Any]:
         batches = (
@@ -73,7 +75,7 @@ def _batch(cache: Cache, numbers: np.ndarray, batch_rows: int, mesh: Mesh) -> di
     padding = batch_rows - len(numbers)
     batch = cache.read(np.concatenate([numbers, np.repeat(numbers[:1], padding)]))
     batch["loss_mask"][len(numbers) :] = False
-    return to_device(batch, mesh=mesh)
+    return to_device(batch, mesh=mesh, tail="bucket")
 
 
 def _metrics(totals: Sums) -> dict[str, Any]:

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from models.numerics import contract
-from trainer.chunk import Recipe, Sums, Targets, Weights, chunk_loss, chunk_loss_and_gradient
+from trainer.chunk import Recipe, Sums, Weights, chunk_loss, chunk_loss_and_gradient
+from trainer.tails import prior_at
+from trainer.view import Targets
 
 
 def distillation_loss(
@@ -25,6 +27,7 @@ def distillation_loss(
     *,
     temperature: Float[Array, ""] | float,
     alpha: Float[Array, ""] | float,
+    prior: Float[Array, "nodes vocab"] | None = None,
     recipe: Recipe = Recipe(),  # noqa: B008  (immutable)
 ) -> tuple[Float[Array, ""], Sums]:
     """Σ over counted positions of α·T²·D(p ‖ q) + (1 − α)·CE, and its parts.
@@ -32,9 +35,13 @@ def distillation_loss(
     Differentiable in `hidden` and `unembedding`; the parts carry no gradient. The loss is a sum:
     the caller divides by the counted tokens of the whole batch, so that microbatches, devices and
     packing change nothing but rounding. Logits are computed in the dtype of `hidden` and kept in
-    float32. T ≥ 1 is the caller's to check.
+    float32. `prior` is the tail's at the nodes of `BETAS` (`Cache.tail_prior`), for the tail of
+    that name. T ≥ 1 is the caller's to check.
     """
-    weights = Weights(jnp.float32(temperature), jnp.float32(alpha))
+    log_prior = None
+    if recipe.tail == "prior" and prior is not None:
+        log_prior = prior_at(prior, beta=1 / temperature)
+    weights = Weights(jnp.float32(temperature), jnp.float32(alpha), log_prior)
     return _fused(recipe, hidden, unembedding, targets, weights)
 
 

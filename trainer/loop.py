@@ -29,6 +29,7 @@ from trainer.config import Evaluate, Loss, Optimiser, Train
 from trainer.data import Batches, updates
 from trainer.evaluate import Evaluator, make_evaluator
 from trainer.metrics import Metrics
+from trainer.needs import check_cache, tail_prior
 from trainer.step import TrainState, initial_state, make_train_step, to_device
 from trainer.student import initial_student, parameters, saved_initial
 
@@ -39,6 +40,8 @@ def train(config: Train) -> None:
     steps = updates(cache, config=config.data)
     mesh = make_mesh()
     _check(config, steps=steps, devices=mesh.size)
+    check_cache(cache, loss=config.loss)
+    prior = tail_prior(cache, loss=config.loss, mesh=mesh)
     config.run.mkdir(parents=True, exist_ok=True)
     bind(config, cache=cache, steps=steps)
     with contextlib.ExitStack() as stack:
@@ -66,7 +69,11 @@ def train(config: Train) -> None:
             metrics=metrics,
             mesh=mesh,
             step=make_train_step(
-                graph, config=config, vocabulary=cache.manifest.vocabulary_size, steps=steps
+                graph,
+                config=config,
+                vocabulary=cache.manifest.vocabulary_size,
+                steps=steps,
+                prior=prior,
             ),
             # Its own cache: the one above is read by the prefetching thread.
             judge=make_evaluator(
@@ -127,7 +134,8 @@ class Training:
             self._judge(0, state)
         while done < self.steps and not stop:
             batch = self.batches.next()
-            state, latest = self.step(state, to_device(batch, mesh=self.mesh))
+            batch_there = to_device(batch, mesh=self.mesh, tail=config.loss.tail)
+            state, latest = self.step(state, batch_there)
             done += 1
             report.add(done, batch["rows"], latest)
             end, stop = done == self.steps, bool(stopping)

@@ -1,9 +1,9 @@
-"""Divergences between teacher and student over k stored tokens and the tail as one category.
+"""Divergences between teacher and student over *categories*, given as log-probabilities.
 
-Both sides are given as log-probabilities over k + 1 *categories*: the stored tokens in the
-cache's order, then everything else together. The tail's inner shape is not known from top-k,
-and merging tokens can only lower a divergence (data processing), so each value is a lower
-bound of the divergence over the full vocabulary and equal to it when every token is stored.
+Most often these are k + 1: the stored tokens in the cache's order, then everything else
+together. Merging tokens can only lower a divergence (data processing), so each value is then a
+lower bound of the divergence over the full vocabulary and equal to it when every token is stored.
+What is known of the tail's inner shape is `trainer.tails`' to add.
 
 A category that does not exist has log-probability −inf on both sides and contributes neither
 value nor gradient.
@@ -11,7 +11,7 @@ value nor gradient.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,18 @@ from jaxtyping import Array, Float
 from schemas.targets import tail_logmass_at
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tv"]
-Tail = Literal["bucket", "renormalize"]
+Tail = Literal["bucket", "sampled", "prior", "renormalize"]
+
+
+class Teacher(NamedTuple):
+    """The teacher's side at one temperature."""
+
+    logp: Float[Array, "tokens categories"]
+    """Stored tokens, then the tail. A position without a target is −inf throughout."""
+    log_normaliser: Float[Array, " tokens"]
+    """Z_β; 0 where there is no target."""
+    tail_logmass: Float[Array, " tokens"]
+    """A(β) of the unnormalised tail; −inf where it is empty."""
 
 
 def teacher_categories(
@@ -29,20 +40,27 @@ def teacher_categories(
     *,
     beta: Float[Array, ""] | float,
     tail: Tail,
-) -> Float[Array, "tokens categories"]:
+) -> Teacher:
     """log p of the teacher at inverse temperature β: k stored tokens, then the tail.
 
     Z_β = log(Σ_K exp(β·logp) + exp A(β)); with tail = "renormalize" the tail is dropped and
-    the stored tokens alone sum to one. A position without a target is −inf throughout.
+    the stored tokens alone sum to one. A cache that knows the tail's mass at one node knows it
+    at β = 1, and whoever asks for another temperature was refused before.
     """
     head = beta * topk_logprobs
-    mass = tail_logmass_at(tail_logmass, beta, xp=jnp)
+    single = tail_logmass.shape[-1] == 1
+    mass = tail_logmass[..., 0] if single else tail_logmass_at(tail_logmass, beta, xp=jnp)
     if tail == "renormalize":
         mass = jnp.full_like(mass, -jnp.inf)
     unnormalised = jnp.concatenate([head, mass[:, None]], axis=-1)
     normaliser = jax.nn.logsumexp(unnormalised, axis=-1, keepdims=True)
     scored = jnp.isfinite(normaliser)
-    return jnp.where(scored, unnormalised - jnp.where(scored, normaliser, 0.0), -jnp.inf)
+    safe = jnp.where(scored, normaliser, 0.0)
+    return Teacher(
+        logp=jnp.where(scored, unnormalised - safe, -jnp.inf),
+        log_normaliser=safe[:, 0],
+        tail_logmass=mass,
+    )
 
 
 def divergence(

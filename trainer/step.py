@@ -20,22 +20,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from models.sharding import batch_sharding
 from schemas.rows import next_tokens
-from trainer.chunk import Recipe, Sums, Targets
+from trainer.chunk import Recipe, Sums
 from trainer.config import Loss, Optimiser, Train
 from trainer.head import distillation_loss
+from trainer.losses import Tail
+from trainer.needs import DRAWS, TOPK, fields
+from trainer.view import Targets
 
 Batch = dict[str, Array]
 Parameters = dict[str, Any]
-FIELDS = (
-    "tokens",
-    "segment_ids",
-    "positions",
-    "loss_mask",
-    "topk_ids",
-    "topk_logprobs",
-    "tail_logmass",
-)
-"""What of a batch goes to the device."""
+Values = dict[str, Array]
+"""α and T of one update, as `Loss.schedules` names them."""
+Prior = Float[Array, "nodes vocab"] | None
+"""The tail prior at the nodes, for tail = "prior"."""
 
 
 class TrainState(NamedTuple):
@@ -56,22 +53,27 @@ def initial_state(params: Parameters, *, config: Optimiser) -> TrainState:
 
 
 def make_train_step(
-    graph: nnx.GraphDef, *, config: Train, vocabulary: int, steps: int
+    graph: nnx.GraphDef, *, config: Train, vocabulary: int, steps: int, prior: Prior = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """The compiled update; `steps` is the length of the schedule. The given state is consumed.
+    """The compiled update; `steps` is the length of the schedules. The given state is consumed.
 
-    Metrics: loss, kl_loss (forward KL at T, a lower bound), ce_loss, agreement: means over
-    `tokens` counted positions; grad_norm before clipping, learning_rate, skipped,
-    skipped_in_a_row.
+    Metrics: loss, kl_loss (forward KL at T, in the sense of `Sums.kl`), ce_loss, agreement: means
+    over `tokens` counted positions; alpha, temperature, learning_rate, grad_norm before clipping,
+    skipped, skipped_in_a_row.
     """
     rate = learning_rate(config.optimiser, steps=steps)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def train_step(
+        state: TrainState, batch: Batch, prior: Prior
+    ) -> tuple[TrainState, dict[str, Array]]:
+        values = values_at(config.loss, state.step, steps=steps)
         loss, sums, gradient = mean_gradient(
             graph,
             state.params,
             batch,
             loss=config.loss,
+            values=values,
+            prior=prior,
             vocabulary=vocabulary,
             microbatches=config.data.microbatches,
         )
@@ -82,13 +84,21 @@ def make_train_step(
         return state, {
             "loss": loss,
             **means(sums),
+            **values,
             "grad_norm": norm,
             "learning_rate": now,
             "skipped": state.skipped,
             "skipped_in_a_row": state.skipped_in_a_row,
         }
 
-    return jax.jit(train_step, donate_argnums=0)
+    compiled = jax.jit(train_step, donate_argnums=0)
+    # An argument to the compiled step: closed over, it would be a constant of megabytes in it.
+    return lambda state, batch: compiled(state, batch, prior)
+
+
+def values_at(loss: Loss, step: Int[Array, ""] | int, *, steps: int) -> Values:
+    """What the schedules say for the update that follows `step` others."""
+    return {name: schedule.at(step, steps=steps) for name, schedule in loss.schedules.items()}
 
 
 def updated(
@@ -116,14 +126,21 @@ def updated(
     )
 
 
-def to_device(batch: dict[str, np.ndarray], *, mesh: Mesh) -> Batch:
+def to_device(batch: dict[str, np.ndarray], *, mesh: Mesh, tail: Tail = "bucket") -> Batch:
     """What an update needs of a batch, its rows split over the mesh."""
     sharding = batch_sharding(mesh)
-    return {name: jax.device_put(batch[name], sharding) for name in FIELDS}
+    return {name: jax.device_put(batch[name], sharding) for name in fields(tail)}
 
 
 def batch_sums(
-    graph: nnx.GraphDef, params: Parameters, batch: Batch, *, loss: Loss, vocabulary: int
+    graph: nnx.GraphDef,
+    params: Parameters,
+    batch: Batch,
+    *,
+    loss: Loss,
+    values: Values,
+    vocabulary: int,
+    prior: Prior = None,
 ) -> tuple[Float[Array, ""], Sums]:
     """The loss summed over a batch's counted positions, and its parts."""
     model = nnx.merge(graph, params)
@@ -131,9 +148,7 @@ def batch_sums(
     targets = Targets(
         labels=next_tokens(batch["tokens"], xp=jnp),
         mask=batch["loss_mask"],
-        topk_ids=batch["topk_ids"],
-        topk_logprobs=batch["topk_logprobs"],
-        tail_logmass=batch["tail_logmass"],
+        **{name: batch[name] for name in (*TOPK, *DRAWS) if name in batch},
     )
     # A checkpoint may pad its vocabulary; ids beyond the tokenizer's have no target.
     unembedding = model.unembedding()[:, :vocabulary]
@@ -141,8 +156,8 @@ def batch_sums(
         hidden,
         unembedding,
         targets,
-        temperature=loss.temperature,
-        alpha=loss.alpha,
+        **values,
+        prior=prior,
         recipe=Recipe(loss.divergence, loss.mix, loss.tail, loss.chunk_tokens),
     )
 
@@ -191,14 +206,18 @@ def mean_gradient(
     batch: Batch,
     *,
     loss: Loss,
+    values: Values,
     vocabulary: int,
     microbatches: int,
+    prior: Prior = None,
 ) -> tuple[Float[Array, ""], Sums, Parameters]:
     """The loss's mean over the whole batch's counted tokens, its parts, and the gradient."""
     total = jnp.maximum(jnp.sum(batch["loss_mask"]), 1).astype(jnp.float32)
 
     def mean_loss(params, piece):
-        value, sums = batch_sums(graph, params, piece, loss=loss, vocabulary=vocabulary)
+        value, sums = batch_sums(
+            graph, params, piece, loss=loss, values=values, vocabulary=vocabulary, prior=prior
+        )
         return value / total, sums
 
     value_and_gradient = jax.value_and_grad(mean_loss, has_aux=True)

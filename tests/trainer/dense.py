@@ -2,6 +2,8 @@
 
 import numpy as np
 
+BETAS = np.array([0, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 1])
+
 
 def log_softmax(x):
     x = np.asarray(x, np.float64)
@@ -36,24 +38,105 @@ def _slope(p, q, kind, mix):
     return 0.5 * np.sign(q - p)
 
 
-def loss(teacher, hidden, unembedding, labels, mask, *, temperature, alpha, kind, mix=0.5):
-    """Returns Σ w (α·scale·D + (1−α)·CE), Σ w KL, Σ w CE, ∂/∂hidden, ∂/∂unembedding."""
+def loss(teacher, hidden, unembedding, labels, mask, *, temperature, p=None, **settings):
+    """Returns Σ w (α·scale·D + (1−α)·CE), Σ w KL, Σ w CE, ∂/∂hidden, ∂/∂unembedding.
+
+    `p` is another target than the teacher's softmax at T.
+    """
+    if p is None:
+        p = np.exp(log_softmax(np.asarray(teacher, np.float64) / temperature))
+
+    def soft(student, kind, mix):
+        q = np.exp(log_softmax(student / temperature))
+        slope = _slope(p, q, kind, mix)
+        d_soft = q * (slope - (q * slope).sum(-1, keepdims=True)) / temperature
+        return divergence(p, q, kind, mix), divergence(p, q, "forward_kl"), d_soft
+
+    return _assembled(soft, hidden, unembedding, labels, mask, temperature=temperature, **settings)
+
+
+def sampled_loss(
+    teacher, hidden, unembedding, labels, mask, *, temperature, ids, draws, **settings
+):
+    """The same for LOSSES.md's `sampled`, token by token, from ids [..., k] and `draws`."""
+    p = np.exp(log_softmax(np.asarray(teacher, np.float64) / temperature))
+    head = _at(ids, np.ones(ids.shape), p.shape) > 0
+    t = np.where(head, 0, p).sum(-1)
+    ids_drawn, _, logweights = draws
+    omega = np.take_along_axis(p, ids_drawn.astype(np.int64), -1) * np.exp(
+        np.asarray(logweights, np.float64)
+    )
+    measure = _at(ids_drawn, omega, p.shape)
+
+    def soft(student, kind, mix):
+        assert kind == "forward_kl"
+        q = np.exp(log_softmax(student / temperature))
+        tau = np.where(head, 0, q).sum(-1)
+        value = np.where(head, p * np.log(p / q), 0).sum(-1) + t * np.log(t / tau)
+        value += (measure * np.log((p / t[..., None]) / (q / tau[..., None]))).sum(-1)
+        excess = (omega.sum(-1) - t) / tau
+        d_soft = np.where(head, q - p, q - measure + excess[..., None] * q) / temperature
+        return value, value, d_soft
+
+    return _assembled(soft, hidden, unembedding, labels, mask, temperature=temperature, **settings)
+
+
+def _at(ids, values, shape):
+    """Values added up at their ids, which may repeat."""
+    out = np.zeros(shape)
+    rows = np.indices(ids.shape, sparse=True)[:-1]
+    np.add.at(out, (*rows, ids.astype(np.int64)), values)
+    return out
+
+
+def _assembled(
+    soft, hidden, unembedding, labels, mask, *, temperature, alpha, kind="forward_kl", mix=0.5
+):
     hidden, unembedding = np.asarray(hidden, np.float64), np.asarray(unembedding, np.float64)
     student = hidden @ unembedding
-    p = np.exp(log_softmax(np.asarray(teacher, np.float64) / temperature))
-    q = np.exp(log_softmax(student / temperature))
+    value, kl, d_soft = soft(student, kind, mix)
     one_hot = np.eye(student.shape[-1])[labels]
     ce = -(one_hot * log_softmax(student)).sum(-1)
     scale = alpha * (temperature if kind == "tv" else temperature**2)
     w = np.asarray(mask, np.float64)
-    slope = _slope(p, q, kind, mix)
-    d_soft = q * (slope - (q * slope).sum(-1, keepdims=True)) / temperature
     d_logits = scale * d_soft + (1 - alpha) * (np.exp(log_softmax(student)) - one_hot)
     d_logits *= w[..., None]
-    total = (w * (scale * divergence(p, q, kind, mix) + (1 - alpha) * ce)).sum()
+    total = (w * (scale * value + (1 - alpha) * ce)).sum()
     d_unembedding = np.einsum("btd,btv->dv", hidden, d_logits)
-    kl = (w * divergence(p, q, "forward_kl")).sum()
-    return total, kl, (w * ce).sum(), d_logits @ unembedding.T, d_unembedding
+    return total, (w * kl).sum(), (w * ce).sum(), d_logits @ unembedding.T, d_unembedding
+
+
+def with_prior(teacher, ids, nodes, *, temperature):
+    """p on the ids and t·π̃ elsewhere: π between its nodes, a straight line in β for each id."""
+    p = np.exp(log_softmax(np.asarray(teacher, np.float64) / temperature))
+    nodes = np.asarray(nodes, np.float64)
+    columns = [np.interp(1 / temperature, BETAS, nodes[:, v]) for v in range(nodes.shape[1])]
+    head = _at(ids, np.ones(ids.shape), p.shape) > 0
+    shape = np.where(head, 0, np.exp(np.array(columns)))
+    share = shape.sum(-1, keepdims=True)
+    t = np.where(head, 0, p).sum(-1, keepdims=True)
+    return np.where(head, p, t * shape / np.where(share > 0, share, 1))
+
+
+def draws(teacher, ids, *, m, betas, seed):
+    """m iid draws from the tail: ids, log p at T = 1, −log(m·r) of the mixture of tempered tails.
+
+    Without a tail there are none: −inf.
+    """
+    rng = np.random.default_rng(seed)
+    logp = log_softmax(teacher)
+    tail = np.where(_at(ids, np.ones(ids.shape), logp.shape) > 0, -np.inf, logp)
+    if ids.shape[-1] == logp.shape[-1]:
+        nothing = np.full((*ids.shape[:-1], m), -np.inf)
+        return np.zeros(nothing.shape, np.int32), nothing, nothing
+    tempered = [np.exp(beta * tail) for beta in betas]
+    proposal = np.mean([x / x.sum(-1, keepdims=True) for x in tempered], axis=0)
+    edges = np.cumsum(proposal, -1) / proposal.sum(-1, keepdims=True)
+    u = rng.random((*ids.shape[:-1], m))
+    drawn = (u[..., None] >= edges[..., None, :]).sum(-1)
+    logprobs = np.take_along_axis(logp, drawn, -1)
+    logweights = -np.log(m * np.take_along_axis(proposal, drawn, -1))
+    return drawn.astype(np.int32), logprobs, logweights
 
 
 def targets(teacher, k):
@@ -62,11 +145,10 @@ def targets(teacher, k):
     order = np.argsort(-logp, axis=-1, kind="stable")
     ids, rest = order[..., :k], order[..., k:]
     tail = np.take_along_axis(logp, rest, -1)
-    betas = np.array([0, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 1])
     if tail.shape[-1] == 0:
         mass = np.full((*logp.shape[:-1], 7), -np.inf)
     else:
-        scaled = betas[:, None] * tail[..., None, :]
+        scaled = BETAS[:, None] * tail[..., None, :]
         top = scaled.max(-1)
         mass = top + np.log(np.exp(scaled - top[..., None]).sum(-1))
     values = np.take_along_axis(logp, ids, -1)

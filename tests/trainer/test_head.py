@@ -1,7 +1,6 @@
 """The fused head against the dense formula in float64, and what must not matter to it."""
 
 import re
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,63 +10,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trainer import dense
-from trainer.chunk import Recipe, Targets
-from trainer.head import distillation_loss
+from tests.trainer.heads import B, D, T, V, fused, given_tail, make, prior_nodes, relative, step
+from trainer.chunk import Recipe
+from trainer.view import Targets
 
-V, D, B, T = 512, 16, 2, 24
-
-
-def make(seed=0, *, k=V, spread=3.0, vocabulary=V, batch=B, length=T):
-    rng = np.random.default_rng(seed)
-    teacher = rng.normal(size=(batch, length, vocabulary)) * spread
-    hidden = rng.normal(size=(batch, length, D)).astype(np.float32)
-    unembedding = (rng.normal(size=(D, vocabulary)) * 0.5).astype(np.float32)
-    labels = rng.integers(0, vocabulary, (batch, length)).astype(np.int32)
-    mask = rng.random((batch, length)) < 0.8
-    ids, logprobs, mass = dense.targets(teacher, k)
-    # As Cache.read pads: id 0, log-prob −inf, tail −inf where nothing is scored.
-    ids, logprobs = np.where(mask[..., None], ids, 0), np.where(mask[..., None], logprobs, -np.inf)
-    targets = Targets(labels, mask, ids, logprobs, np.where(mask[..., None], mass, -np.inf))
-    return teacher, hidden, unembedding, targets
-
-
-# Without LLVM's optimiser: compiling is most of what these tests do.
-@partial(
-    jax.jit,
-    static_argnames="recipe",
-    compiler_options={"xla_backend_optimization_level": 0},
-)
-def step(hidden, unembedding, targets, temperature, alpha, *, recipe):
-    def loss(hidden, unembedding):
-        return distillation_loss(
-            hidden, unembedding, targets, temperature=temperature, alpha=alpha, recipe=recipe
-        )
-
-    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(hidden, unembedding)
-
-
-def fused(hidden, unembedding, targets, *, temperature=1.0, alpha=1.0, **recipe):
-    """Loss, Sums, ∂/∂hidden, ∂/∂unembedding as the trainer gets them."""
-    (value, sums), (d_hidden, d_unembedding) = step(
-        hidden, unembedding, targets, temperature, alpha, recipe=Recipe(**recipe)
-    )
-    return float(value), sums, np.asarray(d_hidden), np.asarray(d_unembedding)
-
-
-def relative(a, b):
-    return np.abs(np.asarray(a, np.float64) - b).max() / np.abs(b).max()
+DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "tv")
+# All that the head computes differently: by tail and, for the prior, whether every token counts.
+EVERY = [
+    *(("bucket", kind) for kind in DIVERGENCES),
+    ("sampled", "forward_kl"),
+    *(("prior", kind) for kind in DIVERGENCES),
+]
+ROUTES = [("bucket", "forward_kl"), ("sampled", "forward_kl"), ("prior", "forward_kl")]
+ROUTES += [("prior", "jsd")]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
-@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd", "tv"])
-def test_with_every_token_stored_the_loss_is_the_textbook_one(kind, temperature):
-    teacher, hidden, unembedding, targets = make()
+@pytest.mark.parametrize(("tail", "kind"), EVERY)
+def test_with_every_token_stored_the_loss_is_the_textbook_one(tail, kind, temperature):
+    teacher, hidden, unembedding, targets, prior = given_tail(tail, k=V)
     value, sums, d_hidden, d_unembedding = fused(
         hidden,
         unembedding,
         targets,
         temperature=temperature,
         alpha=0.7,
+        prior=prior,
+        tail=tail,
         divergence=kind,
         mix=0.3,
         chunk_tokens=16,
@@ -91,9 +60,11 @@ def test_with_every_token_stored_the_loss_is_the_textbook_one(kind, temperature)
     assert sums.count == targets.mask.sum()
 
 
-def test_masked_positions_have_exactly_no_gradient():
-    _, hidden, unembedding, targets = make(k=8)
-    *_, d_hidden, _ = fused(hidden, unembedding, targets, temperature=2.0, alpha=0.5)
+@pytest.mark.parametrize(("tail", "kind"), ROUTES)
+def test_masked_positions_have_exactly_no_gradient(tail, kind):
+    _, hidden, unembedding, targets, prior = given_tail(tail)
+    settings = {"temperature": 2.0, "alpha": 0.5, "prior": prior, "tail": tail, "divergence": kind}
+    *_, d_hidden, _ = fused(hidden, unembedding, targets, **settings)
     assert np.all(d_hidden[~targets.mask] == 0)
     assert np.all(np.any(d_hidden[targets.mask] != 0, axis=-1))
 
@@ -156,31 +127,33 @@ def test_renormalize_ignores_the_tail():
     assert relative(d_unembedding, np.einsum("btd,btv->dv", hidden, d_logits)) < 5e-6
 
 
-@pytest.mark.parametrize("chunk_tokens", [1, 7, 16, 1000])
-def test_the_chunk_size_changes_nothing_but_rounding(chunk_tokens):
-    _, hidden, unembedding, targets = make(k=8)
-    whole = fused(hidden, unembedding, targets, temperature=2.0, alpha=0.5, chunk_tokens=48)
-    other = fused(
-        hidden, unembedding, targets, temperature=2.0, alpha=0.5, chunk_tokens=chunk_tokens
-    )
+@pytest.mark.parametrize(
+    ("tail", "kind", "chunk_tokens"),
+    [*(("bucket", "forward_kl", n) for n in (1, 7, 16, 1000)), *((*r, 7) for r in ROUTES[1:])],
+)
+def test_the_chunk_size_changes_nothing_but_rounding(tail, kind, chunk_tokens):
+    _, hidden, unembedding, targets, prior = given_tail(tail)
+    settings = {"temperature": 2.0, "alpha": 0.5, "prior": prior, "tail": tail, "divergence": kind}
+    whole = fused(hidden, unembedding, targets, chunk_tokens=48, **settings)
+    other = fused(hidden, unembedding, targets, chunk_tokens=chunk_tokens, **settings)
     np.testing.assert_allclose(other[0], whole[0], rtol=1e-6)
     assert relative(other[2], whole[2]) < 1e-5
     assert relative(other[3], whole[3]) < 1e-5
 
 
-def test_padding_and_packing_change_nothing_but_rounding():
+@pytest.mark.parametrize(("tail", "kind"), ROUTES)
+def test_padding_and_packing_change_nothing_but_rounding(tail, kind):
     """The same positions alone, padded, or side by side in one row."""
-    _, hidden, unembedding, targets = make(k=8)
+    _, hidden, unembedding, targets, prior = given_tail(tail)
 
     def reshaped(x, pad_value=0):
         x = np.asarray(x).reshape(1, B * T, *x.shape[2:])
         return np.pad(x, [(0, 0), (0, 5)] + [(0, 0)] * (x.ndim - 2), constant_values=pad_value)
 
-    packed = Targets(*(reshaped(x) for x in targets))
-    apart = fused(hidden, unembedding, targets, temperature=2.0, alpha=0.5, chunk_tokens=10)
-    together = fused(
-        reshaped(hidden), unembedding, packed, temperature=2.0, alpha=0.5, chunk_tokens=10
-    )
+    packed = jax.tree.map(reshaped, targets)
+    settings = {"temperature": 2.0, "alpha": 0.5, "prior": prior, "tail": tail, "divergence": kind}
+    apart = fused(hidden, unembedding, targets, chunk_tokens=10, **settings)
+    together = fused(reshaped(hidden), unembedding, packed, chunk_tokens=10, **settings)
     np.testing.assert_allclose(together[0], apart[0], rtol=1e-6)
     assert together[1].count == apart[1].count
     assert relative(together[2][0, : B * T].reshape(B, T, D), apart[2]) < 1e-5
@@ -188,8 +161,8 @@ def test_padding_and_packing_change_nothing_but_rounding():
 
 
 @pytest.mark.parametrize("gap", [-28.0, 16.0, 60.0])
-@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd", "tv"])
-def test_finite_when_the_tail_is_nearly_nothing_or_nearly_everything(kind, gap):
+@pytest.mark.parametrize(("tail", "kind"), [*EVERY, ("renormalize", "forward_kl")])
+def test_finite_when_the_tail_is_nearly_nothing_or_nearly_everything(tail, kind, gap):
     """One stored token against 511: tail mass about 1e-12·511 and 1 − 1e-7, and further."""
     teacher = np.zeros((1, 2, V))
     teacher[..., 0] = -gap
@@ -200,13 +173,29 @@ def test_finite_when_the_tail_is_nearly_nothing_or_nearly_everything(kind, gap):
         betas = np.array([0, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 1])
         mass = (np.log(V - 1) + betas * logp[..., 1:2]).astype(np.float32)
     targets = Targets(np.zeros((1, 2), np.int32), np.ones((1, 2), bool), ids, logprobs, mass)
+    if tail == "sampled":  # The tail is flat: log p is its mass over 511, r is 1/511.
+        drawn = np.broadcast_to(np.array([5, 5, 511], np.int32), (1, 2, 3))
+        even = np.float32(np.log(V - 1))
+        logprobs = np.broadcast_to(mass[..., -1:] - even, drawn.shape)
+        targets = targets._replace(
+            tail_ids=drawn,
+            tail_logprobs=logprobs,
+            tail_logweights=np.full(drawn.shape, even - np.log(np.float32(3)), np.float32),
+        )
+    prior = prior_nodes(spread=30.0) if tail == "prior" else None
     for student in (-100.0, 0.0, 100.0):
         hidden = np.ones((1, 2, 1), np.float32)
         unembedding = np.full((1, V), student, np.float32)
         unembedding[0, 0] = 0
         for temperature in (1.0, 2.0, 4.0):
             value, sums, d_hidden, d_unembedding = fused(
-                hidden, unembedding, targets, temperature=temperature, divergence=kind
+                hidden,
+                unembedding,
+                targets,
+                temperature=temperature,
+                prior=prior,
+                tail=tail,
+                divergence=kind,
             )
             assert np.isfinite(value)
             assert np.isfinite(sums.kl)
@@ -228,13 +217,14 @@ def test_a_position_may_store_fewer_tokens_than_its_neighbours():
     assert relative(padded[3], narrow[3]) < 1e-6
 
 
-def test_under_a_bfloat16_model_the_sums_stay_float32():
-    _, hidden, unembedding, targets = make(k=8)
+@pytest.mark.parametrize(("tail", "kind"), ROUTES)
+def test_under_a_bfloat16_model_the_sums_stay_float32(tail, kind):
+    _, hidden, unembedding, targets, prior = given_tail(tail)
+    settings = {"prior": prior, "tail": tail, "divergence": kind}
     half = hidden.astype(jnp.bfloat16)
-    exact = fused(
-        half.astype(np.float32), np.asarray(unembedding.astype(jnp.bfloat16), np.float32), targets
-    )
-    value, sums, d_hidden, d_unembedding = fused(half, unembedding, targets)
+    rounded = np.asarray(unembedding.astype(jnp.bfloat16), np.float32)
+    exact = fused(half.astype(np.float32), rounded, targets, **settings)
+    value, sums, d_hidden, d_unembedding = fused(half, unembedding, targets, **settings)
     # The products of bf16 numbers are exact in float32, so only the backward pass is rounded.
     np.testing.assert_allclose(value, exact[0], rtol=1e-5)
     assert sums.kl.dtype == jnp.float32
@@ -243,11 +233,14 @@ def test_under_a_bfloat16_model_the_sums_stay_float32():
     assert relative(d_hidden.astype(np.float32), exact[2]) < 2e-2
 
 
-def test_no_array_of_all_tokens_by_vocabulary_is_compiled():
-    vocabulary, length, chunk = 4099, 64, 16
-    _, hidden, unembedding, targets = make(k=8, vocabulary=vocabulary, batch=4, length=length)
-
-    lowered = step.lower(hidden, unembedding, targets, 2.0, 0.5, recipe=Recipe(chunk_tokens=chunk))
+@pytest.mark.parametrize(("tail", "kind"), ROUTES)
+def test_no_array_of_all_tokens_by_vocabulary_is_compiled(tail, kind):
+    vocabulary, chunk = 4099, 16
+    _, hidden, unembedding, targets, prior = given_tail(
+        tail, vocabulary=vocabulary, batch=4, length=64
+    )
+    recipe = Recipe(tail=tail, divergence=kind, chunk_tokens=chunk)
+    lowered = step.lower(hidden, unembedding, targets, 2.0, 0.5, prior, recipe=recipe)
     shapes = re.findall(r"\[([\d,]+)\]", lowered.compile().as_text())
     others = [
         np.prod([int(n) for n in shape.split(",")]) // vocabulary

@@ -13,20 +13,23 @@ from models.numerics import logits as logits_of
 from models.sharding import make_mesh
 from schemas.rows import next_tokens
 from tests.trainer import dense
+from tests.trainer.heads import prior_nodes
 from trainer.config import Data, Loss, Optimiser, Train
 from trainer.evaluate import make_evaluator, spread_rows
+from trainer.needs import fields
 from trainer.step import (
-    FIELDS,
     decayed,
     initial_state,
     learning_rate,
     make_train_step,
     mean_gradient,
     updated,
+    values_at,
 )
 from trainer.student import parameters
 
 V = 512
+FIELDS = fields("bucket")
 
 
 def student(seed=1, vocabulary=V, **kwargs):
@@ -52,16 +55,27 @@ def student(seed=1, vocabulary=V, **kwargs):
     static_argnames=("graph", "loss", "microbatches"),
     compiler_options={"xla_backend_optimization_level": 0},
 )
-def compiled_gradient(graph, params, batch, *, loss, microbatches):
-    return mean_gradient(graph, params, batch, loss=loss, vocabulary=V, microbatches=microbatches)
+def compiled_gradient(graph, params, batch, prior, *, loss, microbatches):
+    return mean_gradient(
+        graph,
+        params,
+        batch,
+        loss=loss,
+        values=values_at(loss, 0, steps=1),
+        vocabulary=V,
+        microbatches=microbatches,
+        prior=prior,
+    )
 
 
-def gradient(graph, params, batch, *, microbatches=1, **loss):
+def gradient(graph, params, batch, *, microbatches=1, prior=None, **settings):
+    loss = Loss(**{"chunk_tokens": 64, **settings})
     return compiled_gradient(
         graph,
         params,
-        {name: batch[name] for name in FIELDS},
-        loss=Loss(**{"chunk_tokens": 64, **loss}),
+        {name: batch[name] for name in fields(loss.tail)},
+        prior,
+        loss=loss,
         microbatches=microbatches,
     )
 
@@ -140,13 +154,34 @@ def test_held_out_figures_are_those_of_the_dense_formula(whole_cache, root):
     np.testing.assert_allclose(got["heldout_agreement"], (agree & mask).sum() / mask.sum())
 
 
-def test_accumulating_microbatches_equals_one_batch(cache):
+def with_draws(batch, *, m=4):
+    """Any tokens outside the top-k as draws: what they are worth does not matter here."""
+    rng = np.random.default_rng(0)
+    shape = (*batch["tokens"].shape, m)
+    stored = np.asarray(batch["topk_ids"])[..., None] == np.arange(V)
+    scores = np.where(stored.any(-2), -1, rng.random((*batch["tokens"].shape, V)))
+    ids = np.argsort(-scores, axis=-1)[..., :m]
+    there = np.asarray(batch["loss_mask"])[..., None] & np.ones(shape, bool)
+    return {
+        **batch,
+        "tail_ids": jnp.asarray(np.where(there, ids, 0), jnp.int32),
+        "tail_logprobs": jnp.where(there, jnp.float32(-7.0), -jnp.inf),
+        "tail_logweights": jnp.where(there, jnp.float32(4.0), -jnp.inf),
+    }
+
+
+@pytest.mark.parametrize("tail", ["bucket", "sampled", "prior"])
+def test_accumulating_microbatches_equals_one_batch(cache, tail):
     microbatches = 4
-    batch = read(cache, cache.rows(split="train")[:4])
+    batch = with_draws(read(cache, cache.rows(split="train")[:4]))
     batch["loss_mask"] = batch["loss_mask"].at[0, 5:].set(False)  # pieces of different weight
+    prior = jnp.asarray(prior_nodes()) if tail == "prior" else None
     graph, params = student()
-    loss, sums, whole = gradient(graph, params, batch)
-    other, other_sums, pieces = gradient(graph, params, batch, microbatches=microbatches)
+    settings = {"tail": tail, "prior": prior}
+    loss, sums, whole = gradient(graph, params, batch, **settings)
+    other, other_sums, pieces = gradient(
+        graph, params, batch, microbatches=microbatches, **settings
+    )
     np.testing.assert_allclose(other, loss, rtol=1e-5)
     assert other_sums.count == sums.count
     assert relative(pieces, whole) < 1e-4
@@ -239,6 +274,32 @@ def test_a_non_finite_gradient_under_a_finite_loss_is_noticed(cache, monkeypatch
     assert np.isfinite(metrics["loss"])
     assert metrics["skipped_in_a_row"] == 1
     np.testing.assert_array_equal(state.params["embedding"], before)
+
+
+def test_alpha_and_temperature_follow_the_step_and_are_reported(cache):
+    """At its step an update is the one of a constant loss with the values of that step."""
+    batch = read(cache, cache.rows(split="train")[:2])
+    graph, params = student()
+    moving = Loss(alpha=1.0, alpha_end=0.5, temperature=4.0, temperature_end=2.0, chunk_tokens=64)
+    step = make_train_step(graph, config=Train(loss=moving), vocabulary=V, steps=5)
+    expected, _, _ = gradient(graph, params, batch, alpha=0.75, temperature=3.0)
+    state = initial_state(params, config=Optimiser())
+    _, metrics = step(state._replace(step=jnp.int32(2)), batch)  # as a checkpoint gives it back
+    assert (float(metrics["alpha"]), float(metrics["temperature"])) == (0.75, 3.0)
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
+def test_a_step_learns_from_the_prior_that_it_was_made_with(cache):
+    batch = read(cache, cache.rows(split="train")[:2])
+    graph, params = student()
+    config = Train(loss=Loss(tail="prior", alpha=1.0, chunk_tokens=64))
+    prior = jnp.asarray(prior_nodes())
+    expected, _, _ = gradient(graph, params, batch, alpha=1.0, tail="prior", prior=prior)
+    bucket, _, _ = gradient(graph, params, batch, alpha=1.0)
+    step = make_train_step(graph, config=config, vocabulary=V, steps=5, prior=prior)
+    _, metrics = step(initial_state(params, config=Optimiser()), batch)
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+    assert metrics["loss"] > bucket + 0.005
 
 
 def test_the_learning_rate_warms_up_and_falls_on_a_cosine():

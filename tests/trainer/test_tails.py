@@ -1,0 +1,235 @@
+"""What a tail's draws or prior add: against float64 formulas, and right on average."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.trainer import dense
+from tests.trainer.heads import (
+    B,
+    T,
+    V,
+    fused,
+    given_tail,
+    make,
+    prior_nodes,
+    relative,
+    with_draws,
+)
+from trainer.tails import prior_at
+
+# At T = 3, between the nodes, the tail's mass is interpolated: within 2e-6 KL.
+OFF_NODE = 1e-4
+
+
+def same(got, expected, *, value=3e-6, gradient=5e-6):
+    np.testing.assert_allclose(got[0], expected[0], rtol=value)
+    np.testing.assert_allclose(got[1].kl, expected[1], rtol=value)
+    np.testing.assert_allclose(got[1].ce, expected[2], rtol=value)
+    assert relative(got[2], expected[3]) < gradient
+    assert relative(got[3], expected[4]) < gradient
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+def test_sampled_is_its_formula(temperature):
+    teacher, hidden, unembedding, targets = make(k=8, spread=2.0)
+    targets = with_draws(targets, teacher, betas=(1.0, 0.5))
+    # A position without draws, and one with a draw less: what is absent is id 0, −inf.
+    for name, absent in (("ids", 0), ("logprobs", -np.inf), ("logweights", -np.inf)):
+        array = getattr(targets, f"tail_{name}")
+        array[0, 0], array[1, 1, -1] = absent, absent
+    ids = np.sort(targets.tail_ids, -1)
+    assert np.any((ids[..., 1:] == ids[..., :-1]) & (ids[..., 1:] > 0))  # some tokens repeat
+    got = fused(
+        hidden,
+        unembedding,
+        targets,
+        temperature=temperature,
+        alpha=0.7,
+        tail="sampled",
+        chunk_tokens=16,
+    )
+    expected = dense.sampled_loss(
+        teacher,
+        hidden,
+        unembedding,
+        targets.labels,
+        targets.mask,
+        temperature=temperature,
+        alpha=0.7,
+        ids=targets.topk_ids,
+        draws=targets[-3:],
+    )
+    same(got, expected)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_sampled_is_right_on_average_where_the_bucket_is_not(temperature):
+    """64 fixed directions of the gradient and the value, over 256 redraws."""
+    redraws, settings = 256, {"temperature": temperature, "chunk_tokens": 48}
+    teacher, hidden, unembedding, targets = make(k=8, spread=1.5)
+    rng = np.random.default_rng(5)
+    directions = rng.normal(size=(64, hidden.size + unembedding.size))
+
+    def seen(value, d_hidden, d_unembedding):
+        gradient = np.concatenate([np.ravel(d_hidden), np.ravel(d_unembedding)])
+        return np.append(directions @ gradient.astype(np.float64), value)
+
+    value, *_, d_hidden, d_unembedding = dense.loss(
+        teacher,
+        hidden,
+        unembedding,
+        targets.labels,
+        targets.mask,
+        temperature=temperature,
+        alpha=1.0,
+        kind="forward_kl",
+    )
+    truth = seen(value, d_hidden, d_unembedding)
+    samples = []
+    for seed in range(redraws):
+        drawn = with_draws(targets, teacher, m=16, seed=seed, betas=(1.0, 0.5))
+        value, _, *gradients = fused(hidden, unembedding, drawn, tail="sampled", **settings)
+        samples.append(seen(value, *gradients))
+    error = np.std(samples, axis=0, ddof=1) / np.sqrt(redraws)
+    assert np.max(np.abs(np.mean(samples, axis=0) - truth) / error) <= 4
+    value, _, *gradients = fused(hidden, unembedding, targets, **settings)
+    assert np.max(np.abs(seen(value, *gradients) - truth) / error) > 20
+
+
+def test_a_cache_of_threshold_draws_knows_its_tail_at_one_temperature():
+    """One node of tail mass, A(1), and each drawn token p < c worth ω = c."""
+    c = 1 / 20
+    teacher, hidden, unembedding, targets = make(k=4, spread=2.0)
+    p = np.exp(dense.log_softmax(teacher))
+    kept = np.isfinite(targets.topk_logprobs) & (targets.topk_logprobs >= np.log(c))
+    ids = np.where(kept, targets.topk_ids, 0)
+    logprobs = np.where(kept, targets.topk_logprobs, -np.inf).astype(np.float32)
+    head = np.zeros_like(p)
+    np.add.at(head, (*np.indices(ids.shape, sparse=True)[:2], ids), kept)
+    rng = np.random.default_rng(0)
+    drawn = rng.random(p.shape) < np.where(head > 0, 0, p / c)
+    width = drawn.sum(-1).max()
+    tail_ids = np.argsort(~drawn, axis=-1, kind="stable")[..., :width].astype(np.int32)
+    there = np.take_along_axis(drawn, tail_ids.astype(np.int64), -1) & targets.mask[..., None]
+    tail_logp = np.log(np.take_along_axis(p, tail_ids.astype(np.int64), -1))
+    mass = np.log(np.where(head > 0, 0, p).sum(-1, keepdims=True))
+    stored = targets._replace(
+        topk_ids=ids,
+        topk_logprobs=logprobs,
+        tail_logmass=np.where(targets.mask[..., None], mass, -np.inf).astype(np.float32),
+        tail_ids=np.where(there, tail_ids, 0),
+        tail_logprobs=np.where(there, tail_logp, -np.inf).astype(np.float32),
+        tail_logweights=np.where(there, np.log(c) - tail_logp, -np.inf).astype(np.float32),
+    )
+    # By hand: p̂ is p on the stored, c on the drawn; the gradient for W ≠ t as in LOSSES.md.
+    q = np.exp(dense.log_softmax(hidden.astype(np.float64) @ unembedding))
+    t, tau = (np.where(head > 0, 0, x).sum(-1) for x in (p, q))
+    count = (drawn * c).sum(-1)
+    excess = ((count - t) / tau)[..., None]
+    d_logits = np.where(head > 0, q - p, q - c * drawn + excess * q) * targets.mask[..., None]
+    value = np.where(head > 0, p * np.log(p / q), 0).sum(-1) + t * np.log(t / tau)
+    value += (drawn * c * np.log((p / t[..., None]) / (q / tau[..., None]))).sum(-1)
+    got = fused(hidden, unembedding, stored, tail="sampled")
+    np.testing.assert_allclose(got[0], (targets.mask * value).sum(), rtol=3e-6)
+    assert relative(got[3], np.einsum("btd,btv->dv", hidden, d_logits)) < 5e-6
+    bucket = fused(hidden, unembedding, stored._replace(**dict.fromkeys(stored._fields[-3:])))
+    np.testing.assert_allclose(
+        bucket[0],
+        (
+            targets.mask * (np.where(head > 0, p * np.log(p / q), 0).sum(-1) + t * np.log(t / tau))
+        ).sum(),
+        rtol=3e-6,
+    )
+
+
+@pytest.mark.parametrize("k", [1, 8, V - 1])
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd", "tv"])
+def test_a_prior_is_the_dense_loss_of_its_target(kind, k):
+    """With V − 1 tokens stored one is left: it has all the tail whatever the prior says."""
+    teacher, hidden, unembedding, targets, prior = given_tail("prior", k=k)
+    for temperature in (1.0, 2.0, 3.0, 4.0):
+        p = dense.with_prior(teacher, targets.topk_ids, prior, temperature=temperature)
+        got = fused(
+            hidden,
+            unembedding,
+            targets,
+            temperature=temperature,
+            alpha=0.7,
+            prior=prior,
+            tail="prior",
+            divergence=kind,
+            mix=0.3,
+            chunk_tokens=16,
+        )
+        expected = dense.loss(
+            teacher,
+            hidden,
+            unembedding,
+            targets.labels,
+            targets.mask,
+            temperature=temperature,
+            alpha=0.7,
+            kind=kind,
+            mix=0.3,
+            p=p,
+        )
+        same(got, expected, value=5e-6, gradient=1e-5 if temperature != 3 else OFF_NODE)
+
+
+def test_a_prior_that_the_stored_tokens_nearly_exhaust_is_still_exact():
+    """Π of 1e-9 beside tokens that are not: a difference of sums would be rounding alone."""
+    teacher, hidden, unembedding, targets, prior = given_tail("prior", k=8, spread=2.0)
+    flat = np.zeros_like(prior)
+    flat[:, targets.topk_ids[0, 3]] = 27.0
+    flat += prior_nodes(1, spread=0.5)
+    p = dense.with_prior(teacher, targets.topk_ids, flat, temperature=1.0)
+    got = fused(hidden, unembedding, targets, prior=flat, tail="prior")
+    expected = dense.loss(
+        teacher,
+        hidden,
+        unembedding,
+        targets.labels,
+        targets.mask,
+        temperature=1.0,
+        alpha=1.0,
+        kind="forward_kl",
+        p=p,
+    )
+    same(got, expected, gradient=1e-5)
+
+
+def test_the_true_tail_as_prior_makes_the_loss_the_textbook_one():
+    """One teacher distribution at all positions, so that a prior can be right."""
+    teacher, hidden, unembedding, targets = make(k=1)
+    teacher = np.broadcast_to(teacher[:1, :1], teacher.shape)
+    ids, logprobs, mass = dense.targets(teacher, 8)
+    targets = targets._replace(
+        mask=np.ones((B, T), bool), topk_ids=ids, topk_logprobs=logprobs, tail_logmass=mass
+    )
+    nodes = (dense.BETAS[:, None] * dense.log_softmax(teacher[0, 0]) - 7.0).astype(np.float32)
+    for temperature in (1.0, 2.0):
+        got = fused(
+            hidden, unembedding, targets, temperature=temperature, prior=nodes, tail="prior"
+        )
+        expected = dense.loss(
+            teacher,
+            hidden,
+            unembedding,
+            targets.labels,
+            targets.mask,
+            temperature=temperature,
+            alpha=1.0,
+            kind="forward_kl",
+        )
+        same(got, expected, value=1e-5, gradient=1e-5)
+
+
+def test_log_prior_is_a_straight_line_between_nodes_and_itself_at_them():
+    nodes = prior_nodes(2).astype(np.float64)
+    expected = ((1.0, {6: 1}), (0.5, {3: 1}), (1 / 16, {0: 0.5, 1: 0.5}), (0.8, {4: 0.6, 5: 0.4}))
+    for beta, shares in expected:
+        line = sum(share * nodes[i] for i, share in shares.items())
+        np.testing.assert_allclose(
+            prior_at(jnp.float32(nodes), beta=beta), dense.log_softmax(line), atol=2e-5
+        )

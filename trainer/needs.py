@@ -1,0 +1,52 @@
+"""What a loss needs of a cache: which arrays, and that they are there before anything starts."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from schemas import Cache
+from trainer.config import Loss
+from trainer.losses import Tail
+
+ROWS = ("tokens", "segment_ids", "positions", "loss_mask")
+TOPK = ("topk_ids", "topk_logprobs", "tail_logmass")
+DRAWS = ("tail_ids", "tail_logprobs", "tail_logweights")
+
+
+def fields(tail: Tail) -> tuple[str, ...]:
+    """What of a batch goes to the device."""
+    return (*ROWS, *TOPK, *DRAWS) if tail == "sampled" else (*ROWS, *TOPK)
+
+
+def check_cache(cache: Cache, *, loss: Loss) -> None:
+    """ValueError if the cache lacks what the loss is made from."""
+    logits = cache.manifest.signals["logits"]
+    if loss.tail == "sampled" and not logits.draws:
+        raise ValueError(
+            f"{cache.path}: captured without draws from the tail, which loss.tail = sampled "
+            "learns from. Capture with --signals.logits.draws 32, or use --loss.tail bucket"
+        )
+    temperatures = loss.schedules["temperature"].ends
+    if logits.betas == (1.0,) and temperatures != (1.0, 1.0):
+        raise ValueError(
+            f"{cache.path}: captured with profile = threshold, which knows the teacher at T = 1 "
+            f"only, but loss.temperature goes from {temperatures[0]} to {temperatures[1]}. Use "
+            "--loss.temperature 1, or capture with another profile"
+        )
+
+
+def tail_prior(cache: Cache, *, loss: Loss, mesh: Mesh) -> Float[Array, "nodes vocab"] | None:
+    """The tail prior on every device, if the loss needs it. ValueError if the cache has none."""
+    if loss.tail != "prior":
+        return None
+    try:
+        prior = cache.tail_prior()
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. It is what loss.tail = prior learns the tail from: capture again, or use "
+            "--loss.tail bucket"
+        ) from None
+    return jax.device_put(np.asarray(prior, np.float32), NamedSharding(mesh, PartitionSpec()))

@@ -1,0 +1,47 @@
+"""Numbers of the loss that may change over a run: constant, linear or cosine in the step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Shape = Literal["linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """From `start`, at the first update, to `end`, at the last; constant if `end` is None.
+
+    As settings these are NAME, NAME_end and NAME_schedule.
+    """
+
+    start: float
+    end: float | None = None
+    shape: Shape = "linear"
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """First and last value; every other lies between them."""
+        return self.start, self.start if self.end is None else self.end
+
+    def at(self, step: Int[Array, ""] | int, *, steps: int) -> Float[Array, ""]:
+        """The value of the update that follows `step` others, in a run of `steps`."""
+        first, last = self.ends
+        if first == last:  # A constant that stays one in the compiled program.
+            return jnp.float32(first)
+        progress = jnp.clip(jnp.float32(step) / max(steps - 1, 1), 0.0, 1.0)
+        if self.shape == "cosine":
+            progress = (1 - jnp.cos(jnp.pi * progress)) / 2
+        return first + (last - first) * progress
+
+
+def check_schedule(name: str, schedule: Schedule) -> None:
+    """ValueError if a shape was chosen for a value that stays."""
+    if schedule.end is None and schedule.shape != "linear":
+        raise ValueError(
+            f"{name}_schedule is {schedule.shape}, but {name}_end is not set: {name} stays at "
+            f"{schedule.start}. Set {name}_end, or leave {name}_schedule out"
+        )
