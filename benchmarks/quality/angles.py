@@ -7,6 +7,7 @@ also the angle between the sums over all batches.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -14,30 +15,33 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from pipelines.wanted import Wanted
+from schemas.draws import Draws, logweights, starts
+from trainer.needs import DRAWS as DRAWS_FIELDS
+from trainer.needs import fields, tail_prior
 
-from benchmarks.codecs import shortened
-from benchmarks.quality.bytes import BYTES_PER_ID, record_bytes
+from benchmarks.quality.bytes import BYTES_PER_ID
 from benchmarks.quality.run import Workshop, kept_student
-from benchmarks.quality.study import DRAWS, ROWS
-from benchmarks.quality.teacher import DenseTeacher, logprobs
-from benchmarks.quality.uncached import NODES, dense_gradient, rs_kd_targets
+from benchmarks.quality.study import CAPTURES, DRAWS, ROWS
+from benchmarks.quality.uncached import dense_gradient, rs_kd_targets
 from models import open_checkpoint
+from models.sharding import make_mesh
 from models.students import cut_layers, spread
+from pipelines.config import Logits
 from pipelines.targets import targets as exact_targets
 from schemas import Cache, codecs
 from schemas.files import read_json, write_json
 from schemas.logits import decode_logits, encode_logits
-from schemas.targets import Targets
+from schemas.targets import BETAS, Targets, joined
 from trainer.config import Loss
-from trainer.step import mean_gradient
+from trainer.step import mean_gradient, values_at
 from trainer.student import parameters
 
 BATCHES = 3
 CALIBRATION_ROWS = 16
 Batch = dict[str, np.ndarray]
-ROW_FIELDS = ("tokens", "segment_ids", "positions", "loss_mask")
-TOPK_FIELDS = ("topk_ids", "topk_logprobs", "tail_logmass")
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,8 @@ class Point:
     settings: str
     """`k=32`, `k=16 m=10`, `N=50`: what distinguishes points of one method."""
     tail: str
-    source: Callable[[Workshop, np.ndarray], tuple[Batch, float]]
-    """Targets of these rows, and bytes a token."""
-    measured: bool
-    """Whether the bytes are those of records, or estimated from ids."""
+    capture: dict[str, Any] | int
+    """`signals.logits` of a precompute config, or RS-KD's number of draws."""
 
     @property
     def name(self) -> str:
@@ -62,22 +64,22 @@ class Point:
 
 
 def points() -> Iterator[Point]:
-    """What is compared: the caches that the cells train from, then other sizes at T = 1."""
-    for temperature in (1.0, 2.0, 4.0):
-        for method in ("bucket", "renormalize", "prior"):
-            yield Point(method, temperature, "k=32", method, partial(from_cache, ROWS), True)
-    draws = f"k=16 m={DRAWS}"
-    yield Point("sampled", 1.0, draws, "sampled", partial(from_cache, "top16-draws"), True)
-    yield Point("sampled", 2.0, draws, "sampled", partial(from_cache, "top16-draws-T2"), True)
-    yield Point("threshold", 1.0, "c=1/100", "sampled", partial(from_cache, "threshold"), True)
-    for k in (8, 16, 64):
-        for method in ("bucket", "renormalize"):
-            yield Point(method, 1.0, f"k={k}", method, partial(from_codec, k), True)
-    for k, m in ((16, 4), (16, 32), (32, 16)):
-        settings = f"k={k} m={m}"
-        yield Point("sampled", 1.0, settings, "sampled", partial(with_draws, k, m), False)
+    """What is compared: what the cells train from, at T = 1, 2, 4; other sizes at T = 1."""
+    for k, temperatures in ((8, (1.0,)), (16, (1.0,)), (32, (1.0, 2.0, 4.0)), (64, (1.0,))):
+        for temperature in temperatures:
+            for method in ("bucket", "renormalize", "prior"):
+                capture = {"k": k, "profile": "compact"}
+                yield Point(method, temperature, f"k={k}", method, capture)
+    for k, m in ((8, 16), (16, 4), (16, DRAWS), (16, 32), (32, 16)):
+        capture = {**CAPTURES["top16-draws"], "k": k, "draws": m}
+        yield Point("sampled", 1.0, f"k={k} m={m}", "sampled", capture)
+    capture = CAPTURES["top16-draws-T2"]
+    yield Point("sampled", 2.0, f"k={capture['k']} m={DRAWS}", "sampled", capture)
+    for one_in in (20, 50, 100, 200):
+        capture = {"profile": "threshold", "threshold": 1 / one_in}
+        yield Point("threshold", 1.0, f"c=1/{one_in}", "sampled", capture)
     for n in (25, 50, 100, 200):
-        yield Point("rs-kd", 1.0, f"N={n}", "renormalize", partial(rs_kd, n), False)
+        yield Point("rs-kd", 1.0, f"N={n}", "renormalize", n)
 
 
 def measure(shop: Workshop, *, chosen: Callable[[str], bool]) -> Iterator[tuple[str, str | None]]:
@@ -127,7 +129,7 @@ class Gradients:
         angles, errors, sizes = [], [], []
         total = np.zeros_like(dense[0])
         for rows, reference in zip(self.batches, dense, strict=True):
-            targets, size = point.source(self.shop, rows)
+            targets, size = targets_of(point, self.shop, rows)
             gradient = self.gradient(rows, targets, point)
             total += gradient
             angles.append(angle(gradient, reference))
@@ -137,7 +139,7 @@ class Gradients:
             "method": point.method,
             "temperature": point.temperature,
             "settings": point.settings,
-            "measured": point.measured,
+            "measured": isinstance(point.capture, dict),
             "bytes_per_token": float(np.mean(sizes)),
             "angles": angles,
             "relative_errors": errors,
@@ -172,44 +174,59 @@ class Gradients:
                     microbatches=1,
                 )
             )
+        prior = tail_prior(self.shop.cache(ROWS), loss=loss, mesh=make_mesh())
         batch = {**self._rows(rows), **targets}
-        return _vector(self._compiled[loss](self.params, batch)[2])
+        found = self._compiled[loss](
+            self.params,
+            {name: jnp.asarray(batch[name]) for name in fields(loss.tail)},
+            values=values_at(loss, 0, steps=1),
+            prior=prior,
+        )
+        return _vector(found[2])
 
     def _rows(self, rows: np.ndarray) -> Batch:
-        read = self.shop.cache(ROWS).read(rows, signals=())
-        return {name: read[name] for name in ROW_FIELDS}
+        return self.shop.cache(ROWS).read(rows, signals=())
 
 
-def from_cache(capture: str, shop: Workshop, rows: np.ndarray) -> tuple[Batch, float]:
-    """As the cells train: a real cache's targets."""
-    cache = shop.cache(capture)
-    read = cache.read(rows)
-    fields = {name: x for name, x in read.items() if name not in ROW_FIELDS}
-    return fields, record_bytes(cache)
+def targets_of(point: Point, shop: Workshop, rows: np.ndarray) -> tuple[Batch, float]:
+    """The point's targets for these rows, and what they take: bytes a scored position."""
+    if isinstance(point.capture, dict):
+        return captured(Logits(**point.capture), shop, rows)
+    batch = rs_kd_targets(shop.teacher, rows, draws=point.capture)
+    stored = np.isfinite(batch["topk_logprobs"]).sum(-1)
+    return batch, BYTES_PER_ID * float(stored.mean())
 
 
-def from_codec(k: int, shop: Workshop, rows: np.ndarray) -> tuple[Batch, float]:
-    """Exact top-k of the dense teacher through `compact`, its tables from other rows."""
-    teacher, cache = shop.teacher, shop.cache(ROWS)
-    shared = {"tables": _tables(k, shop), "vocabulary": teacher.vocabulary}
-    batch, size, positions = _empty(len(rows), cache.manifest.sequence_length, k), 0, 0
+def captured(logits: Logits, shop: Workshop, rows: np.ndarray) -> tuple[Batch, float]:
+    """As a capture with these settings would store the rows and a cache read them.
+
+    The tables come from other rows. Padded to common shapes, so that each loss compiles once.
+    """
+    wanted, vocabulary = logits.wanted(), shop.teacher.vocabulary
+    shared = {"tables": _tables(logits, shop), "vocabulary": vocabulary}
+    batch, size, positions = _empty(len(rows), wanted, shop.study.sequence_length), 0, 0
+    nodes = BETAS if wanted.threshold is None else (1.0,)
     for i, row in enumerate(rows):
-        found, scored = _shortened(_exact(teacher, cache, row), k, teacher)
-        record = encode_logits(found, row_key=bytes(16), scored=scored, profile="compact", **shared)
-        decoded = decode_logits(record, where="benchmark", **shared)[1]
-        values = (decoded.ids, decoded.logprobs, decoded.tail_logmass)
-        for name, x in zip(TOPK_FIELDS, values, strict=True):
-            batch[name][i, scored] = x
+        found, scored, key = _asked(shop, int(row), wanted)
+        record = encode_logits(found, row_key=key, scored=scored, profile=logits.profile, **shared)
+        got = decode_logits(record, where="benchmark", **shared)[1]
+        batch["topk_ids"][i, scored, : got.k] = got.ids
+        batch["topk_logprobs"][i, scored, : got.k] = got.logprobs
+        batch["tail_logmass"][i, scored] = got.tail_logmass
+        if got.draws:
+            weights = logweights(got.draws, got.tail_logmass, nodes=nodes)
+            values = (got.draws.ids, got.draws.logprobs, weights)
+            for name, x in zip(DRAWS_FIELDS, values, strict=True):
+                batch[name][i, scored, : got.draws.m] = x
         size, positions = size + len(record), positions + int(scored.sum())
     return batch, size / positions
 
 
 @lru_cache
-def _tables(k: int, shop: Workshop) -> codecs.Tables:
-    teacher, cache = shop.teacher, shop.cache(ROWS)
-    others = _shuffled(cache)[-CALIBRATION_ROWS:]
-    sample = _joined([_shortened(_exact(teacher, cache, row), k, teacher) for row in others])
-    return codecs.fit("compact", sample, vocabulary=teacher.vocabulary)
+def _tables(logits: Logits, shop: Workshop) -> codecs.Tables:
+    others = _shuffled(shop.cache(ROWS))[-CALIBRATION_ROWS:]
+    sample = joined([_asked(shop, int(row), logits.wanted())[0] for row in others])
+    return codecs.fit(logits.profile, sample, vocabulary=shop.teacher.vocabulary)
 
 
 def _shuffled(cache: Cache) -> np.ndarray:
@@ -217,41 +234,39 @@ def _shuffled(cache: Cache) -> np.ndarray:
     return np.random.default_rng(0).permutation(cache.rows(split="train"))
 
 
-def with_draws(k: int, m: int, shop: Workshop, rows: np.ndarray) -> tuple[Batch, float]:
-    """The same with m systematic draws a position from the tail at T = 1."""
-    batch, size = from_codec(k, shop, rows)
-    dense = np.asarray(logprobs(shop.teacher, rows))
-    batch |= systematic_draws(dense, batch["topk_ids"], m=m, seed=int(rows[0]))
-    # What a draw takes as stored: the cells' cache against its top-k alone.
-    per_draw = (record_bytes(shop.cache("top16-draws")) - from_codec(16, shop, rows)[1]) / DRAWS
-    return batch, size + m * per_draw
+@lru_cache(maxsize=64)
+def _asked(shop: Workshop, row: int, wanted: Wanted) -> tuple[Targets, np.ndarray, bytes]:
+    """What the teacher says of a row as a capture asks it, which positions are scored, the key."""
+    teacher = shop.teacher
+    read = shop.cache(ROWS).read([row], signals=())
+    # Any key will do that is the row's own: draws are seeded by it.
+    key, scored = hashlib.sha256(read["tokens"].tobytes()).digest()[:16], read["loss_mask"][0]
+    at = jnp.asarray(starts(key, positions=len(scored)))
+    hidden = teacher.hidden(np.array([row]))[0]
+    found = _targets(hidden, teacher.unembedding, at, wanted=wanted)
+    of_row = {name: np.asarray(x)[scored] for name, x in found.items()}
+    draws = None
+    if wanted.draws:
+        draws = Draws(of_row["draw_ids"], of_row["draw_logprobs"], wanted.draw_betas)
+    names = ("ids", "logprobs", "tail_logmass")
+    return Targets(*(of_row[name] for name in names), draws=draws), scored, key
 
 
-def systematic_draws(dense: np.ndarray, topk_ids: np.ndarray, *, m: int, seed: int) -> Batch:
-    """m draws a position, each tail token v as often as m·p(v)/t says, one offset a position."""
-    tail = np.exp(dense.astype(np.float64))
-    np.put_along_axis(tail, topk_ids.astype(np.int64), 0.0, axis=-1)
-    cdf = np.cumsum(tail, axis=-1)
-    mass = cdf[..., -1:]
-    offsets = np.random.default_rng(seed).random(mass.shape)
-    places = (offsets + np.arange(m)) / m * mass
-    flat = zip(cdf.reshape(-1, cdf.shape[-1]), places.reshape(-1, m), strict=True)
-    ids = np.array([np.searchsorted(c, at, side="right") for c, at in flat])
-    ids = ids.clip(max=dense.shape[-1] - 1).reshape(*topk_ids.shape[:-1], m)
-    logprobs = np.take_along_axis(dense, ids, axis=-1)
+_targets = jax.jit(exact_targets, static_argnames=("wanted",))
+
+
+def _empty(rows: int, wanted: Wanted, length: int) -> Batch:
+    threshold = wanted.threshold is not None
+    k, m, nodes = (200, 201, 1) if threshold else (64, 32, len(BETAS))
+    shapes = {"topk_ids": k, "topk_logprobs": k, "tail_logmass": nodes}
+    if wanted.draws:
+        shapes |= dict.fromkeys(DRAWS_FIELDS, m)
     return {
-        "tail_ids": ids.astype(np.int32),
-        "tail_logprobs": logprobs,
-        # r = p/t, so −log(m·r) = log t − log m − log p.
-        "tail_logweights": (np.log(mass) - np.log(m) - logprobs).astype(np.float32),
+        name: np.zeros((rows, length, last), np.int32)
+        if name.endswith("ids")
+        else np.full((rows, length, last), -np.inf, np.float32)
+        for name, last in shapes.items()
     }
-
-
-def rs_kd(n: int, shop: Workshop, rows: np.ndarray) -> tuple[Batch, float]:
-    """RS-KD with n draws."""
-    batch = rs_kd_targets(shop.teacher, rows, draws=n)
-    stored = np.isfinite(batch["topk_logprobs"]).sum(-1)
-    return batch, BYTES_PER_ID * float(stored.mean())
 
 
 def angle(one: np.ndarray, other: np.ndarray) -> float:
@@ -279,33 +294,3 @@ def _student(shop: Workshop, which: str) -> Any:
     return cut_layers(
         source, spread(study.layers, source.config.num_layers), dtype=study.student_dtype
     )
-
-
-@lru_cache(maxsize=256)
-def _exact(teacher: DenseTeacher, cache: Cache, row: int) -> tuple[Targets, np.ndarray]:
-    """The 64 most likely ids and the tail's grid at the scored positions of a row."""
-    scored = cache.read([int(row)], signals=())["loss_mask"][0]
-    k = min(64, teacher.vocabulary - 1)
-    found = _targets(teacher.hidden(np.array([row]))[0], teacher.unembedding, k=k)
-    names = ("ids", "logprobs", "tail_logmass")
-    return Targets(*(np.asarray(found[name])[scored] for name in names)), scored
-
-
-_targets = jax.jit(exact_targets, static_argnames=("k",))
-
-
-def _shortened(found: tuple[Targets, np.ndarray], k: int, teacher: DenseTeacher):
-    return shortened(found[0], k=k, vocabulary=teacher.vocabulary), found[1]
-
-
-def _joined(found: list[tuple[Targets, np.ndarray]]) -> Targets:
-    names = ("ids", "logprobs", "tail_logmass")
-    return Targets(*(np.concatenate([getattr(t, name) for t, _ in found]) for name in names))
-
-
-def _empty(rows: int, length: int, k: int) -> Batch:
-    return {
-        "topk_ids": np.zeros((rows, length, k), np.int32),
-        "topk_logprobs": np.full((rows, length, k), -np.inf, np.float32),
-        "tail_logmass": np.full((rows, length, NODES), -np.inf, np.float32),
-    }

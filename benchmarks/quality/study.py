@@ -33,14 +33,14 @@ CAPTURES: dict[str, dict[str, Any]] = {
         "k": 16,
         "profile": "compact",
         "draws": DRAWS,
-        "draw_temperatures": [1.0],
+        "draw_temperatures": (1.0,),
     },
     # At T = 2 draws have the least variance if the tail at T = 2 is what they are drawn from.
     "top16-draws-T2": {
         "k": 16,
         "profile": "compact",
         "draws": DRAWS,
-        "draw_temperatures": [2.0],
+        "draw_temperatures": (2.0,),
     },
     "threshold": {"profile": "threshold", "threshold": THRESHOLD},
 }
@@ -61,7 +61,7 @@ class Study:
     max_bytes: int = 200_000
     """Of the corpus: about 53k tokens of the embedded one."""
     sequence_length: int = 256
-    heldout: float = 0.15
+    heldout: float = 0.2
     layers: int = 2
     updates: int = 40
     batch_rows: int = 4
