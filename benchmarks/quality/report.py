@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.quality.study import Cell, Study, cells, result_path
+from benchmarks.quality.study import Study
 from schemas.files import read_json
 
 Results = dict[tuple[str, float], dict[int, dict[str, Any]]]
@@ -37,11 +37,8 @@ def report(study: Study, *, console: Console) -> None:
     """Print what there is and write `report.md` and `report.png` into the study's directory."""
     from benchmarks.quality.angles import results as angle_results
 
-    found = {
-        cell: read_json(path)
-        for cell in cells(study)
-        if (path := result_path(study, cell)).exists()
-    }
+    # Of every seed there is, whichever this process was asked for.
+    found = [read_json(path) for path in sorted((study.work / "cells").glob("*.json"))]
     lines, angles = list(quality_lines(collect(found))), angle_results(study.work)
     if not lines and not angles:
         console.print(f"{study.work}: no results yet")
@@ -49,7 +46,7 @@ def report(study: Study, *, console: Console) -> None:
     tables = [(COLUMNS, lines), (ANGLES, list(angle_lines(angles)))]
     for columns, rows in tables:
         console.print(_rich(columns, rows))
-    caption = _caption(study, list(found.values()))
+    caption = _caption(study, found)
     console.print(caption)
     text = "\n\n".join(_markdown(columns, rows) for columns, rows in tables)
     (study.work / "report.md").write_text(f"{caption}\n\n{text}\n", encoding="utf-8")
@@ -57,11 +54,12 @@ def report(study: Study, *, console: Console) -> None:
     console.print(f"{study.work / 'report.md'}, {study.work / 'report.png'}")
 
 
-def collect(found: dict[Cell, dict[str, Any]]) -> Results:
+def collect(found: list[dict[str, Any]]) -> Results:
     """By method and temperature, then by seed."""
     out: Results = {}
-    for cell, result in found.items():
-        out.setdefault((cell.method, cell.temperature), {})[cell.seed] = result
+    for result in found:
+        at = result["method"], result["temperature"]
+        out.setdefault(at, {})[result["seed"]] = result
     return out
 
 
@@ -108,7 +106,7 @@ def quality_lines(results: Results) -> Iterable[list[str]]:
 
 def angle_lines(angles: list[dict[str, Any]]) -> Iterable[list[str]]:
     """A line a point and student."""
-    for a in sorted(angles, key=lambda a: (a["student"], a["temperature"], _rank(a["method"]))):
+    for a in sorted(angles, key=_place):
         yield [
             a["method"],
             f"{a['temperature']:g}",
@@ -119,6 +117,11 @@ def angle_lines(angles: list[dict[str, Any]]) -> Iterable[list[str]]:
             _spread(a["relative_errors"], "{:.3f}"),
             a["student"],
         ]
+
+
+def _place(angle: dict[str, Any]) -> tuple:
+    method, size = angle["method"], angle["bytes_per_token"]
+    return angle["student"], angle["temperature"], _rank(method), size
 
 
 ORDER = ("ce", "online", "dense", "renormalize", "bucket", "prior", "sampled", "threshold", "rs-kd")
@@ -187,10 +190,11 @@ def picture(results: Results, angles: list[dict[str, Any]], *, output: Path) -> 
     figure, axes = pyplot.subplots(1, 3, figsize=(17, 5), layout="constrained")
     colours = {method: f"C{i}" for i, method in enumerate(ORDER)}
     _draw_gap(axes[0], results, colours)
-    for axis, student in zip(axes[1:], ("initial", "trained"), strict=True):
+    students = {"initial": "first student", "trained": "densely trained student"}
+    for axis, (student, title) in zip(axes[1:], students.items(), strict=True):
         chosen = [a for a in angles if (a["student"], a["temperature"]) == (student, 1.0)]
         _draw_angles(axis, chosen, colours)
-        axis.set_title(f"angle to the dense gradient at T = 1, {student} student", fontsize=10)
+        axis.set_title(f"angle to the dense gradient, T = 1, {title}", fontsize=10)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=130)
     pyplot.close(figure)
@@ -219,15 +223,20 @@ def _draw_gap(axis: Any, results: Results, colours: dict[str, str]) -> None:
 
 
 def _draw_angles(axis: Any, angles: list[dict[str, Any]], colours: dict[str, str]) -> None:
-    """A line a method over bytes; full: one batch, dotted: the sum of the batches."""
+    """A line a method over bytes; draws have two sizes (k and m) and stay points."""
+    from matplotlib.ticker import ScalarFormatter
+
     for method in sorted({a["method"] for a in angles}, key=_rank):
         mine = sorted((a for a in angles if a["method"] == method), key=_by_bytes)
         sizes = [a["bytes_per_token"] for a in mine]
-        style = "-" if method in ("bucket", "renormalize", "rs-kd") else ""
         one, total = ([np.mean(a[name]) for a in mine] for name in ("angles", "angle_of_sum"))
-        axis.plot(sizes, one, style, marker="o", ms=4, color=colours[method], label=method)
-        axis.plot(sizes, total, ":" if style else "", marker="x", ms=4, color=colours[method])
+        look = {"ms": 4, "color": colours[method]}
+        joined = method != "sampled"
+        axis.plot(sizes, one, ls="-" if joined else "none", marker="o", label=method, **look)
+        axis.plot(sizes, total, ls=":" if joined else "none", marker="x", **look)
         for a, y in zip(mine, one, strict=True):
+            if method in ("prior", "renormalize"):
+                continue  # at the same k, so at the same bytes, as bucket
             axis.annotate(
                 a["settings"],
                 (a["bytes_per_token"], y),
@@ -236,10 +245,13 @@ def _draw_angles(axis: Any, angles: list[dict[str, Any]], colours: dict[str, str
                 textcoords="offset points",
             )
     axis.set_xlabel("bytes a token")
-    axis.set_ylabel("degrees (●: one batch, ×: sum of the batches)")
-    axis.grid(alpha=0.3)
+    axis.set_ylabel("degrees (dots: one batch; crosses: sum of the batches)")
+    axis.grid(alpha=0.3, which="both")
     if angles:
         axis.set_yscale("log")
+        for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            which(ScalarFormatter())
+        axis.tick_params(axis="y", which="both", labelsize=7)
         axis.legend(fontsize=8)
 
 

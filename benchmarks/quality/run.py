@@ -15,11 +15,11 @@ from flax import nnx
 from benchmarks.quality.bytes import draws_within, record_bytes
 from benchmarks.quality.judge import judge
 from benchmarks.quality.study import (
+    FIRST_SEED,
     ROWS,
     Cell,
     Study,
     cache_path,
-    cells,
     config_path,
     precompute_config,
     result_path,
@@ -120,7 +120,7 @@ def run_cell(cell: Cell, shop: Workshop) -> dict[str, Any]:
     if cell.method in ("dense", "online"):
         # What a teacher in the loop adds; not in `seconds_per_update`.
         result["teacher_seconds_per_update"] = shop.teacher.seconds_per_row * config.data.batch_rows
-    if (cell.method, cell.temperature, cell.seed) == ("dense", 1.0, study.seeds[0]):
+    if (cell.method, cell.temperature, cell.seed) == ("dense", 1.0, FIRST_SEED):
         _keep(graph, params, shop)
     write_json(path, result)
     for name in ("checkpoints", "initial"):  # half a gigabyte a cell, and what counts is written
@@ -150,9 +150,9 @@ def _updates(cell: Cell, shop: Workshop) -> int:
     study = shop.study
     if cell.method != "online":
         return study.updates
-    seed = study.seeds[0]
-    of = {c.method: c for c in cells(study) if (c.temperature, c.seed) == (1.0, seed)}
-    bucket, dense = (_finished(study, of[method]) for method in ("bucket", "dense"))
+    bucket, dense = (
+        _finished(study, Cell(method, 1.0, FIRST_SEED)) for method in ("bucket", "dense")
+    )
     online = dense["seconds_per_update"] + dense["teacher_seconds_per_update"]
     return max(1, min(study.updates, int(study.updates * bucket["seconds_per_update"] / online)))
 

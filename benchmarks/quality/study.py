@@ -21,6 +21,8 @@ from trainer.config import Train
 
 Config = TypeVar("Config")
 NEVER = 10**6
+FIRST_SEED = 0
+"""Its dense student and its times serve the others."""
 ALPHA = 0.9
 # Bytes a token that every method may spend: what `compact` takes for k = 32. Draws and threshold
 # were chosen for about as many; the report prints what each really took.
