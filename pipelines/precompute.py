@@ -212,7 +212,7 @@ def check_fits(config: Precompute, checkpoint: Checkpoint, *, vocabulary: int) -
             f"signals.logits.k is {wanted.k}, but {checkpoint.path.name} has {vocabulary} tokens; "
             f"choose 1 to {vocabulary}"
         )
-    if not 0 <= (config.corpus.heldout or 0) < 1:
+    if not 0 <= (config.corpus.heldout or 0.0) < 1:
         raise ValueError(f"corpus.heldout is {config.corpus.heldout}; expected a share in [0, 1)")
 
 
