@@ -25,8 +25,8 @@ FIRST_SEED = 0
 """Its dense student and its times serve the others."""
 ALPHA = 0.9
 # Bytes a token that every method may spend: what `compact` takes for k = 32 (50 with tables from as
-# small a corpus). Draws and threshold
-# were chosen for about as many; the report prints what each really took.
+# small a corpus). Draws and threshold were chosen for about as many; the report prints what each
+# really took.
 DRAWS = 12
 THRESHOLD = 0.01
 
