@@ -91,9 +91,10 @@ def measure(shop: Workshop, *, chosen: Callable[[str], bool]) -> Iterator[tuple[
         todo = sorted((p for p in wanted if chosen(p.name)), key=lambda p: p.temperature)
         if not todo:
             continue
-        gradients = Gradients(shop, student)
+        gradients: Gradients | None = None
         for point in todo:
             try:
+                gradients = gradients or Gradients(shop, student)
                 result = gradients.compare(point)
                 write_json(_path(directory, point, student), {"student": student, **result})
                 yield f"{point.name} ({student})", None

@@ -16,7 +16,6 @@ from schemas.rows import next_tokens
 
 BINS = 15
 CHUNK_TOKENS = 256
-FIELDS = ("tokens", "segment_ids", "positions", "loss_mask")
 
 
 def judge(
@@ -33,8 +32,7 @@ def judge(
     for at in range(0, len(rows), batch_rows):
         some = rows[at : at + batch_rows]
         padded = np.concatenate([some, np.repeat(some[:1], batch_rows - len(some))])
-        batch = {name: cache.read(padded, signals=())[name] for name in FIELDS}
-        batch["loss_mask"] = batch["loss_mask"].copy()
+        batch = cache.read(padded, signals=())
         batch["loss_mask"][len(some) :] = False
         found = _sums(graph, params, batch, teacher.hidden(padded), teacher.unembedding)
         totals = found if totals is None else jax.tree.map(np.add, totals, found)
