@@ -52,7 +52,8 @@ def sampled(
     ids, logprobs, logweights = targets[-3:]
     if view.drawn is None or ids is None or logprobs is None or logweights is None:
         raise ValueError('tail = "sampled" needs draws: Targets has no tail_ids')
-    there = jnp.isfinite(logprobs) & jnp.isfinite(logweights) & targets.mask[:, None]
+    # A position that is not scored has no tail, whatever was drawn from it.
+    there = jnp.isfinite(logprobs) & jnp.isfinite(logweights)
     there &= jnp.isfinite(teacher.tail_logmass)[:, None]
     # The double where: a draw that is not there is −inf, whose differences are NaN.
     logp = beta * jnp.where(there, logprobs, 0.0)

@@ -199,6 +199,23 @@ def test_a_prior_that_the_stored_tokens_nearly_exhaust_is_still_exact():
     same(got, expected, gradient=1e-5)
 
 
+def test_a_prior_that_is_nowhere_near_the_tail_is_still_finite():
+    """One token left, with π of e^−1000 or so at some positions: the tail is all its."""
+    teacher, hidden, unembedding, targets, prior = given_tail("prior", k=V - 1)
+    got = fused(hidden, unembedding, targets, prior=100 * prior, tail="prior")
+    expected = dense.loss(
+        teacher,
+        hidden,
+        unembedding,
+        targets.labels,
+        targets.mask,
+        temperature=1.0,
+        alpha=1.0,
+        kind="forward_kl",
+    )
+    same(got, expected, value=1e-5, gradient=1e-5)
+
+
 def test_the_true_tail_as_prior_makes_the_loss_the_textbook_one():
     """One teacher distribution at all positions, so that a prior can be right."""
     teacher, hidden, unembedding, targets = make(k=1)
