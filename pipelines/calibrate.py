@@ -18,7 +18,7 @@ from schemas.manifest import Signal
 from schemas.plan import Plan, PlannedRows, PlannedTeacher, write_plan
 from schemas.rows import Row
 from schemas.statistics import save_statistics, table_arrays
-from schemas.targets import BETAS, joined
+from schemas.targets import joined
 from schemas.units import read_unit_rows
 
 _MOST_TOKENS = 256 << 10
@@ -49,7 +49,7 @@ def calibrate(job: CalibrateJob) -> None:
     sample = sample_places(job.rows, length=job.sequence_length)
     wanted = job.logits.wanted()
     teacher = teacher_for(planned, wanted)
-    prior = PriorSums() if wanted.threshold is None and wanted.k < job.vocabulary_size else None
+    prior = PriorSums() if wanted.k < job.vocabulary_size else None
     results = teacher.run(_read_places(job.part, job.rows, sample), prior=prior)
     found = {
         place: result.targets
@@ -115,7 +115,6 @@ def _describe(job: CalibrateJob, digests: dict[str, str]) -> Signal:
         identity,
         job.teacher_id,
         profile=job.logits.profile,
-        betas=BETAS if wanted.threshold is None else (1.0,),
         **dataclasses.asdict(wanted),
     )
 

@@ -206,7 +206,7 @@ def check_fits(config: Precompute, checkpoint: Checkpoint, *, vocabulary: int) -
             raise ValueError(
                 f"signals.logits asks for {wanted.k} ids and draws from the rest, but "
                 f"{checkpoint.path.name} has {vocabulary} tokens; without draws k may be all of "
-                "them, with draws or a threshold it must leave a tail"
+                "them, with draws it must leave a tail"
             )
         raise ValueError(
             f"signals.logits.k is {wanted.k}, but {checkpoint.path.name} has {vocabulary} tokens; "

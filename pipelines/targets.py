@@ -66,8 +66,6 @@ def targets_of_logits(
 ) -> dict[str, Array]:
     """The same, of logits that are there."""
     parts = split_off_top_k(logits, k=wanted.k)
-    if wanted.threshold is not None:
-        return _threshold_sample(parts, starts, c=wanted.threshold, most=wanted.draws)
     found = {
         "ids": parts.ids,
         "logprobs": parts.top - parts.normaliser[:, None],
@@ -130,28 +128,6 @@ def _tail_draws(
     total = float(len(shares))
     points = (jnp.arange(wanted.draws) + starts[:, None]) * (total / wanted.draws)
     return _drawn(parts, weights, points)
-
-
-def _threshold_sample(
-    parts: Parts, starts: Float[Array, " tokens"], *, c: float, most: int
-) -> dict[str, Array]:
-    """The tokens with p ≥ c, and of the others each with probability p/c."""
-    logprobs = parts.top - parts.normaliser[:, None]
-    kept = jnp.exp(logprobs) >= c
-    tail = jnp.exp(parts.logits - parts.normaliser[:, None])
-    tail = jnp.where(tail < c, tail, 0.0)
-    mass = jnp.sum(tail, axis=-1, keepdims=True)
-    points = (jnp.arange(most) + starts[:, None]) * c
-    there = points < mass
-    drawn = _drawn(parts, tail, points)
-    return {
-        "ids": jnp.where(kept, parts.ids, 0),
-        "logprobs": jnp.where(kept, logprobs, -jnp.inf),
-        "tail_logmass": jnp.log(mass),
-        "draw_ids": jnp.where(there, drawn["draw_ids"], 0),
-        "draw_logprobs": jnp.where(there, jnp.log(c), -jnp.inf),
-        "near_edge": drawn["near_edge"] & there,
-    }
 
 
 def _drawn(

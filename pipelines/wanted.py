@@ -12,9 +12,8 @@ class Wanted:
     k: int
     draws: int = 0
     draw_betas: tuple[float, ...] = ()
-    threshold: float | None = None
 
     @classmethod
     def of(cls, signal: Signal) -> "Wanted":
         """What the signal holds."""
-        return cls(signal.k, signal.draws, signal.draw_betas, signal.threshold)
+        return cls(signal.k, signal.draws, signal.draw_betas)

@@ -133,9 +133,8 @@ class Cache:
         sums, counts = (part.statistics.get(name) for name in (SUMS, COUNTS))
         if sums is None or counts is None:
             raise ValueError(
-                f"{self.path / part.path}: captured without a tail prior (threshold samples have "
-                "none, nor have caches of versions before 0.2); use another loss.tail, or capture "
-                "again"
+                f"{self.path / part.path}: captured without a tail prior (every token is "
+                "stored, or version 0.1 wrote it); use another loss.tail, or capture again"
             )
         root = self.path / part.path
         return TailPrior(

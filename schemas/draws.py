@@ -6,9 +6,6 @@ natural order), so that token v is drawn m·r(v) times on average. r is an equal
 tail at some of the nodes of `tail_logmass`:
     r(v) = mean over β of exp(β·logp(v) − A(β))
 A sum of f over the tail is then estimated without bias by Σ_i f(v_i) / (m·r(v_i)).
-
-Threshold sampling draws with spacing c instead: a token with p < c is drawn, at most once, with
-probability p/c, and each draw stands for c.
 """
 
 import hashlib
@@ -29,8 +26,8 @@ class Draws:
 
     `ids` int32 [n, m]; an id may repeat.
     `logprobs` float32 [n, m] in nats at T = 1 over the full vocabulary; −inf where there is no
-    draw. Threshold sampling does not know them: log c for each.
-    `betas` of the proposal's nodes; none for threshold sampling.
+    draw.
+    `betas` of the proposal's nodes.
     """
 
     ids: Int[np.ndarray, "n m"]
@@ -61,14 +58,8 @@ def starts(row_key: bytes, *, positions: int) -> Float[np.ndarray, " positions"]
 def logweights(
     draws: Draws, tail_logmass: Float[np.ndarray, "n nodes"], *, nodes: tuple[float, ...]
 ) -> Float[np.ndarray, "n m"]:
-    """−log(m·r(v)) of each draw, from A at `nodes`; −inf where there is no draw.
-
-    Multiplied with a token's probability at any T it gives the token's weight; for threshold
-    sampling the weight is c at T = 1.
-    """
+    """−log(m·r(v)) of each draw, from A at `nodes`; −inf where there is no draw."""
     there = np.isfinite(draws.logprobs)
-    if not draws.betas:
-        return np.where(there, np.float32(0), np.float32(-np.inf))
     at = [nodes.index(beta) for beta in draws.betas]
     logprobs = np.where(there, draws.logprobs, 0).astype(np.float64)
     mass = np.where(np.isfinite(tail_logmass[:, at]), tail_logmass[:, at], 0).astype(np.float64)

@@ -52,8 +52,6 @@ class Signal:
     """m, draws from the tail a position, at most."""
     draw_betas: tuple[float, ...] = ()
     """Nodes whose tails the draws' proposal mixes."""
-    threshold: float | None = None
-    """c of threshold sampling."""
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ class Targets:
     """The targets of n scored positions.
 
     `ids` int32 [n, k] in descending log-probability, equals by the lower id.
-    `logprobs` float32 [n, k] in nats. A position may hold fewer than k: then id 0 and −inf.
+    `logprobs` float32 [n, k] in nats.
     `tail_logmass` float32 [n, 7] in nats: log Σ_{v in tail} exp(β·logp(v)) at each of `BETAS`;
-    −inf where the tail is empty. Threshold sampling knows β = 1 alone: [n, 1].
+    −inf where the tail is empty.
     `draws` from the tail, if any were asked for.
     """
 

@@ -61,30 +61,3 @@ def with_draws(
         np.stack(nodes, 1).astype(np.float32),
         tail_draws(logits, starts, k=k, m=m, betas=betas),
     )
-
-
-def threshold_sample(logits: np.ndarray, starts: np.ndarray, *, c: float) -> Targets:
-    """Tokens with p ≥ c with their values, the others with probability p/c."""
-    k = int(1 / c + 1e-6)
-    logp = log_softmax(logits)
-    p = np.exp(logp)
-    ids = top_ids(logits, k)
-    top = np.take_along_axis(logp, ids, 1)
-    kept = np.exp(top) >= c
-    tail = np.where(p < c, p, 0)
-    mass = tail.sum(1, keepdims=True)
-    points = (np.arange(k + 1) + starts[:, None]) * c
-    there = points < mass
-    drawn = found_at(tail, np.where(there, points, 0))
-    with np.errstate(divide="ignore"):
-        log_mass = np.log(mass)
-    return Targets(
-        np.where(kept, ids, 0).astype(np.int32),
-        np.where(kept, top, -np.inf).astype(np.float32),
-        log_mass.astype(np.float32),
-        Draws(
-            np.where(there, drawn, 0).astype(np.int32),
-            np.where(there, np.log(c), -np.inf).astype(np.float32),
-            (),
-        ),
-    )

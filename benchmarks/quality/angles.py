@@ -17,10 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pipelines.wanted import Wanted
-from schemas.draws import Draws, logweights, starts
-from trainer.needs import DRAWS as DRAWS_FIELDS
-from trainer.needs import fields, tail_prior
 
 from benchmarks.quality.bytes import BYTES_PER_ID
 from benchmarks.quality.run import Workshop, kept_student
@@ -31,11 +27,15 @@ from models.sharding import make_mesh
 from models.students import cut_layers, spread
 from pipelines.config import Logits
 from pipelines.targets import targets as exact_targets
+from pipelines.wanted import Wanted
 from schemas import Cache, codecs
+from schemas.draws import Draws, logweights, starts
 from schemas.files import read_json, write_json
 from schemas.logits import decode_logits, encode_logits
 from schemas.targets import BETAS, Targets, joined
 from trainer.config import Loss
+from trainer.needs import DRAWS as DRAWS_FIELDS
+from trainer.needs import fields, tail_prior
 from trainer.step import mean_gradient, values_at
 from trainer.student import parameters
 

@@ -2,8 +2,7 @@
 
 `lossless` keeps every bit. `fast` and `compact` store log-probabilities as levels and the tail
 as multiples of 1/32 nat; what they decode to is a distribution (head and tail sum to one)
-within about 1e-4 nats of KL from the original. `threshold` stores a sample of the distribution
-that is right on average at T = 1, in a quarter of the bytes.
+within about 1e-4 nats of KL from the original.
 """
 
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from schemas.codecs import compact, draws, fast, lossless, tail, threshold
+from schemas.codecs import compact, draws, fast, lossless, tail
 from schemas.codecs.block import DRAWS, TAIL, TOPK, Block, Tables
 from schemas.codecs.levels import STEPS, quantiser, quantiser_of
 from schemas.codecs.normalise import normalised
@@ -31,15 +30,14 @@ __all__ = [
     "fit",
 ]
 
-Profile = Literal["lossless", "fast", "compact", "threshold"]
-PROFILES: tuple[Profile, ...] = ("lossless", "fast", "compact", "threshold")
+Profile = Literal["lossless", "fast", "compact"]
+PROFILES: tuple[Profile, ...] = ("lossless", "fast", "compact")
 
 # Codec ids of the top-k field. Those of the tail and of draws are in tail.py and draws.py. An id
 # means what it meant in the first release that wrote it, forever: an improvement is a new id.
 LOSSLESS = 1
 FAST = 2
 COMPACT = 3
-THRESHOLD = 4
 _CODEC_OF = {"fast": FAST, "compact": COMPACT}
 _QUANTISED = {FAST: fast, COMPACT: compact}
 
@@ -48,8 +46,6 @@ def fit(profile: Profile, sample: Targets, *, vocabulary: int) -> Tables:
     """The tables of a profile, from the calibration sample; the same sample, the same tables."""
     if profile == "lossless":
         return Tables({})
-    if profile == "threshold":
-        return Tables(threshold.fit(sample, vocabulary=vocabulary))
     levels = quantiser(*STEPS).levels(sample.logprobs)
     shape = {"vocabulary": vocabulary, "k": sample.k}
     arrays = {"steps": np.array(STEPS)}
@@ -62,12 +58,10 @@ def fit(profile: Profile, sample: Targets, *, vocabulary: int) -> Tables:
 
 def encode(profile: Profile, targets: Targets, *, tables: Tables, vocabulary: int) -> list[Block]:
     """The blocks of one record; none for a record without positions."""
-    _check(targets, profile, vocabulary=vocabulary)
+    _check(targets, vocabulary=vocabulary)
     if not len(targets):
         return []
     shared = {"tables": tables, "vocabulary": vocabulary}
-    if profile == "threshold":
-        return [Block(TOPK, THRESHOLD, threshold.encode(targets, **shared))]
     ids, logprobs, values = targets.ids, targets.logprobs, targets.tail_logmass
     if profile == "lossless":
         blocks = [
@@ -113,8 +107,6 @@ def decode(
     by_field = {block.field: block for block in blocks}
     codec_of = {field: block.codec for field, block in by_field.items()}
     shared = {"tables": tables, "vocabulary": vocabulary}
-    if codec_of == {TOPK: THRESHOLD}:
-        return threshold.decode(by_field[TOPK].payload, positions=positions, k=k, **shared)
     if not {TOPK, TAIL} <= set(codec_of) <= {TOPK, TAIL, DRAWS}:
         raise ValueError(f"a record holds fields {sorted(codec_of)}; {TOPK} and {TAIL} are needed")
     drawn = by_field.get(DRAWS)
@@ -146,9 +138,9 @@ def decode(
     return Targets(ids, logprobs, values, Draws(found.ids, found.logprobs - shift, found.betas))
 
 
-def _check(targets: Targets, profile: Profile, *, vocabulary: int) -> None:
+def _check(targets: Targets, *, vocabulary: int) -> None:
     n, k = targets.ids.shape
-    nodes = 1 if profile == "threshold" else len(BETAS)
+    nodes = len(BETAS)
     if targets.logprobs.shape != (n, k) or targets.tail_logmass.shape != (n, nodes):
         raise ValueError(
             f"targets of shapes {targets.ids.shape}, {targets.logprobs.shape}, "

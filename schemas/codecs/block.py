@@ -11,7 +11,7 @@ from schemas.frames import Block
 __all__ = ["DRAWS", "TAIL", "TOPK", "Block", "Tables"]
 
 TOPK = 1
-"""Field id: top-k ids and their log-probabilities, jointly; with threshold sampling, all."""
+"""Field id: top-k ids and their log-probabilities, jointly."""
 TAIL = 2
 """Field id: the tail's log-mass at the six nodes β > 0."""
 DRAWS = 3

@@ -76,29 +76,6 @@ def test_weighted_draws_estimate_any_sum_over_the_tail(temperature):
     np.testing.assert_allclose(estimate, (p * function)[tail].sum(), rtol=0.01)
 
 
-def test_threshold_keeps_the_likely_and_draws_the_others_in_proportion():
-    c, vocabulary = 0.04, 200
-    logits = np.repeat(logits_of(vocabulary, n=1, spread=2), len(MANY_STARTS), axis=0)
-    found = sampled(logits, MANY_STARTS, Wanted(25, 26, threshold=c))
-    p = np.exp(sampling.log_softmax(logits[:1])[0])
-    kept = found["ids"][0][np.isfinite(found["logprobs"][0])]
-    np.testing.assert_array_equal(np.sort(kept), np.flatnonzero(p >= c))
-    there = np.isfinite(found["draw_logprobs"])
-    often = np.bincount(found["draw_ids"][there], minlength=vocabulary) / len(MANY_STARTS)
-    np.testing.assert_allclose(often, np.where(p < c, p / c, 0), atol=1e-3)
-    np.testing.assert_allclose(found["draw_logprobs"][there], np.log(c), rtol=1e-6)
-    np.testing.assert_allclose(found["tail_logmass"], np.log(p[p < c].sum()), rtol=1e-5)
-
-
-def test_threshold_of_a_sure_position_draws_nothing():
-    logits = np.zeros((1, 50), np.float32)
-    logits[0, 7] = 60
-    found = sampled(logits, np.zeros(1, np.float32) + 0.5, Wanted(10, 11, threshold=0.1))
-    np.testing.assert_array_equal(np.isfinite(found["logprobs"]).sum(1), [1])
-    assert found["ids"][0, 0] == 7
-    assert not np.isfinite(found["draw_logprobs"]).any()
-
-
 def test_of_equal_logits_only_those_outside_the_top_k_are_drawn():
     logits = np.zeros((64, 40), np.float32)
     found = sampled(logits, MANY_STARTS[::63][:64], Wanted(7, 5, (1.0,)))

@@ -1,4 +1,4 @@
-"""Draws, priors and threshold samples through a whole capture and `Cache.read`."""
+"""Draws and priors through a whole capture and `Cache.read`."""
 
 import dataclasses
 from pathlib import Path
@@ -112,25 +112,6 @@ def test_the_prior_is_the_mean_over_the_sampled_rows(root, cache):
         np.testing.assert_allclose(pi[node][tail.any(0)], expected[tail.any(0)], rtol=1e-3)
 
 
-def test_a_threshold_cache_holds_what_the_definition_says(root):
-    cache = tiny_cache(root, profile="threshold", threshold=0.02, output=root / "threshold")
-    assert cache.manifest.betas == (1.0,)
-    batch = cache.read(cache.rows()[:20])
-    scored = batch["loss_mask"]
-    p = np.exp(sampling.log_softmax(teacher_logits(root, batch)[scored]))
-    kept = np.isfinite(batch["topk_logprobs"][scored])
-    np.testing.assert_array_equal(kept.sum(1), (p >= 0.02).sum(1))
-    drawn = np.isfinite(batch["tail_logprobs"][scored])
-    weights = np.exp(batch["tail_logprobs"] + batch["tail_logweights"])[scored][drawn]
-    np.testing.assert_allclose(weights, 0.02, rtol=1e-5)
-    rest = np.where(p < 0.02, p, 0).sum(1)
-    np.testing.assert_allclose(np.exp(batch["tail_logmass"][scored][:, 0]), rest, atol=0.05)
-    # Systematic: the number of draws is the mass over c, rounded down or up.
-    assert (np.abs(drawn.sum(1) - rest / 0.02) < 1 + 1e-3).all()
-    with pytest.raises(ValueError, match="captured without a tail prior"):
-        cache.tail_prior()
-
-
 def test_draws_are_captured_to_the_same_bytes_twice(root, cache):
     again = tiny_cache(root, draws=M, draw_temperatures=TEMPERATURES, output=root / "again")
     assert again.manifest.cache_id == cache.manifest.cache_id
@@ -143,8 +124,6 @@ def test_draws_are_captured_to_the_same_bytes_twice(root, cache):
         ({"draws": 3, "draw_temperatures": (2.0, 2.0)}, "each once"),
         ({"draws": -1}, "expected 0 to"),
         ({"draws": 3, "k": 512}, "must leave a tail"),
-        ({"profile": "threshold", "threshold": 0.9}, "from 0.001 to 0.5"),
-        ({"profile": "threshold", "draws": 4}, "leave draws out"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(root, logits, message):

@@ -48,5 +48,4 @@ def test_there_is_a_golden_record_of_every_codec():
         "topk-2-tail-2",
         "topk-3-tail-2",
         "topk-3-tail-2-draws-2",
-        "topk-4",
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from schemas.codecs import Profile, compact, decode, encode, fit, threshold
+from schemas.codecs import Profile, compact, decode, encode, fit
 from schemas.draws import Draws
 from schemas.targets import Targets
 from tests import sampling
@@ -23,7 +23,6 @@ CODECS: dict[str, Profile] = {
     "topk-3-tail-2": "compact",
     "topk-1-tail-1-draws-1": "lossless",
     "topk-3-tail-2-draws-2": "compact",
-    "topk-4": "threshold",
 }
 
 
@@ -46,29 +45,23 @@ def example() -> tuple[Targets, Targets]:
     return Targets(*(a[:POSITIONS] for a in arrays)), Targets(*(a[POSITIONS:] for a in arrays))
 
 
-def sampled(profile: Profile) -> tuple[Targets, Targets]:
-    """The same with tail draws, or threshold samples."""
+def with_draws() -> tuple[Targets, Targets]:
+    """Another, and its sample, with tail draws."""
     rng = np.random.default_rng(3)
     kinds = rng.normal(size=(2, VOCABULARY)) * 3
     logits = kinds[rng.integers(2, size=600)] + rng.normal(size=(600, VOCABULARY))
     logits[1, 7] += 90
-    starts = rng.random(600)
-    if profile == "threshold":
-        targets = sampling.threshold_sample(logits, starts, c=1 / K)
-    else:
-        targets = sampling.with_draws(logits, starts, k=K, m=6, betas=(0.5, 1.0))
+    targets = sampling.with_draws(logits, rng.random(600), k=K, m=6, betas=(0.5, 1.0))
     return targets[:POSITIONS], targets[POSITIONS:]
 
 
 def main():
     compact._ENTRIES_PER_FRAME = 12  # several groups of positions in a tiny record
-    threshold._ENTRIES_PER_RUN = 20
     for name, profile in CODECS.items():
         path = HERE / f"{name}.npz"
         if path.exists():
             continue
-        plain = not ("draws" in name or profile == "threshold")
-        record, sample = example() if plain else sampled(profile)
+        record, sample = with_draws() if "draws" in name else example()
         tables = fit(profile, sample, vocabulary=VOCABULARY)
         blocks = encode(profile, record, tables=tables, vocabulary=VOCABULARY)
         shape = {"positions": POSITIONS, "k": K, "vocabulary": VOCABULARY}
