@@ -28,6 +28,7 @@ from pipelines.packing import Packer
 from pipelines.sources import find_sources
 from pipelines.targets import CHUNK_TOKENS
 from pipelines.teacher import TeacherRunner, default_batch_rows
+from pipelines.wanted import Wanted
 from schemas import codecs
 from schemas.codecs import Profile
 from schemas.files import write_records
@@ -72,7 +73,7 @@ def measure(options: Options, dtype: str) -> tuple[list[float], list[float]]:
     planned = PlannedTeacher(
         options.model, "", dtype, vocabulary, options.sequence_length, batch, tensor_parallel=1
     )
-    teacher = TeacherRunner(planned, k=options.k)
+    teacher = TeacherRunner(planned, Wanted(options.k))
     sample = [result.targets for result in teacher.run(rows)]
     tables = codecs.fit(options.profile, sample[0], vocabulary=vocabulary)
 

@@ -21,7 +21,7 @@ from schemas.cache import Cache
 from schemas.codecs import PROFILES, TAIL, TOPK, Profile, Tables, fit
 from schemas.frames import Kind, unpack
 from schemas.logits import decode_logits, encode_logits
-from schemas.targets import BETAS, Targets, tail_logmass_at
+from schemas.targets import BETAS, Targets, joined, tail_logmass_at
 
 CALIBRATION_TOKENS = 1 << 18
 ROWS_AT_A_TIME = 16
@@ -109,22 +109,22 @@ def main():
     cache = open_cache(options.cache)
     vocabulary = cache.manifest.vocabulary_size
     rows = np.random.default_rng(0).permutation(cache.rows())[: options.rows]
-    calibration = _calibration_rows(cache, rows, share=options.calibration)
+    calibration = calibration_rows(cache, rows, share=options.calibration)
     table = _table()
     for k in options.k:
         if k > cache.manifest.signals["logits"].k:
             continue
-        sample = _joined([_read(cache, row, k=k)[0] for row in calibration])
+        sample = joined([read_targets(cache, row, k=k)[0] for row in calibration])
         for profile in options.profiles:
             start = time.process_time()
             tables = fit(profile, sample, vocabulary=vocabulary)
             fitted = time.process_time() - start
             measured = Measured(profile, k, options.temperatures)
             # What a process does once (tables expand, code is paged in) is not a record's time.
-            warm_up = [_read(cache, calibration[0], k=k)]
+            warm_up = [read_targets(cache, calibration[0], k=k)]
             Measured(profile, k, []).add(warm_up, tables=tables, vocabulary=vocabulary)
             for at in range(len(calibration), len(rows), ROWS_AT_A_TIME):
-                some = [_read(cache, row, k=k) for row in rows[at : at + ROWS_AT_A_TIME]]
+                some = [read_targets(cache, row, k=k) for row in rows[at : at + ROWS_AT_A_TIME]]
                 measured.add(some, tables=tables, vocabulary=vocabulary)
             _add_line(table, measured, tables=tables, fitted=fitted)
     console = Console(width=150)
@@ -136,7 +136,7 @@ def main():
     )
 
 
-def _read(cache: Cache, row: int, *, k: int) -> Row:
+def read_targets(cache: Cache, row: int, *, k: int) -> Row:
     """The targets of a row's scored positions, and which these are."""
     batch = cache.read([int(row)])
     scored = batch["loss_mask"][0]
@@ -145,14 +145,9 @@ def _read(cache: Cache, row: int, *, k: int) -> Row:
     return shortened(targets, k=k, vocabulary=cache.manifest.vocabulary_size), scored
 
 
-def _calibration_rows(cache: Cache, rows: np.ndarray, *, share: float) -> np.ndarray:
+def calibration_rows(cache: Cache, rows: np.ndarray, *, share: float) -> np.ndarray:
     most = CALIBRATION_TOKENS // cache.manifest.sequence_length
     return rows[: max(1, min(most, int(len(rows) * share)))]
-
-
-def _joined(parts: list[Targets]) -> Targets:
-    names = ("ids", "logprobs", "tail_logmass")
-    return Targets(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def _table() -> Table:

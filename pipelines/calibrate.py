@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from pipelines import canary, config
-from pipelines.teacher import default_batch_rows, teacher_for
+from pipelines.teacher import PriorSums, default_batch_rows, teacher_for
 from schemas import codecs
 from schemas.identity import signal_id
 from schemas.layout import PartLayout
@@ -20,7 +18,7 @@ from schemas.manifest import Signal
 from schemas.plan import Plan, PlannedRows, PlannedTeacher, write_plan
 from schemas.rows import Row
 from schemas.statistics import save_statistics, table_arrays
-from schemas.targets import Targets
+from schemas.targets import BETAS, joined
 from schemas.units import read_unit_rows
 
 _MOST_TOKENS = 256 << 10
@@ -49,8 +47,10 @@ def calibrate(job: CalibrateJob) -> None:
     """
     planned = plan_teacher(job)
     sample = sample_places(job.rows, length=job.sequence_length)
-    teacher = teacher_for(planned, k=job.logits.k)
-    results = teacher.run(_read_places(job.part, job.rows, sample))
+    wanted = job.logits.wanted()
+    teacher = teacher_for(planned, wanted)
+    prior = PriorSums() if wanted.threshold is None and wanted.k < job.vocabulary_size else None
+    results = teacher.run(_read_places(job.part, job.rows, sample), prior=prior)
     found = {
         place: result.targets
         for place, result in zip(sample, results, strict=True)
@@ -62,17 +62,20 @@ def calibrate(job: CalibrateJob) -> None:
             f"checkpoint is damaged or {planned.dtype} is too narrow for it"
         )
     tables = codecs.fit(
-        job.logits.profile, _joined(list(found.values())), vocabulary=job.vocabulary_size
+        job.logits.profile, joined(list(found.values())), vocabulary=job.vocabulary_size
     )
-    table_digests = save_statistics(job.part, table_arrays(tables))
+    frozen = table_arrays(tables)
+    if prior and (result := prior.result()):
+        frozen |= result.arrays()
+    digests = save_statistics(job.part, frozen)
     canaries = tuple(found)[: canary.ROWS]
     canary_targets = canary.canary_arrays([found[place] for place in canaries])
     plan = Plan(
         tokenizer=job.tokenizer,
         rows=job.rows,
         teacher=planned,
-        signals={"logits": _describe(job, table_digests)},
-        statistics=table_digests | save_statistics(job.part, canary_targets),
+        signals={"logits": _describe(job, digests)},
+        statistics=digests | save_statistics(job.part, canary_targets),
         canary=canaries,
         on_error=job.on_error,
     )
@@ -100,14 +103,21 @@ def sample_places(rows: PlannedRows, *, length: int) -> tuple[tuple[int, int], .
     return rows.sample[: max(1, -(-wanted // length))]
 
 
-def _describe(job: CalibrateJob, table_digests: dict[str, str]) -> Signal:
+def _describe(job: CalibrateJob, digests: dict[str, str]) -> Signal:
     identity = signal_id(
         rows=job.rows.rows_id,
         teacher=job.teacher_id,
-        settings=dataclasses.asdict(job.logits),
-        statistics=table_digests,
+        settings=job.logits.settings(),
+        statistics=digests,
     )
-    return Signal(identity, job.teacher_id, profile=job.logits.profile, k=job.logits.k)
+    wanted = job.logits.wanted()
+    return Signal(
+        identity,
+        job.teacher_id,
+        profile=job.logits.profile,
+        betas=BETAS if wanted.threshold is None else (1.0,),
+        **dataclasses.asdict(wanted),
+    )
 
 
 def _read_places(part: Path, rows: PlannedRows, places: Sequence[tuple[int, int]]) -> list[Row]:
@@ -119,11 +129,3 @@ def _read_places(part: Path, rows: PlannedRows, places: Sequence[tuple[int, int]
 def read_canaries(part: Path, plan: Plan) -> list[Row]:
     """The rows that a worker re-runs before its first unit."""
     return _read_places(part, plan.rows, plan.canary)
-
-
-def _joined(found: Sequence[Targets]) -> Targets:
-    return Targets(
-        np.concatenate([targets.ids for targets in found]),
-        np.concatenate([targets.logprobs for targets in found]),
-        np.concatenate([targets.tail_logmass for targets in found]),
-    )

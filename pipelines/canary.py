@@ -33,7 +33,7 @@ def check_canary(plan: Plan, part: Path, found: Sequence[Targets]) -> None:
         load_statistic(part, name, sha256=plan.statistics[name])
         for name in ("canary-ids.npy", "canary-logprobs.npy")
     )
-    difference = canary_kl(ids, logprobs, found)
+    difference = canary_kl(ids, logprobs, found, threshold=plan.signals["logits"].threshold)
     allowed = TOLERANCE[plan.teacher.dtype]
     if not difference <= allowed:
         raise RuntimeError(
@@ -44,10 +44,17 @@ def check_canary(plan: Plan, part: Path, found: Sequence[Targets]) -> None:
         )
 
 
-def canary_kl(ids: np.ndarray, logprobs: np.ndarray, found: Sequence[Targets]) -> float:
+def canary_kl(
+    ids: np.ndarray,
+    logprobs: np.ndarray,
+    found: Sequence[Targets],
+    *,
+    threshold: float | None = None,
+) -> float:
     """Mean KL(frozen ‖ found) in nats over the frozen ids [n, ids] and a bucket for the rest.
 
-    An id that is no longer among the found top-k counts with the least found log-probability.
+    An id that is no longer among the found ones counts with the largest log-probability that it
+    can have: the least of the found top-k, or that of the threshold below which none is kept.
     """
     found_ids = np.concatenate([targets.ids for targets in found])
     found_logprobs = np.concatenate([targets.logprobs for targets in found])
@@ -55,9 +62,11 @@ def canary_kl(ids: np.ndarray, logprobs: np.ndarray, found: Sequence[Targets]) -
         return np.inf
     same = ids[:, :, None] == found_ids[:, None, :]
     ours = np.where(same, found_logprobs[:, None, :], -np.inf).max(axis=2)
-    ours = np.maximum(ours, found_logprobs[:, -1:]).astype(np.float64)
-    theirs = logprobs.astype(np.float64)
-    rest_p = np.maximum(1 - np.exp(theirs).sum(1), 1e-9)
-    rest_q = np.maximum(1 - np.exp(ours).sum(1), 1e-9)
-    head = (np.exp(theirs) * (theirs - ours)).sum(1)
-    return float(np.mean(head + rest_p * np.log(rest_p / rest_q)))
+    least = found_logprobs[:, -1:] if threshold is None else np.log(threshold)
+    there = np.isfinite(logprobs)
+    ours = np.where(there, np.maximum(ours, least), 0).astype(np.float64)
+    theirs = np.where(there, logprobs, 0).astype(np.float64)
+    p, q = (np.where(there, np.exp(values), 0) for values in (theirs, ours))
+    rest_p = np.maximum(1 - p.sum(1), 1e-9)
+    rest_q = np.maximum(1 - q.sum(1), 1e-9)
+    return float(np.mean((p * (theirs - ours)).sum(1) + rest_p * np.log(rest_p / rest_q)))

@@ -7,7 +7,7 @@ same bytes.
 import dataclasses
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ from pipelines.calibrate import read_canaries
 from pipelines.canary import check_canary
 from pipelines.progress import done_here
 from pipelines.teacher import TeacherRunner, teacher_for
+from pipelines.wanted import Wanted
 from schemas.codecs import Tables
 from schemas.files import FileEntry, read_json, require_file, write_json, write_records
 from schemas.identity import file_sha256
@@ -40,6 +41,8 @@ class Commit:
     signal_id: str
     file: FileEntry
     skipped_rows: tuple[int, ...]
+    draws_near_edge: int
+    """Draws that other rounding may turn into a neighbouring token; see schemas.draws."""
     provenance: dict[str, str]
 
 
@@ -60,7 +63,7 @@ def worker_for(part: Path, plan_sha256: str) -> Worker:
     RuntimeError if its canary rows differ from the plan's.
     """
     plan = read_plan(PartLayout(part).plan)
-    teacher = teacher_for(plan.teacher, k=plan.signals[SIGNAL].k)
+    teacher = teacher_for(plan.teacher, Wanted.of(plan.signals[SIGNAL]))
     canaries = [result.targets for result in teacher.run(read_canaries(part, plan))]
     check_canary(plan, part, canaries)
     return Worker(part, plan, teacher, load_tables(part, plan.statistics))
@@ -73,19 +76,28 @@ def capture_unit(number: int, part: Path) -> None:
     worker = worker_for(part, file_sha256(PartLayout(part).plan))
     unit = worker.plan.rows.units[number]
     rows = read_unit_rows(part, number, unit)
-    skipped: list[int] = []
-    records = list(_records(worker, number, rows, skipped=skipped))
+    seen = _Seen()
+    records = list(_records(worker, number, rows, seen=seen))
     layout = PartLayout(part)
     entry = write_records(layout.records(SIGNAL, number), records)
     signal = worker.plan.signals[SIGNAL]
-    commit = Commit(number, signal.signal_id, entry, tuple(skipped), provenance())
+    commit = Commit(
+        number, signal.signal_id, entry, tuple(seen.skipped), seen.draws_near_edge, provenance()
+    )
     write_json(layout.commit(SIGNAL, number), dataclasses.asdict(commit))
 
 
-def _records(
-    worker: Worker, number: int, rows: list[Row], *, skipped: list[int]
-) -> Iterator[bytes]:
-    """One record a row; offsets of rows left unscored for NaN go to `skipped`."""
+@dataclass
+class _Seen:
+    """What came up while a unit's records were made."""
+
+    skipped: list[int] = field(default_factory=list)
+    """Offsets of rows left unscored for NaN."""
+    draws_near_edge: int = 0
+
+
+def _records(worker: Worker, number: int, rows: list[Row], *, seen: _Seen) -> Iterator[bytes]:
+    """One record a row; what an operator should know goes to `seen`."""
     plan = worker.plan
     bad = []
     for offset, (row, result) in enumerate(zip(rows, worker.teacher.run(rows), strict=True)):
@@ -93,6 +105,7 @@ def _records(
         if not result.finite:
             bad.append(offset)
             scored, found = scored & False, found[:0]
+        seen.draws_near_edge += result.near_edge
         yield encode_logits(
             found,
             row_key=row.key,
@@ -109,7 +122,7 @@ def _records(
             f"(unit {number}); nothing of this unit was committed. Try teacher.dtype = "
             '"float32", or set corpus.on_error = "skip" to leave such rows out.'
         )
-    skipped.extend(bad)
+    seen.skipped.extend(bad)
 
 
 def read_commit(part: Path, number: int) -> Commit | None:

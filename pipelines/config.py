@@ -1,10 +1,16 @@
 """The settings of `precompute`. A field's docstring gives its unit and its consequence."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from pipelines.wanted import Wanted
 from schemas.codecs import Profile
+from schemas.targets import BETAS
+
+_MOST_DRAWS = 4096
+_LEAST_THRESHOLD = 0.001
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,63 @@ class Logits:
     """Ids stored a position."""
     profile: Profile = "compact"
     """Codec: `lossless` keeps float32. `compact` and `fast` keep the mean KL below 1.1e-4 nats;
-    `fast` takes half as much again and decodes faster."""
+    `fast` takes half as much again and decodes faster. `threshold` keeps a sample instead of the
+    top-k, for `loss.tail = "sampled"` at T = 1 only, in about a third of the bytes."""
+    draws: int = 0
+    """m, tokens drawn from the tail a position, beside the top-k; for `loss.tail = "sampled"`."""
+    draw_temperatures: tuple[float, ...] = (1.0,)
+    """Temperatures whose tails are mixed to draw from, among 1, 8/7, 4/3, 2, 4 and 8. Students
+    trained at T = 2 learn with less noise from draws at (1.0, 2.0)."""
+    threshold: float = 0.02
+    """c, for `threshold` alone: tokens with p ≥ c are kept, of the others each with probability
+    p/c. Smaller is larger and less noisy."""
+
+    def wanted(self) -> Wanted:
+        """What the teacher is asked for. ValueError for settings that contradict each other."""
+        if self.profile == "threshold":
+            return self._threshold()
+        if not self.draws:
+            return Wanted(self.k)
+        if self.draws < 0 or self.draws > _MOST_DRAWS:
+            raise ValueError(
+                f"signals.logits.draws is {self.draws}; expected 0 to {_MOST_DRAWS} draws"
+            )
+        betas = tuple(beta for beta in BETAS[1:] if self._asks_for(beta))
+        if not betas or len(betas) != len(self.draw_temperatures):
+            known = ", ".join(f"{1 / beta:.4g}" for beta in reversed(BETAS[1:]))
+            raise ValueError(
+                f"signals.logits.draw_temperatures is {list(self.draw_temperatures)}; expected "
+                f"one or more of {known}, each once"
+            )
+        return Wanted(self.k, self.draws, betas)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the targets: goes into identities, without what has no effect."""
+        if self.profile == "threshold":
+            return {"profile": self.profile, "threshold": self.threshold}
+        settings: dict[str, Any] = {"k": self.k, "profile": self.profile}
+        if self.draws:
+            settings["draws"] = self.draws
+            settings["draw_betas"] = list(self.wanted().draw_betas)
+        return settings
+
+    def _asks_for(self, beta: float) -> bool:
+        return any(abs(1 / t - beta) < 1e-3 for t in self.draw_temperatures if t > 0)
+
+    def _threshold(self) -> Wanted:
+        if not _LEAST_THRESHOLD <= self.threshold <= 0.5:
+            raise ValueError(
+                f"signals.logits.threshold is {self.threshold}; expected a probability from "
+                f"{_LEAST_THRESHOLD} to 0.5"
+            )
+        if self.draws:
+            raise ValueError(
+                f"signals.logits.draws is {self.draws} with profile = threshold, which draws as "
+                "many as its threshold says; leave draws out, or choose another profile"
+            )
+        # At most 1/c tokens have p ≥ c, and at most 1/c + 1 points at distance c meet the rest.
+        most = math.floor(1 / self.threshold + 1e-6)
+        return Wanted(most, most + 1, threshold=self.threshold)
 
 
 @dataclass(frozen=True)

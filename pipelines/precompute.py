@@ -189,24 +189,30 @@ class _Capture:
             f"{self.config.corpus.sequence_length} (rows_id {self.rows_id[:12]})",
             "teacher": f"{self.checkpoint.path.name}, {self.config.teacher.dtype} "
             f"(teacher_id {self.teacher_id[:12]})",
-            "logits": dataclasses.asdict(self.config.signals.logits),
+            "logits": self.config.signals.logits.settings(),
         }
 
 
 def check_fits(config: Precompute, checkpoint: Checkpoint, *, vocabulary: int) -> None:
     """ValueError for settings that this teacher cannot serve."""
-    length, k = config.corpus.sequence_length, config.signals.logits.k
+    length, wanted = config.corpus.sequence_length, config.signals.logits.wanted()
     if not 2 <= length <= checkpoint.config.max_positions:
         raise ValueError(
             f"corpus.sequence_length is {length}, but {checkpoint.path.name} was trained for 2 to "
             f"{checkpoint.config.max_positions} positions; choose a length in between"
         )
-    if not 1 <= k <= vocabulary:
+    if not 1 <= wanted.k <= vocabulary - (wanted.draws > 0):
+        if wanted.draws:
+            raise ValueError(
+                f"signals.logits asks for {wanted.k} ids and draws from the rest, but "
+                f"{checkpoint.path.name} has {vocabulary} tokens; without draws k may be all of "
+                "them, with draws or a threshold it must leave a tail"
+            )
         raise ValueError(
-            f"signals.logits.k is {k}, but {checkpoint.path.name} has {vocabulary} tokens; choose "
-            f"1 to {vocabulary}"
+            f"signals.logits.k is {wanted.k}, but {checkpoint.path.name} has {vocabulary} tokens; "
+            f"choose 1 to {vocabulary}"
         )
-    if not 0 <= (config.corpus.heldout or 0) < 1:
+    if not 0 <= (config.corpus.heldout or 0.0) < 1:
         raise ValueError(f"corpus.heldout is {config.corpus.heldout}; expected a share in [0, 1)")
 
 

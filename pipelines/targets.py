@@ -1,15 +1,20 @@
-"""Targets on the device: exact top-k and the tail grid, a chunk of tokens at a time.
+"""Targets on the device: exact top-k, the tail grid and draws, a chunk of tokens at a time.
 
 [batch, time, vocabulary] never exists; a chunk's logits are reduced before the next one's are
 computed.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from models.numerics import logits as head
+from pipelines.draws import draw
+from pipelines.wanted import Wanted
 from schemas.targets import BETAS
 
 CHUNK_TOKENS = 256
@@ -21,27 +26,72 @@ assert tuple(n / 8 for n in _EIGHTHS) == BETAS[1:]
 def targets(
     hidden: Float[Array, "tokens width"],
     unembedding: Float[Array, "width vocab"],
+    starts: Float[Array, " tokens"],
     *,
-    k: int,
+    wanted: Wanted,
     chunk: int = CHUNK_TOKENS,
 ) -> dict[str, Array]:
-    """`ids` int32 [tokens, k], `logprobs` float32 [tokens, k], `tail_logmass` [tokens, 7].
+    """`ids` int32 [tokens, k], `logprobs` float32 [tokens, k], `tail_logmass` [tokens, 7]; with
+    draws, `draw_ids` int32 and `draw_logprobs` float32 [tokens, m], and `near_edge` bool.
 
-    Defined as in schemas.targets. `tokens` that `chunk` does not divide are padded inside.
+    Defined as in schemas.targets and schemas.draws; `starts` are those of the draws. `tokens`
+    that `chunk` does not divide are padded inside.
     """
-    tokens, width = hidden.shape
+
+    def one_chunk(hidden_C: Array, starts_C: Array) -> dict[str, Array]:
+        return targets_of_logits(head(hidden_C, unembedding), starts_C, wanted=wanted)
+
+    return over_chunks(one_chunk, hidden, starts, chunk=chunk)
+
+
+def over_chunks(
+    function: Callable[..., dict[str, Array]], *arrays: Array, chunk: int = CHUNK_TOKENS
+) -> dict[str, Array]:
+    """`function` of `chunk` tokens at a time, joined; the last chunk is padded with zeros."""
+    tokens = len(arrays[0])
     chunk = min(chunk, tokens)
-    padded = jnp.pad(hidden, ((0, -tokens % chunk), (0, 0)))
 
-    def one_chunk(_: None, hidden_C: Array) -> tuple[None, dict[str, Array]]:
-        return None, targets_of_logits(head(hidden_C, unembedding), k=k)
+    def cut(x: Array) -> Array:
+        padded = jnp.pad(x, [(0, -tokens % chunk)] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(-1, chunk, *x.shape[1:])
 
-    _, found = lax.scan(one_chunk, None, padded.reshape(-1, chunk, width))
+    _, found = lax.scan(
+        lambda _, chunks: (None, function(*chunks)), None, tuple(cut(x) for x in arrays)
+    )
     return {name: x.reshape(-1, *x.shape[2:])[:tokens] for name, x in found.items()}
 
 
-def targets_of_logits(logits: Float[Array, "tokens vocab"], *, k: int) -> dict[str, Array]:
+def targets_of_logits(
+    logits: Float[Array, "tokens vocab"], starts: Float[Array, " tokens"], *, wanted: Wanted
+) -> dict[str, Array]:
     """The same, of logits that are there."""
+    parts = split_off_top_k(logits, k=wanted.k)
+    if wanted.threshold is not None:
+        return _threshold_sample(parts, starts, c=wanted.threshold, most=wanted.draws)
+    found = {
+        "ids": parts.ids,
+        "logprobs": parts.top - parts.normaliser[:, None],
+        "tail_logmass": parts.tail_logmass,
+    }
+    if wanted.draws:
+        found |= _tail_draws(parts, starts, wanted=wanted)
+    return found
+
+
+class Parts(NamedTuple):
+    """Logits with their top-k taken off."""
+
+    logits: Float[Array, "tokens vocab"]
+    ids: Int[Array, "tokens k"]
+    top: Float[Array, "tokens k"]
+    """Logits of `ids`."""
+    normaliser: Float[Array, " tokens"]
+    """log Σ exp(logit) over the vocabulary."""
+    tail_logmass: Float[Array, "tokens nodes"]
+
+
+def split_off_top_k(logits: Float[Array, "tokens vocab"], *, k: int) -> Parts:
+    """The exact top-k, the normaliser and the tail's mass at every node."""
     vocab = logits.shape[-1]
     top, ids = exact_top_k(logits, min(k + 1, vocab))
     # Without the barrier XLA recomputes the top-k inside what follows.
@@ -56,11 +106,61 @@ def targets_of_logits(logits: Float[Array, "tokens vocab"], *, k: int) -> dict[s
         )
         shift = jnp.asarray(BETAS) * (top[:, k] - normaliser)[:, None]
         tail = relative + shift
+    return Parts(logits, ids[:, :k].astype(jnp.int32), top[:, :k], normaliser, tail)
+
+
+def in_tail(parts: Parts) -> Bool[Array, "tokens vocab"]:
+    """Which tokens the top-k left out: all below the k-th, and its equals with higher ids."""
+    kth = parts.top[:, -1:]
+    last = jnp.max(jnp.where(parts.top == kth, parts.ids, -1), axis=-1, keepdims=True)
+    ids = jnp.arange(parts.logits.shape[-1])
+    return (parts.logits < kth) | ((parts.logits == kth) & (ids > last))
+
+
+def _tail_draws(
+    parts: Parts, starts: Float[Array, " tokens"], *, wanted: Wanted
+) -> dict[str, Array]:
+    """m draws from the equal mixture of the tail at the nodes asked for."""
+    logprobs = parts.logits - parts.normaliser[:, None]
+    shares = [
+        jnp.exp(beta * logprobs - parts.tail_logmass[:, BETAS.index(beta), None])
+        for beta in wanted.draw_betas
+    ]
+    weights = jnp.where(in_tail(parts), sum(shares[1:], shares[0]), 0.0)
+    total = float(len(shares))
+    points = (jnp.arange(wanted.draws) + starts[:, None]) * (total / wanted.draws)
+    return _drawn(parts, weights, points)
+
+
+def _threshold_sample(
+    parts: Parts, starts: Float[Array, " tokens"], *, c: float, most: int
+) -> dict[str, Array]:
+    """The tokens with p ≥ c, and of the others each with probability p/c."""
+    logprobs = parts.top - parts.normaliser[:, None]
+    kept = jnp.exp(logprobs) >= c
+    tail = jnp.exp(parts.logits - parts.normaliser[:, None])
+    tail = jnp.where(tail < c, tail, 0.0)
+    mass = jnp.sum(tail, axis=-1, keepdims=True)
+    points = (jnp.arange(most) + starts[:, None]) * c
+    there = points < mass
+    drawn = _drawn(parts, tail, points)
     return {
-        "ids": ids[:, :k].astype(jnp.int32),
-        "logprobs": top[:, :k] - normaliser[:, None],
-        "tail_logmass": tail,
+        "ids": jnp.where(kept, parts.ids, 0),
+        "logprobs": jnp.where(kept, logprobs, -jnp.inf),
+        "tail_logmass": jnp.log(mass),
+        "draw_ids": jnp.where(there, drawn["draw_ids"], 0),
+        "draw_logprobs": jnp.where(there, jnp.log(c), -jnp.inf),
+        "near_edge": drawn["near_edge"] & there,
     }
+
+
+def _drawn(
+    parts: Parts, weights: Float[Array, "tokens vocab"], points: Float[Array, "tokens m"]
+) -> dict[str, Array]:
+    # Without the barrier XLA computes the weights once for their sums and again for the blocks.
+    ids, near = draw(lax.optimization_barrier(weights), points)
+    logprobs = jnp.take_along_axis(parts.logits, ids, axis=-1) - parts.normaliser[:, None]
+    return {"draw_ids": ids, "draw_logprobs": logprobs, "near_edge": near}
 
 
 def _tail_relative(

@@ -166,7 +166,7 @@ def _segments(documents: Iterable[Document], job: TokeniseJob) -> Iterator[tuple
             tokens = np.concatenate([begin, ids, [tokenizer.eos_id]]).astype(np.int32)
             place = document.place
             yield (
-                _split(document.content_hash, job.corpus.heldout or 0),
+                _split(document.content_hash, job.corpus.heldout or 0.0),
                 Segment(tokens, np.ones(len(tokens), bool), place.source, place.offset, 0),
             )
 

@@ -7,13 +7,15 @@ from typing import Literal
 import numpy as np
 
 from schemas.codecs import Tables
+from schemas.draws import logweights
 from schemas.files import RecordReaders
 from schemas.frames import require_same_key
 from schemas.layout import TOKENIZER, PartLayout
 from schemas.logits import decode_logits
 from schemas.manifest import Manifest, Part, read_manifest
+from schemas.prior import COUNTS, SUMS, TailPrior, log_prior
 from schemas.rows import decode_row
-from schemas.statistics import load_tables
+from schemas.statistics import load_statistic, load_tables
 
 ROW_FIELDS = ("tokens", "segment_ids", "positions", "loss_mask")
 
@@ -64,8 +66,10 @@ class Cache:
 
         Always: tokens, segment_ids, positions int32 and loss_mask bool [n, S]. With `logits`:
         topk_ids int32 and topk_logprobs float32 [n, S, k], tail_logmass float32 [n, S, 7] in nats;
-        positions that are not scored hold id 0 and −inf. A row that capture skipped has no
-        scored position. IndexError for a row that does not exist, ValueError for a signal that
+        positions that are not scored hold id 0 and −inf. If there are draws from the tail:
+        tail_ids int32, tail_logprobs and tail_logweights float32 [n, S, m], logweights −log(m·r(v))
+        of the proposal r; where there is no draw, id 0 and −inf. A row that capture skipped has
+        no scored position. IndexError for a row that does not exist, ValueError for a signal that
         the cache does not hold or a damaged file.
         """
         numbers = np.asarray(rows, np.int64)
@@ -110,8 +114,33 @@ class Cache:
         out["topk_ids"][slot, scored, : targets.k] = targets.ids
         out["topk_logprobs"][slot, scored, : targets.k] = targets.logprobs
         out["tail_logmass"][slot, scored] = targets.tail_logmass
+        if targets.draws:
+            weights = logweights(targets.draws, targets.tail_logmass, nodes=self.manifest.betas)
+            out["tail_ids"][slot, scored, : targets.draws.m] = targets.draws.ids
+            out["tail_logprobs"][slot, scored, : targets.draws.m] = targets.draws.logprobs
+            out["tail_logweights"][slot, scored, : targets.draws.m] = weights
         # A row skipped for NaN keeps its tokens but is scored nowhere.
         out["loss_mask"][slot] &= scored
+
+    def tail_prior(self) -> np.ndarray:
+        """log π at the nodes `schemas.targets.BETAS`: float32 [7, vocabulary], of all parts as one.
+
+        See schemas.prior. ValueError if a part was captured without one.
+        """
+        return log_prior([self._tail_prior_of(part) for part in self.manifest.parts])
+
+    def _tail_prior_of(self, part: Part) -> TailPrior:
+        sums, counts = (part.statistics.get(name) for name in (SUMS, COUNTS))
+        if sums is None or counts is None:
+            raise ValueError(
+                f"{self.path / part.path}: captured without a tail prior (threshold samples have "
+                "none, nor have caches of versions before 0.2); use another loss.tail, or capture "
+                "again"
+            )
+        root = self.path / part.path
+        return TailPrior(
+            load_statistic(root, SUMS, sha256=sums), load_statistic(root, COUNTS, sha256=counts)
+        )
 
     def _allocate(self, n: int, signals: Sequence[str]) -> dict[str, np.ndarray]:
         length = self.manifest.sequence_length
@@ -124,6 +153,11 @@ class Cache:
             out["topk_ids"] = np.zeros((n, length, logits.k), np.int32)
             out["topk_logprobs"] = np.full((n, length, logits.k), -np.inf, np.float32)
             out["tail_logmass"] = np.full((n, length, len(logits.betas)), -np.inf, np.float32)
+            if logits.draws:
+                shape = (n, length, logits.draws)
+                out["tail_ids"] = np.zeros(shape, np.int32)
+                for name in ("tail_logprobs", "tail_logweights"):
+                    out[name] = np.full(shape, -np.inf, np.float32)
         return out
 
     def _tables(self, part: Part) -> Tables:

@@ -45,7 +45,15 @@ class Signal:
     teacher_id: str
     profile: Profile
     k: int
+    """Ids stored a position, at most."""
     betas: tuple[float, ...] = BETAS
+    """Inverse temperatures of the nodes of `tail_logmass`."""
+    draws: int = 0
+    """m, draws from the tail a position, at most."""
+    draw_betas: tuple[float, ...] = ()
+    """Nodes whose tails the draws' proposal mixes."""
+    threshold: float | None = None
+    """c of threshold sampling."""
 
 
 @dataclass(frozen=True)
@@ -190,11 +198,14 @@ def unit_from_json(value: dict[str, Any]) -> Unit:
     return Unit(**{**value, "files": files, "skipped_rows": tuple(value["skipped_rows"])})
 
 
+def signal_from_json(value: dict[str, Any]) -> Signal:
+    """The signal that `dataclasses.asdict` turned into JSON."""
+    tuples = {name: tuple(value.get(name, ())) for name in ("betas", "draw_betas")}
+    return Signal(**{**value, **tuples})
+
+
 def _part_from_json(value: dict[str, Any]) -> Part:
-    signals = {
-        name: Signal(**{**signal, "betas": tuple(signal["betas"])})
-        for name, signal in value["signals"].items()
-    }
+    signals = {name: signal_from_json(signal) for name, signal in value["signals"].items()}
     return Part(
         **{
             **value,

@@ -1,13 +1,16 @@
-"""What `logits` means for one position: the top-k and the mass of the tail at every temperature.
+"""What `logits` means for one position: the top-k, the tail's mass at every T, draws from it.
 
 Log-probabilities are natural, taken at T = 1 and normalised over the full vocabulary.
 β = 1/T. The tail is the vocabulary outside the stored top-k.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from schemas.draws import Draws
 
 BETAS: tuple[float, ...] = (0.0, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 1.0)
 """Inverse temperatures at which the tail's mass is known. β = 0 counts the tail's ids."""
@@ -18,25 +21,50 @@ class Targets:
     """The targets of n scored positions.
 
     `ids` int32 [n, k] in descending log-probability, equals by the lower id.
-    `logprobs` float32 [n, k] in nats.
+    `logprobs` float32 [n, k] in nats. A position may hold fewer than k: then id 0 and −inf.
     `tail_logmass` float32 [n, 7] in nats: log Σ_{v in tail} exp(β·logp(v)) at each of `BETAS`;
-    −inf where the tail is empty.
+    −inf where the tail is empty. Threshold sampling knows β = 1 alone: [n, 1].
+    `draws` from the tail, if any were asked for.
     """
 
     ids: np.ndarray
     logprobs: np.ndarray
     tail_logmass: np.ndarray
+    draws: Draws | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, positions: slice) -> "Targets":
-        return Targets(self.ids[positions], self.logprobs[positions], self.tail_logmass[positions])
+        return Targets(
+            self.ids[positions],
+            self.logprobs[positions],
+            self.tail_logmass[positions],
+            self.draws[positions] if self.draws else None,
+        )
 
     @property
     def k(self) -> int:
         """Stored ids a position."""
         return self.ids.shape[1]
+
+
+def joined(parts: Sequence[Targets]) -> Targets:
+    """The positions of all parts, in order; one part at least, all of the same shapes."""
+
+    def all_of(values: Sequence[Any], name: str) -> np.ndarray:
+        return np.concatenate([getattr(value, name) for value in values])
+
+    drawn = [part.draws for part in parts if part.draws]
+    draws = None
+    if drawn:
+        draws = Draws(all_of(drawn, "ids"), all_of(drawn, "logprobs"), drawn[0].betas)
+    return Targets(
+        ids=all_of(parts, "ids"),
+        logprobs=all_of(parts, "logprobs"),
+        tail_logmass=all_of(parts, "tail_logmass"),
+        draws=draws,
+    )
 
 
 def tail_size_logmass(*, vocabulary: int, k: int) -> float:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from flax import nnx
@@ -75,14 +76,18 @@ def tokenizer_files(vocabulary: int) -> dict[str, bytes]:
 def tiny_settings(
     root: Path,
     *,
-    k: int = 8,
-    profile: str = "lossless",
     sequence_length: int = 64,
     vocabulary: int = 512,
     heldout: float = 0.2,
     output: Path | None = None,
+    batch_rows: int = 2,
+    shard_bytes: int = 8192,
+    **logits: Any,
 ) -> Precompute:
-    """Settings of a capture of `root/corpus` by `root/teacher` (made if absent) to `root/cache`."""
+    """Settings of a capture of `root/corpus` by `root/teacher` (made if absent) to `root/cache`.
+
+    `logits` are fields of pipelines.config.Logits.
+    """
     if not (root / "corpus").exists():
         write_corpus(root / "corpus")
     if not (root / "teacher").exists():
@@ -92,10 +97,10 @@ def tiny_settings(
             files=(str(root / "corpus" / "*.txt"),),
             sequence_length=sequence_length,
             heldout=heldout,
-            shard_bytes=8192,
+            shard_bytes=shard_bytes,
         ),
-        teacher=Teacher(model=str(root / "teacher"), batch_rows=2),
-        signals=Signals(logits=Logits(k=k, profile=profile)),  # type: ignore[arg-type]
+        teacher=Teacher(model=str(root / "teacher"), batch_rows=batch_rows),
+        signals=Signals(logits=Logits(**{"k": 8, "profile": "lossless", **logits})),
         output=output or root / "cache",
     )
 

@@ -2,7 +2,8 @@
 
 `lossless` keeps every bit. `fast` and `compact` store log-probabilities as levels and the tail
 as multiples of 1/32 nat; what they decode to is a distribution (head and tail sum to one)
-within about 1e-4 nats of KL from the original.
+within about 1e-4 nats of KL from the original. `threshold` stores a sample of the distribution
+that is right on average at T = 1, in a quarter of the bytes.
 """
 
 from collections.abc import Sequence
@@ -10,22 +11,35 @@ from typing import Literal
 
 import numpy as np
 
-from schemas.codecs import compact, fast, lossless, tail
-from schemas.codecs.block import TAIL, TOPK, Block, Tables
+from schemas.codecs import compact, draws, fast, lossless, tail, threshold
+from schemas.codecs.block import DRAWS, TAIL, TOPK, Block, Tables
 from schemas.codecs.levels import STEPS, quantiser, quantiser_of
 from schemas.codecs.normalise import normalised
-from schemas.targets import Targets
+from schemas.draws import Draws
+from schemas.targets import BETAS, Targets
 
-__all__ = ["PROFILES", "TAIL", "TOPK", "Block", "Profile", "Tables", "decode", "encode", "fit"]
+__all__ = [
+    "DRAWS",
+    "PROFILES",
+    "TAIL",
+    "TOPK",
+    "Block",
+    "Profile",
+    "Tables",
+    "decode",
+    "encode",
+    "fit",
+]
 
-Profile = Literal["lossless", "fast", "compact"]
-PROFILES: tuple[Profile, ...] = ("lossless", "fast", "compact")
+Profile = Literal["lossless", "fast", "compact", "threshold"]
+PROFILES: tuple[Profile, ...] = ("lossless", "fast", "compact", "threshold")
 
-# Codec ids of the top-k field. The tail's are in tail.py. An id means what it meant in the
-# first release that wrote it, forever: an improvement is a new id.
+# Codec ids of the top-k field. Those of the tail and of draws are in tail.py and draws.py. An id
+# means what it meant in the first release that wrote it, forever: an improvement is a new id.
 LOSSLESS = 1
 FAST = 2
 COMPACT = 3
+THRESHOLD = 4
 _CODEC_OF = {"fast": FAST, "compact": COMPACT}
 _QUANTISED = {FAST: fast, COMPACT: compact}
 
@@ -34,6 +48,8 @@ def fit(profile: Profile, sample: Targets, *, vocabulary: int) -> Tables:
     """The tables of a profile, from the calibration sample; the same sample, the same tables."""
     if profile == "lossless":
         return Tables({})
+    if profile == "threshold":
+        return Tables(threshold.fit(sample, vocabulary=vocabulary))
     levels = quantiser(*STEPS).levels(sample.logprobs)
     shape = {"vocabulary": vocabulary, "k": sample.k}
     arrays = {"steps": np.array(STEPS)}
@@ -46,22 +62,36 @@ def fit(profile: Profile, sample: Targets, *, vocabulary: int) -> Tables:
 
 def encode(profile: Profile, targets: Targets, *, tables: Tables, vocabulary: int) -> list[Block]:
     """The blocks of one record; none for a record without positions."""
-    _check(targets, vocabulary=vocabulary)
+    _check(targets, profile, vocabulary=vocabulary)
     if not len(targets):
         return []
+    shared = {"tables": tables, "vocabulary": vocabulary}
+    if profile == "threshold":
+        return [Block(TOPK, THRESHOLD, threshold.encode(targets, **shared))]
     ids, logprobs, values = targets.ids, targets.logprobs, targets.tail_logmass
     if profile == "lossless":
-        return [
+        blocks = [
             Block(TOPK, LOSSLESS, lossless.encode(ids, logprobs, vocabulary=vocabulary)),
             Block(TAIL, tail.EXACT, tail.encode_exact(values)),
         ]
-    levels = quantiser_of(tables).levels(logprobs)
-    rest = tail.encode_quantised(
-        values, last=levels.max(1), tables=tables, vocabulary=vocabulary, k=targets.k
-    )
+        if targets.draws:
+            payload = draws.encode_exact(targets.draws, vocabulary=vocabulary)
+            blocks.append(Block(DRAWS, draws.EXACT, payload))
+        return blocks
+    quantiser = quantiser_of(tables)
+    levels = quantiser.levels(logprobs)
+    last = levels.max(1)
     codec = _CODEC_OF[profile]
-    topk = _QUANTISED[codec].encode(ids, levels, tables=tables, vocabulary=vocabulary)
-    return [Block(TOPK, codec, topk), Block(TAIL, tail.QUANTISED, rest)]
+    blocks = [
+        Block(TOPK, codec, _QUANTISED[codec].encode(ids, levels, **shared)),
+        Block(
+            TAIL, tail.QUANTISED, tail.encode_quantised(values, last=last, k=targets.k, **shared)
+        ),
+    ]
+    if targets.draws:
+        payload = draws.encode_quantised(targets.draws, last=quantiser.logprob[last], **shared)
+        blocks.append(Block(DRAWS, draws.QUANTISED, payload))
+    return blocks
 
 
 def decode(
@@ -81,34 +111,48 @@ def decode(
             tail_logmass=np.zeros((0, 7), np.float32),
         )
     by_field = {block.field: block for block in blocks}
-    if not {TOPK, TAIL} <= set(by_field):
-        raise ValueError(f"a record holds fields {sorted(by_field)}; {TOPK} and {TAIL} are needed")
-    topk, rest = by_field[TOPK], by_field[TAIL]
+    codec_of = {field: block.codec for field, block in by_field.items()}
+    shared = {"tables": tables, "vocabulary": vocabulary}
+    if codec_of == {TOPK: THRESHOLD}:
+        return threshold.decode(by_field[TOPK].payload, positions=positions, k=k, **shared)
+    if not {TOPK, TAIL} <= set(codec_of) <= {TOPK, TAIL, DRAWS}:
+        raise ValueError(f"a record holds fields {sorted(codec_of)}; {TOPK} and {TAIL} are needed")
+    drawn = by_field.get(DRAWS)
     shape = {"positions": positions, "k": k, "vocabulary": vocabulary}
-    if (topk.codec, rest.codec) == (LOSSLESS, tail.EXACT):
-        ids, logprobs = lossless.decode(topk.payload, **shape)
-        values = tail.decode_exact(rest.payload, **shape)
-        return Targets(ids=ids, logprobs=logprobs, tail_logmass=values)
-    if topk.codec not in _QUANTISED or rest.codec != tail.QUANTISED:
-        raise ValueError(
-            f"codecs {topk.codec} (top-k) and {rest.codec} (tail) are not known to this version, "
-            f"or not together: a newer version wrote them"
+    exact = {TOPK: LOSSLESS, TAIL: tail.EXACT, DRAWS: draws.EXACT}
+    if codec_of.items() <= exact.items():
+        ids, logprobs = lossless.decode(by_field[TOPK].payload, **shape)
+        values = tail.decode_exact(by_field[TAIL].payload, **shape)
+        found = drawn and draws.decode_exact(
+            drawn.payload, positions=positions, vocabulary=vocabulary
         )
-    ids, levels = _QUANTISED[topk.codec].decode(topk.payload, tables=tables, **shape)
-    values = tail.decode_quantised(
-        rest.payload, last=levels[:, -1], tables=tables, vocabulary=vocabulary, k=k
-    )
-    logprobs = quantiser_of(tables).logprob.take(levels, mode="clip")
-    logprobs, values = normalised(logprobs, values)
-    return Targets(ids=ids, logprobs=logprobs, tail_logmass=values)
+        return Targets(ids, logprobs, values, found)
+    topk = codec_of[TOPK]
+    quantised = {TOPK: topk, TAIL: tail.QUANTISED, DRAWS: draws.QUANTISED}
+    if topk not in _QUANTISED or not codec_of.items() <= quantised.items():
+        raise ValueError(
+            f"codecs {codec_of} (by field) are not known to this version, or not together: a newer "
+            f"version wrote them"
+        )
+    ids, levels = _QUANTISED[topk].decode(by_field[TOPK].payload, tables=tables, **shape)
+    last = levels[:, -1]
+    values = tail.decode_quantised(by_field[TAIL].payload, last=last, k=k, **shared)
+    logprob = quantiser_of(tables).logprob
+    logprobs, values, shift = normalised(logprob.take(levels, mode="clip"), values)
+    if drawn is None:
+        return Targets(ids, logprobs, values)
+    last_logprob = logprob.take(last, mode="clip")
+    found = draws.decode_quantised(drawn.payload, last=last_logprob, **shared)
+    return Targets(ids, logprobs, values, Draws(found.ids, found.logprobs - shift, found.betas))
 
 
-def _check(targets: Targets, *, vocabulary: int) -> None:
+def _check(targets: Targets, profile: Profile, *, vocabulary: int) -> None:
     n, k = targets.ids.shape
-    if targets.logprobs.shape != (n, k) or targets.tail_logmass.shape != (n, 7):
+    nodes = 1 if profile == "threshold" else len(BETAS)
+    if targets.logprobs.shape != (n, k) or targets.tail_logmass.shape != (n, nodes):
         raise ValueError(
             f"targets of shapes {targets.ids.shape}, {targets.logprobs.shape}, "
-            f"{targets.tail_logmass.shape}; expected [n, k], [n, k], [n, 7]"
+            f"{targets.tail_logmass.shape}; expected [n, k], [n, k], [n, {nodes}]"
         )
     if not 1 <= k <= vocabulary <= 1 << fast.ID_BITS:
         raise ValueError(f"k = {k}, vocabulary = {vocabulary}: need 1 ≤ k ≤ vocabulary ≤ 2^20")

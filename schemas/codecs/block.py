@@ -8,12 +8,14 @@ import numpy as np
 
 from schemas.frames import Block
 
-__all__ = ["TAIL", "TOPK", "Block", "Tables"]
+__all__ = ["DRAWS", "TAIL", "TOPK", "Block", "Tables"]
 
 TOPK = 1
-"""Field id: top-k ids and their log-probabilities, jointly."""
+"""Field id: top-k ids and their log-probabilities, jointly; with threshold sampling, all."""
 TAIL = 2
 """Field id: the tail's log-mass at the six nodes β > 0."""
+DRAWS = 3
+"""Field id: draws from the tail."""
 
 
 @dataclass(frozen=True, eq=False)

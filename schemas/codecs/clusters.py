@@ -66,7 +66,7 @@ def find_orders(
     depth = min(_DEPTH, len(order))
     if count == 1:
         return np.arange(depth, dtype=np.uint16)[None]
-    rank = np.full(vocabulary, len(order), np.int32)
+    rank = np.full(vocabulary + 1, len(order), np.int32)  # one more: see Codebook.rank
     rank[order] = np.arange(len(order), dtype=np.int32)
     ranks = rank[ids]
     chosen = _k_means(_embed(ranks, listed=len(order)), count=count)

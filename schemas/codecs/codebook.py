@@ -23,8 +23,9 @@ class Codebook:
     """Look-ups for one set of tables."""
 
     depth: int
-    rank: Integer[np.ndarray, " vocabulary"]
-    """Rank of each id by frequency."""
+    rank: Integer[np.ndarray, " vocabulary_and_one"]
+    """Rank of each id by frequency; the id after the last means `nothing` in a set of any size,
+    and costs the same in every order."""
     inverse: Integer[np.ndarray, "listed_and_one orders"]
     """Place of each rank in each order; `depth` where the order does not name it."""
     cost: Integer[np.ndarray, "listed_and_one orders"]
@@ -85,7 +86,7 @@ def codebook(tables: Tables, *, vocabulary: int) -> Codebook:
         inverse[orders, np.arange(count)[:, None]] = np.arange(depth, dtype=np.uint16)
         return Codebook(
             depth=depth,
-            rank=rank,
+            rank=np.append(rank, np.int32(vocabulary)),
             inverse=inverse,
             cost=_costs(inverse, depth=depth),
             flat=np.concatenate([order[orders.reshape(-1)], order]),

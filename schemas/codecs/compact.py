@@ -10,13 +10,13 @@ distribution.
 import numpy as np
 from jaxtyping import Integer
 
-from schemas.codecs import bits
+from schemas.codecs import numbers
 from schemas.codecs.block import Tables
 from schemas.codecs.clusters import choose_orders
 from schemas.codecs.codebook import codebook
 from schemas.codecs.fast import ID_BITS
 from schemas.codecs.levels import LEVEL_BITS, MINUS_INFINITY
-from schemas.codecs.streams import expand, join, small, split, squeeze, unsmall
+from schemas.codecs.streams import columns, expand, join, small, split, squeeze, unsmall
 
 _MOST_LISTED = 1 << 16
 """Ranks in an order are uint16."""
@@ -25,11 +25,6 @@ _LEVEL_COLUMNS = 4
 _ENTRIES_PER_FRAME = 2048
 """A frame carries its own Huffman table; it must be long enough to pay for it."""
 _MOST_GROUPS = 3
-_SYMBOLS = np.arange(4 * (bits.LARGEST_WIDTH + 2))
-_WIDTH = np.maximum((_SYMBOLS >> 2) - 1, 0).astype(np.uint8)
-"""Raw bits below a symbol's two leading ones."""
-_BASE = np.where(_SYMBOLS < 8, _SYMBOLS, (4 + (_SYMBOLS & 3)) << _WIDTH).astype(np.int32)
-"""The smallest gap − 1 of each symbol."""
 
 
 def fit(
@@ -71,7 +66,7 @@ def encode(
     levels = np.ascontiguousarray(keys[by_group].T).astype(np.uint32)
     levels &= np.uint32(MINUS_INFINITY)
     last = levels.max(0)
-    symbols, widths, gaps = _symbols(places)
+    symbols, raw = numbers.encode(_gaps(places))
     relative, relative_escapes = small(last - levels)
     last, last_escapes = small(last)
     sizes = np.bincount(group, minlength=groups)
@@ -82,8 +77,8 @@ def encode(
             squeeze(last),
             last_escapes,
             relative_escapes,
-            bits.pack(gaps.reshape(-1), widths=widths.reshape(-1)),
-            *(squeeze(relative[rows]) for rows in _columns(k, _LEVEL_COLUMNS)),
+            raw,
+            *(squeeze(relative[rows]) for rows in columns(k, _LEVEL_COLUMNS)),
             *(squeeze(symbols[cell]) for cell in _cells(k, sizes)),
         ]
     )
@@ -94,7 +89,7 @@ def decode(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids int32 and levels uint16, [n, k]: by ascending level, equals by id."""
     book = codebook(tables, vocabulary=vocabulary)
-    level_frames, cells = _columns(k, _LEVEL_COLUMNS), len(_columns(k, _SYMBOL_COLUMNS))
+    level_frames, cells = columns(k, _LEVEL_COLUMNS), len(columns(k, _SYMBOL_COLUMNS))
     groups = payload[0] if payload else 0
     if not 1 <= groups <= _MOST_GROUPS:
         raise ValueError(f"{groups} groups of positions; 1 to {_MOST_GROUPS} can be")
@@ -115,7 +110,7 @@ def decode(
     for cell, frame in zip(_cells(k, sizes), frames[len(level_frames) :], strict=True):
         target = symbols[cell]
         target[...] = expand(frame, size=target.size).reshape(target.shape)
-    places = _places(symbols, raw)
+    places = _places(numbers.decode(symbols, raw))
     if places.min() < 0 or places.max() >= book.depth + vocabulary:
         raise ValueError("a place outside the vocabulary")
     levels = last - unsmall(relative, relative_escapes)
@@ -130,17 +125,11 @@ def decode(
     return ids, (ordered >> np.uint32(ID_BITS)).astype(np.uint16)
 
 
-def _columns(k: int, most: int) -> list[slice]:
-    """`most` runs of columns of about equal length, or as many as there are."""
-    count = min(most, k)
-    return [slice(k * i // count, k * (i + 1) // count) for i in range(count)]
-
-
 def _cells(k: int, sizes: Integer[np.ndarray, " groups"]) -> list[tuple[slice, slice]]:
     """Where each frame of symbols lies in [k, n], the positions being sorted by group."""
     ends = np.cumsum(sizes)
     spans = [slice(int(end - size), int(end)) for size, end in zip(sizes, ends, strict=True)]
-    return [(rows, span) for span in spans for rows in _columns(k, _SYMBOL_COLUMNS)]
+    return [(rows, span) for span in spans for rows in columns(k, _SYMBOL_COLUMNS)]
 
 
 def _group(places: Integer[np.ndarray, "n k"], *, count: int) -> Integer[np.ndarray, " n"]:
@@ -154,29 +143,19 @@ def _group(places: Integer[np.ndarray, "n k"], *, count: int) -> Integer[np.ndar
     return group
 
 
-def _symbols(
-    places: Integer[np.ndarray, "k n"],
-) -> tuple[Integer[np.ndarray, "k n"], Integer[np.ndarray, "k n"], Integer[np.ndarray, "k n"]]:
-    """Symbols, widths of their raw bits, and the gaps − 1 whose low bits those are."""
+def _gaps(places: Integer[np.ndarray, "k n"]) -> Integer[np.ndarray, "k n"]:
+    """The first place, then each one's distance from the one before it, less one."""
     gaps = np.empty_like(places)
     gaps[0] = places[0]
     np.subtract(places[1:], places[:-1], out=gaps[1:])
     gaps[1:] -= 1
     if gaps.min() < 0:
         raise ValueError("an id is twice in one top-k")
-    # The exponent and two leading mantissa bits of a float32, which is exact below 2^24.
-    leading = (gaps.astype(np.float32).view(np.uint32) >> np.uint32(21)).astype(np.int32) - 512
-    symbols = np.where(gaps < 4, gaps, leading).astype(np.uint8)
-    return symbols, _WIDTH.take(symbols, mode="clip"), gaps
+    return gaps
 
 
-def _places(symbols: Integer[np.ndarray, "k n"], raw: bytes) -> Integer[np.ndarray, "k n"]:
-    if symbols.max() >= len(_SYMBOLS):
-        raise ValueError(f"symbol {symbols.max()} of a gap; there are {len(_SYMBOLS)}")
-    places = bits.unpack(raw, widths=_WIDTH.take(symbols.reshape(-1), mode="clip")).view(np.int32)
-    places = places.reshape(symbols.shape)
-    places += _BASE.take(symbols, mode="clip")
-    places[1:] += 1
-    for rank in range(1, len(places)):  # a tenth of np.cumsum's time for rows of this length
-        places[rank] += places[rank - 1]
-    return places
+def _places(gaps: Integer[np.ndarray, "k n"]) -> Integer[np.ndarray, "k n"]:
+    gaps[1:] += 1
+    for rank in range(1, len(gaps)):  # a tenth of np.cumsum's time for rows of this length
+        gaps[rank] += gaps[rank - 1]
+    return gaps

@@ -5,13 +5,16 @@ from jaxtyping import Float
 
 from schemas.targets import BETAS
 
-_BETAS = np.array(BETAS, np.float32)
-
 
 def normalised(
-    logprobs: Float[np.ndarray, "n k"], tail_logmass: Float[np.ndarray, "n 7"]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The same distribution with Σ head + tail = 1.
+    logprobs: Float[np.ndarray, "n k"],
+    tail_logmass: Float[np.ndarray, "n nodes"],
+    *,
+    betas: tuple[float, ...] = BETAS,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same distribution with Σ head + tail = 1, and what was taken off each log-prob [n, 1].
+
+    `betas` are those of the nodes, the last one 1.
 
     Levels err by a little each, in the head as in the tail; one common factor is the
     correction that a least-squares fit would make, and it is safe for any mass of the tail
@@ -19,4 +22,5 @@ def normalised(
     """
     total = np.exp(logprobs).sum(1) + np.exp(tail_logmass[:, -1])
     shift = np.log(np.where(total > 0, total, 1))[:, None]
-    return logprobs - shift, tail_logmass - shift * _BETAS
+    shift = shift.astype(np.float32)
+    return logprobs - shift, tail_logmass - shift * np.array(betas, np.float32), shift

@@ -64,6 +64,12 @@ def id_planes(vocabulary: int) -> int:
     return max(1, (int(vocabulary - 1).bit_length() + 7) // 8)
 
 
+def columns(k: int, most: int) -> list[slice]:
+    """`most` runs of k columns of about equal length, or as many as there are."""
+    count = min(most, k)
+    return [slice(k * i // count, k * (i + 1) // count) for i in range(count)]
+
+
 def join(sections: list[bytes]) -> bytes:
     """One payload out of sections, each with its length before it."""
     lengths = b"".join(_varint(len(section)) for section in sections)

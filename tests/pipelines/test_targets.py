@@ -4,8 +4,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pipelines.targets import exact_top_k, targets, targets_of_logits
+from pipelines.targets import exact_top_k, targets
+from pipelines.targets import targets_of_logits as of_logits
+from pipelines.wanted import Wanted
 from schemas.targets import BETAS
+
+
+def targets_of_logits(logits, *, k):
+    return of_logits(logits, jnp.zeros(len(logits)), wanted=Wanted(k))
 
 
 def dense(logits: np.ndarray, *, k: int) -> dict[str, np.ndarray]:
@@ -73,5 +79,7 @@ def test_the_chunk_changes_nothing_but_rounding(chunk):
     rng = np.random.default_rng(3)
     hidden = rng.normal(size=(10, 16)).astype(np.float32)
     head = rng.normal(size=(16, 3000)).astype(np.float32)
-    found = targets(jnp.asarray(hidden), jnp.asarray(head), k=5, chunk=chunk)
+    found = targets(
+        jnp.asarray(hidden), jnp.asarray(head), jnp.zeros(10), wanted=Wanted(5), chunk=chunk
+    )
     assert_same(found, dense(hidden @ head, k=5), atol=1e-4)

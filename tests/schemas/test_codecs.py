@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.codecs import PROFILES, TAIL, TOPK, Block, Tables, decode, encode, fit
+from schemas.codecs import TAIL, TOPK, Block, Tables, decode, encode, fit
 from schemas.codecs.streams import join, split, squeeze
 from schemas.targets import BETAS, Targets
 
 QUANTISED = ("fast", "compact")
+WHOLE = ("lossless", *QUANTISED)
 FIELDS = ("ids", "logprobs", "tail_logmass")
 
 
@@ -168,14 +169,14 @@ def test_a_gap_of_forty_nats_moves_no_other_rank(profile):
     np.testing.assert_allclose(stored.logprobs, [[0, -39.5, -40, -40]], atol=0.14)
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", WHOLE)
 def test_a_row_without_scored_positions_costs_nothing(profile):
     nothing = from_logits(np.zeros((0, 9)), k=3)
     assert encode(profile, nothing, tables=tables_for(profile, 9, 3), vocabulary=9) == []
     assert_same_bits(through(profile, nothing, vocabulary=9), nothing)
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", WHOLE)
 def test_with_every_id_stored_the_tail_is_empty(profile):
     targets = from_logits(zipf_logits(20, 512), k=512)
     stored = through(profile, targets, vocabulary=512)
@@ -183,7 +184,7 @@ def test_with_every_id_stored_the_tail_is_empty(profile):
     np.testing.assert_array_equal(np.sort(stored.ids, 1), np.tile(np.arange(512), (20, 1)))
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", WHOLE)
 def test_the_same_targets_give_the_same_bytes(profile):
     targets = from_logits(zipf_logits(100, 800), k=16)
     first, second = (
@@ -193,7 +194,7 @@ def test_the_same_targets_give_the_same_bytes(profile):
     assert first == second
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", WHOLE)
 def test_tables_survive_being_stored_as_arrays(profile):
     targets = from_logits(zipf_logits(60, 800), k=16)
     tables = fit(profile, targets, vocabulary=800)
@@ -246,7 +247,7 @@ def replaced(blocks, field: int, payload: bytes):
     return [Block(b.field, b.codec, payload if b.field == field else b.payload) for b in blocks]
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", WHOLE)
 @pytest.mark.parametrize("field", [TOPK, TAIL])
 def test_every_truncation_is_an_error(profile, field):
     blocks, tables = encoded(profile)
@@ -258,7 +259,7 @@ def test_every_truncation_is_an_error(profile, field):
         decoded(replaced(blocks, field, payload + b"\0"), tables)
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", WHOLE)
 @pytest.mark.parametrize("field", [TOPK, TAIL])
 def test_altered_bytes_are_an_error_or_decode_to_something_of_the_right_shape(profile, field):
     blocks, tables = encoded(profile)
@@ -322,7 +323,7 @@ def test_streams_that_are_whole_but_say_the_impossible_are_an_error():
         decoded(replaced(far, TOPK, far[0].payload[:1] + join(sections)), tables)
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", WHOLE)
 @pytest.mark.parametrize("change", [{"positions": 41}, {"positions": 39}, {"k": 23}, {"k": 25}])
 def test_a_record_of_another_shape_is_an_error(profile, change):
     blocks, tables = encoded(profile)
@@ -331,7 +332,7 @@ def test_a_record_of_another_shape_is_an_error(profile, change):
         decode(blocks, tables=tables, **shape)
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", WHOLE)
 def test_a_missing_field_or_an_unknown_codec_is_an_error(profile):
     blocks, tables = encoded(profile)
     with pytest.raises(ValueError, match="fields"):

@@ -1,6 +1,6 @@
 """Writes the golden record of each codec version that has none yet.
 
-    python tests/golden/codecs/make.py
+    python -m tests.golden.codecs.make
 
 A golden file is never written again: it is what a released version wrote. A change of a codec
 that makes its golden record decode to something else needs a new codec id.
@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from schemas.codecs import Profile, compact, decode, encode, fit
+from schemas.codecs import Profile, compact, decode, encode, fit, threshold
+from schemas.draws import Draws
 from schemas.targets import Targets
+from tests import sampling
 
 HERE = Path(__file__).parent
 VOCABULARY, K, POSITIONS = 1000, 12, 24
@@ -19,6 +21,9 @@ CODECS: dict[str, Profile] = {
     "topk-1-tail-1": "lossless",
     "topk-2-tail-2": "fast",
     "topk-3-tail-2": "compact",
+    "topk-1-tail-1-draws-1": "lossless",
+    "topk-3-tail-2-draws-2": "compact",
+    "topk-4": "threshold",
 }
 
 
@@ -41,13 +46,29 @@ def example() -> tuple[Targets, Targets]:
     return Targets(*(a[:POSITIONS] for a in arrays)), Targets(*(a[POSITIONS:] for a in arrays))
 
 
+def sampled(profile: Profile) -> tuple[Targets, Targets]:
+    """The same with tail draws, or threshold samples."""
+    rng = np.random.default_rng(3)
+    kinds = rng.normal(size=(2, VOCABULARY)) * 3
+    logits = kinds[rng.integers(2, size=600)] + rng.normal(size=(600, VOCABULARY))
+    logits[1, 7] += 90
+    starts = rng.random(600)
+    if profile == "threshold":
+        targets = sampling.threshold_sample(logits, starts, c=1 / K)
+    else:
+        targets = sampling.with_draws(logits, starts, k=K, m=6, betas=(0.5, 1.0))
+    return targets[:POSITIONS], targets[POSITIONS:]
+
+
 def main():
-    record, sample = example()
     compact._ENTRIES_PER_FRAME = 12  # several groups of positions in a tiny record
+    threshold._ENTRIES_PER_RUN = 20
     for name, profile in CODECS.items():
         path = HERE / f"{name}.npz"
         if path.exists():
             continue
+        plain = not ("draws" in name or profile == "threshold")
+        record, sample = example() if plain else sampled(profile)
         tables = fit(profile, sample, vocabulary=VOCABULARY)
         blocks = encode(profile, record, tables=tables, vocabulary=VOCABULARY)
         shape = {"positions": POSITIONS, "k": K, "vocabulary": VOCABULARY}
@@ -59,7 +80,18 @@ def main():
             ids=expected.ids,
             logprobs=expected.logprobs,
             tail_logmass=expected.tail_logmass,
+            **_arrays_of(expected.draws),
         )
+
+
+def _arrays_of(draws: Draws | None) -> dict[str, np.ndarray]:
+    if draws is None:
+        return {}
+    return {
+        "draws_ids": draws.ids,
+        "draws_logprobs": draws.logprobs,
+        "betas": np.array(draws.betas),
+    }
 
 
 if __name__ == "__main__":

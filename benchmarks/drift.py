@@ -1,0 +1,91 @@
+"""What a kind of text costs when calibration never saw it: bytes a token, with and without.
+
+    python -m benchmarks.drift CACHE PATTERN… [--profile compact] [--k 64] [--calibration 0.1]
+
+CACHE was captured with `lossless`. Each PATTERN (as `man-*`) names the sources of one domain.
+Its rows are encoded twice: with tables from a sample of all rows, and from a sample of the rows
+that hold nothing of the domain. The difference is what a corpus pays whose later parts differ
+from the sample that its tables were frozen on.
+"""
+
+import argparse
+from fnmatch import fnmatch
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.codecs import Measured, calibration_rows, read_targets
+from schemas import open_cache
+from schemas.cache import Cache
+from schemas.codecs import PROFILES, Tables, fit
+from schemas.targets import joined
+from schemas.units import read_unit_rows
+
+_MOSTLY = 0.9
+"""Share of a row's tokens that makes it a row of a domain."""
+
+
+def main():
+    options = _arguments()
+    cache = open_cache(options.cache)
+    vocabulary = cache.manifest.vocabulary_size
+    share = np.stack([shares(cache, pattern) for pattern in options.patterns])
+    rows = np.random.default_rng(0).permutation(cache.rows())
+
+    def tables_from(candidates: np.ndarray) -> Tables:
+        count = len(calibration_rows(cache, rows, share=options.calibration))
+        sample = joined([read_targets(cache, r, k=options.k)[0] for r in candidates[:count]])
+        return fit(options.profile, sample, vocabulary=vocabulary)
+
+    whole = tables_from(rows)
+    seen = set(calibration_rows(cache, rows, share=options.calibration).tolist())
+    table = Table(title=f"{options.profile}, k = {options.k}: tables that saw the domain or not")
+    for column in ("domain", "rows", "B/token seen", "B/token unseen", "drift"):
+        table.add_column(column, justify="right")
+    for pattern, of_row in zip(options.patterns, share, strict=True):
+        own = [r for r in rows if of_row[r] >= _MOSTLY and int(r) not in seen][: options.rows]
+        others = tables_from(rows[of_row[rows] == 0])
+        with_it, without = (
+            _size(cache, own, tables=tables, options=options) for tables in (whole, others)
+        )
+        table.add_row(
+            *(pattern, str(len(own)), f"{with_it:.1f}", f"{without:.1f}"),
+            f"+{without - with_it:.1f}",
+        )
+    Console(width=120).print(table)
+
+
+def shares(cache: Cache, pattern: str) -> np.ndarray:
+    """For each row, how much of its tokens comes from sources that match."""
+    found = []
+    for part in cache.manifest.parts:
+        matches = np.array([fnmatch(source.name, pattern) for source in part.sources])
+        for number, unit in enumerate(part.units):
+            for row in read_unit_rows(cache.path / part.path, number, unit):
+                of_position = row.origins[row.segment_ids[row.segment_ids > 0] - 1, 0]
+                found.append(matches[of_position].mean())
+    return np.array(found)
+
+
+def _size(cache: Cache, rows: list, *, tables: Tables, options: argparse.Namespace) -> float:
+    measured = Measured(options.profile, options.k, [])
+    for row in rows:
+        some = [read_targets(cache, row, k=options.k)]
+        measured.add(some, tables=tables, vocabulary=cache.manifest.vocabulary_size)
+    return measured.record_bytes / max(measured.positions, 1)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("cache", help="a sealed cache captured with the lossless codec")
+    parser.add_argument("patterns", nargs="+", help="names of a domain's sources, as man-*")
+    parser.add_argument("--profile", default="compact", choices=PROFILES[:3])
+    parser.add_argument("--k", type=int, default=64)
+    parser.add_argument("--calibration", type=float, default=0.1, help="share of the rows")
+    parser.add_argument("--rows", type=int, default=100, help="of each domain, at most")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

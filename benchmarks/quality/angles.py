@@ -1,0 +1,297 @@
+"""The angle between a method's gradient and the dense one, without training anything.
+
+The same student, the same batch, the same T, α = 1; gradients of all the student's parameters. A
+biased target keeps its angle however many tokens are averaged, an unbiased one loses it: hence
+also the angle between the sums over all batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pipelines.wanted import Wanted
+from schemas.draws import Draws, logweights, starts
+from trainer.needs import DRAWS as DRAWS_FIELDS
+from trainer.needs import fields, tail_prior
+
+from benchmarks.quality.bytes import BYTES_PER_ID
+from benchmarks.quality.run import Workshop, kept_student
+from benchmarks.quality.study import CAPTURES, DRAWS, ROWS
+from benchmarks.quality.uncached import dense_gradient, rs_kd_targets
+from models import open_checkpoint
+from models.sharding import make_mesh
+from models.students import cut_layers, spread
+from pipelines.config import Logits
+from pipelines.targets import targets as exact_targets
+from schemas import Cache, codecs
+from schemas.files import read_json, write_json
+from schemas.logits import decode_logits, encode_logits
+from schemas.targets import BETAS, Targets, joined
+from trainer.config import Loss
+from trainer.step import mean_gradient, values_at
+from trainer.student import parameters
+
+BATCHES = 3
+CALIBRATION_ROWS = 16
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method with its settings: where its targets come from and which loss takes them."""
+
+    method: str
+    temperature: float
+    settings: str
+    """`k=32`, `k=16 m=10`, `N=50`: what distinguishes points of one method."""
+    tail: str
+    capture: dict[str, Any] | int
+    """`signals.logits` of a precompute config, or RS-KD's number of draws."""
+
+    @property
+    def name(self) -> str:
+        """`sampled-T1-k16-m10`: what its files are called."""
+        settings = self.settings.replace("=", "").replace(" ", "-").replace("/", "")
+        return f"{self.method}-T{self.temperature:g}-{settings}"
+
+
+def points() -> Iterator[Point]:
+    """What is compared: what the cells train from, at T = 1, 2, 4; other sizes at T = 1."""
+    for k, temperatures in ((8, (1.0,)), (16, (1.0,)), (32, (1.0, 2.0, 4.0)), (64, (1.0,))):
+        for temperature in temperatures:
+            for method in ("bucket", "renormalize", "prior"):
+                capture = {"k": k, "profile": "compact"}
+                yield Point(method, temperature, f"k={k}", method, capture)
+    for k, m in ((8, 16), (16, 4), (16, DRAWS), (16, 32), (32, 16)):
+        capture = {**CAPTURES["top16-draws"], "k": k, "draws": m}
+        yield Point("sampled", 1.0, f"k={k} m={m}", "sampled", capture)
+    capture = CAPTURES["top16-draws-T2"]
+    yield Point("sampled", 2.0, f"k={capture['k']} m={DRAWS}", "sampled", capture)
+    for one_in in (20, 50, 100, 200):
+        capture = {"profile": "threshold", "threshold": 1 / one_in}
+        yield Point("threshold", 1.0, f"c=1/{one_in}", "sampled", capture)
+    for n in (25, 50, 100, 200):
+        yield Point("rs-kd", 1.0, f"N={n}", "renormalize", n)
+
+
+def measure(shop: Workshop, *, chosen: Callable[[str], bool]) -> Iterator[tuple[str, str | None]]:
+    """Measure what is not measured yet; the name of each point and why it failed, if it did."""
+    directory = shop.study.work / "angles"
+    for student in ("initial", "trained"):
+        wanted = (p for p in points() if not _path(directory, p, student).exists())
+        # By temperature: the dense gradients of one are kept until the next.
+        todo = sorted((p for p in wanted if chosen(p.name)), key=lambda p: p.temperature)
+        if not todo:
+            continue
+        gradients: Gradients | None = None
+        for point in todo:
+            try:
+                gradients = gradients or Gradients(shop, student)
+                result = gradients.compare(point)
+                write_json(_path(directory, point, student), {"student": student, **result})
+                yield f"{point.name} ({student})", None
+            except Exception as error:  # one point's failure is not the others'
+                yield f"{point.name} ({student})", f"{type(error).__name__}: {error}"
+
+
+def results(work: Path) -> list[dict[str, Any]]:
+    """Everything measured so far."""
+    return [read_json(path) for path in sorted((work / "angles").glob("*.json"))]
+
+
+def _path(directory: Path, point: Point, student: str) -> Path:
+    return directory / f"{point.name}-{student}.json"
+
+
+class Gradients:
+    """One student's gradients on a few batches of train rows; the dense ones are kept."""
+
+    def __init__(self, shop: Workshop, student: str):
+        self.shop = shop
+        study, cache = shop.study, shop.cache(ROWS)
+        self.graph, self.params = parameters(_student(shop, student))
+        rows = _shuffled(cache)
+        count = min(BATCHES, len(rows) // study.batch_rows)
+        self.batches = rows[: count * study.batch_rows].reshape(count, study.batch_rows)
+        self._dense: tuple[float, list[np.ndarray]] | None = None
+        self._compiled: dict[Loss, Callable] = {}
+
+    def compare(self, point: Point) -> dict[str, Any]:
+        """Angles in degrees and errors relative to the dense gradient's norm, over the batches."""
+        dense = self.dense(point.temperature)
+        angles, errors, sizes = [], [], []
+        total = np.zeros_like(dense[0])
+        for rows, reference in zip(self.batches, dense, strict=True):
+            targets, size = targets_of(point, self.shop, rows)
+            gradient = self.gradient(rows, targets, point)
+            total += gradient
+            angles.append(angle(gradient, reference))
+            errors.append(_norm(gradient - reference) / _norm(reference))
+            sizes.append(size)
+        return {
+            "method": point.method,
+            "temperature": point.temperature,
+            "settings": point.settings,
+            "measured": isinstance(point.capture, dict),
+            "bytes_per_token": float(np.mean(sizes)),
+            "angles": angles,
+            "relative_errors": errors,
+            "angle_of_sum": angle(total, np.sum(dense, axis=0)),
+            "batches": len(angles),
+            "tokens_per_batch": int(self.batches.shape[1] * self.shop.study.sequence_length),
+        }
+
+    def dense(self, temperature: float) -> list[np.ndarray]:
+        """The dense gradient of each batch. Those of one temperature are kept: points come so."""
+        if self._dense is None or self._dense[0] != temperature:
+            loss = Loss(alpha=1.0, temperature=temperature)
+            compiled = jax.jit(partial(dense_gradient, self.graph, loss=loss))
+            teacher, found = self.shop.teacher, []
+            for rows in self.batches:
+                batch = {**self._rows(rows), "teacher_hidden": teacher.hidden(rows)}
+                gradient = compiled(self.params, batch, unembedding=teacher.unembedding)[1]
+                found.append(_vector(gradient))
+            self._dense = (temperature, found)
+        return self._dense[1]
+
+    def gradient(self, rows: np.ndarray, targets: Batch, point: Point) -> np.ndarray:
+        """The method's gradient by the trainer's own loss."""
+        loss = Loss(alpha=1.0, temperature=point.temperature, tail=point.tail)  # type: ignore[arg-type]
+        if loss not in self._compiled:
+            self._compiled[loss] = jax.jit(
+                partial(
+                    mean_gradient,
+                    self.graph,
+                    loss=loss,
+                    vocabulary=self.shop.teacher.vocabulary,
+                    microbatches=1,
+                )
+            )
+        prior = tail_prior(self.shop.cache(ROWS), loss=loss, mesh=make_mesh())
+        batch = {**self._rows(rows), **targets}
+        found = self._compiled[loss](
+            self.params,
+            {name: jnp.asarray(batch[name]) for name in fields(loss.tail)},
+            values=values_at(loss, 0, steps=1),
+            prior=prior,
+        )
+        return _vector(found[2])
+
+    def _rows(self, rows: np.ndarray) -> Batch:
+        return self.shop.cache(ROWS).read(rows, signals=())
+
+
+def targets_of(point: Point, shop: Workshop, rows: np.ndarray) -> tuple[Batch, float]:
+    """The point's targets for these rows, and what they take: bytes a scored position."""
+    if isinstance(point.capture, dict):
+        return captured(Logits(**point.capture), shop, rows)
+    batch = rs_kd_targets(shop.teacher, rows, draws=point.capture)
+    stored = np.isfinite(batch["topk_logprobs"]).sum(-1)
+    return batch, BYTES_PER_ID * float(stored.mean())
+
+
+def captured(logits: Logits, shop: Workshop, rows: np.ndarray) -> tuple[Batch, float]:
+    """As a capture with these settings would store the rows and a cache read them.
+
+    The tables come from other rows. Padded to common shapes, so that each loss compiles once.
+    """
+    wanted, vocabulary = logits.wanted(), shop.teacher.vocabulary
+    shared = {"tables": _tables(logits, shop), "vocabulary": vocabulary}
+    batch, size, positions = _empty(len(rows), wanted, shop.study.sequence_length), 0, 0
+    nodes = BETAS if wanted.threshold is None else (1.0,)
+    for i, row in enumerate(rows):
+        found, scored, key = _asked(shop, int(row), wanted)
+        record = encode_logits(found, row_key=key, scored=scored, profile=logits.profile, **shared)
+        got = decode_logits(record, where="benchmark", **shared)[1]
+        batch["topk_ids"][i, scored, : got.k] = got.ids
+        batch["topk_logprobs"][i, scored, : got.k] = got.logprobs
+        batch["tail_logmass"][i, scored] = got.tail_logmass
+        if got.draws:
+            weights = logweights(got.draws, got.tail_logmass, nodes=nodes)
+            values = (got.draws.ids, got.draws.logprobs, weights)
+            for name, x in zip(DRAWS_FIELDS, values, strict=True):
+                batch[name][i, scored, : got.draws.m] = x
+        size, positions = size + len(record), positions + int(scored.sum())
+    return batch, size / positions
+
+
+@lru_cache
+def _tables(logits: Logits, shop: Workshop) -> codecs.Tables:
+    others = _shuffled(shop.cache(ROWS))[-CALIBRATION_ROWS:]
+    sample = joined([_asked(shop, int(row), logits.wanted())[0] for row in others])
+    return codecs.fit(logits.profile, sample, vocabulary=shop.teacher.vocabulary)
+
+
+def _shuffled(cache: Cache) -> np.ndarray:
+    """Train rows: batches come from the front, calibration from the back."""
+    return np.random.default_rng(0).permutation(cache.rows(split="train"))
+
+
+@lru_cache(maxsize=64)
+def _asked(shop: Workshop, row: int, wanted: Wanted) -> tuple[Targets, np.ndarray, bytes]:
+    """What the teacher says of a row as a capture asks it, which positions are scored, the key."""
+    teacher = shop.teacher
+    read = shop.cache(ROWS).read([row], signals=())
+    # Any key will do that is the row's own: draws are seeded by it.
+    key, scored = hashlib.sha256(read["tokens"].tobytes()).digest()[:16], read["loss_mask"][0]
+    at = jnp.asarray(starts(key, positions=len(scored)))
+    hidden = teacher.hidden(np.array([row]))[0]
+    found = _targets(hidden, teacher.unembedding, at, wanted=wanted)
+    of_row = {name: np.asarray(x)[scored] for name, x in found.items()}
+    draws = None
+    if wanted.draws:
+        draws = Draws(of_row["draw_ids"], of_row["draw_logprobs"], wanted.draw_betas)
+    names = ("ids", "logprobs", "tail_logmass")
+    return Targets(*(of_row[name] for name in names), draws=draws), scored, key
+
+
+_targets = jax.jit(exact_targets, static_argnames=("wanted",))
+
+
+def _empty(rows: int, wanted: Wanted, length: int) -> Batch:
+    threshold = wanted.threshold is not None
+    k, m, nodes = (200, 201, 1) if threshold else (64, 32, len(BETAS))
+    shapes = {"topk_ids": k, "topk_logprobs": k, "tail_logmass": nodes}
+    if wanted.draws:
+        shapes |= dict.fromkeys(DRAWS_FIELDS, m)
+    return {
+        name: np.zeros((rows, length, last), np.int32)
+        if name.endswith("ids")
+        else np.full((rows, length, last), -np.inf, np.float32)
+        for name, last in shapes.items()
+    }
+
+
+def angle(one: np.ndarray, other: np.ndarray) -> float:
+    """In degrees."""
+    cosine = one.astype(np.float64) @ other / (_norm(one) * _norm(other))
+    return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+
+
+def _norm(x: np.ndarray) -> float:
+    return float(np.linalg.norm(x))
+
+
+def _vector(gradient: Any) -> np.ndarray:
+    return np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(gradient)])
+
+
+def _student(shop: Workshop, which: str) -> Any:
+    study = shop.study
+    if which == "trained":
+        path = kept_student(study)
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: not there yet; the cell dense-T1 leaves it")
+        return open_checkpoint(path).load(dtype=study.student_dtype, param_dtype="float32")
+    source = open_checkpoint(study.teacher)
+    return cut_layers(
+        source, spread(study.layers, source.config.num_layers), dtype=study.student_dtype
+    )

@@ -1,0 +1,176 @@
+"""Running one cell: capture if need be, train, judge, and write down what came of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from benchmarks.quality.bytes import draws_within, record_bytes
+from benchmarks.quality.judge import judge
+from benchmarks.quality.study import (
+    FIRST_SEED,
+    ROWS,
+    Cell,
+    Study,
+    cache_path,
+    config_path,
+    precompute_config,
+    result_path,
+    train_config,
+)
+from benchmarks.quality.teacher import DenseTeacher, dense_teacher, require_same_teacher
+from benchmarks.quality.uncached import train_dense, train_rs_kd
+from models import save_directory
+from models.tokenizer import Tokenizer
+from pipelines.precompute import precompute
+from schemas import Cache, open_cache
+from schemas.files import read_json, write_json
+from trainer.config import Train
+from trainer.loop import load_run, train
+from trainer.metrics import read_metrics
+
+SAMPLE_ROWS = 4
+WARM_UP = 3
+"""Updates that are not timed: the first one compiles."""
+
+
+class Workshop:
+    """What cells share and what is made at the first use: caches, the dense teacher, RS-KD's N."""
+
+    def __init__(self, study: Study):
+        self.study = study
+        self._caches: dict[str, Cache] = {}
+
+    def cache(self, capture: str) -> Cache:
+        """The sealed cache of a capture; a capture that stopped goes on."""
+        if capture not in self._caches:
+            config = precompute_config(self.study, capture)
+            precompute(config)  # of a sealed cache it checks the settings and does nothing else
+            self._caches[capture] = open_cache(config.output)
+        return self._caches[capture]
+
+    @cached_property
+    def teacher(self) -> DenseTeacher:
+        """The dense teacher on the rows of all caches."""
+        cache = self.cache(ROWS)
+        teacher = dense_teacher(
+            self.study.teacher,
+            cache=cache,
+            dtype=self.study.teacher_dtype,
+            directory=self.study.work,
+        )
+        require_same_teacher(teacher, cache)
+        return teacher
+
+    @cached_property
+    def rs_kd(self) -> tuple[int, float]:
+        """RS-KD's draws for the bytes of `ROWS`, and its bytes a token (estimated)."""
+        cache = self.cache(ROWS)
+        rows = cache.rows(split="train")[:SAMPLE_ROWS]
+        return draws_within(record_bytes(cache), self.teacher, rows)
+
+    def bytes_per_token(self, cell: Cell) -> float | None:
+        """Of the cell's targets; None where they are not stored targets at all."""
+        if cell.method == "rs-kd":
+            return self.rs_kd[1]
+        stored = cell.cached and cell.alpha > 0
+        return record_bytes(self.cache(cell.capture)) if stored else None
+
+
+def run_cell(cell: Cell, shop: Workshop) -> dict[str, Any]:
+    """The cell's result: as it was written, or made now.
+
+    ValueError if the one that was written is of other settings.
+    """
+    study, path = shop.study, result_path(shop.study, cell)
+    config = train_config(study, cell, updates=_updates(cell, shop))
+    settings = config_path(study, cell).read_text()
+    if path.exists():
+        result = read_json(path)
+        if result["settings"] != settings:
+            raise ValueError(
+                f"{path}: made with other settings than {config_path(study, cell)} now has; "
+                "use another --work directory"
+            )
+        return result
+    cache = shop.cache(cell.capture)
+    graph, params, seconds = _student(cell, config, shop)
+    result = {
+        "method": cell.method,
+        "temperature": cell.temperature,
+        "seed": cell.seed,
+        "settings": settings,
+        "bytes_per_token": shop.bytes_per_token(cell),
+        "updates": config.data.steps,
+        "seconds_per_update": float(np.median(seconds[WARM_UP:] or seconds)),
+        **judge(
+            graph, params, cache=cache, teacher=shop.teacher, batch_rows=config.data.batch_rows
+        ),
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}",
+    }
+    if cell.method == "rs-kd":
+        result["draws"] = shop.rs_kd[0]
+    if cell.method in ("dense", "online"):
+        # What a teacher in the loop adds; not in `seconds_per_update`.
+        result["teacher_seconds_per_update"] = shop.teacher.seconds_per_row * config.data.batch_rows
+    if (cell.method, cell.temperature, cell.seed) == ("dense", 1.0, FIRST_SEED):
+        _keep(graph, params, shop)
+    write_json(path, result)
+    for name in ("checkpoints", "initial"):  # half a gigabyte a cell, and what counts is written
+        shutil.rmtree(config.run / name, ignore_errors=True)
+    return result
+
+
+def _student(cell: Cell, config: Train, shop: Workshop) -> tuple[nnx.GraphDef, Any, list[float]]:
+    if cell.method == "rs-kd":
+        draws = shop.rs_kd[0]
+        return train_rs_kd(config, shop.teacher, draws=draws, directory=shop.study.work)
+    if not cell.cached:
+        return train_dense(config, shop.teacher)
+    train(config)
+    lines = [line for line in read_metrics(config.run) if "loss" in line]
+    if lines[-1]["step"] != config.data.steps:
+        raise KeyboardInterrupt  # the trainer was asked to stop, saved, and returned
+    graph, params = load_run(config.run, dtype=config.dtype)
+    # `tokens_per_second` is over all updates so far: what an update took is a difference.
+    tokens = np.cumsum([line["tokens"] for line in lines])
+    elapsed = tokens / np.array([line["tokens_per_second"] for line in lines])
+    return graph, params, np.diff(elapsed, prepend=0).tolist()
+
+
+def _updates(cell: Cell, shop: Workshop) -> int:
+    """As many as all have; with the teacher in the loop, what fits into the time of `bucket`."""
+    study = shop.study
+    if cell.method != "online":
+        return study.updates
+    bucket, dense = (
+        _finished(study, Cell(method, 1.0, FIRST_SEED)) for method in ("bucket", "dense")
+    )
+    online = dense["seconds_per_update"] + dense["teacher_seconds_per_update"]
+    return max(1, min(study.updates, int(study.updates * bucket["seconds_per_update"] / online)))
+
+
+def _finished(study: Study, cell: Cell) -> dict[str, Any]:
+    path = result_path(study, cell)
+    if not path.exists():
+        raise ValueError(f"{path}: needed first, to know how many updates its time is worth")
+    return read_json(path)
+
+
+def kept_student(study: Study) -> Path:
+    """Where the densely trained student of the first seed is, for the angles."""
+    return study.work / "students" / "dense"
+
+
+def _keep(graph: nnx.GraphDef, params: Any, shop: Workshop) -> None:
+    path = kept_student(shop.study)
+    shutil.rmtree(path, ignore_errors=True)
+    tokenizer = Tokenizer.from_files(open_cache(cache_path(shop.study, ROWS)).tokenizer_path)
+    save_directory(nnx.merge(graph, params), path, tokenizer.files())

@@ -1,0 +1,209 @@
+"""Students whose targets no cache holds: dense distillation and RS-KD.
+
+They take everything but the targets from the trainer: rows and their order, the first student,
+optimiser and schedule. RS-KD even takes its loss: counts/N over the drawn ids, nothing outside, is
+`tail = "renormalize"` with log(count/N) for log-probabilities.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks.quality.teacher import DenseTeacher
+from models.numerics import logits as head
+from models.sharding import make_mesh
+from schemas import open_cache
+from schemas.files import replacing
+from schemas.rows import next_tokens
+from schemas.targets import BETAS
+from trainer.config import Loss, Train
+from trainer.data import Batches
+from trainer.step import (
+    initial_state,
+    learning_rate,
+    make_train_step,
+    to_device,
+    updated,
+)
+from trainer.student import initial_student, parameters
+
+NODES = len(BETAS)
+RS_KD_FIELDS = ("topk_ids", "topk_logprobs", "tail_logmass")
+DRAWS_AT_A_TIME = 512
+
+
+def train_dense(config: Train, teacher: DenseTeacher) -> tuple[nnx.GraphDef, Any, list[float]]:
+    """Graph, parameters, and the seconds of each update (the teacher's forward pass left out)."""
+
+    def targets(batch):
+        return {"teacher_hidden": teacher.hidden(batch["rows"])}
+
+    def make_step(graph):
+        return make_dense_step(graph, config=config, unembedding=teacher.unembedding)
+
+    return _train(config, targets=targets, make_step=make_step)
+
+
+def train_rs_kd(
+    config: Train, teacher: DenseTeacher, *, draws: int, directory: Path
+) -> tuple[nnx.GraphDef, Any, list[float]]:
+    """The same for RS-KD with `draws` a position; its targets are kept in `directory`."""
+    stored = _stored_rs_kd(config, teacher, draws=draws, directory=directory)
+
+    def targets(batch):
+        at = np.searchsorted(stored["rows"], batch["rows"])
+        return {name: jnp.asarray(stored[name][at]) for name in RS_KD_FIELDS}
+
+    def make_step(graph):
+        return make_train_step(
+            graph, config=config, vocabulary=teacher.vocabulary, steps=config.data.steps or 0
+        )
+
+    return _train(config, targets=targets, make_step=make_step)
+
+
+def _stored_rs_kd(
+    config: Train, teacher: DenseTeacher, *, draws: int, directory: Path
+) -> dict[str, np.ndarray]:
+    """The targets of all train rows: drawn once, as a capture would."""
+    path = directory / f"rs-kd-{draws}.npz"
+    if not path.exists():
+        rows = np.sort(open_cache(config.cache).rows(split="train"))
+        targets = rs_kd_targets(teacher, rows, draws=draws)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, rows=rows, **targets)
+    return dict(np.load(path))
+
+
+def _train(config: Train, *, targets: Callable, make_step: Callable):
+    """The trainer's loop without its shell: nothing is logged, judged or saved."""
+    cache, mesh = open_cache(config.cache), make_mesh()
+    config.run.mkdir(parents=True, exist_ok=True)
+    student = initial_student(
+        config.student, cache=cache, run=config.run, dtype=config.dtype, seed=config.data.seed
+    )
+    graph, params = parameters(student)
+    state, step = initial_state(params, config=config.optimiser), make_step(graph)
+    batches = Batches(cache, config=config.data)
+    seconds = []
+    for _ in range(config.data.steps or 0):
+        batch = batches.next()
+        on_device = {**to_device(batch, mesh=mesh), **targets(batch)}
+        jax.block_until_ready(on_device)
+        start = time.perf_counter()
+        state, metrics = step(state, on_device)
+        loss = float(metrics["loss"])
+        jax.block_until_ready(state)
+        seconds.append(time.perf_counter() - start)
+        if not np.isfinite(loss):
+            raise FloatingPointError(f"{config.run}: loss {loss} at update {len(seconds)}")
+    batches.close()
+    return graph, state.params, seconds
+
+
+def make_dense_step(graph: nnx.GraphDef, *, config: Train, unembedding: jax.Array) -> Callable:
+    """The compiled update towards the whole teacher distribution."""
+    rate = learning_rate(config.optimiser, steps=config.data.steps or 0)
+
+    def step(state, batch, unembedding):
+        loss, gradient = dense_gradient(
+            graph, state.params, batch, unembedding=unembedding, loss=config.loss
+        )
+        state = updated(
+            state,
+            gradient,
+            rate=jnp.float32(rate(state.step + 1)),
+            finite=jnp.isfinite(loss),
+            config=config.optimiser,
+        )
+        return state, {"loss": loss}
+
+    compiled = jax.jit(step, donate_argnums=0)
+    return lambda state, batch: compiled(state, batch, unembedding)
+
+
+def dense_gradient(
+    graph: nnx.GraphDef, params: Any, batch: dict, *, unembedding: jax.Array, loss: Loss
+) -> tuple[jax.Array, Any]:
+    """The textbook's loss, a mean over counted tokens, and its gradient by autodiff.
+
+    α·T²·KL(p ‖ q) + (1 − α)·CE with p = softmax(z/T) and q = softmax(s/T) over all tokens.
+    """
+
+    def mean_loss(params):
+        model = nnx.merge(graph, params)
+        hidden, _ = model(batch["tokens"], batch["segment_ids"], batch["positions"])
+        student = head(_flat(hidden), model.unembedding()[:, : unembedding.shape[1]])
+        teacher = head(_flat(batch["teacher_hidden"]), unembedding)
+        mask = batch["loss_mask"].reshape(-1)
+        labels = next_tokens(batch["tokens"], xp=jnp).reshape(-1)
+        logp = jax.nn.log_softmax(teacher / loss.temperature, axis=-1)
+        logq = jax.nn.log_softmax(student / loss.temperature, axis=-1)
+        kl = jnp.sum(jnp.exp(logp) * (logp - logq), axis=-1)
+        ce = jax.nn.logsumexp(student, axis=-1) - jnp.take_along_axis(
+            student, labels[:, None], axis=-1
+        ).squeeze(-1)
+        each = loss.alpha * loss.temperature**2 * kl + (1 - loss.alpha) * ce
+        return jnp.sum(jnp.where(mask, each, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+
+    return jax.value_and_grad(mean_loss)(params)
+
+
+def rs_kd_targets(teacher: DenseTeacher, rows: np.ndarray, *, draws: int) -> dict[str, np.ndarray]:
+    """What RS-KD would have stored for these rows: `topk_ids` and `topk_logprobs` [n, S, distinct].
+
+    `draws` independent ids from the teacher at T = 1, seeded by the row's number: the same row has
+    the same draws at every visit, as in a cache. The target is counts/draws.
+    """
+    length = teacher.hidden(rows[:1]).shape[1]
+    found = np.concatenate([drawn(teacher, int(row), draws=draws) for row in rows])
+    ids, counts = counted(found)
+    with np.errstate(divide="ignore"):
+        logprobs = np.log(counts / draws).astype(np.float32)
+    nothing = np.full((len(ids), NODES), -np.inf, np.float32)
+    values = zip(RS_KD_FIELDS, (ids.astype(np.int32), logprobs, nothing), strict=True)
+    return {name: x.reshape(len(rows), length, -1) for name, x in values}
+
+
+def drawn(teacher: DenseTeacher, row: int, *, draws: int) -> np.ndarray:
+    """`draws` independent ids for each position of a row, int32 [S, draws]; nested in `draws`."""
+    hidden = teacher.hidden(np.array([row]))[0]
+    uniform = jax.random.uniform(jax.random.key(row), (DRAWS_AT_A_TIME, len(hidden)))[:draws].T
+    return np.asarray(_inverse_cdf(hidden, teacher.unembedding, uniform))
+
+
+@jax.jit
+def _inverse_cdf(hidden, unembedding, uniform):
+    cdf = jnp.cumsum(jax.nn.softmax(head(hidden, unembedding), axis=-1), axis=-1)
+    # Divided by its own last value: rounding must not leave room beyond the vocabulary.
+    cdf /= cdf[:, -1:]
+    found = jax.vmap(lambda c, u: jnp.searchsorted(c, u, side="right"))(cdf, uniform)
+    return jnp.minimum(found, unembedding.shape[1] - 1).astype(jnp.int32)
+
+
+def counted(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct ids of each line and how often they occur, the most frequent first; 0 beyond."""
+    ids = np.sort(ids, axis=1)
+    first = np.ones(ids.shape, bool)
+    first[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    group = np.cumsum(first, axis=1) - 1
+    counts = np.zeros(ids.shape, np.int64)
+    np.add.at(counts, (np.arange(len(ids))[:, None], group), 1)
+    distinct = np.zeros_like(ids)
+    distinct[np.nonzero(first)[0], group[first]] = ids[first]
+    order = np.argsort(-counts, axis=1, kind="stable")
+    counts, distinct = (np.take_along_axis(x, order, axis=1) for x in (counts, distinct))
+    most = int((counts > 0).sum(axis=1).max())
+    return distinct[:, :most], counts[:, :most]
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, x.shape[-1])

@@ -1,0 +1,130 @@
+"""Tail draws: a set of ids with repeats, and a log-probability for each.
+
+`EXACT` keeps the drawn order and float32 bits. `QUANTISED` sorts a position's draws by the rank
+of their ids in the corpus, stores distances between ranks, and log-probabilities as multiples
+of 1/16 nat below the last stored one: rounding is symmetric, so that weights stay right on
+average, to 2e-4.
+"""
+
+import struct
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from schemas.codecs import numbers
+from schemas.codecs.block import Tables
+from schemas.codecs.fast import permutation
+from schemas.codecs.streams import columns, expand, id_planes, join, small, split, squeeze, unsmall
+from schemas.draws import Draws
+from schemas.targets import BETAS
+
+EXACT = 1
+QUANTISED = 2
+
+_PER_NAT = 16
+_ABOVE = _PER_NAT
+"""A level for each 1/16 nat that a draw may lie above the last stored one as it was rounded."""
+_ABSENT = 65535
+_RANK_COLUMNS = 8
+_LOGPROB_COLUMNS = 2
+_HEADER = struct.Struct("<HB")
+
+
+def encode_exact(draws: Draws, *, vocabulary: int) -> bytes:
+    """Ids and float32 bits by byte plane, draw by draw."""
+    ids = np.ascontiguousarray(draws.ids.T, "<i4").view(np.uint8).reshape(*draws.ids.T.shape, 4)
+    values = np.ascontiguousarray(draws.logprobs.T, "<f4").view(np.uint8).reshape(ids.shape)
+    planes = [ids[..., byte] for byte in range(id_planes(vocabulary))]
+    planes += [values[..., byte] for byte in range(4)]
+    return _header(draws) + join([squeeze(np.ascontiguousarray(plane)) for plane in planes])
+
+
+def decode_exact(payload: bytes, *, positions: int, vocabulary: int) -> Draws:
+    """What `encode_exact` was given."""
+    m, betas = _read_header(payload)
+    width = id_planes(vocabulary)
+    sections = split(payload[_HEADER.size :], count=width + 4)
+    planes = [expand(section, size=m * positions).reshape(m, positions) for section in sections]
+    ids, values = np.zeros((2, positions, m, 4), np.uint8)
+    for byte, plane in enumerate(planes):
+        target = ids[..., byte] if byte < width else values[..., byte - width]
+        target[...] = plane.T
+    return _checked(ids.view("<i4")[..., 0], values.view("<f4")[..., 0], betas, vocabulary)
+
+
+def encode_quantised(
+    draws: Draws, *, last: Float[np.ndarray, " n"], tables: Tables, vocabulary: int
+) -> bytes:
+    """Sections: raw bits of the distances, escapes, levels, symbols of the distances.
+
+    `last` is what each position's least stored log-probability decodes to.
+    """
+    _, rank = permutation(tables, vocabulary=vocabulary)
+    below = _base(last) - np.where(np.isfinite(draws.logprobs), draws.logprobs, 0)
+    level = np.clip(np.rint(below * np.float32(_PER_NAT)), 0, _ABSENT - 1).astype(np.uint32)
+    level = np.where(np.isfinite(draws.logprobs), level, np.uint32(_ABSENT))
+    keys = np.sort(rank[draws.ids].astype(np.uint64) << np.uint64(16) | level, axis=1)
+    ranks = np.ascontiguousarray(keys.T >> np.uint64(16)).astype(np.int32)
+    ranks[1:] -= ranks[:-1].copy()
+    symbols, raw = numbers.encode(ranks)
+    codes, escapes = small(np.ascontiguousarray(keys.T & np.uint64(_ABSENT)).astype(np.uint32))
+    return _header(draws) + join(
+        [
+            raw,
+            escapes,
+            *(squeeze(codes[rows]) for rows in columns(draws.m, _LOGPROB_COLUMNS)),
+            *(squeeze(symbols[rows]) for rows in columns(draws.m, _RANK_COLUMNS)),
+        ]
+    )
+
+
+def decode_quantised(
+    payload: bytes, *, last: Float[np.ndarray, " n"], tables: Tables, vocabulary: int
+) -> Draws:
+    """The same draws in the order of their ids' ranks; log-probs not normalised."""
+    m, betas = _read_header(payload)
+    level_rows, rank_rows = columns(m, _LOGPROB_COLUMNS), columns(m, _RANK_COLUMNS)
+    raw, escapes, *frames = split(
+        payload[_HEADER.size :], count=2 + len(level_rows) + len(rank_rows)
+    )
+    codes, symbols = np.empty((2, m, len(last)), np.uint8)
+    for rows, frame in zip(level_rows, frames, strict=False):
+        codes[rows] = expand(frame, size=codes[rows].size).reshape(codes[rows].shape)
+    for rows, frame in zip(rank_rows, frames[len(level_rows) :], strict=True):
+        symbols[rows] = expand(frame, size=symbols[rows].size).reshape(symbols[rows].shape)
+    ranks = numbers.decode(symbols, raw)
+    for row in range(1, m):
+        ranks[row] += ranks[row - 1]
+    if ranks.size and (ranks.min() < 0 or ranks.max() >= vocabulary):
+        raise ValueError("the rank of a draw outside the vocabulary")
+    order, _ = permutation(tables, vocabulary=vocabulary)
+    levels = unsmall(codes, escapes)
+    logprobs = _base(last) - levels.T.astype(np.float32) / np.float32(_PER_NAT)
+    logprobs = np.where(levels.T == _ABSENT, np.float32(-np.inf), logprobs)
+    return _checked(order[ranks.T], logprobs, betas, vocabulary)
+
+
+def _base(last: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 1"]:
+    return (np.where(np.isfinite(last), last, 0) + np.float32(_ABOVE / _PER_NAT))[:, None]
+
+
+def _header(draws: Draws) -> bytes:
+    return _HEADER.pack(draws.m, sum(1 << BETAS.index(beta) for beta in draws.betas))
+
+
+def _read_header(payload: bytes) -> tuple[int, tuple[float, ...]]:
+    if len(payload) < _HEADER.size:
+        raise ValueError(f"draws of {len(payload)} bytes")
+    m, mask = _HEADER.unpack_from(payload)
+    betas = tuple(beta for node, beta in enumerate(BETAS) if mask >> node & 1)
+    if not m or not betas or mask >> len(BETAS) or mask & 1:
+        raise ValueError(f"{m} draws from the nodes of mask {mask:#x}")
+    return m, betas
+
+
+def _checked(
+    ids: Integer[np.ndarray, "n m"], logprobs: np.ndarray, betas: tuple[float, ...], vocabulary: int
+) -> Draws:
+    if ids.size and (ids.min() < 0 or ids.max() >= vocabulary):
+        raise ValueError(f"a drawn id outside the vocabulary of {vocabulary}")
+    return Draws(ids.astype(np.int32, copy=False), logprobs.astype(np.float32, copy=False), betas)

@@ -1,0 +1,78 @@
+"""Draws from a position's tail: which tokens, and what each one stands for.
+
+m points at distance 1/m, all moved by one uniform start, are looked up in the cumulated
+probabilities of a *proposal* r over the tail (systematic sampling by inverse CDF, ids in their
+natural order), so that token v is drawn m·r(v) times on average. r is an equal mixture of the
+tail at some of the nodes of `tail_logmass`:
+    r(v) = mean over β of exp(β·logp(v) − A(β))
+A sum of f over the tail is then estimated without bias by Σ_i f(v_i) / (m·r(v_i)).
+
+Threshold sampling draws with spacing c instead: a token with p < c is drawn, at most once, with
+probability p/c, and each draw stands for c.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+EDGE = 1e-6
+"""A draw whose point is nearer than this (as a share of the tail) to where its token's interval
+ends may turn out as a neighbour where arithmetic rounds otherwise; captures count these."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The draws of n positions, ids not descending within each.
+
+    `ids` int32 [n, m]; an id may repeat.
+    `logprobs` float32 [n, m] in nats at T = 1 over the full vocabulary; −inf where there is no
+    draw. Threshold sampling does not know them: log c for each.
+    `betas` of the proposal's nodes; none for threshold sampling.
+    """
+
+    ids: Int[np.ndarray, "n m"]
+    logprobs: Float[np.ndarray, "n m"]
+    betas: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, positions: slice) -> "Draws":
+        return Draws(self.ids[positions], self.logprobs[positions], self.betas)
+
+    @property
+    def m(self) -> int:
+        """Draws a position, at most."""
+        return self.ids.shape[1]
+
+
+def starts(row_key: bytes, *, positions: int) -> Float[np.ndarray, " positions"]:
+    """The uniform start in [0, 1) of each position's points, a function of the row's content.
+
+    float32 with 24 random bits, from SHAKE-256: the same on every machine and for ever.
+    """
+    stream = hashlib.shake_256(b"decant tail draws 1" + row_key).digest(4 * positions)
+    return (np.frombuffer(stream, "<u4") >> 8).astype(np.float32) * np.float32(2.0**-24)
+
+
+def logweights(
+    draws: Draws, tail_logmass: Float[np.ndarray, "n nodes"], *, nodes: tuple[float, ...]
+) -> Float[np.ndarray, "n m"]:
+    """−log(m·r(v)) of each draw, from A at `nodes`; −inf where there is no draw.
+
+    Multiplied with a token's probability at any T it gives the token's weight; for threshold
+    sampling the weight is c at T = 1.
+    """
+    there = np.isfinite(draws.logprobs)
+    if not draws.betas:
+        return np.where(there, np.float32(0), np.float32(-np.inf))
+    at = [nodes.index(beta) for beta in draws.betas]
+    logprobs = np.where(there, draws.logprobs, 0).astype(np.float64)
+    mass = np.where(np.isfinite(tail_logmass[:, at]), tail_logmass[:, at], 0).astype(np.float64)
+    shares: list[Any] = [beta * logprobs - mass[:, [i]] for i, beta in enumerate(draws.betas)]
+    log_r = np.logaddexp.reduce(shares, axis=0) - np.log(len(shares))
+    weights = -np.log(draws.m) - log_r
+    return np.where(there, weights, -np.inf).astype(np.float32)

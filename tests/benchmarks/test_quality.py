@@ -1,0 +1,161 @@
+"""The study's own arithmetic: what it judges by and what it trains without a cache."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.quality import angles, judge, report, study, uncached
+from benchmarks.quality.bytes import record_bytes
+from benchmarks.quality.run import Workshop, run_cell
+from benchmarks.quality.teacher import logprobs
+from models import open_checkpoint
+from pipelines.config import Logits
+from tests.make_cache import write_corpus, write_teacher
+from trainer.config import Loss
+from trainer.step import mean_gradient, values_at
+from trainer.student import parameters
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    root = tmp_path_factory.mktemp("quality")
+    write_corpus(root / "corpus")
+    write_teacher(root / "teacher", vocabulary=300)
+    return Workshop(
+        study.Study(
+            work=root / "work",
+            teacher=str(root / "teacher"),
+            files=(str(root / "corpus" / "*.txt"),),
+            sequence_length=64,
+            heldout=0.2,
+            layers=1,
+            updates=4,
+            batch_rows=2,
+            teacher_dtype="float32",
+            seeds=(0,),
+        )
+    )
+
+
+def test_every_cell_s_settings_survive_its_toml_file(shop):
+    for cell in study.cells(shop.study):
+        config = study.train_config(shop.study, cell)
+        assert (config.loss.temperature, config.loss.alpha) == (cell.temperature, cell.alpha)
+        assert (config.loss.tail, config.data.seed) == (cell.tail, cell.seed)
+        assert config.cache == shop.study.work / "caches" / cell.capture
+    for capture, logits in study.CAPTURES.items():
+        stored = study.precompute_config(shop.study, capture).signals.logits
+        assert stored.profile == logits["profile"]
+        assert stored.draws == logits.get("draws", 0)
+
+
+def test_cells_that_can_run_today_run_once_and_give_a_report(shop):
+    cells = {cell.name: cell for cell in study.cells(shop.study)}
+    names = [f"{method}-T1-seed0" for method in ("bucket", "dense", "online")]
+    first = {name: run_cell(cells[name], shop) for name in names}
+    assert {name: run_cell(cells[name], shop) for name in names} == first
+    assert all(np.isfinite(result["kl"]) for result in first.values())
+    from rich.console import Console
+
+    report.report(shop.study, console=Console(width=200))
+    assert "online" in (shop.study.work / "report.md").read_text()
+    assert (shop.study.work / "report.png").stat().st_size > 10_000
+
+
+def test_the_dense_gradient_is_the_trainer_s_when_every_token_is_stored(shop):
+    cache, teacher = shop.cache(study.ROWS), shop.teacher
+    rows = cache.rows(split="train")[:2]
+    read = cache.read(rows, signals=())
+    dense = np.array(logprobs(teacher, rows))
+    order = np.argsort(-dense, axis=-1)
+    whole = {
+        **read,
+        "topk_ids": order.astype(np.int32),
+        "topk_logprobs": np.take_along_axis(dense, order, axis=-1),
+        "tail_logmass": np.full((*order.shape[:2], 7), -np.inf, np.float32),
+    }
+    graph, params = parameters(open_checkpoint(shop.study.teacher).load())
+    params = jax.tree.map(lambda x: x * 1.1, params)
+    read, whole = (jax.tree.map(jnp.asarray, batch) for batch in (read, whole))
+    loss = Loss(alpha=0.7, temperature=2.0)
+    ours = partial(mean_gradient, graph, vocabulary=teacher.vocabulary, microbatches=1)
+    value, _, expected = jax.jit(partial(ours, loss=loss))(
+        params, whole, values=values_at(loss, 0, steps=1)
+    )
+    batch = {**read, "teacher_hidden": teacher.hidden(rows)}
+    dense_gradient = jax.jit(partial(uncached.dense_gradient, graph, loss=loss))
+    found_value, found = dense_gradient(params, batch, unembedding=teacher.unembedding)
+    assert found_value == pytest.approx(float(value), rel=1e-5)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6)
+
+
+def test_counted_orders_by_frequency():
+    ids, counts = uncached.counted(np.array([[5, 3, 5, 9], [2, 2, 2, 2]]))
+    assert ids.tolist() == [[5, 3, 9], [2, 0, 0]]
+    assert counts.tolist() == [[2, 1, 1], [4, 0, 0]]
+
+
+def test_rs_kd_s_mean_target_is_the_teacher_s_distribution(shop):
+    row = shop.cache(study.ROWS).rows(split="train")[0]
+    ids = uncached.drawn(shop.teacher, int(row), draws=512)
+    p = np.exp(np.asarray(logprobs(shop.teacher, np.array([row])))[0])
+    found = np.stack([np.bincount(line, minlength=p.shape[1]) / 512 for line in ids])
+    z = (found - p) / np.sqrt(p * (1 - p) / 512)
+    assert np.abs(z[p > 0.01]).max() < 5.5
+    # Mean square of a z-score is 1: neither too regular nor too wild.
+    assert np.mean(z[p > 0.01] ** 2) == pytest.approx(1, abs=0.15)
+
+
+def test_targets_for_the_angles_are_those_that_a_cache_gives(shop):
+    cache = shop.cache(study.ROWS)
+    rows = cache.rows(split="train")[:2]
+    stored = cache.read(rows)
+    found, size = angles.captured(Logits(**study.CAPTURES[study.ROWS]), shop, rows)
+    assert size == pytest.approx(record_bytes(cache), rel=0.3)
+    # The codec's tables differ (other rows), so levels may: what they decode to is close.
+    scored = stored["loss_mask"]
+    np.testing.assert_array_equal(
+        np.sort(found["topk_ids"][..., :32])[scored], np.sort(stored["topk_ids"])[scored]
+    )
+    np.testing.assert_allclose(
+        found["tail_logmass"][scored], stored["tail_logmass"][scored], atol=0.05
+    )
+
+
+def test_the_judge_agrees_with_a_calculation_by_hand():
+    # Two positions that count and one that does not; two tokens.
+    student = jnp.log(jnp.array([[0.8, 0.2], [0.6, 0.4], [0.5, 0.5]]))
+    teacher = jnp.log(jnp.array([[0.5, 0.5], [0.1, 0.9], [0.5, 0.5]]))
+    found = judge.metrics(
+        jax.tree.map(
+            np.asarray,
+            judge.sums(student, teacher, jnp.array([0, 1, 0]), jnp.array([True, True, False])),
+        )
+    )
+    kl = 0.5 * np.log(0.5 / 0.8) + 0.5 * np.log(0.5 / 0.2)
+    kl += 0.1 * np.log(0.1 / 0.6) + 0.9 * np.log(0.9 / 0.4)
+    assert found["positions"] == 2
+    assert found["kl"] == pytest.approx(kl / 2, rel=1e-5)
+    assert found["ce"] == pytest.approx(-(np.log(0.8) + np.log(0.4)) / 2, rel=1e-5)
+    assert found["agreement"] == 0.5  # the teacher's tie goes to token 0, as the student's choice
+    # Confidence 0.8 was right, 0.6 was wrong, in different bins.
+    assert found["ece"] == pytest.approx((0.2 + 0.6) / 2, rel=1e-5)
+
+
+def test_angles_of_known_vectors():
+    assert angles.angle(np.array([1.0, 0.0]), np.array([1.0, 1.0])) == pytest.approx(45)
+    assert angles.angle(np.array([2.0, 0.0]), np.array([1.0, 0.0])) == pytest.approx(0)
+
+
+def test_the_gap_is_recovered_by_dense_and_not_by_hard_labels():
+    results = {
+        ("ce", 1.0): {0: {"kl": 3.0}},
+        ("dense", 2.0): {0: {"kl": 1.0}},
+        ("bucket", 2.0): {0: {"kl": 1.5}},
+    }
+    assert report.gap_recovered(results, "bucket", 2.0) == [0.75]
+    assert report.paired(results, "dense", 2.0, name="kl") == [-0.5]
