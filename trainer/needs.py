@@ -42,11 +42,5 @@ def tail_prior(cache: Cache, *, loss: Loss, mesh: Mesh) -> Float[Array, "nodes v
     """The tail prior on every device, if the loss needs it. ValueError if the cache has none."""
     if loss.tail != "prior":
         return None
-    try:
-        prior = cache.tail_prior()
-    except ValueError as error:
-        raise ValueError(
-            f"{error}. It is what loss.tail = prior learns the tail from: capture again, or use "
-            "--loss.tail bucket"
-        ) from None
+    prior = cache.tail_prior()
     return jax.device_put(np.asarray(prior, np.float32), NamedSharding(mesh, PartitionSpec()))

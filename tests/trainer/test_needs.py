@@ -51,7 +51,7 @@ def test_a_cache_of_one_temperature_is_refused_at_another(temperatures):
 
 def test_prior_needs_one_and_nothing_else_asks_for_it():
     mesh, loss = make_mesh(), Loss(tail="prior")
-    with pytest.raises(ValueError, match=r"has no tail prior. It is what loss.tail = prior"):
+    with pytest.raises(ValueError, match="has no tail prior"):
         tail_prior(cache_with(), loss=loss, mesh=mesh)
     assert tail_prior(cache_with(), loss=Loss(), mesh=mesh) is None
     nodes = prior_nodes()

@@ -199,10 +199,13 @@ def test_a_prior_that_the_stored_tokens_nearly_exhaust_is_still_exact():
     same(got, expected, gradient=1e-5)
 
 
-def test_a_prior_that_is_nowhere_near_the_tail_is_still_finite():
-    """One token left, with π of e^−1000 or so at some positions: the tail is all its."""
-    teacher, hidden, unembedding, targets, prior = given_tail("prior", k=V - 1)
-    got = fused(hidden, unembedding, targets, prior=100 * prior, tail="prior")
+def test_a_prior_with_nothing_that_float32_could_sum_is_flat_and_not_ignored():
+    """All but one token at e^−95 of it: equal among themselves where that one is stored."""
+    teacher, hidden, unembedding, targets = make(k=8, spread=2.0)
+    prior = np.zeros((7, V), np.float32)
+    prior[:, targets.topk_ids[0, 3, 0]] = 95.0
+    p = dense.with_prior(teacher, targets.topk_ids, prior, temperature=1.0)
+    got = fused(hidden, unembedding, targets, prior=prior, tail="prior")
     expected = dense.loss(
         teacher,
         hidden,
@@ -212,6 +215,7 @@ def test_a_prior_that_is_nowhere_near_the_tail_is_still_finite():
         temperature=1.0,
         alpha=1.0,
         kind="forward_kl",
+        p=p,
     )
     same(got, expected, value=1e-5, gradient=1e-5)
 
