@@ -49,7 +49,7 @@ def calibrate(job: CalibrateJob) -> None:
     sample = sample_places(job.rows, length=job.sequence_length)
     wanted = job.logits.wanted()
     teacher = teacher_for(planned, wanted)
-    prior = PriorSums() if wanted.k < job.vocabulary_size else None
+    prior = PriorSums()
     results = teacher.run(_read_places(job.part, job.rows, sample), prior=prior)
     found = {
         place: result.targets
@@ -65,7 +65,7 @@ def calibrate(job: CalibrateJob) -> None:
         job.logits.profile, joined(list(found.values())), vocabulary=job.vocabulary_size
     )
     frozen = table_arrays(tables)
-    if prior and (result := prior.result()):
+    if result := prior.result():
         frozen |= result.arrays()
     digests = save_statistics(job.part, frozen)
     canaries = tuple(found)[: canary.ROWS]

@@ -133,8 +133,8 @@ class Cache:
         sums, counts = (part.statistics.get(name) for name in (SUMS, COUNTS))
         if sums is None or counts is None:
             raise ValueError(
-                f"{self.path / part.path}: captured without a tail prior (every token is "
-                "stored, or version 0.1 wrote it); use another loss.tail, or capture again"
+                f"{self.path / part.path}: captured without a tail prior, by version 0.1; "
+                "use another loss.tail, or capture again"
             )
         root = self.path / part.path
         return TailPrior(

@@ -44,12 +44,10 @@ def teacher_categories(
     """log p of the teacher at inverse temperature β: k stored tokens, then the tail.
 
     Z_β = log(Σ_K exp(β·logp) + exp A(β)); with tail = "renormalize" the tail is dropped and
-    the stored tokens alone sum to one. A cache that knows the tail's mass at one node knows it
-    at β = 1, and whoever asks for another temperature was refused before.
+    the stored tokens alone sum to one. A position without a target is −inf throughout.
     """
     head = beta * topk_logprobs
-    single = tail_logmass.shape[-1] == 1
-    mass = tail_logmass[..., 0] if single else tail_logmass_at(tail_logmass, beta, xp=jnp)
+    mass = tail_logmass_at(tail_logmass, beta, xp=jnp)
     if tail == "renormalize":
         mass = jnp.full_like(mass, -jnp.inf)
     unnormalised = jnp.concatenate([head, mass[:, None]], axis=-1)

@@ -29,13 +29,6 @@ def check_cache(cache: Cache, *, loss: Loss) -> None:
             f"{cache.path}: captured without draws from the tail, which loss.tail = sampled "
             "learns from. Capture with --signals.logits.draws 32, or use --loss.tail bucket"
         )
-    temperatures = loss.schedules["temperature"].ends
-    if logits.betas == (1.0,) and temperatures != (1.0, 1.0):
-        raise ValueError(
-            f"{cache.path}: captured with profile = threshold, which knows the teacher at T = 1 "
-            f"only, but loss.temperature goes from {temperatures[0]} to {temperatures[1]}. Use "
-            "--loss.temperature 1, or capture with another profile"
-        )
 
 
 def tail_prior(cache: Cache, *, loss: Loss, mesh: Mesh) -> Float[Array, "nodes vocab"] | None:

@@ -9,7 +9,7 @@ same number of updates and the same learning rate; what differs is the target:
 - `dense`: the teacher's whole distribution. `online` is the same in the time that `bucket` takes,
   the teacher's forward pass included: fewer updates.
 - `renormalize`, `bucket`, `prior`: top-32 through `compact`, at T = 1, 2, 4.
-- `sampled`: top-16 and tail draws for about the same bytes; `threshold`; `rs-kd`: as many of the
+- `sampled`: top-16 and tail draws for about the same bytes; `rs-kd`: as many of the
   teacher's draws as the same bytes hold, target counts/N.
 
 Judged on held-out rows against the dense teacher: cross-entropy, true KL, agreement, calibration,

@@ -75,9 +75,6 @@ def points() -> Iterator[Point]:
         yield Point("sampled", 1.0, f"k={k} m={m}", "sampled", capture)
     capture = CAPTURES["top16-draws-T2"]
     yield Point("sampled", 2.0, f"k={capture['k']} m={DRAWS}", "sampled", capture)
-    for one_in in (20, 50, 100, 200):
-        capture = {"profile": "threshold", "threshold": 1 / one_in}
-        yield Point("threshold", 1.0, f"c=1/{one_in}", "sampled", capture)
     for n in (25, 50, 100, 200):
         yield Point("rs-kd", 1.0, f"N={n}", "renormalize", n)
 
@@ -206,7 +203,6 @@ def captured(logits: Logits, shop: Workshop, rows: np.ndarray) -> tuple[Batch, f
     wanted, vocabulary = logits.wanted(), shop.teacher.vocabulary
     shared = {"tables": _tables(logits, shop), "vocabulary": vocabulary}
     batch, size, positions = _empty(len(rows), wanted, shop.study.sequence_length), 0, 0
-    nodes = BETAS if wanted.threshold is None else (1.0,)
     for i, row in enumerate(rows):
         found, scored, key = _asked(shop, int(row), wanted)
         record = encode_logits(found, row_key=key, scored=scored, profile=logits.profile, **shared)
@@ -215,7 +211,7 @@ def captured(logits: Logits, shop: Workshop, rows: np.ndarray) -> tuple[Batch, f
         batch["topk_logprobs"][i, scored, : got.k] = got.logprobs
         batch["tail_logmass"][i, scored] = got.tail_logmass
         if got.draws:
-            weights = logweights(got.draws, got.tail_logmass, nodes=nodes)
+            weights = logweights(got.draws, got.tail_logmass, nodes=BETAS)
             values = (got.draws.ids, got.draws.logprobs, weights)
             for name, x in zip(DRAWS_FIELDS, values, strict=True):
                 batch[name][i, scored, : got.draws.m] = x
@@ -257,9 +253,8 @@ _targets = jax.jit(exact_targets, static_argnames=("wanted",))
 
 
 def _empty(rows: int, wanted: Wanted, length: int) -> Batch:
-    threshold = wanted.threshold is not None
-    k, m, nodes = (200, 201, 1) if threshold else (64, 32, len(BETAS))
-    shapes = {"topk_ids": k, "topk_logprobs": k, "tail_logmass": nodes}
+    k, m = 64, 32
+    shapes = {"topk_ids": k, "topk_logprobs": k, "tail_logmass": len(BETAS)}
     if wanted.draws:
         shapes |= dict.fromkeys(DRAWS_FIELDS, m)
     return {

@@ -124,7 +124,7 @@ def _place(angle: dict[str, Any]) -> tuple:
     return angle["student"], angle["temperature"], _rank(method), size
 
 
-ORDER = ("ce", "online", "dense", "renormalize", "bucket", "prior", "sampled", "threshold", "rs-kd")
+ORDER = ("ce", "online", "dense", "renormalize", "bucket", "prior", "sampled", "rs-kd")
 
 
 def _rank(method: str) -> int:

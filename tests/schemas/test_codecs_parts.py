@@ -33,7 +33,8 @@ def test_bits_are_stored_least_significant_first():
 def test_normalising_makes_one_distribution_and_leaves_an_impossible_one_alone():
     logprobs = np.stack([np.log([0.5, 0.25]), [-np.inf] * 2]).astype(np.float32)
     nodes = np.stack([np.log([0.5] * 7), [-np.inf] * 7]).astype(np.float32)
-    head, tail = normalised(logprobs, nodes)
+    head, tail, shift = normalised(logprobs, nodes)
+    np.testing.assert_allclose(shift[:, 0], [np.log(1.25), 0], rtol=1e-6)
     # 0.5 + 0.25 + 0.5 = 1.25; at β = 1/2 the factor counts half.
     np.testing.assert_allclose(np.exp(head[0]), [0.4, 0.2], rtol=1e-6)
     np.testing.assert_allclose(np.exp(tail[0, [0, 3, 6]]), [0.5, 0.5 / 1.25**0.5, 0.4], rtol=1e-6)

@@ -19,6 +19,12 @@ def cache(root) -> Cache:
 
 
 @pytest.fixture(scope="session")
+def drawn_cache(root) -> Cache:
+    """The same with six draws from the tail."""
+    return tiny_cache(root, draws=6, draw_temperatures=(1.0, 2.0), output=root / "drawn")
+
+
+@pytest.fixture(scope="session")
 def whole_cache(root) -> Cache:
     """k = V: nothing is left to a tail."""
     return tiny_cache(root, k=512, output=root / "whole")

@@ -1,27 +1,14 @@
 """What a loss asks of a cache, and the answer when the cache does not have it."""
 
-from types import SimpleNamespace
-from unittest.mock import Mock
+import dataclasses
 
 import numpy as np
 import pytest
 
 from models.sharding import make_mesh
 from schemas import Cache
-from schemas.targets import BETAS
-from tests.trainer.heads import prior_nodes
 from trainer.config import Loss
 from trainer.needs import check_cache, fields, tail_prior
-
-
-def cache_with(*, draws=0, betas=BETAS, prior=None):
-    cache = Mock(spec=Cache)
-    cache.path = "somewhere"
-    logits = SimpleNamespace(draws=draws, betas=betas)
-    cache.manifest = SimpleNamespace(signals={"logits": logits})
-    missing = ValueError("somewhere: part 0000 has no tail prior")
-    cache.tail_prior = Mock(return_value=prior, side_effect=missing if prior is None else None)
-    return cache
 
 
 def test_draws_go_to_the_device_only_for_the_loss_that_needs_them():
@@ -33,28 +20,34 @@ def test_draws_go_to_the_device_only_for_the_loss_that_needs_them():
     assert fields("prior") == fields("renormalize") == fields("bucket")
 
 
-def test_sampled_needs_draws():
-    with pytest.raises(ValueError, match=r"somewhere: .* without draws .* --signals.logits.draws"):
-        check_cache(cache_with(), loss=Loss(tail="sampled"))
-    check_cache(cache_with(draws=32), loss=Loss(tail="sampled"))
-    check_cache(cache_with(), loss=Loss(tail="bucket"))
+def test_sampled_needs_draws(cache, drawn_cache):
+    with pytest.raises(ValueError, match=r"cache: .* without draws .* --signals.logits.draws"):
+        check_cache(cache, loss=Loss(tail="sampled"))
+    check_cache(drawn_cache, loss=Loss(tail="sampled"))
+    check_cache(cache, loss=Loss(tail="bucket"))
 
 
-@pytest.mark.parametrize("temperatures", [{"temperature": 2.0}, {"temperature_end": 2.0}])
-def test_a_cache_of_one_temperature_is_refused_at_another(temperatures):
-    cache = cache_with(draws=20, betas=(1.0,))
-    with pytest.raises(ValueError, match=r"somewhere: .* at T = 1 only, but loss.temperature"):
-        check_cache(cache, loss=Loss(**temperatures))
-    check_cache(cache, loss=Loss(tail="sampled"))
-    check_cache(cache_with(), loss=Loss(**temperatures))
-
-
-def test_prior_needs_one_and_nothing_else_asks_for_it():
+def test_prior_needs_one_and_nothing_else_asks_for_it(cache):
     mesh, loss = make_mesh(), Loss(tail="prior")
-    with pytest.raises(ValueError, match="has no tail prior"):
-        tail_prior(cache_with(), loss=loss, mesh=mesh)
-    assert tail_prior(cache_with(), loss=Loss(), mesh=mesh) is None
-    nodes = prior_nodes()
-    got = tail_prior(cache_with(prior=nodes), loss=loss, mesh=mesh)
-    np.testing.assert_array_equal(got, nodes)
-    assert got.sharding.is_fully_replicated
+    nodes = tail_prior(cache, loss=loss, mesh=mesh)
+    np.testing.assert_array_equal(nodes, cache.tail_prior())
+    assert nodes.sharding.is_fully_replicated
+    # As version 0.1 left its caches.
+    (part,) = cache.manifest.parts
+    kept = {name: sha for name, sha in part.statistics.items() if "prior" not in name}
+    without = dataclasses.replace(part, statistics=kept)
+    old = Cache(cache.path, dataclasses.replace(cache.manifest, parts=(without,)))
+    with pytest.raises(ValueError, match=r"0000: captured without a tail prior"):
+        tail_prior(old, loss=loss, mesh=mesh)
+    assert tail_prior(old, loss=Loss(), mesh=mesh) is None
+
+
+def test_a_damaged_prior_is_an_error_that_names_it(cache):
+    """A statistic is checked against the manifest when it is read."""
+    (part,) = cache.manifest.parts
+    altered = {**part.statistics, "tail-prior-sums.npy": "0" * 64}
+    manifest = dataclasses.replace(
+        cache.manifest, parts=(dataclasses.replace(part, statistics=altered),)
+    )
+    with pytest.raises(ValueError, match=r"tail-prior-sums.npy: checksum mismatch"):
+        Cache(cache.path, manifest).tail_prior()

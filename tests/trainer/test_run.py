@@ -126,6 +126,35 @@ def test_the_student_learns(undisturbed):
     assert judged[-1]["heldout_kl_bound"] >= 0
 
 
+@pytest.mark.parametrize("tail", ["sampled", "prior"])
+def test_a_student_learns_from_what_a_cache_knows_of_the_tail(tail, drawn_cache, root, tmp_path):
+    """While T falls from 2 to 1 and the teacher's share grows, on one cache."""
+    loss = Loss(
+        tail=tail, temperature=2.0, temperature_end=1.0, alpha=0.5, alpha_end=0.9, chunk_tokens=64
+    )
+    data = Data(batch_rows=2, steps=60)
+    config = settings(drawn_cache, tmp_path / "run", root / "teacher", loss=loss, data=data)
+    train(config)
+    lines = read_metrics(config.run)
+    judged = [line for line in lines if "heldout_ce" in line]
+    assert judged[-1]["heldout_kl_bound"] < 0.8 * judged[0]["heldout_kl_bound"]
+    updates = [line for line in lines if "loss" in line]
+    assert [updates[0][name] for name in ("temperature", "alpha")] == [2.0, 0.5]
+    np.testing.assert_allclose([updates[-1][n] for n in ("temperature", "alpha")], [1.0, 0.9])
+
+
+def test_with_every_token_stored_the_prior_changes_nothing(whole_cache, root, tmp_path):
+    data = Data(batch_rows=2, steps=3)
+    losses = []
+    for tail in ("prior", "bucket"):
+        config = settings(
+            whole_cache, tmp_path / tail, root / "teacher", loss=Loss(tail=tail), data=data
+        )
+        train(config)
+        losses.append([line["loss"] for line in read_metrics(config.run) if "loss" in line])
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
 def test_two_devices_give_the_losses_of_one(undisturbed, cache, root, tmp_path, compile_once):
     config = settings(cache, tmp_path / "run", root / "teacher")
     process = start(

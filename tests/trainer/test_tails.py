@@ -97,52 +97,6 @@ def test_sampled_is_right_on_average_where_the_bucket_is_not(temperature):
     assert np.max(np.abs(seen(value, *gradients) - truth) / error) > 20
 
 
-def test_a_cache_of_threshold_draws_knows_its_tail_at_one_temperature():
-    """One node of tail mass, A(1), and each drawn token p < c worth ω = c."""
-    c = 1 / 20
-    teacher, hidden, unembedding, targets = make(k=4, spread=2.0)
-    p = np.exp(dense.log_softmax(teacher))
-    kept = np.isfinite(targets.topk_logprobs) & (targets.topk_logprobs >= np.log(c))
-    ids = np.where(kept, targets.topk_ids, 0)
-    logprobs = np.where(kept, targets.topk_logprobs, -np.inf).astype(np.float32)
-    head = np.zeros_like(p)
-    np.add.at(head, (*np.indices(ids.shape, sparse=True)[:2], ids), kept)
-    rng = np.random.default_rng(0)
-    drawn = rng.random(p.shape) < np.where(head > 0, 0, p / c)
-    width = drawn.sum(-1).max()
-    tail_ids = np.argsort(~drawn, axis=-1, kind="stable")[..., :width].astype(np.int32)
-    there = np.take_along_axis(drawn, tail_ids.astype(np.int64), -1) & targets.mask[..., None]
-    tail_logp = np.log(np.take_along_axis(p, tail_ids.astype(np.int64), -1))
-    mass = np.log(np.where(head > 0, 0, p).sum(-1, keepdims=True))
-    stored = targets._replace(
-        topk_ids=ids,
-        topk_logprobs=logprobs,
-        tail_logmass=np.where(targets.mask[..., None], mass, -np.inf).astype(np.float32),
-        tail_ids=np.where(there, tail_ids, 0),
-        tail_logprobs=np.where(there, tail_logp, -np.inf).astype(np.float32),
-        tail_logweights=np.where(there, np.log(c) - tail_logp, -np.inf).astype(np.float32),
-    )
-    # By hand: p̂ is p on the stored, c on the drawn; the gradient for W ≠ t as in LOSSES.md.
-    q = np.exp(dense.log_softmax(hidden.astype(np.float64) @ unembedding))
-    t, tau = (np.where(head > 0, 0, x).sum(-1) for x in (p, q))
-    count = (drawn * c).sum(-1)
-    excess = ((count - t) / tau)[..., None]
-    d_logits = np.where(head > 0, q - p, q - c * drawn + excess * q) * targets.mask[..., None]
-    value = np.where(head > 0, p * np.log(p / q), 0).sum(-1) + t * np.log(t / tau)
-    value += (drawn * c * np.log((p / t[..., None]) / (q / tau[..., None]))).sum(-1)
-    got = fused(hidden, unembedding, stored, tail="sampled")
-    np.testing.assert_allclose(got[0], (targets.mask * value).sum(), rtol=3e-6)
-    assert relative(got[3], np.einsum("btd,btv->dv", hidden, d_logits)) < 5e-6
-    bucket = fused(hidden, unembedding, stored._replace(**dict.fromkeys(stored._fields[-3:])))
-    np.testing.assert_allclose(
-        bucket[0],
-        (
-            targets.mask * (np.where(head > 0, p * np.log(p / q), 0).sum(-1) + t * np.log(t / tau))
-        ).sum(),
-        rtol=3e-6,
-    )
-
-
 @pytest.mark.parametrize("k", [1, 8, V - 1])
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd", "tv"])
 def test_a_prior_is_the_dense_loss_of_its_target(kind, k):
