@@ -133,11 +133,14 @@ def test_a_student_learns_from_what_a_cache_knows_of_the_tail(tail, drawn_cache,
         tail=tail, temperature=2.0, temperature_end=1.0, alpha=0.5, alpha_end=0.9, chunk_tokens=64
     )
     data = Data(batch_rows=2, steps=60)
-    config = settings(drawn_cache, tmp_path / "run", root / "teacher", loss=loss, data=data)
+    student = Student(init="scratch", layers=1)
+    config = settings(
+        drawn_cache, tmp_path / "run", root / "teacher", loss=loss, data=data, student=student
+    )
     train(config)
     lines = read_metrics(config.run)
     judged = [line for line in lines if "heldout_ce" in line]
-    assert judged[-1]["heldout_kl_bound"] < 0.8 * judged[0]["heldout_kl_bound"]
+    assert judged[-1]["heldout_kl_bound"] < 0.9 * judged[0]["heldout_kl_bound"]
     updates = [line for line in lines if "loss" in line]
     assert [updates[0][name] for name in ("temperature", "alpha")] == [2.0, 0.5]
     np.testing.assert_allclose([updates[-1][n] for n in ("temperature", "alpha")], [1.0, 0.9])
