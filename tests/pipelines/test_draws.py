@@ -47,6 +47,16 @@ def test_a_point_at_the_very_end_or_beyond_finds_a_token_with_weight():
     np.testing.assert_array_equal(found, [[3, 700, 700, 700], [128, 255, 255, 255]])
 
 
+def test_points_at_the_seams_of_blocks_find_tokens_with_weight():
+    """The sums of blocks and the sums inside one round differently."""
+    weights = np.random.default_rng(0).exponential(size=(20, 128 * 60)).astype(np.float32)
+    weights[:, ::128] = weights[:, 127::128] = 0
+    seams = np.cumsum(weights.reshape(20, 60, 128).sum(-1, dtype=np.float32), 1, dtype=np.float32)
+    points = np.concatenate([np.nextafter(seams, 0), seams, np.nextafter(seams, np.inf)], axis=1)
+    found, _ = draw(jnp.asarray(weights), jnp.asarray(points))
+    assert (np.take_along_axis(weights, np.asarray(found), axis=1) > 0).all()
+
+
 @pytest.mark.parametrize("betas", [(1.0,), (0.5, 1.0), (1 / 8, 3 / 4, 1.0)])
 def test_a_token_is_drawn_as_often_as_the_proposal_says(betas):
     """Over starts spread evenly, the mean number of draws of v is m·r(v)."""
