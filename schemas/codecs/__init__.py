@@ -51,6 +51,8 @@ def fit(profile: Profile, sample: Targets, *, vocabulary: int) -> Tables:
     arrays = {"steps": np.array(STEPS)}
     arrays |= tail.fit(sample.tail_logmass, last=levels.max(1), **shape)
     arrays |= fast.fit(sample.ids, vocabulary=vocabulary)
+    if sample.draws:
+        arrays |= draws.fit(sample.draws, order=arrays["order"], vocabulary=vocabulary)
     if profile == "compact":
         arrays |= compact.fit(sample.ids, order=arrays["order"], vocabulary=vocabulary)
     return Tables(arrays)

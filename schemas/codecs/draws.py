@@ -1,9 +1,9 @@
 """Tail draws: a set of ids with repeats, and a log-probability for each.
 
 `EXACT` keeps the drawn order and float32 bits. `QUANTISED` sorts a position's draws by the rank
-of their ids in the corpus, stores distances between ranks, and log-probabilities as multiples
-of 1/16 nat below the last stored one: rounding is symmetric, so that weights stay right on
-average, to 2e-4.
+of their ids among all draws, stores distances between ranks, and log-probabilities as multiples
+of 1/8 nat below the last stored one: rounding is symmetric, so that weights stay right on
+average, to 7e-4.
 """
 
 import struct
@@ -21,12 +21,14 @@ from schemas.targets import BETAS
 EXACT = 1
 QUANTISED = 2
 
-_PER_NAT = 16
+_PER_NAT = 8
 _ABOVE = _PER_NAT
-"""A level for each 1/16 nat that a draw may lie above the last stored one as it was rounded."""
+"""A level for each 1/8 nat that a draw may lie above the last stored one as it was rounded."""
 _ABSENT = 65535
-_RANK_COLUMNS = 8
-_LOGPROB_COLUMNS = 2
+_RANK_FRAMES = 8
+_LOGPROB_FRAMES = 2
+_ENTRIES_PER_FRAME = 2048
+"""A frame carries its own Huffman table; it must be long enough to pay for it."""
 _HEADER = struct.Struct("<HB")
 
 
@@ -52,6 +54,17 @@ def decode_exact(payload: bytes, *, positions: int, vocabulary: int) -> Draws:
     return _checked(ids.view("<i4")[..., 0], values.view("<f4")[..., 0], betas, vocabulary)
 
 
+def fit(
+    draws: Draws, *, order: Integer[np.ndarray, " listed"], vocabulary: int
+) -> dict[str, np.ndarray]:
+    """`draw-order`: drawn ids, the most frequent first, then those that top-k sets hold."""
+    counts = np.bincount(draws.ids.reshape(-1), minlength=vocabulary).astype(np.float64)
+    # Never drawn in the sample: in the order of top-k sets, below all that were.
+    counts[order] += np.linspace(0.5, 0.1, len(order))
+    listed = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    return {"draw-order": listed.astype(np.int32)}
+
+
 def encode_quantised(
     draws: Draws, *, last: Float[np.ndarray, " n"], tables: Tables, vocabulary: int
 ) -> bytes:
@@ -59,7 +72,7 @@ def encode_quantised(
 
     `last` is what each position's least stored log-probability decodes to.
     """
-    _, rank = permutation(tables, vocabulary=vocabulary)
+    _, rank = permutation(tables, vocabulary=vocabulary, name="draw-order")
     below = _base(last) - np.where(np.isfinite(draws.logprobs), draws.logprobs, 0)
     level = np.clip(np.rint(below * np.float32(_PER_NAT)), 0, _ABSENT - 1).astype(np.uint32)
     level = np.where(np.isfinite(draws.logprobs), level, np.uint32(_ABSENT))
@@ -72,8 +85,8 @@ def encode_quantised(
         [
             raw,
             escapes,
-            *(squeeze(codes[rows]) for rows in columns(draws.m, _LOGPROB_COLUMNS)),
-            *(squeeze(symbols[rows]) for rows in columns(draws.m, _RANK_COLUMNS)),
+            *(squeeze(codes[rows]) for rows in _frames(codes.shape, most=_LOGPROB_FRAMES)),
+            *(squeeze(symbols[rows]) for rows in _frames(codes.shape, most=_RANK_FRAMES)),
         ]
     )
 
@@ -83,7 +96,9 @@ def decode_quantised(
 ) -> Draws:
     """The same draws in the order of their ids' ranks; log-probs not normalised."""
     m, betas = _read_header(payload)
-    level_rows, rank_rows = columns(m, _LOGPROB_COLUMNS), columns(m, _RANK_COLUMNS)
+    shape = m, len(last)
+    level_rows = _frames(shape, most=_LOGPROB_FRAMES)
+    rank_rows = _frames(shape, most=_RANK_FRAMES)
     raw, escapes, *frames = split(
         payload[_HEADER.size :], count=2 + len(level_rows) + len(rank_rows)
     )
@@ -97,11 +112,17 @@ def decode_quantised(
         ranks[row] += ranks[row - 1]
     if ranks.size and (ranks.min() < 0 or ranks.max() >= vocabulary):
         raise ValueError("the rank of a draw outside the vocabulary")
-    order, _ = permutation(tables, vocabulary=vocabulary)
+    order, _ = permutation(tables, vocabulary=vocabulary, name="draw-order")
     levels = unsmall(codes, escapes)
     logprobs = _base(last) - levels.T.astype(np.float32) / np.float32(_PER_NAT)
     logprobs = np.where(levels.T == _ABSENT, np.float32(-np.inf), logprobs)
     return _checked(order[ranks.T], logprobs, betas, vocabulary)
+
+
+def _frames(shape: tuple[int, ...], *, most: int) -> list[slice]:
+    """Runs of rows of an array [m, n], each long enough to be a frame."""
+    m, n = shape
+    return columns(m, max(1, min(most, m * n // _ENTRIES_PER_FRAME)))
 
 
 def _base(last: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 1"]:

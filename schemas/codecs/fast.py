@@ -20,18 +20,23 @@ def fit(ids: Integer[np.ndarray, "n k"], *, vocabulary: int) -> dict[str, np.nda
     return {"order": order.astype(np.int32)}
 
 
-def permutation(tables: Tables, *, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
-    """The id of each rank by frequency, and the rank of each id: int32 [vocabulary]."""
+def permutation(
+    tables: Tables, *, vocabulary: int, name: str = "order"
+) -> tuple[np.ndarray, np.ndarray]:
+    """The id of each rank by frequency, and the rank of each id: int32 [vocabulary].
+
+    The table `name` lists the ids that have a rank of their own; the others follow by id.
+    """
 
     def build(tables: Tables) -> tuple[np.ndarray, np.ndarray]:
         absent = np.ones(vocabulary, bool)
-        absent[tables["order"]] = False
-        order = np.concatenate([tables["order"], np.flatnonzero(absent)]).astype(np.int32)
+        absent[tables[name]] = False
+        order = np.concatenate([tables[name], np.flatnonzero(absent)]).astype(np.int32)
         rank = np.empty_like(order)
         rank[order] = np.arange(vocabulary, dtype=np.int32)
         return order, rank
 
-    return tables.derived(f"permutation {vocabulary}", build)
+    return tables.derived(f"permutation {name} {vocabulary}", build)
 
 
 def encode(

@@ -1,6 +1,9 @@
 """Draws and priors through a whole capture and `Cache.read`."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +66,10 @@ def test_draws_depend_on_the_row_alone(root, cache):
         batch_rows=5,
         output=root / "other-batch",
     )
+    assert_same_draws(cache, again)
+
+
+def assert_same_draws(cache: Cache, again: Cache) -> None:
     assert cache.manifest.rows_id == again.manifest.rows_id
     commits = [p for c in (cache, again) for p in (c.path / "parts/0000/commits").iterdir()]
     near = sum(read_json(path)["draws_near_edge"] for path in commits)
@@ -73,6 +80,32 @@ def test_draws_depend_on_the_row_alone(root, cache):
     assert total > 10_000
     assert differing <= near
     assert 0 < near < 0.01 * total
+
+
+def test_four_devices_draw_what_one_draws(root, cache):
+    """Two that split every matrix, two that split the batch."""
+    script = (
+        "import sys, pathlib; from tests.make_cache import tiny_settings;"
+        "from pipelines.precompute import precompute; import dataclasses;"
+        "root = pathlib.Path(sys.argv[1]);"
+        f"config = tiny_settings(root, draws={M}, draw_temperatures={TEMPERATURES},"
+        " output=root / 'four-devices');"
+        "teacher = dataclasses.replace(config.teacher, tensor_parallel=2);"
+        "precompute(dataclasses.replace(config, teacher=teacher))"
+    )
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PYTHONPATH": str(Path.cwd()),
+    }
+    subprocess.run([sys.executable, "-c", script, str(root)], env=environment, check=True)
+    again = open_cache(root / "four-devices")
+    (devices,) = {
+        read_json(path)["provenance"]["devices"]
+        for path in (again.path / "parts/0000/commits").iterdir()
+    }
+    assert devices == "4"
+    assert_same_draws(cache, again)
 
 
 def test_a_row_captured_in_another_corpus_draws_the_same(root, cache):

@@ -53,7 +53,7 @@ def test_quantised_draws_keep_their_ids_and_round_their_values(profile):
     rows = np.arange(50)[:, None]
     of_id[rows, targets.draws.ids] = targets.draws.logprobs
     error = stored.draws.logprobs - of_id[rows, stored.draws.ids]
-    assert np.abs(error).max() < 1 / 32 + 0.02  # half a level, and what normalising moves
+    assert np.abs(error).max() < 1 / 16 + 0.02  # half a level, and what normalising moves
     assert abs(error.mean()) < 0.005
     assert stored.draws.betas == (0.5, 1.0)
 
