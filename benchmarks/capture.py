@@ -45,7 +45,8 @@ class Options:
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     profile: Profile = "fast"
     sequence_length: int = 512
-    k: int = 64
+    k: int = 32
+    draws: int = 16
     batches: int = 3
     """Batches a turn; capture overlaps a batch's encoding with the next one's compute."""
     turns: int = 5
@@ -73,7 +74,8 @@ def measure(options: Options, dtype: str) -> tuple[list[float], list[float]]:
     planned = PlannedTeacher(
         options.model, "", dtype, vocabulary, options.sequence_length, batch, tensor_parallel=1
     )
-    teacher = TeacherRunner(planned, Wanted(options.k))
+    betas = (1.0,) if options.draws else ()
+    teacher = TeacherRunner(planned, Wanted(options.k, options.draws, betas))
     sample = [result.targets for result in teacher.run(rows)]
     tables = codecs.fit(options.profile, sample[0], vocabulary=vocabulary)
 
@@ -150,7 +152,7 @@ def _title(options: Options) -> str:
     device = jax.local_devices()[0]
     return (
         f"{options.model} on {jax.local_device_count()} × {device.device_kind}, "
-        f"S = {options.sequence_length}, k = {options.k}, codec {options.profile}"
+        f"S = {options.sequence_length}, k = {options.k}, m = {options.draws}, {options.profile}"
     )
 
 

@@ -58,7 +58,7 @@ def main():
         graph, config=config, vocabulary=cache.manifest.vocabulary_size, steps=never
     )
     batches = Batches(cache, config=config.data)
-    fixed = to_device(batches.next(), mesh=mesh)
+    fixed = to_device(batches.next(), mesh=mesh, tail=config.loss.tail)
     ask = make_teacher(teacher, chunk_tokens=config.loss.chunk_tokens)
 
     with tempfile.TemporaryDirectory() as directory:

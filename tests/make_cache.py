@@ -100,7 +100,7 @@ def tiny_settings(
             shard_bytes=shard_bytes,
         ),
         teacher=Teacher(model=str(root / "teacher"), batch_rows=batch_rows),
-        signals=Signals(logits=Logits(**{"k": 8, "profile": "lossless", **logits})),
+        signals=Signals(logits=Logits(**{"k": 8, "profile": "lossless", "draws": 0, **logits})),
         output=output or root / "cache",
     )
 

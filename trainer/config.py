@@ -84,10 +84,10 @@ class Loss:
     mix: float = 0.5
     """Of `jsd`: mix·KL(p‖m) + (1−mix)·KL(q‖m) with m = mix·p + (1−mix)·q. Towards 0 its gradient
     turns into that of forward KL (times mix), towards 1 into that of reverse KL."""
-    tail: Tail = "bucket"
-    """What stands for the vocabulary outside the stored top-k: `bucket`, one category with its
-    exact mass (the KL is a lower bound); `sampled`, tokens drawn from it besides (unbiased, for
-    T = 1; needs a capture with draws); `prior`, the corpus' mean tail in its place (an estimate);
+    tail: Tail = "sampled"
+    """What stands for the vocabulary outside the stored top-k: `sampled`, tokens drawn from it
+    (right on average, up to the T that the capture drew at); `prior`, the corpus' mean tail (an
+    estimate); `bucket`, one category with its exact mass (the KL is a lower bound);
     `renormalize`, nothing: the stored tokens alone sum to one (biased)."""
     chunk_tokens: int = 256
     """Tokens whose logits exist at once. Memory is this times the vocabulary times 4 bytes, twice;

@@ -44,7 +44,7 @@ def make_evaluator(
             f"{cache.path}: no held-out rows to judge by; capture with a larger --corpus.heldout"
         )
     batch_rows += -batch_rows % mesh.size
-    loss = Loss(alpha=1.0, temperature=1.0, chunk_tokens=chunk_tokens)
+    loss = Loss(alpha=1.0, temperature=1.0, tail="bucket", chunk_tokens=chunk_tokens)
     values = values_at(loss, 0, steps=1)
     vocabulary = cache.manifest.vocabulary_size
 

@@ -24,10 +24,21 @@ def fields(tail: Tail) -> tuple[str, ...]:
 def check_cache(cache: Cache, *, loss: Loss) -> None:
     """ValueError if the cache lacks what the loss is made from."""
     logits = cache.manifest.signals["logits"]
-    if loss.tail == "sampled" and not logits.draws:
+    if loss.tail != "sampled":
+        return
+    if not logits.draws:
         raise ValueError(
-            f"{cache.path}: captured without draws from the tail, which loss.tail = sampled "
-            "learns from. Capture with --signals.logits.draws 32, or use --loss.tail bucket"
+            f"{cache.path}: captured without draws from the tail, which loss.tail = sampled learns "
+            "from. Use --loss.tail prior or bucket, or capture with --signals.logits.draws 16"
+        )
+    highest = max(loss.schedules["temperature"].ends)
+    drawn = 1 / min(logits.draw_betas)
+    if highest > drawn + 1e-6:
+        raise ValueError(
+            f"{cache.path}: its tails were drawn from at T up to {drawn:.4g}, but "
+            f"loss.temperature goes up to {highest:.4g}, where a few draws would weigh more than "
+            "all others. Use --loss.tail prior or bucket, or capture with "
+            f"--signals.logits.draw-temperatures 1 {highest:.4g}"
         )
 
 

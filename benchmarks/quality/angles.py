@@ -149,7 +149,7 @@ class Gradients:
     def dense(self, temperature: float) -> list[np.ndarray]:
         """The dense gradient of each batch. Those of one temperature are kept: points come so."""
         if self._dense is None or self._dense[0] != temperature:
-            loss = Loss(alpha=1.0, temperature=temperature)
+            loss = Loss(alpha=1.0, temperature=temperature, tail="bucket")  # its tail is unused
             compiled = jax.jit(partial(dense_gradient, self.graph, loss=loss))
             teacher, found = self.shop.teacher, []
             for rows in self.batches:

@@ -49,12 +49,12 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(root) -> str:
-    return tiny_cache(root, profile="fast").manifest.cache_id
+    return tiny_cache(root, profile="fast", draws=3).manifest.cache_id
 
 
 def command(root: Path, output: Path) -> list[str]:
     """The flags of `tiny_settings` as a user would type them."""
-    config = tiny_settings(root, profile="fast", output=output)
+    config = tiny_settings(root, profile="fast", draws=3, output=output)
     return [
         "precompute",
         *("--corpus.files", *config.corpus.files),
@@ -64,6 +64,7 @@ def command(root: Path, output: Path) -> list[str]:
         f"--teacher.model={config.teacher.model}",
         f"--teacher.batch-rows={config.teacher.batch_rows}",
         f"--signals.logits.k={config.signals.logits.k}",
+        f"--signals.logits.draws={config.signals.logits.draws}",
         f"--signals.logits.profile={config.signals.logits.profile}",
         f"--output={config.output}",
     ]

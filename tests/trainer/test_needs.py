@@ -27,6 +27,14 @@ def test_sampled_needs_draws(cache, drawn_cache):
     check_cache(cache, loss=Loss(tail="bucket"))
 
 
+@pytest.mark.parametrize("temperatures", [{"temperature": 2.5}, {"temperature_end": 4.0}])
+def test_draws_are_refused_above_the_temperatures_that_they_were_made_at(temperatures, drawn_cache):
+    check_cache(drawn_cache, loss=Loss(temperature=2.0, temperature_end=1.0))
+    with pytest.raises(ValueError, match=r"at T up to 2, but loss.temperature goes up to"):
+        check_cache(drawn_cache, loss=Loss(**temperatures))
+    check_cache(drawn_cache, loss=Loss(tail="prior", **temperatures))
+
+
 def test_prior_needs_one_and_nothing_else_asks_for_it(cache):
     mesh, loss = make_mesh(), Loss(tail="prior")
     nodes = tail_prior(cache, loss=loss, mesh=mesh)
@@ -39,7 +47,7 @@ def test_prior_needs_one_and_nothing_else_asks_for_it(cache):
     old = Cache(cache.path, dataclasses.replace(cache.manifest, parts=(without,)))
     with pytest.raises(ValueError, match=r"0000: captured without a tail prior"):
         tail_prior(old, loss=loss, mesh=mesh)
-    assert tail_prior(old, loss=Loss(), mesh=mesh) is None
+    assert tail_prior(old, loss=Loss(tail="bucket"), mesh=mesh) is None
 
 
 def test_a_damaged_prior_is_an_error_that_names_it(cache):

@@ -30,7 +30,7 @@ def settings(cache, run, source, **changes):
     fixed = {
         "student": Student(source=str(source), layers=1),
         "data": Data(batch_rows=2, steps=STEPS),
-        "loss": Loss(alpha=0.5, temperature=2.0, chunk_tokens=64),
+        "loss": Loss(alpha=0.5, temperature=2.0, tail="bucket", chunk_tokens=64),
         "checkpoint_every": 10,
         "evaluate_every": 25,
         "heldout_rows": 4,
@@ -48,6 +48,7 @@ def flags(config):
         f"--data.steps={config.data.steps}",
         "--loss.alpha=0.5",
         "--loss.temperature=2",
+        "--loss.tail=bucket",
         "--loss.chunk-tokens=64",
         "--checkpoint-every=10",
         "--evaluate-every=25",
@@ -178,7 +179,10 @@ def test_two_devices_give_the_losses_of_one(undisturbed, cache, root, tmp_path, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"loss": Loss(alpha=0.25)}, r"loss.alpha: this run has 0.5, asked for 0.25"),
+        (
+            {"loss": Loss(alpha=0.25, tail="bucket")},
+            r"loss.alpha: this run has 0.5, asked for 0.25",
+        ),
         ({"data": Data(seed=3, batch_rows=2, steps=STEPS)}, r"data.seed: this run has 0"),
         ({"student": Student(layers=2)}, r"student.layers: this run has 1, asked for 2"),
     ],

@@ -69,7 +69,7 @@ def compiled_gradient(graph, params, batch, prior, *, loss, microbatches):
 
 
 def gradient(graph, params, batch, *, microbatches=1, prior=None, **settings):
-    loss = Loss(**{"chunk_tokens": 64, **settings})
+    loss = Loss(**{"chunk_tokens": 64, "tail": "bucket", **settings})
     return compiled_gradient(
         graph,
         params,
@@ -269,7 +269,7 @@ def test_a_non_finite_gradient_under_a_finite_loss_is_noticed(cache, monkeypatch
 
     monkeypatch.setattr("trainer.step.mean_gradient", exploding)
     before = np.asarray(params["embedding"])
-    step = make_train_step(graph, config=Train(), vocabulary=V, steps=10)
+    step = make_train_step(graph, config=Train(loss=Loss(tail="bucket")), vocabulary=V, steps=10)
     state, metrics = step(initial_state(params, config=Optimiser()), batch)
     assert np.isfinite(metrics["loss"])
     assert metrics["skipped_in_a_row"] == 1
@@ -280,7 +280,14 @@ def test_alpha_and_temperature_follow_the_step_and_are_reported(cache):
     """At its step an update is the one of a constant loss with the values of that step."""
     batch = read(cache, cache.rows(split="train")[:2])
     graph, params = student()
-    moving = Loss(alpha=1.0, alpha_end=0.5, temperature=4.0, temperature_end=2.0, chunk_tokens=64)
+    moving = Loss(
+        alpha=1.0,
+        alpha_end=0.5,
+        temperature=4.0,
+        temperature_end=2.0,
+        chunk_tokens=64,
+        tail="bucket",
+    )
     step = make_train_step(graph, config=Train(loss=moving), vocabulary=V, steps=5)
     expected, _, _ = gradient(graph, params, batch, alpha=0.75, temperature=3.0)
     state = initial_state(params, config=Optimiser())
@@ -323,6 +330,11 @@ def test_weight_decay_leaves_norms_and_biases_alone():
 def test_microbatches_must_divide_the_batch(cache, tmp_path):
     from trainer.loop import train
 
-    config = Train(cache=cache.path, run=tmp_path, data=Data(batch_rows=4, microbatches=3))
+    config = Train(
+        cache=cache.path,
+        run=tmp_path,
+        data=Data(batch_rows=4, microbatches=3),
+        loss=Loss(tail="bucket"),
+    )
     with pytest.raises(ValueError, match=r"batch_rows = 4 .* 3 microbatches"):
         train(config)
