@@ -142,7 +142,8 @@ def _student(cell: Cell, config: Train, shop: Workshop) -> tuple[nnx.GraphDef, A
     # `tokens_per_second` is over all updates so far: what an update took is a difference.
     tokens = np.cumsum([line["tokens"] for line in lines])
     elapsed = tokens / np.array([line["tokens_per_second"] for line in lines])
-    return graph, params, np.diff(elapsed, prepend=0).tolist()
+    # Rates are rounded to a tenth: of a tiny model, two in a row can leave no time between them.
+    return graph, params, np.maximum(np.diff(elapsed, prepend=0), 1e-6).tolist()
 
 
 def _updates(cell: Cell, shop: Workshop) -> int:

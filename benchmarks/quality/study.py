@@ -29,7 +29,7 @@ ALPHA = 0.9
 DRAWS = 12
 
 CAPTURES: dict[str, dict[str, Any]] = {
-    "top32": {"k": 32, "profile": "compact"},
+    "top32": {"k": 32, "profile": "compact", "draws": 0},
     "top16-draws": {
         "k": 16,
         "profile": "compact",

@@ -100,14 +100,15 @@ def test_counted_orders_by_frequency():
 
 
 def test_rs_kd_s_mean_target_is_the_teacher_s_distribution(shop):
-    row = shop.cache(study.ROWS).rows(split="train")[0]
-    ids = uncached.drawn(shop.teacher, int(row), draws=512)
-    p = np.exp(np.asarray(logprobs(shop.teacher, np.array([row])))[0])
+    rows = shop.cache(study.ROWS).rows(split="train")[:16]
+    ids = np.concatenate([uncached.drawn(shop.teacher, int(row), draws=512) for row in rows])
+    p = np.exp(np.concatenate([logprobs(shop.teacher, rows[i : i + 1])[0] for i in range(16)]))
     found = np.stack([np.bincount(line, minlength=p.shape[1]) / 512 for line in ids])
     z = (found - p) / np.sqrt(p * (1 - p) / 512)
-    assert np.abs(z[p > 0.01]).max() < 5.5
     # Mean square of a z-score is 1: neither too regular nor too wild.
-    assert np.mean(z[p > 0.01] ** 2) == pytest.approx(1, abs=0.15)
+    likely = p > 1e-3
+    assert likely.sum() > 1000
+    assert np.mean(z[likely] ** 2) == pytest.approx(1, abs=0.2)
 
 
 def test_targets_for_the_angles_are_those_that_a_cache_gives(shop):
