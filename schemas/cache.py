@@ -133,7 +133,7 @@ class Cache:
         sums, counts = (part.statistics.get(name) for name in (SUMS, COUNTS))
         if sums is None or counts is None:
             raise ValueError(
-                f"{self.path / part.path}: captured without a tail prior, by version 0.1; "
+                f"{self.path / part.path}: captured without a tail prior, as version 0.1 did; "
                 "use another loss.tail, or capture again"
             )
         root = self.path / part.path

@@ -22,7 +22,7 @@ ends may turn out as a neighbour where arithmetic rounds otherwise; captures cou
 
 @dataclass(frozen=True)
 class Draws:
-    """The draws of n positions, ids not descending within each.
+    """The draws of n positions; their order within one means nothing.
 
     `ids` int32 [n, m]; an id may repeat.
     `logprobs` float32 [n, m] in nats at T = 1 over the full vocabulary; −inf where there is no

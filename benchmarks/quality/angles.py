@@ -161,7 +161,7 @@ class Gradients:
 
     def gradient(self, rows: np.ndarray, targets: Batch, point: Point) -> np.ndarray:
         """The method's gradient by the trainer's own loss."""
-        loss = Loss(alpha=1.0, temperature=point.temperature, tail=point.tail)  # type: ignore[arg-type]
+        loss = Loss(alpha=1.0, temperature=point.temperature, tail=point.tail)
         if loss not in self._compiled:
             self._compiled[loss] = jax.jit(
                 partial(
