@@ -114,7 +114,7 @@ def main():
     calibration = calibration_rows(cache, rows, share=options.calibration)
     table = _table()
     for k in options.k:
-        if k > cache.manifest.signals["logits"].k:
+        if k > cache.manifest.logits.k:
             continue
         sample = joined([read_targets(cache, row, k=k)[0] for row in calibration])
         for profile in options.profiles:

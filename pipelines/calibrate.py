@@ -14,7 +14,7 @@ from pipelines.teacher import PriorSums, default_batch_rows, teacher_for
 from schemas import codecs
 from schemas.identity import signal_id
 from schemas.layout import PartLayout
-from schemas.manifest import Signal
+from schemas.signals import LogitsSignal
 from schemas.plan import Plan, PlannedRows, PlannedTeacher, write_plan
 from schemas.rows import Row
 from schemas.statistics import save_statistics, table_arrays
@@ -103,7 +103,7 @@ def sample_places(rows: PlannedRows, *, length: int) -> tuple[tuple[int, int], .
     return rows.sample[: max(1, -(-wanted // length))]
 
 
-def _describe(job: CalibrateJob, digests: dict[str, str]) -> Signal:
+def _describe(job: CalibrateJob, digests: dict[str, str]) -> LogitsSignal:
     identity = signal_id(
         rows=job.rows.rows_id,
         teacher=job.teacher_id,
@@ -111,7 +111,7 @@ def _describe(job: CalibrateJob, digests: dict[str, str]) -> Signal:
         statistics=digests,
     )
     wanted = job.logits.wanted()
-    return Signal(
+    return LogitsSignal(
         identity,
         job.teacher_id,
         profile=job.logits.profile,

@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass
 
-from schemas.manifest import Signal
+from schemas.signals import LogitsSignal
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is kept of a position's distribution; as in manifest.Signal."""
+    """What is kept of a position's distribution; as in signals.LogitsSignal."""
 
     k: int
     draws: int = 0
     draw_betas: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, signal: Signal) -> "Wanted":
+    def of(cls, signal: LogitsSignal) -> "Wanted":
         """What the signal holds."""
         return cls(signal.k, signal.draws, signal.draw_betas)

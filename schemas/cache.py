@@ -148,7 +148,7 @@ class Cache:
         }
         out["loss_mask"] = np.zeros((n, length), bool)
         if "logits" in signals:
-            logits = self.manifest.signals["logits"]
+            logits = self.manifest.logits
             out["topk_ids"] = np.zeros((n, length, logits.k), np.int32)
             out["topk_logprobs"] = np.full((n, length, logits.k), -np.inf, np.float32)
             out["tail_logmass"] = np.full((n, length, len(logits.betas)), -np.inf, np.float32)

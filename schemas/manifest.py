@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from schemas.codecs import Profile
 from schemas.files import FileEntry, read_json, write_json
 from schemas.identity import digest
 from schemas.layout import MANIFEST
-from schemas.targets import BETAS
+from schemas.signals import LogitsSignal, Signal, signal_from_json
 
 FORMAT = "decant-cache"
 VERSION = 1
@@ -35,23 +34,6 @@ class Unit:
     """What holds it, by signal; `rows` is one of them."""
     skipped_rows: tuple[int, ...] = ()
     """Offsets of rows in which the teacher produced NaN: kept in place, never scored."""
-
-
-@dataclass(frozen=True)
-class Signal:
-    """One kind of teacher output, and everything that is needed to read it."""
-
-    signal_id: str
-    teacher_id: str
-    profile: Profile
-    k: int
-    """Ids stored a position, at most."""
-    betas: tuple[float, ...] = BETAS
-    """Inverse temperatures of the nodes of `tail_logmass`."""
-    draws: int = 0
-    """m, draws from the tail a position, at most."""
-    draw_betas: tuple[float, ...] = ()
-    """Nodes whose tails the draws' proposal mixes."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +106,14 @@ class Manifest:
     @property
     def betas(self) -> tuple[float, ...]:
         """Inverse temperatures of the nodes of `tail_logmass`; β = 0 included."""
-        return self.signals["logits"].betas
+        return self.logits.betas
+
+    @property
+    def logits(self) -> LogitsSignal:
+        """The one signal that every cache holds."""
+        signal = self.signals["logits"]
+        assert isinstance(signal, LogitsSignal)
+        return signal
 
 
 def write_manifest(cache: Path, manifest: Manifest, *, replaces: str | None) -> Manifest:
@@ -196,14 +185,8 @@ def unit_from_json(value: dict[str, Any]) -> Unit:
     return Unit(**{**value, "files": files, "skipped_rows": tuple(value["skipped_rows"])})
 
 
-def signal_from_json(value: dict[str, Any]) -> Signal:
-    """The signal that `dataclasses.asdict` turned into JSON."""
-    tuples = {name: tuple(value.get(name, ())) for name in ("betas", "draw_betas")}
-    return Signal(**{**value, **tuples})
-
-
 def _part_from_json(value: dict[str, Any]) -> Part:
-    signals = {name: signal_from_json(signal) for name, signal in value["signals"].items()}
+    signals = {name: signal_from_json(name, signal) for name, signal in value["signals"].items()}
     return Part(
         **{
             **value,

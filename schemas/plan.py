@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from schemas.files import read_json, write_json
-from schemas.manifest import Signal, Skipped, Source, Unit, signal_from_json, unit_from_json
+from schemas.manifest import Skipped, Source, Unit, unit_from_json
+from schemas.signals import Signal, signal_from_json
 
 VERSION = 1
 
@@ -70,7 +71,7 @@ def read_plan(path: Path) -> Plan:
     value = read_json(path)
     if value.get("version") != VERSION:
         raise ValueError(f"{path}: plan version {value.get('version')}, expected {VERSION}")
-    signals = {name: signal_from_json(signal) for name, signal in value["signals"].items()}
+    signals = {name: signal_from_json(name, signal) for name, signal in value["signals"].items()}
     return Plan(
         **{
             **value,

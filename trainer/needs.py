@@ -23,7 +23,7 @@ def fields(tail: Tail) -> tuple[str, ...]:
 
 def check_cache(cache: Cache, *, loss: Loss) -> None:
     """ValueError if the cache lacks what the loss is made from."""
-    logits = cache.manifest.signals["logits"]
+    logits = cache.manifest.logits
     if loss.tail != "sampled":
         return
     if not logits.draws:

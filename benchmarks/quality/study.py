@@ -36,12 +36,18 @@ CAPTURES: dict[str, dict[str, Any]] = {
         "draws": DRAWS,
         "draw_temperatures": (1.0,),
     },
-    # At T = 2 draws have the least variance if the tail at T = 2 is what they are drawn from.
+    # At a temperature draws have the least variance if its own tail is what they are drawn from.
     "top16-draws-T2": {
         "k": 16,
         "profile": "compact",
         "draws": DRAWS,
         "draw_temperatures": (2.0,),
+    },
+    "top16-draws-T4": {
+        "k": 16,
+        "profile": "compact",
+        "draws": DRAWS,
+        "draw_temperatures": (4.0,),
     },
 }
 """`signals.logits` of each cache that the cells train from."""
@@ -105,6 +111,7 @@ def cells(study: Study) -> Iterator[Cell]:
             yield Cell("prior", temperature, seed, tail="prior")
         yield Cell("sampled", 1.0, seed, capture="top16-draws", tail="sampled")
         yield Cell("sampled", 2.0, seed, capture="top16-draws-T2", tail="sampled")
+        yield Cell("sampled", 4.0, seed, capture="top16-draws-T4", tail="sampled")
         yield Cell("rs-kd", 1.0, seed, tail="renormalize")
         # Last of its seed: how many updates it gets depends on times that the others took.
         yield Cell("online", 1.0, seed)
