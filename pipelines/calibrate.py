@@ -14,9 +14,9 @@ from pipelines.teacher import PriorSums, default_batch_rows, teacher_for
 from schemas import codecs
 from schemas.identity import signal_id
 from schemas.layout import PartLayout
-from schemas.signals import LogitsSignal
 from schemas.plan import Plan, PlannedRows, PlannedTeacher, write_plan
 from schemas.rows import Row
+from schemas.signals import LogitsSignal
 from schemas.statistics import save_statistics, table_arrays
 from schemas.targets import joined
 from schemas.units import read_unit_rows
