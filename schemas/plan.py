@@ -12,7 +12,7 @@ from typing import Any
 
 from schemas.files import read_json, write_json
 from schemas.manifest import Skipped, Source, Unit, unit_from_json
-from schemas.signals import Signal, signal_from_json
+from schemas.signals import ArraySignal, LogitsSignal, Signal, signal_from_json
 
 VERSION = 1
 
@@ -59,6 +59,16 @@ class Plan:
     """(unit, offset) of the rows that a worker re-runs before its first unit."""
     on_error: str
     version: int = VERSION
+
+    @property
+    def arrays(self) -> dict[str, ArraySignal]:
+        """The signals that are stored in arrays, by name."""
+        return {n: s for n, s in self.signals.items() if not isinstance(s, LogitsSignal)}
+
+    @property
+    def slots(self) -> int:
+        """Length of the arrays: a whole unit's rows for each unit, the last ones unused."""
+        return len(self.rows.units) * self.rows.unit_rows
 
 
 def write_plan(path: Path, plan: Plan) -> None:
