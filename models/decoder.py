@@ -92,8 +92,9 @@ class Decoder(nnx.Module):
 
         `states` are the block's input, hidden layer `layer` as `__call__` returns it; only queries
         and keys are computed again, so that the forward pass keeps its fast attention. `heads`
-        chooses heads and their order; None is all. `keep` is as in models.attention.maps. A query sees the keys of its own segment up to
-        itself, a query of padding those of padding; everything else is zero.
+        chooses heads and their order; None is all. `keep` is as in models.attention.maps. A query
+        sees the keys of its own segment up to itself, a query of padding those of padding;
+        everything else is zero.
         """
         segment_ids, positions = jnp.asarray(segment_ids), jnp.asarray(positions)
         every = range(self.config.num_heads)

@@ -1,7 +1,7 @@
 """From settings to descriptions: which hidden states and attention maps, of which teacher."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from models import ModelConfig
 from pipelines.config import Attention, Hidden, Signals
@@ -131,7 +131,7 @@ def _blocks(attention: Attention, model: ModelConfig) -> list[int]:
     )
 
 
-def _heads(attention: Attention, model: ModelConfig) -> tuple[int, ...] | str:
+def _heads(attention: Attention, model: ModelConfig) -> tuple[int, ...] | Literal["mean"]:
     if attention.heads == MEAN:
         return MEAN
     if attention.heads == "all":

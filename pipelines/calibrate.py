@@ -122,9 +122,7 @@ def run_sample(
 ) -> dict[tuple[int, int], RowOutput]:
     """What the teacher gives for the sampled rows, by (unit, offset)."""
     sample = sample_places(rows, length=planned.sequence_length)
-    outputs = teacher_for(planned).run(
-        _read_places(part, rows, sample), asked, observers=observers
-    )
+    outputs = teacher_for(planned).run(_read_places(part, rows, sample), asked, observers=observers)
     return dict(zip(sample, outputs, strict=True))
 
 

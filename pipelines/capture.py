@@ -20,7 +20,7 @@ from pipelines.canary import IDS, check_canary
 from pipelines.progress import done_here
 from pipelines.teacher import Asked, RowOutput, TeacherRunner, teacher_for
 from pipelines.wanted import Wanted
-from schemas.arrays import ArrayWriter, specs_of
+from schemas.array_io import ArrayWriter
 from schemas.codecs import Tables
 from schemas.commits import Commit, read_commit, summary, write_commit
 from schemas.files import write_records
@@ -98,9 +98,7 @@ def capture_unit(number: int, part: Path, plan_path: Path) -> None:
         identity = worker.plan.signals[name].signal_id
         file = summary(found, rows=unit.rows)
         skipped = tuple(seen.skipped)
-        write_commit(
-            part, name, Commit(number, identity, file, made_by, skipped, shards=found)
-        )
+        write_commit(part, name, Commit(number, identity, file, made_by, skipped, shards=found))
 
 
 def is_committed(part: Path, plan: Plan, number: int) -> bool:
@@ -121,13 +119,12 @@ def _array_writers(worker: Worker, number: int) -> dict[str, dict[str, ArrayWrit
     """Writers of the unit's arrays, by signal and array name."""
     plan, layout = worker.plan, PartLayout(worker.part)
     first = number * plan.rows.unit_rows
-    shape = {"slots": plan.slots, "sequence_length": plan.teacher.sequence_length}
     return {
         signal: {
             name: ArrayWriter(layout.array(name), spec, first=first)
-            for name, spec in specs_of(described, **shape).items()
+            for name, spec in plan.specs(signal).items()
         }
-        for signal, described in plan.arrays.items()
+        for signal in plan.arrays
     }
 
 

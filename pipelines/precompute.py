@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import os
-import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import apache_beam as beam
@@ -12,13 +10,13 @@ from rich.console import Console
 
 from models import Checkpoint, open_checkpoint
 from models.accelerator import unused_accelerator
+from pipelines.add import add_signals, not_held, require_space
+from pipelines.array_signals import describe
 from pipelines.beam_runner import Build, run_pipeline
-from pipelines.array_signals import describe, least_bytes, settings
-from pipelines.calibrate import AddJob, CalibrateJob, calibrate, calibrate_addition
-from pipelines.capture import capture_unit, is_committed
+from pipelines.calibrate import CalibrateJob, calibrate
+from pipelines.capture_plan import capture_plan, totals
 from pipelines.config import Precompute
-from pipelines.progress import capture_progress
-from pipelines.seal import clean, seal, seal_addition
+from pipelines.seal import clean, seal
 from pipelines.sources import SourceFile, find_sources, settled
 from pipelines.teacher import numerics
 from pipelines.tokenise import (
@@ -27,14 +25,12 @@ from pipelines.tokenise import (
     row_rules,
     tokenise,
 )
-from schemas.arrays import create, specs_of
-from schemas.commits import load_commit
 from schemas.files import require_file, write_bytes
-from schemas.identity import digest, remembered_sha256s, rows_id, teacher_id
+from schemas.identity import remembered_sha256s, rows_id, teacher_id
 from schemas.layout import MANIFEST, TOKENIZER, PartLayout, part_layout
-from schemas.manifest import Manifest, Unit, read_manifest
+from schemas.manifest import Manifest, read_manifest
 from schemas.plan import Plan, PlannedRows, claim, read_plan
-from schemas.signals import ArraySignal, HiddenSignal, LogitsSignal, Signal
+from schemas.signals import ArraySignal
 
 
 def precompute(config: Precompute, *, console: Console | None = None) -> Manifest:
@@ -73,79 +69,31 @@ class _Capture:
         if notice := unused_accelerator():
             self.console.print(notice)
         if sealed:
-            return self._add(read_manifest(self.cache))
+            return self._add_to(read_manifest(self.cache))
         for name, content in self._reading_aids().items():
             write_bytes(self.cache / TOKENIZER / name, content)
         plan = self._plan()
-        self._capture(plan, self.layout.plan)
+        capture_plan(
+            plan, self.layout.plan, part=self.layout.root, run=self._run_beam, console=self.console
+        )
         return seal(self.cache, plan)
 
-    def _add(self, manifest: Manifest) -> Manifest:
-        """Signals that the sealed cache does not hold yet; what it holds is left as it is."""
+    def _add_to(self, manifest: Manifest) -> Manifest:
         asked = self._arrays(unit_rows=manifest.parts[0].unit_rows)
-        new = {name: signal for name, signal in asked.items() if name not in manifest.signals}
-        for name in asked.keys() - new.keys():
-            self._require_same(name, asked[name], manifest.signals[name])
-        if not new:
-            clean(self.layout)
-            self.console.print(f"{self.cache}: sealed already, nothing to do")
-            return manifest
-        self.console.print(
-            f"{self.cache}: sealed with {', '.join(manifest.signals)}; adding {', '.join(new)}"
-        )
-        path = self.layout.addition(digest({name: settings(s) for name, s in new.items()}))
-        if not path.exists():
-            self._require_space(new, rows=_totals(manifest.parts[0].units)[0])
-            self._plan_addition(new, manifest, path)
-        plan = read_plan(path)
-        self._refuse_leftovers(plan)
-        self._capture(plan, path)
-        sealed = seal_addition(self.cache, manifest, plan)
-        path.unlink()
-        clean(self.layout)
-        return sealed
-
-    def _plan_addition(
-        self, new: Mapping[str, ArraySignal], manifest: Manifest, path: Path
-    ) -> None:
-        base = read_plan(self.layout.plan)
-        job = AddJob(
-            part=self.layout.root,
-            path=path,
-            arrays=new,
-            sealed=dataclasses.replace(
-                base,
-                rows=dataclasses.replace(base.rows, units=manifest.parts[0].units),
-                teacher=dataclasses.replace(base.teacher, model=self.config.teacher.model),
+        new = not_held(asked, manifest, cache=self.cache)
+        if new:
+            return add_signals(
+                new,
+                cache=self.cache,
+                manifest=manifest,
+                model=self.config.teacher.model,
                 on_error=self.config.corpus.on_error,
-            ),
-        )
-        self._run_beam(
-            lambda pipeline: (
-                pipeline | beam.Create([job]) | "Calibrate" >> beam.Map(calibrate_addition)
+                run=self._run_beam,
+                console=self.console,
             )
-        )
-
-    def _require_same(self, name: str, asked: ArraySignal, held: Signal) -> None:
-        assert not isinstance(held, LogitsSignal)
-        if settings(asked) != settings(held):
-            raise ValueError(
-                f"{self.cache}: holds {name} with {settings(held)}, but the config asks for "
-                f"{settings(asked)}. Ask for what it holds, or take it out first: "
-                f"python -m pipelines remove {self.cache} {name}, then gc"
-            )
-
-    def _refuse_leftovers(self, plan: Plan) -> None:
-        """Files of a signal that was removed are of no use for another of its name."""
-        for name, signal in plan.signals.items():
-            for number in range(len(plan.rows.units)):
-                path = self.layout.commit(name, number)
-                commit = load_commit(path) if path.exists() else None
-                if commit and commit.signal_id != signal.signal_id:
-                    raise ValueError(
-                        f"{path}: of another {name}, which was removed from this cache but not "
-                        f"deleted; run `python -m pipelines gc {self.cache}` first"
-                    )
+        clean(self.layout)
+        self.console.print(f"{self.cache}: sealed already, nothing to do")
+        return manifest
 
     def _plan(self) -> Plan:
         """The frozen plan; makes it, and the rows it plans, if an earlier run has not."""
@@ -155,7 +103,9 @@ class _Capture:
                 return plan
         rows = self._tokenise()
         if not self.layout.plan.exists():
-            self._require_space(self._arrays(unit_rows=rows.unit_rows), rows=_totals(rows.units)[0])
+            arrays = self._arrays(unit_rows=rows.unit_rows)
+            length = self.config.corpus.sequence_length
+            require_space(arrays, cache=self.cache, rows=totals(rows.units)[0], length=length)
             self._calibrate(rows)
         return read_plan(self.layout.plan)
 
@@ -176,19 +126,6 @@ class _Capture:
             unit_rows=unit_rows,
         )
 
-    def _require_space(self, arrays: Mapping[str, ArraySignal], *, rows: int) -> None:
-        """ValueError before anything starts if arrays can't fit, however well they compress."""
-        length = self.config.corpus.sequence_length
-        least = {name: rows * least_bytes(s, length=length) for name, s in arrays.items()}
-        free = shutil.disk_usage(self.cache).free
-        if sum(least.values()) > free:
-            sizes = ", ".join(f"{name} {bytes_ / 1e9:,.1f} GB" for name, bytes_ in least.items())
-            raise ValueError(
-                f"{self.cache}: {free / 1e9:,.1f} GB free, but {rows:,} rows of these signals take "
-                f"at least {sum(least.values()) / 1e9:,.1f} GB ({sizes}); ask for fewer layers or "
-                "heads, for int8, or for signals.hidden.width = N"
-            )
-
     def _tokenise(self) -> PlannedRows:
         job = TokeniseJob(
             part=self.layout.root,
@@ -198,7 +135,7 @@ class _Capture:
             unit_rows=choose_unit_rows(self.sources, length=self.config.corpus.sequence_length),
         )
         rows = tokenise(job, rows_id=self.rows_id, run=self._run_beam)
-        count, tokens = _totals(rows.units)
+        count, tokens = totals(rows.units)
         heldout = sum(unit.rows for unit in rows.units if unit.split == "heldout")
         self.console.print(
             f"rows: {count:,} of {self.config.corpus.sequence_length} tokens ({tokens:,} in all, "
@@ -224,45 +161,6 @@ class _Capture:
         self._run_beam(
             lambda pipeline: pipeline | beam.Create([job]) | "Calibrate" >> beam.Map(calibrate)
         )
-
-    def _capture(self, plan: Plan, path: Path) -> None:
-        """Every unit of the plan at `path` that has not all its commits."""
-        units = plan.rows.units
-        count, tokens = _totals(plan.rows.units)
-        part = self.layout.root.resolve()
-        done = {n for n in range(len(units)) if is_committed(part, plan, n)}
-        todo = [n for n in range(len(units)) if n not in done]
-        before = sum(units[n].rows for n in done)
-        if done:
-            self.console.print(
-                f"capture: {len(done)} of {len(units)} units ({before} rows) are done already"
-            )
-        if not todo:
-            return
-
-        def committed() -> int:
-            paths = {n: [self.layout.commit(name, n) for name in plan.signals] for n in todo}
-            exists = (n for n in todo if all(path.exists() for path in paths[n]))
-            return before + sum(units[n].rows for n in exists)
-
-        for name, signal in plan.arrays.items():
-            shape = {"slots": plan.slots, "sequence_length": plan.teacher.sequence_length}
-            for array, spec in specs_of(signal, name=name, **shape).items():
-                create(self.layout.array(array), spec)
-            if isinstance(signal, HiddenSignal) and signal.directions:
-                self.console.print(
-                    f"{name}: {signal.width} of {signal.teacher_width} directions keep "
-                    f"{signal.variance_kept:.1%} of the variance"
-                )
-        with capture_progress(rows=count, tokens=tokens, before=before, committed=committed):
-            self._run_beam(
-                lambda pipeline: (
-                    pipeline
-                    | beam.Create(todo)
-                    | beam.Reshuffle()
-                    | "Capture" >> beam.Map(capture_unit, part, path.resolve())
-                )
-            )
 
     def _run_beam(self, build: Build) -> None:
         run_pipeline(build, runner=self.config.runner, options=self.config.runner_options)
@@ -340,11 +238,6 @@ def digest_memory() -> Path:
 
 def _bytes(sources: list[SourceFile]) -> int:
     return sum(source.bytes for source in sources)
-
-
-def _totals(units: Sequence[Unit]) -> tuple[int, int]:
-    """Rows and tokens."""
-    return sum(unit.rows for unit in units), sum(unit.tokens for unit in units)
 
 
 def _left_out(rows: PlannedRows) -> str:

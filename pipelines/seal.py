@@ -22,7 +22,7 @@ def seal(cache: Path, plan: Plan) -> Manifest:
         path=layout.root.relative_to(cache).as_posix(),
         rows_id=plan.rows.rows_id,
         unit_rows=plan.rows.unit_rows,
-        units=_with_commits(layout, plan),
+        units=_with_commits(layout, plan, plan.rows.units),
         signals=plan.signals,
         statistics=plan.statistics,
         sources=plan.rows.sources,
@@ -48,7 +48,8 @@ def seal_addition(cache: Path, manifest: Manifest, plan: Plan) -> Manifest:
     layout, (part, *others) = part_layout(cache, 0), manifest.parts
     gained = dataclasses.replace(
         part,
-        units=_with_commits(layout, plan),
+        # Those of the manifest: other signals may have been added since the plan was made.
+        units=_with_commits(layout, plan, part.units),
         signals={**part.signals, **plan.signals},
         statistics={**part.statistics, **plan.statistics},
     )
@@ -64,13 +65,12 @@ def clean(layout: PartLayout) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _with_commits(layout: PartLayout, plan: Plan) -> tuple[Unit, ...]:
-    """The plan's units with the files of its signals."""
-    return tuple(_checked(layout, number, plan) for number in range(len(plan.rows.units)))
+def _with_commits(layout: PartLayout, plan: Plan, units: tuple[Unit, ...]) -> tuple[Unit, ...]:
+    """The units with the files of the plan's signals."""
+    return tuple(_checked(layout, number, unit, plan) for number, unit in enumerate(units))
 
 
-def _checked(layout: PartLayout, number: int, plan: Plan) -> Unit:
-    unit = plan.rows.units[number]
+def _checked(layout: PartLayout, number: int, unit: Unit, plan: Plan) -> Unit:
     require_file(layout.records("rows", number), unit.files["rows"])
     commits = {name: _commit(layout, name, number, plan) for name in plan.signals}
     files = {name: commit.file for name, commit in commits.items()}

@@ -216,9 +216,7 @@ def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
         yield batch
 
 
-def _to_host(
-    batch: Sequence[Row], found: dict[str, Any], asked: Asked
-) -> Iterator[RowOutput]:
+def _to_host(batch: Sequence[Row], found: dict[str, Any], asked: Asked) -> Iterator[RowOutput]:
     host = jax.device_get(found)
     for i, row in enumerate(batch):
         finite = all(of_batch[i] for of_batch in host["finite"].values())

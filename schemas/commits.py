@@ -11,19 +11,7 @@ from pathlib import Path
 from schemas.files import FileEntry, read_json, require_file, write_json
 from schemas.identity import digest
 from schemas.layout import PartLayout
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One file of an array: `name` as in `c/3/0/0`, its size, hash and fingerprint.
-
-    The fingerprint identifies the content without reading it; see schemas.arrays.
-    """
-
-    name: str
-    bytes: int
-    sha256: str
-    fingerprint: str
+from schemas.shards import Shard
 
 
 @dataclass(frozen=True)

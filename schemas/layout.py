@@ -5,6 +5,8 @@ from pathlib import Path
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
+ARRAY_KINDS = ("hidden", "attention")
+"""First half of the name of a signal that is stored in arrays."""
 _ADDITION = "plan-adding-"
 
 
@@ -46,6 +48,11 @@ class PartLayout:
     def array(self, name: str) -> Path:
         """The zarr array of a signal that is one: `hidden/12`, `hidden/12-scale`."""
         return self.root / name
+
+    @property
+    def arrays(self) -> list[Path]:
+        """Directories of all arrays that are there, of whatever signal."""
+        return sorted(path for kind in ARRAY_KINDS for path in (self.root / kind).glob("*"))
 
     def addition(self, digest: str) -> Path:
         """The plan of signals that are being added to a sealed part; gone once they are."""
