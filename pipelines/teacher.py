@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -80,6 +80,7 @@ class OnDevice(NamedTuple):
     unembedding: jax.Array
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Something that adds up what it sees of a run, as calibration does."""
 
