@@ -9,6 +9,7 @@ TensorStore aborts a process that forks after importing it: start processes with
 """
 
 import functools
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +24,9 @@ from schemas.arrays import METADATA, ArraySpec, metadata, metadata_bytes
 from schemas.shards import Shard, describe, require_shard
 
 _INDEX_CACHE_BYTES = 64 << 20
+_READS = 32
+"""Rows whose reads are under way at once, unless these are more than `_READ_BYTES`."""
+_READ_BYTES = 256 << 20
 
 
 class ArrayWriter:
@@ -133,9 +137,11 @@ class ArrayReader:
         if self._store is None:
             self._store = self._open()
         into = tensorstore.array(out)
+        row_bytes = math.prod(self._spec.row) * self._spec.numpy_dtype.itemsize
+        most = max(min(_READS, _READ_BYTES // row_bytes), 1)
         started: deque[tuple[int, Any]] = deque()
         for slot, index in zip(slots, indices.tolist(), strict=True):
-            if len(started) == _in_flight():
+            if len(started) == most:
                 self._finish(*started.popleft())
             started.append((index, into[int(slot)].write(self._store[index])))
         while started:
@@ -213,8 +219,3 @@ def _context() -> Any:
             "file_io_concurrency": {"limit": min(max(2 * processors, 8), 64)},
         }
     )
-
-
-def _in_flight() -> int:
-    # Enough to hide what a read waits for, few enough that what waits to be decoded stays small.
-    return max(16, 2 * (os.cpu_count() or 1))
