@@ -19,8 +19,8 @@ from schemas.files import write_bytes
 from schemas.signals import ArraySignal, HiddenSignal, scale_name
 
 METADATA = "zarr.json"
-SHARD_BYTES = 64 << 20
-"""At most this much before compression in one file; a writer's memory is a few times this."""
+SHARD_BYTES = 32 << 20
+"""At most this much before compression in one file; a writer's memory is five times this."""
 CHUNK_BYTES = 4 << 20
 """At most this much in an inner chunk, what is read and decoded at once."""
 
