@@ -1,14 +1,14 @@
 """Writing and reading arrays of rows through TensorStore.
 
-A file is written whole, by one writer in one call, under a lock file `*.__lock` that is synced and
-renamed into place: equal rows are equal bytes, whoever writes them, however often, and whatever
-was there before. Reading is strict: rows of a file that is missing or not the committed one are an
-error, never a zero.
+A file is encoded whole, in one write, and put into place like every other file of a cache: equal
+rows are equal bytes, whoever writes them, however often, and whatever was there before. Reading is
+strict: rows of a file that is missing or not the committed one are an error, never a zero.
 
 TensorStore aborts a process that forks after importing it: start processes with `spawn`.
 """
 
 import functools
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -20,16 +20,20 @@ import numpy as np
 import tensorstore
 
 from schemas.arrays import METADATA, ArraySpec, metadata, metadata_bytes
+from schemas.files import write_bytes
 from schemas.shards import Shard, describe, require_shard
 
 _INDEX_CACHE_BYTES = 64 << 20
+_READS = 32
+"""Rows whose reads are under way at once, unless these are more than `_READ_BYTES`."""
+_READ_BYTES = 256 << 20
 
 
 class ArrayWriter:
     """Writes one unit's rows of one array, in order.
 
-    Memory: two buffers of a file (`SHARD_BYTES` each at most, unless one row is larger), one that
-    fills while the other is written, and about one more for its compressed chunks.
+    Memory: five times a file before compression (`SHARD_BYTES` at most, unless one row is larger):
+    one buffer fills while the other is written, which takes up to three times its compressed size.
     """
 
     def __init__(self, path: Path, spec: ArraySpec, *, first: int):
@@ -37,7 +41,10 @@ class ArrayWriter:
         assert first % spec.shard_rows == 0, "a file would hold rows of two units"
         self._path = path
         self._spec = spec
-        self._store = open_array(path, spec)
+        # Encoded in memory: TensorStore's own lock files would have to be cleaned up, and one
+        # that a killed writer leaves is not truncated (0.1.86), so its end would become ours.
+        memory = tensorstore.Context({"memory_key_value_store": {}}, parent=_context())
+        self._store = _open({"driver": "memory"}, spec, context=memory)
         self._next = first
         self._filled = 0
         self._buffer, self._spare = (
@@ -81,10 +88,14 @@ class ArrayWriter:
             rows, can_reference_source_data_indefinitely=True
         )
         writing.result()
-        return [
-            describe(self._path / name, chunks=self._spec.chunks_per_shard)
-            for name in self._spec.shard_names(first // len(rows))
-        ]
+        return [self._put(name) for name in self._spec.shard_names(first // len(rows))]
+
+    def _put(self, name: str) -> Shard:
+        encoded = self._store.kvstore
+        data = encoded.read(name).result().value
+        encoded.write(name, None).result()
+        write_bytes(self._path / name, data)
+        return describe(name, data, chunks=self._spec.chunks_per_shard)
 
     def _wait(self) -> None:
         if self._writing:
@@ -127,15 +138,17 @@ class ArrayReader:
     ) -> None:
         """Read row `indices[i]` into `out[slots[i]]`, without a copy between. Errors as `read`."""
         indices = np.asarray(indices, np.int64)
+        if self._store is None:
+            self._store = self._open()
         for shard_row in np.unique(indices // self._spec.shard_rows).tolist():
             if shard_row not in self._checked:
                 self._check(shard_row)
-        if self._store is None:
-            self._store = self._open()
         into = tensorstore.array(out)
+        row_bytes = math.prod(self._spec.row) * self._spec.numpy_dtype.itemsize
+        most = max(min(_READS, _READ_BYTES // row_bytes), 1)
         started: deque[tuple[int, Any]] = deque()
         for slot, index in zip(slots, indices.tolist(), strict=True):
-            if len(started) == _in_flight():
+            if len(started) == most:
                 self._finish(*started.popleft())
             started.append((index, into[int(slot)].write(self._store[index])))
         while started:
@@ -169,19 +182,20 @@ class ArrayReader:
                 f"{file}: {self._name}: {'not what was written' if found else 'missing'}; "
                 "the file was damaged or edited"
             )
-        return open_array(self._path, self._spec)
+        where = {"driver": "file", "path": f"{self._path.absolute()}/"}
+        return _open(where, self._spec, context=_context())
 
     def _where(self, index: int) -> str:
         unit, offset = divmod(index, self._unit_rows)
         return f"{self._name}, unit {unit}, row {offset} of it"
 
 
-def open_array(path: Path, spec: ArraySpec) -> Any:
-    """The TensorStore at `path`. What `zarr.json` says there is not asked: the spec decides."""
+def _open(kvstore: dict[str, str], spec: ArraySpec, *, context: Any) -> Any:
+    """The TensorStore at `kvstore`. Metadata that is there is not asked: the spec decides."""
     return tensorstore.open(
         {
             "driver": "zarr3",
-            "kvstore": {"driver": "file", "path": f"{path.absolute()}/"},
+            "kvstore": kvstore,
             "metadata": metadata(spec),
             # Rows of zeros would otherwise not be written, and missing ones read as the fill.
             "store_data_equal_to_fill_value": True,
@@ -193,7 +207,7 @@ def open_array(path: Path, spec: ArraySpec) -> Any:
         },
         open=True,
         assume_metadata=True,
-        context=_context(),
+        context=context,
     ).result()
 
 
@@ -213,8 +227,3 @@ def _context() -> Any:
             "file_io_concurrency": {"limit": min(max(2 * processors, 8), 64)},
         }
     )
-
-
-def _in_flight() -> int:
-    # Enough to hide what a read waits for, few enough that what waits to be decoded stays small.
-    return max(16, 2 * (os.cpu_count() or 1))

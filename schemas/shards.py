@@ -8,14 +8,13 @@ the price of reading 20 bytes a chunk.
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from schemas.identity import file_sha256
-
-CRC_BYTES = 4
+_CRC_BYTES = 4
 _ENTRY_BYTES = 16
 """Offset and length of one inner chunk, each little-endian uint64."""
 
@@ -31,11 +30,14 @@ class Shard:
     """sha256 of the index and of every inner chunk's crc32c."""
 
 
-def describe(path: Path, *, chunks: int) -> Shard:
-    """What a commit says of the file just written, of `chunks` inner chunks."""
-    return Shard(
-        path.name, path.stat().st_size, file_sha256(path), _fingerprint(path, chunks=chunks)
-    )
+def describe(name: str, data: bytes, *, chunks: int) -> Shard:
+    """What a commit says of the file called `name` that holds `data`, `chunks` inner chunks."""
+
+    def read(count: int, at: int) -> bytes:
+        return data[at : at + count]
+
+    fingerprint = _fingerprint(read, size=len(data), chunks=chunks)
+    return Shard(name, len(data), hashlib.sha256(data).hexdigest(), fingerprint)
 
 
 def require_shard(path: Path, expected: Shard, *, chunks: int, of: str) -> None:
@@ -44,32 +46,35 @@ def require_shard(path: Path, expected: Shard, *, chunks: int, of: str) -> None:
     What is flipped inside a chunk is found by the chunk's own checksum, whenever it is read.
     """
     try:
-        size = path.stat().st_size
+        with path.open("rb") as file:
+            descriptor = file.fileno()
+            size = os.fstat(descriptor).st_size
+            found = _fingerprint(
+                lambda count, at: os.pread(descriptor, count, at), size=size, chunks=chunks
+            )
     except OSError as error:
         raise ValueError(f"{path}: {of} was committed with this file, but {error}") from error
     if size != expected.bytes:
         raise ValueError(
             f"{path}: {of}: expected {expected.bytes} bytes, got {size}; the file is damaged"
         )
-    if _fingerprint(path, chunks=chunks) != expected.fingerprint:
+    if found != expected.fingerprint:
         raise ValueError(
             f"{path}: {of}: not the file that was committed: its index or checksums are others; "
             "it was damaged, or another shard was put in its place"
         )
 
 
-def _fingerprint(path: Path, *, chunks: int) -> str:
-    with path.open("rb") as file:
-        descriptor = file.fileno()
-        size = os.fstat(descriptor).st_size
-        index_bytes = chunks * _ENTRY_BYTES + CRC_BYTES
-        index = os.pread(descriptor, index_bytes, max(size - index_bytes, 0))
-        summary = hashlib.sha256(index)
-        if len(index) == index_bytes:
-            entries = np.frombuffer(index, "<u8", count=2 * chunks).reshape(-1, 2)
-            # Sums of a damaged index wrap round, and point out of the file or at other bytes.
-            ends = (entries[:, 0] + entries[:, 1]).tolist()
-            for end in ends:
-                if CRC_BYTES <= end <= size:
-                    summary.update(os.pread(descriptor, CRC_BYTES, end - CRC_BYTES))
+def _fingerprint(read: Callable[[int, int], bytes], *, size: int, chunks: int) -> str:
+    """Of a file of `size` bytes, of which `read(count, at)` gives some."""
+    index_bytes = chunks * _ENTRY_BYTES + _CRC_BYTES
+    if size < index_bytes:
+        return "too short for its index"
+    index = read(index_bytes, size - index_bytes)
+    entries = np.frombuffer(index, "<u8", count=2 * chunks).reshape(-1, 2)
+    summary = hashlib.sha256(index)
+    # A damaged index may point anywhere; it is another one already.
+    for end in (entries[:, 0] + entries[:, 1]).tolist():
+        if _CRC_BYTES <= end <= size:
+            summary.update(read(_CRC_BYTES, end - _CRC_BYTES))
     return summary.hexdigest()
