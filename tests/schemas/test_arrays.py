@@ -345,8 +345,28 @@ def test_a_file_deleted_between_reads_is_an_error_not_the_fill_value(array):
 def test_a_truncated_file_is_an_error(array, kept):
     path, spec, _, shards = array
     file = path / "c.0.0.0"
-    file.write_bytes(file.read_bytes()[:kept])
-    assert str(file) in error_of(path, spec, shards)
+    os.truncate(file, kept % file.stat().st_size)
+    message = error_of(path, spec, shards)
+    assert f"{file}: " in message
+    assert f"expected {shards[0].bytes} bytes, got {file.stat().st_size}" in message
+
+
+def test_an_error_is_one_each_time_it_is_asked_for(array):
+    path, spec, rows, shards = array
+    (path / "c.1.0.0").unlink()
+    opened = reader(path, spec, shards)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"c\.1\.0\.0: hidden/12, unit 0.* was committed"):
+            opened.read([0, 4])
+    assert same_bits(opened.read([0]), rows[:1])
+
+
+def test_errors_number_units_and_the_rows_in_them(tmp_path):
+    spec = spec_of()
+    units = [write(tmp_path, spec, some_rows(spec, 8), unit=unit) for unit in range(2)]
+    flip(tmp_path / "c.5.0.0", 10)
+    with pytest.raises(ValueError, match=r"hidden/12, unit 1, row 4 of it .*c\.5\.0\.0"):
+        reader(tmp_path, spec, *units).read([0, 20])
 
 
 def test_a_file_the_commit_does_not_know_is_an_error(array):
@@ -376,11 +396,14 @@ def test_no_flipped_byte_of_a_file_goes_unnoticed(tmp_path, dtype):
     rows = some_rows(spec, 2)
     shards = write(tmp_path, spec, rows)
     file = tmp_path / "c.0.0.0"
-    for at in range(file.stat().st_size):
+    size = file.stat().st_size
+    index = size - (2 * 16 + 4)
+    for at in range(size):
         flip(file, at, bit=at % 8)
         message = error_of(tmp_path, spec, shards, rows=[0, 1])
         assert str(file) in message
         assert "hidden/12, unit 0" in message
+        assert at < index or "not the file that was committed" in message
         flip(file, at, bit=at % 8)
     assert same_bits(reader(tmp_path, spec, shards).read([0, 1]), rows)
 
