@@ -4,11 +4,13 @@ Query t sees key s when s ≤ t and both lie in the same segment. Padding (segme
 is a segment like any other, so no query is ever left without a key.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
 
 from models.numerics import contract
 
@@ -62,6 +64,37 @@ def blockwise(
     return out_BKGTh.transpose(0, 3, 1, 2, 4).reshape(queries.shape)
 
 
+def maps(
+    queries: Float[Array, "batch time heads head_dim"],
+    keys: Float[Array, "batch time kv_heads head_dim"],
+    segment_ids: Int[Array, "batch time"],
+    *,
+    heads: Sequence[int],
+    keep: Callable[[Array], Array] | None = None,
+    block: int = QUERY_BLOCK,
+) -> Shaped[Array, "batch chosen time time"]:
+    """What `attend` weighs values with, of the chosen heads: probabilities in float32.
+
+    [batch, head, query, key]: each query's row sums to one over the keys that it sees and is zero
+    elsewhere. `keep` turns a block of queries' probabilities [batch, chosen, queries, keys] into
+    what is returned of them (narrower codes, a mean over heads), so that float32 never exists for
+    all queries at once; it must leave zero zero.
+    """
+    chosen, group = np.asarray(heads), queries.shape[2] // keys.shape[2]
+    q_BHTh = queries[:, :, chosen].transpose(0, 2, 1, 3)
+    k_BHTh = keys[:, :, chosen // group].transpose(0, 2, 1, 3)
+    time = queries.shape[1]
+    rows = []
+    for start in range(0, time, block):
+        end = min(start + block, time)
+        seen = visible(segment_ids[:, start:end], segment_ids[:, :end], offset=start)
+        scores = contract("bhqd,bhsd->bhqs", q_BHTh[:, :, start:end], k_BHTh[:, :, :end])
+        probabilities = _softmax(scores, seen[:, None], head_dim=queries.shape[-1])
+        probabilities = keep(probabilities) if keep else probabilities
+        rows.append(jnp.pad(probabilities, ((0, 0), (0, 0), (0, 0), (0, time - end))))
+    return jnp.concatenate(rows, axis=2)
+
+
 def visible(
     query_segments: Int[Array, "batch queries"],
     key_segments: Int[Array, "batch keys"],
@@ -75,11 +108,15 @@ def visible(
 
 
 def _query_block(q_BKGqh: Array, k_BKsh: Array, v_BKsh: Array, mask_Bqs: Array) -> Array:
-    scale = q_BKGqh.shape[-1] ** -0.5
-    scores = contract("bkgqh,bksh->bkgqs", q_BKGqh, k_BKsh) * scale
-    scores = jnp.where(mask_Bqs[:, None, None], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(q_BKGqh.dtype)
+    scores = contract("bkgqh,bksh->bkgqs", q_BKGqh, k_BKsh)
+    weights = _softmax(scores, mask_Bqs[:, None, None], head_dim=q_BKGqh.shape[-1])
+    weights = weights.astype(q_BKGqh.dtype)
     return contract("bkgqs,bksh->bkgqh", weights, v_BKsh).astype(q_BKGqh.dtype)
+
+
+def _softmax(scores: Array, seen: Array, *, head_dim: int) -> Array:
+    """Probabilities over the seen keys, the last axis; in float32."""
+    return jax.nn.softmax(jnp.where(seen, scores * head_dim**-0.5, -jnp.inf), axis=-1)
 
 
 def _fits_cudnn(queries: Array) -> bool:

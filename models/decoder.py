@@ -6,16 +6,16 @@ the time. Norms, softmax and the residual stream are float32; matrix products ta
 in `dtype` and sum in float32.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, DTypeLike, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Int, Shaped
 
-from models.attention import attend
+from models.attention import attend, maps
 from models.config import ModelConfig
 from models.numerics import contract
 
@@ -57,17 +57,17 @@ class Decoder(nnx.Module):
         *,
         hidden_layers: Sequence[int] = (),
     ) -> tuple[Float[Array, "batch time embed"], dict[int, Float[Array, "batch time embed"]]]:
-        """Hidden states after the final norm, and those of the chosen layers, all in `dtype`.
+        """Hidden states after the final norm, in `dtype`, and those of the chosen layers.
 
-        Layer 0 is the embedding's output, layer i the output of the i-th block, layer L
-        (also −1) the states after the final norm.
+        Layer 0 is the embedding's output, layer i the output of the i-th block, both in float32 as
+        the next block reads them; layer L (also −1) is the states after the final norm.
         """
         tokens, segment_ids, positions = map(jnp.asarray, (tokens, segment_ids, positions))
         last = self.config.num_layers
         wanted = self._numbered(hidden_layers)
         x = self.embedding[...][tokens].astype(jnp.float32)
-        chosen = {0: x.astype(self.dtype)} if 0 in wanted else {}
-        turn = rotation(positions, head_dim=self.config.head_dim, theta=self.config.rope_theta)
+        chosen = {0: x} if 0 in wanted else {}
+        turn = self._turn(positions)
 
         inner = [layer for layer in wanted if 0 < layer < last]
         x, kept = self._through_blocks(x, segment_ids, turn, keep=inner)
@@ -78,12 +78,42 @@ class Decoder(nnx.Module):
             chosen[last] = x
         return x, chosen
 
+    def attention_maps(
+        self,
+        states: Float[Array, "batch time embed"],
+        segment_ids: Int[Rows, "batch time"],
+        positions: Int[Rows, "batch time"],
+        *,
+        layer: int | Array,
+        heads: Sequence[int] | None = None,
+        keep: Callable[[Array], Array] | None = None,
+    ) -> Shaped[Array, "batch chosen time time"]:
+        """Attention probabilities of block `layer` (from 0), [batch, head, query, key], float32.
+
+        `states` are the block's input, hidden layer `layer` as `__call__` returns it; only queries
+        and keys are computed again, so that the forward pass keeps its fast attention. `heads`
+        chooses heads and their order; None is all. `keep` is as in models.attention.maps. A query
+        sees the keys of its own segment up to itself, a query of padding those of padding;
+        everything else is zero.
+        """
+        segment_ids, positions = jnp.asarray(segment_ids), jnp.asarray(positions)
+        every = range(self.config.num_heads)
+        graph, stacked = nnx.split(self.blocks)
+        block = nnx.merge(graph, jax.tree.map(lambda x: x[layer], stacked))
+        q, k = block.queries_and_keys(
+            block.normed(states, block.attention_norm), self._turn(positions)
+        )
+        return maps(q, k, segment_ids, heads=every if heads is None else heads, keep=keep)
+
     def unembedding(self) -> Float[Array, "embed vocab"]:
         """The head as [D, V]: used as the transpose of [V, D] its product was 3.6× slower.
 
         With tied embeddings this is a transposed copy: take it once, outside loops.
         """
         return self.embedding[...].T if self.config.tie_embeddings else self.head[...]
+
+    def _turn(self, positions: Int[Array, "batch time"]) -> tuple[Array, Array]:
+        return rotation(positions, head_dim=self.config.head_dim, theta=self.config.rope_theta)
 
     def _numbered(self, hidden_layers: Sequence[int]) -> list[int]:
         last = self.config.num_layers
@@ -110,13 +140,13 @@ class Decoder(nnx.Module):
         spare = len(keep)
         slots = np.full(self.config.num_layers, spare)
         slots[[layer - 1 for layer in keep]] = np.arange(spare)
-        kept = jnp.zeros((spare + 1, *x.shape), self.dtype) if keep else None
+        kept = jnp.zeros((spare + 1, *x.shape), x.dtype) if keep else None
 
         def step(carry, per_layer):
             (x, kept), (weights, slot) = carry, per_layer
             x = nnx.merge(graph, weights)(x, segment_ids, turn)
             if kept is not None:
-                kept = lax.dynamic_update_index_in_dim(kept, x.astype(kept.dtype), slot, 0)
+                kept = lax.dynamic_update_index_in_dim(kept, x, slot, 0)
             return (x, kept), None
 
         (x, kept), _ = lax.scan(step, (x, kept), (stacked, slots))
@@ -168,14 +198,20 @@ class Blocks(nnx.Module):
 
     def attention(self, x: Array, segment_ids: Array, turn: tuple[Array, Array]) -> Array:
         """Grouped-query attention with rotary positions."""
-        q = contract("btd,dhk->bthk", x, self.query[...])
-        k = contract("btd,dhk->bthk", x, self.key[...])
+        q, k = self.queries_and_keys(x, turn)
         v = contract("btd,dhk->bthk", x, self.value[...])
         if self.config.qkv_bias:
-            q, k, v = q + self.query_bias[...], k + self.key_bias[...], v + self.value_bias[...]
-        q, k = rotate(q, turn).astype(self.dtype), rotate(k, turn).astype(self.dtype)
+            v = v + self.value_bias[...]
         mixed = attend(q, k, v.astype(self.dtype), segment_ids)
         return contract("bthk,hkd->btd", mixed, self.output[...])
+
+    def queries_and_keys(self, x: Array, turn: tuple[Array, Array]) -> tuple[Array, Array]:
+        """Of normed states, [batch, time, heads or kv_heads, head_dim], turned by position."""
+        q = contract("btd,dhk->bthk", x, self.query[...])
+        k = contract("btd,dhk->bthk", x, self.key[...])
+        if self.config.qkv_bias:
+            q, k = q + self.query_bias[...], k + self.key_bias[...]
+        return rotate(q, turn).astype(self.dtype), rotate(k, turn).astype(self.dtype)
 
     def mlp(self, x: Array) -> Array:
         """SwiGLU: down(silu(gate(x)) · up(x))."""

@@ -49,6 +49,22 @@ def test_query_heads_share_key_heads_in_order(kv_heads):
     np.testing.assert_allclose(attend(q, k, v, segments), textbook(q, k, v, segments), atol=2e-6)
 
 
+@pytest.mark.parametrize("block", [1, 5, 64])
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+def test_maps_are_what_values_are_weighed_with(block, kv_heads):
+    q, k, _, segments = example(kv_heads=kv_heads)
+    # Of values that are unit vectors the mix is the weights.
+    keys = np.broadcast_to(np.eye(13, dtype=np.float32)[None, :, None], (2, 13, kv_heads, 13))
+    expected = textbook(
+        jnp.pad(q, ((0, 0),) * 3 + ((0, 5),)) * (13 / 8) ** 0.5,
+        jnp.pad(k, ((0, 0),) * 3 + ((0, 5),)),
+        keys,
+        segments,
+    )
+    ours = attention.maps(q, k, segments, heads=(4, 0, 1), block=block)
+    np.testing.assert_allclose(ours, expected.transpose(0, 2, 1, 3)[:, [4, 0, 1]], atol=2e-6)
+
+
 def test_a_row_of_padding_alone_stays_finite():
     q, k, v, _ = example()
     assert np.isfinite(attend(q, k, v, jnp.zeros((2, 13), jnp.int32))).all()

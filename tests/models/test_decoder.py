@@ -45,7 +45,7 @@ def rows():
 
 
 def textbook(model, tokens):
-    """Every hidden state of one document, in float64, position by position where it can be."""
+    """Hidden states and attention maps of one document, in float64, position by position."""
     c = model.config
     w = {path: np.asarray(p[...], np.float64) for path, p in parameters(model).items()}
 
@@ -60,7 +60,7 @@ def textbook(model, tokens):
         return np.concatenate([z.real, z.imag])
 
     x = w["embedding"][tokens]
-    hidden = [x]
+    hidden, maps = [x], np.zeros((c.num_layers, c.num_heads, len(tokens), len(tokens)))
     for layer in range(c.num_layers):
         block = {n.removeprefix("blocks."): a[layer] for n, a in w.items() if "blocks" in n}
         y = norm(x, block["attention_norm"])
@@ -72,14 +72,15 @@ def textbook(model, tokens):
             shared = h * c.num_kv_heads // c.num_heads
             keys = np.stack([turned(k[s, shared], s) for s in range(t + 1)])
             scores = np.exp(keys @ turned(q[t, h], t) / np.sqrt(c.head_dim))
-            mixed[t, h] = scores / scores.sum() @ v[: t + 1, shared]
+            maps[layer, h, t, : t + 1] = scores / scores.sum()
+            mixed[t, h] = maps[layer, h, t, : t + 1] @ v[: t + 1, shared]
         x = x + np.einsum("thk,hkd->td", mixed, block["output"])
         y = norm(x, block["mlp_norm"])
         gate = y @ block["gate"]
         x = x + (gate / (1 + np.exp(-gate)) * (y @ block["up"])) @ block["down"]
         hidden.append(x)
     hidden[-1] = norm(x, w["final_norm"])
-    return hidden
+    return hidden, maps
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -87,7 +88,7 @@ def test_every_hidden_layer_is_the_textbook_one(bias):
     model = build(dataclasses.replace(TINY, qkv_bias=bias))
     tokens, segments, positions = rows()
     final, chosen = run(model, tokens, segments, positions, hidden_layers=(0, 1, 2, 3))
-    for layer, expected in enumerate(textbook(model, tokens[1])):
+    for layer, expected in enumerate(textbook(model, tokens[1])[0]):
         np.testing.assert_allclose(chosen[layer][1], expected, rtol=2e-5, atol=2e-6)
     np.testing.assert_array_equal(final, chosen[3])
 
@@ -97,9 +98,58 @@ def test_each_packed_document_gives_what_it_gives_alone():
     tokens, segments, positions = rows()
     final, chosen = run(model, tokens, segments, positions, hidden_layers=(1,))
     for start, end in ((0, 5), (5, 9), (9, 12)):
-        expected = textbook(model, tokens[0, start:end])
+        expected, _ = textbook(model, tokens[0, start:end])
         np.testing.assert_allclose(final[0, start:end], expected[-1], rtol=2e-5, atol=2e-6)
         np.testing.assert_allclose(chosen[1][0, start:end], expected[1], rtol=2e-5, atol=2e-6)
+
+
+@nnx.jit(static_argnames=("layer", "heads"))
+def maps_of(model, states, segments, positions, *, layer, heads=None):
+    return model.attention_maps(states, segments, positions, layer=layer, heads=heads)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_attention_maps_of_packed_documents_are_each_documents_own(bias):
+    model = build(dataclasses.replace(TINY, qkv_bias=bias))
+    tokens, segments, positions = rows()
+    # The last document is one token, which sees itself and nothing else.
+    segments[0, 11], positions[0, 11] = 4, 0
+    _, chosen = run(model, tokens, segments, positions, hidden_layers=(0, 1, 2))
+    for layer in range(3):
+        ours = np.asarray(maps_of(model, chosen[layer], segments, positions, layer=layer))
+        expected = np.zeros((4, 14, 14))
+        for start, end in ((0, 5), (5, 9), (9, 11), (11, 12)):
+            expected[:, start:end, start:end] = textbook(model, tokens[0, start:end])[1][layer]
+        np.testing.assert_allclose(ours[0, :, :12], expected[:, :12], atol=2e-6)
+        np.testing.assert_array_equal(ours[0, :, 11, 11], 1)
+        # Padding sees padding: finite, and for whoever reads it to leave out.
+        np.testing.assert_allclose(ours.sum(-1), 1, atol=1e-6)
+
+
+def test_chosen_heads_come_in_the_order_asked_for():
+    model = build()
+    tokens, segments, positions = rows()
+    _, chosen = run(model, tokens, segments, positions, hidden_layers=(1,))
+    every = maps_of(model, chosen[1], segments, positions, layer=1)
+    some = maps_of(model, chosen[1], segments, positions, layer=1, heads=(3, 0))
+    np.testing.assert_allclose(some, every[:, [3, 0]], atol=1e-7)
+
+
+def test_a_states_gradient_goes_through_the_maps():
+    model = build()
+    tokens, segments, positions = rows()
+    _, chosen = run(model, tokens, segments, positions, hidden_layers=(1,))
+    direction = np.random.default_rng(1).standard_normal(chosen[1].shape).astype(np.float32)
+
+    def first_moment(step):
+        states = chosen[1] + step * direction
+        maps = model.attention_maps(states, segments, positions, layer=1)
+        return (maps * np.arange(14)).sum()
+
+    slope = jax.grad(first_moment)(0.0)
+    difference = (first_moment(1e-2) - first_moment(-1e-2)) / 2e-2
+    assert abs(slope) > 1
+    np.testing.assert_allclose(slope, difference, rtol=2e-3)
 
 
 def test_padding_and_neighbours_change_nothing():
@@ -138,7 +188,8 @@ def test_bfloat16_stays_near_float32_and_returns_its_own_dtype():
     wide, narrow = build(), build(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     expected, _ = run(wide, *rows())
     ours, chosen = run(narrow, *rows(), hidden_layers=(1,))
-    assert ours.dtype == chosen[1].dtype == jnp.bfloat16
+    assert ours.dtype == jnp.bfloat16
+    assert chosen[1].dtype == jnp.float32  # the residual stream, as the next block reads it
     assert narrow.embedding[...].dtype == jnp.bfloat16
     error = np.asarray(ours, np.float32) - np.asarray(expected)
     assert np.sqrt((error**2).mean()) < 0.05
