@@ -164,7 +164,7 @@ def test_a_row_of_another_shape_or_type_is_refused_when_written(tmp_path):
 
 MANY = """
 import resource, sys
-resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+resource.setrlimit(resource.RLIMIT_NOFILE, (96, 96))
 from pathlib import Path
 import numpy as np
 from schemas.array_io import ArrayReader, ArrayWriter
@@ -188,7 +188,7 @@ for reader in readers:
 
 
 def test_files_are_open_only_while_they_are_read(tmp_path):
-    assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] > 40
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] > 96
     assert start(MANY, tmp_path).wait() == 0
 
 
