@@ -152,7 +152,7 @@ def test_each_signal_has_its_arrays():
     }
 
 
-def test_any_zarr3_reader_can_open_the_array(tmp_path):
+def test_the_metadata_is_all_that_a_zarr3_reader_needs(tmp_path):
     spec = spec_of("float32")
     rows = some_rows(spec, 4)
     write(tmp_path, spec, rows)
