@@ -32,8 +32,8 @@ _READ_BYTES = 256 << 20
 class ArrayWriter:
     """Writes one unit's rows of one array, in order.
 
-    Memory: five times a file before compression (`SHARD_BYTES` at most, unless one row is larger):
-    one buffer fills while the other is written, which takes up to three times its compressed size.
+    Memory: up to six times a file before compression, which is `SHARD_BYTES` at most unless one row
+    is larger: one buffer fills while the other is encoded, copied out of TensorStore and written.
     """
 
     def __init__(self, path: Path, spec: ArraySpec, *, first: int):

@@ -20,7 +20,7 @@ from schemas.signals import ArraySignal, HiddenSignal, scale_name
 
 METADATA = "zarr.json"
 SHARD_BYTES = 32 << 20
-"""At most this much before compression in one file; a writer's memory is five times this."""
+"""At most this much before compression in one file; a writer's memory is up to six times this."""
 CHUNK_BYTES = 4 << 20
 """At most this much in an inner chunk, what is read and decoded at once."""
 
