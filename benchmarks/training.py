@@ -66,6 +66,7 @@ def main():
         training = Training(
             config=config,
             steps=0,
+            signals=(),
             batches=batches,
             checkpoints=Unsaved(Path(directory)),
             metrics=metrics,

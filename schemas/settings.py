@@ -27,14 +27,16 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, program: str) 
     """
     import tyro  # here, because readers of a cache import schemas and need no command line
 
-    flags, table = list(arguments), {}
+    flags = list(arguments)
+    table: dict[str, Any] = {}
     if flags and not flags[0].startswith("-"):
         path = Path(flags.pop(0))
         table = _table(path)
         flags = [*_flatten(table, config_type, prefix="", path=path), *flags]
     changes = _lists_of_tables(config_type, table, flags, prefix="")
-    start = {"default": config_type(**changes)} if changes else {}
-    return tyro.cli(config_type, args=flags, prog=program, **start)
+    if changes:
+        return tyro.cli(config_type, args=flags, prog=program, default=config_type(**changes))
+    return tyro.cli(config_type, args=flags, prog=program)
 
 
 def _table(path: Path) -> dict[str, Any]:
@@ -104,10 +106,10 @@ def _fields(config_type: type) -> dict[str, Any]:
 
 def _element(kind: Any) -> type | None:
     """The dataclass of which `kind` is a tuple of any length."""
-    arguments = typing.get_args(kind)
-    if typing.get_origin(kind) is tuple and dataclasses.is_dataclass(arguments[0]):
-        return arguments[0]
-    return None
+    if typing.get_origin(kind) is not tuple:
+        return None
+    element = typing.get_args(kind)[0]
+    return element if isinstance(element, type) and dataclasses.is_dataclass(element) else None
 
 
 def _as_written(prefix: str) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "Train",
 ]
 
+
 @dataclass(frozen=True)
 class Student:
     """Where the student's first weights come from."""

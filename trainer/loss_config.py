@@ -138,9 +138,8 @@ class Loss:
     @property
     def terms(self) -> dict[str, Term]:
         """The terms that compare layers, by name: `hidden[0]`, `attention[0]`, …"""
-        return {f"hidden[{i}]": term for i, term in enumerate(self.hidden)} | {
-            f"attention[{i}]": term for i, term in enumerate(self.attention)
-        }
+        kinds: dict[str, tuple[Term, ...]] = {"hidden": self.hidden, "attention": self.attention}
+        return {f"{kind}[{i}]": term for kind, some in kinds.items() for i, term in enumerate(some)}
 
     @property
     def schedules(self) -> dict[str, Schedule]:

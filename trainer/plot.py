@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.checkpoint import settings_of
+from trainer.binding import settings_of
 from trainer.config import Plot
 from trainer.metrics import read_metrics
 
