@@ -4,13 +4,13 @@ Query t sees key s when s ≤ t and both lie in the same segment. Padding (segme
 is a segment like any other, so no query is ever left without a key.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from models.numerics import contract
 
@@ -70,12 +70,15 @@ def maps(
     segment_ids: Int[Array, "batch time"],
     *,
     heads: Sequence[int],
+    keep: Callable[[Array], Array] | None = None,
     block: int = QUERY_BLOCK,
-) -> Float[Array, "batch chosen time time"]:
+) -> Shaped[Array, "batch chosen time time"]:
     """What `attend` weighs values with, of the chosen heads: probabilities in float32.
 
     [batch, head, query, key]: each query's row sums to one over the keys that it sees and is zero
-    elsewhere.
+    elsewhere. `keep` turns a block of queries' probabilities [batch, chosen, queries, keys] into
+    what is returned of them (narrower codes, a mean over heads), so that float32 never exists for
+    all queries at once; it must leave zero zero.
     """
     chosen, group = np.asarray(heads), queries.shape[2] // keys.shape[2]
     q_BHTh = queries[:, :, chosen].transpose(0, 2, 1, 3)
@@ -87,6 +90,7 @@ def maps(
         seen = visible(segment_ids[:, start:end], segment_ids[:, :end], offset=start)
         scores = contract("bhqd,bhsd->bhqs", q_BHTh[:, :, start:end], k_BHTh[:, :, :end])
         probabilities = _softmax(scores, seen[:, None], head_dim=queries.shape[-1])
+        probabilities = keep(probabilities) if keep else probabilities
         rows.append(jnp.pad(probabilities, ((0, 0), (0, 0), (0, 0), (0, time - end))))
     return jnp.concatenate(rows, axis=2)
 

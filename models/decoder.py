@@ -6,14 +6,14 @@ the time. Norms, softmax and the residual stream are float32; matrix products ta
 in `dtype` and sum in float32.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, DTypeLike, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Int, Shaped
 
 from models.attention import attend, maps
 from models.config import ModelConfig
@@ -86,13 +86,15 @@ class Decoder(nnx.Module):
         *,
         layer: int | Array,
         heads: Sequence[int] | None = None,
-    ) -> Float[Array, "batch chosen time time"]:
+        keep: Callable[[Array], Array] | None = None,
+    ) -> Shaped[Array, "batch chosen time time"]:
         """Attention probabilities of block `layer` (from 0), [batch, head, query, key], float32.
 
         `states` are the block's input, hidden layer `layer` as `__call__` returns it; only queries
         and keys are computed again, so that the forward pass keeps its fast attention. `heads`
-        chooses heads and their order; None is all. A query sees the keys of its own segment up to
-        itself, a query of padding those of padding; everything else is zero.
+        chooses heads and their order; None is all. `keep` is as in models.attention.maps. A query
+        sees the keys of its own segment up to itself, a query of padding those of padding;
+        everything else is zero.
         """
         segment_ids, positions = jnp.asarray(segment_ids), jnp.asarray(positions)
         every = range(self.config.num_heads)
@@ -101,7 +103,7 @@ class Decoder(nnx.Module):
         q, k = block.queries_and_keys(
             block.normed(states, block.attention_norm), self._turn(positions)
         )
-        return maps(q, k, segment_ids, heads=every if heads is None else heads)
+        return maps(q, k, segment_ids, heads=every if heads is None else heads, keep=keep)
 
     def unembedding(self) -> Float[Array, "embed vocab"]:
         """The head as [D, V]: used as the transpose of [V, D] its product was 3.6× slower.

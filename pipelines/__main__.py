@@ -1,12 +1,15 @@
-"""`python -m pipelines precompute [CONFIG.toml] [--flag value …]`."""
+"""`python -m pipelines precompute [CONFIG.toml] [--flag value …]`, and a cache's housekeeping:
+`remove CACHE SIGNAL…` and `gc CACHE`."""
 
+import argparse
 import logging
 import sys
+from collections import Counter
+from pathlib import Path
 
 from pipelines.config import Precompute
+from pipelines.remove import delete, remove_signals, unnamed
 from schemas.settings import parse
-
-COMMANDS = ("precompute",)
 
 
 def main(arguments: list[str]) -> int:
@@ -19,8 +22,7 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.ERROR)
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     try:
-        config = parse(Precompute, arguments[1:], program="python -m pipelines precompute")
-        return _precompute(config)
+        return COMMANDS[arguments[0]](arguments[1:])
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         if "No space left" in str(error):
@@ -31,7 +33,8 @@ def main(arguments: list[str]) -> int:
         return 130
 
 
-def _precompute(config: Precompute) -> int:
+def _precompute(arguments: list[str]) -> int:
+    config = parse(Precompute, arguments, program="python -m pipelines precompute")
     # Imported here, so that --help and a config typo do not wait for jax and Beam.
     from pipelines.precompute import precompute
     from schemas import open_cache
@@ -47,6 +50,46 @@ def _precompute(config: Precompute) -> int:
     )
     return 0
 
+
+def _remove(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines remove",
+        description="Unlink signals from a sealed cache. Their files stay until `gc`.",
+    )
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("signals", nargs="+", metavar="SIGNAL", help="such as hidden/12")
+    options = parser.parse_args(arguments)
+    manifest = remove_signals(options.cache, options.signals)
+    print(
+        f"{options.cache} holds {', '.join(manifest.signals)} now, cache_id {manifest.cache_id}; "
+        f"to delete the files: python -m pipelines gc {options.cache}"
+    )
+    return 0
+
+
+def _gc(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines gc",
+        description="Delete what a sealed cache's manifest does not name: removed signals and "
+        "additions that were never finished. Nobody may be adding to it or reading an older "
+        "manifest meanwhile.",
+    )
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    options = parser.parse_args(arguments)
+    sizes: Counter[Path] = Counter()
+    for path, size in unnamed(options.cache):
+        # Commits are one file a unit: their directory is told, not each of them.
+        sizes[path if path.is_dir() else path.parent] += size
+        if not options.dry_run:
+            delete(path)
+    for path, size in sizes.items():
+        print(f"{size / 1e6:12,.1f} MB  in {path.relative_to(options.cache)}")
+    print(f"{sizes.total() / 1e6:12,.1f} MB  {'could go' if options.dry_run else 'deleted'}")
+    return 0
+
+
+COMMANDS = {"precompute": _precompute, "remove": _remove, "gc": _gc}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -1,24 +1,28 @@
 """One Beam step before capture: the teacher runs on a planned sample and freezes the tables.
 
 It runs on a worker so that a driver without accelerators can start a capture. What it finds goes
-to `statistics/` and `plan.json`, written last; a rerun finds the plan and obeys it.
+to `statistics/` and the plan, written last; a rerun finds the plan and obeys it.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from models import ModelConfig
 from pipelines import canary, config
-from pipelines.teacher import PriorSums, default_batch_rows, teacher_for
+from pipelines.array_signals import describe, named
+from pipelines.directions import Moments
+from pipelines.prior import PriorSums
+from pipelines.teacher import Asked, Observer, RowOutput, default_batch_rows, teacher_for
 from schemas import codecs
 from schemas.identity import signal_id
 from schemas.layout import PartLayout
 from schemas.plan import Plan, PlannedRows, PlannedTeacher, write_plan
 from schemas.rows import Row
-from schemas.signals import LogitsSignal
+from schemas.signals import ArraySignal, HiddenSignal, LogitsSignal
 from schemas.statistics import save_statistics, table_arrays
-from schemas.targets import joined
+from schemas.targets import Targets, joined
 from schemas.units import read_unit_rows
 
 _MOST_TOKENS = 256 << 10
@@ -33,7 +37,8 @@ class CalibrateJob:
     tokenizer: str
     rows: PlannedRows
     teacher: config.Teacher
-    logits: config.Logits
+    model: ModelConfig
+    signals: config.Signals
     teacher_id: str
     vocabulary_size: int
     sequence_length: int
@@ -46,40 +51,126 @@ def calibrate(job: CalibrateJob) -> None:
     ValueError when no sampled row gives finite targets.
     """
     planned = plan_teacher(job)
-    sample = sample_places(job.rows, length=job.sequence_length)
-    wanted = job.logits.wanted()
-    teacher = teacher_for(planned, wanted)
-    prior = PriorSums()
-    results = teacher.run(_read_places(job.part, job.rows, sample), prior=prior)
+    arrays = describe(
+        job.signals,
+        job.model,
+        teacher_id=job.teacher_id,
+        length=job.sequence_length,
+        unit_rows=job.rows.unit_rows,
+    )
+    moments, prior = Moments(_projected(arrays)), PriorSums(k=job.signals.logits.k)
+    asked = Asked(job.signals.logits.wanted())
+    outputs = run_sample(job.part, job.rows, planned, asked, observers=(prior, moments))
     found = {
-        place: result.targets
-        for place, result in zip(sample, results, strict=True)
-        if result.finite
+        place: output.targets
+        for place, output in outputs.items()
+        if output.finite and output.targets is not None
     }
     if not found:
         raise ValueError(
-            f"{planned.model}: gave NaN on every one of {len(sample)} calibration rows; the "
+            f"{planned.model}: gave NaN on every one of {len(outputs)} calibration rows; the "
             f"checkpoint is damaged or {planned.dtype} is too narrow for it"
         )
-    tables = codecs.fit(
-        job.logits.profile, joined(list(found.values())), vocabulary=job.vocabulary_size
-    )
-    frozen = table_arrays(tables)
-    if result := prior.result():
-        frozen |= result.arrays()
-    digests = save_statistics(job.part, frozen)
+    digests = _save_logits_statistics(job, list(found.values()), prior)
     canaries = tuple(found)[: canary.ROWS]
     canary_targets = canary.canary_arrays([found[place] for place in canaries])
+    signals, directions = frozen(arrays, moments, part=job.part, rows_id=job.rows.rows_id)
     plan = Plan(
         tokenizer=job.tokenizer,
         rows=job.rows,
         teacher=planned,
-        signals={"logits": _describe(job, digests)},
-        statistics=digests | save_statistics(job.part, canary_targets),
+        signals={"logits": _describe_logits(job, digests), **signals},
+        statistics=digests | directions | save_statistics(job.part, canary_targets),
         canary=canaries,
         on_error=job.on_error,
     )
     write_plan(PartLayout(job.part).plan, plan)
+
+
+@dataclass(frozen=True)
+class AddJob:
+    """Everything that planning more signals of a sealed part needs."""
+
+    part: Path
+    path: Path
+    """Where the plan goes."""
+    sealed: Plan
+    """The part's own plan, with the units as they were sealed."""
+    arrays: Mapping[str, ArraySignal]
+    """What is added, as `describe` gives it."""
+
+
+def calibrate_addition(job: AddJob) -> None:
+    """Write the plan of signals that a sealed part gains; the teacher runs if they need it to."""
+    sealed, moments = job.sealed, Moments(_projected(job.arrays))
+    if moments.layers:
+        run_sample(job.part, sealed.rows, sealed.teacher, Asked(), observers=(moments,))
+    rows_id = sealed.rows.rows_id
+    signals, directions = frozen(job.arrays, moments, part=job.part, rows_id=rows_id)
+    canaries = {n: sha for n, sha in sealed.statistics.items() if canary.is_canary(n)}
+    plan = dataclasses.replace(sealed, signals=signals, statistics=canaries | directions)
+    write_plan(job.path, plan)
+
+
+def run_sample(
+    part: Path,
+    rows: PlannedRows,
+    planned: PlannedTeacher,
+    asked: Asked,
+    *,
+    observers: Sequence[Observer],
+) -> dict[tuple[int, int], RowOutput]:
+    """What the teacher gives for the sampled rows, by (unit, offset)."""
+    sample = sample_places(rows, length=planned.sequence_length)
+    outputs = teacher_for(planned).run(_read_places(part, rows, sample), asked, observers=observers)
+    return dict(zip(sample, outputs, strict=True))
+
+
+def frozen(
+    arrays: Mapping[str, ArraySignal], moments: Moments, *, part: Path, rows_id: str
+) -> tuple[dict[str, ArraySignal], dict[str, str]]:
+    """The signals with their identities, and sha256 of the directions written for them.
+
+    ValueError if the sample has too few tokens for as many directions.
+    """
+    signals: dict[str, ArraySignal] = {}
+    written: dict[str, str] = {}
+    for name, signal in arrays.items():
+        if not (isinstance(signal, HiddenSignal) and signal.layer in moments.layers):
+            signals[name] = named(signal, rows_id=rows_id)
+            continue
+        if moments.tokens <= signal.width:
+            raise ValueError(
+                f"signals.hidden.width is {signal.width}, but the calibration sample gave only "
+                f"{moments.tokens} finite tokens to find as many directions in; choose fewer"
+            )
+        directions, share = moments.directions(signal.layer, width=signal.width)
+        digests = save_statistics(part, {f"hidden-{signal.layer}-directions": directions})
+        ((file, sha256),) = digests.items()
+        described = dataclasses.replace(signal, directions=file, variance_kept=share)
+        signals[name] = named(described, rows_id=rows_id, directions=sha256)
+        written |= digests
+    return signals, written
+
+
+def _projected(arrays: Mapping[str, ArraySignal]) -> list[int]:
+    """Hidden layers of which only the leading directions are kept."""
+    return [
+        signal.layer
+        for signal in arrays.values()
+        if isinstance(signal, HiddenSignal) and signal.width < signal.teacher_width
+    ]
+
+
+def _save_logits_statistics(
+    job: CalibrateJob, found: list[Targets], prior: PriorSums
+) -> dict[str, str]:
+    """Write the codec's tables and the tail prior; sha256 by file."""
+    tables = codecs.fit(job.signals.logits.profile, joined(found), vocabulary=job.vocabulary_size)
+    arrays = table_arrays(tables)
+    if result := prior.result():
+        arrays |= result.arrays()
+    return save_statistics(job.part, arrays)
 
 
 def plan_teacher(job: CalibrateJob) -> PlannedTeacher:
@@ -103,18 +194,18 @@ def sample_places(rows: PlannedRows, *, length: int) -> tuple[tuple[int, int], .
     return rows.sample[: max(1, -(-wanted // length))]
 
 
-def _describe(job: CalibrateJob, digests: dict[str, str]) -> LogitsSignal:
+def _describe_logits(job: CalibrateJob, digests: dict[str, str]) -> LogitsSignal:
     identity = signal_id(
         rows=job.rows.rows_id,
         teacher=job.teacher_id,
-        settings=job.logits.settings(),
+        settings=job.signals.logits.settings(),
         statistics=digests,
     )
-    wanted = job.logits.wanted()
+    wanted = job.signals.logits.wanted()
     return LogitsSignal(
         identity,
         job.teacher_id,
-        profile=job.logits.profile,
+        profile=job.signals.logits.profile,
         **dataclasses.asdict(wanted),
     )
 

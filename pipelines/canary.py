@@ -14,16 +14,21 @@ from schemas.statistics import load_statistic
 from schemas.targets import Targets
 
 ROWS = 8
-_IDS = 16  # enough to see a difference; all k would be megabytes
+IDS = 16  # enough to see a difference; all k would be megabytes
 TOLERANCE = {"float32": 1e-6, "bfloat16": 1e-3}
 """Mean KL in nats that rounding may cause, by compute dtype."""
+
+
+def is_canary(statistic: str) -> bool:
+    """Whether a statistic is one that workers are compared with."""
+    return statistic.startswith("canary-")
 
 
 def canary_arrays(found: Sequence[Targets]) -> dict[str, np.ndarray]:
     """What is frozen of the canary rows' targets, by statistic name."""
     return {
-        "canary-ids": np.concatenate([targets.ids[:, :_IDS] for targets in found]),
-        "canary-logprobs": np.concatenate([targets.logprobs[:, :_IDS] for targets in found]),
+        "canary-ids": np.concatenate([targets.ids[:, :IDS] for targets in found]),
+        "canary-logprobs": np.concatenate([targets.logprobs[:, :IDS] for targets in found]),
     }
 
 

@@ -1,4 +1,4 @@
-"""Capturing one unit: its rows through the teacher into records, and its commit last.
+"""Capturing one unit: its rows through the teacher into files, and its commits last.
 
 A unit's files are functions of the plan alone, so doing one twice, or twice at once, leaves the
 same bytes.
@@ -6,115 +6,141 @@ same bytes.
 
 import dataclasses
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from pipelines.calibrate import read_canaries
-from pipelines.canary import check_canary
+from pipelines.canary import IDS, check_canary
 from pipelines.progress import done_here
-from pipelines.teacher import TeacherRunner, teacher_for
+from pipelines.teacher import Asked, RowOutput, TeacherRunner, teacher_for
 from pipelines.wanted import Wanted
+from schemas.array_io import ArrayWriter
 from schemas.codecs import Tables
-from schemas.files import FileEntry, read_json, require_file, write_json, write_records
+from schemas.commits import Commit, read_commit, summary, write_commit
+from schemas.files import write_records
 from schemas.identity import file_sha256
 from schemas.layout import PartLayout
 from schemas.logits import encode_logits
-from schemas.manifest import Unit
 from schemas.plan import Plan, read_plan
 from schemas.rows import Row
-from schemas.statistics import load_tables
+from schemas.signals import LogitsSignal
+from schemas.statistics import load_statistic, load_tables
 from schemas.units import read_unit_rows
 
-SIGNAL = "logits"
+LOGITS = "logits"
 
 
-@dataclass(frozen=True)
-class Commit:
-    """That a unit's signal is whole on disk; written when everything else of it is."""
-
-    unit: int
-    signal_id: str
-    file: FileEntry
-    skipped_rows: tuple[int, ...]
-    draws_near_edge: int
-    """Draws that other rounding may turn into a neighbouring token; see schemas.draws."""
-    provenance: dict[str, str]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Worker:
-    """What a process needs to capture units of one part, made once and checked once."""
+    """What a process needs to capture units of one plan, made once and checked once."""
 
     part: Path
     plan: Plan
     teacher: TeacherRunner
+    asked: Asked
+    logits: LogitsSignal | None
     tables: Tables
 
 
 @cache
-def worker_for(part: Path, plan_sha256: str) -> Worker:
-    """This process's worker for `part`, whose plan file has this hash.
+def worker_for(part: Path, plan_path: Path, plan_sha256: str) -> Worker:
+    """This process's worker for a plan of `part`, whose file has this hash.
 
     RuntimeError if its canary rows differ from the plan's.
     """
-    plan = read_plan(PartLayout(part).plan)
-    teacher = teacher_for(plan.teacher, Wanted.of(plan.signals[SIGNAL]))
-    canaries = [result.targets for result in teacher.run(read_canaries(part, plan))]
-    check_canary(plan, part, canaries)
-    return Worker(part, plan, teacher, load_tables(part, plan.statistics))
+    plan = read_plan(plan_path)
+    teacher = teacher_for(plan.teacher)
+    logits = plan.signals.get(LOGITS)
+    assert logits is None or isinstance(logits, LogitsSignal)
+    asked = Asked(Wanted.of(logits) if logits else None, plan.arrays, _directions(part, plan))
+    # Canaries are compared in their logits, whatever the plan captures.
+    compared = asked if logits else dataclasses.replace(asked, targets=Wanted(IDS))
+    canaries = teacher.run(read_canaries(part, plan), compared)
+    check_canary(plan, part, [output.targets for output in canaries if output.targets])
+    tables = load_tables(part, plan.statistics)
+    return Worker(part, plan, teacher, asked, logits, tables)
 
 
-def capture_unit(number: int, part: Path) -> None:
-    """Write unit `number`'s logits and commit. Does nothing if a commit stands."""
-    if read_commit(part, number) is not None:
+def capture_unit(number: int, part: Path, plan_path: Path) -> None:
+    """Write what the plan holds of unit `number`, and its commits. Does nothing if they stand."""
+    if is_committed(part, read_plan(plan_path), number):
         return
-    worker = worker_for(part, file_sha256(PartLayout(part).plan))
+    worker = worker_for(part, plan_path, file_sha256(plan_path))
     unit = worker.plan.rows.units[number]
     rows = read_unit_rows(part, number, unit)
-    seen = _Seen()
-    records = list(_records(worker, number, rows, seen=seen))
-    layout = PartLayout(part)
-    entry = write_records(layout.records(SIGNAL, number), records)
-    signal = worker.plan.signals[SIGNAL]
-    commit = Commit(
-        number, signal.signal_id, entry, tuple(seen.skipped), seen.draws_near_edge, provenance()
-    )
-    write_json(layout.commit(SIGNAL, number), dataclasses.asdict(commit))
+    seen = _Seen(skipped=list(unit.skipped_rows))
+    writers = _array_writers(worker, number)
+    outputs = _stored(worker, number, rows, seen=seen)
+    records = list(_records(worker, rows, outputs, writers=writers, seen=seen))
+    shards = {
+        signal: {name: writer.finish() for name, writer in of_signal.items()}
+        for signal, of_signal in writers.items()
+    }
+    layout, made_by = PartLayout(part), provenance()
+    if worker.logits:
+        file = write_records(layout.records(LOGITS, number), records)
+        commit = Commit(
+            number,
+            worker.logits.signal_id,
+            file,
+            made_by,
+            tuple(seen.skipped),
+            seen.draws_near_edge,
+        )
+        write_commit(part, LOGITS, commit)
+    for name, found in shards.items():
+        identity = worker.plan.signals[name].signal_id
+        file = summary(found, rows=unit.rows)
+        skipped = tuple(seen.skipped)
+        write_commit(part, name, Commit(number, identity, file, made_by, skipped, shards=found))
+
+
+def is_committed(part: Path, plan: Plan, number: int) -> bool:
+    """Whether every signal of the plan has its commit of the unit."""
+    return all(read_commit(part, name, number) for name in plan.signals)
 
 
 @dataclass
 class _Seen:
-    """What came up while a unit's records were made."""
+    """What came up while a unit was captured."""
 
     skipped: list[int] = field(default_factory=list)
-    """Offsets of rows left unscored for NaN."""
+    """Offsets of rows left unscored for NaN, now or when another signal was captured."""
     draws_near_edge: int = 0
 
 
-def _records(worker: Worker, number: int, rows: list[Row], *, seen: _Seen) -> Iterator[bytes]:
-    """One record a row; what an operator should know goes to `seen`."""
-    plan = worker.plan
-    bad = []
-    for offset, (row, result) in enumerate(zip(rows, worker.teacher.run(rows), strict=True)):
-        scored, found = row.loss_mask, result.targets
-        if not result.finite:
+def _array_writers(worker: Worker, number: int) -> dict[str, dict[str, ArrayWriter]]:
+    """Writers of the unit's arrays, by signal and array name."""
+    plan, layout = worker.plan, PartLayout(worker.part)
+    first = number * plan.rows.unit_rows
+    return {
+        signal: {
+            name: ArrayWriter(layout.array(name), spec, first=first)
+            for name, spec in plan.specs(signal).items()
+        }
+        for signal in plan.arrays
+    }
+
+
+def _stored(worker: Worker, number: int, rows: list[Row], *, seen: _Seen) -> Iterator[RowOutput]:
+    """The teacher's outputs of the unit's rows, those with NaN marked and listed in `seen`.
+
+    ValueError with their numbers after the last row, if the plan does not skip such rows.
+    """
+    plan, bad = worker.plan, []
+    for offset, output in enumerate(worker.teacher.run(rows, worker.asked)):
+        if offset in seen.skipped:
+            output = dataclasses.replace(output, finite=False)
+        elif not output.finite:
             bad.append(offset)
-            scored, found = scored & False, found[:0]
-        seen.draws_near_edge += result.near_edge
-        yield encode_logits(
-            found,
-            row_key=row.key,
-            scored=scored,
-            profile=plan.signals[SIGNAL].profile,
-            tables=worker.tables,
-            vocabulary=plan.teacher.vocabulary_size,
-        )
-        done_here.add(1)
+        seen.draws_near_edge += output.near_edge
+        yield output
     if bad and plan.on_error == "fail":
         first = sum(unit.rows for unit in plan.rows.units[:number])
         raise ValueError(
@@ -122,28 +148,36 @@ def _records(worker: Worker, number: int, rows: list[Row], *, seen: _Seen) -> It
             f"(unit {number}); nothing of this unit was committed. Try teacher.dtype = "
             '"float32", or set corpus.on_error = "skip" to leave such rows out.'
         )
-    seen.skipped.extend(bad)
+    seen.skipped = sorted(seen.skipped + bad)
 
 
-def read_commit(part: Path, number: int) -> Commit | None:
-    """The commit of a unit, if it stands: whole, with its file as it was committed."""
-    path = PartLayout(part).commit(SIGNAL, number)
-    if not path.exists():
-        return None
-    try:
-        value = read_json(path)
-        file = FileEntry(**value["file"])
-        require_file(PartLayout(part).records(SIGNAL, number), file)
-    except ValueError:
-        return None  # damaged after it was written: captured again
-    skipped = tuple(value["skipped_rows"])
-    return Commit(**{**value, "file": file, "skipped_rows": skipped})
-
-
-def committed(unit: Unit, commit: Commit) -> Unit:
-    """The unit with its signal's file."""
-    files = {**unit.files, SIGNAL: commit.file}
-    return dataclasses.replace(unit, files=files, skipped_rows=commit.skipped_rows)
+def _records(
+    worker: Worker,
+    rows: list[Row],
+    outputs: Iterator[RowOutput],
+    *,
+    writers: Mapping[str, Mapping[str, ArrayWriter]],
+    seen: _Seen,
+) -> Iterator[bytes]:
+    """One record of logits a row, if they are captured; the arrays' rows go to their writers."""
+    for row, output in zip(rows, outputs, strict=True):
+        for of_signal in writers.values():
+            for name, writer in of_signal.items():
+                stored = output.arrays[name]
+                writer.append(stored if output.finite else np.zeros_like(stored))
+        if worker.logits and output.targets is not None:
+            scored, found = row.loss_mask, output.targets
+            if not output.finite:
+                scored, found = scored & False, found[:0]
+            yield encode_logits(
+                found,
+                row_key=row.key,
+                scored=scored,
+                profile=worker.logits.profile,
+                tables=worker.tables,
+                vocabulary=worker.plan.teacher.vocabulary_size,
+            )
+        done_here.add(1)
 
 
 def provenance() -> dict[str, str]:
@@ -154,4 +188,14 @@ def provenance() -> dict[str, str]:
         "device": device.device_kind,
         "devices": str(jax.local_device_count()),
         "machine": platform.machine(),
+    }
+
+
+def _directions(part: Path, plan: Plan) -> dict[str, np.ndarray]:
+    """What each signal's states are projected onto, of those that are."""
+    names = {name: getattr(signal, "directions", None) for name, signal in plan.arrays.items()}
+    return {
+        name: load_statistic(part, file, sha256=plan.statistics[file])
+        for name, file in names.items()
+        if file
     }

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pipelines.wanted import Wanted
 from schemas.codecs import Profile
+from schemas.signals import AttentionDtype, HiddenDtype
 from schemas.targets import BETAS
 
 _MOST_DRAWS = 4096
@@ -98,10 +99,38 @@ class Logits:
 
 
 @dataclass(frozen=True)
+class Hidden:
+    """Which hidden states are kept."""
+
+    layers: tuple[int, ...] = ()
+    """Layers to store: 0 is the embedding's output, i the output of the i-th block, −1 (or the
+    number of blocks) the states after the final norm."""
+    dtype: HiddenDtype = "bfloat16"
+    """`int8`, with one scale a position, takes half the bytes and is off by about 1%."""
+    width: int | Literal["full"] = "full"
+    """`full`, or N: states are projected onto the N leading principal directions of their layer,
+    found in calibration. The share of variance kept is printed and stands in the manifest."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Which attention maps are kept. A map is S² numbers a head and row: choose few."""
+
+    layers: tuple[int, ...] | Literal["all"] = ()
+    """Blocks to store, counted from 0; negative ones from the last; or `all`."""
+    heads: tuple[int, ...] | Literal["all", "mean"] = "all"
+    """Heads to store, counted from 0; `mean` stores their mean as one head."""
+    dtype: AttentionDtype = "uint8-log"
+    """`uint8-log`: one byte on a logarithmic scale, off by 3% of a probability at most."""
+
+
+@dataclass(frozen=True)
 class Signals:
-    """Kinds of teacher output to store."""
+    """Kinds of teacher output to store. More may be added to a sealed cache later."""
 
     logits: Logits = field(default_factory=Logits)
+    hidden: Hidden = field(default_factory=Hidden)
+    attention: Attention = field(default_factory=Attention)
 
 
 @dataclass(frozen=True)

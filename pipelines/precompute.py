@@ -10,11 +10,12 @@ from rich.console import Console
 
 from models import Checkpoint, open_checkpoint
 from models.accelerator import unused_accelerator
+from pipelines.add import add_signals, not_held, require_space
+from pipelines.array_signals import describe
 from pipelines.beam_runner import Build, run_pipeline
 from pipelines.calibrate import CalibrateJob, calibrate
-from pipelines.capture import capture_unit, read_commit
+from pipelines.capture_plan import capture_plan, totals
 from pipelines.config import Precompute
-from pipelines.progress import capture_progress
 from pipelines.seal import clean, seal
 from pipelines.sources import SourceFile, find_sources, settled
 from pipelines.teacher import numerics
@@ -29,6 +30,7 @@ from schemas.identity import remembered_sha256s, rows_id, teacher_id
 from schemas.layout import MANIFEST, TOKENIZER, PartLayout, part_layout
 from schemas.manifest import Manifest, read_manifest
 from schemas.plan import Plan, PlannedRows, claim, read_plan
+from schemas.signals import ArraySignal
 
 
 def precompute(config: Precompute, *, console: Console | None = None) -> Manifest:
@@ -61,19 +63,37 @@ class _Capture:
 
     def run(self) -> Manifest:
         """The steps, each of which does only what no earlier run has done."""
-        claim(self.layout.root / "request.json", self._request(), cache=self.cache)
+        sealed = (self.cache / MANIFEST).exists()
+        request = self._request() | ({} if sealed else self._request_arrays())
+        claim(self.layout.root / "request.json", request, cache=self.cache)
         if notice := unused_accelerator():
             self.console.print(notice)
-        if (self.cache / MANIFEST).exists():
-            manifest = read_manifest(self.cache)
-            clean(self.layout)
-            self.console.print(f"{self.cache}: sealed already, nothing to do")
-            return manifest
+        if sealed:
+            return self._add_to(read_manifest(self.cache))
         for name, content in self._reading_aids().items():
             write_bytes(self.cache / TOKENIZER / name, content)
         plan = self._plan()
-        self._capture(plan)
+        capture_plan(
+            plan, self.layout.plan, part=self.layout.root, run=self._run_beam, console=self.console
+        )
         return seal(self.cache, plan)
+
+    def _add_to(self, manifest: Manifest) -> Manifest:
+        asked = self._arrays(unit_rows=manifest.parts[0].unit_rows)
+        new = not_held(asked, manifest, cache=self.cache)
+        if new:
+            return add_signals(
+                new,
+                cache=self.cache,
+                manifest=manifest,
+                model=self.config.teacher.model,
+                on_error=self.config.corpus.on_error,
+                run=self._run_beam,
+                console=self.console,
+            )
+        clean(self.layout)
+        self.console.print(f"{self.cache}: sealed already, nothing to do")
+        return manifest
 
     def _plan(self) -> Plan:
         """The frozen plan; makes it, and the rows it plans, if an earlier run has not."""
@@ -83,6 +103,9 @@ class _Capture:
                 return plan
         rows = self._tokenise()
         if not self.layout.plan.exists():
+            arrays = self._arrays(unit_rows=rows.unit_rows)
+            length = self.config.corpus.sequence_length
+            require_space(arrays, cache=self.cache, rows=totals(rows.units)[0], length=length)
             self._calibrate(rows)
         return read_plan(self.layout.plan)
 
@@ -94,6 +117,15 @@ class _Capture:
             return False
         return True
 
+    def _arrays(self, *, unit_rows: int) -> dict[str, ArraySignal]:
+        return describe(
+            self.config.signals,
+            self.checkpoint.config,
+            teacher_id=self.teacher_id,
+            length=self.config.corpus.sequence_length,
+            unit_rows=unit_rows,
+        )
+
     def _tokenise(self) -> PlannedRows:
         job = TokeniseJob(
             part=self.layout.root,
@@ -103,7 +135,7 @@ class _Capture:
             unit_rows=choose_unit_rows(self.sources, length=self.config.corpus.sequence_length),
         )
         rows = tokenise(job, rows_id=self.rows_id, run=self._run_beam)
-        count, tokens = _totals(rows)
+        count, tokens = totals(rows.units)
         heldout = sum(unit.rows for unit in rows.units if unit.split == "heldout")
         self.console.print(
             f"rows: {count:,} of {self.config.corpus.sequence_length} tokens ({tokens:,} in all, "
@@ -119,7 +151,8 @@ class _Capture:
             tokenizer=self.tokenizer.digest,
             rows=rows,
             teacher=self.config.teacher,
-            logits=self.config.signals.logits,
+            model=self.checkpoint.config,
+            signals=self.config.signals,
             teacher_id=self.teacher_id,
             vocabulary_size=self.vocabulary,
             sequence_length=self.config.corpus.sequence_length,
@@ -128,34 +161,6 @@ class _Capture:
         self._run_beam(
             lambda pipeline: pipeline | beam.Create([job]) | "Calibrate" >> beam.Map(calibrate)
         )
-
-    def _capture(self, plan: Plan) -> None:
-        units = plan.rows.units
-        count, tokens = _totals(plan.rows)
-        done = {n for n in range(len(units)) if read_commit(self.layout.root, n)}
-        todo = [n for n in range(len(units)) if n not in done]
-        before = sum(units[n].rows for n in done)
-        if done:
-            self.console.print(
-                f"capture: {len(done)} of {len(units)} units ({before} rows) are done already"
-            )
-        if not todo:
-            return
-
-        def committed() -> int:
-            exists = (n for n in todo if self.layout.commit("logits", n).exists())
-            return before + sum(units[n].rows for n in exists)
-
-        part = self.layout.root.resolve()
-        with capture_progress(rows=count, tokens=tokens, before=before, committed=committed):
-            self._run_beam(
-                lambda pipeline: (
-                    pipeline
-                    | beam.Create(todo)
-                    | beam.Reshuffle()
-                    | "Capture" >> beam.Map(capture_unit, part)
-                )
-            )
 
     def _run_beam(self, build: Build) -> None:
         run_pipeline(build, runner=self.config.runner, options=self.config.runner_options)
@@ -192,6 +197,14 @@ class _Capture:
             "logits": self.config.signals.logits.settings(),
         }
 
+    def _request_arrays(self) -> dict:
+        """Signals beside the logits: only a capture that is not sealed is bound to them."""
+        signals = self.config.signals
+        return {
+            name: dataclasses.asdict(asked) if asked.layers else None
+            for name, asked in (("hidden", signals.hidden), ("attention", signals.attention))
+        }
+
 
 def check_fits(config: Precompute, checkpoint: Checkpoint, *, vocabulary: int) -> None:
     """ValueError for settings that this teacher cannot serve."""
@@ -212,6 +225,7 @@ def check_fits(config: Precompute, checkpoint: Checkpoint, *, vocabulary: int) -
             f"signals.logits.k is {wanted.k}, but {checkpoint.path.name} has {vocabulary} tokens; "
             f"choose 1 to {vocabulary}"
         )
+    describe(config.signals, checkpoint.config, teacher_id="", length=length, unit_rows=1)
     if not 0 <= (config.corpus.heldout or 0.0) < 1:
         raise ValueError(f"corpus.heldout is {config.corpus.heldout}; expected a share in [0, 1)")
 
@@ -224,10 +238,6 @@ def digest_memory() -> Path:
 
 def _bytes(sources: list[SourceFile]) -> int:
     return sum(source.bytes for source in sources)
-
-
-def _totals(rows: PlannedRows) -> tuple[int, int]:
-    return sum(unit.rows for unit in rows.units), sum(unit.tokens for unit in rows.units)
 
 
 def _left_out(rows: PlannedRows) -> str:

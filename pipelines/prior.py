@@ -1,12 +1,44 @@
-"""What calibration adds up for the tail prior, on the device; schemas.prior says what it means."""
+"""What calibration adds up for the tail prior; schemas.prior says what it means."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from models.numerics import logits as head
 from pipelines.targets import CHUNK_TOKENS, in_tail, split_off_top_k
+from pipelines.teacher import OnDevice
+from schemas.prior import TailPrior
 from schemas.targets import BETAS
+
+
+class PriorSums:
+    """Observes a run: the tail prior of its rows, added up in float64."""
+
+    layers = ()
+
+    def __init__(self, *, k: int):
+        self._sums = jax.jit(partial(_of_batch, k=k))
+        self._totals: list[np.ndarray] = []
+
+    def see(self, batch: OnDevice) -> None:
+        """Add a batch's; waits for it. A row with NaN spoils its batch, which then is left out."""
+        found = self._sums(batch.hidden, batch.unembedding, batch.inputs["loss_mask"])
+        new = [np.asarray(x, np.float64) for x in found]
+        if np.isfinite(new[0]).all():
+            old = self._totals or [np.zeros_like(x) for x in new]
+            self._totals = [a + b for a, b in zip(old, new, strict=True)]
+
+    def result(self) -> TailPrior | None:
+        """What `schemas.prior` stores; None if every batch was spoilt."""
+        return TailPrior(*self._totals) if self._totals else None
+
+
+def _of_batch(hidden, unembedding, counted, *, k: int):
+    return prior_sums(hidden.reshape(-1, hidden.shape[-1]), unembedding, counted.reshape(-1), k=k)
 
 
 def prior_sums(

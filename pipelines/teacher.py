@@ -1,10 +1,12 @@
 """The teacher in a worker: one a process, its shapes fixed by the plan, its results on the host."""
 
+import dataclasses
 import math
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -14,49 +16,89 @@ from jax.sharding import Mesh
 from models import open_checkpoint
 from models.numerics import dtype_named, precision_for
 from models.sharding import batch_sharding, make_mesh
-from pipelines.prior import prior_sums
+from pipelines.stored import finite_rows, keeping, stored_states, without_padding
 from pipelines.targets import targets
 from pipelines.wanted import Wanted
 from schemas.draws import Draws, starts
 from schemas.plan import PlannedTeacher
-from schemas.prior import TailPrior
 from schemas.rows import Row
+from schemas.signals import MEAN, ArraySignal, AttentionSignal, HiddenSignal
 from schemas.targets import Targets
 
 _lock = threading.Lock()
-_loaded: dict[tuple[PlannedTeacher, Wanted], "TeacherRunner"] = {}
+_loaded: dict[PlannedTeacher, "TeacherRunner"] = {}
 
 
-def teacher_for(planned: PlannedTeacher, wanted: Wanted) -> "TeacherRunner":
+def teacher_for(planned: PlannedTeacher) -> "TeacherRunner":
     """This process's teacher, loaded at the first call. Another teacher replaces it."""
     with _lock:
-        if (planned, wanted) not in _loaded:
+        if planned not in _loaded:
             _loaded.clear()
-            _loaded[planned, wanted] = TeacherRunner(planned, wanted)
-        return _loaded[planned, wanted]
+            _loaded[planned] = TeacherRunner(planned)
+        return _loaded[planned]
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What is to come out for each row."""
+
+    targets: Wanted | None = None
+    arrays: Mapping[str, ArraySignal] = field(default_factory=dict)
+    """Signals by name."""
+    directions: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What a signal's states are projected onto, by name; absent for those that are whole."""
+
+    @property
+    def layers(self) -> set[int]:
+        """Hidden layers that the arrays are made from: block i's map from what it reads."""
+        return {signal.layer for signal in self.arrays.values()}
 
 
 @dataclass(frozen=True)
-class RowTargets:
-    """What the teacher says about one row: one target for each scored position."""
+class RowOutput:
+    """What the teacher says about one row."""
 
-    targets: Targets
+    finite: bool
+    """Whether the row may be stored: a NaN anywhere makes it unusable."""
+    targets: Targets | None
+    """One for each scored position, if asked for."""
+    arrays: dict[str, np.ndarray]
+    """By the stored array's name, as schemas.arrays stores them."""
     near_edge: int = 0
     """Draws so near an edge that other rounding may draw a neighbour; see schemas.draws."""
 
+
+class OnDevice(NamedTuple):
+    """A batch that the teacher has read: what went in, and what its layers gave."""
+
+    inputs: dict[str, jax.Array]
+    """tokens, segment_ids, positions, loss_mask [batch, time]; rows that fill the batch are 0."""
+    hidden: jax.Array
+    """After the final norm, [batch, time, width]."""
+    layers: dict[int, jax.Array]
+    """Hidden states of the layers that somebody asked for."""
+    unembedding: jax.Array
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """Something that adds up what it sees of a run, as calibration does."""
+
     @property
-    def finite(self) -> bool:
-        """Whether the row may be stored: a NaN anywhere makes it unusable."""
-        found = self.targets
-        return not (np.isnan(found.logprobs).any() or np.isnan(found.tail_logmass).any())
+    def layers(self) -> Sequence[int]:
+        """Hidden layers that it looks at."""
+        ...
+
+    def see(self, batch: OnDevice) -> None:
+        """Look at a batch."""
+        ...
 
 
 class TeacherRunner:
     """Runs fixed-size batches of rows, the next one while the caller handles the last."""
 
-    def __init__(self, planned: PlannedTeacher, wanted: Wanted):
+    def __init__(self, planned: PlannedTeacher):
         self.planned = planned
-        self.wanted = wanted
         self._running = threading.Lock()  # two bundles in one process take turns on the device
         self._mesh = _mesh(planned)
         checkpoint = open_checkpoint(planned.model)
@@ -64,13 +106,16 @@ class TeacherRunner:
         graph, self._weights = nnx.split(model)
         # Padded vocabularies hold rows that no token has; they must not collect mass.
         self._unembedding = jax.jit(lambda m: m.unembedding()[:, : planned.vocabulary_size])(model)
-        # Two programs, so that calibration, which computes more, shares the larger one.
-        self._forward = jax.jit(partial(_forward, graph))
-        self._targets = jax.jit(partial(_targets, wanted=wanted))
-        self._prior_sums = jax.jit(partial(_prior_sums, k=wanted.k))
+        # Several programs, so that calibration, which computes more, shares the larger ones.
+        self._forward = jax.jit(partial(_forward, graph), static_argnames="layers")
+        self._targets = jax.jit(_targets, static_argnames="wanted")
+        # The layer is an argument: all maps of a kind are one program.
+        self._maps = jax.jit(partial(_maps, graph), static_argnames="signal")
 
-    def run(self, rows: Iterable[Row], *, prior: "PriorSums | None" = None) -> Iterator[RowTargets]:
-        """Targets of `rows`, in order, all of the planned length S; adds to `prior` if given.
+    def run(
+        self, rows: Iterable[Row], asked: Asked, *, observers: Sequence[Observer] = ()
+    ) -> Iterator[RowOutput]:
+        """What is asked of `rows`, in order, all of the planned length S.
 
         While the device computes a batch, the caller has the one before it; its encoding and
         writing cost nothing.
@@ -78,51 +123,72 @@ class TeacherRunner:
         with self._running:
             waiting = None
             for batch in _batches(rows, self.planned.batch_rows):
-                started = (batch, self._start(batch, prior))
+                started = (batch, self._start(batch, asked, observers))
                 if waiting:
-                    yield from _to_host(*waiting, self.wanted)
+                    yield from _to_host(*waiting, asked)
                 waiting = started
             if waiting:
-                yield from _to_host(*waiting, self.wanted)
+                yield from _to_host(*waiting, asked)
 
-    def _start(self, batch: Sequence[Row], prior: "PriorSums | None") -> dict[str, jax.Array]:
-        names = ("tokens", "segment_ids", "positions", "loss_mask")
-        inputs = {name: np.stack([getattr(row, name) for row in batch]) for name in names}
-        inputs["starts"] = np.zeros(inputs["tokens"].shape, np.float32)
-        if self.wanted.draws:
-            length = self.planned.sequence_length
-            inputs["starts"] = np.stack([starts(row.key, positions=length) for row in batch])
-        missing = self.planned.batch_rows - len(batch)
-        on_device = {
-            name: jax.device_put(np.pad(array, ((0, missing), (0, 0))), batch_sharding(self._mesh))
-            for name, array in inputs.items()
+    def _start(
+        self, batch: Sequence[Row], asked: Asked, observers: Sequence[Observer]
+    ) -> dict[str, Any]:
+        on_device = self._read(batch, asked.layers.union(*(o.layers for o in observers)))
+        for observer in observers:
+            observer.see(on_device)
+        found: dict[str, Any] = {"arrays": {}, "finite": {}}
+        for name, signal in asked.arrays.items():
+            states = on_device.layers[signal.layer]
+            found["finite"][name] = _finite_rows(states, on_device.inputs["segment_ids"])
+            found["arrays"] |= self._stored(name, signal, on_device, asked.directions.get(name))
+        if asked.targets:
+            starts_BT = self._on_device(self._starts(batch, asked.targets))
+            found["targets"] = self._targets(
+                on_device.hidden, self._unembedding, starts_BT, wanted=asked.targets
+            )
+        return found
+
+    def _read(self, batch: Sequence[Row], layers: Iterable[int]) -> OnDevice:
+        inputs = {
+            name: self._on_device(np.stack([getattr(row, name) for row in batch]))
+            for name in ("tokens", "segment_ids", "positions", "loss_mask")
         }
-        hidden = self._forward(self._weights, *(on_device[name] for name in names[:3]))
-        if prior:
-            prior.add(self._prior_sums(hidden, self._unembedding, on_device["loss_mask"]))
-        return self._targets(hidden, self._unembedding, on_device["starts"])
+        read = (inputs["tokens"], inputs["segment_ids"], inputs["positions"])
+        hidden, chosen = self._forward(self._weights, *read, layers=tuple(sorted(layers)))
+        return OnDevice(inputs, hidden, chosen, self._unembedding)
+
+    def _on_device(self, rows: np.ndarray) -> jax.Array:
+        missing = self.planned.batch_rows - len(rows)
+        return jax.device_put(np.pad(rows, ((0, missing), (0, 0))), batch_sharding(self._mesh))
+
+    def _starts(self, batch: Sequence[Row], wanted: Wanted) -> np.ndarray:
+        length = self.planned.sequence_length
+        if not wanted.draws:
+            return np.zeros((len(batch), length), np.float32)
+        return np.stack([starts(row.key, positions=length) for row in batch])
+
+    def _stored(
+        self, name: str, signal: ArraySignal, batch: OnDevice, directions: np.ndarray | None
+    ) -> dict[str, jax.Array]:
+        states, segment_ids = batch.layers[signal.layer], batch.inputs["segment_ids"]
+        if isinstance(signal, HiddenSignal):
+            stored = _stored_states(states, segment_ids, directions, dtype=signal.dtype)
+            return {name + suffix: array for suffix, array in stored.items()}
+        anonymous = dataclasses.replace(signal, layer=0, signal_id="")
+        positions = batch.inputs["positions"]
+        maps = self._maps(
+            self._weights, states, segment_ids, positions, signal.layer, signal=anonymous
+        )
+        return {name: maps}
 
 
-class PriorSums:
-    """The tail prior of the rows that were run, added up in float64."""
-
-    def __init__(self):
-        self._totals: list[np.ndarray] = []
-
-    def add(self, sums: tuple[jax.Array, jax.Array]) -> None:
-        """Add a batch's; waits for it. A row with NaN spoils its batch, which then is left out."""
-        new = [np.asarray(x, np.float64) for x in sums]
-        if np.isfinite(new[0]).all():
-            old = self._totals or [np.zeros_like(x) for x in new]
-            self._totals = [a + b for a, b in zip(old, new, strict=True)]
-
-    def result(self) -> TailPrior | None:
-        """What `schemas.prior` stores; None if every batch was spoilt."""
-        return TailPrior(*self._totals) if self._totals else None
+_finite_rows = jax.jit(finite_rows)
+_stored_states = jax.jit(stored_states, static_argnames="dtype")
 
 
-def _forward(graph, weights, tokens, segment_ids, positions):
-    return nnx.merge(graph, weights)(tokens, segment_ids, positions)[0]
+def _forward(graph, weights, tokens, segment_ids, positions, *, layers):
+    model = nnx.merge(graph, weights)
+    return model(tokens, segment_ids, positions, hidden_layers=layers)
 
 
 def _targets(hidden, unembedding, starts, *, wanted: Wanted):
@@ -132,8 +198,12 @@ def _targets(hidden, unembedding, starts, *, wanted: Wanted):
     return {name: x.reshape(batch, time, *x.shape[1:]) for name, x in found.items()}
 
 
-def _prior_sums(hidden, unembedding, counted, *, k: int):
-    return prior_sums(hidden.reshape(-1, hidden.shape[-1]), unembedding, counted.reshape(-1), k=k)
+def _maps(graph, weights, states, segment_ids, positions, layer, *, signal: AttentionSignal):
+    heads = None if signal.heads == MEAN else signal.heads
+    maps = nnx.merge(graph, weights).attention_maps(
+        states, segment_ids, positions, layer=layer, heads=heads, keep=keeping(signal)
+    )
+    return without_padding(maps, segment_ids)
 
 
 def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
@@ -147,18 +217,25 @@ def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
         yield batch
 
 
-def _to_host(
-    batch: Sequence[Row], found: dict[str, jax.Array], wanted: Wanted
-) -> Iterator[RowTargets]:
+def _to_host(batch: Sequence[Row], found: dict[str, Any], asked: Asked) -> Iterator[RowOutput]:
     host = jax.device_get(found)
     for i, row in enumerate(batch):
-        of_row = {name: x[i][row.loss_mask] for name, x in host.items()}
-        drawn, near = None, 0
-        if wanted.draws:
-            drawn = Draws(of_row["draw_ids"], of_row["draw_logprobs"], wanted.draw_betas)
-            near = int(of_row["near_edge"].sum())
-        top = Targets(of_row["ids"], of_row["logprobs"], of_row["tail_logmass"], drawn)
-        yield RowTargets(top, near)
+        finite = all(of_batch[i] for of_batch in host["finite"].values())
+        targets, near = None, 0
+        if asked.targets:
+            of_row = {name: x[i][row.loss_mask] for name, x in host["targets"].items()}
+            targets, near = _row_targets(of_row, asked.targets)
+            finite &= not (np.isnan(targets.logprobs).any() or np.isnan(targets.tail_logmass).any())
+        arrays = {name: x[i] for name, x in host["arrays"].items()}
+        yield RowOutput(bool(finite), targets, arrays, near)
+
+
+def _row_targets(of_row: dict[str, np.ndarray], wanted: Wanted) -> tuple[Targets, int]:
+    drawn, near = None, 0
+    if wanted.draws:
+        drawn = Draws(of_row["draw_ids"], of_row["draw_logprobs"], wanted.draw_betas)
+        near = int(of_row["near_edge"].sum())
+    return Targets(of_row["ids"], of_row["logprobs"], of_row["tail_logmass"], drawn), near
 
 
 def _mesh(planned: PlannedTeacher) -> Mesh:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from schemas.manifest import Manifest, Part, read_manifest
 from schemas.prior import COUNTS, SUMS, TailPrior, log_prior
 from schemas.rows import decode_row
 from schemas.statistics import load_statistic, load_tables
+
+if TYPE_CHECKING:
+    from schemas.signal_arrays import SignalArrays
 
 ROW_FIELDS = ("tokens", "segment_ids", "positions", "loss_mask")
 
@@ -38,6 +41,7 @@ class Cache:
         self.manifest = manifest
         self._readers = RecordReaders()
         self._tables_of: dict[str, Tables] = {}
+        self._arrays: dict[str, SignalArrays] = {}
         self._units = [(part, n) for part in manifest.parts for n in range(len(part.units))]
         counts = [part.units[n].rows for part, n in self._units]
         self._first_row = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
@@ -60,7 +64,11 @@ class Cache:
         return np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
 
     def read(
-        self, rows: Sequence[int] | np.ndarray, signals: Sequence[str] = ("logits",)
+        self,
+        rows: Sequence[int] | np.ndarray,
+        signals: Sequence[str] = ("logits",),
+        *,
+        decode: bool = True,
     ) -> dict[str, np.ndarray]:
         """Rows with their signals, in the order asked for, each array with leading axis n.
 
@@ -69,21 +77,58 @@ class Cache:
         positions that are not scored hold id 0 and −inf. If there are draws from the tail:
         tail_ids int32, tail_logprobs and tail_logweights float32 [n, S, m], logweights −log(m·r(v))
         of the proposal r; where there is no draw, id 0 and −inf. A row that capture skipped has
-        no scored position. IndexError for a row that does not exist, ValueError for a signal that
-        the cache does not hold or a damaged file.
+        no scored position.
+
+        With `hidden/12`: [n, S, width], bfloat16 as stored or float32 of int8; of a signal with
+        `directions` these are the states times them. With `attention/3`: [n, heads, S, S], query
+        before key, bfloat16 as stored or float32 of uint8-log. Padding is zero in both. Without
+        `decode`, codes as they are stored: int8 with `hidden/12-scale` float32 [n, S], uint8; for
+        who decodes on a device, see schemas.hidden and schemas.attention.
+
+        IndexError for a row that does not exist, ValueError for a signal that the cache does not
+        hold or a damaged file.
         """
         numbers = np.asarray(rows, np.int64)
         self._require_rows(numbers)
         self._require_signals(signals)
         out = self._allocate(len(numbers), signals)
         at = np.searchsorted(self._first_row, numbers, side="right") - 1
+        offsets = numbers - self._first_row[at]
+        records = [name for name in ("rows", *signals) if "/" not in name]
         for index in np.unique(at):
             slots = np.flatnonzero(at == index)
-            offsets = numbers[slots] - self._first_row[index]
-            self._read_unit(int(index), slots, offsets, signals, out)
+            self._read_unit(int(index), slots, offsets[slots], records, out)
+        for name in signals:
+            if name not in records:
+                self._arrays_of(name).read(at, offsets, out, decode=decode)
         return out
 
-    def _read_unit(self, index, slots, offsets, signals, out) -> None:
+    def directions(self, name: str) -> np.ndarray | None:
+        """What `hidden/12` was projected onto, float32 [teacher's width, width], by falling
+        variance; None if its states are whole. ValueError if the cache does not hold the signal.
+
+        They belong to a part: ValueError if parts disagree.
+        """
+        self._require_signals([name])
+        found = []
+        for part in self.manifest.parts:
+            file = getattr(part.signals[name], "directions", None)
+            if file:
+                sha256 = part.statistics[file]
+                found.append(load_statistic(self.path / part.path, file, sha256=sha256))
+        if any(not np.array_equal(found[0], other) for other in found[1:]):
+            raise ValueError(f"{self.path}: the parts have other directions of {name} each")
+        return found[0] if found else None
+
+    def _arrays_of(self, name: str) -> "SignalArrays":
+        # Imported at the first use: who reads logits alone does not load TensorStore.
+        from schemas.signal_arrays import SignalArrays
+
+        if name not in self._arrays:
+            self._arrays[name] = SignalArrays(self.path, self.manifest, name)
+        return self._arrays[name]
+
+    def _read_unit(self, index, slots, offsets, names, out) -> None:
         part, unit_number = self._units[index]
         unit = part.units[unit_number]
         layout = PartLayout(self.path / part.path)
@@ -91,15 +136,18 @@ class Cache:
             name: self._readers.read(
                 layout.records(name, unit_number), offsets.tolist(), expected=unit.files[name]
             )
-            for name in ("rows", *signals)
+            for name in names
         }
         for i, (slot, offset) in enumerate(zip(slots, offsets, strict=True)):
             where = f"{layout.records('rows', unit_number)} record {offset}"
             row, key = decode_row(records["rows"][i], where=where)
             for name in ROW_FIELDS:
                 out[name][slot] = getattr(row, name)
-            if "logits" in signals:
+            if "logits" in names:
                 self._put_logits(part, unit_number, offset, key, records["logits"][i], slot, out)
+            if offset in unit.skipped_rows:
+                # It keeps its tokens but is scored nowhere, whichever signal had the NaN.
+                out["loss_mask"][slot] = False
 
     def _put_logits(self, part, unit_number, offset, row_key, record, slot, out) -> None:
         layout = PartLayout(self.path / part.path)
@@ -119,7 +167,6 @@ class Cache:
             out["tail_ids"][slot, scored, : targets.draws.m] = targets.draws.ids
             out["tail_logprobs"][slot, scored, : targets.draws.m] = targets.draws.logprobs
             out["tail_logweights"][slot, scored, : targets.draws.m] = weights
-        # A row skipped for NaN keeps its tokens but is scored nowhere.
         out["loss_mask"][slot] &= scored
 
     def tail_prior(self) -> np.ndarray:

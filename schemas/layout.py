@@ -5,6 +5,9 @@ from pathlib import Path
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
+ARRAY_KINDS = ("hidden", "attention")
+"""First half of the name of a signal that is stored in arrays."""
+_ADDITION = "plan-adding-"
 
 
 def unit_name(unit: int) -> str:
@@ -41,6 +44,24 @@ class PartLayout:
     def records(self, signal: str, unit: int) -> Path:
         """The ArrayRecord file of a unit: `rows/` or `logits/`."""
         return self.root / signal / f"{unit_name(unit)}.array_record"
+
+    def array(self, name: str) -> Path:
+        """The zarr array of a signal that is one: `hidden/12`, `hidden/12-scale`."""
+        return self.root / name
+
+    @property
+    def arrays(self) -> list[Path]:
+        """Directories of all arrays that are there, of whatever signal."""
+        return sorted(path for kind in ARRAY_KINDS for path in (self.root / kind).glob("*"))
+
+    def addition(self, digest: str) -> Path:
+        """The plan of signals that are being added to a sealed part; gone once they are."""
+        return self.root / f"{_ADDITION}{digest[:12]}.json"
+
+    @property
+    def additions(self) -> list[Path]:
+        """Plans of additions that are not sealed."""
+        return sorted(self.root.glob(f"{_ADDITION}*.json"))
 
     def commit(self, signal: str, unit: int) -> Path:
         """The commit record of a unit and signal."""

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from schemas.arrays import ArraySpec, specs_of
 from schemas.files import read_json, write_json
 from schemas.manifest import Skipped, Source, Unit, unit_from_json
-from schemas.signals import Signal, signal_from_json
+from schemas.signals import ArraySignal, LogitsSignal, Signal, signal_from_json
 
 VERSION = 1
 
@@ -59,6 +60,17 @@ class Plan:
     """(unit, offset) of the rows that a worker re-runs before its first unit."""
     on_error: str
     version: int = VERSION
+
+    @property
+    def arrays(self) -> dict[str, ArraySignal]:
+        """The signals that are stored in arrays, by name."""
+        return {n: s for n, s in self.signals.items() if not isinstance(s, LogitsSignal)}
+
+    def specs(self, name: str) -> dict[str, ArraySpec]:
+        """The arrays of the signal called `name`, by their own names."""
+        slots = len(self.rows.units) * self.rows.unit_rows
+        length = self.teacher.sequence_length
+        return specs_of(self.arrays[name], name=name, slots=slots, sequence_length=length)
 
 
 def write_plan(path: Path, plan: Plan) -> None:

@@ -93,6 +93,13 @@ def scale_name(name: str) -> str:
     return f"{name}-scale"
 
 
+def array_names(name: str, signal: Signal) -> tuple[str, ...]:
+    """The arrays that the signal called `name` is stored in."""
+    if isinstance(signal, LogitsSignal):
+        return ()
+    return (name, scale_name(name)) if signal.dtype == "int8" else (name,)
+
+
 def signal_from_json(name: str, value: dict[str, Any]) -> Signal:
     """The signal called `name` that `dataclasses.asdict` turned into JSON."""
     kind = name.partition("/")[0]

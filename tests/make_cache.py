@@ -8,7 +8,7 @@ import tokenizers
 from flax import nnx
 
 from models import Decoder, ModelConfig, save_directory
-from pipelines.config import Corpus, Logits, Precompute, Signals, Teacher
+from pipelines.config import Attention, Corpus, Hidden, Logits, Precompute, Signals, Teacher
 from pipelines.precompute import precompute
 from schemas import Cache, open_cache
 
@@ -82,6 +82,8 @@ def tiny_settings(
     output: Path | None = None,
     batch_rows: int = 2,
     shard_bytes: int = 8192,
+    hidden: Hidden | None = None,
+    attention: Attention | None = None,
     **logits: Any,
 ) -> Precompute:
     """Settings of a capture of `root/corpus` by `root/teacher` (made if absent) to `root/cache`.
@@ -100,7 +102,11 @@ def tiny_settings(
             shard_bytes=shard_bytes,
         ),
         teacher=Teacher(model=str(root / "teacher"), batch_rows=batch_rows),
-        signals=Signals(logits=Logits(**{"k": 8, "profile": "lossless", "draws": 0, **logits})),
+        signals=Signals(
+            logits=Logits(**{"k": 8, "profile": "lossless", "draws": 0, **logits}),
+            hidden=hidden or Hidden(),
+            attention=attention or Attention(),
+        ),
         output=output or root / "cache",
     )
 

@@ -12,6 +12,7 @@ from flax import nnx
 from models import Decoder, open_checkpoint, save_directory
 from pipelines import capture
 from pipelines.beam_runner import WorkerError
+from pipelines.config import Hidden
 from pipelines.precompute import precompute
 from schemas import Cache, open_cache
 from schemas.plan import write_plan
@@ -226,7 +227,7 @@ def poison(teacher: Path, token: int) -> None:
 
 
 def test_nan_names_its_rows_and_nothing_is_committed_unless_told_to_skip(tmp_path):
-    config = tiny_settings(tmp_path, k=4)
+    config = tiny_settings(tmp_path, k=4, hidden=Hidden(layers=(1,)))
     # Only one document has the word, and NaN spreads along its rows alone.
     (tmp_path / "corpus" / "odd.txt").write_text("Zebra " * 10)
     tokenizer = open_checkpoint(tmp_path / "teacher").tokenizer()
@@ -245,6 +246,11 @@ def test_nan_names_its_rows_and_nothing_is_committed_unless_told_to_skip(tmp_pat
     has_odd = (batch["tokens"] == odd[0]).any(-1)
     assert has_odd.any()
     assert not batch["loss_mask"][has_odd].any()
+    # Of whatever signal is read: the row has no target, and zeros for what could not be stored.
+    hidden = cache.read(cache.rows(), signals=("hidden/1",))
+    np.testing.assert_array_equal(hidden["loss_mask"], batch["loss_mask"])
+    assert (hidden["hidden/1"][has_odd] == 0).all()
+    assert (hidden["hidden/1"][~has_odd] != 0).any()
 
 
 def untie(teacher: Path) -> None:

@@ -1,0 +1,68 @@
+"""Capturing every unit of a plan that lacks a commit, through Beam, with progress."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import apache_beam as beam
+from rich.console import Console
+
+from pipelines.beam_runner import Build
+from pipelines.capture import capture_unit, is_committed
+from pipelines.progress import capture_progress
+from schemas.arrays import create
+from schemas.layout import PartLayout
+from schemas.manifest import Unit
+from schemas.plan import Plan
+from schemas.signals import HiddenSignal
+
+
+def capture_plan(
+    plan: Plan, path: Path, *, part: Path, run: Callable[[Build], None], console: Console
+) -> None:
+    """Capture what the plan at `path` holds of `part`; only units and commits go through Beam."""
+    # Workers may have another working directory.
+    part, path, units = part.resolve(), path.resolve(), plan.rows.units
+    rows, tokens = totals(units)
+    done = {n for n in range(len(units)) if is_committed(part, plan, n)}
+    todo = [n for n in range(len(units)) if n not in done]
+    before = sum(units[n].rows for n in done)
+    if done:
+        console.print(
+            f"capture: {len(done)} of {len(units)} units ({before} rows) are done already"
+        )
+    if not todo:
+        return
+    _create_arrays(plan, part, console=console)
+    layout = PartLayout(part)
+
+    def committed() -> int:
+        def exists(number: int) -> bool:
+            return all(layout.commit(name, number).exists() for name in plan.signals)
+
+        return before + sum(units[n].rows for n in todo if exists(n))
+
+    with capture_progress(rows=rows, tokens=tokens, before=before, committed=committed):
+        run(
+            lambda pipeline: (
+                pipeline
+                | beam.Create(todo)
+                | beam.Reshuffle()
+                | "Capture" >> beam.Map(capture_unit, part, path)
+            )
+        )
+
+
+def totals(units: Sequence[Unit]) -> tuple[int, int]:
+    """Rows and tokens of units."""
+    return sum(unit.rows for unit in units), sum(unit.tokens for unit in units)
+
+
+def _create_arrays(plan: Plan, part: Path, *, console: Console) -> None:
+    for name, signal in plan.arrays.items():
+        for array, spec in plan.specs(name).items():
+            create(PartLayout(part).array(array), spec)
+        if isinstance(signal, HiddenSignal) and signal.directions:
+            console.print(
+                f"{name}: {signal.width} of {signal.teacher_width} directions keep "
+                f"{signal.variance_kept:.1%} of the variance"
+            )

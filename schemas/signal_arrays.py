@@ -1,0 +1,92 @@
+"""A signal that is stored in arrays, read by row: hidden states or attention maps of all parts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from schemas.array_io import ArrayReader
+from schemas.arrays import ArraySpec, specs_of
+from schemas.attention import decode_log
+from schemas.commits import load_commit, summary
+from schemas.hidden import decode_int8
+from schemas.layout import PartLayout
+from schemas.manifest import Manifest, Part
+from schemas.shards import Shard
+from schemas.signals import LogitsSignal, scale_name
+
+
+class SignalArrays:
+    """Opens each part's arrays at the first row that is read of them."""
+
+    def __init__(self, cache: Path, manifest: Manifest, name: str):
+        signal = manifest.signals[name]
+        assert not isinstance(signal, LogitsSignal)
+        self._cache = cache
+        self._manifest = manifest
+        self._name = name
+        self._signal = signal
+        # As the cache counts units: over all parts.
+        counts = [len(part.units) for part in manifest.parts]
+        self._first_unit = np.concatenate([[0], np.cumsum(counts)])
+        self._of_part: dict[str, dict[str, ArrayReader]] = {}
+
+    def read(
+        self, units: np.ndarray, offsets: np.ndarray, out: dict[str, np.ndarray], *, decode: bool
+    ) -> None:
+        """Put the rows `offsets` of `units` (numbered over all parts) into `out`."""
+        for name, spec in self._specs(self._manifest.parts[0]).items():
+            out[name] = np.empty((len(units), *spec.row), spec.numpy_dtype)
+        parts = np.searchsorted(self._first_unit, units, side="right") - 1
+        for number in np.unique(parts):
+            part, slots = self._manifest.parts[number], np.flatnonzero(parts == number)
+            in_part = units[slots] - self._first_unit[number]
+            indices = in_part * part.unit_rows + offsets[slots]
+            for name, reader in self._readers(part).items():
+                reader.read_into(out[name], slots.tolist(), indices)
+        if decode:
+            self._decode(out)
+
+    def _decode(self, out: dict[str, np.ndarray]) -> None:
+        name, signal = self._name, self._signal
+        if signal.dtype == "uint8-log":
+            out[name] = decode_log(out[name])
+        elif signal.dtype == "int8":
+            out[name] = decode_int8(out[name], out.pop(scale_name(name)))
+
+    def _readers(self, part: Part) -> dict[str, ArrayReader]:
+        if part.path not in self._of_part:
+            layout = PartLayout(self._cache / part.path)
+            self._of_part[part.path] = {
+                name: ArrayReader(
+                    layout.array(name),
+                    spec,
+                    name=name,
+                    unit_rows=part.unit_rows,
+                    committed=lambda unit, name=name: self._committed(part, unit)[name],
+                )
+                for name, spec in self._specs(part).items()
+            }
+        return self._of_part[part.path]
+
+    def _specs(self, part: Part) -> dict[str, ArraySpec]:
+        signal = part.signals[self._name]
+        assert not isinstance(signal, LogitsSignal)
+        return specs_of(
+            signal,
+            name=self._name,
+            slots=len(part.units) * part.unit_rows,
+            sequence_length=self._manifest.sequence_length,
+        )
+
+    def _committed(self, part: Part, unit: int) -> dict[str, Sequence[Shard]]:
+        """The files of a unit, by array name. ValueError if its commit is not the sealed one."""
+        path = PartLayout(self._cache / part.path).commit(self._name, unit)
+        if not path.is_file():
+            raise ValueError(f"{path}: the commit of {self._name}, unit {unit}, is missing")
+        commit, sealed = load_commit(path), part.units[unit].files[self._name]
+        if summary(commit.shards, rows=sealed.records) != sealed:
+            raise ValueError(
+                f"{path}: not the commit of {self._name}, unit {unit}, that the manifest names"
+            )
+        return dict(commit.shards)
