@@ -1,5 +1,7 @@
-"""Gradients of float64 formulas by central differences."""
+"""Gradients of float64 formulas by central differences, and how far two gradients are apart."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -15,3 +17,9 @@ def slope(formula, x, *, step=1e-5):
         out[at] = (above - formula(x)) / (2 * step)
         x[at] = kept
     return out
+
+
+def relative(a, b):
+    """Largest difference of two trees as a share of the largest entry of each leaf."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max(float(jnp.abs(x - y).max() / jnp.maximum(jnp.abs(y).max(), 1e-30)) for x, y in pairs)
