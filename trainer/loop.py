@@ -50,6 +50,7 @@ def train(config: Train) -> None:
     check_cache(cache, loss=config.loss)
     config, pairs = settled(config, cache=cache)
     prior = tail_prior(cache, loss=config.loss, mesh=mesh)
+    along = directions(cache, pairs=pairs, mesh=mesh)
     config.run.mkdir(parents=True, exist_ok=True)
     bind(config, cache=cache, steps=steps, signals=pairs.signals)
     with contextlib.ExitStack() as stack:
@@ -87,7 +88,7 @@ def train(config: Train) -> None:
                 steps=steps,
                 prior=prior,
                 pairs=pairs,
-                directions=directions(cache, pairs=pairs, mesh=mesh),
+                directions=along,
             ),
             # Its own cache: the one above is read by the prefetching thread.
             judge=make_evaluator(
