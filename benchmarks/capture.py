@@ -27,7 +27,7 @@ from models.numerics import logits as head
 from pipelines.packing import Packer
 from pipelines.sources import find_sources
 from pipelines.targets import CHUNK_TOKENS
-from pipelines.teacher import TeacherRunner, default_batch_rows
+from pipelines.teacher import Asked, TeacherRunner, default_batch_rows
 from pipelines.wanted import Wanted
 from schemas import codecs
 from schemas.codecs import Profile
@@ -69,27 +69,27 @@ def measure(options: Options, dtype: str) -> tuple[list[float], list[float]]:
     checkpoint = open_checkpoint(options.model)
     vocabulary = checkpoint.tokenizer().size
     batch = default_batch_rows(options.sequence_length)
-    rows = real_rows(options, count=batch * options.batches)
+    rows = real_rows(options.model, length=options.sequence_length, count=batch * options.batches)
     bare = BareTeacher(options.model, dtype, batch_rows=batch)
     planned = PlannedTeacher(
         options.model, "", dtype, vocabulary, options.sequence_length, batch, tensor_parallel=1
     )
     betas = (1.0,) if options.draws else ()
-    teacher = TeacherRunner(planned, Wanted(options.k, options.draws, betas))
-    sample = [result.targets for result in teacher.run(rows)]
+    teacher, asked = TeacherRunner(planned), Asked(Wanted(options.k, options.draws, betas))
+    sample = [output.targets for output in teacher.run(rows, asked)]
     tables = codecs.fit(options.profile, sample[0], vocabulary=vocabulary)
 
     def capture() -> None:
         records = [
             encode_logits(
-                result.targets,
+                output.targets,
                 row_key=row.key,
                 scored=row.loss_mask,
                 profile=options.profile,
                 tables=tables,
                 vocabulary=vocabulary,
             )
-            for row, result in zip(rows, teacher.run(rows), strict=True)
+            for row, output in zip(rows, teacher.run(rows, asked), strict=True)
         ]
         with tempfile.TemporaryDirectory() as scratch:
             write_records(Path(scratch) / "unit", records)
@@ -127,10 +127,10 @@ class BareTeacher:
         jax.block_until_ready(results)
 
 
-def real_rows(options: Options, *, count: int) -> list[Row]:
+def real_rows(model: str, *, length: int, count: int) -> list[Row]:
     """Packed rows of the standard library's text."""
-    tokenizer = open_checkpoint(options.model).tokenizer()
-    packer = Packer(options.sequence_length, open_rows=64)
+    tokenizer = open_checkpoint(model).tokenizer()
+    packer = Packer(length, open_rows=64)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         sources = find_sources(["embedded"], max_bytes=None, memory=Path(scratch) / "digests")

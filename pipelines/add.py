@@ -75,10 +75,9 @@ def add_signals(
     plan = read_plan(path)
     _refuse_leftovers(layout, plan, cache=cache)
     capture_plan(plan, path, part=layout.root, run=run, console=console)
-    sealed_again = seal_addition(cache, manifest, plan)
-    path.unlink()
-    clean(layout)
-    return sealed_again
+    gained = seal_addition(cache, manifest, plan)
+    clean(layout, sealed=gained)
+    return gained
 
 
 def require_space(

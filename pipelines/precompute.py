@@ -91,7 +91,7 @@ class _Capture:
                 run=self._run_beam,
                 console=self.console,
             )
-        clean(self.layout)
+        clean(self.layout, sealed=manifest)
         self.console.print(f"{self.cache}: sealed already, nothing to do")
         return manifest
 

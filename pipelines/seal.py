@@ -8,7 +8,7 @@ from schemas.commits import Commit, read_commit
 from schemas.files import require_file
 from schemas.layout import PartLayout, part_layout
 from schemas.manifest import Manifest, Part, Unit, write_manifest
-from schemas.plan import Plan
+from schemas.plan import Plan, read_plan
 
 
 def seal(cache: Path, plan: Plan) -> Manifest:
@@ -36,7 +36,7 @@ def seal(cache: Path, plan: Plan) -> Manifest:
         parts=(part,),
     )
     sealed = write_manifest(cache, manifest, replaces=None)
-    clean(layout)
+    clean(layout, sealed=sealed)
     return sealed
 
 
@@ -57,12 +57,14 @@ def seal_addition(cache: Path, manifest: Manifest, plan: Plan) -> Manifest:
     return write_manifest(cache, new, replaces=manifest.cache_id)
 
 
-def clean(layout: PartLayout) -> None:
+def clean(layout: PartLayout, *, sealed: Manifest) -> None:
     """Remove what an unfinished capture needed and what killed writers left behind."""
+    for path in layout.additions:
+        if read_plan(path).signals.keys() <= sealed.signals.keys():
+            path.unlink()
     shutil.rmtree(layout.work, ignore_errors=True)
-    for pattern in (".*.tmp", "*.__lock"):
-        for leftover in layout.root.rglob(pattern):
-            leftover.unlink(missing_ok=True)
+    for leftover in layout.root.rglob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def _with_commits(layout: PartLayout, plan: Plan, units: tuple[Unit, ...]) -> tuple[Unit, ...]:

@@ -1,6 +1,7 @@
 """Opening a sealed cache and reading rows with their signals as padded numpy arrays."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -42,6 +43,7 @@ class Cache:
         self._readers = RecordReaders()
         self._tables_of: dict[str, Tables] = {}
         self._arrays: dict[str, SignalArrays] = {}
+        self._background = ThreadPoolExecutor(1)
         self._units = [(part, n) for part in manifest.parts for n in range(len(part.units))]
         counts = [part.units[n].rows for part, n in self._units]
         self._first_row = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
@@ -95,12 +97,17 @@ class Cache:
         at = np.searchsorted(self._first_row, numbers, side="right") - 1
         offsets = numbers - self._first_row[at]
         records = [name for name in ("rows", *signals) if "/" not in name]
+        # TensorStore's threads decode arrays while this one decodes records.
+        arrays = [
+            self._background.submit(self._arrays_of(name).read, at, offsets, out, decode=decode)
+            for name in signals
+            if name not in records
+        ]
         for index in np.unique(at):
             slots = np.flatnonzero(at == index)
             self._read_unit(int(index), slots, offsets[slots], records, out)
-        for name in signals:
-            if name not in records:
-                self._arrays_of(name).read(at, offsets, out, decode=decode)
+        for reading in arrays:
+            reading.result()
         return out
 
     def directions(self, name: str) -> np.ndarray | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from schemas.arrays import ArraySpec, specs_of
 from schemas.files import read_json, write_json
+from schemas.identity import canonical_json
 from schemas.manifest import Skipped, Source, Unit, unit_from_json
 from schemas.signals import ArraySignal, LogitsSignal, Signal, signal_from_json
 
@@ -120,7 +121,8 @@ def claim(path: Path, request: Mapping[str, Any], *, cache: Path) -> None:
     different = [
         f"  {name}: there {_brief(bound.get(name))}, asked for {_brief(value)}"
         for name, value in request.items()
-        if bound.get(name) != value
+        # As JSON, which has no tuples.
+        if canonical_json(bound.get(name)) != canonical_json(value)
     ]
     if different:
         raise ValueError(

@@ -1,6 +1,7 @@
 """SIGKILL at every stage of a capture, then a rerun: the cache of an undisturbed run."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.config import Attention, Hidden
 from schemas import open_cache
 from tests.make_cache import tiny_cache, tiny_settings
 
@@ -31,11 +33,20 @@ from pipelines.__main__ import main
 sys.exit(main(sys.argv[4:]))
 """
 
+SIGNALS = {
+    "profile": "fast",
+    "draws": 3,
+    "hidden": Hidden(layers=(1,), dtype="int8", width=6),
+    "attention": Attention(layers="all"),
+}
+
 STAGES = {
     "tokenise, second shard": ("pipelines.tokenise", "write_json", 2),
     "tokenise, before its result": ("pipelines.tokenise", "_gather", 1),
     "calibrate, tables written, plan not": ("pipelines.calibrate", "write_plan", 1),
-    "capture, first unit written, commit not": ("pipelines.capture", "write_json", 1),
+    "capture, first unit written, commit not": ("pipelines.capture", "write_commit", 1),
+    "capture, between a unit's commits": ("pipelines.capture", "write_commit", 5),
+    "capture, a file of an array": ("schemas.array_io", "write_bytes", 9),
     "capture, in the middle": ("pipelines.capture", "write_records", 4),
     "between last commit and seal": ("pipelines.seal", "write_manifest", 1),
     "sealed, scratch not removed": ("pipelines.seal", "clean", 1),
@@ -49,12 +60,12 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(root) -> str:
-    return tiny_cache(root, profile="fast", draws=3).manifest.cache_id
+    return tiny_cache(root, **SIGNALS).manifest.cache_id
 
 
 def command(root: Path, output: Path) -> list[str]:
     """The flags of `tiny_settings` as a user would type them."""
-    config = tiny_settings(root, profile="fast", draws=3, output=output)
+    config = tiny_settings(root, **SIGNALS, output=output)
     return [
         "precompute",
         *("--corpus.files", *config.corpus.files),
@@ -66,6 +77,10 @@ def command(root: Path, output: Path) -> list[str]:
         f"--signals.logits.k={config.signals.logits.k}",
         f"--signals.logits.draws={config.signals.logits.draws}",
         f"--signals.logits.profile={config.signals.logits.profile}",
+        *("--signals.hidden.layers", *map(str, config.signals.hidden.layers)),
+        f"--signals.hidden.dtype={config.signals.hidden.dtype}",
+        f"--signals.hidden.width={config.signals.hidden.width}",
+        f"--signals.attention.layers={config.signals.attention.layers}",
         f"--output={config.output}",
     ]
 
@@ -98,6 +113,47 @@ def test_killed_anywhere_and_rerun_the_cache_has_the_same_bytes(root, undisturbe
     left = [path.name for path in output.rglob("*") if path.name.endswith(".tmp")]
     assert left == []
     assert not (output / "parts" / "0000" / "work").exists()
+
+
+ADDING = {
+    "calibrated, plan not written": ("pipelines.calibrate", "write_plan", 1),
+    "in the middle": ("pipelines.capture", "write_commit", 5),
+    "a file of an array": ("schemas.array_io", "write_bytes", 9),
+    "before the manifest": ("pipelines.seal", "write_manifest", 1),
+    "sealed, its plan not removed": ("pipelines.add", "clean", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def logits_only(root) -> Path:
+    return tiny_cache(root, profile="fast", draws=3, output=root / "logits-only").path
+
+
+@pytest.mark.parametrize("stage", ADDING)
+def test_killed_while_adding_the_old_cache_stands_and_a_rerun_adds(
+    root, logits_only, tmp_path, stage
+):
+    cache = Path(shutil.copytree(logits_only, tmp_path / "cache"))
+    module, function, calls = ADDING[stage]
+    killed = run("-c", KILLED, module, function, str(calls), *command(root, cache))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    if stage != "sealed, its plan not removed":
+        assert open_cache(cache).manifest == open_cache(logits_only).manifest
+    rerun = run("-m", "pipelines", *command(root, cache))
+    assert rerun.returncode == 0, rerun.stderr
+    added = open_cache(cache)
+    assert added.manifest.cache_id == _added_undisturbed(root, logits_only)
+    added.read(added.rows(), signals=tuple(added.manifest.signals))
+    left = [p.name for p in cache.rglob("*") if p.name.endswith(".tmp") or "adding" in p.name]
+    assert left == []
+
+
+def _added_undisturbed(root: Path, logits_only: Path) -> str:
+    cache = root / "added"
+    if not cache.exists():
+        shutil.copytree(logits_only, cache)
+        tiny_cache(root, **SIGNALS, output=cache)
+    return open_cache(cache).manifest.cache_id
 
 
 def test_a_full_disk_is_said_and_what_is_committed_stays(root, undisturbed, tmp_path):

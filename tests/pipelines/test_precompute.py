@@ -275,7 +275,7 @@ def test_a_worker_with_other_weights_is_refused_before_it_writes(root, cache):
     planned = dataclasses.replace(plan.teacher, model=str(other))
     write_plan(layout.plan, dataclasses.replace(plan, teacher=planned))
     with pytest.raises(RuntimeError, match="differ from the plan's by a KL of"):
-        capture.capture_unit(0, layout.root)
+        capture.capture_unit(0, layout.root, layout.plan)
     assert not layout.commit("logits", 0).exists()
 
 

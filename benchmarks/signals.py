@@ -1,0 +1,177 @@
+"""Random rows of each signal, from page cache: how fast they come, how much disk they take.
+
+    python -m benchmarks.signals CACHE [--rows 32] [--turns 20]
+    python -m benchmarks.signals --synthetic
+
+Of a cache: every signal it holds alone, and logits together with each layer of hidden states,
+through `Cache.read` as the trainer calls it (codes are decoded on the device). Without one: arrays
+of made-up hidden states and attention maps, of the embedded teacher's shape, through the reader
+alone. All are measured in turns in one run, `--rows` rows a turn; the median counts. GB/s are of
+what is returned. Disk is compared with a plain bfloat16 array of the same numbers, whole
+distributions for logits.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from schemas import open_cache
+from schemas.array_io import ArrayReader, ArrayWriter
+from schemas.arrays import ArraySpec, create, shard_rows
+from schemas.attention import encode_log
+from schemas.cache import Cache
+from schemas.hidden import encode_int8
+from schemas.signals import HiddenSignal, LogitsSignal
+
+LENGTH, WIDTH, HEADS = 1024, 576, 9
+"""Of the synthetic rows: SmolLM2-135M's."""
+
+
+@dataclass
+class Subject:
+    """What is read in one line of the table."""
+
+    name: str
+    row_numbers: np.ndarray
+    length: int
+    """Positions a row."""
+    read: Callable[[np.ndarray], Sequence[np.ndarray]]
+    disk_bytes: float
+    """A position, of all files."""
+    plain_bytes: float
+    """A position, if every number were stored in bfloat16."""
+
+
+def main():
+    options = _arguments()
+    with tempfile.TemporaryDirectory() as directory:
+        subjects = (
+            list(synthetic(Path(directory)))
+            if options.synthetic
+            else list(of_cache(open_cache(options.cache)))
+        )
+        table = Table("signal", "rows/s", "GB/s", "disk B/position", "of plain bfloat16")
+        for subject, (seconds, size) in zip(
+            subjects, measure(subjects, rows=options.rows, turns=options.turns), strict=True
+        ):
+            table.add_row(
+                subject.name,
+                f"{options.rows / seconds:,.0f}",
+                f"{size / seconds / 1e9:.2f}",
+                f"{subject.disk_bytes:,.0f}",
+                f"{subject.disk_bytes / subject.plain_bytes:.3f}",
+            )
+        Console().print(table)
+        print(f"Rows of {subjects[0].length} positions, {options.rows} at a time, at random.")
+
+
+def measure(subjects: list[Subject], *, rows: int, turns: int) -> list[tuple[float, int]]:
+    """Median seconds of one read of `rows` rows, and the bytes it returns, of each subject."""
+    generator = np.random.default_rng(0)
+    seconds: list[list[float]] = [[] for _ in subjects]
+    sizes = [0] * len(subjects)
+    for subject in subjects:  # Files are checked once, and page cache filled.
+        subject.read(subject.row_numbers)
+    for _ in range(turns):
+        for i, subject in enumerate(subjects):
+            chosen = generator.choice(subject.row_numbers, rows)
+            start = time.perf_counter()
+            arrays = subject.read(chosen)
+            seconds[i].append(time.perf_counter() - start)
+            sizes[i] = sum(array.nbytes for array in arrays)
+    return [(statistics.median(s), size) for s, size in zip(seconds, sizes, strict=True)]
+
+
+def of_cache(cache: Cache) -> Iterator[Subject]:
+    """Each signal alone, and logits with each layer of hidden states."""
+    signals = cache.manifest.signals
+    hidden = [name for name, signal in signals.items() if isinstance(signal, HiddenSignal)]
+    for names in [(name,) for name in signals] + [("logits", name) for name in hidden]:
+        yield Subject(
+            " + ".join(names),
+            cache.rows(),
+            cache.manifest.sequence_length,
+            lambda rows, names=names: list(cache.read(rows, names, decode=False).values()),
+            disk_bytes=sum(_disk_bytes(cache, name) for name in names),
+            plain_bytes=sum(_plain_bytes(cache, name) for name in names),
+        )
+
+
+def _disk_bytes(cache: Cache, name: str) -> float:
+    units = [unit for part in cache.manifest.parts for unit in part.units]
+    return sum(u.files[name].bytes for u in units) / len(cache) / cache.manifest.sequence_length
+
+
+def _plain_bytes(cache: Cache, name: str) -> float:
+    signal = cache.manifest.signals[name]
+    if isinstance(signal, LogitsSignal):
+        return 2.0 * cache.manifest.vocabulary_size
+    if isinstance(signal, HiddenSignal):
+        return 2.0 * signal.teacher_width
+    return 2.0 * signal.stored_heads * cache.manifest.sequence_length
+
+
+def synthetic(directory: Path) -> Iterator[Subject]:
+    """Arrays of each kind, of 64 rows of states and 16 of maps."""
+    generator = np.random.default_rng(0)
+    # A few channels are much larger than others, as in real states.
+    scales = np.exp(generator.normal(size=WIDTH))
+    states = (generator.normal(size=(64, LENGTH, WIDTH)) * scales).astype(np.float32)
+    codes, scale = encode_int8(states)
+    logits = 3 * generator.normal(size=(16, HEADS, LENGTH, LENGTH)).astype(np.float32)
+    weights = np.tril(np.exp(logits))
+    maps = encode_log(weights / weights.sum(-1, keepdims=True))
+    kinds = {
+        "hidden bfloat16": ({"": states.astype(ml_dtypes.bfloat16)}, 2.0 * WIDTH),
+        "hidden int8": ({"": codes, "-scale": scale}, 2.0 * WIDTH),
+        "attention uint8-log": ({"": maps}, 2.0 * HEADS * LENGTH),
+    }
+    for name, (arrays, plain) in kinds.items():
+        stored = [_store(directory / f"{name}{part}", rows) for part, rows in arrays.items()]
+        readers = [reader for reader, _ in stored]
+        count = len(arrays[""])
+        yield Subject(
+            name,
+            np.arange(count),
+            LENGTH,
+            lambda rows, readers=readers: [reader.read(rows) for reader in readers],
+            disk_bytes=sum(size for _, size in stored) / count / LENGTH,
+            plain_bytes=plain,
+        )
+
+
+def _store(path: Path, rows: np.ndarray) -> tuple[ArrayReader, int]:
+    """A reader of the array that holds `rows`, and its bytes on disk."""
+    dtype, unit_rows = str(rows.dtype), len(rows)
+    spec = ArraySpec(rows.shape, dtype, shard_rows(rows.shape[1:], dtype, unit_rows=unit_rows))
+    create(path, spec)
+    writer = ArrayWriter(path, spec, first=0)
+    for row in rows:
+        writer.append(row)
+    shards = writer.finish()
+    reader = ArrayReader(
+        path, spec, name=path.name, unit_rows=unit_rows, committed=lambda unit: shards
+    )
+    return reader, sum(shard.bytes for shard in shards)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("cache", nargs="?", default="runs/cache", help="a sealed cache")
+    parser.add_argument("--synthetic", action="store_true", help="made-up arrays, no cache")
+    parser.add_argument("--rows", type=int, default=32, help="rows read at once")
+    parser.add_argument("--turns", type=int, default=20, help="reads of each signal")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

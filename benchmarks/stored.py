@@ -1,0 +1,191 @@
+"""What is stored of hidden states and attention maps, against the teacher's own in float32.
+
+    python -m benchmarks.stored [--model embedded] [--rows 8] [--hidden 12 -1] [--attention 0 15]
+
+Hidden states: ‖stored − own‖ ÷ ‖own‖ a position. Attention maps: total variation a query row. Bytes
+are those of the written files, a token, against a plain bfloat16 array of as many tokens.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.capture import real_rows
+from models import open_checkpoint
+from pipelines.array_signals import describe
+from pipelines.config import Attention, Hidden, Signals
+from pipelines.directions import Moments
+from pipelines.teacher import Asked, TeacherRunner
+from schemas.array_io import ArrayWriter
+from schemas.arrays import create, specs_of
+from schemas.attention import decode_log
+from schemas.hidden import decode_int8
+from schemas.plan import PlannedTeacher
+from schemas.signals import HiddenSignal, scale_name
+
+WIDTHS = (64, 128, 256)
+
+
+def main() -> None:
+    options = _arguments()
+    checkpoint = open_checkpoint(options.model)
+    rows = real_rows(options.model, length=options.sequence_length, count=options.rows)
+    planned = PlannedTeacher(
+        options.model, "", "float32", checkpoint.tokenizer().size, options.sequence_length, 2, 1
+    )
+    teacher = TeacherRunner(planned)
+    own = Own(checkpoint, rows)
+    hidden = Table("signal", "stored as", "error mean", "p99", "max", "variance kept", *BYTES)
+    maps = Table("signal", "stored as", "TV mean", "p99", "max", "", *BYTES)
+    kinds: list[Signals] = [
+        Signals(hidden=Hidden(tuple(options.hidden), dtype, width))
+        for dtype, width in (("bfloat16", "full"), ("int8", "full"), *(("int8", n) for n in WIDTHS))
+    ]
+    kinds += [
+        Signals(attention=Attention(tuple(options.attention), "all", dtype))
+        for dtype in ("bfloat16", "uint8-log")
+    ]
+    for signals in kinds:
+        for name, cells in measure(teacher, rows, signals, own=own, options=options):
+            (hidden if name.startswith("hidden") else maps).add_row(name, *cells)
+    console = Console(width=120)
+    console.print(
+        f"{options.model}, {len(rows)} rows of {options.sequence_length} tokens; directions from "
+        "the same rows",
+        hidden,
+        maps,
+    )
+
+
+BYTES = ("B/token", "plain bfloat16")
+
+
+def measure(teacher, rows, signals: Signals, *, own: "Own", options):
+    """A table row for each signal of one kind."""
+    length = options.sequence_length
+    described = describe(
+        signals,
+        own.config,
+        teacher_id="",
+        length=length,
+        unit_rows=1 << (len(rows) - 1).bit_length(),
+    )
+    moments = Moments([s.layer for s in described.values() if _projected(s)])
+    directions, kept = {}, {}
+    if moments.layers:
+        list(teacher.run(rows, Asked(), observers=(moments,)))
+    for name, signal in described.items():
+        if _projected(signal):
+            directions[name], kept[name] = moments.directions(signal.layer, width=signal.width)
+    outputs = list(teacher.run(rows, Asked(None, described, directions)))
+    tokens = sum(int((row.segment_ids > 0).sum()) for row in rows)
+    for name, signal in described.items():
+        size = written(name, signal, outputs, length=length) / tokens
+        if isinstance(signal, HiddenSignal):
+            errors = own.state_errors(name, signal, outputs, directions.get(name))
+            stored_as = signal.dtype + (f", {signal.width} wide" if _projected(signal) else "")
+            plain = 2 * signal.teacher_width * len(rows) * length / tokens
+            share = f"{kept[name]:.1%}" if name in kept else ""
+        else:
+            errors, stored_as, share = own.map_errors(name, signal, outputs), signal.dtype, ""
+            plain = 2 * signal.stored_heads * length**2 * len(rows) / tokens
+        figures = (errors.mean(), np.quantile(errors, 0.99), errors.max())
+        cells = (f"{figure:.2e}" for figure in figures)
+        yield name, (stored_as, *cells, share, f"{size:,.0f}", f"{plain:,.0f} ({size / plain:.0%})")
+
+
+def written(name, signal, outputs, *, length: int) -> int:
+    """Bytes of the signal's files."""
+    slots = 1 << (len(outputs) - 1).bit_length()
+    size = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        for array, spec in specs_of(signal, name=name, slots=slots, sequence_length=length).items():
+            create(Path(scratch) / array, spec)
+            writer = ArrayWriter(Path(scratch) / array, spec, first=0)
+            for output in outputs:
+                writer.append(output.arrays[array])
+            size += sum(shard.bytes for shard in writer.finish())
+    return size
+
+
+class Own:
+    """The teacher's own states and maps in float32, one row at a time."""
+
+    def __init__(self, checkpoint, rows):
+        self.config = checkpoint.config
+        self.rows = rows
+        graph, self._weights = nnx.split(checkpoint.load(dtype="float32"))
+        every = tuple(range(self.config.num_layers + 1))
+
+        @jax.jit
+        def states(weights, tokens, segment_ids, positions):
+            model = nnx.merge(graph, weights)
+            return model(tokens, segment_ids, positions, hidden_layers=every)[1]
+
+        @jax.jit
+        def maps(weights, states, segment_ids, positions, layer):
+            model = nnx.merge(graph, weights)
+            return model.attention_maps(states, segment_ids, positions, layer=layer)
+
+        self._maps = maps
+        self._states = [
+            jax.device_get(states(self._weights, *(x[None] for x in _inputs(row)))) for row in rows
+        ]
+
+    def state_errors(self, name, signal, outputs, directions) -> np.ndarray:
+        """Relative error of each position; of projected states against the projection's exact
+        value, since what the directions leave out is the variance that is not kept."""
+        errors = []
+        for row, states, output in zip(self.rows, self._states, outputs, strict=True):
+            counted = row.segment_ids > 0
+            own = states[signal.layer][0][counted].astype(np.float64)
+            own = own if directions is None else own @ directions
+            stored = output.arrays[name]
+            if signal.dtype == "int8":
+                stored = decode_int8(stored, output.arrays[scale_name(name)])
+            wrong = np.linalg.norm(stored[counted].astype(np.float64) - own, axis=-1)
+            errors.append(wrong / np.linalg.norm(own, axis=-1))
+        return np.concatenate(errors)
+
+    def map_errors(self, name, signal, outputs) -> np.ndarray:
+        """Total variation of each head's query rows."""
+        errors = []
+        for row, states, output in zip(self.rows, self._states, outputs, strict=True):
+            _, segment_ids, positions = _inputs(row)
+            places = segment_ids[None], positions[None]
+            own = np.asarray(
+                self._maps(self._weights, states[signal.layer], *places, signal.layer)[0]
+            )
+            stored = output.arrays[name]
+            stored = decode_log(stored) if signal.dtype == "uint8-log" else stored
+            distance = 0.5 * np.abs(stored.astype(np.float32) - own).sum(-1)
+            errors.append(distance[:, segment_ids > 0].ravel())
+        return np.concatenate(errors)
+
+
+def _inputs(row):
+    return row.tokens, row.segment_ids, row.positions
+
+
+def _projected(signal) -> bool:
+    return isinstance(signal, HiddenSignal) and signal.width < signal.teacher_width
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--hidden", type=int, nargs="*", default=[12, -1])
+    parser.add_argument("--attention", type=int, nargs="*", default=[0, 15])
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
