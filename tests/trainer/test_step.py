@@ -17,10 +17,9 @@ from tests.trainer.heads import prior_nodes
 from trainer.config import Data, Loss, Optimiser, Train
 from trainer.evaluate import make_evaluator, spread_rows
 from trainer.needs import fields
+from trainer.optimiser import decayed, learning_rate
 from trainer.step import (
-    decayed,
     initial_state,
-    learning_rate,
     make_train_step,
     mean_gradient,
     updated,
