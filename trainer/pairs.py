@@ -84,40 +84,28 @@ def with_layers(
     """
     if not loss.terms:
         return loss
-    theirs, ours = teacher.num_layers, student.num_layers
-    stored = [
-        signal.layer
-        for signal in cache.manifest.signals.values()
-        if isinstance(signal, AttentionSignal)
-    ]
-    if any(not term.teacher_layers for term in loss.attention) and not stored:
+    ours, theirs = student.num_layers, teacher.num_layers
+    maps = nearest(stored_blocks(cache), ours=ours, theirs=theirs, cut_from=cut_from)
+    if not maps and any(not term.teacher_layers for term in loss.attention):
         raise ValueError(_missing(cache, "attention maps"))
-    near = nearest(sorted(stored), ours=ours, theirs=theirs, cut_from=cut_from)
-
-    def numbered(name: str, term: AnyTerm, default: Sequence[tuple[int, int]], more: int):
-        pairs = list(zip(term.student_layers, term.teacher_layers, strict=True)) or default
-        return dataclasses.replace(
-            term,
-            student_layers=tuple(
-                _number(f"loss.{name}.student_layers", layer, ours + more, "the student")
-                for layer, _ in pairs
-            ),
-            teacher_layers=tuple(
-                _number(f"loss.{name}.teacher_layers", layer, theirs + more, "the teacher")
-                for _, layer in pairs
-            ),
-        )
-
     return dataclasses.replace(
         loss,
         # Hidden layer 0 comes before the first block: there is one more of them.
         hidden=tuple(
-            numbered(f"hidden[{i}]", term, [(-1, -1)], 1) for i, term in enumerate(loss.hidden)
+            _numbered(f"hidden[{i}]", term, [(-1, -1)], counts=(ours + 1, theirs + 1))
+            for i, term in enumerate(loss.hidden)
         ),
         attention=tuple(
-            numbered(f"attention[{i}]", term, near, 0) for i, term in enumerate(loss.attention)
+            _numbered(f"attention[{i}]", term, maps, counts=(ours, theirs))
+            for i, term in enumerate(loss.attention)
         ),
     )
+
+
+def stored_blocks(cache: Cache) -> list[int]:
+    """The teacher's blocks whose attention maps the cache holds, in order."""
+    held = cache.manifest.signals.values()
+    return sorted(signal.layer for signal in held if isinstance(signal, AttentionSignal))
 
 
 def nearest(
@@ -205,12 +193,27 @@ def _attention_pair(
     return pair
 
 
-def _number(name: str, layer: int, count: int, whose: str) -> int:
+def _numbered(
+    name: str, term: AnyTerm, default: Sequence[tuple[int, int]], *, counts: tuple[int, int]
+) -> AnyTerm:
+    """The term with its layers, or the default ones, counted from 0."""
+    pairs = list(zip(term.student_layers, term.teacher_layers, strict=True)) or default
+    sides = zip(("student", "teacher"), zip(*pairs, strict=True), counts, strict=True)
+    return dataclasses.replace(
+        term,
+        **{
+            f"{side}_layers": tuple(_number(layer, count, name=name, side=side) for layer in layers)
+            for side, layers, count in sides
+        },
+    )
+
+
+def _number(layer: int, count: int, *, name: str, side: str) -> int:
     """The layer counted from 0. ValueError with the range if there is none."""
     if not -count <= layer < count:
         raise ValueError(
-            f"{name}: layer {layer} does not exist; {whose} has layers 0 to {count - 1}, from the "
-            f"end −1 to −{count}"
+            f"loss.{name}.{side}_layers: layer {layer} does not exist; the {side} has layers 0 to "
+            f"{count - 1}, from the end −1 to −{count}"
         )
     return layer % count
 

@@ -15,6 +15,7 @@ from pipelines.config import Attention, Hidden
 from pipelines.remove import remove_signals
 from schemas import open_cache
 from tests.make_cache import tiny_cache
+from trainer.__main__ import main
 from trainer.binding import settings_of
 from trainer.config import AttentionLoss, Data, Evaluate, Export, HiddenLoss, Loss, Student, Train
 from trainer.data import Batches
@@ -186,6 +187,41 @@ def test_hidden_states_alone_teach_a_student(layered_cache, layered_root, tmp_pa
     np.testing.assert_allclose(
         first["loss"], first["ce_loss"] + 5 * first["hidden_state_loss"], rtol=1e-6
     )
+
+
+def test_the_classic_online_step_is_a_config(layered_cache, layered_root, tmp_path):
+    """T = 4, α = 0.9, accumulation, states and maps; each part of the loss is in the metrics."""
+    config = tmp_path / "online.toml"
+    config.write_text(f"""
+cache = "{layered_cache.path}"
+run = "{tmp_path / "run"}"
+[student]
+source = "{layered_root / "teacher"}"
+layers = 2
+[loss]
+temperature = 4.0
+alpha = 0.9
+tail = "bucket"
+[[loss.hidden]]
+weight = 0.5
+[[loss.attention]]
+weight = 0.25
+normalize = false
+[data]
+batch_rows = 4
+microbatches = 2
+steps = 2
+""")
+    assert main(["train", str(config), "--heldout-rows=2"]) == 0
+    for line in losses(tmp_path / "run"):
+        expected = (
+            0.9 * 4**2 * line["kl_loss"]
+            + (1 - 0.9) * line["ce_loss"]
+            + 0.5 * line["hidden_state_loss"]
+            + 0.25 * line["attention_loss"]
+        )
+        np.testing.assert_allclose(line["loss"], expected, rtol=1e-5)
+        assert {"learning_rate", "grad_norm", "tokens"} <= line.keys()
 
 
 def test_two_devices_give_the_losses_of_one(undisturbed, tmp_path, compile_once):
