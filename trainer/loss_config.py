@@ -102,7 +102,11 @@ class AttentionLoss(Term):
 
 @dataclass(frozen=True)
 class Loss:
-    """α · T² · D(teacher ‖ student) + (1 − α) · cross-entropy + Σ λ · term."""
+    """α · T² · D(teacher ‖ student) + (1 − α) · cross-entropy + Σ λ · term.
+
+    Terms are `[[loss.hidden]]` and `[[loss.attention]]` in a file; on the command line the first of
+    them is `--loss.hidden.0.weight 0.5`, and so on.
+    """
 
     alpha: float = 0.9
     """Share of the teacher in [0, 1]; 0 is training on hard labels only."""

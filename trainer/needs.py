@@ -17,6 +17,7 @@ from trainer.config import Loss, Train
 from trainer.losses import Tail
 from trainer.pairs import NO_PAIRS, Pairs, pairs, with_layers
 from trainer.student import shape, teacher_config
+from trainer.terms import Matrices
 
 ROWS = ("tokens", "segment_ids", "positions", "loss_mask")
 TOPK = ("topk_ids", "topk_logprobs", "tail_logmass")
@@ -63,16 +64,19 @@ def tail_prior(cache: Cache, *, loss: Loss, mesh: Mesh) -> Float[Array, "nodes v
     return jax.device_put(np.asarray(prior, np.float32), NamedSharding(mesh, PartitionSpec()))
 
 
-def directions(
-    cache: Cache, *, pairs: Pairs, mesh: Mesh
-) -> dict[str, Float[Array, "width stored"]]:
-    """The principal directions that pairs ask for, by signal, on every device."""
-    wanted = {pair.signal for term in pairs.hidden for pair in term if pair.directions}
+def directions(cache: Cache, *, pairs: Pairs, mesh: Mesh) -> Matrices:
+    """The principal directions that pairs ask for, by signal, on every device.
+
+    ValueError if the cache's parts disagree on those of a signal that is compared at all: states
+    along different directions are not the same numbers, whatever is trained to meet them.
+    """
     everywhere = NamedSharding(mesh, PartitionSpec())
-    return {
-        signal: jax.device_put(np.asarray(cache.directions(signal), np.float32), everywhere)
-        for signal in sorted(wanted)
-    }
+    found = {}
+    for pair in (pair for term in pairs.hidden for pair in term):
+        along = cache.directions(pair.signal)
+        if pair.directions:
+            found[pair.signal] = jax.device_put(np.asarray(along, np.float32), everywhere)
+    return found
 
 
 def settled(config: Train, *, cache: Cache) -> tuple[Train, Pairs]:

@@ -12,7 +12,8 @@ from models.sharding import make_mesh
 from models.tokenizer import Tokenizer
 from schemas import Cache
 from trainer.config import Loss, Student
-from trainer.needs import check_cache, fields, tail_prior
+from trainer.needs import check_cache, directions, fields, tail_prior
+from trainer.pairs import NO_PAIRS, HiddenPair, Pairs
 from trainer.student import shape, teacher_config
 
 
@@ -86,3 +87,19 @@ def test_a_student_s_shape_is_known_before_its_weights(cache, root, tmp_path):
     # Once a run began its own first student tells, whatever became of the source.
     shutil.copytree(tmp_path / "deeper", tmp_path / "initial")
     assert found(source="gone", layers=(1,)) == (4, 32, None)
+
+
+def test_parts_that_disagree_on_directions_are_refused_even_under_a_projection(narrow_cache):
+    class TwoParts(Cache):
+        def directions(self, name):
+            raise ValueError(f"the parts have other directions of {name} each")
+
+    cache, mesh = TwoParts(narrow_cache.path, narrow_cache.manifest), make_mesh()
+    along = Pairs(hidden=((HiddenPair(2, "hidden/2", 8, directions=True),),))
+    found = directions(narrow_cache, pairs=along, mesh=mesh)
+    np.testing.assert_array_equal(found["hidden/2"], narrow_cache.directions("hidden/2"))
+    projected = Pairs(hidden=((HiddenPair(2, "hidden/2", 8, projection="hidden-0-0"),),))
+    assert directions(narrow_cache, pairs=projected, mesh=mesh) == {}
+    with pytest.raises(ValueError, match="other directions of hidden/2"):
+        directions(cache, pairs=projected, mesh=mesh)
+    assert directions(cache, pairs=NO_PAIRS, mesh=mesh) == {}
