@@ -31,8 +31,8 @@ def fields(tail: Tail) -> tuple[str, ...]:
 
 def arrays(signals: Sequence[str], batch: Mapping[str, np.ndarray]) -> list[str]:
     """What of a batch holds these signals, beside `fields`: their arrays and scales."""
-    names = [name for signal in signals for name in (signal, scale_name(signal))]
-    return [name for name in names if name in batch]
+    scales = [scale_name(signal) for signal in signals]
+    return [*signals, *(scale for scale in scales if scale in batch)]
 
 
 def check_cache(cache: Cache, *, loss: Loss) -> None:
