@@ -176,7 +176,7 @@ class Training:
         return state
 
     def _judge(self, step: int, state: TrainState) -> None:
-        self.metrics.judged({"step": step, **self.judge(without_projections(state.params))})
+        self.metrics.judged({"step": step, **self.judge(state.params)})
 
 
 class _Report:

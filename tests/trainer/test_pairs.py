@@ -97,10 +97,10 @@ def test_only_what_is_compared_is_read_and_each_once():
     found = settled(
         HiddenLoss(),
         HiddenLoss(kind="cosine", student_layers=(1, 3), teacher_layers=(3, 6)),
-        AttentionLoss(student_layers=(1,), teacher_layers=(3,)),
+        AttentionLoss(student_layers=(2,), teacher_layers=(3,)),
     )
     assert found.signals == ("hidden/6", "hidden/3", "attention/3")
-    assert found.hidden_layers == (1, 3)
+    assert found.hidden_layers == (1, 2, 3)  # block 2 reads what layer 2 is
     assert settled().signals == settled().hidden_layers == ()
 
 
