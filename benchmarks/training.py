@@ -1,6 +1,7 @@
 """What training from a cache costs: against the bare step, and against a teacher in the loop.
 
     python -m benchmarks.training [--cache runs/cache] [--layers 8] [--dtype float32]
+        [--hidden] [--attention]   learn from the last hidden states, all stored maps too
 
 Interleaved in one run, all with the same student and batch size:
 - `bare step`: the compiled update on one batch that is on the device already;
@@ -31,10 +32,12 @@ from models.sharding import make_mesh
 from models.students import cut_layers, spread
 from schemas import open_cache
 from trainer.checkpoint import Checkpoints
-from trainer.config import Data, Train
+from trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Train
 from trainer.data import Batches
 from trainer.loop import Training
 from trainer.metrics import Metrics
+from trainer.needs import directions
+from trainer.pairs import pairs, with_layers
 from trainer.step import initial_state, make_train_step, to_device
 from trainer.student import parameters
 
@@ -43,22 +46,36 @@ def main():
     options = _arguments()
     cache, mesh = open_cache(options.cache), make_mesh()
     never = 10**9
+    source = open_checkpoint(options.teacher)
+    teacher = source.load(dtype=options.dtype)
+    layers = spread(options.layers, source.config.num_layers)
+    student = cut_layers(source, layers, dtype=options.dtype)
+    loss = Loss(
+        hidden=(HiddenLoss(),) if options.hidden else (),
+        attention=(AttentionLoss(),) if options.attention else (),
+    )
     config = Train(
         cache=options.cache,
         data=Data(batch_rows=options.rows),
+        loss=with_layers(
+            loss, cache=cache, teacher=source.config, student=student.config, cut_from=layers
+        ),
         dtype=options.dtype,
         evaluate_every=never,
         checkpoint_every=never,
     )
-    source = open_checkpoint(options.teacher)
-    teacher = source.load(dtype=options.dtype)
-    layers = spread(options.layers, source.config.num_layers)
-    graph, params = parameters(cut_layers(source, layers, dtype=options.dtype))
+    compared = pairs(config.loss, cache=cache, student=student.config)
+    graph, params = parameters(student)
     step = make_train_step(
-        graph, config=config, vocabulary=cache.manifest.vocabulary_size, steps=never
+        graph,
+        config=config,
+        vocabulary=cache.manifest.vocabulary_size,
+        steps=never,
+        pairs=compared,
+        directions=directions(cache, pairs=compared, mesh=mesh),
     )
-    batches = Batches(cache, config=config.data)
-    fixed = to_device(batches.next(), mesh=mesh, tail=config.loss.tail)
+    batches = Batches(cache, config=config.data, signals=compared.signals)
+    fixed = to_device(batches.next(), mesh=mesh, tail=config.loss.tail, signals=compared.signals)
     ask = make_teacher(teacher, chunk_tokens=config.loss.chunk_tokens)
 
     with tempfile.TemporaryDirectory() as directory:
@@ -66,6 +83,7 @@ def main():
         training = Training(
             config=config,
             steps=0,
+            signals=compared.signals,
             batches=batches,
             checkpoints=Unsaved(Path(directory)),
             metrics=metrics,
@@ -146,6 +164,8 @@ def _print(times, *, tokens, options):
 def _arguments():
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
+    for term in ("hidden", "attention"):
+        parser.add_argument(f"--{term}", action="store_true", help=f"with [[loss.{term}]]")
     parser.add_argument("--teacher", default="embedded", help="what the cache was captured from")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--rows", type=int, default=2)

@@ -1,11 +1,14 @@
 """A config file is a saved command line: TOML, flattened, overridden by flags, parsed once.
 
 Both packages' command lines come through here, so that `--corpus.sequence-length 1024` and
-`[corpus] sequence_length = 1024` are the same thing and a typo gets the same answer.
+`[corpus] sequence_length = 1024` are the same thing and a typo gets the same answer. A field that
+is a tuple of dataclasses is a list of tables: the first `[[loss.hidden]]` of the file is
+`--loss.hidden.0` on the command line, which may change it or add the next one.
 """
 
 import dataclasses
 import difflib
+import re
 import tomllib
 import typing
 from collections.abc import Iterator, Sequence
@@ -25,36 +28,93 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, program: str) 
     import tyro  # here, because readers of a cache import schemas and need no command line
 
     flags = list(arguments)
+    table: dict[str, Any] = {}
     if flags and not flags[0].startswith("-"):
-        flags = [*_flags_from_file(config_type, Path(flags[0])), *flags[1:]]
+        path = Path(flags.pop(0))
+        table = _table(path)
+        flags = [*_flatten(table, config_type, prefix="", path=path), *flags]
+    changes = _lists_of_tables(config_type, table, flags, prefix="")
+    if changes:
+        return tyro.cli(config_type, args=flags, prog=program, default=config_type(**changes))
     return tyro.cli(config_type, args=flags, prog=program)
 
 
-def _flags_from_file(config_type: type, path: Path) -> Iterator[str]:
+def _table(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such config file (from {Path.cwd()})")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid TOML: {error}") from None
-    yield from _flatten(table, config_type, prefix="", path=path)
 
 
 def _flatten(table: dict, config_type: type, *, prefix: str, path: Path) -> Iterator[str]:
-    types = typing.get_type_hints(config_type)
-    names = {field.name: types[field.name] for field in dataclasses.fields(config_type)}
+    names, here = _fields(config_type), _as_written(prefix)
     for key, value in table.items():
         name = key.replace("-", "_")
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(names)}"
-            raise ValueError(f"{path}: unknown key {prefix}{key}; {hint}")
-        if isinstance(value, dict):
-            if not dataclasses.is_dataclass(names[name]):
-                raise ValueError(f"{path}: {prefix}{key} is a single value, not a table")
+            hint = f"did you mean {here}{near[0]}?" if near else f"known: {', '.join(names)}"
+            raise ValueError(f"{path}: unknown key {here}{key}; {hint}")
+        element = _element(names[name])
+        tables = isinstance(value, list) and all(isinstance(one, dict) for one in value)
+        if element and tables:
+            for number, one in enumerate(value):
+                inside = f"{prefix}{name}.{number}."
+                yield from _flatten(one, element, prefix=inside, path=path)
+        elif element:
+            raise ValueError(f"{path}: {here}{key} is a list of tables: write [[{here}{key}]]")
+        elif isinstance(value, dict) and dataclasses.is_dataclass(names[name]):
             yield from _flatten(value, names[name], prefix=f"{prefix}{name}.", path=path)
+        elif isinstance(value, dict):
+            raise ValueError(f"{path}: {here}{key} is a single value, not a table")
+        elif tables and value:
+            raise ValueError(f"{path}: {here}{key} is not a list of tables")
         else:
             yield from _flag(prefix + name, value)
+
+
+def _lists_of_tables(
+    config_type: type, table: dict, flags: Sequence[str], *, prefix: str
+) -> dict[str, Any]:
+    """Defaults for as many entries of each list of tables as file and flags speak of.
+
+    tyro offers flags for the entries that a default has; without it there would be none.
+    """
+    changes: dict[str, Any] = {}
+    table = {key.replace("-", "_"): value for key, value in table.items()}
+    for name, kind in _fields(config_type).items():
+        option = f"{prefix}{name}".replace("_", "-")
+        if element := _element(kind):
+            count = len(table.get(name, ()))
+            while any(flag.startswith(f"--{option}.{count}.") for flag in flags):
+                count += 1
+            if count:
+                changes[name] = tuple(element() for _ in range(count))
+        elif dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            inside = _lists_of_tables(kind, table.get(name, {}), flags, prefix=f"{prefix}{name}.")
+            if inside:
+                changes[name] = kind(**inside)
+    return changes
+
+
+def _fields(config_type: type) -> dict[str, Any]:
+    """Types of a dataclass's fields by name."""
+    types = typing.get_type_hints(config_type)
+    return {field.name: types[field.name] for field in dataclasses.fields(config_type)}
+
+
+def _element(kind: Any) -> type | None:
+    """The dataclass of which `kind` is a tuple of any length."""
+    if typing.get_origin(kind) is not tuple:
+        return None
+    element = typing.get_args(kind)[0]
+    return element if isinstance(element, type) and dataclasses.is_dataclass(element) else None
+
+
+def _as_written(prefix: str) -> str:
+    """`loss.hidden[0].` of `loss.hidden.0.`"""
+    return re.sub(r"\.(\d+)(?=\.)", r"[\1]", prefix)
 
 
 def _flag(name: str, value: Any) -> Iterator[str]:

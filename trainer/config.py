@@ -5,20 +5,24 @@ What the cache knows (k, tokenizer, sequence length, vocabulary) is never repeat
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from trainer.losses import Divergence, Tail
-from trainer.schedules import Schedule, Shape, check_schedule
+from trainer.loss_config import AttentionLoss, HiddenLoss, Loss
 
-ONLY_FORWARD: dict[Tail, str] = {
-    "renormalize": "the teacher has no mass outside its top-k then, where the student's is",
-    "sampled": "draws are right on average only where the teacher's probabilities enter linearly, "
-    "as in forward KL",
-}
-"""Tails that one divergence works with, and why no other does."""
+__all__ = [
+    "AttentionLoss",
+    "Data",
+    "Evaluate",
+    "Export",
+    "HiddenLoss",
+    "Loss",
+    "Optimiser",
+    "Plot",
+    "Student",
+    "Train",
+]
 
 
 @dataclass(frozen=True)
@@ -60,72 +64,6 @@ class Data:
     """Updates; overrides `epochs` when set."""
     seed: int = 0
     """Of the order of rows and of weights from scratch."""
-
-
-@dataclass(frozen=True)
-class Loss:
-    """α · T² · D(teacher ‖ student) + (1 − α) · cross-entropy, each a mean over counted tokens."""
-
-    alpha: float = 0.9
-    """Share of the teacher in [0, 1]; 0 is training on hard labels only."""
-    alpha_end: float | None = None
-    """Where α goes: `alpha` is its value at the first update, this at the last. Unset: it stays."""
-    alpha_schedule: Shape = "linear"
-    """How it goes there: `linear` in the step, or `cosine`, slow at both ends."""
-    temperature: float = 1.0
-    """T ≥ 1 of both distributions; higher looks further into the tail."""
-    temperature_end: float | None = None
-    """Where T goes, as `alpha_end`."""
-    temperature_schedule: Shape = "linear"
-    """How it goes there, as `alpha_schedule`."""
-    divergence: Divergence = "forward_kl"
-    """`forward_kl` KL(p‖q), `reverse_kl` KL(q‖p), `jsd` (generalised Jensen–Shannon) or `tv`
-    (total variation); p is the teacher. The T² is T for `tv`."""
-    mix: float = 0.5
-    """Of `jsd`: mix·KL(p‖m) + (1−mix)·KL(q‖m) with m = mix·p + (1−mix)·q. Towards 0 its gradient
-    turns into that of forward KL (times mix), towards 1 into that of reverse KL."""
-    tail: Tail = "sampled"
-    """What stands for the vocabulary outside the stored top-k: `sampled`, tokens drawn from it
-    (right on average, up to the T that the capture drew at); `prior`, the corpus' mean tail (an
-    estimate); `bucket`, one category with its exact mass (the KL is a lower bound);
-    `renormalize`, nothing: the stored tokens alone sum to one (biased)."""
-    chunk_tokens: int = 256
-    """Tokens whose logits exist at once. Memory is this times the vocabulary times 4 bytes, twice;
-    small chunks make thin matrix products."""
-
-    @property
-    def schedules(self) -> dict[str, Schedule]:
-        """What may change over a run, by name."""
-        return {
-            "alpha": Schedule(self.alpha, self.alpha_end, self.alpha_schedule),
-            "temperature": Schedule(
-                self.temperature, self.temperature_end, self.temperature_schedule
-            ),
-        }
-
-    def __post_init__(self) -> None:
-        """Refuse what no run could mean."""
-        for name, schedule in self.schedules.items():
-            check_schedule(f"loss.{name}", schedule)
-        for name, alpha in (("alpha", self.alpha), ("alpha_end", self.alpha_end)):
-            if alpha is not None and not 0 <= alpha <= 1:
-                raise ValueError(f"loss.{name} is {alpha}; it is a share, from 0 to 1")
-        for name in ("temperature", "temperature_end"):
-            temperature = getattr(self, name)
-            if temperature is not None and not 1 <= temperature < math.inf:
-                raise ValueError(
-                    f"loss.{name} is {temperature}; the cache knows the tail's mass for T ≥ 1 only"
-                )
-        if not 0 < self.mix < 1:
-            raise ValueError(
-                f"loss.mix is {self.mix}; it lies between 0 and 1. At its ends jsd is zero: use "
-                "divergence = forward_kl or reverse_kl"
-            )
-        if self.tail in ONLY_FORWARD and self.divergence != "forward_kl":
-            raise ValueError(
-                f"loss.divergence is {self.divergence} with tail = {self.tail}: "
-                f"{ONLY_FORWARD[self.tail]}. Use tail = bucket or prior, or forward_kl"
-            )
 
 
 @dataclass(frozen=True)

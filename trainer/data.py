@@ -8,6 +8,7 @@ would accept silently and turn into other data: hence the fingerprint beside it.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import grain
@@ -24,7 +25,8 @@ EPOCHS = 1_000_000
 class Batches:
     """Endless batches: dicts as from `Cache.read`, and their `rows`."""
 
-    def __init__(self, cache: Cache, *, config: Data):
+    def __init__(self, cache: Cache, *, config: Data, signals: Sequence[str] = ()):
+        """Read `logits` and, undecoded, these signals too."""
         rows = cache.rows(split="train")
         if len(rows) < config.batch_rows:
             raise ValueError(
@@ -32,7 +34,7 @@ class Batches:
                 f"data.batch_rows = {config.batch_rows}; capture more text or use smaller batches"
             )
         self.fingerprint = _fingerprint(rows, cache, config)
-        self._iterator = iter(_dataset(rows, cache, config))
+        self._iterator = iter(_dataset(rows, cache, config, signals))
 
     def next(self) -> dict[str, np.ndarray]:
         """The next batch, usually read already."""
@@ -69,14 +71,23 @@ def updates(cache: Cache, *, config: Data) -> int:
     return config.epochs * len(cache.rows(split="train")) // config.batch_rows
 
 
-def _dataset(rows: np.ndarray, cache: Cache, config: Data) -> grain.IterDataset:
+def _dataset(
+    rows: np.ndarray, cache: Cache, config: Data, signals: Sequence[str]
+) -> grain.IterDataset:
     numbers = grain.MapDataset.source(rows.tolist()).shuffle(seed=config.seed).repeat(EPOCHS)
     # One reader thread: numbers are free, and a batch is one vectorised read behind it.
     batches = numbers.batch(config.batch_rows).to_iter_dataset(
         grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     )
-    read = batches.map(lambda numbers: {"rows": numbers, **cache.read(numbers)})
-    return grain.experimental.ThreadPrefetchIterDataset(read, prefetch_buffer_size=BATCHES_AHEAD)
+
+    def read(numbers: np.ndarray) -> dict[str, np.ndarray]:
+        # As stored: a byte a number crosses to the device, not four.
+        found = cache.read(numbers, signals=("logits", *signals), decode=False)
+        return {"rows": numbers, **found}
+
+    return grain.experimental.ThreadPrefetchIterDataset(
+        batches.map(read), prefetch_buffer_size=BATCHES_AHEAD
+    )
 
 
 def _fingerprint(rows: np.ndarray, cache: Cache, config: Data) -> dict[str, Any]:

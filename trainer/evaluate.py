@@ -50,7 +50,10 @@ def make_evaluator(
 
     @jax.jit
     def sums_of(params: Parameters, batch: dict) -> Sums:
-        return batch_sums(graph, params, batch, loss=loss, values=values, vocabulary=vocabulary)[1]
+        _, totals = batch_sums(
+            graph, params, batch, loss=loss, values=values, vocabulary=vocabulary
+        )
+        return totals.head
 
     def evaluate(params: Parameters) -> dict[str, Any]:
         batches = (

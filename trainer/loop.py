@@ -24,12 +24,19 @@ from models import Decoder
 from models.accelerator import unused_accelerator
 from models.sharding import make_mesh, place
 from schemas import open_cache
-from trainer.checkpoint import Checkpoints, bind
+from trainer.binding import bind
+from trainer.checkpoint import Checkpoints
 from trainer.config import Evaluate, Loss, Optimiser, Train
 from trainer.data import Batches, updates
 from trainer.evaluate import Evaluator, make_evaluator
 from trainer.metrics import Metrics
-from trainer.needs import check_cache, tail_prior
+from trainer.needs import check_cache, directions, settled, tail_prior
+from trainer.projections import (
+    initial_projections,
+    saved_projections,
+    with_projections,
+    without_projections,
+)
 from trainer.step import TrainState, initial_state, make_train_step, to_device
 from trainer.student import initial_student, parameters, saved_initial
 
@@ -41,18 +48,23 @@ def train(config: Train) -> None:
     mesh = make_mesh()
     _check(config, steps=steps, devices=mesh.size)
     check_cache(cache, loss=config.loss)
+    config, pairs = settled(config, cache=cache)
     prior = tail_prior(cache, loss=config.loss, mesh=mesh)
+    along = directions(cache, pairs=pairs, mesh=mesh)
     config.run.mkdir(parents=True, exist_ok=True)
-    bind(config, cache=cache, steps=steps)
+    bind(config, cache=cache, steps=steps, signals=pairs.signals)
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(config.run, keep=config.keep_checkpoints)
         stack.callback(checkpoints.close)
-        batches = Batches(cache, config=config.data)
+        batches = Batches(cache, config=config.data, signals=pairs.signals)
         stack.callback(batches.close)
         student = initial_student(
             config.student, cache=cache, run=config.run, dtype=config.dtype, seed=config.data.seed
         )
-        graph, state = _first_state(student, config=config.optimiser, mesh=mesh)
+        projections = initial_projections(
+            pairs, width=student.config.hidden_size, run=config.run, seed=config.data.seed
+        )
+        graph, state = _first_state(student, projections, config=config.optimiser, mesh=mesh)
         del student
         if checkpoints.latest is not None:
             state, position = checkpoints.restore(state)
@@ -64,6 +76,7 @@ def train(config: Train) -> None:
         training = Training(
             config=config,
             steps=steps,
+            signals=pairs.signals,
             batches=batches,
             checkpoints=checkpoints,
             metrics=metrics,
@@ -74,6 +87,8 @@ def train(config: Train) -> None:
                 vocabulary=cache.manifest.vocabulary_size,
                 steps=steps,
                 prior=prior,
+                pairs=pairs,
+                directions=along,
             ),
             # Its own cache: the one above is read by the prefetching thread.
             judge=make_evaluator(
@@ -90,13 +105,13 @@ def train(config: Train) -> None:
 
 def load_run(run: Path, *, dtype: str) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """Graph and parameters of a run's newest checkpoint, or of its initial student."""
-    model = saved_initial(run, dtype=dtype)
-    graph, state = _first_state(model, config=Optimiser(), mesh=make_mesh())
+    model, projections = saved_initial(run, dtype=dtype), saved_projections(run)
+    graph, state = _first_state(model, projections, config=Optimiser(), mesh=make_mesh())
     checkpoints = Checkpoints(run)
     if checkpoints.latest is not None:
         state, _ = checkpoints.restore(state)
     checkpoints.close()
-    return graph, state.params
+    return graph, without_projections(state.params)
 
 
 def evaluate(config: Evaluate) -> dict[str, Any]:
@@ -119,6 +134,8 @@ class Training:
 
     config: Train
     steps: int
+    signals: tuple[str, ...]
+    """What of the cache beside `logits` goes to the device."""
     batches: Batches
     checkpoints: Checkpoints
     metrics: Metrics
@@ -134,7 +151,9 @@ class Training:
             self._judge(0, state)
         while done < self.steps and not stop:
             batch = self.batches.next()
-            batch_there = to_device(batch, mesh=self.mesh, tail=config.loss.tail)
+            batch_there = to_device(
+                batch, mesh=self.mesh, tail=config.loss.tail, signals=self.signals
+            )
             state, latest = self.step(state, batch_there)
             done += 1
             report.add(done, batch["rows"], latest)
@@ -204,13 +223,15 @@ class _Report:
 
 
 def _first_state(
-    model: Decoder, *, config: Optimiser, mesh: Mesh
+    model: Decoder, projections: dict[str, np.ndarray], *, config: Optimiser, mesh: Mesh
 ) -> tuple[nnx.GraphDef, TrainState]:
     """The state before the first update, every array where the mesh wants it."""
     place(model, mesh)
     graph, params = parameters(model)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    state = initial_state(params, config=config)
+    # Small beside the student, and whole on every device: only rows are split there.
+    there = {name: jax.device_put(x, everywhere) for name, x in projections.items()}
+    state = initial_state(with_projections(params, there), config=config)
     # Moments lie like their parameters; only counters are without a place of their own.
     return graph, jax.tree.map(lambda x: jax.device_put(x, everywhere) if x.ndim == 0 else x, state)
 

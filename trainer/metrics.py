@@ -18,6 +18,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from schemas.files import write_bytes
 
 FILE = "metrics.jsonl"
+SHOWN = {
+    "loss": "loss",
+    "kl_loss": "kl",
+    "ce_loss": "ce",
+    "hidden_state_loss": "hidden",
+    "attention_loss": "attention",
+}
+"""What of a line is for the eye too, if it is there."""
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -59,10 +67,8 @@ class Metrics:
     def log(self, metrics: dict[str, Any]) -> None:
         """A line of training."""
         self._write(metrics)
-        now = (
-            f"loss {metrics['loss']:.4f}  kl {metrics['kl_loss']:.4f}  ce {metrics['ce_loss']:.4f}"
-            f"  {metrics['tokens_per_second']:,.0f} tokens/s"
-        )
+        parts = [f"{label} {metrics[name]:.4f}" for name, label in SHOWN.items() if name in metrics]
+        now = "  ".join([*parts, f"{metrics['tokens_per_second']:,.0f} tokens/s"])
         self._progress.update(self._task, completed=metrics["step"], now=now)
         if not sys.stderr.isatty():
             self._console.print(

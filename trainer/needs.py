@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from schemas import Cache
-from trainer.config import Loss
+from schemas.signals import scale_name
+from trainer.binding import with_saved_layers
+from trainer.config import Loss, Train
 from trainer.losses import Tail
+from trainer.pairs import NO_PAIRS, Pairs, pairs, with_layers
+from trainer.student import shape, teacher_config
+from trainer.terms import Matrices
 
 ROWS = ("tokens", "segment_ids", "positions", "loss_mask")
 TOPK = ("topk_ids", "topk_logprobs", "tail_logmass")
@@ -21,8 +29,14 @@ def fields(tail: Tail) -> tuple[str, ...]:
     return (*ROWS, *TOPK, *DRAWS) if tail == "sampled" else (*ROWS, *TOPK)
 
 
+def arrays(signals: Sequence[str], batch: Mapping[str, np.ndarray]) -> list[str]:
+    """What of a batch holds these signals, beside `fields`: their arrays and scales."""
+    scales = [scale_name(signal) for signal in signals]
+    return [*signals, *(scale for scale in scales if scale in batch)]
+
+
 def check_cache(cache: Cache, *, loss: Loss) -> None:
-    """ValueError if the cache lacks what the loss is made from."""
+    """ValueError if the cache's logits lack what the loss is made from."""
     logits = cache.manifest.logits
     if loss.tail != "sampled":
         return
@@ -48,3 +62,39 @@ def tail_prior(cache: Cache, *, loss: Loss, mesh: Mesh) -> Float[Array, "nodes v
         return None
     prior = cache.tail_prior()
     return jax.device_put(np.asarray(prior, np.float32), NamedSharding(mesh, PartitionSpec()))
+
+
+def directions(cache: Cache, *, pairs: Pairs, mesh: Mesh) -> Matrices:
+    """The principal directions that pairs ask for, by signal, on every device.
+
+    ValueError if the cache's parts disagree on those of a signal that is compared at all: states
+    along different directions are not the same numbers, whatever is trained to meet them.
+    """
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    found = {}
+    for pair in (pair for term in pairs.hidden for pair in term):
+        along = cache.directions(pair.signal)
+        if pair.directions:
+            found[pair.signal] = jax.device_put(np.asarray(along, np.float32), everywhere)
+    return found
+
+
+def settled(config: Train, *, cache: Cache) -> tuple[Train, Pairs]:
+    """The settings with every layer as a number, and the pairs that they mean.
+
+    A run that began keeps its layers: what a default means may change when a cache gains signals.
+    Raises ValueError if student, teacher and cache do not fit the loss's terms.
+    """
+    if not config.loss.terms:
+        return config, NO_PAIRS
+    config = with_saved_layers(config)
+    student, cut_from = shape(config.student, cache=cache, run=config.run)
+    loss = with_layers(
+        config.loss,
+        cache=cache,
+        teacher=teacher_config(cache),
+        student=student,
+        cut_from=cut_from,
+    )
+    settings = dataclasses.replace(config, loss=loss)
+    return settings, pairs(loss, cache=cache, student=student)

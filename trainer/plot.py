@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.checkpoint import settings_of
+from trainer.binding import settings_of
 from trainer.config import Plot
 from trainer.metrics import read_metrics
 
@@ -59,4 +59,7 @@ def _label(run: Path) -> str:
     settings = settings_of(run)
     alpha, temperature = settings["loss.alpha"], settings["loss.temperature"]
     kind = "hard labels only" if alpha == 0 else f"distilled, α = {alpha:g}, T = {temperature:g}"
+    for term, name in (("hidden", "hidden states"), ("attention", "attention maps")):
+        if f"loss.{term}[0].weight" in settings:
+            kind = f"{kind.removesuffix(' only')}, {name}"
     return f"{run.name}: {kind}"

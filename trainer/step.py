@@ -7,7 +7,7 @@ finite leaves weights and moments as they were and is counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,13 +24,18 @@ from trainer.chunk import Recipe, Sums
 from trainer.config import Loss, Optimiser, Train
 from trainer.head import distillation_loss
 from trainer.losses import Tail
-from trainer.needs import DRAWS, TOPK, fields
+from trainer.needs import DRAWS, TOPK, arrays, fields
+from trainer.optimiser import learning_rate, optimiser
+from trainer.pairs import NO_PAIRS, Pairs
+from trainer.projections import PROJECTIONS, without_projections
+from trainer.terms import Matrices, TermSums, term_sums
 from trainer.view import Targets
 
 Batch = dict[str, Array]
 Parameters = dict[str, Any]
+"""The student's, and under `PROJECTIONS` those that are trained beside it, if there are any."""
 Values = dict[str, Array]
-"""α and T of one update, as `Loss.schedules` names them."""
+"""α, T and the λs of one update, as `Loss.schedules` names them."""
 Prior = Float[Array, "nodes vocab"] | None
 """The tail prior at the nodes, for tail = "prior"."""
 
@@ -45,6 +50,13 @@ class TrainState(NamedTuple):
     skipped_in_a_row: Int[Array, ""]
 
 
+class Totals(NamedTuple):
+    """Sums over counted positions of a batch: the head's parts, and the terms'."""
+
+    head: Sums
+    terms: TermSums
+
+
 def initial_state(params: Parameters, *, config: Optimiser) -> TrainState:
     """The state before the first update."""
     # Three zeros, not one three times: a buffer can be donated once.
@@ -53,27 +65,39 @@ def initial_state(params: Parameters, *, config: Optimiser) -> TrainState:
 
 
 def make_train_step(
-    graph: nnx.GraphDef, *, config: Train, vocabulary: int, steps: int, prior: Prior = None
+    graph: nnx.GraphDef,
+    *,
+    config: Train,
+    vocabulary: int,
+    steps: int,
+    prior: Prior = None,
+    pairs: Pairs = NO_PAIRS,
+    directions: Matrices | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """The compiled update; `steps` is the length of the schedules. The given state is consumed.
 
+    `pairs` are those of `config.loss`, `directions` by signal for those that want them.
+
     Metrics: loss, kl_loss (forward KL at T, in the sense of `Sums.kl`), ce_loss, agreement: means
-    over `tokens` counted positions; alpha, temperature, learning_rate, grad_norm before clipping,
-    skipped, skipped_in_a_row.
+    over `tokens` counted positions; hidden_state_loss and attention_loss, means over the terms
+    without their λs, if there are any; alpha, temperature and each λ that changes, learning_rate,
+    grad_norm before clipping, skipped, skipped_in_a_row.
     """
     rate = learning_rate(config.optimiser, steps=steps)
 
     def train_step(
-        state: TrainState, batch: Batch, prior: Prior
+        state: TrainState, batch: Batch, prior: Prior, directions: Matrices | None
     ) -> tuple[TrainState, dict[str, Array]]:
         values = values_at(config.loss, state.step, steps=steps)
-        loss, sums, gradient = mean_gradient(
+        loss, totals, gradient = mean_gradient(
             graph,
             state.params,
             batch,
             loss=config.loss,
             values=values,
             prior=prior,
+            pairs=pairs,
+            directions=directions,
             vocabulary=vocabulary,
             microbatches=config.data.microbatches,
         )
@@ -83,8 +107,8 @@ def make_train_step(
         state = updated(state, gradient, rate=now, finite=finite, config=config.optimiser)
         return state, {
             "loss": loss,
-            **means(sums),
-            **values,
+            **means(totals),
+            **reported(config.loss, values),
             "grad_norm": norm,
             "learning_rate": now,
             "skipped": state.skipped,
@@ -93,7 +117,7 @@ def make_train_step(
 
     compiled = jax.jit(train_step, donate_argnums=0)
     # An argument to the compiled step: closed over, it would be a constant of megabytes in it.
-    return lambda state, batch: compiled(state, batch, prior)
+    return lambda state, batch: compiled(state, batch, prior, directions)
 
 
 def values_at(loss: Loss, step: Int[Array, ""] | int, *, steps: int) -> Values:
@@ -126,10 +150,23 @@ def updated(
     )
 
 
-def to_device(batch: dict[str, np.ndarray], *, mesh: Mesh, tail: Tail = "bucket") -> Batch:
+def reported(loss: Loss, values: Values) -> Values:
+    """α and T, and whatever else changes over the run."""
+    moving = {name for name, schedule in loss.schedules.items() if schedule.end is not None}
+    return {name: values[name] for name in values if name in {"alpha", "temperature"} | moving}
+
+
+def to_device(
+    batch: dict[str, np.ndarray],
+    *,
+    mesh: Mesh,
+    tail: Tail = "bucket",
+    signals: Sequence[str] = (),
+) -> Batch:
     """What an update needs of a batch, its rows split over the mesh."""
     sharding = batch_sharding(mesh)
-    return {name: jax.device_put(batch[name], sharding) for name in fields(tail)}
+    needed = (*fields(tail), *arrays(signals, batch))
+    return {name: jax.device_put(batch[name], sharding) for name in needed}
 
 
 def batch_sums(
@@ -141,10 +178,17 @@ def batch_sums(
     values: Values,
     vocabulary: int,
     prior: Prior = None,
-) -> tuple[Float[Array, ""], Sums]:
+    pairs: Pairs = NO_PAIRS,
+    directions: Matrices | None = None,
+) -> tuple[Float[Array, ""], Totals]:
     """The loss summed over a batch's counted positions, and its parts."""
-    model = nnx.merge(graph, params)
-    hidden, _ = model(batch["tokens"], batch["segment_ids"], batch["positions"])
+    model = nnx.merge(graph, without_projections(params))
+    hidden, states = model(
+        batch["tokens"],
+        batch["segment_ids"],
+        batch["positions"],
+        hidden_layers=pairs.hidden_layers,
+    )
     targets = Targets(
         labels=next_tokens(batch["tokens"], xp=jnp),
         mask=batch["loss_mask"],
@@ -152,52 +196,35 @@ def batch_sums(
     )
     # A checkpoint may pad its vocabulary; ids beyond the tokenizer's have no target.
     unembedding = model.unembedding()[:, :vocabulary]
-    return distillation_loss(
+    value, head = distillation_loss(
         hidden,
         unembedding,
         targets,
-        **values,
+        temperature=values["temperature"],
+        alpha=values["alpha"],
         prior=prior,
         recipe=Recipe(loss.divergence, loss.mix, loss.tail, loss.chunk_tokens),
     )
+    matrices = {**params.get(PROJECTIONS, {}), **(directions or {})}
+    terms = term_sums(model, states, batch, loss=loss, pairs=pairs, matrices=matrices)
+    weights = [values[f"{name}.weight"] for name in loss.terms]
+    for weight, term in zip(weights, (*terms.hidden, *terms.attention), strict=True):
+        value += weight * term
+    return value, Totals(head, terms)
 
 
-def means(sums: Sums) -> dict[str, Array]:
+def means(totals: Totals) -> dict[str, Array]:
     """Sums over positions as means, and how many positions."""
+    sums, terms = totals
     count = jnp.maximum(sums.count, 1)
-    return {
+    found = {
         "kl_loss": sums.kl / count,
         "ce_loss": sums.ce / count,
         "agreement": sums.agreement / count,
         "tokens": sums.count,
     }
-
-
-def optimiser(config: Optimiser) -> optax.GradientTransformation:
-    """AdamW up to its learning rate, which is applied outside: it follows `state.step`."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
-        optax.add_decayed_weights(config.weight_decay, mask=decayed),
-    )
-
-
-def learning_rate(config: Optimiser, *, steps: int) -> optax.Schedule:
-    """Linear from 0 over the warm-up, then a cosine to `final_fraction` of the peak."""
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        decay_steps=max(steps, config.warmup_steps + 1),
-        end_value=config.learning_rate * config.final_fraction,
-    )
-
-
-def decayed(params: Parameters) -> Parameters:
-    """Which parameters weight decay pulls at. By name: stacked norms are matrices in shape."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: not path[-1].key.endswith(("norm", "bias")), params
-    )
+    kinds = {"hidden_state_loss": terms.hidden, "attention_loss": terms.attention}
+    return found | {name: sum(some) / len(some) / count for name, some in kinds.items() if some}
 
 
 def mean_gradient(
@@ -210,29 +237,41 @@ def mean_gradient(
     vocabulary: int,
     microbatches: int,
     prior: Prior = None,
-) -> tuple[Float[Array, ""], Sums, Parameters]:
+    pairs: Pairs = NO_PAIRS,
+    directions: Matrices | None = None,
+) -> tuple[Float[Array, ""], Totals, Parameters]:
     """The loss's mean over the whole batch's counted tokens, its parts, and the gradient."""
     total = jnp.maximum(jnp.sum(batch["loss_mask"]), 1).astype(jnp.float32)
 
     def mean_loss(params, piece):
-        value, sums = batch_sums(
-            graph, params, piece, loss=loss, values=values, vocabulary=vocabulary, prior=prior
+        value, totals = batch_sums(
+            graph,
+            params,
+            piece,
+            loss=loss,
+            values=values,
+            vocabulary=vocabulary,
+            prior=prior,
+            pairs=pairs,
+            directions=directions,
         )
-        return value / total, sums
+        return value / total, totals
 
     value_and_gradient = jax.value_and_grad(mean_loss, has_aux=True)
     if microbatches == 1:
-        (value, sums), gradient = value_and_gradient(params, batch)
-        return value, sums, gradient
+        (value, totals), gradient = value_and_gradient(params, batch)
+        return value, totals, gradient
 
     def piece(x):  # Every microbatch takes from all over the batch: each device keeps its rows.
         return jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0)
 
     def add(carry, piece):
-        (value, sums), gradient = value_and_gradient(params, piece)
-        return jax.tree.map(jnp.add, carry, (value, sums, gradient)), None
+        (value, totals), gradient = value_and_gradient(params, piece)
+        return jax.tree.map(jnp.add, carry, (value, totals, gradient)), None
 
     zero = jnp.float32(0)
-    nothing = (zero, Sums(zero, zero, zero, zero), jax.tree.map(jnp.zeros_like, params))
+    none = TermSums((zero,) * len(loss.hidden), (zero,) * len(loss.attention))
+    totals = Totals(Sums(zero, zero, zero, zero), none)
+    nothing = (zero, totals, jax.tree.map(jnp.zeros_like, params))
     carry, _ = jax.lax.scan(add, nothing, jax.tree.map(piece, batch))
     return carry

@@ -56,10 +56,38 @@ def build(config: Student, *, cache: Cache, dtype: str, seed: int) -> Decoder:
     _check_tokenizer(source, cache)
     if config.init == "checkpoint":
         return source.load(dtype=dtype, param_dtype="float32")
-    layers = config.layers
-    if isinstance(layers, int):
-        layers = spread(layers, source.config.num_layers)
+    layers = _cut(config, source.config)
     return cut_layers(source, layers, dtype=dtype, param_dtype="float32")
+
+
+def shape(
+    config: Student, *, cache: Cache, run: Path
+) -> tuple[ModelConfig, tuple[int, ...] | None]:
+    """What `initial_student` will be, without its weights, and the teacher's blocks it is cut from.
+
+    None where it is not cut, or from a model of another depth than the teacher's; also when the
+    run began before.
+    """
+    if (run / INITIAL).is_dir():
+        return open_checkpoint(run / INITIAL).config, None
+    if config.init == "scratch":
+        return _scratch_config(config, cache), None
+    source = open_checkpoint(config.source).config
+    if config.init == "checkpoint":
+        return source, None
+    layers = _cut(config, source)
+    same_depth = source.num_layers == teacher_config(cache).num_layers
+    return dataclasses.replace(source, num_layers=len(layers)), layers if same_depth else None
+
+
+def teacher_config(cache: Cache) -> ModelConfig:
+    """The shape of the teacher that the cache was captured from."""
+    return _read_config(cache.tokenizer_path / "config.json")
+
+
+def _cut(config: Student, source: ModelConfig) -> tuple[int, ...]:
+    layers = config.layers
+    return spread(layers, source.num_layers) if isinstance(layers, int) else layers
 
 
 def check_fits(model: ModelConfig, *, cache: Cache, name: str) -> None:
@@ -93,10 +121,7 @@ def _check_tokenizer(source: Checkpoint, cache: Cache) -> None:
 
 def _scratch_config(config: Student, cache: Cache) -> ModelConfig:
     """The config file's (or the teacher's) shape with the sizes that are given explicitly."""
-    path = config.config or cache.tokenizer_path / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"student.config: {path} is not there (from {Path.cwd()})")
-    shape = ModelConfig.from_hf(json.loads(path.read_text(encoding="utf-8")))
+    shape = _read_config(config.config) if config.config else teacher_config(cache)
     names = ("hidden_size", "intermediate_size", "num_heads", "num_kv_heads")
     sizes = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     if config.config is None:
@@ -106,6 +131,12 @@ def _scratch_config(config: Student, cache: Cache) -> ModelConfig:
         heads = sizes.get("num_heads", shape.num_heads)
         sizes["head_dim"] = sizes.get("hidden_size", shape.hidden_size) // heads
     return dataclasses.replace(shape, **sizes)
+
+
+def _read_config(path: Path) -> ModelConfig:
+    if not path.is_file():
+        raise FileNotFoundError(f"student.config: {path} is not there (from {Path.cwd()})")
+    return ModelConfig.from_hf(json.loads(path.read_text(encoding="utf-8")))
 
 
 def parameters(model: Decoder) -> tuple[nnx.GraphDef, dict[str, Any]]:

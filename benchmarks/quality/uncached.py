@@ -26,9 +26,9 @@ from schemas.rows import next_tokens
 from schemas.targets import BETAS
 from trainer.config import Loss, Train
 from trainer.data import Batches
+from trainer.optimiser import learning_rate
 from trainer.step import (
     initial_state,
-    learning_rate,
     make_train_step,
     to_device,
     updated,

@@ -2,9 +2,11 @@
 
 import jax
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from pipelines.config import Attention, Hidden
 from schemas import Cache
-from tests.make_cache import tiny_cache
+from tests.make_cache import tiny_cache, write_teacher
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +30,38 @@ def drawn_cache(root) -> Cache:
 def whole_cache(root) -> Cache:
     """k = V: nothing is left to a tail."""
     return tiny_cache(root, k=512, output=root / "whole")
+
+
+@pytest.fixture(scope="session")
+def layered_root(tmp_path_factory):
+    """With a teacher (width 32, 4 heads) whose attention is far from even."""
+    root = tmp_path_factory.mktemp("layered")
+    weights = write_teacher(root / "teacher") / "model.safetensors"
+    tensors = load_file(weights)
+    queries = [name for name in tensors if name.endswith("q_proj.weight")]
+    save_file({**tensors, **{name: tensors[name] * 100 for name in queries}}, weights)
+    return root
+
+
+@pytest.fixture(scope="session")
+def layered_cache(layered_root) -> Cache:
+    """Hidden states of every layer and both blocks' maps."""
+    return tiny_cache(
+        layered_root,
+        hidden=Hidden(layers=(0, 1, 2)),
+        attention=Attention(layers="all"),
+    )
+
+
+@pytest.fixture(scope="session")
+def narrow_cache(layered_root) -> Cache:
+    """The same along 8 directions in a byte each, and maps as means over the heads."""
+    return tiny_cache(
+        layered_root,
+        hidden=Hidden(layers=(1, 2), dtype="int8", width=8),
+        attention=Attention(layers="all", heads="mean", dtype="bfloat16"),
+        output=layered_root / "narrow",
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,14 +1,20 @@
 """What a loss asks of a cache, and the answer when the cache does not have it."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
+from flax import nnx
 
+from models import Decoder, save_directory
 from models.sharding import make_mesh
+from models.tokenizer import Tokenizer
 from schemas import Cache
-from trainer.config import Loss
-from trainer.needs import check_cache, fields, tail_prior
+from trainer.config import Loss, Student
+from trainer.needs import check_cache, directions, fields, tail_prior
+from trainer.pairs import NO_PAIRS, HiddenPair, Pairs
+from trainer.student import shape, teacher_config
 
 
 def test_draws_go_to_the_device_only_for_the_loss_that_needs_them():
@@ -59,3 +65,41 @@ def test_a_damaged_prior_is_an_error_that_names_it(cache):
     )
     with pytest.raises(ValueError, match=r"tail-prior-sums.npy: checksum mismatch"):
         Cache(cache.path, manifest).tail_prior()
+
+
+def test_a_student_s_shape_is_known_before_its_weights(cache, root, tmp_path):
+    """And which of the teacher's blocks it is cut from: not if its source is of another depth."""
+    teacher, source = teacher_config(cache), str(root / "teacher")
+    assert teacher.num_layers == 2
+
+    def found(**student):
+        made, cut_from = shape(Student(**student), cache=cache, run=tmp_path)
+        return made.num_layers, made.hidden_size, cut_from
+
+    assert found(source=source, layers=(1,)) == (1, 32, (1,))
+    assert found(source=source, layers=2) == (2, 32, (0, 1))
+    assert found(source=source, init="checkpoint") == (2, 32, None)
+    assert found(init="scratch", layers=3, hidden_size=16) == (3, 16, None)
+    deeper = dataclasses.replace(teacher, num_layers=4)
+    tokenizer = Tokenizer.from_files(cache.tokenizer_path).files()
+    save_directory(Decoder(deeper, rngs=nnx.Rngs(0)), tmp_path / "deeper", tokenizer)
+    assert found(source=str(tmp_path / "deeper"), layers=(1, 3)) == (2, 32, None)
+    # Once a run began its own first student tells, whatever became of the source.
+    shutil.copytree(tmp_path / "deeper", tmp_path / "initial")
+    assert found(source="gone", layers=(1,)) == (4, 32, None)
+
+
+def test_parts_that_disagree_on_directions_are_refused_even_under_a_projection(narrow_cache):
+    class TwoParts(Cache):
+        def directions(self, name):
+            raise ValueError(f"the parts have other directions of {name} each")
+
+    cache, mesh = TwoParts(narrow_cache.path, narrow_cache.manifest), make_mesh()
+    along = Pairs(hidden=((HiddenPair(2, "hidden/2", 8, directions=True),),))
+    found = directions(narrow_cache, pairs=along, mesh=mesh)
+    np.testing.assert_array_equal(found["hidden/2"], narrow_cache.directions("hidden/2"))
+    projected = Pairs(hidden=((HiddenPair(2, "hidden/2", 8, projection="hidden-0-0"),),))
+    assert directions(narrow_cache, pairs=projected, mesh=mesh) == {}
+    with pytest.raises(ValueError, match="other directions of hidden/2"):
+        directions(cache, pairs=projected, mesh=mesh)
+    assert directions(cache, pairs=NO_PAIRS, mesh=mesh) == {}

@@ -17,10 +17,9 @@ from tests.trainer.heads import prior_nodes
 from trainer.config import Data, Loss, Optimiser, Train
 from trainer.evaluate import make_evaluator, spread_rows
 from trainer.needs import fields
+from trainer.optimiser import decayed, learning_rate
 from trainer.step import (
-    decayed,
     initial_state,
-    learning_rate,
     make_train_step,
     mean_gradient,
     updated,
@@ -183,7 +182,7 @@ def test_accumulating_microbatches_equals_one_batch(cache, tail):
         graph, params, batch, microbatches=microbatches, **settings
     )
     np.testing.assert_allclose(other, loss, rtol=1e-5)
-    assert other_sums.count == sums.count
+    assert other_sums.head.count == sums.head.count
     assert relative(pieces, whole) < 1e-4
 
 
@@ -195,7 +194,7 @@ def test_rows_without_targets_change_nothing(cache):
     graph, params = student()
     loss, sums, expected = gradient(graph, params, batch)
     other, _, got = gradient(graph, params, padded)
-    assert sums.count == batch["loss_mask"][:3].sum()
+    assert sums.head.count == batch["loss_mask"][:3].sum()
     np.testing.assert_allclose(other, loss, rtol=1e-5)
     assert relative(got, expected) < 1e-4
 
@@ -234,7 +233,7 @@ def test_alpha_zero_is_hard_labels_only(cache):
     loss, sums, got = gradient(graph, params, batch, alpha=0.0)
     other = {**batch, "topk_logprobs": batch["topk_logprobs"] - 3.0}
     _, _, same = gradient(graph, params, other, alpha=0.0)
-    np.testing.assert_allclose(loss, sums.ce / sums.count, rtol=1e-6)
+    np.testing.assert_allclose(loss, sums.head.ce / sums.head.count, rtol=1e-6)
     assert relative(got, same) == 0
 
 

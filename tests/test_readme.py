@@ -1,0 +1,22 @@
+"""Every config that the README shows is one: nothing in it is misspelt or gone."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import Precompute
+from schemas.settings import parse
+from trainer.config import Train
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"^```toml\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=[block.splitlines()[0] for block in BLOCKS])
+def test_a_config_in_the_readme_is_understood(block, tmp_path):
+    """The comment in its first line says whose it is."""
+    path = tmp_path / "config.toml"
+    path.write_text(block, encoding="utf-8")
+    kind = Precompute if block.startswith("# precompute") else Train
+    assert parse(kind, [str(path)], program="p") != kind()
