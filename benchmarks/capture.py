@@ -33,7 +33,7 @@ from schemas import codecs
 from schemas.codecs import Profile
 from schemas.files import write_records
 from schemas.logits import encode_logits
-from schemas.plan import PlannedTeacher
+from schemas.plan import MeshShape, PlannedTeacher
 from schemas.rows import Row, Segment
 
 
@@ -58,7 +58,9 @@ def main(options: Options) -> None:
         bare, captured = measure(options, dtype)
         # Medians of turns taken side by side, so a busy machine slows both.
         ratio = statistics.median(b / c for b, c in zip(bare, captured, strict=True))
-        tokens = default_batch_rows(options.sequence_length) * options.sequence_length
+        tokens = (
+            default_batch_rows(options.sequence_length, mesh=MeshShape()) * options.sequence_length
+        )
         rates = [tokens * options.batches / statistics.median(t) for t in (bare, captured)]
         table.add_row(dtype, f"{rates[0]:,.0f}", f"{rates[1]:,.0f}", f"{ratio:.3f}")
     Console().print(table)
@@ -68,12 +70,10 @@ def measure(options: Options, dtype: str) -> tuple[list[float], list[float]]:
     """Seconds a turn of the bare forward and of capture."""
     checkpoint = open_checkpoint(options.model)
     vocabulary = checkpoint.tokenizer().size
-    batch = default_batch_rows(options.sequence_length)
+    batch = default_batch_rows(options.sequence_length, mesh=MeshShape())
     rows = real_rows(options.model, length=options.sequence_length, count=batch * options.batches)
     bare = BareTeacher(options.model, dtype, batch_rows=batch)
-    planned = PlannedTeacher(
-        options.model, "", dtype, vocabulary, options.sequence_length, batch, tensor_parallel=1
-    )
+    planned = PlannedTeacher(options.model, "", dtype, vocabulary, options.sequence_length, batch)
     betas = (1.0,) if options.draws else ()
     teacher, asked = TeacherRunner(planned), Asked(Wanted(options.k, options.draws, betas))
     sample = [output.targets for output in teacher.run(rows, asked)]

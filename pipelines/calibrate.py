@@ -181,8 +181,10 @@ def plan_teacher(job: CalibrateJob) -> PlannedTeacher:
         dtype=job.teacher.dtype,
         vocabulary_size=job.vocabulary_size,
         sequence_length=job.sequence_length,
-        batch_rows=job.teacher.batch_rows or default_batch_rows(job.sequence_length),
-        tensor_parallel=job.teacher.tensor_parallel,
+        batch_rows=job.teacher.batch_rows
+        or default_batch_rows(job.sequence_length, mesh=job.teacher.mesh),
+        mesh=job.teacher.mesh,
+        quantize=job.teacher.quantize,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pipelines.wanted import Wanted
 from schemas.codecs import NODES, Profile
+from schemas.plan import MeshShape
 from schemas.signals import AttentionDtype, HiddenDtype
 from schemas.targets import BETAS
 
@@ -50,8 +51,12 @@ class Teacher:
     batch_rows: int | None = None
     """Rows a batch. Unset: about 2,048 tokens on CPU, 32,768 on accelerators. Frozen by the plan,
     because shapes change rounding."""
-    tensor_parallel: int = 1
-    """Devices that split each matrix; the others of the host split the batch."""
+    quantize: Literal["none", "int8"] = "none"
+    """`int8` keeps the blocks' matrices in one byte a number, with a scale for each output channel:
+    half the memory of bfloat16, another teacher (its own teacher_id)."""
+    mesh: MeshShape = field(default_factory=MeshShape)
+    """How the devices of a host share the work. Unset, each holds the whole model and takes its
+    share of the batch."""
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,21 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from models import open_checkpoint
+from models import Decoder, open_checkpoint
 from models.numerics import dtype_named, precision_for
-from models.sharding import batch_sharding, make_mesh
+from models.sharding import DATA, TENSOR, batch_sharding, make_mesh
+from models.vocabulary import Vocabulary
 from pipelines.stored import finite_rows, keeping, stored_states, without_padding
 from pipelines.targets import targets
 from pipelines.wanted import Wanted
 from schemas.draws import Draws, starts
-from schemas.plan import PlannedTeacher
+from schemas.plan import MeshShape, PlannedTeacher
 from schemas.rows import Row
 from schemas.signals import MEAN, ArraySignal, AttentionSignal, HiddenSignal
 from schemas.targets import Targets
@@ -78,6 +81,9 @@ class OnDevice(NamedTuple):
     layers: dict[int, jax.Array]
     """Hidden states of the layers that somebody asked for."""
     unembedding: jax.Array
+    """[width, vocabulary] and, where the devices do not divide it evenly, columns of padding."""
+    vocabulary: Vocabulary
+    mesh: Mesh
 
 
 @runtime_checkable
@@ -104,11 +110,11 @@ class TeacherRunner:
         checkpoint = open_checkpoint(planned.model)
         model = checkpoint.load(dtype=planned.dtype, mesh=self._mesh)
         graph, self._weights = nnx.split(model)
-        # Padded vocabularies hold rows that no token has; they must not collect mass.
-        self._unembedding = jax.jit(lambda m: m.unembedding()[:, : planned.vocabulary_size])(model)
+        self._vocabulary = split_vocabulary(planned.vocabulary_size, self._mesh)
+        self._unembedding = _unembedding(model, self._vocabulary, self._mesh)
         # Several programs, so that calibration, which computes more, shares the larger ones.
         self._forward = jax.jit(partial(_forward, graph), static_argnames="layers")
-        self._targets = jax.jit(_targets, static_argnames="wanted")
+        self._targets = jax.jit(_targets, static_argnames=("wanted", "vocabulary", "mesh"))
         # The layer is an argument: all maps of a kind are one program.
         self._maps = jax.jit(partial(_maps, graph), static_argnames="signal")
 
@@ -144,7 +150,12 @@ class TeacherRunner:
         if asked.targets:
             starts_BT = self._on_device(self._starts(batch, asked.targets))
             found["targets"] = self._targets(
-                on_device.hidden, self._unembedding, starts_BT, wanted=asked.targets
+                on_device.hidden,
+                self._unembedding,
+                starts_BT,
+                wanted=asked.targets,
+                vocabulary=self._vocabulary,
+                mesh=self._mesh,
             )
         return found
 
@@ -155,7 +166,7 @@ class TeacherRunner:
         }
         read = (inputs["tokens"], inputs["segment_ids"], inputs["positions"])
         hidden, chosen = self._forward(self._weights, *read, layers=tuple(sorted(layers)))
-        return OnDevice(inputs, hidden, chosen, self._unembedding)
+        return OnDevice(inputs, hidden, chosen, self._unembedding, self._vocabulary, self._mesh)
 
     def _on_device(self, rows: np.ndarray) -> jax.Array:
         missing = self.planned.batch_rows - len(rows)
@@ -191,11 +202,38 @@ def _forward(graph, weights, tokens, segment_ids, positions, *, layers):
     return model(tokens, segment_ids, positions, hidden_layers=layers)
 
 
-def _targets(hidden, unembedding, starts, *, wanted: Wanted):
-    batch, time, width = hidden.shape
-    flat = hidden.reshape(batch * time, width)
-    found = targets(flat, unembedding, starts.reshape(-1), wanted=wanted)
-    return {name: x.reshape(batch, time, *x.shape[1:]) for name, x in found.items()}
+def _targets(hidden, unembedding, starts, *, wanted: Wanted, vocabulary: Vocabulary, mesh: Mesh):
+    """Each device takes its rows and its part of the vocabulary; logits stay where they are."""
+
+    def of_device(hidden, unembedding, starts):
+        batch, time, width = hidden.shape
+        flat = hidden.reshape(batch * time, width)
+        found = targets(flat, unembedding, starts.reshape(-1), wanted=wanted, vocabulary=vocabulary)
+        return {name: x.reshape(batch, time, *x.shape[1:]) for name, x in found.items()}
+
+    return jax.shard_map(
+        of_device,
+        mesh=mesh,
+        in_specs=(P(DATA), P(None, TENSOR), P(DATA)),
+        out_specs=P(DATA),
+        check_vma=False,  # it cannot see that gathered numbers are the same everywhere
+    )(hidden, unembedding, starts)
+
+
+def split_vocabulary(size: int, mesh: Mesh) -> Vocabulary:
+    """The vocabulary as this mesh splits it."""
+    return Vocabulary(size, TENSOR if mesh.shape[TENSOR] > 1 else None)
+
+
+def _unembedding(model: Decoder, vocabulary: Vocabulary, mesh: Mesh) -> jax.Array:
+    """The head without the rows of a padded vocabulary, which no token has and which must not
+    collect mass; split over the devices, the last of which may need padding of its own."""
+    padding = -vocabulary.size % mesh.shape[TENSOR]
+
+    def cut(model: Decoder) -> jax.Array:
+        return jnp.pad(model.unembedding()[:, : vocabulary.size], ((0, 0), (0, padding)))
+
+    return jax.jit(cut, out_shardings=NamedSharding(mesh, P(None, TENSOR)))(model)
 
 
 def _maps(graph, weights, states, segment_ids, positions, layer, *, signal: AttentionSignal):
@@ -239,20 +277,30 @@ def _row_targets(of_row: dict[str, np.ndarray], wanted: Wanted) -> tuple[Targets
 
 
 def _mesh(planned: PlannedTeacher) -> Mesh:
-    """All devices that the frozen batch can be split over."""
-    devices = jax.local_devices()
-    groups = math.gcd(len(devices) // planned.tensor_parallel, planned.batch_rows)
-    return make_mesh(
-        tensor=planned.tensor_parallel,
-        devices=devices[: groups * planned.tensor_parallel] if groups else devices,
-    )
+    """The planned mesh; where it leaves open how many groups split the batch, as many as divide it.
+
+    ValueError for groups that do not.
+    """
+    shape, rows = planned.mesh, planned.batch_rows
+    data = shape.data or math.gcd(_groups(shape), rows) or None
+    if data and rows % data:
+        raise ValueError(
+            f"teacher.batch_rows is {rows}, which mesh.data = {data} does not divide; choose a "
+            "multiple"
+        )
+    return make_mesh(data=data, tensor=shape.tensor, expert=shape.expert)
 
 
-def default_batch_rows(sequence_length: int) -> int:
-    """About 2,048 tokens on CPU, 32,768 on accelerators; a multiple of their number."""
+def _groups(shape: MeshShape) -> int:
+    """Copies of the model that fit this host's devices."""
+    return shape.data or jax.local_device_count() // (shape.tensor * shape.expert)
+
+
+def default_batch_rows(sequence_length: int, *, mesh: MeshShape) -> int:
+    """About 2,048 tokens on CPU, 32,768 on accelerators; a multiple of the groups' number."""
     tokens = 2048 if jax.default_backend() == "cpu" else 32_768
-    devices = jax.local_device_count()
-    return -(-max(1, tokens // sequence_length) // devices) * devices
+    groups = max(1, _groups(mesh))
+    return -(-max(1, tokens // sequence_length) // groups) * groups
 
 
 def numerics(dtype: str) -> str:

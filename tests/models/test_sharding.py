@@ -83,7 +83,7 @@ def test_data_parallel_devices_each_hold_the_whole_model(report):
 def test_a_mesh_that_does_not_fit_the_devices_is_refused():
     from models.sharding import make_mesh
 
-    with pytest.raises(ValueError, match="tensor = 2 does not divide the 1 devices"):
+    with pytest.raises(ValueError, match="tensor = 2, expert = 1 needs 2 devices"):
         make_mesh(tensor=2, devices=[object()])
 
 

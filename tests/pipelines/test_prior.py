@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.vocabulary import Vocabulary
 from pipelines.prior import prior_sums
 from schemas.prior import TailPrior, log_prior
 from schemas.targets import BETAS
@@ -23,7 +24,12 @@ def inputs():
 def test_sums_and_counts_are_those_of_the_definition(chunk):
     hidden, unembedding, counted = inputs()
     sums, counts = prior_sums(
-        jnp.asarray(hidden), jnp.asarray(unembedding), jnp.asarray(counted), k=K, chunk=chunk
+        jnp.asarray(hidden),
+        jnp.asarray(unembedding),
+        jnp.asarray(counted),
+        k=K,
+        vocabulary=Vocabulary(VOCABULARY),
+        chunk=chunk,
     )
     logits = hidden.astype(np.float64) @ unembedding
     tail = sampling.tail_of(logits, K) & counted[:, None]
