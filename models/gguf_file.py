@@ -49,6 +49,8 @@ class GgufFile:
         small = {k: f.contents() for k, f in fields.items() if not k.startswith(LARGE)}
         if f"{LARGE}tokens" in fields:
             small["tokens"] = len(fields[f"{LARGE}tokens"].data)
+        if "rope_freqs.weight" in self._tensors:
+            small["rope_freqs"] = self.read("rope_freqs.weight")
         try:
             family = families.for_gguf_architecture(small.get("general.architecture", ""))
             return family.config_from_gguf(small, self._tensors.keys())

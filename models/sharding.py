@@ -18,6 +18,7 @@ RULES: dict[str, str | None] = {
     "vocab": TENSOR,
     "embed": None,
     "mlp": TENSOR,
+    "experts": None,
     "heads": TENSOR,
     "kv_heads": TENSOR,
     "head_dim": None,

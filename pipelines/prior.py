@@ -21,12 +21,14 @@ class PriorSums:
     layers = ()
 
     def __init__(self, *, k: int):
-        self._sums = jax.jit(partial(_of_batch, k=k))
+        self._sums = jax.jit(partial(_of_batch, k=k), static_argnames="softcap")
         self._totals: list[np.ndarray] = []
 
     def see(self, batch: OnDevice) -> None:
         """Add a batch's; waits for it. A row with NaN spoils its batch, which then is left out."""
-        found = self._sums(batch.hidden, batch.unembedding, batch.inputs["loss_mask"])
+        found = self._sums(
+            batch.hidden, batch.unembedding, batch.inputs["loss_mask"], softcap=batch.softcap
+        )
         new = [np.asarray(x, np.float64) for x in found]
         if np.isfinite(new[0]).all():
             old = self._totals or [np.zeros_like(x) for x in new]
@@ -37,8 +39,9 @@ class PriorSums:
         return TailPrior(*self._totals) if self._totals else None
 
 
-def _of_batch(hidden, unembedding, counted, *, k: int):
-    return prior_sums(hidden.reshape(-1, hidden.shape[-1]), unembedding, counted.reshape(-1), k=k)
+def _of_batch(hidden, unembedding, counted, *, k: int, softcap: float | None):
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    return prior_sums(flat, unembedding, counted.reshape(-1), k=k, softcap=softcap)
 
 
 def prior_sums(
@@ -47,6 +50,7 @@ def prior_sums(
     counted: Bool[Array, " tokens"],
     *,
     k: int,
+    softcap: float | None = None,
     chunk: int = CHUNK_TOKENS,
 ) -> tuple[Float[Array, "nodes vocab"], Float[Array, " vocab"]]:
     """Σ p_T(v)·[v in the tail] at the nodes β > 0, and Σ [v in the tail], over counted tokens."""
@@ -59,7 +63,7 @@ def prior_sums(
 
     def add(totals: tuple[Array, Array], xs: tuple[Array, Array]):
         hidden_C, counted_C = xs
-        parts = split_off_top_k(head(hidden_C, unembedding), k=k)
+        parts = split_off_top_k(head(hidden_C, unembedding, softcap=softcap), k=k)
         there = in_tail(parts) & counted_C[:, None]
         logprobs = parts.logits - parts.normaliser[:, None]
         top = parts.top - parts.normaliser[:, None]

@@ -29,17 +29,20 @@ def targets(
     starts: Float[Array, " tokens"],
     *,
     wanted: Wanted,
+    softcap: float | None = None,
     chunk: int = CHUNK_TOKENS,
 ) -> dict[str, Array]:
     """`ids` int32 [tokens, k], `logprobs` float32 [tokens, k], `tail_logmass` [tokens, 7]; with
     draws, `draw_ids` int32 and `draw_logprobs` float32 [tokens, m], and `near_edge` bool.
 
-    Defined as in schemas.targets and schemas.draws; `starts` are those of the draws. `tokens`
+    Defined as in schemas.targets and schemas.draws; `starts` are those of the draws, `softcap` the
+    model's. `tokens`
     that `chunk` does not divide are padded inside.
     """
 
     def one_chunk(hidden_C: Array, starts_C: Array) -> dict[str, Array]:
-        return targets_of_logits(head(hidden_C, unembedding), starts_C, wanted=wanted)
+        logits = head(hidden_C, unembedding, softcap=softcap)
+        return targets_of_logits(logits, starts_C, wanted=wanted)
 
     return over_chunks(one_chunk, hidden, starts, chunk=chunk)
 

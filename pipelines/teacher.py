@@ -78,6 +78,8 @@ class OnDevice(NamedTuple):
     layers: dict[int, jax.Array]
     """Hidden states of the layers that somebody asked for."""
     unembedding: jax.Array
+    softcap: float | None
+    """The model's, which logits made of the two above need."""
 
 
 @runtime_checkable
@@ -104,11 +106,12 @@ class TeacherRunner:
         checkpoint = open_checkpoint(planned.model)
         model = checkpoint.load(dtype=planned.dtype, mesh=self._mesh)
         graph, self._weights = nnx.split(model)
+        self._softcap = model.config.final_softcap
         # Padded vocabularies hold rows that no token has; they must not collect mass.
         self._unembedding = jax.jit(lambda m: m.unembedding()[:, : planned.vocabulary_size])(model)
         # Several programs, so that calibration, which computes more, shares the larger ones.
         self._forward = jax.jit(partial(_forward, graph), static_argnames="layers")
-        self._targets = jax.jit(_targets, static_argnames="wanted")
+        self._targets = jax.jit(_targets, static_argnames=("wanted", "softcap"))
         # The layer is an argument: all maps of a kind are one program.
         self._maps = jax.jit(partial(_maps, graph), static_argnames="signal")
 
@@ -144,7 +147,11 @@ class TeacherRunner:
         if asked.targets:
             starts_BT = self._on_device(self._starts(batch, asked.targets))
             found["targets"] = self._targets(
-                on_device.hidden, self._unembedding, starts_BT, wanted=asked.targets
+                on_device.hidden,
+                self._unembedding,
+                starts_BT,
+                wanted=asked.targets,
+                softcap=self._softcap,
             )
         return found
 
@@ -155,7 +162,7 @@ class TeacherRunner:
         }
         read = (inputs["tokens"], inputs["segment_ids"], inputs["positions"])
         hidden, chosen = self._forward(self._weights, *read, layers=tuple(sorted(layers)))
-        return OnDevice(inputs, hidden, chosen, self._unembedding)
+        return OnDevice(inputs, hidden, chosen, self._unembedding, self._softcap)
 
     def _on_device(self, rows: np.ndarray) -> jax.Array:
         missing = self.planned.batch_rows - len(rows)
@@ -191,10 +198,10 @@ def _forward(graph, weights, tokens, segment_ids, positions, *, layers):
     return model(tokens, segment_ids, positions, hidden_layers=layers)
 
 
-def _targets(hidden, unembedding, starts, *, wanted: Wanted):
+def _targets(hidden, unembedding, starts, *, wanted: Wanted, softcap: float | None = None):
     batch, time, width = hidden.shape
     flat = hidden.reshape(batch * time, width)
-    found = targets(flat, unembedding, starts.reshape(-1), wanted=wanted)
+    found = targets(flat, unembedding, starts.reshape(-1), wanted=wanted, softcap=softcap)
     return {name: x.reshape(batch, time, *x.shape[1:]) for name, x in found.items()}
 
 
