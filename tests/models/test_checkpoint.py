@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from models import embedded, open_checkpoint, save_directory
 from models.config import ModelConfig
@@ -93,21 +93,6 @@ def test_a_checkpoint_can_be_loaded_onto_a_mesh(directory):
     np.testing.assert_array_equal(
         final_states(model), final_states(open_checkpoint(directory).load())
     )
-
-
-def test_a_checkpoint_in_several_files_is_read_through_its_index(directory):
-    tensors = hf_tensors()
-    names = sorted(tensors)
-    home = {n: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, n in enumerate(names)}
-    for file in set(home.values()):
-        save_file({n: tensors[n] for n in names if home[n] == file}, directory / file)
-    index = {"metadata": {}, "weight_map": home}
-    whole = final_states(open_checkpoint(directory).load())
-    (directory / "model.safetensors").unlink()
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    checkpoint = open_checkpoint(directory)
-    assert [f.name for f in checkpoint.weight_files] == sorted(set(home.values()))
-    np.testing.assert_array_equal(final_states(checkpoint.load()), whole)
 
 
 # GGUF: the value that each quantisation keeps, from its definition.
