@@ -15,7 +15,10 @@ from models.config import ModelConfig
 from models.gguf_tokenizer import tokenizer_files
 from models.tokenizer import Tokenizer
 
-SUPPORTED = (Kind.F32, Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q8_0)
+SUPPORTED = (
+    *(Kind.F32, Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q8_0),
+    *(Kind.Q4_K, Kind.Q6_K),
+)
 # The reader unpacks arrays element by element; vocabularies are only unpacked when needed.
 LARGE = "tokenizer.ggml."
 
