@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -103,14 +104,17 @@ class BareTeacher:
     """The model and the chunked head reduced by a max: nothing of capture."""
 
     def __init__(self, model: str, dtype: str, *, batch_rows: int):
-        graph, self.weights = nnx.split(open_checkpoint(model).load(dtype=dtype))
+        loaded = open_checkpoint(model).load(dtype=dtype)
+        softcap = loaded.config.final_softcap
+        graph, self.weights = nnx.split(loaded)
         self.unembedding = jax.jit(lambda w: nnx.merge(graph, w).unembedding())(self.weights)
         self.batch_rows = batch_rows
 
         def forward(weights, unembedding, tokens, segment_ids, positions):
             hidden, _ = nnx.merge(graph, weights)(tokens, segment_ids, positions)
             chunks = hidden.reshape(-1, CHUNK_TOKENS, hidden.shape[-1])
-            return lax.map(lambda chunk: jnp.max(head(chunk, unembedding), axis=-1), chunks)
+            logits = partial(head, unembedding=unembedding, softcap=softcap)
+            return lax.map(lambda chunk: jnp.max(logits(chunk), axis=-1), chunks)
 
         self.forward = jax.jit(forward)
 

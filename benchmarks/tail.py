@@ -17,6 +17,7 @@ from rich.table import Table
 
 from models import open_checkpoint
 from models.vocabulary import Vocabulary
+from pipelines.head import Head
 from pipelines.targets import targets
 from pipelines.wanted import Wanted
 from schemas import open_cache
@@ -66,7 +67,7 @@ def _errors(hidden: np.ndarray, unembedding: jax.Array, *, ks: list[int]) -> dic
             unembedding,
             jnp.zeros(len(hidden)),
             wanted=Wanted(k, betas=NODES["lossless"]),
-            vocabulary=Vocabulary(unembedding.shape[1]),
+            head=Head(Vocabulary(unembedding.shape[1])),
         )
         ids, logprobs, mass = (
             np.asarray(stored[name]) for name in ("ids", "logprobs", "tail_logmass")
@@ -88,7 +89,7 @@ def _kl(top, rest, logprobs, mass, *, beta: float) -> np.ndarray:
     return (np.exp(p) * (p - q)).sum(axis=1)
 
 
-_targets = jax.jit(targets, static_argnames=("wanted", "vocabulary"))
+_targets = jax.jit(targets, static_argnames=("wanted", "head"))
 
 
 def _arguments() -> argparse.Namespace:

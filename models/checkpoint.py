@@ -92,21 +92,34 @@ class Checkpoint:
         return model
 
     def _read(self, name: TensorName, like: jax.ShapeDtypeStruct) -> np.ndarray:
-        """One parameter, its layers stacked."""
-        pattern = getattr(name, self.files.naming)
-        if "{layer}" not in pattern:
-            return self._read_layer(pattern, name, like.shape).astype(like.dtype)
+        """One parameter, its layers and experts stacked."""
         stacked = np.empty(like.shape, like.dtype)
-        for layer in range(like.shape[0]):
-            stacked[layer] = self._read_layer(pattern.format(layer=layer), name, like.shape[1:])
+        for stored, at in name.stored(self.files.naming, like.shape).items():
+            stacked[at] = self._read_tensor(stored, name, like.shape[len(at) :])
         return stacked
 
-    def _read_layer(self, stored: str, name: TensorName, shape: tuple[int, ...]) -> np.ndarray:
+    def _read_tensor(self, stored: str, name: TensorName, shape: tuple[int, ...]) -> np.ndarray:
         array = self.files.read(stored)
         family = families.named(self.config.family)
         if name.rotary and self.files.naming == "gguf" and family.gguf_interleaves_rotary:
             array = undo_interleaving(array, heads=shape[1])
         return name.from_file(array, shape)
+
+    def _tied_head(self) -> list[str]:
+        """The head that some tied checkpoints carry all the same, which must be the embedding."""
+        config = self.config
+        apart = dataclasses.replace(config, tie_embeddings=False)
+        names = families.named(config.family).tensors(apart)
+        head, embedding = (getattr(names[n], self.files.naming) for n in ("head", "embedding"))
+        if not config.tie_embeddings or head not in self.files.shapes:
+            return []
+        if not np.array_equal(self.files.read(head), self.files.read(embedding)):
+            raise ValueError(
+                f"{self.path}: tie_word_embeddings says that {head} is {embedding}, but the file "
+                "holds another one. One of them is wrong: if the head was trained apart, set "
+                "tie_word_embeddings to false."
+            )
+        return [re.escape(head)]
 
     def _check(
         self, names: Mapping[str, TensorName], shapes: Mapping[str, tuple[int, ...]]
@@ -114,13 +127,9 @@ class Checkpoint:
         """The file must hold exactly the tensors that the config calls for."""
         expected: dict[str, tuple[int, ...]] = {}
         for path, name in names.items():
-            pattern, shape = getattr(name, self.files.naming), shapes[path]
-            if "{layer}" in pattern:
-                for layer in range(shape[0]):
-                    expected[pattern.format(layer=layer)] = name.file_shape(shape[1:])
-            else:
-                expected[pattern] = name.file_shape(shape)
-        redundant = families.named(self.config.family).redundant
+            for stored, at in name.stored(self.files.naming, shapes[path]).items():
+                expected[stored] = name.file_shape(shapes[path][len(at) :], self.files.naming)
+        redundant = [*families.named(self.config.family).redundant, *self._tied_head()]
         found = {
             name: shape
             for name, shape in self.files.shapes.items()
@@ -153,11 +162,8 @@ def save_directory(model: Decoder, path: Path | str, tokenizer_files: Mapping[st
     values = parameters(model)
     for path_in_model, name in families.named(model.config.family).tensors(model.config).items():
         array = np.asarray(values[path_in_model].get_value())
-        if "{layer}" in name.hf:
-            layers = {name.hf.format(layer=i): name.to_file(a) for i, a in enumerate(array)}
-            tensors |= layers
-        else:
-            tensors[name.hf] = name.to_file(array)
+        for stored, at in name.stored("hf", array.shape).items():
+            tensors[stored] = name.to_file(array[at], "hf")
     config = model.config.to_hf() | {"torch_dtype": str(model.param_dtype)}
     for file, content in tokenizer_files.items():
         (path / file).write_bytes(content)

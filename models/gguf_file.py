@@ -15,7 +15,10 @@ from models.config import ModelConfig
 from models.gguf_tokenizer import tokenizer_files
 from models.tokenizer import Tokenizer
 
-SUPPORTED = (Kind.F32, Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q8_0)
+SUPPORTED = (
+    *(Kind.F32, Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q8_0),
+    *(Kind.Q4_K, Kind.Q6_K),
+)
 # The reader unpacks arrays element by element; vocabularies are only unpacked when needed.
 LARGE = "tokenizer.ggml."
 
@@ -49,6 +52,8 @@ class GgufFile:
         small = {k: f.contents() for k, f in fields.items() if not k.startswith(LARGE)}
         if f"{LARGE}tokens" in fields:
             small["tokens"] = len(fields[f"{LARGE}tokens"].data)
+        if "rope_freqs.weight" in self._tensors:
+            small["rope_freqs"] = self.read("rope_freqs.weight")
         try:
             family = families.for_gguf_architecture(small.get("general.architecture", ""))
             return family.config_from_gguf(small, self._tensors.keys())

@@ -37,7 +37,24 @@ def contract(
 
 
 def logits(
-    hidden: Float[Array, "tokens hidden"], unembedding: Float[Array, "hidden vocab"]
+    hidden: Float[Array, "tokens hidden"],
+    unembedding: Float[Array, "hidden vocab"],
+    *,
+    softcap: float | None,
 ) -> Float[Array, "tokens vocab"]:
-    """Logits of some positions in float32; callers chunk the tokens, [B, T, V] never exists."""
-    return contract("td,dv->tv", hidden, unembedding)
+    """Logits of some positions in float32; callers chunk the tokens, [B, T, V] never exists.
+
+    `softcap` is the model's `config.final_softcap`. It has no default: whoever makes logits and
+    does not think of it gets those of another model.
+    """
+    return soft_capped(contract("td,dv->tv", hidden, unembedding), softcap)
+
+
+def soft_capped(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
+    """cap · tanh(x / cap): x where it is small, and never beyond ±cap. None: x."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def soft_cap_slope(capped: Float[Array, "..."], cap: float | None) -> Float[Array, "..."] | float:
+    """Derivative of `soft_capped` by x, from its value."""
+    return 1.0 if cap is None else 1 - (capped / cap) ** 2

@@ -182,7 +182,7 @@ class _Capture:
         digests = remembered_sha256s(files, memory=memory)
         return teacher_id(
             weights={path.name: sha for path, sha in zip(files, digests, strict=True)},
-            config=dataclasses.asdict(self.checkpoint.config),
+            config=self.checkpoint.config.identity(),
             vocabulary=self.vocabulary,
             numerics=numerics(self.config.teacher.dtype),
         )

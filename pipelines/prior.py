@@ -6,13 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
-from models.numerics import logits as head
 from models.sharding import DATA, TENSOR
-from models.vocabulary import Vocabulary
+from pipelines.head import Head
 from pipelines.targets import CHUNK_TOKENS, in_tail, split_off_top_k
 from pipelines.teacher import OnDevice
 from schemas.prior import TailPrior
@@ -25,18 +23,13 @@ class PriorSums:
     layers = ()
 
     def __init__(self, *, k: int):
-        self._sums = jax.jit(partial(_of_batch, k=k), static_argnames=("mesh", "vocabulary"))
+        self._sums = jax.jit(partial(_of_batch, k=k), static_argnames="head")
         self._totals: list[np.ndarray] = []
 
     def see(self, batch: OnDevice) -> None:
         """Add a batch's; waits for it. A row with NaN spoils its batch, which then is left out."""
-        found = self._sums(
-            batch.hidden,
-            batch.unembedding,
-            batch.inputs["loss_mask"],
-            mesh=batch.mesh,
-            vocabulary=batch.vocabulary,
-        )
+        counted = batch.inputs["loss_mask"]
+        found = self._sums(batch.hidden, batch.unembedding, counted, head=batch.head)
         new = [np.asarray(x, np.float64) for x in found]
         if np.isfinite(new[0]).all():
             old = self._totals or [np.zeros_like(x) for x in new]
@@ -47,22 +40,17 @@ class PriorSums:
         return TailPrior(*self._totals) if self._totals else None
 
 
-def _of_batch(hidden, unembedding, counted, *, k: int, mesh: Mesh, vocabulary: Vocabulary):
+def _of_batch(hidden, unembedding, counted, *, k: int, head: Head):
     """Each device adds up its rows, for its ids; then the rows of all."""
 
     def of_device(hidden, unembedding, counted):
         flat = hidden.reshape(-1, hidden.shape[-1])
-        sums = prior_sums(flat, unembedding, counted.reshape(-1), k=k, vocabulary=vocabulary)
+        sums = prior_sums(flat, unembedding, counted.reshape(-1), k=k, head=head)
         return lax.psum(sums, DATA)
 
-    sums, counts = jax.shard_map(
-        of_device,
-        mesh=mesh,
-        in_specs=(P(DATA), P(None, TENSOR), P(DATA)),
-        out_specs=(P(None, TENSOR), P(TENSOR)),
-        check_vma=False,
-    )(hidden, unembedding, counted)
-    return sums[:, : vocabulary.size], counts[: vocabulary.size]
+    out = P(None, TENSOR), P(TENSOR)
+    sums, counts = head.on_each_device(of_device, hidden, unembedding, counted, out=out)
+    return sums[:, : head.vocabulary.size], counts[: head.vocabulary.size]
 
 
 def prior_sums(
@@ -71,7 +59,7 @@ def prior_sums(
     counted: Bool[Array, " tokens"],
     *,
     k: int,
-    vocabulary: Vocabulary,
+    head: Head,
     chunk: int = CHUNK_TOKENS,
 ) -> tuple[Float[Array, "nodes here"], Float[Array, " here"]]:
     """Σ p_T(v)·[v in the tail] at the nodes β > 0, and Σ [v in the tail], over counted tokens."""
@@ -84,8 +72,9 @@ def prior_sums(
 
     def add(totals: tuple[Array, Array], xs: tuple[Array, Array]):
         hidden_C, counted_C = xs
-        parts = split_off_top_k(head(hidden_C, unembedding), k=k, vocabulary=vocabulary)
-        there = in_tail(parts, vocabulary=vocabulary) & counted_C[:, None]
+        logits = head.logits(hidden_C, unembedding)
+        parts = split_off_top_k(logits, k=k, vocabulary=head.vocabulary)
+        there = in_tail(parts, vocabulary=head.vocabulary) & counted_C[:, None]
         logprobs = parts.logits - parts.normaliser[:, None]
         top = parts.top - parts.normaliser[:, None]
         sums = []

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from models.numerics import logits as head
 from models.vocabulary import Vocabulary
 from pipelines.draws import draw
+from pipelines.head import Head
 from pipelines.top_k import top_k
 from pipelines.wanted import Wanted
 from schemas.targets import BETAS
@@ -29,7 +29,7 @@ def targets(
     starts: Float[Array, " tokens"],
     *,
     wanted: Wanted,
-    vocabulary: Vocabulary,
+    head: Head,
     chunk: int = CHUNK_TOKENS,
 ) -> dict[str, Array]:
     """`ids` int32 [tokens, k], `logprobs` float32 [tokens, k], `tail_logmass` [tokens, nodes];
@@ -40,8 +40,8 @@ def targets(
     """
 
     def one_chunk(hidden_C: Array, starts_C: Array) -> dict[str, Array]:
-        logits = head(hidden_C, unembedding)
-        return targets_of_logits(logits, starts_C, wanted=wanted, vocabulary=vocabulary)
+        logits = head.logits(hidden_C, unembedding)
+        return targets_of_logits(logits, starts_C, wanted=wanted, vocabulary=head.vocabulary)
 
     return over_chunks(one_chunk, hidden, starts, chunk=chunk)
 
@@ -70,7 +70,7 @@ def targets_of_logits(
     wanted: Wanted,
     vocabulary: Vocabulary,
 ) -> dict[str, Array]:
-    """The same, of logits that are there."""
+    """The same, of logits that are there; those of padding are −inf."""
     parts = split_off_top_k(logits, k=wanted.k, vocabulary=vocabulary, betas=wanted.betas)
     found = {
         "ids": parts.ids,
@@ -102,7 +102,6 @@ def split_off_top_k(
     betas: tuple[float, ...] = BETAS,
 ) -> Parts:
     """The exact top-k, the normaliser and the tail's mass at `betas`: eighths, 0 and 1 included."""
-    logits = vocabulary.without_padding(logits)
     top, ids = top_k(logits, min(k + 1, vocabulary.size), vocabulary=vocabulary)
     # Without the barrier XLA recomputes the top-k inside what follows.
     logits, top, ids = lax.optimization_barrier((logits, top, ids))

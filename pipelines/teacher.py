@@ -9,16 +9,15 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from models import Decoder, open_checkpoint
+from models import open_checkpoint
 from models.numerics import dtype_named, precision_for
-from models.sharding import DATA, TENSOR, batch_sharding, make_mesh
-from models.vocabulary import Vocabulary
+from models.sharding import DATA, batch_sharding, make_mesh
+from pipelines.head import Head
 from pipelines.stored import finite_rows, keeping, stored_states, without_padding
 from pipelines.targets import targets
 from pipelines.wanted import Wanted
@@ -81,9 +80,8 @@ class OnDevice(NamedTuple):
     layers: dict[int, jax.Array]
     """Hidden states of the layers that somebody asked for."""
     unembedding: jax.Array
-    """[width, vocabulary] and, where the devices do not divide it evenly, columns of padding."""
-    vocabulary: Vocabulary
-    mesh: Mesh
+    head: Head
+    """How the last two make logits."""
 
 
 @runtime_checkable
@@ -110,11 +108,11 @@ class TeacherRunner:
         checkpoint = open_checkpoint(planned.model)
         model = checkpoint.load(dtype=planned.dtype, mesh=self._mesh)
         graph, self._weights = nnx.split(model)
-        self._vocabulary = split_vocabulary(planned.vocabulary_size, self._mesh)
-        self._unembedding = _unembedding(model, self._vocabulary, self._mesh)
+        self._head = Head.of(model, vocabulary_size=planned.vocabulary_size, mesh=self._mesh)
+        self._unembedding = self._head.unembedding(model)
         # Several programs, so that calibration, which computes more, shares the larger ones.
         self._forward = jax.jit(partial(_forward, graph), static_argnames="layers")
-        self._targets = jax.jit(_targets, static_argnames=("wanted", "vocabulary", "mesh"))
+        self._targets = jax.jit(_targets, static_argnames=("wanted", "head"))
         # The layer is an argument: all maps of a kind are one program.
         self._maps = jax.jit(partial(_maps, graph), static_argnames="signal")
 
@@ -154,8 +152,7 @@ class TeacherRunner:
                 self._unembedding,
                 starts_BT,
                 wanted=asked.targets,
-                vocabulary=self._vocabulary,
-                mesh=self._mesh,
+                head=self._head,
             )
         return found
 
@@ -166,7 +163,7 @@ class TeacherRunner:
         }
         read = (inputs["tokens"], inputs["segment_ids"], inputs["positions"])
         hidden, chosen = self._forward(self._weights, *read, layers=tuple(sorted(layers)))
-        return OnDevice(inputs, hidden, chosen, self._unembedding, self._vocabulary, self._mesh)
+        return OnDevice(inputs, hidden, chosen, self._unembedding, self._head)
 
     def _on_device(self, rows: np.ndarray) -> jax.Array:
         missing = self.planned.batch_rows - len(rows)
@@ -202,38 +199,16 @@ def _forward(graph, weights, tokens, segment_ids, positions, *, layers):
     return model(tokens, segment_ids, positions, hidden_layers=layers)
 
 
-def _targets(hidden, unembedding, starts, *, wanted: Wanted, vocabulary: Vocabulary, mesh: Mesh):
+def _targets(hidden, unembedding, starts, *, wanted: Wanted, head: Head):
     """Each device takes its rows and its part of the vocabulary; logits stay where they are."""
 
     def of_device(hidden, unembedding, starts):
         batch, time, width = hidden.shape
         flat = hidden.reshape(batch * time, width)
-        found = targets(flat, unembedding, starts.reshape(-1), wanted=wanted, vocabulary=vocabulary)
+        found = targets(flat, unembedding, starts.reshape(-1), wanted=wanted, head=head)
         return {name: x.reshape(batch, time, *x.shape[1:]) for name, x in found.items()}
 
-    return jax.shard_map(
-        of_device,
-        mesh=mesh,
-        in_specs=(P(DATA), P(None, TENSOR), P(DATA)),
-        out_specs=P(DATA),
-        check_vma=False,  # it cannot see that gathered numbers are the same everywhere
-    )(hidden, unembedding, starts)
-
-
-def split_vocabulary(size: int, mesh: Mesh) -> Vocabulary:
-    """The vocabulary as this mesh splits it."""
-    return Vocabulary(size, TENSOR if mesh.shape[TENSOR] > 1 else None)
-
-
-def _unembedding(model: Decoder, vocabulary: Vocabulary, mesh: Mesh) -> jax.Array:
-    """The head without the rows of a padded vocabulary, which no token has and which must not
-    collect mass; split over the devices, the last of which may need padding of its own."""
-    padding = -vocabulary.size % mesh.shape[TENSOR]
-
-    def cut(model: Decoder) -> jax.Array:
-        return jnp.pad(model.unembedding()[:, : vocabulary.size], ((0, 0), (0, padding)))
-
-    return jax.jit(cut, out_shardings=NamedSharding(mesh, P(None, TENSOR)))(model)
+    return head.on_each_device(of_device, hidden, unembedding, starts, out=P(DATA))
 
 
 def _maps(graph, weights, states, segment_ids, positions, layer, *, signal: AttentionSignal):

@@ -1,5 +1,7 @@
 """Attention against a float64 formula that knows nothing of blocks."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,9 @@ import pytest
 
 from models import attention
 
-attend = jax.jit(attention.attend)
-blockwise = jax.jit(attention.blockwise, static_argnames="block")
+SCALE = 8**-0.5  # of heads of width 8, as `example` makes them
+attend = jax.jit(partial(attention.attend, scale=SCALE))
+blockwise = jax.jit(partial(attention.blockwise, scale=SCALE), static_argnames="block")
 
 
 def textbook(q, k, v, segments):
@@ -61,7 +64,7 @@ def test_maps_are_what_values_are_weighed_with(block, kv_heads):
         keys,
         segments,
     )
-    ours = attention.maps(q, k, segments, heads=(4, 0, 1), block=block)
+    ours = attention.maps(q, k, segments, heads=(4, 0, 1), scale=SCALE, block=block)
     np.testing.assert_allclose(ours, expected.transpose(0, 2, 1, 3)[:, [4, 0, 1]], atol=2e-6)
 
 
@@ -109,7 +112,7 @@ def test_what_the_fused_kernel_is_asked_for_is_the_same_attention():
     # cuDNN needs a GPU; XLA's own implementation of the same call does not.
     q, k, v, segments = example()
     np.testing.assert_allclose(
-        attention.fused(q, k, v, segments, implementation="xla"),
+        attention.fused(q, k, v, segments, scale=SCALE, implementation="xla"),
         textbook(q, k, v, segments),
         atol=2e-6,
     )

@@ -66,7 +66,7 @@ for data, tensor in MESHES:
             layers=()),
         "targets": runner._targets.lower(
             batch.hidden, runner._unembedding, starts, wanted=wanted,
-            vocabulary=runner._vocabulary, mesh=runner._mesh),
+            head=runner._head),
     }
     gathers[f"{data}-{tensor}"] = {
         name: re.findall(r"= \\w+\\[([\\d,]*)\\]\\S* all-gather\\(", low.compile().as_text())

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from models.vocabulary import Vocabulary
+from pipelines.head import Head
 from pipelines.prior import prior_sums
 from schemas.prior import TailPrior, log_prior
 from schemas.targets import BETAS
@@ -28,7 +29,7 @@ def test_sums_and_counts_are_those_of_the_definition(chunk):
         jnp.asarray(unembedding),
         jnp.asarray(counted),
         k=K,
-        vocabulary=Vocabulary(VOCABULARY),
+        head=Head(Vocabulary(VOCABULARY)),
         chunk=chunk,
     )
     logits = hidden.astype(np.float64) @ unembedding

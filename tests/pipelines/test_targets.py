@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from models.vocabulary import Vocabulary
+from pipelines.head import Head
 from pipelines.targets import targets
 from pipelines.targets import targets_of_logits as of_logits
 from pipelines.wanted import Wanted
@@ -84,7 +85,7 @@ def test_the_chunk_changes_nothing_but_rounding(chunk):
         jnp.asarray(head),
         jnp.zeros(10),
         wanted=Wanted(5),
-        vocabulary=Vocabulary(3000),
+        head=Head(Vocabulary(3000)),
         chunk=chunk,
     )
     assert_same(found, dense(hidden @ head, k=5), atol=1e-4)
