@@ -25,10 +25,11 @@ from rich.table import Table
 
 from models import open_checkpoint
 from models.numerics import logits as head
+from pipelines.batch import default_batch_rows
 from pipelines.packing import Packer
 from pipelines.sources import find_sources
 from pipelines.targets import CHUNK_TOKENS
-from pipelines.teacher import Asked, TeacherRunner, default_batch_rows
+from pipelines.teacher import Asked, TeacherRunner
 from pipelines.wanted import Wanted
 from schemas import codecs
 from schemas.codecs import Profile

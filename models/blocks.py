@@ -87,7 +87,13 @@ class Blocks(nnx.Module):
 
     def project(self, equation: str, x: Array, name: str) -> Array:
         """Product of activations with the parameter of that name, in float32."""
-        return contract(equation, x, getattr(self, name)[...])
+        product = contract(equation, x, getattr(self, name)[...])
+        scales = getattr(self, f"{name}_scale", None)  # of int8 weights, models.quantization
+        if scales is None:
+            return product
+        matrix, out = equation.split(",")[1].split("->")
+        channels = "".join(axis for axis in matrix if axis in out)
+        return jnp.einsum(f"{out},{channels}->{out}", product, scales[...])
 
     def normed(self, x: Array, weight: nnx.Param) -> Array:
         """A norm, cast for the matrix products that follow."""

@@ -65,8 +65,8 @@ class GgufFile:
         """Shape of every tensor in the order of Hugging Face files (GGUF lists it reversed)."""
         return {name: tuple(map(int, t.shape[::-1])) for name, t in self._tensors.items()}
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor, dequantised to float32."""
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """One tensor, or what lies at `index` of it, dequantised to float32."""
         tensor = self._tensors[name]
         if tensor.tensor_type not in SUPPORTED:
             raise ValueError(
@@ -75,7 +75,8 @@ class GgufFile:
             )
         # asarray: the dequantiser slices a lot, which is slow on the reader's memmap.
         array = gguf.dequantize(np.asarray(tensor.data), tensor.tensor_type)
-        return array.astype(np.float32, copy=False).reshape(self.shapes[name])
+        array = array.astype(np.float32, copy=False).reshape(self.shapes[name])
+        return array if index is None else array[index]
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer described by the metadata, as the files of a Hugging Face tokenizer."""

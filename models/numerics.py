@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -24,9 +24,12 @@ def precision_for(dtype: jnp.dtype) -> jax.lax.Precision:
 
 
 def contract(
-    equation: str, left: Float[Array, "..."], right: Float[Array, "..."]
+    equation: str, left: Float[Array, "..."], right: Num[Array, "..."]
 ) -> Float[Array, "..."]:
-    """`jnp.einsum` of two operands in left's dtype, summed and returned in float32."""
+    """`jnp.einsum` of two operands in left's dtype, summed and returned in float32.
+
+    int8 weights are exact in bfloat16.
+    """
     return jnp.einsum(
         equation,
         left,

@@ -99,9 +99,10 @@ class SafetensorsFiles:
         """Shape of every tensor, as the file keeps it."""
         return {name: tuple(o.get_slice(name).get_shape()) for name, o in self._home.items()}
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor in its own dtype."""
-        return self._home[name].get_tensor(name)
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """One tensor, or what lies at `index` of it, in its own dtype."""
+        file = self._home[name]
+        return file.get_tensor(name) if index is None else file.get_slice(name)[index]
 
     def tokenizer(self) -> Tokenizer:
         """The directory's tokenizer."""

@@ -48,9 +48,10 @@ class Teacher:
     """A Hugging Face directory, a `.gguf` file, or `embedded` (SmolLM2-135M-Instruct)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of matmul operands; normalisation, softmax and all sums are float32 always."""
-    batch_rows: int | None = None
-    """Rows a batch. Unset: about 2,048 tokens on CPU, 32,768 on accelerators. Frozen by the plan,
-    because shapes change rounding."""
+    batch_rows: int | Literal["auto"] | None = None
+    """Rows a batch. `auto`: about 2,048 tokens on CPU and 32,768 on accelerators, or what of that
+    the compiler says the devices' memory holds. Unset: auto on accelerators, on CPU the same
+    without asking the compiler. Frozen by the plan, because shapes change rounding."""
     quantize: Literal["none", "int8"] = "none"
     """`int8` keeps the blocks' matrices in one byte a number, with a scale for each output channel:
     half the memory of bfloat16, another teacher (its own teacher_id)."""

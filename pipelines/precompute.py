@@ -184,7 +184,7 @@ class _Capture:
             weights={path.name: sha for path, sha in zip(files, digests, strict=True)},
             config=self.checkpoint.config.identity(),
             vocabulary=self.vocabulary,
-            numerics=numerics(self.config.teacher.dtype),
+            numerics=numerics(self.config.teacher.dtype, self.config.teacher.quantize),
         )
 
     def _request(self) -> dict:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from models import open_checkpoint
+from models.checkpoint import Quantize
 from models.numerics import dtype_named, precision_for
 from models.sharding import DATA, batch_sharding, make_mesh
 from pipelines.head import Head
@@ -104,15 +105,15 @@ class TeacherRunner:
     def __init__(self, planned: PlannedTeacher):
         self.planned = planned
         self._running = threading.Lock()  # two bundles in one process take turns on the device
-        self._mesh = _mesh(planned)
+        self._mesh = mesh_of(planned)
         checkpoint = open_checkpoint(planned.model)
-        model = checkpoint.load(dtype=planned.dtype, mesh=self._mesh)
+        model = checkpoint.load(dtype=planned.dtype, quantize=planned.quantize, mesh=self._mesh)
         graph, self._weights = nnx.split(model)
         self._head = Head.of(model, vocabulary_size=planned.vocabulary_size, mesh=self._mesh)
         self._unembedding = self._head.unembedding(model)
         # Several programs, so that calibration, which computes more, shares the larger ones.
-        self._forward = jax.jit(partial(_forward, graph), static_argnames="layers")
-        self._targets = jax.jit(_targets, static_argnames=("wanted", "head"))
+        self._forward = jax.jit(partial(forward, graph), static_argnames="layers")
+        self._targets = jax.jit(row_targets, static_argnames=("wanted", "head"))
         # The layer is an argument: all maps of a kind are one program.
         self._maps = jax.jit(partial(_maps, graph), static_argnames="signal")
 
@@ -194,12 +195,13 @@ _finite_rows = jax.jit(finite_rows)
 _stored_states = jax.jit(stored_states, static_argnames="dtype")
 
 
-def _forward(graph, weights, tokens, segment_ids, positions, *, layers):
+def forward(graph, weights, tokens, segment_ids, positions, *, layers):
+    """The model's states after the final norm, and those of `layers`."""
     model = nnx.merge(graph, weights)
     return model(tokens, segment_ids, positions, hidden_layers=layers)
 
 
-def _targets(hidden, unembedding, starts, *, wanted: Wanted, head: Head):
+def row_targets(hidden, unembedding, starts, *, wanted: Wanted, head: Head):
     """Each device takes its rows and its part of the vocabulary; logits stay where they are."""
 
     def of_device(hidden, unembedding, starts):
@@ -251,13 +253,13 @@ def _row_targets(of_row: dict[str, np.ndarray], wanted: Wanted) -> tuple[Targets
     return Targets(of_row["ids"], of_row["logprobs"], of_row["tail_logmass"], drawn), near
 
 
-def _mesh(planned: PlannedTeacher) -> Mesh:
+def mesh_of(planned: PlannedTeacher) -> Mesh:
     """The planned mesh; where it leaves open how many groups split the batch, as many as divide it.
 
     ValueError for groups that do not.
     """
     shape, rows = planned.mesh, planned.batch_rows
-    data = shape.data or math.gcd(_groups(shape), rows) or None
+    data = shape.data or math.gcd(groups_of(shape), rows) or None
     if data and rows % data:
         raise ValueError(
             f"teacher.batch_rows is {rows}, which mesh.data = {data} does not divide; choose a "
@@ -266,19 +268,13 @@ def _mesh(planned: PlannedTeacher) -> Mesh:
     return make_mesh(data=data, tensor=shape.tensor, expert=shape.expert)
 
 
-def _groups(shape: MeshShape) -> int:
+def groups_of(shape: MeshShape) -> int:
     """Copies of the model that fit this host's devices."""
     return shape.data or jax.local_device_count() // (shape.tensor * shape.expert)
 
 
-def default_batch_rows(sequence_length: int, *, mesh: MeshShape) -> int:
-    """About 2,048 tokens on CPU, 32,768 on accelerators; a multiple of the groups' number."""
-    tokens = 2048 if jax.default_backend() == "cpu" else 32_768
-    groups = max(1, _groups(mesh))
-    return -(-max(1, tokens // sequence_length) // groups) * groups
-
-
-def numerics(dtype: str) -> str:
+def numerics(dtype: str, quantize: Quantize) -> str:
     """How the teacher computes, as it goes into teacher_id."""
     precision = precision_for(dtype_named(dtype)).name.lower()
-    return f"{dtype} operands, {precision} precision, float32 sums"
+    weights = ", int8 weights by output channel" if quantize == "int8" else ""
+    return f"{dtype} operands, {precision} precision, float32 sums{weights}"

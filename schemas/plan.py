@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from schemas.arrays import ArraySpec, specs_of
 from schemas.files import read_json, write_json
@@ -59,7 +59,7 @@ class PlannedTeacher:
     sequence_length: int
     batch_rows: int
     mesh: MeshShape = MeshShape()
-    quantize: str = "none"
+    quantize: Literal["none", "int8"] = "none"
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,23 @@ class TensorName:
         output = (*kept, math.prod(shape[self.in_axes :]))
         return (*output, math.prod(shape[: self.in_axes])) if self.in_axes else output
 
+    def file_index(
+        self,
+        shape: tuple[int, ...],
+        index: tuple[slice, ...],
+        naming: Literal["hf", "gguf"],
+    ) -> tuple[slice, ...]:
+        """Where in the file's tensor the part at `index` of a parameter of `shape` lies."""
+        if self.in_axes is None:
+            return index
+        kept = self._together(naming)
+        inputs = slice(kept, kept + self.in_axes)
+        outputs = slice(kept + self.in_axes, None)
+        flat = [_flattened(shape[outputs], index[outputs])]
+        if self.in_axes:
+            flat.append(_flattened(shape[inputs], index[inputs]))
+        return (*index[:kept], *flat)
+
     def from_file(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """The file's array as our parameter, without the axes that are in the name."""
         return (array.swapaxes(-1, -2) if self.in_axes else array).reshape(shape)
@@ -62,6 +79,14 @@ class TensorName:
     def _together(self, naming: Literal["hf", "gguf"]) -> int:
         """How many axes of experts lie in one of the file's tensors: one or none."""
         return int(self.experts and "{expert}" not in getattr(self, naming))
+
+
+def _flattened(shape: tuple[int, ...], index: tuple[slice, ...]) -> slice:
+    """The slice of axes that lie in a file as one; only the first of them is ever split."""
+    row = math.prod(shape[1:])
+    whole = [at.stop - at.start == length for at, length in zip(index[1:], shape[1:], strict=True)]
+    assert all(whole), f"{index} of {shape} is not one piece of the file"
+    return slice(index[0].start * row, index[0].stop * row)
 
 
 @dataclasses.dataclass(frozen=True)
