@@ -43,7 +43,9 @@ def test_the_batch_is_halved_until_it_fits(planned):
 
 
 def test_a_model_that_does_not_fit_at_all_is_refused_with_what_to_do(planned):
-    with pytest.raises(ValueError, match=r"a batch of 1 rows .* needs .* on each device.*teacher.mesh.tensor"):
+    with pytest.raises(
+        ValueError, match=r"a batch of 1 rows .* needs .* on each device.*teacher.mesh.tensor"
+    ):
         fitting_batch_rows(planned, ASKED, budget=of_rows(planned, 1) - 1)
 
 
