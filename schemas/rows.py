@@ -72,6 +72,13 @@ def loss_mask(segment_ids: np.ndarray, counted: np.ndarray) -> np.ndarray:
     return mask
 
 
+def read_positions(segment_ids: Any, loss_mask: Any, *, xp: Any = np) -> Any:
+    """Positions whose hidden states and maps are stored, bool [..., S]: those that are scored, and
+    the last of each segment, which reads a token that may have been learned."""
+    last = segment_ids != next_tokens(segment_ids, xp=xp)
+    return (segment_ids != PADDING) & (loss_mask | last)
+
+
 def build_row(segments: list[Segment], *, length: int) -> Row:
     """The row of S = `length` positions that holds `segments` in order, then padding."""
     used = sum(len(segment.tokens) for segment in segments)
