@@ -122,8 +122,10 @@ def _kind(record: Any, text_field: str) -> Kind:
     types = {type(record[name]) for name in fields}
     if types == {list}:
         return "chat"
-    if types == {str}:
-        return "completion" if fields == _COMPLETION else "text"
+    if types == {str} and fields == (text_field,):
+        return "text"
+    if types == {str} and fields == _COMPLETION:
+        return "completion"
     for name in fields:
         if not isinstance(record[name], str | list):
             got = type(record[name]).__name__

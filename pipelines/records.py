@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -74,10 +74,10 @@ def _unchanged(source: SourceFile) -> Path:
     return path
 
 
-def _open(source: SourceFile) -> BinaryIO:
+def _open(source: SourceFile) -> io.BufferedIOBase:
     path = _unchanged(source)
     if source.compression == ".gz":
-        return cast(BinaryIO, gzip.open(path))
+        return gzip.GzipFile(path)
     return io.BufferedReader(ZstdFile(path)) if source.compression else path.open("rb")
 
 
@@ -160,12 +160,20 @@ def _row_group(
         for batch in table.iter_batches(
             _RECORDS_A_BATCH, row_groups=[number], columns=columns, use_threads=False
         ):
-            for value in batch.to_pylist():
-                yield Record(Place(first.source, at), value)
+            for one in range(batch.num_rows):
+                yield _record(batch.slice(one, 1), Place(first.source, at))
                 at += 1
     except (pyarrow.ArrowException, OSError) as error:
         why = f"record {at + 1}: damaged, the rest of its row group is lost: "
         yield Record(Place(first.source, at), problem=f"{why}{_first_line(error)}")
+
+
+def _record(row: pyarrow.RecordBatch, place: Place) -> Record:
+    try:
+        return Record(place, row.to_pylist()[0])
+    except UnicodeDecodeError as error:
+        why = f"not UTF-8 at byte {error.start} of the field"
+        return Record(place, problem=f"record {place.offset + 1}: {why}")
 
 
 def _first_line(error: Exception) -> str:

@@ -48,7 +48,7 @@ class Hub:
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
 
-    def log_message(self, format, *args):  # noqa: A002
+    def log_message(self, format, *args):
         pass
 
     def do_HEAD(self):

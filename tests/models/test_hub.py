@@ -79,14 +79,25 @@ def test_only_what_is_needed_is_fetched_once_and_the_commit_is_in_the_name(hub, 
         assert (first["name"], first["title"]) == (f"owner/model@{commit}", "owner/model")
         wanted = {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
         assert sorted(hub.fetched) == sorted(wanted)
-        # The branch moves on; the commit does not.
+        # The branch moves on; the commit does not, nor does who asks nobody.
         moved = hub.push("owner/model", hub.files["owner/model"][commit] | {"new.txt": b"n"})
+        offline = env | {"HF_HUB_OFFLINE": "1"}
+        again, other = opened("owner/model", "owner/other", cwd=tmp_path, env=offline)
+        assert again == first
+        assert_not_here(other["error"])
         now, then = opened("owner/model", first["name"], cwd=tmp_path, env=env)
         assert (now["name"], then) == (f"owner/model@{moved}", first)
     # Nobody answers any more.
-    for offline in (env, env | {"HF_HUB_OFFLINE": "1"}):
-        again = opened("owner/model", first["name"], cwd=tmp_path, env=offline)
-        assert again == [now, first]
+    names = ("owner/model", first["name"], "owner/other")
+    *again, other = opened(*names, cwd=tmp_path, env=env)
+    assert again == [now, first]
+    assert_not_here(other["error"])
+
+
+def assert_not_here(error: str) -> None:
+    assert error.startswith("FileNotFoundError: owner/other: no directory of this name here")
+    assert "HF_HUB_OFFLINE is set" in error
+    assert "hf download owner/other" in error
 
 
 def test_weights_in_several_files_are_those_that_the_index_names(hub, tmp_path):
@@ -136,11 +147,6 @@ def test_what_cannot_be_had_is_an_error_that_says_what_to_do(hub, tmp_path):
     assert "accept its terms" in errors[1]
     assert errors[2] == "FileNotFoundError: owner/model has no branch, tag or commit 'v9'"
     assert "lacks model.safetensors: the repository holds no .safetensors" in errors[3]
-    for offline in (env, env | {"HF_HUB_OFFLINE": "1"}):
-        (answer,) = opened("owner/other", cwd=tmp_path, env=offline)
-        assert "owner/other: no directory of this name here" in answer["error"]
-        assert "HF_HUB_OFFLINE" in answer["error"]
-        assert "hf download owner/other" in answer["error"]
 
 
 def test_a_directory_of_that_name_wins(tmp_path, monkeypatch):
