@@ -24,7 +24,8 @@ class Segment:
     """A piece of one document inside a row, and where it came from.
 
     `tokens` int32 [n]; `counted` bool [n]: whether the token is learned from (all of a text).
-    `source` numbers the part's sources; `document` is the byte offset of the document in it;
+    `source` numbers the part's sources; `document` is the byte offset of the document in it (in a
+    table, the number of records before it);
     `start` is the piece's first token counted from the document's first.
     """
 
