@@ -52,7 +52,9 @@ def _span(
     if start == len(prompt) and whole.startswith(through):
         written = through[start:]
     else:
-        same = through[:start] == whole[:start]
+        # Without this a history that is written anew may look like the turn, by what it repeats.
+        before = rendered(turn)
+        same = whole.startswith(before) and start >= len(before)
         written = _rewritten(chat.messages[turn], through[start:], whole[start:]) if same else ""
     if not written:
         raise ValueError(

@@ -65,6 +65,17 @@ OPENED = THINKING.replace("'<|im_start|>assistant\\n'", "'<|im_start|>assistant\
 OPENED = OPENED.replace("loop.index0 > ns.last", "false")
 """The prompt opens the thinking that no rendered answer has."""
 
+MOVING = """{%- for message in messages if message.role != 'system' %}
+    {%- if message.role == 'user' %}
+        {%- set front = messages[0].content + '\n\n' if loop.revindex0 < 2 else '' %}
+        {{- '<turn>' + front + message.content + '</turn>' }}
+    {%- else %}
+        {{- message.content + '</s>' }}
+    {%- endif %}
+{%- endfor %}
+"""
+"""The system prompt stands in front of the last question, wherever that is."""
+
 GENERATION = """{% for message in messages %}
 <|im_start|>{{ message.role }}
 {% if message.role == 'assistant' %}

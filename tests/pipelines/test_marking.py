@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models import open_checkpoint
 from models.tokenizer import Tokenizer
@@ -14,6 +16,7 @@ from tests.make_chats import (
     FIRST_IS_READ,
     GENERATION,
     HEADERS,
+    MOVING,
     OPENED,
     THINKING,
     TURNS,
@@ -113,6 +116,17 @@ def test_thinking_that_is_stripped_from_an_earlier_turn_names_the_message():
     assert marked(talk, chat_tokenizer(GENERATION)).count("⟦") == 2
 
 
+def test_history_that_is_written_anew_is_never_guessed_at():
+    system = {"role": "system", "content": "Be brief."}
+    tokenizer = chat_tokenizer(MOVING)
+    assert marked(Chat((system, *said("Hi", "Hi"))), tokenizer) == (
+        "<turn>Be brief.\n\nHi</turn>⟦Hi</s>⟧"
+    )
+    # Question and answer are the same, and so is what it looks like from where they differ.
+    with pytest.raises(ValueError, match="message 3: the chat template writes it otherwise"):
+        marked(Chat((system, *said("Hi", "Hi", "No", "Why"))), tokenizer)
+
+
 def test_a_prompt_that_opens_what_no_answer_has():
     assert marked(chat("Hi", "Yes", "No", "thus"), chat_tokenizer(OPENED)) == (
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Yes<|im_end|>⟧\n"
@@ -144,6 +158,14 @@ def test_prefixes_find_what_the_same_template_with_marks_says(smollm):
     marks = Tokenizer(files | {"tokenizer_config.json": data}, where="test")
     for talk in (chat("Hi", " Yes "), chat("a", "<think>b</think>\n\nc", "d\n", "\n\n🙂 e\n")):
         assert marked(talk, smollm) == marked(talk, marks)
+
+
+@given(st.lists(st.text("ab \n½🙂", max_size=5), min_size=2, max_size=8))
+def test_whatever_is_said_exactly_the_answers_and_their_ends_are_learned(turns):
+    talk, tokenizer = chat(*turns), chat_tokenizer(HEADERS)
+    found = marked(talk, tokenizer)
+    learned = [part.split("⟧")[0] for part in found.split("⟦")[1:]]
+    assert learned == [turn.strip() + "<|eot|>" for turn in turns[1::2]]
 
 
 def test_answers_that_belong_to_the_prompt_are_not_learned():
