@@ -1,4 +1,4 @@
-"""Checkpoints in and out: a Hugging Face directory, a GGUF file, or the embedded teacher."""
+"""Checkpoints in and out: a Hugging Face directory or id, a GGUF file, or the embedded teacher."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
-from models import embedded, families, sharding
+from models import embedded, families, hub, sharding
 from models.config import ModelConfig
 from models.decoder import Decoder, parameters
 from models.families import TensorName
@@ -38,15 +38,20 @@ Quantize = Literal["none", "int8"]
 
 
 def open_checkpoint(name: str | Path) -> Checkpoint:
-    """Open "embedded", a Hugging Face directory or a .gguf file; weights are not read yet."""
+    """Open "embedded", a Hugging Face directory, a .gguf file, or a hub id; weights are not read
+    yet. What is here has precedence over what is on the hub."""
     path = embedded.locate() if str(name) == embedded.NAME else Path(name)
+    hub_id = None if path.exists() else hub.HubId.parse(str(name))
+    if hub_id:
+        located = hub.locate(hub_id)
+        return dataclasses.replace(open_checkpoint(located.path), name=located.pinned)
     if path.is_dir():
         return Checkpoint(str(name), path, SafetensorsFiles(path))
     if path.suffix == ".gguf":
         return Checkpoint(str(name), path, GgufFile(path))
     raise FileNotFoundError(
-        f"checkpoint {str(name)!r}: expected 'embedded', a Hugging Face directory or a .gguf "
-        f"file; {path} is {'a file of another kind' if path.exists() else 'not there'}."
+        f"checkpoint {str(name)!r}: expected 'embedded', a Hugging Face directory, a .gguf file or "
+        f"a hub id; {path} is {'a file of another kind' if path.exists() else 'not there'}."
     )
 
 
@@ -55,8 +60,14 @@ class Checkpoint:
     """A model on disk: its config, tokenizer and weights, each read when asked for."""
 
     name: str
+    """What opens it again, and nothing else: one from the hub has its commit here."""
     path: Path
     files: TensorFiles
+
+    @property
+    def title(self) -> str:
+        """What people call it, wherever it lies."""
+        return hub.unpinned(self.name) or self.path.name
 
     @property
     def config(self) -> ModelConfig:

@@ -19,9 +19,15 @@ class Corpus:
 
     files: tuple[str, ...] = ("embedded",)
     """Globs of text files (one document each) or `.jsonl` files (one document a line), each also
-    with `.gz`. `embedded` is the source text of Python's own standard library."""
+    with `.gz` or `.zst`, and of `.parquet` files (one document a record). `embedded` is the source
+    text of Python's own standard library."""
     text_field: str = "text"
-    """Field of a JSON line that holds the document."""
+    """Field of a record that holds the document: a text, or the messages of a chat. A record
+    without it has `messages`, or `prompt` and `completion`; then the assistant's tokens or the
+    completion's are learned, and nothing is stored elsewhere."""
+    chat_date: str | None = None
+    """What chat templates that write the current date take for it, such as `2026-01-31`. Unset:
+    those that have a date of their own write that, the others are refused."""
     max_bytes: int | None = None
     """Take whole files, in the order of their names' hashes, until they hold this many bytes.
     For a trial on a share of a corpus; unset takes all. `embedded` has its own limit."""
@@ -45,7 +51,9 @@ class Teacher:
     """The model that is run once."""
 
     model: str = "embedded"
-    """A Hugging Face directory, a `.gguf` file, or `embedded` (SmolLM2-135M-Instruct)."""
+    """A Hugging Face directory, a `.gguf` file, a hub id (`owner/name`, `owner/name@revision`, or
+    `owner/name/file.gguf`; its commit is fixed by the plan), or `embedded` (SmolLM2-135M-Instruct).
+    """
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of matmul operands; normalisation, softmax and all sums are float32 always."""
     batch_rows: int | Literal["auto"] | None = None

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -19,12 +20,12 @@ from models.checkpoint import Quantize
 from models.numerics import dtype_named, precision_for
 from models.sharding import DATA, batch_sharding, make_mesh
 from pipelines.head import Head
-from pipelines.stored import finite_rows, keeping, stored_states, without_padding
+from pipelines.stored import finite_rows, keeping, only_read, stored_states
 from pipelines.targets import targets
 from pipelines.wanted import Wanted
 from schemas.draws import Draws, starts
 from schemas.plan import MeshShape, PlannedTeacher
-from schemas.rows import Row
+from schemas.rows import Row, read_positions
 from schemas.signals import MEAN, ArraySignal, AttentionSignal, HiddenSignal
 from schemas.targets import Targets
 
@@ -180,18 +181,20 @@ class TeacherRunner:
         self, name: str, signal: ArraySignal, batch: OnDevice, directions: np.ndarray | None
     ) -> dict[str, jax.Array]:
         states, segment_ids = batch.layers[signal.layer], batch.inputs["segment_ids"]
+        read = _read_positions(segment_ids, batch.inputs["loss_mask"])
         if isinstance(signal, HiddenSignal):
-            stored = _stored_states(states, segment_ids, directions, dtype=signal.dtype)
+            stored = _stored_states(states, read, directions, dtype=signal.dtype)
             return {name + suffix: array for suffix, array in stored.items()}
         anonymous = dataclasses.replace(signal, layer=0, signal_id="")
         positions = batch.inputs["positions"]
         maps = self._maps(
-            self._weights, states, segment_ids, positions, signal.layer, signal=anonymous
+            self._weights, states, segment_ids, positions, read, signal.layer, signal=anonymous
         )
         return {name: maps}
 
 
 _finite_rows = jax.jit(finite_rows)
+_read_positions = jax.jit(partial(read_positions, xp=jnp))
 _stored_states = jax.jit(stored_states, static_argnames="dtype")
 
 
@@ -213,12 +216,12 @@ def row_targets(hidden, unembedding, starts, *, wanted: Wanted, head: Head):
     return head.on_each_device(of_device, hidden, unembedding, starts, out=P(DATA))
 
 
-def _maps(graph, weights, states, segment_ids, positions, layer, *, signal: AttentionSignal):
+def _maps(graph, weights, states, segment_ids, positions, read, layer, *, signal: AttentionSignal):
     heads = None if signal.heads == MEAN else signal.heads
     maps = nnx.merge(graph, weights).attention_maps(
         states, segment_ids, positions, layer=layer, heads=heads, keep=keeping(signal)
     )
-    return without_padding(maps, segment_ids)
+    return only_read(maps, read)
 
 
 def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
