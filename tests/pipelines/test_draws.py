@@ -6,6 +6,7 @@ import pytest
 
 from models.vocabulary import Vocabulary
 from pipelines.draws import draw
+from pipelines.head import Head
 from pipelines.targets import targets, targets_of_logits
 from pipelines.wanted import Wanted
 from schemas.draws import Draws, logweights, starts
@@ -110,17 +111,9 @@ def test_the_chunk_changes_no_draw_that_is_not_counted_as_near(chunk):
     unembedding = jnp.asarray(rng.normal(size=(16, 3000)), jnp.float32)
     at = jnp.asarray(rng.random(30), jnp.float32)
     wanted = Wanted(5, 8, (0.5, 1.0))
-    whole = targets(
-        hidden, unembedding, at, wanted=wanted, vocabulary=Vocabulary(unembedding.shape[1])
-    )
-    cut = targets(
-        hidden,
-        unembedding,
-        at,
-        wanted=wanted,
-        vocabulary=Vocabulary(unembedding.shape[1]),
-        chunk=chunk,
-    )
+    asked = {"wanted": wanted, "head": Head(Vocabulary(unembedding.shape[1]))}
+    whole = targets(hidden, unembedding, at, **asked)
+    cut = targets(hidden, unembedding, at, **asked, chunk=chunk)
     surely = ~np.asarray(whole["near_edge"])
     assert surely.mean() > 0.9
     np.testing.assert_array_equal(
