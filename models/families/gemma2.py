@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from models.config import ModelConfig
@@ -76,11 +76,6 @@ def gemma_hf_fields(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def config_from_gguf(metadata: Mapping[str, Any], tensors: Collection[str]) -> ModelConfig:
-    """Never called: no GGUF architecture leads here."""
-    raise NotImplementedError
-
-
 def tensors(config: ModelConfig) -> dict[str, TensorName]:
     """Llama's parameters, and a norm after attention and MLP as well as before."""
     names = llama.tensors(config)
@@ -101,6 +96,5 @@ GEMMA2 = dataclasses.replace(
     gguf_architectures=(),
     config_from_hf=config_from_hf,
     config_to_hf=config_to_hf,
-    config_from_gguf=config_from_gguf,
     tensors=tensors,
 )
