@@ -61,11 +61,6 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 def gemma_hf_fields(config: ModelConfig) -> dict[str, Any]:
     """Inverse of `gemma_fields`, and of the windows."""
-    if any(getattr(config, name) != value for name, value in ALWAYS.items()):
-        raise ValueError(
-            f"ModelConfig: family '{config.family}' always has {ALWAYS}; another function cannot "
-            "be written as one of its models."
-        )
     scalar = config.head_dim if config.query_scalar is None else config.query_scalar
     return layers.fields(config) | {
         "hidden_activation": "gelu_pytorch_tanh",

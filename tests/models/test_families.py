@@ -161,6 +161,24 @@ def test_a_cap_that_is_null_is_off_and_one_that_is_absent_is_the_familys():
     assert (config.final_softcap, config.attention_softcap) == (30.0, 50.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("llama", {"windows": (6,)}, r"family 'llama' cannot say windows = \(6,\)"),
+        ("llama", {"qkv_bias": True}, r"cannot say qkv_bias = True \(but False\)"),
+        ("mistral", {"windows": (6, None)}, r"cannot say windows = \(6, None\) \(but \(6,\)\)"),
+        ("qwen2", {"windows": (6, 7, None)}, r"cannot say windows = \(6, 7, None\)"),
+        ("qwen3", {"final_softcap": 3.0}, r"cannot say final_softcap = 3.0"),
+        ("gemma2", {"norm_adds_one": False}, r"cannot say norm_adds_one"),
+        ("gemma2", {"query_scalar": 6.5}, r"cannot say query_scalar = 6.5 \(but 6.0\)"),
+    ],
+)
+def test_what_a_familys_files_cannot_say_is_not_saved(name, change, message):
+    config = dataclasses.replace(case(name)[1].config, **change)
+    with pytest.raises(ValueError, match=message):
+        config.to_hf()
+
+
 # Students cut from such teachers.
 
 
