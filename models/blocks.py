@@ -145,7 +145,7 @@ class Blocks(nnx.Module):
         ids, weights = choose(scores, count=c.experts_per_token, normalise=c.normalise_experts)
 
         def every_expert(slots: Array) -> Array:
-            out = self.gated(slots, into="besd,edf->besf", out="besf,efd->besd")
+            out = self.gated(slots, into="ebsd,edf->ebsf", out="ebsf,efd->ebsd")
             return out.astype(self.dtype)
 
         return mixture(x, ids, weights, num_experts=c.num_experts, expert=every_expert)

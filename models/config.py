@@ -96,6 +96,8 @@ class ModelConfig:
                 f"ModelConfig.experts_per_token is {self.experts_per_token}; expected 1 to "
                 f"num_experts = {self.num_experts}."
             )
+        # One way to say it, so that equal functions have equal configs.
+        object.__setattr__(self, "windows", shortest_cycle(self.layer_windows))
 
     @property
     def layer_windows(self) -> tuple[int | None, ...]:
@@ -104,8 +106,8 @@ class ModelConfig:
 
     def of_layers(self, layers: Sequence[int]) -> ModelConfig:
         """The config of these blocks alone, in this order; each keeps its window."""
-        windows = [self.layer_windows[layer] for layer in layers]
-        return dataclasses.replace(self, num_layers=len(layers), windows=shortest_cycle(windows))
+        windows = tuple(self.layer_windows[layer] for layer in layers)
+        return dataclasses.replace(self, num_layers=len(layers), windows=windows)
 
     def identity(self) -> dict[str, Any]:
         """What goes into an id; equal for equal functions, and unchanged by fields that are new."""
@@ -124,10 +126,23 @@ class ModelConfig:
         return families.for_model_type(fields.get("model_type")).config_from_hf(fields)
 
     def to_hf(self) -> dict[str, Any]:
-        """Write the `config.json` that `from_hf` and Hugging Face transformers read back."""
+        """Write the `config.json` that `from_hf` and Hugging Face transformers read back.
+
+        A family's files cannot say everything that a config can: what they would lose is an error.
+        """
         from models import families
 
-        return families.named(self.family).config_to_hf(self)
+        family = families.named(self.family)
+        fields = family.config_to_hf(self)
+        written, ours = family.config_from_hf(fields).identity(), self.identity()
+        lost = [name for name in {**ours, **written} if ours.get(name) != written.get(name)]
+        if lost:
+            raise ValueError(
+                f"ModelConfig: config.json of family {self.family!r} cannot say "
+                + ", ".join(f"{n} = {ours.get(n)!r} (but {written.get(n)!r})" for n in lost)
+                + "; such a model cannot be saved as one of this family. Choose another family."
+            )
+        return fields
 
 
 def shortest_cycle(items: Sequence[int | None]) -> tuple[int | None, ...]:

@@ -30,7 +30,7 @@ def mixture(
     weights: Float[Array, "batch time chosen"],
     *,
     num_experts: int,
-    expert: Callable[[Float[Array, "batch experts slots embed"]], Array],
+    expert: Callable[[Float[Array, "experts batch slots embed"]], Array],
 ) -> Float[Array, "batch time embed"]:
     """Σ over a token's chosen experts of weight · expert(x), in float32.
 
@@ -52,7 +52,9 @@ def mixture(
         run = starts[:, :, None] + number * slots + jnp.arange(slots)
         # Past an expert's last token a slot holds some other, which nobody reads.
         choices = _take(order, jnp.minimum(run, time * count - 1).reshape(batch, -1))
-        outputs = expert(_take(x, choices // count).reshape(batch, num_experts, slots, -1))
+        inputs = _take(x, choices // count).reshape(batch, num_experts, slots, -1)
+        # Experts first: XLA's CPU has no product in bfloat16 with another axis before theirs.
+        outputs = expert(inputs.swapaxes(0, 1)).swapaxes(0, 1)
         outputs = outputs.reshape(batch, num_experts * slots, -1)
         found = _take(outputs, (ids * slots + rank % slots).reshape(batch, -1))
         mine = rank // slots == number

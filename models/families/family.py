@@ -22,6 +22,7 @@ class TensorName:
 
     hf: str
     gguf: str
+    """Empty in families that have no GGUF architecture."""
     in_axes: int | None = None
     """Leading axes of our parameter (without `layers`) that are a linear map's input; files
     keep such a map as [output, input]. 0: its bias, flat in files. None: kept as it is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from models.config import ModelConfig
@@ -61,11 +61,6 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 def gemma_hf_fields(config: ModelConfig) -> dict[str, Any]:
     """Inverse of `gemma_fields`, and of the windows."""
-    if any(getattr(config, name) != value for name, value in ALWAYS.items()):
-        raise ValueError(
-            f"ModelConfig: family '{config.family}' always has {ALWAYS}; another function cannot "
-            "be written as one of its models."
-        )
     scalar = config.head_dim if config.query_scalar is None else config.query_scalar
     return layers.fields(config) | {
         "hidden_activation": "gelu_pytorch_tanh",
@@ -74,11 +69,6 @@ def gemma_hf_fields(config: ModelConfig) -> dict[str, Any]:
         "attn_logit_softcapping": config.attention_softcap,
         "final_logit_softcapping": config.final_softcap,
     }
-
-
-def config_from_gguf(metadata: Mapping[str, Any], tensors: Collection[str]) -> ModelConfig:
-    """Never called: no GGUF architecture leads here."""
-    raise NotImplementedError
 
 
 def tensors(config: ModelConfig) -> dict[str, TensorName]:
@@ -101,6 +91,5 @@ GEMMA2 = dataclasses.replace(
     gguf_architectures=(),
     config_from_hf=config_from_hf,
     config_to_hf=config_to_hf,
-    config_from_gguf=config_from_gguf,
     tensors=tensors,
 )

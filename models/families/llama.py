@@ -151,11 +151,6 @@ def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """config.json for a model without biases."""
-    if config.qkv_bias:
-        raise ValueError(
-            "ModelConfig: family 'llama' has no biases on queries, keys and values, but qkv_bias "
-            "is set; use family 'qwen2'."
-        )
     fields = hf_fields(config, model_type="llama", architecture="LlamaForCausalLM")
     return fields | {"attention_bias": False, "mlp_bias": False}
 

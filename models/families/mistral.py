@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.config import ModelConfig
-from models.families import layers, llama
+from models.families import llama
 from models.families.family import FieldReader
 
 
@@ -28,7 +28,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """config.json of a Mistral model."""
     fields = llama.hf_fields(config, model_type="mistral", architecture="MistralForCausalLM")
-    return fields | {"sliding_window": layers.same_everywhere(config)}
+    return fields | {"sliding_window": config.windows[0]}
 
 
 MISTRAL = dataclasses.replace(

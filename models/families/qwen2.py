@@ -15,6 +15,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
     """Qwen 2's config.json."""
     reader = FieldReader("config.json", fields)
     reader.require("hidden_act", "silu")
+    reader.require("use_mrope", False)
     config = ModelConfig(
         **llama.shared_fields(reader),
         **llama.rope_fields(reader),

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from models.config import ModelConfig
-from models.families import layers, llama, qwen3
+from models.families import llama, qwen3
 from models.families.family import FieldReader, TensorName
 
 
@@ -40,7 +40,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """config.json of a Qwen 3 MoE model."""
     fields = llama.hf_fields(config, model_type="qwen3_moe", architecture="Qwen3MoeForCausalLM")
-    window = layers.same_everywhere(config)
+    window = config.windows[0]
     return fields | {
         "attention_bias": False,
         "moe_intermediate_size": config.intermediate_size,

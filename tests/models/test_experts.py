@@ -27,7 +27,7 @@ def example(*, time=40, count=2, favourite=0.0, seed=0):
 @jax.jit
 def ours(x, weights, matrices, ids):
     def expert(slots):
-        return jnp.tanh(jnp.einsum("besd,edf->besf", slots, matrices, precision="highest"))
+        return jnp.tanh(jnp.einsum("ebsd,edf->ebsf", slots, matrices, precision="highest"))
 
     return mixture(x, ids, weights, num_experts=len(matrices), expert=expert)
 
