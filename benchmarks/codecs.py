@@ -21,7 +21,7 @@ from schemas.cache import Cache
 from schemas.codecs import PROFILES, TAIL, TOPK, Profile, Tables, fit
 from schemas.frames import Kind, unpack
 from schemas.logits import decode_logits, encode_logits
-from schemas.targets import BETAS, Targets, joined, tail_logmass_at
+from schemas.targets import BETAS, Targets, joined, nodes_of, tail_logmass_at
 
 CALIBRATION_TOKENS = 1 << 18
 ROWS_AT_A_TIME = 16
@@ -93,12 +93,12 @@ def _log_masses(targets: Targets, beta: float) -> np.ndarray:
 def shortened(targets: Targets, *, k: int, vocabulary: int) -> Targets:
     """The first k ids; what is cut off joins the tail, in float64."""
     cut = targets.logprobs[:, k:].astype(np.float64)
-    if not cut.shape[1]:
-        return targets
     nodes = [np.full(len(targets), np.log(vocabulary - k))]
-    for i, beta in enumerate(BETAS[1:], start=1):
-        tail = targets.tail_logmass[:, i].astype(np.float64)
-        nodes.append(np.logaddexp(tail, np.logaddexp.reduce(beta * cut, axis=1)))
+    held = nodes_of(targets.tail_logmass)
+    for beta in BETAS[1:]:
+        tail = targets.tail_logmass[:, held.index(beta)].astype(np.float64)
+        of_cut = np.logaddexp.reduce(beta * cut, axis=1, initial=-np.inf)
+        nodes.append(np.logaddexp(tail, of_cut))
     return Targets(
         ids=np.ascontiguousarray(targets.ids[:, :k]),
         logprobs=np.ascontiguousarray(targets.logprobs[:, :k]),

@@ -19,6 +19,7 @@ from models import open_checkpoint
 from pipelines.targets import targets
 from pipelines.wanted import Wanted
 from schemas import open_cache
+from schemas.codecs import NODES
 from schemas.targets import tail_logmass_at
 
 TEMPERATURES = (1.0, 1.1, 1.2, 1.4, 1.6, 1.8, 2.0, 2.4, 2.8, 3.2, 4.0, 5.5, 8.0, 16.0, 100.0)
@@ -59,7 +60,9 @@ def _errors(hidden: np.ndarray, unembedding: jax.Array, *, ks: list[int]) -> dic
     logits = hidden.astype(np.float64) @ np.asarray(unembedding, np.float64)
     found = {}
     for k in ks:
-        stored = _targets(hidden, unembedding, jnp.zeros(len(hidden)), wanted=Wanted(k))
+        stored = _targets(
+            hidden, unembedding, jnp.zeros(len(hidden)), wanted=Wanted(k, betas=NODES["lossless"])
+        )
         ids, logprobs, mass = (
             np.asarray(stored[name]) for name in ("ids", "logprobs", "tail_logmass")
         )

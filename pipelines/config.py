@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.wanted import Wanted
-from schemas.codecs import Profile
+from schemas.codecs import NODES, Profile
 from schemas.signals import AttentionDtype, HiddenDtype
 from schemas.targets import BETAS
 
@@ -72,7 +72,7 @@ class Logits:
     def wanted(self) -> Wanted:
         """What the teacher is asked for. ValueError for settings that contradict each other."""
         if not self.draws:
-            return Wanted(self.k)
+            return Wanted(self.k, betas=NODES[self.profile])
         if self.draws < 0 or self.draws > _MOST_DRAWS:
             raise ValueError(
                 f"signals.logits.draws is {self.draws}; expected 0 to {_MOST_DRAWS} draws"
@@ -84,11 +84,13 @@ class Logits:
                 f"signals.logits.draw_temperatures is {list(self.draw_temperatures)}; expected "
                 f"one or more of {known}, each once"
             )
-        return Wanted(self.k, self.draws, betas)
+        return Wanted(self.k, self.draws, betas, NODES[self.profile])
 
     def settings(self) -> dict[str, Any]:
         """What decides the targets: goes into identities, without what has no effect."""
         settings: dict[str, Any] = {"k": self.k, "profile": self.profile}
+        if NODES[self.profile] != BETAS:
+            settings["betas"] = list(NODES[self.profile])
         if self.draws:
             settings["draws"] = self.draws
             settings["draw_betas"] = list(self.wanted().draw_betas)

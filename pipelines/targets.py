@@ -19,8 +19,6 @@ from schemas.targets import BETAS
 
 CHUNK_TOKENS = 256
 _BLOCK = 128
-_EIGHTHS = (1, 2, 4, 6, 7, 8)  # the nodes above β = 0, in eighths
-assert tuple(n / 8 for n in _EIGHTHS) == BETAS[1:]
 
 
 def targets(
@@ -32,12 +30,11 @@ def targets(
     softcap: float | None = None,
     chunk: int = CHUNK_TOKENS,
 ) -> dict[str, Array]:
-    """`ids` int32 [tokens, k], `logprobs` float32 [tokens, k], `tail_logmass` [tokens, 7]; with
-    draws, `draw_ids` int32 and `draw_logprobs` float32 [tokens, m], and `near_edge` bool.
+    """`ids` int32 [tokens, k], `logprobs` float32 [tokens, k], `tail_logmass` [tokens, nodes];
+    with draws, `draw_ids` int32 and `draw_logprobs` float32 [tokens, m], and `near_edge` bool.
 
     Defined as in schemas.targets and schemas.draws; `starts` are those of the draws, `softcap` the
-    model's. `tokens`
-    that `chunk` does not divide are padded inside.
+    model's. `tokens` that `chunk` does not divide are padded inside.
     """
 
     def one_chunk(hidden_C: Array, starts_C: Array) -> dict[str, Array]:
@@ -68,7 +65,7 @@ def targets_of_logits(
     logits: Float[Array, "tokens vocab"], starts: Float[Array, " tokens"], *, wanted: Wanted
 ) -> dict[str, Array]:
     """The same, of logits that are there."""
-    parts = split_off_top_k(logits, k=wanted.k)
+    parts = split_off_top_k(logits, k=wanted.k, betas=wanted.betas)
     found = {
         "ids": parts.ids,
         "logprobs": parts.top - parts.normaliser[:, None],
@@ -91,21 +88,23 @@ class Parts(NamedTuple):
     tail_logmass: Float[Array, "tokens nodes"]
 
 
-def split_off_top_k(logits: Float[Array, "tokens vocab"], *, k: int) -> Parts:
-    """The exact top-k, the normaliser and the tail's mass at every node."""
+def split_off_top_k(
+    logits: Float[Array, "tokens vocab"], *, k: int, betas: tuple[float, ...] = BETAS
+) -> Parts:
+    """The exact top-k, the normaliser and the tail's mass at `betas`: eighths, 0 and 1 included."""
     vocab = logits.shape[-1]
     top, ids = exact_top_k(logits, min(k + 1, vocab))
     # Without the barrier XLA recomputes the top-k inside what follows.
     logits, top, ids = lax.optimization_barrier((logits, top, ids))
     if k == vocab:
         normaliser = jax.nn.logsumexp(top, axis=-1)
-        tail = jnp.full((len(logits), len(BETAS)), -jnp.inf)
+        tail = jnp.full((len(logits), len(betas)), -jnp.inf)
     else:
-        relative = _tail_relative(logits, kth=top[:, k - 1], reference=top[:, k], k=k)
+        relative = _tail_relative(logits, kth=top[:, k - 1], reference=top[:, k], k=k, betas=betas)
         normaliser = jnp.logaddexp(
             jax.nn.logsumexp(top[:, :k], axis=-1), relative[:, -1] + top[:, k]
         )
-        shift = jnp.asarray(BETAS) * (top[:, k] - normaliser)[:, None]
+        shift = jnp.asarray(betas) * (top[:, k] - normaliser)[:, None]
         tail = relative + shift
     return Parts(logits, ids[:, :k].astype(jnp.int32), top[:, :k], normaliser, tail)
 
@@ -124,7 +123,7 @@ def _tail_draws(
     """m draws from the equal mixture of the tail at the nodes asked for."""
     logprobs = parts.logits - parts.normaliser[:, None]
     shares = [
-        jnp.exp(beta * logprobs - parts.tail_logmass[:, BETAS.index(beta), None])
+        jnp.exp(beta * logprobs - parts.tail_logmass[:, wanted.betas.index(beta), None])
         for beta in wanted.draw_betas
     ]
     weights = jnp.where(in_tail(parts), sum(shares[1:], shares[0]), 0.0)
@@ -148,6 +147,7 @@ def _tail_relative(
     kth: Float[Array, " tokens"],
     reference: Float[Array, " tokens"],
     k: int,
+    betas: tuple[float, ...],
 ) -> Float[Array, "tokens nodes"]:
     """log Σ_tail exp(β·(logit − reference)); `reference` is the tail's largest logit.
 
@@ -161,7 +161,9 @@ def _tail_relative(
     left_out = (vocab - k) - jnp.sum(below, axis=-1)  # equals of the k-th that are in the tail
     square = eighth * eighth
     fourth = square * square
-    powers = (eighth, square, fourth, fourth * square, fourth * square * eighth, fourth * fourth)
+    power_of = {1: eighth, 2: square, 3: square * eighth, 4: fourth, 5: fourth * eighth}
+    power_of |= {6: fourth * square, 7: fourth * square * eighth, 8: fourth * fourth}
+    powers = [power_of[round(8 * beta)] for beta in betas[1:]]
     # Left-out equals exist only when reference == kth, where each adds exp(0).
     sums = jnp.stack([jnp.sum(power, axis=-1) for power in powers], axis=-1)
     count = jnp.full((len(logits), 1), jnp.log(vocab - k))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from schemas.signals import LogitsSignal
+from schemas.targets import BETAS
 
 
 @dataclass(frozen=True)
@@ -12,8 +13,9 @@ class Wanted:
     k: int
     draws: int = 0
     draw_betas: tuple[float, ...] = ()
+    betas: tuple[float, ...] = BETAS
 
     @classmethod
     def of(cls, signal: LogitsSignal) -> "Wanted":
         """What the signal holds."""
-        return cls(signal.k, signal.draws, signal.draw_betas)
+        return cls(signal.k, signal.draws, signal.draw_betas, signal.betas)

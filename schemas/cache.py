@@ -75,8 +75,8 @@ class Cache:
         """Rows with their signals, in the order asked for, each array with leading axis n.
 
         Always: tokens, segment_ids, positions int32 and loss_mask bool [n, S]. With `logits`:
-        topk_ids int32 and topk_logprobs float32 [n, S, k], tail_logmass float32 [n, S, 7] in nats;
-        positions that are not scored hold id 0 and −inf. If there are draws from the tail:
+        topk_ids int32 and topk_logprobs float32 [n, S, k], tail_logmass float32 [n, S, nodes], in
+        nats; positions that are not scored hold id 0 and −inf. If there are draws from the tail:
         tail_ids int32, tail_logprobs and tail_logweights float32 [n, S, m], logweights −log(m·r(v))
         of the proposal r; where there is no draw, id 0 and −inf. A row that capture skipped has
         no scored position.
@@ -166,6 +166,9 @@ class Cache:
             where=where,
         )
         require_same_key(row_key, key, where=where)
+        out["loss_mask"][slot] &= scored
+        if not len(targets):
+            return
         out["topk_ids"][slot, scored, : targets.k] = targets.ids
         out["topk_logprobs"][slot, scored, : targets.k] = targets.logprobs
         out["tail_logmass"][slot, scored] = targets.tail_logmass
@@ -174,7 +177,6 @@ class Cache:
             out["tail_ids"][slot, scored, : targets.draws.m] = targets.draws.ids
             out["tail_logprobs"][slot, scored, : targets.draws.m] = targets.draws.logprobs
             out["tail_logweights"][slot, scored, : targets.draws.m] = weights
-        out["loss_mask"][slot] &= scored
 
     def tail_prior(self) -> np.ndarray:
         """log π at the nodes `schemas.targets.BETAS`: float32 [7, vocabulary], of all parts as one.

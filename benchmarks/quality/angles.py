@@ -32,7 +32,7 @@ from schemas import Cache, codecs
 from schemas.draws import Draws, logweights, starts
 from schemas.files import read_json, write_json
 from schemas.logits import decode_logits, encode_logits
-from schemas.targets import BETAS, Targets, joined
+from schemas.targets import Targets, joined
 from trainer.config import Loss
 from trainer.needs import DRAWS as DRAWS_FIELDS
 from trainer.needs import fields, tail_prior
@@ -211,7 +211,7 @@ def captured(logits: Logits, shop: Workshop, rows: np.ndarray) -> tuple[Batch, f
         batch["topk_logprobs"][i, scored, : got.k] = got.logprobs
         batch["tail_logmass"][i, scored] = got.tail_logmass
         if got.draws:
-            weights = logweights(got.draws, got.tail_logmass, nodes=BETAS)
+            weights = logweights(got.draws, got.tail_logmass, nodes=wanted.betas)
             values = (got.draws.ids, got.draws.logprobs, weights)
             for name, x in zip(DRAWS_FIELDS, values, strict=True):
                 batch[name][i, scored, : got.draws.m] = x
@@ -254,7 +254,7 @@ _targets = jax.jit(exact_targets, static_argnames=("wanted",))
 
 def _empty(rows: int, wanted: Wanted, length: int) -> Batch:
     k, m = 64, 32
-    shapes = {"topk_ids": k, "topk_logprobs": k, "tail_logmass": len(BETAS)}
+    shapes = {"topk_ids": k, "topk_logprobs": k, "tail_logmass": len(wanted.betas)}
     if wanted.draws:
         shapes |= dict.fromkeys(DRAWS_FIELDS, m)
     return {

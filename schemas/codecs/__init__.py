@@ -15,10 +15,11 @@ from schemas.codecs.block import DRAWS, TAIL, TOPK, Block, Tables
 from schemas.codecs.levels import STEPS, quantiser, quantiser_of
 from schemas.codecs.normalise import normalised
 from schemas.draws import Draws
-from schemas.targets import BETAS, Targets
+from schemas.targets import BETAS, EIGHTHS, Targets
 
 __all__ = [
     "DRAWS",
+    "NODES",
     "PROFILES",
     "TAIL",
     "TOPK",
@@ -32,6 +33,8 @@ __all__ = [
 
 Profile = Literal["lossless", "fast", "compact"]
 PROFILES: tuple[Profile, ...] = ("lossless", "fast", "compact")
+NODES: dict[Profile, tuple[float, ...]] = {"lossless": EIGHTHS, "fast": BETAS, "compact": BETAS}
+"""Where each profile keeps the tail's mass."""
 
 # Codec ids of the top-k field. Those of the tail and of draws are in tail.py and draws.py. An id
 # means what it meant in the first release that wrote it, forever: an improvement is a new id.
@@ -60,7 +63,7 @@ def fit(profile: Profile, sample: Targets, *, vocabulary: int) -> Tables:
 
 def encode(profile: Profile, targets: Targets, *, tables: Tables, vocabulary: int) -> list[Block]:
     """The blocks of one record; none for a record without positions."""
-    _check(targets, vocabulary=vocabulary)
+    _check(targets, profile=profile, vocabulary=vocabulary)
     if not len(targets):
         return []
     shared = {"tables": tables, "vocabulary": vocabulary}
@@ -68,7 +71,7 @@ def encode(profile: Profile, targets: Targets, *, tables: Tables, vocabulary: in
     if profile == "lossless":
         blocks = [
             Block(TOPK, LOSSLESS, lossless.encode(ids, logprobs, vocabulary=vocabulary)),
-            Block(TAIL, tail.EXACT, tail.encode_exact(values)),
+            Block(TAIL, tail.exact_codec(values), tail.encode_exact(values)),
         ]
         if targets.draws:
             payload = draws.encode_exact(targets.draws, vocabulary=vocabulary)
@@ -104,7 +107,7 @@ def decode(
         return Targets(
             ids=np.zeros((0, k), np.int32),
             logprobs=np.zeros((0, k), np.float32),
-            tail_logmass=np.zeros((0, 7), np.float32),
+            tail_logmass=np.zeros((0, len(BETAS)), np.float32),
         )
     by_field = {block.field: block for block in blocks}
     codec_of = {field: block.codec for field, block in by_field.items()}
@@ -113,10 +116,10 @@ def decode(
         raise ValueError(f"a record holds fields {sorted(codec_of)}; {TOPK} and {TAIL} are needed")
     drawn = by_field.get(DRAWS)
     shape = {"positions": positions, "k": k, "vocabulary": vocabulary}
-    exact = {TOPK: LOSSLESS, TAIL: tail.EXACT, DRAWS: draws.EXACT}
-    if codec_of.items() <= exact.items():
+    exact = {TOPK: {LOSSLESS}, TAIL: {tail.EXACT, tail.EXACT_EIGHTHS}, DRAWS: {draws.EXACT}}
+    if all(codec in exact[field] for field, codec in codec_of.items()):
         ids, logprobs = lossless.decode(by_field[TOPK].payload, **shape)
-        values = tail.decode_exact(by_field[TAIL].payload, **shape)
+        values = tail.decode_exact(by_field[TAIL].payload, codec=codec_of[TAIL], **shape)
         found = drawn and draws.decode_exact(
             drawn.payload, positions=positions, vocabulary=vocabulary
         )
@@ -140,13 +143,13 @@ def decode(
     return Targets(ids, logprobs, values, Draws(found.ids, found.logprobs - shift, found.betas))
 
 
-def _check(targets: Targets, *, vocabulary: int) -> None:
+def _check(targets: Targets, *, profile: Profile, vocabulary: int) -> None:
     n, k = targets.ids.shape
-    nodes = len(BETAS)
-    if targets.logprobs.shape != (n, k) or targets.tail_logmass.shape != (n, nodes):
+    tails = [(n, len(nodes)) for nodes in {BETAS, NODES[profile]}]
+    if targets.logprobs.shape != (n, k) or targets.tail_logmass.shape not in tails:
         raise ValueError(
             f"targets of shapes {targets.ids.shape}, {targets.logprobs.shape}, "
-            f"{targets.tail_logmass.shape}; expected [n, k], [n, k], [n, {nodes}]"
+            f"{targets.tail_logmass.shape}; expected [n, k], [n, k] and one of {tails}"
         )
     if not 1 <= k <= vocabulary <= 1 << fast.ID_BITS:
         raise ValueError(f"k = {k}, vocabulary = {vocabulary}: need 1 ≤ k ≤ vocabulary ≤ 2^20")

@@ -1,8 +1,9 @@
-"""The tail's log-mass at the six nodes β > 0.
+"""The tail's log-mass at the nodes β > 0.
 
-β = 0 is derived: it counts the tail's ids. `EXACT` keeps float32 bits. `QUANTISED` stores
-multiples of 1/32 nat, each node as its difference from a prediction by the tail's size, the
-last stored log-probability and the nodes before it.
+β = 0 is derived: it counts the tail's ids. `EXACT_EIGHTHS` keeps the float32 bits of nine nodes,
+`EXACT` (all that 0.3 wrote) of seven. `QUANTISED` stores seven as multiples of 1/32 nat, each node
+as its difference from a prediction by the tail's size, the last stored log-probability and the
+nodes before it.
 """
 
 import numpy as np
@@ -10,10 +11,12 @@ from jaxtyping import Float, Integer
 
 from schemas.codecs.block import Tables
 from schemas.codecs.streams import expand, join, small, split, squeeze, unsmall
-from schemas.targets import BETAS, tail_size_logmass
+from schemas.targets import BETAS, EIGHTHS, tail_size_logmass
 
 EXACT = 1
 QUANTISED = 2
+EXACT_EIGHTHS = 3
+_NODES_OF = {EXACT: BETAS, EXACT_EIGHTHS: EIGHTHS}
 
 PER_NAT = 32
 _NODES = len(BETAS) - 1
@@ -26,17 +29,23 @@ _LARGEST = 32767
 _MINUS_INFINITY = -32768
 
 
-def encode_exact(values: Float[np.ndarray, "n 7"]) -> bytes:
-    """The float32 bits of the six nodes, by byte plane."""
+def exact_codec(values: Float[np.ndarray, "n nodes"]) -> int:
+    """The id of the codec that `encode_exact` is for these nodes."""
+    return {len(nodes): codec for codec, nodes in _NODES_OF.items()}[values.shape[1]]
+
+
+def encode_exact(values: Float[np.ndarray, "n nodes"]) -> bytes:
+    """The float32 bits of the nodes β > 0, by byte plane."""
     planes = np.ascontiguousarray(values[:, 1:], "<f4").view(np.uint8)
     return squeeze(np.ascontiguousarray(planes.T))
 
 
 def decode_exact(
-    payload: bytes, *, positions: int, k: int, vocabulary: int
-) -> Float[np.ndarray, "n 7"]:
+    payload: bytes, *, codec: int, positions: int, k: int, vocabulary: int
+) -> Float[np.ndarray, "n nodes"]:
     """What `encode_exact` was given."""
-    planes = expand(payload, size=4 * _NODES * positions).reshape(4 * _NODES, positions)
+    bytes_each = 4 * (len(_NODES_OF[codec]) - 1)
+    planes = expand(payload, size=bytes_each * positions).reshape(bytes_each, positions)
     nodes = np.ascontiguousarray(planes.T).view("<f4")
     return _with_count(nodes, vocabulary=vocabulary, k=k)
 
@@ -112,9 +121,9 @@ def decode_quantised(
     return _with_count(nodes, vocabulary=vocabulary, k=k)
 
 
-def _with_count(nodes: Float[np.ndarray, "n 6"], *, vocabulary: int, k: int) -> np.ndarray:
-    """All of `BETAS`: float32 [n, 7], A(0) first."""
-    values = np.empty((len(nodes), len(BETAS)), np.float32)
+def _with_count(nodes: Float[np.ndarray, "n nodes"], *, vocabulary: int, k: int) -> np.ndarray:
+    """With A(0) before them: float32 [n, nodes + 1]."""
+    values = np.empty((len(nodes), nodes.shape[1] + 1), np.float32)
     values[:, 0] = tail_size_logmass(vocabulary=vocabulary, k=k)
     values[:, 1:] = nodes
     return values

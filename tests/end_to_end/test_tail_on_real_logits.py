@@ -11,7 +11,7 @@ from models import open_checkpoint
 from pipelines.targets import targets
 from pipelines.wanted import Wanted
 from schemas.codecs import Tables, decode, encode
-from schemas.targets import Targets, tail_logmass_at
+from schemas.targets import BETAS, EIGHTHS, Targets, tail_logmass_at
 from tests import sampling
 
 TOKENS, VOCABULARY = 160, 49_152
@@ -29,11 +29,17 @@ def real() -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(hidden[0]), np.asarray(model.unembedding()[:, :VOCABULARY])
 
 
-@pytest.mark.parametrize(("k", "bound"), [(64, 2e-6), (16, 2e-5)])
-def test_at_every_temperature_and_position_the_stored_tail_is_close(real, k, bound):
+@pytest.mark.parametrize(
+    ("k", "nodes", "bound"),
+    [(64, EIGHTHS, 2e-6), (16, EIGHTHS, 2e-6), (64, BETAS, 5e-6), (16, BETAS, 5e-5)],
+)
+def test_at_every_temperature_and_position_the_stored_tail_is_close(real, k, nodes, bound):
     hidden, unembedding = real
     found = targets(
-        jnp.asarray(hidden), jnp.asarray(unembedding), jnp.zeros(TOKENS), wanted=Wanted(k)
+        jnp.asarray(hidden),
+        jnp.asarray(unembedding),
+        jnp.zeros(TOKENS),
+        wanted=Wanted(k, betas=nodes),
     )
     held = Targets(*(np.asarray(found[name]) for name in ("ids", "logprobs", "tail_logmass")))
     shape = {"vocabulary": VOCABULARY, "tables": Tables({})}

@@ -7,14 +7,14 @@ import pytest
 from pipelines.targets import exact_top_k, targets
 from pipelines.targets import targets_of_logits as of_logits
 from pipelines.wanted import Wanted
-from schemas.targets import BETAS
+from schemas.targets import BETAS, EIGHTHS
 
 
-def targets_of_logits(logits, *, k):
-    return of_logits(logits, jnp.zeros(len(logits)), wanted=Wanted(k))
+def targets_of_logits(logits, *, k, betas=BETAS):
+    return of_logits(logits, jnp.zeros(len(logits)), wanted=Wanted(k, betas=betas))
 
 
-def dense(logits: np.ndarray, *, k: int) -> dict[str, np.ndarray]:
+def dense(logits: np.ndarray, *, k: int, betas=BETAS) -> dict[str, np.ndarray]:
     """The definition, in float64, by sorting."""
     x = logits.astype(np.float64)
     top = x.max(-1, keepdims=True)
@@ -22,7 +22,7 @@ def dense(logits: np.ndarray, *, k: int) -> dict[str, np.ndarray]:
     order = np.argsort(-logprobs, axis=-1, kind="stable")
     ordered = np.take_along_axis(logprobs, order, -1)
     with np.errstate(divide="ignore"):
-        tail = np.stack([np.log(np.exp(b * ordered[:, k:]).sum(-1)) for b in BETAS], -1)
+        tail = np.stack([np.log(np.exp(b * ordered[:, k:]).sum(-1)) for b in betas], -1)
     return {"ids": order[:, :k], "logprobs": ordered[:, :k], "tail_logmass": tail}
 
 
@@ -34,10 +34,12 @@ def assert_same(found: dict, expected: dict, *, atol: float = 2e-5) -> None:
 
 @pytest.mark.parametrize("vocab", [5, 512, 3000, 20_011])
 @pytest.mark.parametrize("k", [1, 2, 4, 64])
-def test_any_k_and_vocabulary(vocab, k):
+@pytest.mark.parametrize("betas", [BETAS, EIGHTHS])
+def test_any_k_and_vocabulary(vocab, k, betas):
     k = min(k, vocab)
     logits = np.random.default_rng(vocab + k).normal(size=(7, vocab)).astype(np.float32) * 4
-    assert_same(targets_of_logits(jnp.asarray(logits), k=k), dense(logits, k=k))
+    found = targets_of_logits(jnp.asarray(logits), k=k, betas=betas)
+    assert_same(found, dense(logits, k=k, betas=betas))
 
 
 @pytest.mark.parametrize("k", [511, 512])

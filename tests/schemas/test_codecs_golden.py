@@ -45,6 +45,7 @@ def test_there_is_a_golden_record_of_every_codec():
     assert [path.stem for path in GOLDEN] == [
         "topk-1-tail-1",
         "topk-1-tail-1-draws-1",
+        "topk-1-tail-3",
         "topk-2-tail-2",
         "topk-3-tail-2",
         "topk-3-tail-2-draws-2",

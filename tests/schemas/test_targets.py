@@ -3,22 +3,23 @@
 import numpy as np
 import pytest
 
-from schemas.targets import BETAS, tail_logmass_at, tail_size_logmass
+from schemas.targets import BETAS, EIGHTHS, tail_logmass_at, tail_size_logmass
 
 
-def dense(logits: np.ndarray, *, k: int) -> tuple[np.ndarray, np.ndarray]:
+def dense(logits: np.ndarray, *, k: int, betas=BETAS) -> tuple[np.ndarray, np.ndarray]:
     """(log-probs float64 [n, V] sorted descending, A at the nodes)."""
     logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     ordered = -np.sort(-logprobs, axis=-1)
     tail = ordered[:, k:]
-    return ordered, np.stack([np.log(np.exp(b * tail).sum(-1)) for b in BETAS], -1)
+    return ordered, np.stack([np.log(np.exp(b * tail).sum(-1)) for b in betas], -1)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.3, 2.0, 2.5, 4.0, 10.0, 1000.0])
 @pytest.mark.parametrize("spread", [1.0, 3.0])
-def test_any_temperature_above_one_is_within_2e_6_nats_of_dense(temperature, spread):
+@pytest.mark.parametrize("betas", [BETAS, EIGHTHS])
+def test_any_temperature_above_one_is_within_2e_6_nats_of_dense(temperature, spread, betas):
     rng = np.random.default_rng(0)
-    logprobs, nodes = dense(rng.normal(size=(64, 5000)) * spread, k=16)
+    logprobs, nodes = dense(rng.normal(size=(64, 5000)) * spread, k=16, betas=betas)
     beta = 1 / temperature
     exact = np.log(np.exp(beta * logprobs[:, 16:]).sum(-1))
     ours = tail_logmass_at(nodes.astype(np.float32), np.float32(beta))
@@ -29,9 +30,10 @@ def test_any_temperature_above_one_is_within_2e_6_nats_of_dense(temperature, spr
     assert np.abs(kl).max() < 2e-6
 
 
-def test_nodes_are_reproduced():
-    _, nodes = dense(np.random.default_rng(1).normal(size=(8, 300)), k=4)
-    for i, beta in enumerate(BETAS):
+@pytest.mark.parametrize("betas", [BETAS, EIGHTHS])
+def test_nodes_are_reproduced(betas):
+    _, nodes = dense(np.random.default_rng(1).normal(size=(8, 300)), k=4, betas=betas)
+    for i, beta in enumerate(betas):
         np.testing.assert_allclose(tail_logmass_at(nodes, beta), nodes[:, i], atol=1e-12)
 
 

@@ -12,13 +12,14 @@ import numpy as np
 
 from schemas.codecs import Profile, compact, decode, encode, fit
 from schemas.draws import Draws
-from schemas.targets import Targets
+from schemas.targets import BETAS, EIGHTHS, Targets
 from tests import sampling
 
 HERE = Path(__file__).parent
 VOCABULARY, K, POSITIONS = 1000, 12, 24
 CODECS: dict[str, Profile] = {
     "topk-1-tail-1": "lossless",
+    "topk-1-tail-3": "lossless",
     "topk-2-tail-2": "fast",
     "topk-3-tail-2": "compact",
     "topk-1-tail-1-draws-1": "lossless",
@@ -26,7 +27,7 @@ CODECS: dict[str, Profile] = {
 }
 
 
-def example() -> tuple[Targets, Targets]:
+def example(betas: tuple[float, ...]) -> tuple[Targets, Targets]:
     """A record, and the sample for its tables: two kinds of positions, a sure one, a log 0."""
     rng = np.random.default_rng(2)
     kinds = rng.normal(size=(2, VOCABULARY)) * 3
@@ -35,10 +36,10 @@ def example() -> tuple[Targets, Targets]:
     logits[2, 4:] = -np.inf
     logprobs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
     ids = np.argsort(-logprobs, axis=1, kind="stable")
-    nodes = np.full((600, 7), -np.inf)
+    nodes = np.full((600, len(betas)), -np.inf)
     nodes[:, 0] = np.log(VOCABULARY - K)
     tail = np.take_along_axis(logprobs, ids[:, K:], 1)
-    for i, beta in enumerate((1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 1.0), start=1):
+    for i, beta in enumerate(betas[1:], start=1):
         nodes[:, i] = np.logaddexp.reduce(beta * tail, axis=1)
     head = np.take_along_axis(logprobs, ids[:, :K], 1)
     arrays = ids[:, :K].astype(np.int32), head.astype(np.float32), nodes.astype(np.float32)
@@ -61,7 +62,8 @@ def main():
         path = HERE / f"{name}.npz"
         if path.exists():
             continue
-        record, sample = with_draws() if "draws" in name else example()
+        nodes = EIGHTHS if "tail-3" in name else BETAS
+        record, sample = with_draws() if "draws" in name else example(nodes)
         tables = fit(profile, sample, vocabulary=VOCABULARY)
         blocks = encode(profile, record, tables=tables, vocabulary=VOCABULARY)
         shape = {"positions": POSITIONS, "k": K, "vocabulary": VOCABULARY}
