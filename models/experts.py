@@ -4,8 +4,9 @@ Nothing is dropped, however unevenly tokens choose, and nothing of [tokens, expe
 Rows are routed apart from each other, so that a row's result has nothing to do with its neighbours
 and a batch split over devices stays where it is.
 
-Why not `lax.ragged_dot`: XLA lowers it to a dense product over all experts on CPUs and cannot
-split its groups over devices. Here experts are an axis of plain einsums, which any mesh splits.
+Why not `lax.ragged_dot`: where XLA has no kernel for it (CPUs, jax 0.10) it becomes a product of
+every token with every expert, [experts, tokens, embed] in memory and experts / chosen times the
+operations. Here experts are an axis of plain einsums, which every backend has and any mesh splits.
 """
 
 from collections.abc import Callable
