@@ -117,6 +117,8 @@ def _inspect(arguments: list[str]) -> int:
         console.print(inspection.distributions(cache, sample), markup=False)
         return 0
     row = options.row or 0
+    if not 0 <= row < len(cache):
+        raise ValueError(f"{options.cache}: row {row} asked for; it has 0 to {len(cache) - 1}")
     tokenizer = Tokenizer.from_files(cache.tokenizer_path)
     tokens = inspection.tokens_of(cache, row, tokenizer, top=options.top)
     if options.html:
