@@ -15,7 +15,7 @@ READY := .venv/.ready-$(ACCEL)
 # Hashing and network time go to the job, not to looking for newer versions of pip.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup precompute train demo check format test reference bench lock clean
+.PHONY: help setup precompute train demo check format test reference golden bench lock clean
 help: ## this menu
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -43,10 +43,16 @@ format: $(READY) ## let ruff fix what it can
 test: $(READY) ## every test that does not need torch
 	$(BIN)/python -m pytest -m "not reference" $(ARGS)
 
-reference: $(READY) ## comparison with Hugging Face transformers (installs torch and transformers)
+reference: .venv/.reference ## comparison with Hugging Face transformers (installs torch and transformers)
+	$(BIN)/python -m pytest -m reference -s $(ARGS)
+
+golden: .venv/.reference ## make the families' golden files anew, by Hugging Face transformers
+	$(BIN)/python tests/golden/families/make.py $(ARGS)
+
+.venv/.reference: $(READY)
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["reference"], sep="\n")' > .venv/reference.txt
 	$(BIN)/python -m pip install -q -r .venv/reference.txt
-	$(BIN)/python -m pytest -m reference -s $(ARGS)
+	@touch $@
 
 bench: precompute ## what we claim about speed, as tables (codecs.py and forward.py say what else they need)
 	for b in capture head training; do PYTHONPATH=. $(BIN)/python benchmarks/$$b.py || exit 1; done

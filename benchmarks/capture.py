@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -24,16 +25,17 @@ from rich.table import Table
 
 from models import open_checkpoint
 from models.numerics import logits as head
+from pipelines.batch import default_batch_rows
 from pipelines.packing import Packer
 from pipelines.sources import find_sources
 from pipelines.targets import CHUNK_TOKENS
-from pipelines.teacher import Asked, TeacherRunner, default_batch_rows
+from pipelines.teacher import Asked, TeacherRunner
 from pipelines.wanted import Wanted
 from schemas import codecs
 from schemas.codecs import Profile
 from schemas.files import write_records
 from schemas.logits import encode_logits
-from schemas.plan import PlannedTeacher
+from schemas.plan import MeshShape, PlannedTeacher
 from schemas.rows import Row, Segment
 
 
@@ -58,7 +60,9 @@ def main(options: Options) -> None:
         bare, captured = measure(options, dtype)
         # Medians of turns taken side by side, so a busy machine slows both.
         ratio = statistics.median(b / c for b, c in zip(bare, captured, strict=True))
-        tokens = default_batch_rows(options.sequence_length) * options.sequence_length
+        tokens = (
+            default_batch_rows(options.sequence_length, mesh=MeshShape()) * options.sequence_length
+        )
         rates = [tokens * options.batches / statistics.median(t) for t in (bare, captured)]
         table.add_row(dtype, f"{rates[0]:,.0f}", f"{rates[1]:,.0f}", f"{ratio:.3f}")
     Console().print(table)
@@ -68,12 +72,10 @@ def measure(options: Options, dtype: str) -> tuple[list[float], list[float]]:
     """Seconds a turn of the bare forward and of capture."""
     checkpoint = open_checkpoint(options.model)
     vocabulary = checkpoint.tokenizer().size
-    batch = default_batch_rows(options.sequence_length)
+    batch = default_batch_rows(options.sequence_length, mesh=MeshShape())
     rows = real_rows(options.model, length=options.sequence_length, count=batch * options.batches)
     bare = BareTeacher(options.model, dtype, batch_rows=batch)
-    planned = PlannedTeacher(
-        options.model, "", dtype, vocabulary, options.sequence_length, batch, tensor_parallel=1
-    )
+    planned = PlannedTeacher(options.model, "", dtype, vocabulary, options.sequence_length, batch)
     betas = (1.0,) if options.draws else ()
     teacher, asked = TeacherRunner(planned), Asked(Wanted(options.k, options.draws, betas))
     sample = [output.targets for output in teacher.run(rows, asked)]
@@ -103,14 +105,17 @@ class BareTeacher:
     """The model and the chunked head reduced by a max: nothing of capture."""
 
     def __init__(self, model: str, dtype: str, *, batch_rows: int):
-        graph, self.weights = nnx.split(open_checkpoint(model).load(dtype=dtype))
+        loaded = open_checkpoint(model).load(dtype=dtype)
+        softcap = loaded.config.final_softcap
+        graph, self.weights = nnx.split(loaded)
         self.unembedding = jax.jit(lambda w: nnx.merge(graph, w).unembedding())(self.weights)
         self.batch_rows = batch_rows
 
         def forward(weights, unembedding, tokens, segment_ids, positions):
             hidden, _ = nnx.merge(graph, weights)(tokens, segment_ids, positions)
             chunks = hidden.reshape(-1, CHUNK_TOKENS, hidden.shape[-1])
-            return lax.map(lambda chunk: jnp.max(head(chunk, unembedding), axis=-1), chunks)
+            logits = partial(head, unembedding=unembedding, softcap=softcap)
+            return lax.map(lambda chunk: jnp.max(logits(chunk), axis=-1), chunks)
 
         self.forward = jax.jit(forward)
 

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -79,7 +80,8 @@ def our_forward(model: Decoder, tokens: np.ndarray) -> tuple[Callable[[], float]
     def forward(model, unembedding, tokens, segments, positions):
         hidden, _ = model(tokens, segments, positions)
         chunks = hidden.reshape(-1, HEAD_CHUNK, hidden.shape[-1])
-        return lax.map(lambda chunk: logits(chunk, unembedding).max(-1), chunks).sum()
+        head = partial(logits, unembedding=unembedding, softcap=model.config.final_softcap)
+        return lax.map(lambda chunk: head(chunk).max(-1), chunks).sum()
 
     def run() -> float:
         started = time.perf_counter()

@@ -37,7 +37,7 @@ def main() -> None:
     checkpoint = open_checkpoint(options.model)
     rows = real_rows(options.model, length=options.sequence_length, count=options.rows)
     planned = PlannedTeacher(
-        options.model, "", "float32", checkpoint.tokenizer().size, options.sequence_length, 2, 1
+        options.model, "", "float32", checkpoint.tokenizer().size, options.sequence_length, 2
     )
     teacher = TeacherRunner(planned)
     own = Own(checkpoint, rows)

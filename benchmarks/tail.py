@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from models import open_checkpoint
+from models.vocabulary import Vocabulary
+from pipelines.head import Head
 from pipelines.targets import targets
 from pipelines.wanted import Wanted
 from schemas import open_cache
@@ -61,7 +63,11 @@ def _errors(hidden: np.ndarray, unembedding: jax.Array, *, ks: list[int]) -> dic
     found = {}
     for k in ks:
         stored = _targets(
-            hidden, unembedding, jnp.zeros(len(hidden)), wanted=Wanted(k, betas=NODES["lossless"])
+            hidden,
+            unembedding,
+            jnp.zeros(len(hidden)),
+            wanted=Wanted(k, betas=NODES["lossless"]),
+            head=Head(Vocabulary(unembedding.shape[1])),
         )
         ids, logprobs, mass = (
             np.asarray(stored[name]) for name in ("ids", "logprobs", "tail_logmass")
@@ -83,7 +89,7 @@ def _kl(top, rest, logprobs, mass, *, beta: float) -> np.ndarray:
     return (np.exp(p) * (p - q)).sum(axis=1)
 
 
-_targets = jax.jit(targets, static_argnames=("wanted",))
+_targets = jax.jit(targets, static_argnames=("wanted", "head"))
 
 
 def _arguments() -> argparse.Namespace:

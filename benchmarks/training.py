@@ -18,6 +18,7 @@ import dataclasses
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -141,7 +142,8 @@ def make_teacher(teacher, *, chunk_tokens):
         hidden, _ = model(batch["tokens"], batch["segment_ids"], batch["positions"])
         matrix = model.unembedding()
         chunks = hidden.reshape(-1, chunk_tokens, hidden.shape[-1])
-        return jax.lax.map(lambda chunk: jnp.max(logits(chunk, matrix), axis=-1), chunks)
+        head = partial(logits, unembedding=matrix, softcap=model.config.final_softcap)
+        return jax.lax.map(lambda chunk: jnp.max(head(chunk), axis=-1), chunks)
 
     return lambda batch: ask(params, batch)
 

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from models.rotary import Scaling
+
+# What a config held when the first caches were captured. Their teacher_id is made from these
+# fields, so one that came later takes part only where it says something.
+_ALWAYS_IN_IDENTITY = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads"),
+    *("num_kv_heads", "head_dim", "rope_theta", "norm_eps", "max_positions"),
+    *("tie_embeddings", "qkv_bias", "family"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +29,7 @@ class ModelConfig:
     """Rows of the embedding. May exceed the tokenizer's size (checkpoints pad it)."""
     hidden_size: int
     intermediate_size: int
+    """Width of the gated MLP; of each expert, where there are experts."""
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -33,6 +44,32 @@ class ModelConfig:
     qkv_bias: bool = False
     family: str = "llama"
     """Name of the module in `models.families` that reads and writes this model's files."""
+    rope_scaling: Scaling | None = None
+    windows: tuple[int | None, ...] = (None,)
+    """How many positions a query sees, itself included (None: all before it); block i takes entry
+    i modulo the length. Gemma 2's (4096, None) alternates."""
+    window_rope_theta: float | None = None
+    """Rotary base, never scaled, of the blocks that have a window; unset: theirs is the others'."""
+    qk_norm: bool = False
+    """Queries and keys are normalised, head by head, before they are turned."""
+    post_norms: bool = False
+    """What attention and MLP give is normalised before it is added to the stream."""
+    norm_adds_one: bool = False
+    """Norms multiply by 1 + weight."""
+    scale_embedding: bool = False
+    """The embedding's output is multiplied by √hidden_size."""
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    query_scalar: float | None = None
+    """Attention scores are divided by its root; unset: head_dim."""
+    attention_softcap: float | None = None
+    """c: attention scores s become c·tanh(s/c)."""
+    final_softcap: float | None = None
+    """The same for logits. They are made in `models.numerics.logits`."""
+    num_experts: int = 0
+    """MLPs among which each token chooses; 0: one, for all tokens."""
+    experts_per_token: int = 0
+    normalise_experts: bool = False
+    """The chosen experts' weights are divided by their sum."""
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads")
@@ -49,6 +86,37 @@ class ModelConfig:
                 f"ModelConfig.head_dim is {self.head_dim}; rotary positions turn pairs of "
                 "coordinates, so it must be even."
             )
+        if not self.windows or any(w is not None and w < 1 for w in self.windows):
+            raise ValueError(
+                f"ModelConfig.windows is {self.windows}; expected at least one entry, each a "
+                "number of positions ≥ 1 or None."
+            )
+        if self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
+            raise ValueError(
+                f"ModelConfig.experts_per_token is {self.experts_per_token}; expected 1 to "
+                f"num_experts = {self.num_experts}."
+            )
+        # One way to say it, so that equal functions have equal configs.
+        object.__setattr__(self, "windows", shortest_cycle(self.layer_windows))
+
+    @property
+    def layer_windows(self) -> tuple[int | None, ...]:
+        """The window of every block."""
+        return tuple(self.windows[i % len(self.windows)] for i in range(self.num_layers))
+
+    def of_layers(self, layers: Sequence[int]) -> ModelConfig:
+        """The config of these blocks alone, in this order; each keeps its window."""
+        windows = tuple(self.layer_windows[layer] for layer in layers)
+        return dataclasses.replace(self, num_layers=len(layers), windows=windows)
+
+    def identity(self) -> dict[str, Any]:
+        """What goes into an id; equal for equal functions, and unchanged by fields that are new."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name in _ALWAYS_IN_IDENTITY or getattr(self, name) != defaults[name]
+        }
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> ModelConfig:
@@ -58,7 +126,32 @@ class ModelConfig:
         return families.for_model_type(fields.get("model_type")).config_from_hf(fields)
 
     def to_hf(self) -> dict[str, Any]:
-        """Write the `config.json` that `from_hf` and Hugging Face transformers read back."""
+        """Write the `config.json` that `from_hf` and Hugging Face transformers read back.
+
+        A family's files cannot say everything that a config can: what they would lose is an error.
+        """
         from models import families
 
-        return families.named(self.family).config_to_hf(self)
+        family = families.named(self.family)
+        fields = family.config_to_hf(self)
+        written, ours = family.config_from_hf(fields).identity(), self.identity()
+        lost = [name for name in {**ours, **written} if ours.get(name) != written.get(name)]
+        if lost:
+            raise ValueError(
+                f"ModelConfig: config.json of family {self.family!r} cannot say "
+                + ", ".join(f"{n} = {ours.get(n)!r} (but {written.get(n)!r})" for n in lost)
+                + "; such a model cannot be saved as one of this family. Choose another family."
+            )
+        return fields
+
+
+def shortest_cycle(items: Sequence[int | None]) -> tuple[int | None, ...]:
+    """The shortest beginning that, repeated and cut off, gives all of `items`.
+
+    >>> shortest_cycle([4, None, 4])
+    (4, None)
+    """
+    for length in range(1, len(items) + 1):
+        if all(item == items[i % length] for i, item in enumerate(items)):
+            return tuple(items[:length])
+    return tuple(items)

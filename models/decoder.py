@@ -1,9 +1,10 @@
-"""The decoder: embedding, L equal blocks of attention and gated MLP, a final norm, a head.
+"""The decoder: embedding, L blocks of attention and gated MLP, a final norm, a head.
 
 Blocks are stacked: each parameter carries a leading `layers` axis and the forward pass
 scans over it. Against 30 unrolled blocks this runs as fast and compiles in less than half
-the time. Norms, softmax and the residual stream are float32; matrix products take operands
-in `dtype` and sum in float32.
+the time. What differs from block to block beside its parameters (`Sight`) is scanned over too.
+Norms, softmax and the residual stream are float32; matrix products take operands in `dtype` and
+sum in float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,16 +16,18 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, DTypeLike, Float, Int, Shaped
 
-from models.attention import attend, maps
+from models.attention import maps
+from models.blocks import Blocks, Sight, Turns, norm
 from models.config import ModelConfig
-from models.numerics import contract
+from models.initializer import Initializer
+from models.rotary import frequencies, rotation
 
 # Batches come as they were read; everything inside is a jax array.
 Rows = Array | np.ndarray
 
 
 class Decoder(nnx.Module):
-    """A decoder-only language model of the Llama family, up to its final hidden states.
+    """A decoder-only language model, up to its final hidden states.
 
     `dtype` is what matrix products take; `param_dtype` is how weights are kept.
     Every parameter has `axes` metadata: its logical axis names, see `models.sharding`.
@@ -41,11 +44,11 @@ class Decoder(nnx.Module):
         self.config = config
         self.dtype = jnp.dtype(dtype)
         self.param_dtype = jnp.dtype(param_dtype)
-        new = _Initializer(rngs, self.param_dtype)
+        new = Initializer(rngs, self.param_dtype)
         c = config
         self.embedding = new.normal(vocab=c.vocab_size, embed=c.hidden_size)
         self.blocks = Blocks(config, new=new, dtype=self.dtype)
-        self.final_norm = new.ones(embed=c.hidden_size)
+        self.final_norm = (new.zeros if c.norm_adds_one else new.ones)(embed=c.hidden_size)
         if not c.tie_embeddings:
             self.head = new.normal(embed=c.hidden_size, vocab=c.vocab_size)
 
@@ -65,15 +68,14 @@ class Decoder(nnx.Module):
         tokens, segment_ids, positions = map(jnp.asarray, (tokens, segment_ids, positions))
         last = self.config.num_layers
         wanted = self._numbered(hidden_layers)
-        x = self.embedding[...][tokens].astype(jnp.float32)
+        x = self._embedded(tokens)
         chosen = {0: x} if 0 in wanted else {}
-        turn = self._turn(positions)
 
         inner = [layer for layer in wanted if 0 < layer < last]
-        x, kept = self._through_blocks(x, segment_ids, turn, keep=inner)
+        x, kept = self._through_blocks(x, segment_ids, self._turns(positions), keep=inner)
         chosen |= zip(inner, kept, strict=True)
 
-        x = rms_norm(x, self.final_norm[...], eps=self.config.norm_eps).astype(self.dtype)
+        x = norm(x, self.final_norm[...], config=self.config).astype(self.dtype)
         if last in wanted:
             chosen[last] = x
         return x, chosen
@@ -99,11 +101,22 @@ class Decoder(nnx.Module):
         segment_ids, positions = jnp.asarray(segment_ids), jnp.asarray(positions)
         every = range(self.config.num_heads)
         graph, stacked = nnx.split(self.blocks)
-        block = nnx.merge(graph, jax.tree.map(lambda x: x[layer], stacked))
+        sights = self._sights(states.shape[1])
+        weights, sight = jax.tree.map(lambda x: x[layer], (stacked, sights))
+        block = nnx.merge(graph, weights)
         q, k = block.queries_and_keys(
-            block.normed(states, block.attention_norm), self._turn(positions)
+            block.normed(states, block.attention_norm), self._turns(positions), sight
         )
-        return maps(q, k, segment_ids, heads=every if heads is None else heads, keep=keep)
+        return maps(
+            q,
+            k,
+            segment_ids,
+            sight.window,
+            heads=every if heads is None else heads,
+            scale=block.scale,
+            softcap=self.config.attention_softcap,
+            keep=keep,
+        )
 
     def unembedding(self) -> Float[Array, "embed vocab"]:
         """The head as [D, V]: used as the transpose of [V, D] its product was 3.6× slower.
@@ -112,8 +125,31 @@ class Decoder(nnx.Module):
         """
         return self.embedding[...].T if self.config.tie_embeddings else self.head[...]
 
-    def _turn(self, positions: Int[Array, "batch time"]) -> tuple[Array, Array]:
-        return rotation(positions, head_dim=self.config.head_dim, theta=self.config.rope_theta)
+    def _embedded(self, tokens: Int[Array, "batch time"]) -> Float[Array, "batch time embed"]:
+        x = self.embedding[...][tokens].astype(jnp.float32)
+        if not self.config.scale_embedding:
+            return x
+        # Rounded as the weights are: Gemma's was trained, in bfloat16, with 55.5 for √3072.
+        return x * jnp.asarray(self.config.hidden_size**0.5, self.param_dtype)
+
+    def _turns(self, positions: Int[Array, "batch time"]) -> Turns:
+        """The rotation of all blocks, or that of those without a window and that of the others."""
+        c = self.config
+        tables = [frequencies(head_dim=c.head_dim, theta=c.rope_theta, scaling=c.rope_scaling)]
+        if c.window_rope_theta is not None:
+            tables.append(frequencies(head_dim=c.head_dim, theta=c.window_rope_theta))
+        return [rotation(positions, table) for table in tables]
+
+    def _sights(self, time: int) -> Sight:
+        """Of every block, [layers]."""
+        windows = self.config.layer_windows
+        # A window as long as the row hides nothing, and costs nothing then.
+        sizes = np.array([min(w or time, time) for w in windows], np.int32)
+        two = self.config.window_rope_theta is not None
+        return Sight(
+            window=jnp.asarray(sizes) if (sizes < time).any() else None,
+            local=jnp.array([w is not None for w in windows]) if two else None,
+        )
 
     def _numbered(self, hidden_layers: Sequence[int]) -> list[int]:
         last = self.config.num_layers
@@ -129,7 +165,7 @@ class Decoder(nnx.Module):
         self,
         x: Float[Array, "batch time embed"],
         segment_ids: Int[Array, "batch time"],
-        turn: tuple[Array, Array],
+        turns: Turns,
         *,
         keep: Sequence[int],
     ) -> tuple[Array, list[Array]]:
@@ -143,134 +179,17 @@ class Decoder(nnx.Module):
         kept = jnp.zeros((spare + 1, *x.shape), x.dtype) if keep else None
 
         def step(carry, per_layer):
-            (x, kept), (weights, slot) = carry, per_layer
-            x = nnx.merge(graph, weights)(x, segment_ids, turn)
+            (x, kept), (weights, sight, slot) = carry, per_layer
+            x = nnx.merge(graph, weights)(x, segment_ids, turns, sight)
             if kept is not None:
                 kept = lax.dynamic_update_index_in_dim(kept, x, slot, 0)
             return (x, kept), None
 
-        (x, kept), _ = lax.scan(step, (x, kept), (stacked, slots))
+        (x, kept), _ = lax.scan(step, (x, kept), (stacked, self._sights(x.shape[1]), slots))
         return x, [] if kept is None else [kept[i] for i in range(spare)]
-
-
-class Blocks(nnx.Module):
-    """All blocks at once, parameters stacked; calling it needs one block's slice of them."""
-
-    def __init__(self, config: ModelConfig, *, new: "_Initializer", dtype: DTypeLike):
-        self.config = config
-        self.dtype = jnp.dtype(dtype)
-        c, layers = config, config.num_layers
-        into = {"layers": layers, "embed": c.hidden_size}
-        kv = {"kv_heads": c.num_kv_heads, "head_dim": c.head_dim}
-        # Each block adds twice to the residual stream; scaled so that the sum keeps its size.
-        quiet = (2 * layers) ** -0.5
-        self.attention_norm = new.ones(**into)
-        self.query = new.normal(**into, heads=c.num_heads, head_dim=c.head_dim)
-        self.key = new.normal(**into, **kv)
-        self.value = new.normal(**into, **kv)
-        if c.qkv_bias:
-            self.query_bias = new.zeros(layers=layers, heads=c.num_heads, head_dim=c.head_dim)
-            self.key_bias = new.zeros(layers=layers, **kv)
-            self.value_bias = new.zeros(layers=layers, **kv)
-        self.output = new.normal(
-            layers=layers, heads=c.num_heads, head_dim=c.head_dim, embed=c.hidden_size, scale=quiet
-        )
-        self.mlp_norm = new.ones(**into)
-        self.gate = new.normal(**into, mlp=c.intermediate_size)
-        self.up = new.normal(**into, mlp=c.intermediate_size)
-        self.down = new.normal(
-            layers=layers, mlp=c.intermediate_size, embed=c.hidden_size, scale=quiet
-        )
-
-    def __call__(
-        self,
-        x: Float[Array, "batch time embed"],
-        segment_ids: Int[Array, "batch time"],
-        turn: tuple[Array, Array],
-    ) -> Float[Array, "batch time embed"]:
-        """One block, when this holds one block's parameters (no `layers` axis)."""
-        x = x + self.attention(self.normed(x, self.attention_norm), segment_ids, turn)
-        return x + self.mlp(self.normed(x, self.mlp_norm))
-
-    def normed(self, x: Array, weight: nnx.Param) -> Array:
-        """RMSNorm, cast for the matrix products that follow."""
-        return rms_norm(x, weight[...], eps=self.config.norm_eps).astype(self.dtype)
-
-    def attention(self, x: Array, segment_ids: Array, turn: tuple[Array, Array]) -> Array:
-        """Grouped-query attention with rotary positions."""
-        q, k = self.queries_and_keys(x, turn)
-        v = contract("btd,dhk->bthk", x, self.value[...])
-        if self.config.qkv_bias:
-            v = v + self.value_bias[...]
-        mixed = attend(q, k, v.astype(self.dtype), segment_ids)
-        return contract("bthk,hkd->btd", mixed, self.output[...])
-
-    def queries_and_keys(self, x: Array, turn: tuple[Array, Array]) -> tuple[Array, Array]:
-        """Of normed states, [batch, time, heads or kv_heads, head_dim], turned by position."""
-        q = contract("btd,dhk->bthk", x, self.query[...])
-        k = contract("btd,dhk->bthk", x, self.key[...])
-        if self.config.qkv_bias:
-            q, k = q + self.query_bias[...], k + self.key_bias[...]
-        return rotate(q, turn).astype(self.dtype), rotate(k, turn).astype(self.dtype)
-
-    def mlp(self, x: Array) -> Array:
-        """SwiGLU: down(silu(gate(x)) · up(x))."""
-        gate = contract("btd,df->btf", x, self.gate[...])
-        up = contract("btd,df->btf", x, self.up[...])
-        return contract("btf,fd->btd", (nnx.silu(gate) * up).astype(self.dtype), self.down[...])
 
 
 def parameters(model: nnx.Module) -> dict[str, nnx.Variable]:
     """Every parameter by its dotted path, `blocks.query`: the name that files map to theirs."""
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
     return {".".join(map(str, path)): parameter for path, parameter in flat}
-
-
-def rms_norm(
-    x: Float[Array, "*axes embed"], weight: Float[Array, " embed"], *, eps: float
-) -> Float[Array, "*axes embed"]:
-    """x / √(mean x² + eps) · weight, in float32."""
-    x = x.astype(jnp.float32)
-    return x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * weight
-
-
-def rotation(
-    positions: Int[Array, "batch time"], *, head_dim: int, theta: float
-) -> tuple[Float[Array, "batch time 1 half"], Float[Array, "batch time 1 half"]]:
-    """Cosine and sine of position · theta^(−2i/head_dim), for pairs i of coordinates."""
-    # The frequencies that weights were trained with: a float32 power, then a float32
-    # reciprocal. One unit in the last place is up to 6e-5 radians at position 1,000.
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    powers = np.float64(theta) ** exponents.astype(np.float64)
-    frequencies = np.float32(1) / powers.astype(np.float32)
-    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(
-    x: Float[Array, "batch time heads head_dim"], turn: tuple[Array, Array]
-) -> Float[Array, "batch time heads head_dim"]:
-    """Turn each pair of coordinates (i, i + head_dim/2) by its angle, in float32."""
-    cos, sin = turn
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-class _Initializer:
-    """Makes parameters whose shape and logical axes are one statement: `normal(embed=576)`."""
-
-    def __init__(self, rngs: nnx.Rngs, dtype: DTypeLike):
-        self.rngs, self.dtype = rngs, jnp.dtype(dtype)
-
-    def normal(self, *, scale: float = 1.0, **axes: int) -> nnx.Param:
-        # The default generator takes over a second to compile for every new shape on a CPU.
-        seed = jnp.tile(jax.random.key_data(self.rngs.params()), 2)
-        key = jax.random.wrap_key_data(seed, impl="rbg")
-        draw = jax.random.normal(key, tuple(axes.values()), jnp.float32)
-        return nnx.Param((draw * (0.02 * scale)).astype(self.dtype), axes=tuple(axes))
-
-    def ones(self, **axes: int) -> nnx.Param:
-        return nnx.Param(jnp.ones(tuple(axes.values()), self.dtype), axes=tuple(axes))
-
-    def zeros(self, **axes: int) -> nnx.Param:
-        return nnx.Param(jnp.zeros(tuple(axes.values()), self.dtype), axes=tuple(axes))

@@ -15,7 +15,10 @@ from models.config import ModelConfig
 from models.gguf_tokenizer import tokenizer_files
 from models.tokenizer import Tokenizer
 
-SUPPORTED = (Kind.F32, Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q8_0)
+SUPPORTED = (
+    *(Kind.F32, Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q8_0),
+    *(Kind.Q4_K, Kind.Q6_K),
+)
 # The reader unpacks arrays element by element; vocabularies are only unpacked when needed.
 LARGE = "tokenizer.ggml."
 
@@ -49,6 +52,8 @@ class GgufFile:
         small = {k: f.contents() for k, f in fields.items() if not k.startswith(LARGE)}
         if f"{LARGE}tokens" in fields:
             small["tokens"] = len(fields[f"{LARGE}tokens"].data)
+        if "rope_freqs.weight" in self._tensors:
+            small["rope_freqs"] = self.read("rope_freqs.weight")
         try:
             family = families.for_gguf_architecture(small.get("general.architecture", ""))
             return family.config_from_gguf(small, self._tensors.keys())
@@ -60,8 +65,8 @@ class GgufFile:
         """Shape of every tensor in the order of Hugging Face files (GGUF lists it reversed)."""
         return {name: tuple(map(int, t.shape[::-1])) for name, t in self._tensors.items()}
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor, dequantised to float32."""
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """One tensor, or what lies at `index` of it, dequantised to float32."""
         tensor = self._tensors[name]
         if tensor.tensor_type not in SUPPORTED:
             raise ValueError(
@@ -70,7 +75,8 @@ class GgufFile:
             )
         # asarray: the dequantiser slices a lot, which is slow on the reader's memmap.
         array = gguf.dequantize(np.asarray(tensor.data), tensor.tensor_type)
-        return array.astype(np.float32, copy=False).reshape(self.shapes[name])
+        array = array.astype(np.float32, copy=False).reshape(self.shapes[name])
+        return array if index is None else array[index]
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer described by the metadata, as the files of a Hugging Face tokenizer."""

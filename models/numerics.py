@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -24,9 +24,12 @@ def precision_for(dtype: jnp.dtype) -> jax.lax.Precision:
 
 
 def contract(
-    equation: str, left: Float[Array, "..."], right: Float[Array, "..."]
+    equation: str, left: Float[Array, "..."], right: Num[Array, "..."]
 ) -> Float[Array, "..."]:
-    """`jnp.einsum` of two operands in left's dtype, summed and returned in float32."""
+    """`jnp.einsum` of two operands in left's dtype, summed and returned in float32.
+
+    int8 weights are exact in bfloat16.
+    """
     return jnp.einsum(
         equation,
         left,
@@ -37,7 +40,24 @@ def contract(
 
 
 def logits(
-    hidden: Float[Array, "tokens hidden"], unembedding: Float[Array, "hidden vocab"]
+    hidden: Float[Array, "tokens hidden"],
+    unembedding: Float[Array, "hidden vocab"],
+    *,
+    softcap: float | None,
 ) -> Float[Array, "tokens vocab"]:
-    """Logits of some positions in float32; callers chunk the tokens, [B, T, V] never exists."""
-    return contract("td,dv->tv", hidden, unembedding)
+    """Logits of some positions in float32; callers chunk the tokens, [B, T, V] never exists.
+
+    `softcap` is the model's `config.final_softcap`. It has no default: whoever makes logits and
+    does not think of it gets those of another model.
+    """
+    return soft_capped(contract("td,dv->tv", hidden, unembedding), softcap)
+
+
+def soft_capped(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
+    """cap · tanh(x / cap): x where it is small, and never beyond ±cap. None: x."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def soft_cap_slope(capped: Float[Array, "..."], cap: float | None) -> Float[Array, "..."] | float:
+    """Derivative of `soft_capped` by x, from its value."""
+    return 1.0 if cap is None else 1 - (capped / cap) ** 2

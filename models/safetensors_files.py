@@ -14,6 +14,7 @@ from models.config import ModelConfig
 from models.tokenizer import Tokenizer
 
 WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
 CONFIG = "config.json"
 
 
@@ -41,32 +42,67 @@ class SafetensorsFiles:
     @cached_property
     def weight_files(self) -> list[Path]:
         """One file, or the shards that an index lists."""
-        index = self.path / f"{WEIGHTS}.index.json"
-        if (self.path / WEIGHTS).is_file():
+        if self._listed is None:
             return [self.path / WEIGHTS]
-        if index.is_file():
-            return [self.path / name for name in sorted(set(_json(index)["weight_map"].values()))]
-        raise FileNotFoundError(f"{self.path}: neither {WEIGHTS} nor {index.name} is here.")
+        files = [self.path / name for name in sorted(set(self._listed.values()))]
+        absent = [file.name for file in files if not file.is_file()]
+        if absent:
+            raise FileNotFoundError(
+                f"{self.path}: {INDEX} names {len(files)} files, of which {', '.join(absent[:5])} "
+                f"{'is' if len(absent) == 1 else 'are'} not here. Download the checkpoint again."
+            )
+        return files
+
+    @cached_property
+    def _listed(self) -> dict[str, str] | None:
+        """The index's file of every tensor; None where one file holds them all."""
+        if (self.path / WEIGHTS).is_file():
+            return None
+        if not (self.path / INDEX).is_file():
+            raise FileNotFoundError(f"{self.path}: neither {WEIGHTS} nor {INDEX} is here.")
+        listed = _json(self.path / INDEX).get("weight_map")
+        if not isinstance(listed, dict):
+            raise ValueError(f"{self.path / INDEX}: no weight_map, which says where tensors are.")
+        return listed
 
     @cached_property
     def _opened(self) -> dict[Path, Any]:
+        files = self.weight_files
         try:
-            return {file: safe_open(file, framework="numpy") for file in self.weight_files}
+            return {file: safe_open(file, framework="numpy") for file in files}
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{self.path}: weights cannot be read: {error}") from error
 
     @cached_property
     def _home(self) -> dict[str, Any]:
-        return {name: opened for opened in self._opened.values() for name in opened.keys()}  # noqa: SIM118
+        """The file of every tensor: the only one, and the one that the index says."""
+        found: dict[str, Path] = {}
+        for file, opened in self._opened.items():
+            for name in opened.keys():  # noqa: SIM118  (not a dict)
+                if name in found:
+                    raise ValueError(
+                        f"{self.path}: tensor {name} is in both {found[name].name} and "
+                        f"{file.name}; files of two checkpoints are mixed here. Download it again."
+                    )
+                found[name] = file
+        for name, file in ({} if self._listed is None else self._listed).items():
+            if found.get(name) != self.path / file:
+                where = f"in {found[name].name}" if name in found else "in none of its files"
+                raise ValueError(
+                    f"{self.path}: {INDEX} says that tensor {name} is in {file}, but it is "
+                    f"{where}. Download the checkpoint again."
+                )
+        return {name: self._opened[file] for name, file in found.items()}
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor, as the file keeps it."""
         return {name: tuple(o.get_slice(name).get_shape()) for name, o in self._home.items()}
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor in its own dtype."""
-        return self._home[name].get_tensor(name)
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """One tensor, or what lies at `index` of it, in its own dtype."""
+        file = self._home[name]
+        return file.get_tensor(name) if index is None else file.get_slice(name)[index]
 
     def tokenizer(self) -> Tokenizer:
         """The directory's tokenizer."""

@@ -9,10 +9,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from models.decoder import parameters
 
-DATA, TENSOR = "data", "tensor"
+DATA, TENSOR, EXPERT = "data", "tensor", "expert"
 
 # Heads, the MLP's width and the vocabulary are split over `tensor`; so each block needs
 # two all-reduces (after attention's and the MLP's output), and the head none until its sum.
+# Experts are split over `expert`; their outputs meet in one more.
 RULES: dict[str, str | None] = {
     "layers": None,
     "vocab": TENSOR,
@@ -21,21 +22,36 @@ RULES: dict[str, str | None] = {
     "heads": TENSOR,
     "kv_heads": TENSOR,
     "head_dim": None,
+    "experts": EXPERT,
     "batch": DATA,
     "time": None,
 }
 
 
-def make_mesh(*, tensor: int = 1, devices: Sequence | None = None) -> Mesh:
-    """A mesh of all devices of this host: `tensor` share one copy, the rest split the batch."""
+def make_mesh(
+    *, data: int | None = None, tensor: int = 1, expert: int = 1, devices: Sequence | None = None
+) -> Mesh:
+    """A mesh of this host's devices: `tensor` · `expert` share one copy of the model, and `data`
+    such groups split the batch. Unset, `data` is as many as there are devices for.
+
+    ValueError if the devices do not suffice, or `data` is unset and some would be left over.
+    """
     devices = jax.local_devices() if devices is None else devices
-    if len(devices) % tensor:
+    group = tensor * expert
+    if min(tensor, expert, data or 1) < 1 or len(devices) < group * (data or 1):
         raise ValueError(
-            f"tensor = {tensor} does not divide the {len(devices)} devices of this host; "
-            "choose one of its divisors."
+            f"a mesh of {f'data = {data}, ' if data else ''}tensor = {tensor}, expert = {expert} "
+            f"needs {group * (data or 1)} devices, all of them at least 1; this host has "
+            f"{len(devices)}."
         )
-    grid = np.asarray(devices).reshape(-1, tensor)
-    return Mesh(grid, (DATA, TENSOR), axis_types=(AxisType.Auto, AxisType.Auto))
+    if data is None and len(devices) % group:
+        raise ValueError(
+            f"tensor = {tensor} times expert = {expert} does not divide the {len(devices)} devices "
+            "of this host; choose one of its divisors, or say how many groups with data."
+        )
+    data = data or len(devices) // group
+    grid = np.asarray(devices[: data * group]).reshape(data, tensor, expert)
+    return Mesh(grid, (DATA, TENSOR, EXPERT), axis_types=(AxisType.Auto,) * 3)
 
 
 def spec(axes: Sequence[str], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:

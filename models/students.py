@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -47,7 +46,7 @@ def cut_layers(
             f"student layers {list(layers)}: {f'{wrong} do not exist' if wrong else 'none given'}; "
             f"the source has blocks 0 to {total - 1}."
         )
-    config = dataclasses.replace(source.config, num_layers=len(layers))
+    config = source.config.of_layers(layers)
     student = nnx.eval_shape(
         lambda: Decoder(
             config, rngs=nnx.Rngs(0), dtype=source.dtype, param_dtype=source.param_dtype

@@ -13,10 +13,14 @@ from typing import Any, SupportsIndex
 import numpy as np
 import tokenizers
 
+from models.chat_template import ChatTemplate
+
 DEFINITION = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
-# What makes a tokenizer complete for others; ids depend on the first two alone.
-FILES = (DEFINITION, SETTINGS, "special_tokens_map.json", "chat_template.jinja")
+SPECIAL_TOKENS = "special_tokens_map.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+# What makes a tokenizer complete for others; ids of a text depend on the first two alone.
+FILES = (DEFINITION, SETTINGS, SPECIAL_TOKENS, CHAT_TEMPLATE)
 
 
 class Tokenizer:
@@ -54,6 +58,26 @@ class Tokenizer:
         """Ids of each text as int32, without special tokens around them."""
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+
+    def encode_located(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """`encode_batch`'s ids of each text, and the characters [start, end) that each token is
+        made from, int32 [n, 2]. Tokens that are parts of one character share it."""
+        encodings = self._locating.encode_batch(list(texts), add_special_tokens=False)
+        return [
+            (np.asarray(e.ids, np.int32), np.asarray(e.offsets, np.int32).reshape(-1, 2))
+            for e in encodings
+        ]
+
+    @cached_property
+    def _locating(self) -> tokenizers.Tokenizer:
+        # Byte-level post-processors cut spaces off a token's place; tokens that are nothing else
+        # would be nowhere.
+        definition = self._definition | {
+            "post_processor": None,
+            "truncation": None,
+            "padding": None,
+        }
+        return tokenizers.Tokenizer.from_str(json.dumps(definition))
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """Text of the ids, special tokens included."""
@@ -95,6 +119,34 @@ class Tokenizer:
         rules = {k: v for k, v in self._definition.items() if k not in outside}
         facts = {"definition": rules, "bos": self.bos_id, "eos": self.eos_id}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def chat_template(self, *, date: str | None = None) -> ChatTemplate | None:
+        """The template that renders chats, if there is one; `date` is what it takes for today."""
+        source = self._settings.get("chat_template")
+        if CHAT_TEMPLATE in self._files:
+            source = self._files[CHAT_TEMPLATE].decode()
+        if isinstance(source, list):  # several, by name
+            source = {item["name"]: item["template"] for item in source}.get("default")
+        if source is None:
+            return None
+        return ChatTemplate(source, tokens=self._token_texts, date=date, where=self._where)
+
+    @cached_property
+    def special_texts(self) -> tuple[str, ...]:
+        """Texts that are special tokens wherever they stand."""
+        added = self._definition.get("added_tokens", [])
+        return tuple(token["content"] for token in added if token["special"])
+
+    @cached_property
+    def _token_texts(self) -> dict[str, str]:
+        """Texts of the special tokens that the files name: `bos_token` and its like."""
+        named = json.loads(self._files.get(SPECIAL_TOKENS, b"{}")) | self._settings
+        texts = {
+            name: value["content"] if isinstance(value, dict) else value
+            for name, value in named.items()
+            if name.endswith("_token") and not name.startswith("add_")
+        }
+        return {name: text for name, text in texts.items() if isinstance(text, str)}
 
     def _special(self, name: str) -> int | None:
         token = self._settings.get(name)

@@ -1,5 +1,5 @@
 """`python -m pipelines precompute [CONFIG.toml] [--flag value …]`, and a cache's housekeeping:
-`remove CACHE SIGNAL…` and `gc CACHE`."""
+`inspect CACHE`, `remove CACHE SIGNAL…` and `gc CACHE`."""
 
 import argparse
 import logging
@@ -89,7 +89,47 @@ def _gc(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"precompute": _precompute, "remove": _remove, "gc": _gc}
+def _inspect(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines inspect",
+        description="What a sealed cache holds, where its bytes go, and how sure its teacher was; "
+        "or one row, token by token.",
+    )
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("--row", type=int, help="show this row instead")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the row as a web page")
+    parser.add_argument("--top", type=int, default=5, help="alternatives a token (default: 5)")
+    parser.add_argument("--sample", type=int, default=64, help="rows for the histograms")
+    options = parser.parse_args(arguments)
+    # Imported here, so that --help does not wait for jax.
+    from rich.console import Console
+
+    from models.tokenizer import Tokenizer
+    from pipelines import inspection
+    from pipelines.row_page import row_page
+    from schemas import open_cache
+
+    cache, console = open_cache(options.cache), Console(highlight=False)
+    if options.row is None and not options.html:
+        rows = cache.rows()
+        sample = rows[:: max(1, len(rows) // max(1, options.sample))][: options.sample]
+        console.print(inspection.contents(cache), inspection.sizes(cache, sample), sep="\n")
+        console.print(inspection.distributions(cache, sample), markup=False)
+        return 0
+    row = options.row or 0
+    if not 0 <= row < len(cache):
+        raise ValueError(f"{options.cache}: row {row} asked for; it has 0 to {len(cache) - 1}")
+    tokenizer = Tokenizer.from_files(cache.tokenizer_path)
+    tokens = inspection.tokens_of(cache, row, tokenizer, top=options.top)
+    if options.html:
+        options.html.write_text(row_page(cache, row, tokens), "utf-8")
+        print(f"{options.html}: row {row}, {options.html.stat().st_size / 1e6:.1f} MB")
+    else:
+        console.print(inspection.row_table(tokens))
+    return 0
+
+
+COMMANDS = {"precompute": _precompute, "inspect": _inspect, "remove": _remove, "gc": _gc}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -6,7 +6,7 @@ plan of its own, so that a rerun goes on where it stopped.
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,12 +16,12 @@ from rich.console import Console
 from pipelines.array_signals import least_bytes, settings
 from pipelines.beam_runner import Build
 from pipelines.calibrate import AddJob, calibrate_addition
-from pipelines.capture_plan import capture_plan, totals
+from pipelines.capture_plan import capture_plan
 from pipelines.seal import clean, seal_addition
 from schemas.commits import read_commit
 from schemas.identity import digest
 from schemas.layout import PartLayout, part_layout
-from schemas.manifest import Manifest
+from schemas.manifest import Manifest, Unit
 from schemas.plan import Plan, read_plan
 from schemas.signals import ArraySignal, LogitsSignal
 
@@ -57,8 +57,7 @@ def add_signals(
     console.print(f"{cache}: sealed with {', '.join(manifest.signals)}; adding {', '.join(new)}")
     path = layout.addition(digest({name: settings(signal) for name, signal in new.items()}))
     if not path.exists():
-        rows, _ = totals(part.units)
-        require_space(new, cache=cache, rows=rows, length=manifest.sequence_length)
+        require_space(new, cache=cache, units=part.units, length=manifest.sequence_length)
         base = read_plan(layout.plan)
         sealed = dataclasses.replace(
             base,
@@ -81,10 +80,15 @@ def add_signals(
 
 
 def require_space(
-    arrays: Mapping[str, ArraySignal], *, cache: Path, rows: int, length: int
+    arrays: Mapping[str, ArraySignal], *, cache: Path, units: Sequence[Unit], length: int
 ) -> None:
-    """ValueError if the disk can't hold the arrays of as many rows, however well they compress."""
-    least = {name: rows * least_bytes(signal, length=length) for name, signal in arrays.items()}
+    """ValueError if the disk can't hold the units' arrays, however well they compress: what is not
+    scored takes nothing."""
+    rows, scored = (sum(getattr(unit, name) for unit in units) for name in ("rows", "scored"))
+    least = {
+        name: scored * least_bytes(signal, length=length) // length
+        for name, signal in arrays.items()
+    }
     free = shutil.disk_usage(cache).free
     if sum(least.values()) > free:
         sizes = ", ".join(f"{name} {size / 1e9:,.1f} GB" for name, size in least.items())

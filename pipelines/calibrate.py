@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
+
 from models import ModelConfig
 from pipelines import canary, config
 from pipelines.array_signals import describe, named
+from pipelines.batch import default_batch_rows, fitting_batch_rows
 from pipelines.directions import Moments
 from pipelines.prior import PriorSums
-from pipelines.teacher import Asked, Observer, RowOutput, default_batch_rows, teacher_for
+from pipelines.teacher import Asked, Observer, RowOutput, teacher_for
 from schemas import codecs
 from schemas.identity import signal_id
 from schemas.layout import PartLayout
@@ -50,7 +53,6 @@ def calibrate(job: CalibrateJob) -> None:
 
     ValueError when no sampled row gives finite targets.
     """
-    planned = plan_teacher(job)
     arrays = describe(
         job.signals,
         job.model,
@@ -60,6 +62,7 @@ def calibrate(job: CalibrateJob) -> None:
     )
     moments, prior = Moments(_projected(arrays)), PriorSums(k=job.signals.logits.k)
     asked = Asked(job.signals.logits.wanted())
+    planned = plan_teacher(job, dataclasses.replace(asked, arrays=arrays))
     outputs = run_sample(job.part, job.rows, planned, asked, observers=(prior, moments))
     found = {
         place: output.targets
@@ -173,17 +176,26 @@ def _save_logits_statistics(
     return save_statistics(job.part, arrays)
 
 
-def plan_teacher(job: CalibrateJob) -> PlannedTeacher:
-    """The teacher with every shape decided, on the devices of this worker."""
-    return PlannedTeacher(
+def plan_teacher(job: CalibrateJob, asked: Asked) -> PlannedTeacher:
+    """The teacher with every shape decided, on the devices of this worker, for what capture asks.
+
+    ValueError if not even one row a device fits into memory.
+    """
+    rows = job.teacher.batch_rows
+    decided = rows if isinstance(rows, int) else None
+    planned = PlannedTeacher(
         model=job.teacher.model,
         teacher_id=job.teacher_id,
         dtype=job.teacher.dtype,
         vocabulary_size=job.vocabulary_size,
         sequence_length=job.sequence_length,
-        batch_rows=job.teacher.batch_rows or default_batch_rows(job.sequence_length),
-        tensor_parallel=job.teacher.tensor_parallel,
+        batch_rows=decided or default_batch_rows(job.sequence_length, mesh=job.teacher.mesh),
+        mesh=job.teacher.mesh,
+        quantize=job.teacher.quantize,
     )
+    if rows == "auto" or (rows is None and jax.default_backend() != "cpu"):
+        return dataclasses.replace(planned, batch_rows=fitting_batch_rows(planned, asked))
+    return planned
 
 
 def sample_places(rows: PlannedRows, *, length: int) -> tuple[tuple[int, int], ...]:

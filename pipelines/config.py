@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pipelines.wanted import Wanted
 from schemas.codecs import NODES, Profile
+from schemas.plan import MeshShape
 from schemas.signals import AttentionDtype, HiddenDtype
 from schemas.targets import BETAS
 
@@ -18,9 +19,15 @@ class Corpus:
 
     files: tuple[str, ...] = ("embedded",)
     """Globs of text files (one document each) or `.jsonl` files (one document a line), each also
-    with `.gz`. `embedded` is the source text of Python's own standard library."""
+    with `.gz` or `.zst`, and of `.parquet` files (one document a record). `embedded` is the source
+    text of Python's own standard library."""
     text_field: str = "text"
-    """Field of a JSON line that holds the document."""
+    """Field of a record that holds the document: a text, or the messages of a chat. A record
+    without it has `messages`, or `prompt` and `completion`; then the assistant's tokens or the
+    completion's are learned, and nothing is stored elsewhere."""
+    chat_date: str | None = None
+    """What chat templates that write the current date take for it, such as `2026-01-31`. Unset:
+    those that have a date of their own write that, the others are refused."""
     max_bytes: int | None = None
     """Take whole files, in the order of their names' hashes, until they hold this many bytes.
     For a trial on a share of a corpus; unset takes all. `embedded` has its own limit."""
@@ -44,14 +51,21 @@ class Teacher:
     """The model that is run once."""
 
     model: str = "embedded"
-    """A Hugging Face directory, a `.gguf` file, or `embedded` (SmolLM2-135M-Instruct)."""
+    """A Hugging Face directory, a `.gguf` file, a hub id (`owner/name`, `owner/name@revision`, or
+    `owner/name/file.gguf`; its commit is fixed by the plan), or `embedded` (SmolLM2-135M-Instruct).
+    """
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of matmul operands; normalisation, softmax and all sums are float32 always."""
-    batch_rows: int | None = None
-    """Rows a batch. Unset: about 2,048 tokens on CPU, 32,768 on accelerators. Frozen by the plan,
-    because shapes change rounding."""
-    tensor_parallel: int = 1
-    """Devices that split each matrix; the others of the host split the batch."""
+    batch_rows: int | Literal["auto"] | None = None
+    """Rows a batch. `auto`: about 2,048 tokens on CPU and 32,768 on accelerators, or what of that
+    the compiler says the devices' memory holds. Unset: auto on accelerators, on CPU the same
+    without asking the compiler. Frozen by the plan, because shapes change rounding."""
+    quantize: Literal["none", "int8"] = "none"
+    """`int8` keeps the blocks' matrices in one byte a number, with a scale for each output channel:
+    half the memory of bfloat16, another teacher (its own teacher_id)."""
+    mesh: MeshShape = field(default_factory=MeshShape)
+    """How the devices of a host share the work. Unset, each holds the whole model and takes its
+    share of the batch."""
 
 
 @dataclass(frozen=True)

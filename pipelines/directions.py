@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from pipelines.teacher import OnDevice
-from schemas.rows import PADDING
+from schemas.rows import read_positions
 
 
 class Moments:
@@ -25,7 +25,8 @@ class Moments:
 
     def see(self, batch: OnDevice) -> None:
         """Add a batch's; waits for it. A batch with NaN is left out."""
-        counted = batch.inputs["segment_ids"] != PADDING
+        inputs = batch.inputs
+        counted = read_positions(inputs["segment_ids"], inputs["loss_mask"], xp=jnp)
         found = {i: jax.device_get(_moments(batch.layers[i], counted)) for i in self.layers}
         if not all(np.isfinite(products).all() for _, products in found.values()):
             return

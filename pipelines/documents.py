@@ -1,35 +1,53 @@
-"""Documents out of one shard's files, each with its place; what cannot be read is named."""
+"""Documents out of one shard's records, each with its place; what cannot be read is named."""
 
-import gzip
+import dataclasses
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+from functools import partial
+from typing import Any, NamedTuple
 
-from pipelines.sources import Shard, SourceFile, Span
+from pipelines.records import Place, Record, located, read_records
+from pipelines.sources import Kind, Shard, SourceFile, Span
+from schemas.identity import canonical_json
+
+_CHAT = ("messages",)
+_COMPLETION = ("prompt", "completion")
+_TOOLS = "tools"
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a document begins: the source's number and the byte offset in its text."""
+class Chat(NamedTuple):
+    """Messages, each with `role`, `content` and whatever else a chat template reads."""
 
-    source: int
-    offset: int
+    messages: tuple[dict[str, Any], ...]
+    tools: list[Any] | None = None
+    first: int = 0
+    """Number of messages that are only there to be answered, whoever speaks."""
+
+
+class Completion(NamedTuple):
+    """A text and what follows it."""
+
+    prompt: str
+    completion: str
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text and its place."""
+    """What a document says, and its place."""
 
     place: Place
-    text: str
+    content: str | Chat | Completion
 
     @property
     def content_hash(self) -> bytes:
-        """sha256 of the text: finds duplicates and chooses the held-out documents."""
-        return hashlib.sha256(self.text.encode()).digest()
+        """sha256 of the content: finds duplicates and chooses the held-out documents.
+
+        Of a chat before it is rendered: whichever teacher reads it, the same ones are held out.
+        """
+        content = self.content
+        data = content.encode() if isinstance(content, str) else canonical_json(content._asdict())
+        return hashlib.sha256(data).digest()
 
 
 Refuse = Callable[[Place, str], None]
@@ -39,75 +57,140 @@ Refuse = Callable[[Place, str], None]
 def read_documents(
     shard: Shard, sources: Sequence[SourceFile], *, text_field: str, refuse: Refuse
 ) -> Iterator[Document]:
-    """Non-empty documents of `shard`, in order. The same inputs give the same documents."""
+    """Non-empty documents of `shard`, in order. The same inputs give the same documents.
+
+    `sources` know their kinds, as `recognised` finds them.
+    """
     for span in shard.spans:
         source = sources[span.source]
-        if source.is_jsonl:
-            documents = _json_lines(span, source, text_field=text_field, refuse=refuse)
-        else:
-            documents = _whole_file(span, source, refuse=refuse)
-        yield from (document for document in documents if document.text)
+        for record in _records(span, source, text_field):
+            if record.problem:
+                refuse(record.place, record.problem)
+                continue
+            try:
+                content = _content(record.value, source, text_field=text_field)
+            except ValueError as error:
+                refuse(record.place, located(str(error), record.place, source))
+            else:
+                if content:
+                    yield Document(record.place, content)
 
 
-def _open(source: SourceFile) -> BinaryIO:
-    path = Path(source.path)
-    size = path.stat().st_size if path.is_file() else -1
-    if size != source.bytes:
+def recognised(sources: Sequence[SourceFile], *, text_field: str) -> list[SourceFile]:
+    """The sources with the kind of each, which is that of its first record that has one."""
+    return [dataclasses.replace(s, kind=_first_kind(s, text_field)) for s in sources]
+
+
+def _first_kind(source: SourceFile, text_field: str) -> Kind:
+    if not (source.is_jsonl or source.is_parquet):
+        return "text"
+    for record in _records(Span(0, 0, source.bytes), source, text_field):
+        try:
+            if not record.problem:
+                return _kind(record.value, text_field)
+        except ValueError:
+            pass
+    return "text"
+
+
+def _records(span: Span, source: SourceFile, text_field: str) -> Iterator[Record]:
+    return read_records(span, source, fields=partial(_columns, text_field=text_field))
+
+
+def _columns(names: Collection[str], *, text_field: str) -> list[str]:
+    return [*_fields(names, text_field), *(name for name in (_TOOLS,) if name in names)]
+
+
+def _fields(names: Collection[str], text_field: str) -> tuple[str, ...]:
+    """Those that hold the document, of a record that has these."""
+    for fields in ((text_field,), _CHAT, _COMPLETION):
+        if all(name in names for name in fields):
+            return fields
+    raise ValueError(
+        f"no field {text_field!r} (has: {', '.join(names)}); set corpus.text_field, or have "
+        "'messages', or 'prompt' and 'completion'"
+    )
+
+
+def _kind(record: Any, text_field: str) -> Kind:
+    """ValueError for a record that is none."""
+    if not isinstance(record, dict):
         raise ValueError(
-            f"{path}: had {source.bytes} bytes when this run began, now "
-            f"{'it is missing' if size < 0 else f'{size}'}; a corpus must not change during a run"
+            f"no field {text_field!r} (has: {type(record).__name__}); set corpus.text_field"
         )
-    return gzip.open(path) if source.path.endswith(".gz") else path.open("rb")  # type: ignore
+    fields = _fields(record, text_field)
+    types = {type(record[name]) for name in fields}
+    if types == {list}:
+        return "chat"
+    if types == {str} and fields == (text_field,):
+        return "text"
+    if types == {str} and fields == _COMPLETION:
+        return "completion"
+    for name in fields:
+        if not isinstance(record[name], str | list):
+            got = type(record[name]).__name__
+            raise ValueError(f"field {name!r} is {got}, not a string or a list of messages")
+    if fields == _COMPLETION:
+        raise ValueError("of 'prompt' and 'completion' one is a string, the other a list")
+    raise ValueError(f"field {fields[0]!r} is a string, not a list of messages")
 
 
-def _whole_file(span: Span, source: SourceFile, *, refuse: Refuse) -> Iterator[Document]:
-    place = Place(span.source, 0)
-    with _open(source) as file:
-        data = file.read()
+def _content(value: Any, source: SourceFile, *, text_field: str) -> str | Chat | Completion:
+    """What a record says. ValueError says what is wrong with it."""
+    if not (source.is_jsonl or source.is_parquet):
+        return value
+    kind = _kind(value, text_field)
+    if kind != source.kind:
+        raise ValueError(
+            f"this record is a {kind}, but the file's first is a {source.kind}; put records of "
+            "different kinds into files of their own"
+        )
+    fields = [value[name] for name in _fields(value, text_field)]
+    if kind == "chat":
+        return _chat(fields, value.get(_TOOLS))
+    for text in fields:
+        _require_text(text)
+    return fields[0] if kind == "text" else Completion(*fields)
+
+
+def _chat(parts: list[list[Any]], tools: Any) -> Chat:
+    messages = [_message(message) for part in parts for message in part]
+    first = len(parts[0]) if len(parts) > 1 else 0
+    if not any(message["role"] == "assistant" for message in messages[first:]):
+        raise ValueError("no message with the role 'assistant', so there is nothing to learn from")
+    if tools is not None and not isinstance(tools, list):
+        raise ValueError(f"field {_TOOLS!r} is {type(tools).__name__}, not a list")
+    chat = Chat(tuple(messages), tools or None, first)
     try:
-        yield Document(place, data.decode())
-    except UnicodeDecodeError as error:
-        refuse(place, f"not UTF-8 at byte {error.start}")
+        canonical_json(chat._asdict())
+    except (UnicodeEncodeError, TypeError) as error:
+        raise ValueError(f"a message cannot be written as JSON: {error}") from error
+    return chat
 
 
-def _json_lines(
-    span: Span, source: SourceFile, *, text_field: str, refuse: Refuse
-) -> Iterator[Document]:
-    with _open(source) as file:
-        if span.start:
-            # A line that began before the span belongs to the shard before.
-            file.seek(span.start - 1)
-            file.readline()
-        compressed = source.path.endswith(".gz")
-        while compressed or file.tell() < span.end:
-            place = Place(span.source, file.tell())
-            line = file.readline()
-            if not line:
-                break
-            if line.strip():
-                problem, text = _text_of(line, text_field)
-                if problem:
-                    number = _line_number(source, place.offset)
-                    refuse(place, f"line {number}: {problem}")
-                else:
-                    yield Document(place, text)
+def _message(message: Any) -> dict[str, Any]:
+    """As templates expect it: parts of text joined, and no key without a value (a table's
+    records have every key)."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        got = ", ".join(message) if isinstance(message, dict) else type(message).__name__
+        raise ValueError(f"a message needs 'role' and 'content'; got: {got}")
+    content = message.get("content")
+    if isinstance(content, list):
+        texts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        if any(not isinstance(text, str) for text in texts):
+            raise ValueError("a message's content has parts that are not text")
+        content = "".join(map(str, texts))
+    if content is None and "tool_calls" in message:
+        content = ""
+    if not isinstance(content, str):
+        got = type(content).__name__
+        raise ValueError(f"a message's content is {got}, not a string or a list of text parts")
+    others = {name: value for name, value in message.items() if value is not None}
+    return others | {"content": content}
 
 
-def _text_of(line: bytes, text_field: str) -> tuple[str, str]:
+def _require_text(text: str) -> None:
     try:
-        record = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        return f"not UTF-8 at byte {error.start} of the line", ""
-    except json.JSONDecodeError as error:
-        return f"not valid JSON: {error.msg} at character {error.pos}", ""
-    if not isinstance(record, dict) or text_field not in record:
-        fields = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-        return f"no field {text_field!r} (has: {fields}); set corpus.text_field", ""
-    if not isinstance(record[text_field], str):
-        return f"field {text_field!r} is {type(record[text_field]).__name__}, not a string", ""
-    return "", record[text_field]
-
-
-def _line_number(source: SourceFile, offset: int) -> int:
-    with _open(source) as file:
-        return file.read(offset).count(b"\n") + 1
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half of a surrogate pair at character {error.start}") from error

@@ -15,18 +15,20 @@ def pieces(document: Segment, *, length: int) -> Iterator[Segment]:
     """Cut a document into pieces of at most `length` tokens.
 
     Each piece repeats its predecessor's last token, so that the transition between them is
-    scored, and scored once. A single token has no transition and gives no piece.
+    scored, and scored once. A single token has no transition and gives no piece, nor do tokens
+    none of which counts.
     """
     start = 0
     while start + 1 < len(document.tokens):
         piece = slice(start, start + length)
-        yield Segment(
-            document.tokens[piece],
-            document.counted[piece],
-            document.source,
-            document.document,
-            document.start + start,
-        )
+        if document.counted[piece][1:].any():
+            yield Segment(
+                document.tokens[piece],
+                document.counted[piece],
+                document.source,
+                document.document,
+                document.start + start,
+            )
         start += length - 1
 
 

@@ -8,14 +8,17 @@ from pathlib import Path
 import apache_beam as beam
 from rich.console import Console
 
-from models import Checkpoint, open_checkpoint
+from models import Checkpoint, hub, open_checkpoint
 from models.accelerator import unused_accelerator
+from models.chat_template import ChatTemplate
+from models.tokenizer import Tokenizer
 from pipelines.add import add_signals, not_held, require_space
 from pipelines.array_signals import describe
 from pipelines.beam_runner import Build, run_pipeline
 from pipelines.calibrate import CalibrateJob, calibrate
 from pipelines.capture_plan import capture_plan, totals
 from pipelines.config import Precompute
+from pipelines.documents import recognised
 from pipelines.seal import clean, seal
 from pipelines.sources import SourceFile, find_sources, settled
 from pipelines.teacher import numerics
@@ -49,14 +52,14 @@ class _Capture:
         self.console = console
         self.cache = config.output
         self.layout: PartLayout = part_layout(self.cache, 0)
-        self.checkpoint = open_checkpoint(config.teacher.model)
+        self.checkpoint = open_checkpoint(_pinned(config.teacher.model, self.layout.plan))
         self.tokenizer = self.checkpoint.tokenizer()
         self.vocabulary = min(self.tokenizer.size, self.checkpoint.config.vocab_size)
         check_fits(config, self.checkpoint, vocabulary=self.vocabulary)
         memory = digest_memory()
-        self.sources = find_sources(
-            config.corpus.files, max_bytes=config.corpus.max_bytes, memory=memory
-        )
+        found = find_sources(config.corpus.files, max_bytes=config.corpus.max_bytes, memory=memory)
+        self.sources = recognised(found, text_field=config.corpus.text_field)
+        self.template = chat_template(config, self.tokenizer, self.sources)
         self.corpus = settled(config.corpus, self.sources)
         self.rows_id = self._rows_id()
         self.teacher_id = self._teacher_id(memory)
@@ -86,7 +89,7 @@ class _Capture:
                 new,
                 cache=self.cache,
                 manifest=manifest,
-                model=self.config.teacher.model,
+                model=self.checkpoint.name,
                 on_error=self.config.corpus.on_error,
                 run=self._run_beam,
                 console=self.console,
@@ -105,7 +108,7 @@ class _Capture:
         if not self.layout.plan.exists():
             arrays = self._arrays(unit_rows=rows.unit_rows)
             length = self.config.corpus.sequence_length
-            require_space(arrays, cache=self.cache, rows=totals(rows.units)[0], length=length)
+            require_space(arrays, cache=self.cache, units=rows.units, length=length)
             self._calibrate(rows)
         return read_plan(self.layout.plan)
 
@@ -150,7 +153,7 @@ class _Capture:
             part=self.layout.root,
             tokenizer=self.tokenizer.digest,
             rows=rows,
-            teacher=self.config.teacher,
+            teacher=dataclasses.replace(self.config.teacher, model=self.checkpoint.name),
             model=self.checkpoint.config,
             signals=self.config.signals,
             teacher_id=self.teacher_id,
@@ -173,7 +176,7 @@ class _Capture:
     def _rows_id(self) -> str:
         return rows_id(
             tokenizer=self.tokenizer.digest,
-            rules=row_rules(self.corpus),
+            rules=row_rules(self.corpus, self.sources, template=self.template),
             sources=[(source.name, source.sha256) for source in self.sources],
         )
 
@@ -182,9 +185,9 @@ class _Capture:
         digests = remembered_sha256s(files, memory=memory)
         return teacher_id(
             weights={path.name: sha for path, sha in zip(files, digests, strict=True)},
-            config=dataclasses.asdict(self.checkpoint.config),
+            config=self.checkpoint.config.identity(),
             vocabulary=self.vocabulary,
-            numerics=numerics(self.config.teacher.dtype),
+            numerics=numerics(self.config.teacher.dtype, self.config.teacher.quantize),
         )
 
     def _request(self) -> dict:
@@ -192,7 +195,7 @@ class _Capture:
         return {
             "corpus": f"{len(self.sources)} files, {_bytes(self.sources):,} bytes, rows of "
             f"{self.config.corpus.sequence_length} (rows_id {self.rows_id[:12]})",
-            "teacher": f"{self.checkpoint.path.name}, {self.config.teacher.dtype} "
+            "teacher": f"{self.checkpoint.title}, {self.config.teacher.dtype} "
             f"(teacher_id {self.teacher_id[:12]})",
             "logits": self.config.signals.logits.settings(),
         }
@@ -211,18 +214,18 @@ def check_fits(config: Precompute, checkpoint: Checkpoint, *, vocabulary: int) -
     length, wanted = config.corpus.sequence_length, config.signals.logits.wanted()
     if not 2 <= length <= checkpoint.config.max_positions:
         raise ValueError(
-            f"corpus.sequence_length is {length}, but {checkpoint.path.name} was trained for 2 to "
+            f"corpus.sequence_length is {length}, but {checkpoint.title} was trained for 2 to "
             f"{checkpoint.config.max_positions} positions; choose a length in between"
         )
     if not 1 <= wanted.k <= vocabulary - (wanted.draws > 0):
         if wanted.draws:
             raise ValueError(
                 f"signals.logits asks for {wanted.k} ids and draws from the rest, but "
-                f"{checkpoint.path.name} has {vocabulary} tokens; without draws k may be all of "
+                f"{checkpoint.title} has {vocabulary} tokens; without draws k may be all of "
                 "them, with draws it must leave a tail"
             )
         raise ValueError(
-            f"signals.logits.k is {wanted.k}, but {checkpoint.path.name} has {vocabulary} tokens; "
+            f"signals.logits.k is {wanted.k}, but {checkpoint.title} has {vocabulary} tokens; "
             f"choose 1 to {vocabulary}"
         )
     describe(config.signals, checkpoint.config, teacher_id="", length=length, unit_rows=1)
@@ -230,10 +233,31 @@ def check_fits(config: Precompute, checkpoint: Checkpoint, *, vocabulary: int) -
         raise ValueError(f"corpus.heldout is {config.corpus.heldout}; expected a share in [0, 1)")
 
 
+def chat_template(
+    config: Precompute, tokenizer: Tokenizer, sources: list[SourceFile]
+) -> ChatTemplate | None:
+    """The teacher's template if there are chats to render. ValueError if it has none."""
+    chats = [source.path for source in sources if source.kind == "chat"]
+    template = tokenizer.chat_template(date=config.corpus.chat_date) if chats else None
+    if chats and not template:
+        raise ValueError(
+            f"{chats[0]} holds chats, but {config.teacher.model} has no chat template. Use a "
+            "teacher that was trained to chat, put its chat_template.jinja beside its "
+            "tokenizer.json, or give the documents as prompt and completion"
+        )
+    return template
+
+
 def digest_memory() -> Path:
     """Where hashes of large files are remembered for this user."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "decant" / "digests.json"
+
+
+def _pinned(model: str, plan: Path) -> str:
+    """The hub id with the commit that an earlier run's plan has, if that is of the same one."""
+    planned = read_plan(plan).teacher.model if plan.exists() else ""
+    return planned if hub.unpinned(planned) == model and not Path(model).exists() else model
 
 
 def _bytes(sources: list[SourceFile]) -> int:

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
-from models.numerics import logits as head
+from models.sharding import DATA, TENSOR
+from pipelines.head import Head
 from pipelines.targets import CHUNK_TOKENS, in_tail, split_off_top_k
 from pipelines.teacher import OnDevice
 from schemas.prior import TailPrior
@@ -21,12 +23,13 @@ class PriorSums:
     layers = ()
 
     def __init__(self, *, k: int):
-        self._sums = jax.jit(partial(_of_batch, k=k))
+        self._sums = jax.jit(partial(_of_batch, k=k), static_argnames="head")
         self._totals: list[np.ndarray] = []
 
     def see(self, batch: OnDevice) -> None:
         """Add a batch's; waits for it. A row with NaN spoils its batch, which then is left out."""
-        found = self._sums(batch.hidden, batch.unembedding, batch.inputs["loss_mask"])
+        counted = batch.inputs["loss_mask"]
+        found = self._sums(batch.hidden, batch.unembedding, counted, head=batch.head)
         new = [np.asarray(x, np.float64) for x in found]
         if np.isfinite(new[0]).all():
             old = self._totals or [np.zeros_like(x) for x in new]
@@ -37,21 +40,31 @@ class PriorSums:
         return TailPrior(*self._totals) if self._totals else None
 
 
-def _of_batch(hidden, unembedding, counted, *, k: int):
-    return prior_sums(hidden.reshape(-1, hidden.shape[-1]), unembedding, counted.reshape(-1), k=k)
+def _of_batch(hidden, unembedding, counted, *, k: int, head: Head):
+    """Each device adds up its rows, for its ids; then the rows of all."""
+
+    def of_device(hidden, unembedding, counted):
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        sums = prior_sums(flat, unembedding, counted.reshape(-1), k=k, head=head)
+        return lax.psum(sums, DATA)
+
+    out = P(None, TENSOR), P(TENSOR)
+    sums, counts = head.on_each_device(of_device, hidden, unembedding, counted, out=out)
+    return sums[:, : head.vocabulary.size], counts[: head.vocabulary.size]
 
 
 def prior_sums(
     hidden: Float[Array, "tokens width"],
-    unembedding: Float[Array, "width vocab"],
+    unembedding: Float[Array, "width here"],
     counted: Bool[Array, " tokens"],
     *,
     k: int,
+    head: Head,
     chunk: int = CHUNK_TOKENS,
-) -> tuple[Float[Array, "nodes vocab"], Float[Array, " vocab"]]:
+) -> tuple[Float[Array, "nodes here"], Float[Array, " here"]]:
     """Σ p_T(v)·[v in the tail] at the nodes β > 0, and Σ [v in the tail], over counted tokens."""
     tokens, _ = hidden.shape
-    vocab = unembedding.shape[1]
+    here = unembedding.shape[1]
     chunk = min(chunk, tokens)
     missing = -tokens % chunk
     hidden = jnp.pad(hidden, ((0, missing), (0, 0))).reshape(-1, chunk, hidden.shape[1])
@@ -59,8 +72,9 @@ def prior_sums(
 
     def add(totals: tuple[Array, Array], xs: tuple[Array, Array]):
         hidden_C, counted_C = xs
-        parts = split_off_top_k(head(hidden_C, unembedding), k=k)
-        there = in_tail(parts) & counted_C[:, None]
+        logits = head.logits(hidden_C, unembedding)
+        parts = split_off_top_k(logits, k=k, vocabulary=head.vocabulary)
+        there = in_tail(parts, vocabulary=head.vocabulary) & counted_C[:, None]
         logprobs = parts.logits - parts.normaliser[:, None]
         top = parts.top - parts.normaliser[:, None]
         sums = []
@@ -72,6 +86,6 @@ def prior_sums(
             sums.append(jnp.sum(jnp.where(there, p, 0.0), axis=0))
         return (totals[0] + jnp.stack(sums), totals[1] + jnp.sum(there, axis=0)), None
 
-    nothing = jnp.zeros((len(BETAS) - 1, vocab)), jnp.zeros(vocab)
+    nothing = jnp.zeros((len(BETAS) - 1, here)), jnp.zeros(here)
     totals, _ = lax.scan(add, nothing, (hidden, counted))
     return totals

@@ -7,6 +7,7 @@ import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pipelines.config import Corpus
 from schemas.identity import remembered_sha256s
@@ -19,6 +20,10 @@ _EMBEDDED_FILE_BYTES = range(2_000, 16_000)
 # Not prose or code that anyone reads: tables, tests, other people's packages.
 _NOT_EMBEDDED = {"encodings", "test", "tests", "idlelib", "lib2to3", "site-packages", "turtledemo"}
 _MAGIC = ("*", "?", "[")
+_COMPRESSIONS = (".gz", ".zst")
+
+Kind = Literal["text", "chat", "completion"]
+"""What a file's documents are: texts, messages of a chat, or prompts with what follows them."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +35,28 @@ class SourceFile:
     path: str
     bytes: int
     sha256: str
+    kind: Kind = "text"
+
+    @property
+    def compression(self) -> str:
+        """Suffix that says how the whole file is compressed; empty if it is not."""
+        return next((suffix for suffix in _COMPRESSIONS if self.path.endswith(suffix)), "")
 
     @property
     def is_jsonl(self) -> bool:
         """One document a line rather than one a file."""
-        return self.path.removesuffix(".gz").endswith(".jsonl")
+        return self.path.removesuffix(self.compression).endswith(".jsonl")
+
+    @property
+    def is_parquet(self) -> bool:
+        """One document a record of a table."""
+        return self.path.endswith(".parquet")
 
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes [start, end) of source number `source`; a document belongs where it begins."""
+    """Bytes [start, end) of source number `source`; a line, or a row group of a table, belongs
+    where it begins."""
 
     source: int
     start: int
@@ -133,7 +150,8 @@ def settled(corpus: Corpus, sources: Sequence[SourceFile]) -> Corpus:
 
 
 def cut_shards(sources: Sequence[SourceFile], *, shard_bytes: int) -> list[Shard]:
-    """Consecutive sources gathered to about `shard_bytes`; long plain JSON-lines files are cut."""
+    """Consecutive sources gathered to about `shard_bytes`; long files are cut where that can be
+    done without reading them: JSON lines that are not compressed, and tables."""
     shards: list[list[Span]] = [[]]
     filled = 0
     for number, source in enumerate(sources):
@@ -147,7 +165,7 @@ def cut_shards(sources: Sequence[SourceFile], *, shard_bytes: int) -> list[Shard
 
 
 def _spans(number: int, source: SourceFile, shard_bytes: int) -> list[Span]:
-    if not source.is_jsonl or source.path.endswith(".gz"):
+    if not (source.is_parquet or (source.is_jsonl and not source.compression)):
         return [Span(number, 0, source.bytes)]
     starts = range(0, max(source.bytes, 1), shard_bytes)
     return [Span(number, start, min(start + shard_bytes, source.bytes)) for start in starts]

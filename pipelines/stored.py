@@ -14,19 +14,20 @@ from schemas.signals import MEAN, AttentionSignal, HiddenDtype
 
 def stored_states(
     states: Float[Array, "batch time width"],
-    segment_ids: Int[Array, "batch time"],
+    read: Bool[Array, "batch time"],
     directions: Float[Array, "width kept"] | None,
     *,
     dtype: HiddenDtype,
 ) -> dict[str, Array]:
     """The states by what is added to the signal's name: "" [batch, time, kept], and for int8
-    "-scale" [batch, time]. `directions` are what they are projected onto; padding is zero."""
+    "-scale" [batch, time]. `directions` are what they are projected onto; what is not `read` is
+    zero."""
     states = states.astype(jnp.float32)
     if directions is not None:
         states = jnp.einsum(
             "btd,dn->btn", states, jnp.asarray(directions), precision=lax.Precision.HIGHEST
         )
-    states = jnp.where((segment_ids != PADDING)[..., None], states, 0)
+    states = jnp.where(read[..., None], states, 0)
     if dtype == "bfloat16":
         return {"": states.astype(jnp.bfloat16)}
     codes, scale = encode_int8(states, xp=jnp)
@@ -54,9 +55,8 @@ def keeping(signal: AttentionSignal) -> Callable[[Array], Array]:
     return keep
 
 
-def without_padding(
-    maps: Shaped[Array, "batch heads time time"], segment_ids: Int[Array, "batch time"]
+def only_read(
+    maps: Shaped[Array, "batch heads time time"], read: Bool[Array, "batch time"]
 ) -> Shaped[Array, "batch heads time time"]:
-    """The maps with zeros for queries of padding, which see each other."""
-    counted = (segment_ids != PADDING)[:, None, :, None]
-    return jnp.where(counted, maps, jnp.zeros((), maps.dtype))
+    """The maps with zeros for queries that are not `read`, padding's among them."""
+    return jnp.where(read[:, None, :, None], maps, jnp.zeros((), maps.dtype))

@@ -1,7 +1,8 @@
 """Targets on the device: exact top-k, the tail grid and draws, a chunk of tokens at a time.
 
 [batch, time, vocabulary] never exists; a chunk's logits are reduced before the next one's are
-computed.
+computed. Logits and weights are those of one device's part of the vocabulary, see
+models.vocabulary; what comes out is the same on all of them.
 """
 
 from collections.abc import Callable
@@ -12,21 +13,23 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from models.numerics import logits as head
+from models.vocabulary import Vocabulary
 from pipelines.draws import draw
+from pipelines.head import Head
+from pipelines.top_k import top_k
 from pipelines.wanted import Wanted
 from schemas.targets import BETAS
 
 CHUNK_TOKENS = 256
-_BLOCK = 128
 
 
 def targets(
     hidden: Float[Array, "tokens width"],
-    unembedding: Float[Array, "width vocab"],
+    unembedding: Float[Array, "width here"],
     starts: Float[Array, " tokens"],
     *,
     wanted: Wanted,
+    head: Head,
     chunk: int = CHUNK_TOKENS,
 ) -> dict[str, Array]:
     """`ids` int32 [tokens, k], `logprobs` float32 [tokens, k], `tail_logmass` [tokens, nodes];
@@ -37,7 +40,8 @@ def targets(
     """
 
     def one_chunk(hidden_C: Array, starts_C: Array) -> dict[str, Array]:
-        return targets_of_logits(head(hidden_C, unembedding), starts_C, wanted=wanted)
+        logits = head.logits(hidden_C, unembedding)
+        return targets_of_logits(logits, starts_C, wanted=wanted, vocabulary=head.vocabulary)
 
     return over_chunks(one_chunk, hidden, starts, chunk=chunk)
 
@@ -60,24 +64,28 @@ def over_chunks(
 
 
 def targets_of_logits(
-    logits: Float[Array, "tokens vocab"], starts: Float[Array, " tokens"], *, wanted: Wanted
+    logits: Float[Array, "tokens here"],
+    starts: Float[Array, " tokens"],
+    *,
+    wanted: Wanted,
+    vocabulary: Vocabulary,
 ) -> dict[str, Array]:
-    """The same, of logits that are there."""
-    parts = split_off_top_k(logits, k=wanted.k, betas=wanted.betas)
+    """The same, of logits that are there; those of padding are −inf."""
+    parts = split_off_top_k(logits, k=wanted.k, vocabulary=vocabulary, betas=wanted.betas)
     found = {
         "ids": parts.ids,
         "logprobs": parts.top - parts.normaliser[:, None],
         "tail_logmass": parts.tail_logmass,
     }
     if wanted.draws:
-        found |= _tail_draws(parts, starts, wanted=wanted)
+        found |= _tail_draws(parts, starts, wanted=wanted, vocabulary=vocabulary)
     return found
 
 
 class Parts(NamedTuple):
-    """Logits with their top-k taken off."""
+    """Logits with their top-k taken off. Of the vocabulary, `logits` alone are this device's."""
 
-    logits: Float[Array, "tokens vocab"]
+    logits: Float[Array, "tokens here"]
     ids: Int[Array, "tokens k"]
     top: Float[Array, "tokens k"]
     """Logits of `ids`."""
@@ -87,36 +95,42 @@ class Parts(NamedTuple):
 
 
 def split_off_top_k(
-    logits: Float[Array, "tokens vocab"], *, k: int, betas: tuple[float, ...] = BETAS
+    logits: Float[Array, "tokens here"],
+    *,
+    k: int,
+    vocabulary: Vocabulary,
+    betas: tuple[float, ...] = BETAS,
 ) -> Parts:
     """The exact top-k, the normaliser and the tail's mass at `betas`: eighths, 0 and 1 included."""
-    vocab = logits.shape[-1]
-    top, ids = exact_top_k(logits, min(k + 1, vocab))
+    top, ids = top_k(logits, min(k + 1, vocabulary.size), vocabulary=vocabulary)
     # Without the barrier XLA recomputes the top-k inside what follows.
     logits, top, ids = lax.optimization_barrier((logits, top, ids))
-    if k == vocab:
+    if k == vocabulary.size:
         normaliser = jax.nn.logsumexp(top, axis=-1)
         tail = jnp.full((len(logits), len(betas)), -jnp.inf)
     else:
-        relative = _tail_relative(logits, kth=top[:, k - 1], reference=top[:, k], k=k, betas=betas)
-        normaliser = jnp.logaddexp(
-            jax.nn.logsumexp(top[:, :k], axis=-1), relative[:, -1] + top[:, k]
+        kth, reference = top[:, k - 1], top[:, k]
+        relative = _tail_relative(
+            logits, kth=kth, reference=reference, k=k, vocabulary=vocabulary, betas=betas
         )
-        shift = jnp.asarray(betas) * (top[:, k] - normaliser)[:, None]
+        normaliser = jnp.logaddexp(
+            jax.nn.logsumexp(top[:, :k], axis=-1), relative[:, -1] + reference
+        )
+        shift = jnp.asarray(betas) * (reference - normaliser)[:, None]
         tail = relative + shift
     return Parts(logits, ids[:, :k].astype(jnp.int32), top[:, :k], normaliser, tail)
 
 
-def in_tail(parts: Parts) -> Bool[Array, "tokens vocab"]:
+def in_tail(parts: Parts, *, vocabulary: Vocabulary) -> Bool[Array, "tokens here"]:
     """Which tokens the top-k left out: all below the k-th, and its equals with higher ids."""
     kth = parts.top[:, -1:]
     last = jnp.max(jnp.where(parts.top == kth, parts.ids, -1), axis=-1, keepdims=True)
-    ids = jnp.arange(parts.logits.shape[-1])
+    ids = vocabulary.ids(parts.logits.shape[-1])
     return (parts.logits < kth) | ((parts.logits == kth) & (ids > last))
 
 
 def _tail_draws(
-    parts: Parts, starts: Float[Array, " tokens"], *, wanted: Wanted
+    parts: Parts, starts: Float[Array, " tokens"], *, wanted: Wanted, vocabulary: Vocabulary
 ) -> dict[str, Array]:
     """m draws from the equal mixture of the tail at the nodes asked for."""
     logprobs = parts.logits - parts.normaliser[:, None]
@@ -124,27 +138,24 @@ def _tail_draws(
         jnp.exp(beta * logprobs - parts.tail_logmass[:, wanted.betas.index(beta), None])
         for beta in wanted.draw_betas
     ]
-    weights = jnp.where(in_tail(parts), sum(shares[1:], shares[0]), 0.0)
+    there = in_tail(parts, vocabulary=vocabulary)
+    weights = jnp.where(there, sum(shares[1:], shares[0]), 0.0)
     total = float(len(shares))
     points = (jnp.arange(wanted.draws) + starts[:, None]) * (total / wanted.draws)
-    return _drawn(parts, weights, points)
-
-
-def _drawn(
-    parts: Parts, weights: Float[Array, "tokens vocab"], points: Float[Array, "tokens m"]
-) -> dict[str, Array]:
     # Without the barrier XLA computes the weights once for their sums and again for the blocks.
-    ids, near = draw(lax.optimization_barrier(weights), points)
-    logprobs = jnp.take_along_axis(parts.logits, ids, axis=-1) - parts.normaliser[:, None]
-    return {"draw_ids": ids, "draw_logprobs": logprobs, "near_edge": near}
+    weights = lax.optimization_barrier(weights)
+    drawn = draw(weights, points, values=parts.logits, vocabulary=vocabulary)
+    logprobs = drawn.values - parts.normaliser[:, None]
+    return {"draw_ids": drawn.ids, "draw_logprobs": logprobs, "near_edge": drawn.near_edge}
 
 
 def _tail_relative(
-    logits: Float[Array, "tokens vocab"],
+    logits: Float[Array, "tokens here"],
     *,
     kth: Float[Array, " tokens"],
     reference: Float[Array, " tokens"],
     k: int,
+    vocabulary: Vocabulary,
     betas: tuple[float, ...],
 ) -> Float[Array, "tokens nodes"]:
     """log Σ_tail exp(β·(logit − reference)); `reference` is the tail's largest logit.
@@ -153,40 +164,16 @@ def _tail_relative(
     below the k-th, plus as many equals of the k-th as the top-k left out. One exp a token and
     id; the other nodes are its powers.
     """
-    vocab = logits.shape[-1]
     below = logits < kth[:, None]
     eighth = jnp.where(below, jnp.exp((logits - reference[:, None]) / 8), 0.0)
-    left_out = (vocab - k) - jnp.sum(below, axis=-1)  # equals of the k-th that are in the tail
     square = eighth * eighth
     fourth = square * square
     power_of = {1: eighth, 2: square, 3: square * eighth, 4: fourth, 5: fourth * eighth}
     power_of |= {6: fourth * square, 7: fourth * square * eighth, 8: fourth * fourth}
     powers = [power_of[round(8 * beta)] for beta in betas[1:]]
-    # Left-out equals exist only when reference == kth, where each adds exp(0).
-    sums = jnp.stack([jnp.sum(power, axis=-1) for power in powers], axis=-1)
-    count = jnp.full((len(logits), 1), jnp.log(vocab - k))
+    sums = vocabulary.total(jnp.stack([jnp.sum(power, axis=-1) for power in powers], axis=-1))
+    size = vocabulary.size - k
+    # Equals of the k-th that are in the tail exist only when reference == kth: each adds exp(0).
+    left_out = size - vocabulary.total(jnp.sum(vocabulary.real(below), axis=-1))
+    count = jnp.full((len(logits), 1), jnp.log(size))
     return jnp.concatenate([count, jnp.log(sums + left_out[:, None])], axis=-1)
-
-
-def exact_top_k(
-    logits: Float[Array, "tokens vocab"], k: int
-) -> tuple[Float[Array, "tokens k"], Int[Array, "tokens k"]]:
-    """`lax.top_k` by two stages: the k blocks with the largest maxima hold the top k.
-
-    Exact, equals by the lower id: among blocks with equal maxima the first ones are taken, and
-    each taken block before an untaken one holds an equal with a lower id.
-    """
-    tokens, vocab = logits.shape
-    blocks = -(-vocab // _BLOCK)
-    if k > blocks // 2:
-        values, ids = lax.top_k(logits, k)
-        return values, ids
-    fill = jnp.finfo(logits.dtype).min
-    padded = jnp.pad(logits, ((0, 0), (0, blocks * _BLOCK - vocab)), constant_values=fill)
-    grouped = padded.reshape(tokens, blocks, _BLOCK)
-    _, chosen = lax.top_k(jnp.max(grouped, axis=-1), k)
-    chosen = jnp.sort(chosen, axis=-1)  # so that equal values meet top_k in the order of ids
-    candidates = jnp.take_along_axis(grouped, chosen[:, :, None], axis=1)
-    values, at = lax.top_k(candidates.reshape(tokens, k * _BLOCK), k)
-    block = jnp.take_along_axis(chosen, at // _BLOCK, axis=-1)
-    return values, block * _BLOCK + at % _BLOCK

@@ -9,19 +9,23 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from models import open_checkpoint
+from models.checkpoint import Quantize
 from models.numerics import dtype_named, precision_for
-from models.sharding import batch_sharding, make_mesh
-from pipelines.stored import finite_rows, keeping, stored_states, without_padding
+from models.sharding import DATA, batch_sharding, make_mesh
+from pipelines.head import Head
+from pipelines.stored import finite_rows, keeping, only_read, stored_states
 from pipelines.targets import targets
 from pipelines.wanted import Wanted
 from schemas.draws import Draws, starts
-from schemas.plan import PlannedTeacher
-from schemas.rows import Row
+from schemas.plan import MeshShape, PlannedTeacher
+from schemas.rows import Row, read_positions
 from schemas.signals import MEAN, ArraySignal, AttentionSignal, HiddenSignal
 from schemas.targets import Targets
 
@@ -78,6 +82,8 @@ class OnDevice(NamedTuple):
     layers: dict[int, jax.Array]
     """Hidden states of the layers that somebody asked for."""
     unembedding: jax.Array
+    head: Head
+    """How the last two make logits."""
 
 
 @runtime_checkable
@@ -100,15 +106,15 @@ class TeacherRunner:
     def __init__(self, planned: PlannedTeacher):
         self.planned = planned
         self._running = threading.Lock()  # two bundles in one process take turns on the device
-        self._mesh = _mesh(planned)
+        self._mesh = mesh_of(planned)
         checkpoint = open_checkpoint(planned.model)
-        model = checkpoint.load(dtype=planned.dtype, mesh=self._mesh)
+        model = checkpoint.load(dtype=planned.dtype, quantize=planned.quantize, mesh=self._mesh)
         graph, self._weights = nnx.split(model)
-        # Padded vocabularies hold rows that no token has; they must not collect mass.
-        self._unembedding = jax.jit(lambda m: m.unembedding()[:, : planned.vocabulary_size])(model)
+        self._head = Head.of(model, vocabulary_size=planned.vocabulary_size, mesh=self._mesh)
+        self._unembedding = self._head.unembedding(model)
         # Several programs, so that calibration, which computes more, shares the larger ones.
-        self._forward = jax.jit(partial(_forward, graph), static_argnames="layers")
-        self._targets = jax.jit(_targets, static_argnames="wanted")
+        self._forward = jax.jit(partial(forward, graph), static_argnames="layers")
+        self._targets = jax.jit(row_targets, static_argnames=("wanted", "head"))
         # The layer is an argument: all maps of a kind are one program.
         self._maps = jax.jit(partial(_maps, graph), static_argnames="signal")
 
@@ -144,7 +150,11 @@ class TeacherRunner:
         if asked.targets:
             starts_BT = self._on_device(self._starts(batch, asked.targets))
             found["targets"] = self._targets(
-                on_device.hidden, self._unembedding, starts_BT, wanted=asked.targets
+                on_device.hidden,
+                self._unembedding,
+                starts_BT,
+                wanted=asked.targets,
+                head=self._head,
             )
         return found
 
@@ -155,7 +165,7 @@ class TeacherRunner:
         }
         read = (inputs["tokens"], inputs["segment_ids"], inputs["positions"])
         hidden, chosen = self._forward(self._weights, *read, layers=tuple(sorted(layers)))
-        return OnDevice(inputs, hidden, chosen, self._unembedding)
+        return OnDevice(inputs, hidden, chosen, self._unembedding, self._head)
 
     def _on_device(self, rows: np.ndarray) -> jax.Array:
         missing = self.planned.batch_rows - len(rows)
@@ -171,39 +181,47 @@ class TeacherRunner:
         self, name: str, signal: ArraySignal, batch: OnDevice, directions: np.ndarray | None
     ) -> dict[str, jax.Array]:
         states, segment_ids = batch.layers[signal.layer], batch.inputs["segment_ids"]
+        read = _read_positions(segment_ids, batch.inputs["loss_mask"])
         if isinstance(signal, HiddenSignal):
-            stored = _stored_states(states, segment_ids, directions, dtype=signal.dtype)
+            stored = _stored_states(states, read, directions, dtype=signal.dtype)
             return {name + suffix: array for suffix, array in stored.items()}
         anonymous = dataclasses.replace(signal, layer=0, signal_id="")
         positions = batch.inputs["positions"]
         maps = self._maps(
-            self._weights, states, segment_ids, positions, signal.layer, signal=anonymous
+            self._weights, states, segment_ids, positions, read, signal.layer, signal=anonymous
         )
         return {name: maps}
 
 
 _finite_rows = jax.jit(finite_rows)
+_read_positions = jax.jit(partial(read_positions, xp=jnp))
 _stored_states = jax.jit(stored_states, static_argnames="dtype")
 
 
-def _forward(graph, weights, tokens, segment_ids, positions, *, layers):
+def forward(graph, weights, tokens, segment_ids, positions, *, layers):
+    """The model's states after the final norm, and those of `layers`."""
     model = nnx.merge(graph, weights)
     return model(tokens, segment_ids, positions, hidden_layers=layers)
 
 
-def _targets(hidden, unembedding, starts, *, wanted: Wanted):
-    batch, time, width = hidden.shape
-    flat = hidden.reshape(batch * time, width)
-    found = targets(flat, unembedding, starts.reshape(-1), wanted=wanted)
-    return {name: x.reshape(batch, time, *x.shape[1:]) for name, x in found.items()}
+def row_targets(hidden, unembedding, starts, *, wanted: Wanted, head: Head):
+    """Each device takes its rows and its part of the vocabulary; logits stay where they are."""
+
+    def of_device(hidden, unembedding, starts):
+        batch, time, width = hidden.shape
+        flat = hidden.reshape(batch * time, width)
+        found = targets(flat, unembedding, starts.reshape(-1), wanted=wanted, head=head)
+        return {name: x.reshape(batch, time, *x.shape[1:]) for name, x in found.items()}
+
+    return head.on_each_device(of_device, hidden, unembedding, starts, out=P(DATA))
 
 
-def _maps(graph, weights, states, segment_ids, positions, layer, *, signal: AttentionSignal):
+def _maps(graph, weights, states, segment_ids, positions, read, layer, *, signal: AttentionSignal):
     heads = None if signal.heads == MEAN else signal.heads
     maps = nnx.merge(graph, weights).attention_maps(
         states, segment_ids, positions, layer=layer, heads=heads, keep=keeping(signal)
     )
-    return without_padding(maps, segment_ids)
+    return only_read(maps, read)
 
 
 def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
@@ -238,24 +256,28 @@ def _row_targets(of_row: dict[str, np.ndarray], wanted: Wanted) -> tuple[Targets
     return Targets(of_row["ids"], of_row["logprobs"], of_row["tail_logmass"], drawn), near
 
 
-def _mesh(planned: PlannedTeacher) -> Mesh:
-    """All devices that the frozen batch can be split over."""
-    devices = jax.local_devices()
-    groups = math.gcd(len(devices) // planned.tensor_parallel, planned.batch_rows)
-    return make_mesh(
-        tensor=planned.tensor_parallel,
-        devices=devices[: groups * planned.tensor_parallel] if groups else devices,
-    )
+def mesh_of(planned: PlannedTeacher) -> Mesh:
+    """The planned mesh; where it leaves open how many groups split the batch, as many as divide it.
+
+    ValueError for groups that do not.
+    """
+    shape, rows = planned.mesh, planned.batch_rows
+    data = shape.data or math.gcd(groups_of(shape), rows) or None
+    if data and rows % data:
+        raise ValueError(
+            f"teacher.batch_rows is {rows}, which mesh.data = {data} does not divide; choose a "
+            "multiple"
+        )
+    return make_mesh(data=data, tensor=shape.tensor, expert=shape.expert)
 
 
-def default_batch_rows(sequence_length: int) -> int:
-    """About 2,048 tokens on CPU, 32,768 on accelerators; a multiple of their number."""
-    tokens = 2048 if jax.default_backend() == "cpu" else 32_768
-    devices = jax.local_device_count()
-    return -(-max(1, tokens // sequence_length) // devices) * devices
+def groups_of(shape: MeshShape) -> int:
+    """Copies of the model that fit this host's devices."""
+    return shape.data or jax.local_device_count() // (shape.tensor * shape.expert)
 
 
-def numerics(dtype: str) -> str:
+def numerics(dtype: str, quantize: Quantize) -> str:
     """How the teacher computes, as it goes into teacher_id."""
     precision = precision_for(dtype_named(dtype)).name.lower()
-    return f"{dtype} operands, {precision} precision, float32 sums"
+    weights = ", int8 weights by output channel" if quantize == "int8" else ""
+    return f"{dtype} operands, {precision} precision, float32 sums{weights}"

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-import numpy as np
 
+from models.chat_template import ChatTemplate
 from models.tokenizer import Tokenizer
 from pipelines.beam_runner import Build
 from pipelines.config import Corpus
-from pipelines.documents import Document, Place, read_documents
+from pipelines.documents import Document, Refuse, read_documents
+from pipelines.marking import Marked, mark, marking_rules, segments
 from pipelines.packing import VERSION as PACKING_VERSION
 from pipelines.packing import Packer
+from pipelines.records import Place, located
 from pipelines.sources import Shard, SourceFile, cut_shards
 from schemas.files import read_json, write_json, write_records
 from schemas.layout import PartLayout
@@ -38,9 +40,11 @@ class TokeniseJob:
     unit_rows: int
 
 
-def row_rules(corpus: Corpus) -> dict[str, Any]:
+def row_rules(
+    corpus: Corpus, sources: Sequence[SourceFile], *, template: ChatTemplate | None = None
+) -> dict[str, Any]:
     """What decides rows besides the text and the tokenizer; goes into rows_id."""
-    return {
+    return marking_rules({source.kind for source in sources}, template) | {
         "version": PACKING_VERSION,
         "sequence_length": corpus.sequence_length,
         "bos": "as the tokenizer",
@@ -138,7 +142,7 @@ def tokenise_shard(shard: Shard, job: TokeniseJob, *, drop: frozenset[Place]) ->
     kept = (document for document in documents if document.place not in drop)
     writers = {split: UnitWriter(job, shard.number, split) for split in SPLITS}
     packers = {split: Packer(job.corpus.sequence_length, job.corpus.open_rows) for split in writers}
-    for split, segment in _segments(kept, job):
+    for split, segment in _segments(kept, job, refuse=refuse):
         for row in packers[split].add(segment):
             writers[split].add(row)
     for split, writer in writers.items():
@@ -157,29 +161,37 @@ def tokenise_shard(shard: Shard, job: TokeniseJob, *, drop: frozenset[Place]) ->
     )
 
 
-def _segments(documents: Iterable[Document], job: TokeniseJob) -> Iterator[tuple[Split, Segment]]:
+def _segments(
+    documents: Iterable[Document], job: TokeniseJob, *, refuse: Refuse
+) -> Iterator[tuple[Split, Segment]]:
     tokenizer = Tokenizer.from_files(job.tokenizer)
-    for batch in _batches(documents):
-        texts = tokenizer.encode_batch([document.text for document in batch])
-        for document, ids in zip(batch, texts, strict=True):
-            begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-            tokens = np.concatenate([begin, ids, [tokenizer.eos_id]]).astype(np.int32)
+    for batch in _batches(_marked(documents, job, tokenizer, refuse=refuse)):
+        for marked, segment in zip(batch, segments(batch, tokenizer), strict=True):
+            yield _split(marked.document.content_hash, job.corpus.heldout or 0.0), segment
+
+
+def _marked(
+    documents: Iterable[Document], job: TokeniseJob, tokenizer: Tokenizer, *, refuse: Refuse
+) -> Iterator[Marked]:
+    chats = any(source.kind == "chat" for source in job.sources)
+    template = tokenizer.chat_template(date=job.corpus.chat_date) if chats else None
+    for document in documents:
+        try:
+            yield mark(document, tokenizer, template)
+        except ValueError as error:
             place = document.place
-            yield (
-                _split(document.content_hash, job.corpus.heldout or 0.0),
-                Segment(tokens, np.ones(len(tokens), bool), place.source, place.offset, 0),
-            )
+            refuse(place, located(str(error), place, job.sources[place.source]))
 
 
 def _split(content_hash: bytes, heldout: float) -> Split:
     return "heldout" if int.from_bytes(content_hash[:8]) < heldout * 2**64 else "train"
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+def _batches(documents: Iterable[Marked]) -> Iterator[list[Marked]]:
     batch, characters = [], 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.text)
+    for marked in documents:
+        batch.append(marked)
+        characters += len(marked.text)
         if characters >= _CHARACTERS_A_BATCH:
             yield batch
             batch, characters = [], 0

@@ -1,7 +1,8 @@
 """Attention maps as they are stored: bfloat16, or one byte on a logarithmic scale.
 
 A map [heads, query, key] holds probabilities that sum to one over the keys that a query sees; it is
-zero elsewhere and in every row of a padding query. Written for numpy and jax.numpy alike (`xp`).
+zero elsewhere and in every row of a query that nothing is learned from: padding, and what is masked
+in chats. Written for numpy and jax.numpy alike (`xp`).
 """
 
 from typing import Any

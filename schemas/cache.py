@@ -1,5 +1,6 @@
 """Opening a sealed cache and reading rows with their signals as padded numpy arrays."""
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ from schemas.draws import logweights
 from schemas.files import RecordReaders
 from schemas.frames import require_same_key
 from schemas.layout import TOKENIZER, PartLayout
-from schemas.logits import decode_logits
+from schemas.logits import decode_logits, field_bytes
 from schemas.manifest import Manifest, Part, read_manifest
 from schemas.prior import COUNTS, SUMS, TailPrior, log_prior
 from schemas.rows import decode_row
@@ -219,6 +220,19 @@ class Cache:
         if part.path not in self._tables_of:
             self._tables_of[part.path] = load_tables(self.path / part.path, part.statistics)
         return self._tables_of[part.path]
+
+    def logits_bytes(self, rows: Sequence[int] | np.ndarray) -> dict[str, int]:
+        """Bytes of these rows' logits records by what they hold, see schemas.logits.field_bytes."""
+        found: Counter[str] = Counter()
+        for number in rows:
+            at = int(np.searchsorted(self._first_row, number, side="right")) - 1
+            part, unit_number = self._units[at]
+            path = PartLayout(self.path / part.path).records("logits", unit_number)
+            offset = int(number - self._first_row[at])
+            expected = part.units[unit_number].files["logits"]
+            (record,) = self._readers.read(path, [offset], expected=expected)
+            found.update(field_bytes(record, where=f"{path} record {offset}"))
+        return dict(found)
 
     def _require_rows(self, numbers: np.ndarray) -> None:
         outside = numbers[(numbers < 0) | (numbers >= len(self))]

@@ -1,7 +1,7 @@
 """Hidden states as they are stored: bfloat16, or int8 with one scale a position.
 
 Written for numpy and jax.numpy alike (`xp`): capture encodes and training decodes on the device.
-Positions of padding hold zeros.
+Positions that nothing is learned from hold zeros: padding, and what is masked in chats.
 
 A few coordinates of a transformer's residual stream are hundreds of times larger than the others,
 and with one scale for all they would leave these a handful of codes. So int8 codes are of mixed

@@ -32,6 +32,14 @@ def encode_logits(
     return Frame(Kind.LOGITS, row_key, len(scored), blocks).pack()
 
 
+def field_bytes(data: bytes, *, where: str) -> dict[str, int]:
+    """Bytes of a record by what they hold: "top-k", "tail", "draws" and "framing"."""
+    frame = unpack(data, kind=Kind.LOGITS, where=where)
+    names = {codecs.TOPK: "top-k", codecs.TAIL: "tail", codecs.DRAWS: "draws"}
+    sizes = {names[b.field]: len(b.payload) for b in frame.blocks if b.field in names}
+    return {**sizes, "framing": len(data) - sum(sizes.values())}
+
+
 def decode_logits(
     data: bytes, *, tables: Tables, vocabulary: int, where: str
 ) -> tuple[np.ndarray, Targets, bytes]:

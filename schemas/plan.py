@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from schemas.arrays import ArraySpec, specs_of
 from schemas.files import read_json, write_json
@@ -16,7 +16,8 @@ from schemas.identity import canonical_json
 from schemas.manifest import Skipped, Source, Unit, unit_from_json
 from schemas.signals import ArraySignal, LogitsSignal, Signal, signal_from_json
 
-VERSION = 1
+VERSION = 2
+"""2: a mesh where 1, which is read too, had `tensor_parallel`."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,19 @@ class PlannedRows:
 
 
 @dataclass(frozen=True)
+class MeshShape:
+    """How a host's devices share the work: `tensor` · `expert` of them hold one model."""
+
+    data: int | None = None
+    """Copies of the model, each with its share of a batch's rows. Unset: as many as there are
+    devices for."""
+    tensor: int = 1
+    """Devices that split every matrix and the vocabulary."""
+    expert: int = 1
+    """Devices that split the experts of a mixture."""
+
+
+@dataclass(frozen=True)
 class PlannedTeacher:
     """The teacher and the fixed shapes that it runs at."""
 
@@ -44,7 +58,8 @@ class PlannedTeacher:
     vocabulary_size: int
     sequence_length: int
     batch_rows: int
-    tensor_parallel: int
+    mesh: MeshShape = MeshShape()
+    quantize: Literal["none", "int8"] = "none"
 
 
 @dataclass(frozen=True)
@@ -82,18 +97,25 @@ def write_plan(path: Path, plan: Plan) -> None:
 def read_plan(path: Path) -> Plan:
     """The plan at `path`. ValueError if it is damaged or of another version."""
     value = read_json(path)
-    if value.get("version") != VERSION:
+    if value.get("version") not in (1, VERSION):
         raise ValueError(f"{path}: plan version {value.get('version')}, expected {VERSION}")
     signals = {name: signal_from_json(name, signal) for name, signal in value["signals"].items()}
     return Plan(
         **{
             **value,
             "rows": planned_rows_from_json(value["rows"]),
-            "teacher": PlannedTeacher(**value["teacher"]),
+            "teacher": _planned_teacher(value["teacher"]),
             "signals": signals,
             "canary": _pairs(value["canary"]),
+            "version": VERSION,
         }
     )
+
+
+def _planned_teacher(value: dict[str, Any]) -> PlannedTeacher:
+    rest = {k: v for k, v in value.items() if k not in ("mesh", "tensor_parallel")}
+    mesh = value.get("mesh") or {"tensor": value.get("tensor_parallel", 1)}
+    return PlannedTeacher(**rest, mesh=MeshShape(**mesh))
 
 
 def planned_rows_from_json(value: dict[str, Any]) -> PlannedRows:

@@ -24,7 +24,8 @@ class Segment:
     """A piece of one document inside a row, and where it came from.
 
     `tokens` int32 [n]; `counted` bool [n]: whether the token is learned from (all of a text).
-    `source` numbers the part's sources; `document` is the byte offset of the document in it;
+    `source` numbers the part's sources; `document` is the byte offset of the document in it (in a
+    table, the number of records before it);
     `start` is the piece's first token counted from the document's first.
     """
 
@@ -70,6 +71,13 @@ def loss_mask(segment_ids: np.ndarray, counted: np.ndarray) -> np.ndarray:
     same = segment_ids[1:] == segment_ids[:-1]
     mask[:-1] = same & (segment_ids[:-1] != PADDING) & counted[1:]
     return mask
+
+
+def read_positions(segment_ids: Any, loss_mask: Any, *, xp: Any = np) -> Any:
+    """Positions whose hidden states and maps are stored, bool [..., S]: those that are scored, and
+    the last of each segment, which reads a token that may have been learned."""
+    last = segment_ids != next_tokens(segment_ids, xp=xp)
+    return (segment_ids != PADDING) & (loss_mask | last)
 
 
 def build_row(segments: list[Segment], *, length: int) -> Row:

@@ -1,5 +1,6 @@
 """Tiny but real inputs for tests: a trained tokenizer, a random teacher, a captured cache."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,11 @@ def write_corpus(directory: Path, *, files: int = 12, words: int = 400) -> Path:
     return directory
 
 
-def write_teacher(directory: Path, *, vocabulary: int = 512, seed: int = 0) -> Path:
-    """A random two-block teacher as a Hugging Face directory, with a byte-level BPE tokenizer."""
+def write_teacher(directory: Path, *, vocabulary: int = 512, seed: int = 0, **changes: Any) -> Path:
+    """A random two-block teacher as a Hugging Face directory, with a byte-level BPE tokenizer.
+
+    `changes` are to fields of its config.
+    """
     config = ModelConfig(
         vocab_size=vocabulary,
         hidden_size=32,
@@ -44,6 +48,7 @@ def write_teacher(directory: Path, *, vocabulary: int = 512, seed: int = 0) -> P
         max_positions=256,
         tie_embeddings=True,
     )
+    config = dataclasses.replace(config, **changes)
     model = Decoder(config, rngs=nnx.Rngs(seed))
     # Larger than at initialisation, so that the distributions are far from uniform.
     model.embedding.set_value(model.embedding[...] * 25)

@@ -40,6 +40,8 @@ class Recipe(NamedTuple):
     mix: float = 0.5
     tail: Tail = "bucket"
     chunk_tokens: int = 256
+    softcap: float | None = None
+    """Of the student's logits: its `config.final_softcap`."""
 
     @property
     def dense(self) -> bool:

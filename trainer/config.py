@@ -32,8 +32,8 @@ class Student:
     init: Literal["cut", "checkpoint", "scratch"] = "cut"
     """`cut`: some blocks of `source`; `checkpoint`: all of it; `scratch`: random weights."""
     source: str = "embedded"
-    """Checkpoint to cut or to start from: a Hugging Face directory, a `.gguf` file or `embedded`.
-    Read once: the initial student is saved in the run's directory."""
+    """Checkpoint to cut or to start from: a Hugging Face directory, a hub id, a `.gguf` file or
+    `embedded`. Read once: the initial student is saved in the run's directory."""
     layers: int | tuple[int, ...] = 8
     """Blocks to cut, counted from 0. One number is a count, spread evenly over the source with its
     first and last block. For `scratch` without `config`: how many blocks."""

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from models.numerics import contract
+from models.numerics import contract, soft_cap_slope
+from models.numerics import logits as logits_of
 from trainer.chunk import Recipe, Sums, Weights, chunk_loss, chunk_loss_and_gradient
 from trainer.tails import prior_at
 from trainer.view import Targets
@@ -53,7 +54,7 @@ def _fused(recipe, hidden, unembedding, targets, weights):
 
     def body(totals, chunk):
         chunk_hidden, chunk_targets = _flat(chunk)
-        logits = contract("cd,dv->cv", chunk_hidden, matrix)
+        logits = logits_of(chunk_hidden, matrix, softcap=recipe.softcap)
         new = chunk_loss(logits, chunk_targets, recipe=recipe, weights=weights)
         return jax.tree.map(jnp.add, totals, new), None
 
@@ -68,11 +69,12 @@ def _fused_forward(recipe, hidden, unembedding, targets, weights):
     def body(carry, chunk):
         totals, d_matrix = carry
         chunk_hidden, chunk_targets = _flat(chunk)
-        logits = contract("cd,dv->cv", chunk_hidden, matrix)
+        logits = logits_of(chunk_hidden, matrix, softcap=recipe.softcap)
         value, sums, d_logits = chunk_loss_and_gradient(
             logits, chunk_targets, recipe=recipe, weights=weights
         )
-        d_logits = d_logits.astype(hidden.dtype)
+        # All of the loss is in terms of capped logits; the matrix product made those below the cap.
+        d_logits = (d_logits * soft_cap_slope(logits, recipe.softcap)).astype(hidden.dtype)
         d_hidden = contract("cv,dv->cd", d_logits, matrix).astype(hidden.dtype)
         d_matrix += contract("cd,cv->dv", chunk_hidden, d_logits)
         totals = jax.tree.map(jnp.add, totals, (value, sums))

@@ -203,7 +203,13 @@ def batch_sums(
         temperature=values["temperature"],
         alpha=values["alpha"],
         prior=prior,
-        recipe=Recipe(loss.divergence, loss.mix, loss.tail, loss.chunk_tokens),
+        recipe=Recipe(
+            loss.divergence,
+            loss.mix,
+            loss.tail,
+            loss.chunk_tokens,
+            softcap=model.config.final_softcap,
+        ),
     )
     matrices = {**params.get(PROJECTIONS, {}), **(directions or {})}
     terms = term_sums(model, states, batch, loss=loss, pairs=pairs, matrices=matrices)

@@ -77,7 +77,7 @@ def shape(
         return source, None
     layers = _cut(config, source)
     same_depth = source.num_layers == teacher_config(cache).num_layers
-    return dataclasses.replace(source, num_layers=len(layers)), layers if same_depth else None
+    return source.of_layers(layers), layers if same_depth else None
 
 
 def teacher_config(cache: Cache) -> ModelConfig:

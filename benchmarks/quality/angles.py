@@ -25,7 +25,9 @@ from benchmarks.quality.uncached import dense_gradient, rs_kd_targets
 from models import open_checkpoint
 from models.sharding import make_mesh
 from models.students import cut_layers, spread
+from models.vocabulary import Vocabulary
 from pipelines.config import Logits
+from pipelines.head import Head
 from pipelines.targets import targets as exact_targets
 from pipelines.wanted import Wanted
 from schemas import Cache, codecs
@@ -240,7 +242,8 @@ def _asked(shop: Workshop, row: int, wanted: Wanted) -> tuple[Targets, np.ndarra
     key, scored = hashlib.sha256(read["tokens"].tobytes()).digest()[:16], read["loss_mask"][0]
     at = jnp.asarray(starts(key, positions=len(scored)))
     hidden = teacher.hidden(np.array([row]))[0]
-    found = _targets(hidden, teacher.unembedding, at, wanted=wanted)
+    head = Head(Vocabulary(teacher.unembedding.shape[1]))
+    found = _targets(hidden, teacher.unembedding, at, wanted=wanted, head=head)
     of_row = {name: np.asarray(x)[scored] for name, x in found.items()}
     draws = None
     if wanted.draws:
@@ -249,7 +252,7 @@ def _asked(shop: Workshop, row: int, wanted: Wanted) -> tuple[Targets, np.ndarra
     return Targets(*(of_row[name] for name in names), draws=draws), scored, key
 
 
-_targets = jax.jit(exact_targets, static_argnames=("wanted",))
+_targets = jax.jit(exact_targets, static_argnames=("wanted", "head"))
 
 
 def _empty(rows: int, wanted: Wanted, length: int) -> Batch:

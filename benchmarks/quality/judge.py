@@ -62,7 +62,8 @@ def _sums(graph, params, batch, teacher_hidden, unembedding):
 
     def one_chunk(pieces):
         student, teacher, labels, mask = pieces
-        return sums(head(student, matrix), head(teacher, unembedding), labels, mask)
+        ours = head(student, matrix, softcap=model.config.final_softcap)
+        return sums(ours, head(teacher, unembedding, softcap=None), labels, mask)
 
     labels = next_tokens(batch["tokens"], xp=jnp)
     arrays = (hidden, teacher_hidden, labels, batch["loss_mask"])

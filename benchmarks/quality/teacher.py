@@ -49,6 +49,8 @@ def dense_teacher(name: str, *, cache: Cache, dtype: str, directory: Path) -> De
     ValueError if what `directory` has belongs to other rows or another dtype.
     """
     model = open_checkpoint(name).load(dtype=dtype)
+    if model.config.final_softcap is not None:
+        raise ValueError(f"{name}: caps its logits, which this study's dense teacher does not")
     vocabulary = cache.manifest.vocabulary_size
     unembedding = model.unembedding()[:, :vocabulary].astype(dtype)
     path, about = directory / "teacher-hidden.npy", directory / "teacher-hidden.json"
@@ -110,5 +112,5 @@ def require_same_teacher(teacher: DenseTeacher, cache: Cache) -> None:
 def logprobs(teacher: DenseTeacher, rows: np.ndarray, *, temperature: float = 1.0) -> jax.Array:
     """Dense log-probabilities [n, S, vocabulary] at T: for few rows only."""
     hidden = teacher.hidden(rows)
-    flat = head(hidden.reshape(-1, hidden.shape[-1]), teacher.unembedding)
+    flat = head(hidden.reshape(-1, hidden.shape[-1]), teacher.unembedding, softcap=None)
     return jax.nn.log_softmax(flat / temperature, axis=-1).reshape(*hidden.shape[:2], -1)

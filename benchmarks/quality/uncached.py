@@ -141,8 +141,9 @@ def dense_gradient(
     def mean_loss(params):
         model = nnx.merge(graph, params)
         hidden, _ = model(batch["tokens"], batch["segment_ids"], batch["positions"])
-        student = head(_flat(hidden), model.unembedding()[:, : unembedding.shape[1]])
-        teacher = head(_flat(batch["teacher_hidden"]), unembedding)
+        matrix = model.unembedding()[:, : unembedding.shape[1]]
+        student = head(_flat(hidden), matrix, softcap=model.config.final_softcap)
+        teacher = head(_flat(batch["teacher_hidden"]), unembedding, softcap=None)
         mask = batch["loss_mask"].reshape(-1)
         labels = next_tokens(batch["tokens"], xp=jnp).reshape(-1)
         logp = jax.nn.log_softmax(teacher / loss.temperature, axis=-1)
@@ -182,7 +183,7 @@ def drawn(teacher: DenseTeacher, row: int, *, draws: int) -> np.ndarray:
 
 @jax.jit
 def _inverse_cdf(hidden, unembedding, uniform):
-    cdf = jnp.cumsum(jax.nn.softmax(head(hidden, unembedding), axis=-1), axis=-1)
+    cdf = jnp.cumsum(jax.nn.softmax(head(hidden, unembedding, softcap=None), axis=-1), axis=-1)
     # Divided by its own last value: rounding must not leave room beyond the vocabulary.
     cdf /= cdf[:, -1:]
     found = jax.vmap(lambda c, u: jnp.searchsorted(c, u, side="right"))(cdf, uniform)

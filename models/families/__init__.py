@@ -1,10 +1,15 @@
 """The families of models whose files we read and write: one module each, listed here."""
 
 from models.families.family import Family, TensorName
+from models.families.gemma2 import GEMMA2
+from models.families.gemma3 import GEMMA3
 from models.families.llama import LLAMA
+from models.families.mistral import MISTRAL
 from models.families.qwen2 import QWEN2
+from models.families.qwen3 import QWEN3
+from models.families.qwen3_moe import QWEN3_MOE
 
-FAMILIES: tuple[Family, ...] = (LLAMA, QWEN2)
+FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3)
 
 __all__ = ["FAMILIES", "Family", "TensorName", "for_gguf_architecture", "for_model_type", "named"]
 

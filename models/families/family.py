@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,34 +16,78 @@ from models.config import ModelConfig
 class TensorName:
     """Where one of our parameters lies in a file, and in which layout.
 
-    Names hold `{layer}` when every block has its own tensor; ours are then stacked.
+    Names hold `{layer}` when every block has its own tensor, and `{expert}` when every expert has;
+    ours are then stacked.
     """
 
     hf: str
     gguf: str
+    """Empty in families that have no GGUF architecture."""
     in_axes: int | None = None
     """Leading axes of our parameter (without `layers`) that are a linear map's input; files
     keep such a map as [output, input]. 0: its bias, flat in files. None: kept as it is."""
     rotary: bool = False
     """Llama's GGUF files interleave the two halves of each of these heads."""
+    experts: bool = False
+    """Our parameter has an axis of experts; names without `{expert}` are of all of them in one."""
 
-    def file_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape in the file of a parameter (of one layer) that has `shape` here."""
+    def stored(
+        self, naming: Literal["hf", "gguf"], shape: tuple[int, ...]
+    ) -> dict[str, tuple[int, ...]]:
+        """The file's tensors that a parameter of `shape` lies in, and where in it each belongs."""
+        pattern = getattr(self, naming)
+        axes = [axis for axis in ("layer", "expert") if f"{{{axis}}}" in pattern]
+        places = np.ndindex(*shape[: len(axes)])
+        return {pattern.format(**dict(zip(axes, at, strict=True))): at for at in places}
+
+    def file_shape(self, shape: tuple[int, ...], naming: Literal["hf", "gguf"]) -> tuple[int, ...]:
+        """Shape in the file of a parameter that has `shape` here, without axes in the name."""
         if self.in_axes is None:
             return shape
-        output = (math.prod(shape[self.in_axes :]),)
+        kept, shape = shape[: self._together(naming)], shape[self._together(naming) :]
+        output = (*kept, math.prod(shape[self.in_axes :]))
         return (*output, math.prod(shape[: self.in_axes])) if self.in_axes else output
 
-    def from_file(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """The file's array as our parameter of one layer."""
-        return (array.T if self.in_axes else array).reshape(shape)
-
-    def to_file(self, parameter: np.ndarray) -> np.ndarray:
-        """Inverse of `from_file`."""
-        shape = self.file_shape(parameter.shape)
+    def file_index(
+        self,
+        shape: tuple[int, ...],
+        index: tuple[slice, ...],
+        naming: Literal["hf", "gguf"],
+    ) -> tuple[slice, ...]:
+        """Where in the file's tensor the part at `index` of a parameter of `shape` lies."""
+        if self.in_axes is None:
+            return index
+        kept = self._together(naming)
+        inputs = slice(kept, kept + self.in_axes)
+        outputs = slice(kept + self.in_axes, None)
+        flat = [_flattened(shape[outputs], index[outputs])]
         if self.in_axes:
-            return np.ascontiguousarray(parameter.reshape(shape[::-1]).T)
+            flat.append(_flattened(shape[inputs], index[inputs]))
+        return (*index[:kept], *flat)
+
+    def from_file(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The file's array as our parameter, without the axes that are in the name."""
+        return (array.swapaxes(-1, -2) if self.in_axes else array).reshape(shape)
+
+    def to_file(self, parameter: np.ndarray, naming: Literal["hf", "gguf"]) -> np.ndarray:
+        """Inverse of `from_file`."""
+        shape = self.file_shape(parameter.shape, naming)
+        if self.in_axes:
+            swapped = (*shape[:-2], shape[-1], shape[-2])
+            return np.ascontiguousarray(parameter.reshape(swapped).swapaxes(-1, -2))
         return parameter.reshape(shape)
+
+    def _together(self, naming: Literal["hf", "gguf"]) -> int:
+        """How many axes of experts lie in one of the file's tensors: one or none."""
+        return int(self.experts and "{expert}" not in getattr(self, naming))
+
+
+def _flattened(shape: tuple[int, ...], index: tuple[slice, ...]) -> slice:
+    """The slice of axes that lie in a file as one; only the first of them is ever split."""
+    row = math.prod(shape[1:])
+    whole = [at.stop - at.start == length for at, length in zip(index[1:], shape[1:], strict=True)]
+    assert all(whole), f"{index} of {shape} is not one piece of the file"
+    return slice(index[0].start * row, index[0].stop * row)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +101,8 @@ class Family:
     config_from_hf: Callable[[Mapping[str, Any]], ModelConfig]
     config_to_hf: Callable[[ModelConfig], dict[str, Any]]
     config_from_gguf: Callable[[Mapping[str, Any], Collection[str]], ModelConfig]
-    """(metadata, names of the file's tensors) → config."""
+    """(metadata, names of the file's tensors) → config. Metadata also has `tokens`, how many the
+    tokenizer has, and `rope_freqs`, that tensor's values, where the file has them."""
     tensors: Callable[[ModelConfig], dict[str, TensorName]]
     """Our parameter's path ("blocks.query") → its name in files."""
     gguf_interleaves_rotary: bool
@@ -86,6 +131,11 @@ class FieldReader:
                 raise ValueError(f"{self.where}: field {name!r} is missing.")
             return default
         return value
+
+    def take_or_off(self, name: str, default: Any) -> Any:
+        """Like `take`, but a field that is null is off (None), and only an absent one defaults."""
+        self.taken.add(name)
+        return self.fields.get(name, default)
 
     def require(self, name: str, *allowed: Any) -> None:
         """The field must be absent or have one of the values under which we are exact."""

@@ -7,32 +7,52 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from models.config import ModelConfig
-from models.families import llama
+from models.families import layers, llama
 from models.families.family import FieldReader, TensorName
 
 
 def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
-    """Qwen 2's config.json; its sliding window is a setting that may be switched off."""
+    """Qwen 2's config.json."""
     reader = FieldReader("config.json", fields)
-    config = ModelConfig(**llama.shared_fields(reader), qkv_bias=True, family="qwen2")
-    reader.require("use_sliding_window", False)
-    reader.ignore("sliding_window", "max_window_layers")
-    kinds = set(reader.take("layer_types", ["full_attention"]))
-    if kinds != {"full_attention"}:
-        raise ValueError(f"config.json: layer_types holds {sorted(kinds)}; only full_attention.")
+    reader.require("hidden_act", "silu")
+    reader.require("use_mrope", False)
+    config = ModelConfig(
+        **llama.shared_fields(reader),
+        **llama.rope_fields(reader),
+        windows=optional_windows(reader),
+        qkv_bias=True,
+        family="qwen2",
+    )
     reader.finish()
     return config
 
 
+def optional_windows(reader: FieldReader) -> tuple[int | None, ...]:
+    """A window that the upper blocks have, if it is switched on at all."""
+    on, window = reader.take("use_sliding_window", False), reader.take("sliding_window", 4096)
+    first = reader.take("max_window_layers", 28)
+    count = reader.take("num_hidden_layers")
+    kinds = [layers.SLIDING if on and i >= first else layers.FULL for i in range(count)]
+    return layers.windows(reader, window=window if on else None, otherwise=kinds)
+
+
+def window_fields(config: ModelConfig) -> dict[str, Any]:
+    """Inverse of `optional_windows`."""
+    fields = layers.fields(config)
+    return fields | {"use_sliding_window": fields["sliding_window"] is not None}
+
+
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """config.json of a Qwen 2 model without a sliding window."""
+    """config.json of a Qwen 2 model."""
     fields = llama.hf_fields(config, model_type="qwen2", architecture="Qwen2ForCausalLM")
-    return fields | {"use_sliding_window": False}
+    return fields | window_fields(config)
 
 
 def config_from_gguf(metadata: Mapping[str, Any], tensors: Collection[str]) -> ModelConfig:
     """Qwen 2's GGUF metadata."""
-    fields = llama.gguf_fields(metadata, tensors)
+    reader = llama.gguf_reader(metadata)
+    fields = llama.gguf_fields(reader, metadata, tensors)
+    reader.finish()
     return ModelConfig(**fields, qkv_bias=True, family="qwen2")
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from models import open_checkpoint
+from models.vocabulary import Vocabulary
+from pipelines.head import Head
 from pipelines.targets import targets
 from pipelines.wanted import Wanted
 from schemas.codecs import Tables, decode, encode
@@ -40,6 +42,7 @@ def test_at_every_temperature_and_position_the_stored_tail_is_close(real, k, nod
         jnp.asarray(unembedding),
         jnp.zeros(TOKENS),
         wanted=Wanted(k, betas=nodes),
+        head=Head(Vocabulary(VOCABULARY)),
     )
     held = Targets(*(np.asarray(found[name]) for name in ("ids", "logprobs", "tail_logmass")))
     shape = {"vocabulary": VOCABULARY, "tables": Tables({})}

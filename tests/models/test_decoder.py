@@ -195,9 +195,11 @@ def test_bfloat16_stays_near_float32_and_returns_its_own_dtype():
     assert np.sqrt((error**2).mean()) < 0.05
 
 
-def test_float32_products_ask_for_full_precision_and_bfloat16_ones_for_a_float32_sum():
+@pytest.mark.parametrize("experts", [0, 4])
+def test_float32_products_ask_for_full_precision_and_bfloat16_ones_for_a_float32_sum(experts):
+    config = dataclasses.replace(TINY, num_experts=experts, experts_per_token=min(experts, 2))
     for dtype, wanted in ((jnp.float32, "HIGHEST"), (jnp.bfloat16, "DEFAULT")):
-        model = build(dtype=dtype)
+        model = build(config, dtype=dtype)
         program = jax.make_jaxpr(lambda m, t, s, p: m(t, s, p)[0])(model, *rows())
         dots = list(dot_products(program.jaxpr))
         assert len(dots) >= 9
@@ -217,8 +219,23 @@ def dot_products(jaxpr):
                 yield from dot_products(inner)
 
 
-def test_every_parameter_learns_from_a_loss():
-    model = build(dataclasses.replace(TINY, qkv_bias=True))
+EVERYTHING = {
+    "qkv_bias": True,
+    "qk_norm": True,
+    "post_norms": True,
+    "norm_adds_one": True,
+    "windows": (3, None),
+    "window_rope_theta": 10.0,
+    "attention_softcap": 2.0,
+    "num_experts": 4,
+    "experts_per_token": 2,
+    "normalise_experts": True,
+}
+
+
+@pytest.mark.parametrize("switches", [{"qkv_bias": True}, EVERYTHING], ids=["few", "all"])
+def test_every_parameter_learns_from_a_loss(switches):
+    model = build(dataclasses.replace(TINY, **switches))
 
     def loss(model):
         hidden, _ = model(*rows())
@@ -277,6 +294,10 @@ def test_a_config_that_cannot_be_is_refused():
         dataclasses.replace(TINY, head_dim=5)
     with pytest.raises(ValueError, match="num_layers is 0"):
         dataclasses.replace(TINY, num_layers=0)
+    with pytest.raises(ValueError, match=r"windows is \(4, 0\)"):
+        dataclasses.replace(TINY, windows=(4, 0))
+    with pytest.raises(ValueError, match=r"experts_per_token is 3; expected 1 to num_experts = 2"):
+        dataclasses.replace(TINY, num_experts=2, experts_per_token=3)
 
 
 def test_a_new_decoder_is_small_normal_noise_quieter_where_it_adds_to_the_stream():

@@ -33,7 +33,7 @@ def test_a_text_file_is_a_document_and_so_is_a_json_line(tmp_path):
     (tmp_path / "a.txt").write_text("one\ntwo")
     (tmp_path / "b.jsonl").write_text('{"text": "three"}\n\n{"text": "four"}\n')
     documents, refused = read(find(tmp_path, "*.*"))
-    assert [document.text for document in documents] == ["one\ntwo", "three", "four"]
+    assert [document.content for document in documents] == ["one\ntwo", "three", "four"]
     assert [document.place for document in documents] == [Place(0, 0), Place(1, 0), Place(1, 19)]
     assert refused == []
 
@@ -42,7 +42,7 @@ def test_gzip_is_read_through(tmp_path):
     with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
         file.write('{"body": "é"}\n{"body": "f"}')
     documents, _ = read(find(tmp_path, "b*"), field="body")
-    assert [document.text for document in documents] == ["é", "f"]
+    assert [document.content for document in documents] == ["é", "f"]
 
 
 @pytest.mark.parametrize("shard_bytes", [1, 7, 16, 17, 18, 50, 1000])
@@ -50,14 +50,14 @@ def test_cutting_a_file_anywhere_loses_and_repeats_no_line(tmp_path, shard_bytes
     lines = [json.dumps({"text": "x" * (n % 13 + 1) + str(n)}) for n in range(40)]
     (tmp_path / "b.jsonl").write_text("\n".join(lines))
     documents, _ = read(find(tmp_path, "b*"), shard_bytes=shard_bytes)
-    assert [document.text for document in documents] == [json.loads(s)["text"] for s in lines]
+    assert [document.content for document in documents] == [json.loads(s)["text"] for s in lines]
 
 
 def test_what_is_not_utf8_is_named_with_its_byte(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"fine \xff not")
     (tmp_path / "b.txt").write_text("fine")
     documents, refused = read(find(tmp_path, "*.txt"))
-    assert [document.text for document in documents] == ["fine"]
+    assert [document.content for document in documents] == ["fine"]
     assert refused == [(0, "not UTF-8 at byte 5")]
 
 

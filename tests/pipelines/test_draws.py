@@ -4,7 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.vocabulary import Vocabulary
 from pipelines.draws import draw
+from pipelines.head import Head
 from pipelines.targets import targets, targets_of_logits
 from pipelines.wanted import Wanted
 from schemas.draws import Draws, logweights, starts
@@ -19,8 +21,18 @@ def logits_of(vocabulary: int, *, n: int, seed: int = 0, spread: float = 3) -> n
 
 
 def sampled(logits: np.ndarray, at: np.ndarray, wanted: Wanted) -> dict[str, np.ndarray]:
-    found = targets_of_logits(jnp.asarray(logits), jnp.asarray(at), wanted=wanted)
+    found = targets_of_logits(
+        jnp.asarray(logits), jnp.asarray(at), wanted=wanted, vocabulary=Vocabulary(logits.shape[1])
+    )
     return {name: np.asarray(x) for name, x in found.items()}
+
+
+def drawn(weights: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    values = jnp.asarray(weights)
+    here = Vocabulary(weights.shape[1])
+    ids, of_ids, near = draw(values, jnp.asarray(points), values=values, vocabulary=here)
+    np.testing.assert_array_equal(of_ids, np.take_along_axis(weights, np.asarray(ids), axis=1))
+    return np.asarray(ids), np.asarray(near)
 
 
 @pytest.mark.parametrize("vocabulary", [3, 128, 129, 5000, 50_021])
@@ -30,7 +42,7 @@ def test_each_point_finds_the_token_in_whose_share_it_lies(vocabulary):
     weights[rng.random(weights.shape) < 0.3] = 0
     weights[:, 1] = 1
     points = rng.random((9, 16)).astype(np.float32) * weights.sum(1, keepdims=True) * 0.999
-    found, near = draw(jnp.asarray(weights), jnp.asarray(points))
+    found, near = drawn(weights, points)
     expected = sampling.found_at(weights.astype(np.float64), points.astype(np.float64))
     surely = ~np.asarray(near)
     assert surely.mean() > 0.9
@@ -43,7 +55,7 @@ def test_a_point_at_the_very_end_or_beyond_finds_a_token_with_weight():
     weights[1, 128:256] = 0.1
     total = weights.sum(1, keepdims=True)
     points = total * np.array([[0, 1 - 1e-7, 1, 1.1]], np.float32)
-    found, _ = draw(jnp.asarray(weights), jnp.asarray(points))
+    found, _ = drawn(weights, points)
     np.testing.assert_array_equal(found, [[3, 700, 700, 700], [128, 255, 255, 255]])
 
 
@@ -53,7 +65,7 @@ def test_points_at_the_seams_of_blocks_find_tokens_with_weight():
     weights[:, ::128] = weights[:, 127::128] = 0
     seams = np.cumsum(weights.reshape(20, 60, 128).sum(-1, dtype=np.float32), 1, dtype=np.float32)
     points = np.concatenate([np.nextafter(seams, 0), seams, np.nextafter(seams, np.inf)], axis=1)
-    found, _ = draw(jnp.asarray(weights), jnp.asarray(points))
+    found, _ = drawn(weights, points)
     assert (np.take_along_axis(weights, np.asarray(found), axis=1) > 0).all()
 
 
@@ -99,8 +111,9 @@ def test_the_chunk_changes_no_draw_that_is_not_counted_as_near(chunk):
     unembedding = jnp.asarray(rng.normal(size=(16, 3000)), jnp.float32)
     at = jnp.asarray(rng.random(30), jnp.float32)
     wanted = Wanted(5, 8, (0.5, 1.0))
-    whole = targets(hidden, unembedding, at, wanted=wanted)
-    cut = targets(hidden, unembedding, at, wanted=wanted, chunk=chunk)
+    asked = {"wanted": wanted, "head": Head(Vocabulary(unembedding.shape[1]))}
+    whole = targets(hidden, unembedding, at, **asked)
+    cut = targets(hidden, unembedding, at, **asked, chunk=chunk)
     surely = ~np.asarray(whole["near_edge"])
     assert surely.mean() > 0.9
     np.testing.assert_array_equal(

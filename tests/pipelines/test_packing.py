@@ -1,5 +1,7 @@
 """Rows hold every transition of every document exactly once."""
 
+import dataclasses
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,3 +69,19 @@ def test_every_transition_is_scored_once_whatever_the_lengths(lengths, length, o
         for t in range(size - 1)
     ]
     assert sorted(scored) == sorted(expected)
+
+
+def test_a_piece_without_a_token_that_counts_gives_no_row():
+    counted = np.zeros(10, bool)
+    counted[[0, 3]] = True  # the first token of all and that of a later piece are not predicted
+    assert list(pieces(dataclasses.replace(document(10), counted=counted), length=4)) != []
+    cut = list(pieces(dataclasses.replace(document(10), counted=counted), length=4))
+    assert [piece.start for piece in cut] == [0]
+    counted[[0, 3]], counted[9] = False, True
+    cut = list(pieces(dataclasses.replace(document(10), counted=counted), length=4))
+    assert [(piece.start, piece.counted.tolist()) for piece in cut] == [
+        (6, [False, False, False, True])
+    ]
+    nothing = dataclasses.replace(document(10), counted=np.zeros(10, bool))
+    packer = Packer(4, 2)
+    assert [*packer.add(nothing), *packer.finish()] == []

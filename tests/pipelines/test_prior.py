@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.vocabulary import Vocabulary
+from pipelines.head import Head
 from pipelines.prior import prior_sums
 from schemas.prior import TailPrior, log_prior
 from schemas.targets import BETAS
@@ -19,13 +21,14 @@ def inputs():
     return hidden, unembedding, rng.random(TOKENS) < 0.7
 
 
-@pytest.mark.parametrize("chunk", [5, 64])
-def test_sums_and_counts_are_those_of_the_definition(chunk):
+@pytest.mark.parametrize(("chunk", "softcap"), [(5, None), (64, None), (64, 2.0)])
+def test_sums_and_counts_are_those_of_the_definition(chunk, softcap):
     hidden, unembedding, counted = inputs()
-    sums, counts = prior_sums(
-        jnp.asarray(hidden), jnp.asarray(unembedding), jnp.asarray(counted), k=K, chunk=chunk
-    )
+    arrays = map(jnp.asarray, (hidden, unembedding, counted))
+    head = Head(Vocabulary(VOCABULARY), softcap)
+    sums, counts = prior_sums(*arrays, k=K, head=head, chunk=chunk)
     logits = hidden.astype(np.float64) @ unembedding
+    logits = softcap * np.tanh(logits / softcap) if softcap else logits
     tail = sampling.tail_of(logits, K) & counted[:, None]
     for node, beta in enumerate(BETAS[1:]):
         p = np.exp(sampling.log_softmax(beta * logits))

@@ -85,12 +85,13 @@ def assert_same_draws(cache: Cache, again: Cache) -> None:
 def test_four_devices_draw_what_one_draws(root, cache):
     """Two that split every matrix, two that split the batch."""
     script = (
-        "import sys, pathlib; from tests.make_cache import tiny_settings;"
+        "import sys, pathlib; from schemas.plan import MeshShape;"
+        "from tests.make_cache import tiny_settings;"
         "from pipelines.precompute import precompute; import dataclasses;"
         "root = pathlib.Path(sys.argv[1]);"
         f"config = tiny_settings(root, draws={M}, draw_temperatures={TEMPERATURES},"
         " output=root / 'four-devices');"
-        "teacher = dataclasses.replace(config.teacher, tensor_parallel=2);"
+        "teacher = dataclasses.replace(config.teacher, mesh=MeshShape(tensor=2));"
         "precompute(dataclasses.replace(config, teacher=teacher))"
     )
     environment = {

@@ -4,14 +4,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pipelines.targets import exact_top_k, targets
+from models.vocabulary import Vocabulary
+from pipelines.head import Head
+from pipelines.targets import targets
 from pipelines.targets import targets_of_logits as of_logits
 from pipelines.wanted import Wanted
 from schemas.targets import BETAS, EIGHTHS
 
 
 def targets_of_logits(logits, *, k, betas=BETAS):
-    return of_logits(logits, jnp.zeros(len(logits)), wanted=Wanted(k, betas=betas))
+    return of_logits(
+        logits,
+        jnp.zeros(len(logits)),
+        wanted=Wanted(k, betas=betas),
+        vocabulary=Vocabulary(logits.shape[1]),
+    )
 
 
 def dense(logits: np.ndarray, *, k: int, betas=BETAS) -> dict[str, np.ndarray]:
@@ -68,20 +75,17 @@ def test_a_nearly_whole_tail():
     assert_same(targets_of_logits(jnp.asarray(logits), k=1), dense(logits, k=1))
 
 
-def test_two_stages_are_the_one_stage_top_k():
-    logits = jnp.asarray(np.random.default_rng(0).integers(0, 50, (30, 50_000)), jnp.float32)
-    values, ids = exact_top_k(logits, 65)
-    order = np.argsort(-np.asarray(logits), axis=-1, kind="stable")[:, :65]
-    np.testing.assert_array_equal(ids, order)
-    np.testing.assert_array_equal(values, np.take_along_axis(np.asarray(logits), order, -1))
-
-
 @pytest.mark.parametrize("chunk", [1, 4, 7, 100])
 def test_the_chunk_changes_nothing_but_rounding(chunk):
     rng = np.random.default_rng(3)
     hidden = rng.normal(size=(10, 16)).astype(np.float32)
     head = rng.normal(size=(16, 3000)).astype(np.float32)
     found = targets(
-        jnp.asarray(hidden), jnp.asarray(head), jnp.zeros(10), wanted=Wanted(5), chunk=chunk
+        jnp.asarray(hidden),
+        jnp.asarray(head),
+        jnp.zeros(10),
+        wanted=Wanted(5),
+        head=Head(Vocabulary(3000)),
+        chunk=chunk,
     )
     assert_same(found, dense(hidden @ head, k=5), atol=1e-4)

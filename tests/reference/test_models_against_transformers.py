@@ -86,7 +86,7 @@ def ours_packed(model, documents):
 
     @nnx.jit
     def head(model, states):
-        return jnp.asarray(nnx.log_softmax(logits(states, model.unembedding())))
+        return jnp.asarray(nnx.log_softmax(logits(states, model.unembedding(), softcap=None)))
 
     parts = np.array_split(hidden[-1], 8)
     return np.concatenate([np.asarray(head(model, part)) for part in parts]), hidden

@@ -90,17 +90,31 @@ def _at(ids, values, shape):
 
 
 def _assembled(
-    soft, hidden, unembedding, labels, mask, *, temperature, alpha, kind="forward_kl", mix=0.5
+    soft,
+    hidden,
+    unembedding,
+    labels,
+    mask,
+    *,
+    temperature,
+    alpha,
+    kind="forward_kl",
+    mix=0.5,
+    softcap=None,
 ):
     hidden, unembedding = np.asarray(hidden, np.float64), np.asarray(unembedding, np.float64)
     student = hidden @ unembedding
+    slope = 1.0
+    if softcap:
+        slope = np.cosh(student / softcap) ** -2
+        student = softcap * np.tanh(student / softcap)
     value, kl, d_soft = soft(student, kind, mix)
     one_hot = np.eye(student.shape[-1])[labels]
     ce = -(one_hot * log_softmax(student)).sum(-1)
     scale = alpha * (temperature if kind == "tv" else temperature**2)
     w = np.asarray(mask, np.float64)
     d_logits = scale * d_soft + (1 - alpha) * (np.exp(log_softmax(student)) - one_hot)
-    d_logits *= w[..., None]
+    d_logits *= w[..., None] * slope
     total = (w * (scale * value + (1 - alpha) * ce)).sum()
     d_unembedding = np.einsum("btd,btv->dv", hidden, d_logits)
     return total, (w * kl).sum(), (w * ce).sum(), d_logits @ unembedding.T, d_unembedding

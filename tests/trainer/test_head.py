@@ -252,3 +252,17 @@ def test_no_array_of_all_tokens_by_vocabulary_is_compiled(tail, kind):
         if str(vocabulary) in shape.split(",")
     ]
     assert max(others) == chunk  # also the unembedding's D = 16; nothing near the 256 tokens
+
+
+@pytest.mark.parametrize(("tail", "kind"), ROUTES)
+def test_a_student_that_caps_its_logits_is_scored_by_the_capped_ones(tail, kind):
+    teacher, hidden, unembedding, targets, prior = given_tail(tail, k=V)
+    settings = {"temperature": 2.0, "alpha": 0.7, "softcap": 3.0}
+    value, _, d_hidden, d_unembedding = fused(
+        hidden, unembedding, targets, prior=prior, tail=tail, divergence=kind, **settings
+    )
+    rows = (teacher, hidden, unembedding, targets.labels, targets.mask)
+    expected = dense.loss(*rows, kind=kind, **settings)
+    np.testing.assert_allclose(value, expected[0], rtol=3e-6)
+    assert relative(d_hidden, expected[3]) < 5e-6
+    assert relative(d_unembedding, expected[4]) < 5e-6

@@ -93,7 +93,8 @@ def teacher_logits(cache, root, batch):
     teacher = open_checkpoint(root / "teacher").load()
     hidden, _ = teacher(batch["tokens"], batch["segment_ids"], batch["positions"])
     shape = (*batch["tokens"].shape, V)
-    return logits_of(hidden.reshape(-1, hidden.shape[-1]), teacher.unembedding()).reshape(shape)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    return logits_of(flat, teacher.unembedding(), softcap=None).reshape(shape)
 
 
 def test_a_cache_with_every_token_trains_like_the_dense_formula(whole_cache, root):

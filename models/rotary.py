@@ -1,0 +1,72 @@
+"""Rotary positions: the frequencies, how they are scaled for longer rows, and the turning."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearScaling:
+    """Every frequency divided by `factor`, as if positions stood closer together."""
+
+    factor: float
+
+    def applied(self, frequencies: np.ndarray) -> np.ndarray:
+        """The scaled frequencies, float32."""
+        return frequencies / np.float32(self.factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3.1's: only frequencies whose wavelength is long against the original rows are divided.
+
+    With r = original_max_positions / wavelength: r ≥ high_freq_factor is kept, r ≤ low_freq_factor
+    divided by `factor`, and between them a mix of both that is linear in r.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+    def applied(self, frequencies: np.ndarray) -> np.ndarray:
+        """The scaled frequencies, float32."""
+        low, high = np.float32(self.low_freq_factor), np.float32(self.high_freq_factor)
+        wavelengths = np.float32(2 * np.pi) / frequencies
+        ratio = np.float32(self.original_max_positions) / wavelengths
+        kept = np.clip((ratio - low) / (high - low), 0, 1)
+        return (1 - kept) * frequencies / np.float32(self.factor) + kept * frequencies
+
+
+Scaling = LinearScaling | Llama3Scaling
+
+
+def frequencies(*, head_dim: int, theta: float, scaling: Scaling | None = None) -> np.ndarray:
+    """Radians a position for each pair of coordinates: theta^(−2i/head_dim), scaled; float32."""
+    # The frequencies that weights were trained with: a float32 power, then a float32
+    # reciprocal. One unit in the last place is up to 6e-5 radians at position 1,000.
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    powers = np.float64(theta) ** exponents.astype(np.float64)
+    plain = np.float32(1) / powers.astype(np.float32)
+    return plain if scaling is None else scaling.applied(plain)
+
+
+def rotation(
+    positions: Int[Array, "batch time"], frequencies: Float[np.ndarray, " half"]
+) -> tuple[Float[Array, "batch time 1 half"], Float[Array, "batch time 1 half"]]:
+    """Cosine and sine of position · frequency."""
+    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+    x: Float[Array, "batch time heads head_dim"], turn: tuple[Array, Array]
+) -> Float[Array, "batch time heads head_dim"]:
+    """Turn each pair of coordinates (i, i + head_dim/2) by its angle, in float32."""
+    cos, sin = turn
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

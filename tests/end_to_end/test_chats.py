@@ -1,0 +1,209 @@
+"""From chats to a student: what is stored and learned is what the assistant said, and no more."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from models import open_checkpoint, save_directory
+from pipelines.beam_runner import WorkerError
+from pipelines.config import Attention, Corpus, Hidden
+from pipelines.precompute import precompute
+from schemas import open_cache
+from schemas.rows import next_tokens
+from tests.make_cache import WORDS, tiny_settings, write_teacher
+from tests.make_chats import DATED_OR_NOT, HEADERS, THINKING, chat_tokenizer, said
+from trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Student, Train
+from trainer.loop import train
+from trainer.metrics import read_metrics
+
+
+def talk(number: int) -> list[dict[str, str]]:
+    """A chat of one to three turns, each different."""
+    words = [WORDS[(number * 7 + i * i) % len(WORDS)] for i in range(60)]
+    turns = [
+        f"{number} {' '.join(words[8 * t : 8 * t + 3 + t])}" for t in range(2 + number % 3 * 2)
+    ]
+    return said(*turns)
+
+
+TALKS = [talk(number) for number in range(40)]
+ANSWERS = [message["content"] for chat in TALKS for message in chat if message["role"] != "user"]
+
+
+def write_chat_teacher(directory: Path, template: str | None = HEADERS) -> Path:
+    """The tiny teacher, with a row in its vocabulary of 512 for each of 267 tokens, and 245 that
+    are padding. These would have nearly all of the mass."""
+    write_teacher(directory)
+    model = open_checkpoint(directory).load()
+    tokenizer = chat_tokenizer(template)
+    model.embedding.set_value(model.embedding[...].at[tokenizer.size :].multiply(100))
+    save_directory(model, directory, tokenizer.files())
+    return directory
+
+
+def write_chats(path: Path, chats=TALKS) -> None:
+    lines = "\n".join(json.dumps({"messages": chat}) for chat in chats).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(zstandard.compress(lines) if path.suffix == ".zst" else lines)
+
+
+def settings(root: Path, *, pattern: str = "chats/*", **others):
+    config = tiny_settings(root, **others)
+    corpus = Corpus(files=(str(root / pattern),), sequence_length=128, heldout=0.2)
+    return dataclasses.replace(config, corpus=corpus)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("chats")
+    write_chat_teacher(root / "teacher")
+    write_chats(root / "chats" / "a.jsonl.zst")
+    return root
+
+
+@pytest.fixture(scope="module")
+def cache(root):
+    precompute(
+        settings(
+            root,
+            draws=4,
+            hidden=Hidden(layers=(1,), dtype="int8"),
+            attention=Attention(layers=(0,)),
+        )
+    )
+    return open_cache(root / "cache")
+
+
+def test_what_is_scored_is_what_the_assistant_said_and_its_ends(root, cache):
+    tokenizer = open_checkpoint(root / "teacher").tokenizer()
+    batch = cache.read(cache.rows())
+    labels = next_tokens(batch["tokens"])
+    said_now = []
+    for row in range(len(cache)):
+        for segment in range(1, batch["segment_ids"][row].max() + 1):
+            there = (batch["segment_ids"][row] == segment) & batch["loss_mask"][row]
+            said_now.append(tokenizer.decode(labels[row][there]))
+    expected = [
+        "".join(m["content"] + "<|eot|>" for m in chat if m["role"] == "assistant")
+        for chat in TALKS
+    ]
+    assert sorted("".join(said_now)) == sorted("".join(expected))
+    assert set(expected) & set(said_now)  # most chats are in one piece
+    scored = sum(unit.scored for unit in cache.manifest.parts[0].units)
+    assert scored == batch["loss_mask"].sum() == sum(len(answer) + 1 for answer in ANSWERS)
+
+
+def test_nothing_is_stored_elsewhere(cache):
+    batch = cache.read(cache.rows(), signals=("logits", "hidden/1", "attention/0"))
+    mask, segments = batch["loss_mask"], batch["segment_ids"]
+    np.testing.assert_array_equal(np.isfinite(batch["topk_logprobs"]).any(-1), mask)
+    last = np.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (0, 1)), constant_values=True)
+    read = mask | (last & (segments > 0))
+    assert mask.mean() < 0.5
+    np.testing.assert_array_equal((batch["hidden/1"] != 0).any(-1), read)
+    np.testing.assert_array_equal((batch["attention/0"] != 0).any((1, 3)), read)
+
+
+def test_padding_of_the_vocabulary_has_no_mass_and_no_draws(root, cache):
+    """Though the teacher would put nearly all of it there."""
+    checkpoint = open_checkpoint(root / "teacher")
+    size = checkpoint.tokenizer().size
+    assert cache.manifest.vocabulary_size == size < checkpoint.config.vocab_size == 512
+    batch = cache.read(cache.rows())
+    mask = batch["loss_mask"]
+    model = checkpoint.load()
+    hidden, _ = model(*(jnp.asarray(batch[n]) for n in ("tokens", "segment_ids", "positions")))
+    logits = np.asarray(hidden, np.float64)[mask] @ np.asarray(model.unembedding(), np.float64)
+    padded = logits - logits.max(-1, keepdims=True)
+    share = np.exp(padded[:, size:]).sum(-1) / np.exp(padded).sum(-1)
+    assert np.median(share) > 0.99
+    cut = logits[:, :size]
+    cut = cut - cut.max(-1, keepdims=True)
+    cut -= np.log(np.exp(cut).sum(-1, keepdims=True))
+    ids = batch["topk_ids"][mask].astype(np.int64)
+    top = np.take_along_axis(cut, ids, -1)
+    np.testing.assert_allclose(batch["topk_logprobs"][mask], top, atol=2e-5)
+    at_one = list(cache.manifest.betas).index(1.0)
+    tail = np.exp(batch["tail_logmass"][mask][:, at_one])
+    np.testing.assert_allclose(np.exp(top).sum(-1) + tail, 1, atol=1e-5)
+    assert ids.max() < size
+    assert batch["tail_ids"][mask].max() < size
+
+
+def test_a_student_learns_from_it(root, cache):
+    terms = {
+        "hidden": (HiddenLoss(weight=0.1, student_layers=(1,), teacher_layers=(1,)),),
+        "attention": (AttentionLoss(weight=0.1),),
+    }
+    loss = Loss(tail="bucket", chunk_tokens=64, **terms)
+    student = Student(source=str(root / "teacher"), layers=1)
+    data = Data(batch_rows=2, steps=3)
+    train(Train(cache=cache.path, run=root / "run", student=student, data=data, loss=loss))
+    lines = [line for line in read_metrics(root / "run") if "loss" in line]
+    assert len(lines) == 3
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    counted = cache.read(cache.rows("train"))["loss_mask"].sum(-1)
+    assert all(2 * counted.min() <= line["tokens"] <= 2 * counted.max() for line in lines)
+
+
+def test_the_same_chats_in_a_table_are_the_same_rows(root, cache):
+    other = root / "table" / "a.parquet"
+    other.parent.mkdir()
+    pq.write_table(pa.table({"messages": TALKS}), other, row_group_size=7)
+    precompute(settings(root, pattern="table/*", output=root / "of-table"))
+    table = open_cache(root / "of-table")
+    ours, theirs = (c.read(c.rows()) for c in (cache, table))
+    for name in ("tokens", "segment_ids", "loss_mask"):
+        np.testing.assert_array_equal(ours[name], theirs[name])
+    assert cache.manifest.rows_id != table.manifest.rows_id  # other files
+
+
+def test_another_template_or_date_makes_other_rows_and_is_refused_in_the_same_place(root, cache):
+    config = settings(root, draws=4)
+    write_chat_teacher(root / "dated", DATED_OR_NOT)
+    teacher = dataclasses.replace(config.teacher, model=str(root / "dated"))
+    with pytest.raises(ValueError, match=r"corpus: there 1 files.*rows_id"):
+        precompute(dataclasses.replace(config, teacher=teacher))
+    names = set()
+    for number, date in enumerate((None, "2026-01-31", "2026-02-01")):
+        corpus = dataclasses.replace(config.corpus, chat_date=date)
+        output = root / f"dated-{number}"
+        names.add(
+            precompute(
+                dataclasses.replace(config, teacher=teacher, corpus=corpus, output=output)
+            ).rows_id
+        )
+    assert len(names | {cache.manifest.rows_id}) == 4
+
+
+def test_chats_without_a_template_are_refused_before_anything_runs(root):
+    write_chat_teacher(root / "base", None)
+    config = settings(root, output=root / "never")
+    teacher = dataclasses.replace(config.teacher, model=str(root / "base"))
+    with pytest.raises(ValueError, match=r"a\.jsonl\.zst holds chats, but .*base has no chat temp"):
+        precompute(dataclasses.replace(config, teacher=teacher))
+    assert not (root / "never").exists()
+
+
+def test_a_chat_that_cannot_be_rendered_stops_the_run_by_its_line_or_is_left_out(root):
+    write_chat_teacher(root / "thinks", THINKING)
+    thinking = said("Hi", "<think>\nhm\n</think>\n\nYes", "No", "Why")
+    write_chats(root / "mixed" / "a.jsonl", [*TALKS, thinking])
+    config = settings(root, pattern="mixed/*", output=root / "skips")
+    teacher = dataclasses.replace(config.teacher, model=str(root / "thinks"))
+    config = dataclasses.replace(config, teacher=teacher)
+    with pytest.raises(WorkerError, match=r"a\.jsonl: line 41: message 2: the chat template"):
+        precompute(config)
+    skipping = dataclasses.replace(config.corpus, on_error="skip")
+    output = root / "skipped"
+    part = precompute(dataclasses.replace(config, corpus=skipping, output=output)).parts[0]
+    ((source, reason),) = [(item.source, item.reason) for item in part.skipped]
+    assert source == "a.jsonl"
+    assert reason.startswith("line 41: message 2")

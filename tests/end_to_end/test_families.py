@@ -1,0 +1,82 @@
+"""Teachers with caps, windows, two rotations and experts: captured, cut, trained."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models import open_checkpoint, save_directory
+from models.decoder import parameters
+from tests.make_cache import tiny_cache, write_teacher
+from trainer.config import Data, Loss, Student, Train
+from trainer.loop import train
+from trainer.metrics import read_metrics
+from trainer.student import INITIAL
+
+TEACHERS = {
+    "gemma3": {
+        "windows": (12, None),
+        "window_rope_theta": 100.0,
+        "query_scalar": 6.0,
+        "attention_softcap": 5.0,
+        "final_softcap": 4.0,
+        "qk_norm": True,
+        "post_norms": True,
+        "norm_adds_one": True,
+        "scale_embedding": True,
+        "activation": "gelu_tanh",
+    },
+    "qwen3_moe": {"qk_norm": True, "num_experts": 4, "experts_per_token": 2},
+}
+
+
+@pytest.fixture(scope="module", params=TEACHERS)
+def captured(request, tmp_path_factory):
+    root = tmp_path_factory.mktemp(request.param)
+    fields = {"num_layers": 3, "family": request.param, **TEACHERS[request.param]}
+    checkpoint = open_checkpoint(write_teacher(root / "quiet", **fields))
+    model = checkpoint.load()
+    for path, parameter in parameters(model).items():
+        # New blocks hardly change what passes through them.
+        if path.startswith("blocks.") and "norm" not in path:
+            parameter.set_value(parameter[...] * 8)
+    save_directory(model, root / "teacher", checkpoint.tokenizer().files())
+    return root, tiny_cache(root, k=8)
+
+
+def test_what_is_stored_is_what_the_teacher_says_capped(captured):
+    root, cache = captured
+    model = open_checkpoint(root / "teacher").load()
+    batch = cache.read(cache.rows()[:4])
+    rows = (jnp.asarray(batch[name]) for name in ("tokens", "segment_ids", "positions"))
+    hidden = np.asarray(model(*rows)[0], np.float64)
+    z = hidden @ np.asarray(model.unembedding(), np.float64)
+    cap = model.config.final_softcap
+    z = cap * np.tanh(z / cap) if cap else z
+    logprobs = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    best, mask = -np.sort(-logprobs, axis=-1)[..., :8], batch["loss_mask"]
+    np.testing.assert_allclose(batch["topk_logprobs"][mask], best[mask], atol=5e-5)
+
+
+def test_a_student_that_is_the_whole_teacher_has_nothing_to_learn_and_a_cut_one_has(
+    captured, tmp_path
+):
+    root, cache = captured
+    losses = {}
+    for layers in ((0, 1, 2), (1, 2)):
+        config = Train(
+            cache=cache.path,
+            run=tmp_path / str(len(layers)),
+            student=Student(source=str(root / "teacher"), layers=layers),
+            data=Data(batch_rows=2, steps=1),
+            loss=Loss(alpha=1.0, tail="bucket"),
+            heldout_rows=2,
+        )
+        train(config)
+        losses[layers] = next(
+            line["heldout_kl_bound"]
+            for line in read_metrics(config.run)
+            if "heldout_kl_bound" in line
+        )
+        student = open_checkpoint(config.run / INITIAL).config
+        assert student == open_checkpoint(root / "teacher").config.of_layers(layers)
+    assert abs(losses[0, 1, 2]) < 1e-5 < 1e-2 < losses[1, 2]

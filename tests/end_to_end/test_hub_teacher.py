@@ -1,0 +1,48 @@
+"""A teacher from the hub: the plan has its commit, and whoever goes on obeys the plan."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.make_cache import tiny_settings, write_teacher
+from tests.models.hub_server import Hub
+from tests.models.test_hub import environment
+
+
+def precompute(root: Path, env: dict[str, str]) -> subprocess.CompletedProcess:
+    command = [
+        *(sys.executable, "-m", "pipelines", "precompute", "--teacher.model=owner/model"),
+        *(f"--corpus.files={root}/corpus/*.txt", "--corpus.sequence-length=64"),
+        *("--signals.logits.k=8", "--signals.logits.draws=0", f"--output={root}/cache"),
+    ]
+    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture
+def root(tmp_path):
+    tiny_settings(tmp_path)
+    (tmp_path / "teacher").rename(tmp_path / "first")
+    return tmp_path
+
+
+def test_a_branch_that_moves_on_moves_no_capture(root):
+    hub = Hub()
+    commit = hub.push_directory("owner/model", root / "first")
+    with hub.serving() as address:
+        env = environment(root / "home", address) | {"XDG_CACHE_HOME": str(root / "digests")}
+        first = precompute(root, env)
+        assert first.returncode == 0, first.stderr
+        part = root / "cache" / "parts" / "0000"
+        plan = json.loads((part / "plan.json").read_text())
+        assert plan["teacher"]["model"] == f"owner/model@{commit}"
+        hub.push_directory("owner/model", write_teacher(root / "second", seed=1))
+        manifest = (root / "cache" / "manifest.json").read_bytes()
+        # As if it had been killed before its last unit.
+        (root / "cache" / "manifest.json").unlink()
+        max((part / "commits").iterdir()).unlink()
+        again = precompute(root, env)
+    assert again.returncode == 0, again.stderr
+    assert (root / "cache" / "manifest.json").read_bytes() == manifest

@@ -1,0 +1,145 @@
+"""Makes the golden files of each family of models: what Hugging Face transformers computes.
+
+`make golden`, or by any interpreter that has the reference extra: `python make.py [CASE …]`.
+
+A case is a tiny checkpoint as `save_pretrained` writes it (bfloat16, so that it is small and both
+sides read the same values) and golden.npz: for each document i, run *alone* in float32 with eager
+attention, `tokens_i` [T], `logits_i` [T, V], `hidden_i` [L + 1, T, D], `maps_i` [L, H, T, T].
+Documents are longer than the windows. Weights are large, norms and biases far from what they start
+as, caps low, so that leaving out any step shows.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+HERE = Path(__file__).parent
+LENGTHS = (24, 9, 12)
+
+SIZES = {
+    "vocab_size": 80,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+}
+PLAIN = {"rope_type": "default", "rope_theta": 500.0}
+# With 64 positions the eight frequencies fall on both sides of both limits and between them.
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}
+UPPER = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+GEMMA = {"query_pre_attn_scalar": 24, "sliding_window": 6}
+
+CASES = {
+    "llama": LlamaConfig(**SIZES, rope_parameters=PLAIN),
+    "llama3": LlamaConfig(**SIZES, rope_parameters=LLAMA3, tie_word_embeddings=True),
+    "llama_linear": LlamaConfig(**SIZES, rope_parameters=LINEAR),
+    "mistral": MistralConfig(**SIZES, rope_parameters=PLAIN, sliding_window=6),
+    "qwen2": Qwen2Config(
+        **(SIZES | {"head_dim": 8}), **UPPER, rope_parameters=PLAIN, tie_word_embeddings=True
+    ),
+    "qwen3": Qwen3Config(**SIZES, **UPPER, rope_parameters=PLAIN),
+    "qwen3_moe": Qwen3MoeConfig(**SIZES, **EXPERTS, rope_parameters=PLAIN, norm_topk_prob=True),
+    "qwen3_moe_unnormalised": Qwen3MoeConfig(
+        **(SIZES | {"num_hidden_layers": 2}),
+        **EXPERTS,
+        rope_parameters=PLAIN,
+        use_sliding_window=True,
+        sliding_window=6,
+        norm_topk_prob=False,
+    ),
+    "gemma2": Gemma2Config(
+        **SIZES,
+        **GEMMA,
+        rope_parameters=PLAIN,
+        attn_logit_softcapping=4.0,
+        final_logit_softcapping=12.0,
+    ),
+    # One more block than a period of five with a window and one without.
+    "gemma3": Gemma3TextConfig(
+        **(SIZES | {"num_hidden_layers": 7}),
+        **GEMMA,
+        rope_parameters={
+            "full_attention": LINEAR,
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        },
+    ),
+}
+SHARDED = "mistral"
+
+
+def main() -> None:
+    torch.set_grad_enabled(False)
+    for name in sys.argv[1:] or CASES:
+        directory = HERE / name
+        shutil.rmtree(directory, ignore_errors=True)
+        save_checkpoint(CASES[name], directory, shard_size="20KB" if name == SHARDED else "1GB")
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, attn_implementation="eager"
+        )
+        golden = {}
+        draw = np.random.default_rng(0)
+        for i, length in enumerate(LENGTHS):
+            tokens = draw.integers(0, SIZES["vocab_size"], length)
+            golden |= {f"{key}_{i}": array for key, array in alone(model.eval(), tokens).items()}
+        np.savez_compressed(directory / "golden.npz", **golden)
+        size = sum(file.stat().st_size for file in directory.iterdir())
+        largest = max(np.abs(golden[f"logits_{i}"]).max() for i in range(len(LENGTHS)))
+        print(f"{name}: {size / 1024:.0f} KiB, largest logit {largest:.1f}")
+
+
+def save_checkpoint(config, directory: Path, *, shard_size: str) -> None:
+    """A random model of this shape."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape)
+        if "norm" in name:
+            # Gemma multiplies by 1 + weight.
+            parameter.copy_(0.3 * noise + (0 if "gemma" in config.model_type else 1))
+        elif name.endswith("bias") or "embed" in name or "lm_head" in name:
+            parameter.copy_(0.5 * noise)
+        else:
+            parameter.copy_(noise * 1.2 * parameter.shape[-1] ** -0.5)
+    model.to(torch.bfloat16).save_pretrained(directory, max_shard_size=shard_size)
+    (directory / "generation_config.json").unlink(missing_ok=True)
+
+
+def alone(model, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """What the model makes of one document."""
+    out = model(torch.from_numpy(tokens)[None], output_hidden_states=True, output_attentions=True)
+    return {
+        "tokens": tokens.astype(np.int32),
+        "logits": out.logits[0].numpy(),
+        "hidden": torch.stack(out.hidden_states)[:, 0].numpy(),
+        "maps": torch.stack(out.attentions)[:, 0].numpy(),
+    }
+
+
+if __name__ == "__main__":
+    main()

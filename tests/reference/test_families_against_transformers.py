@@ -1,0 +1,95 @@
+"""What we export of every family, transformers loads, with equal logits. Needs the reference extra.
+
+See test_models_against_transformers.py for the interpreter that is used. The checkpoints are the
+golden ones, so that transformers' own original is there to compare with.
+"""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from models import open_checkpoint, save_directory
+from models.numerics import logits
+from models.students import cut_layers
+from tests.reference.test_models_against_transformers import PYTHON
+
+pytestmark = pytest.mark.reference
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "families"
+CASES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
+# A student of the first and last two blocks, whose windows no longer alternate.
+CUT = {"gemma2": (0, 2), "gemma3": (0, 5, 6), "qwen2": (2, 0), "qwen3_moe": (1,)}
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import torch
+from transformers import AutoModelForCausalLM
+torch.set_grad_enabled(False)
+original, exports = Path(sys.argv[1]), Path(sys.argv[2])
+
+def load(directory):
+    model, info = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
+    return model.eval(), {k: sorted(map(str, v)) for k, v in info.items() if v}
+
+tokens = torch.arange(40)[None] * 7 % 80
+report = {}
+for export in sorted(exports.iterdir()):
+    model, problems = load(export)
+    logits = model(tokens).logits
+    report[export.name] = {"problems": problems, "dtype": str(model.config.dtype),
+                           "logits": logits[0].tolist()}
+    if (original / export.name).is_dir():
+        theirs, _ = load(original / export.name)
+        report[export.name]["same"] = bool(torch.equal(theirs(tokens).logits, logits))
+json.dump(report, open(sys.argv[3], "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    if subprocess.run([PYTHON, "-c", "import torch, transformers"], capture_output=True).returncode:
+        pytest.skip(f"{PYTHON} has no torch and transformers: `make reference` installs them.")
+    directory = tmp_path_factory.mktemp("families")
+    for name in CASES:
+        save_directory(open_checkpoint(GOLDEN / name).load(), directory / "out" / name, {})
+    for name, layers in CUT.items():
+        student = cut_layers(open_checkpoint(GOLDEN / name), layers)
+        save_directory(student, directory / "out" / f"{name}-cut", {})
+    arguments = [GOLDEN, directory / "out", directory / "report.json"]
+    subprocess.run([PYTHON, "-c", SCRIPT, *map(str, arguments)], check=True)
+    return directory, json.loads((directory / "report.json").read_text())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_export_has_bit_for_bit_the_logits_of_the_original(report, name):
+    assert report[1][name]["problems"] == {}
+    assert report[1][name]["same"]
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_transformers_runs_an_exported_student_as_we_do(report, name):
+    directory, theirs = report
+    assert theirs[f"{name}-cut"]["problems"] == {}
+    model = open_checkpoint(directory / "out" / f"{name}-cut").load()
+    tokens = np.arange(40, dtype=np.int32)[None] * 7 % 80
+    hidden, _ = model(tokens, np.ones_like(tokens), np.arange(40, dtype=np.int32)[None])
+    ours = logits(hidden[0], model.unembedding(), softcap=model.config.final_softcap)
+    np.testing.assert_allclose(ours, theirs[f"{name}-cut"]["logits"], rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_export_has_the_originals_tensors(report, name):
+    directory, _ = report
+    exported = load_file(directory / "out" / name / "model.safetensors")
+    original = {}
+    for file in (GOLDEN / name).glob("*.safetensors"):
+        original |= load_file(file)
+    assert exported.keys() == original.keys()
+    for tensor, array in original.items():
+        np.testing.assert_array_equal(exported[tensor], array.astype(np.float32))
