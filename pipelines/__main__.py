@@ -1,5 +1,5 @@
-"""`python -m pipelines precompute [CONFIG.toml] [--flag value …]`, and a cache's housekeeping:
-`remove CACHE SIGNAL…` and `gc CACHE`."""
+"""`python -m pipelines precompute [CONFIG.toml] [--flag value …]`, `verify CACHE` after it, and a
+cache's housekeeping: `remove CACHE SIGNAL…` and `gc CACHE`."""
 
 import argparse
 import logging
@@ -89,7 +89,35 @@ def _gc(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"precompute": _precompute, "remove": _remove, "gc": _gc}
+def _verify(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines verify",
+        description="Hold every file of a sealed cache to what was committed, then have the "
+        "teacher read some rows again, plainly, and compare. Exit status: 0 fine, 1 something is "
+        "wrong, 2 it could not be told.",
+    )
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("--rows", type=int, default=16, help="rows to read again; 0: files only")
+    parser.add_argument("--teacher", help="where the teacher lies now, if not where it lay")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--repair", action="store_true", help="capture again the units whose files are damaged"
+    )
+    options = parser.parse_args(arguments)
+    if options.rows < 0:
+        parser.error(f"--rows is {options.rows}; 0 or more")
+    from pipelines.verify import verify_and_tell
+
+    return verify_and_tell(
+        options.cache,
+        rows=options.rows,
+        teacher=options.teacher,
+        mend=options.repair,
+        as_json=options.json,
+    )
+
+
+COMMANDS = {"precompute": _precompute, "verify": _verify, "remove": _remove, "gc": _gc}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

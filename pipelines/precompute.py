@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import apache_beam as beam
@@ -19,9 +18,9 @@ from pipelines.calibrate import CalibrateJob, calibrate
 from pipelines.capture_plan import capture_plan, totals
 from pipelines.config import Precompute
 from pipelines.documents import recognised
+from pipelines.identity import digest_memory, identity_of
 from pipelines.seal import clean, seal
 from pipelines.sources import SourceFile, find_sources, settled
-from pipelines.teacher import numerics
 from pipelines.tokenise import (
     TokeniseJob,
     choose_unit_rows,
@@ -29,7 +28,7 @@ from pipelines.tokenise import (
     tokenise,
 )
 from schemas.files import require_file, write_bytes
-from schemas.identity import remembered_sha256s, rows_id, teacher_id
+from schemas.identity import rows_id
 from schemas.layout import MANIFEST, TOKENIZER, PartLayout, part_layout
 from schemas.manifest import Manifest, read_manifest
 from schemas.plan import Plan, PlannedRows, claim, read_plan
@@ -181,13 +180,12 @@ class _Capture:
         )
 
     def _teacher_id(self, memory: Path) -> str:
-        files = self.checkpoint.weight_files
-        digests = remembered_sha256s(files, memory=memory)
-        return teacher_id(
-            weights={path.name: sha for path, sha in zip(files, digests, strict=True)},
-            config=self.checkpoint.config.identity(),
+        return identity_of(
+            self.checkpoint,
+            dtype=self.config.teacher.dtype,
+            quantize=self.config.teacher.quantize,
             vocabulary=self.vocabulary,
-            numerics=numerics(self.config.teacher.dtype, self.config.teacher.quantize),
+            memory=memory,
         )
 
     def _request(self) -> dict:
@@ -246,12 +244,6 @@ def chat_template(
             "tokenizer.json, or give the documents as prompt and completion"
         )
     return template
-
-
-def digest_memory() -> Path:
-    """Where hashes of large files are remembered for this user."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "decant" / "digests.json"
 
 
 def _pinned(model: str, plan: Path) -> str:
