@@ -177,7 +177,7 @@ class _Logits(_Judge):
         self.tail = self.rounding.tail + STORED_TAIL[signal.profile]
         self.logprob = self.rounding.logprob + STORED_DRAWS[signal.profile]
         self.ids = self.ties = self.wrong = 0
-        self.draws = self.drawn_from_head = 0
+        self.draws = self.drawn_from_head = self.undrawn = 0
 
     def see(self, said: Said, stored: Stored, at: np.ndarray) -> None:
         here = stored["loss_mask"][at]
@@ -221,26 +221,21 @@ class _Logits(_Judge):
 
     def _see_draws(self, plain, ids, drawn, logprobs) -> None:
         there = np.isfinite(logprobs)
-        self.draws += int(there.sum())
+        _, tail = _parts(plain, ids)
+        # Where next to nothing is left to draw from, there may be no draw.
+        self.undrawn += int((~there & (tail > np.exp(_NOTHING))[:, None]).sum())
+        self.draws += drawn.size
         self.drawn_from_head += int(((drawn[:, :, None] == ids[:, None]).any(2) & there).sum())
         errors = np.abs(logprobs - np.take_along_axis(plain, drawn, 1))
         self._add("log-prob of draws, nats", errors[there], self.logprob)
 
     def found(self) -> tuple[list[Figure], list[Count]]:
         figures, _ = super().found()
-        counts = [
-            Count(
-                self.name,
-                f"ids not of the top {self.signal.k}",
-                self.wrong,
-                self.ids,
-                ties=self.ties,
-            )
-        ]
+        what = f"ids not of the top {self.signal.k}"
+        counts = [Count(self.name, what, self.wrong, self.ids, ties=self.ties)]
         if self.signal.draws:
-            counts.append(
-                Count(self.name, "draws out of the top-k", self.drawn_from_head, self.draws)
-            )
+            head = Count(self.name, "draws of the top-k", self.drawn_from_head, self.draws)
+            counts += [head, Count(self.name, "draws missing", self.undrawn, self.draws)]
         return figures, counts
 
 

@@ -7,7 +7,7 @@ top-k, no tail, no draws, no codec.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -58,12 +58,10 @@ class Reference:
         )
         model = checkpoint.load(dtype=planned.dtype, quantize=planned.quantize, mesh=mesh)
         self._graph, self._weights = nnx.split(model)
-        self._layers, self._blocks = tuple(layers), tuple(blocks)
+        self._layers, self._blocks = tuple(sorted(layers)), tuple(sorted(blocks))
         head = model.unembedding()[:, : planned.vocabulary_size]
         self._head = jnp.asarray(head, jnp.float32)
         self._cap = model.config.final_softcap
-        self._states = jax.jit(self._read)
-        self._logits = jax.jit(self._dense)
 
     def say(self, tokens: np.ndarray) -> Said:
         """What the teacher makes of one segment's tokens, int32 [n]."""
@@ -71,8 +69,18 @@ class Reference:
         length = max(_SHORTEST, 1 << (n - 1).bit_length())
         ids, segments = np.zeros((2, 1, length), np.int32)
         ids[0, :n], segments[0, :n] = tokens, 1
-        last, hidden, maps = self._states(self._weights, ids, segments, np.arange(length)[None])
-        blocks = [self._logits(last[0, i : i + _BLOCK], self._head) for i in range(0, n, _BLOCK)]
+        last, hidden, maps = _states(
+            self._weights,
+            ids,
+            segments,
+            np.arange(length)[None],
+            graph=self._graph,
+            layers=self._layers,
+            blocks=self._blocks,
+        )
+        blocks = [
+            _logits(last[0, i : i + _BLOCK], self._head, cap=self._cap) for i in range(0, n, _BLOCK)
+        ]
         logits = np.concatenate([np.asarray(block) for block in blocks])[:n]
         return Said(
             logits,
@@ -80,19 +88,23 @@ class Reference:
             {block: np.asarray(x[0, :, :n, :n], np.float32) for block, x in maps.items()},
         )
 
-    def _read(self, weights: Any, tokens: Any, segments: Any, positions: Any) -> Any:
-        model = nnx.merge(self._graph, weights)
-        wanted = sorted({*self._layers, *self._blocks})
-        last, hidden = model(tokens, segments, positions, hidden_layers=wanted)
-        maps = {
-            block: model.attention_maps(hidden[block], segments, positions, layer=block)
-            for block in self._blocks
-        }
-        return last, {layer: hidden[layer] for layer in self._layers}, maps
 
-    def _dense(self, states: jax.Array, head: jax.Array) -> jax.Array:
-        logits = jnp.matmul(states.astype(jnp.float32), head, precision="highest")
-        return logits if self._cap is None else self._cap * jnp.tanh(logits / self._cap)
+@partial(jax.jit, static_argnames=("graph", "layers", "blocks"))
+def _states(weights, tokens, segments, positions, *, graph, layers, blocks):
+    model = nnx.merge(graph, weights)
+    wanted = sorted({*layers, *blocks})
+    last, hidden = model(tokens, segments, positions, hidden_layers=wanted)
+    maps = {
+        block: model.attention_maps(hidden[block], segments, positions, layer=block)
+        for block in blocks
+    }
+    return last, {layer: hidden[layer] for layer in layers}, maps
+
+
+@partial(jax.jit, static_argnames="cap")
+def _logits(states, head, *, cap):
+    logits = jnp.matmul(states.astype(jnp.float32), head, precision="highest")
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
 def log_softmax(logits: np.ndarray, *, beta: float = 1.0) -> np.ndarray:
