@@ -40,10 +40,10 @@ def precompute(config: Precompute, *, console: Console | None = None) -> Manifes
 
     Errors of input are ValueError or FileNotFoundError before a worker starts, WorkerError after.
     """
-    return _Capture(config, console or Console(soft_wrap=True, highlight=False)).run()
+    return Capture(config, console or Console(soft_wrap=True, highlight=False)).run()
 
 
-class _Capture:
+class Capture:
     """One run of the job: what was asked for, looked up once, and the steps in order."""
 
     def __init__(self, config: Precompute, console: Console):
@@ -72,8 +72,7 @@ class _Capture:
             self.console.print(notice)
         if sealed:
             return self._add_to(read_manifest(self.cache))
-        for name, content in self._reading_aids().items():
-            write_bytes(self.cache / TOKENIZER / name, content)
+        self.write_reading_aids()
         plan = self._plan()
         capture_plan(
             plan, self.layout.plan, part=self.layout.root, run=self._run_beam, console=self.console
@@ -128,15 +127,18 @@ class _Capture:
             unit_rows=unit_rows,
         )
 
-    def _tokenise(self) -> PlannedRows:
-        job = TokeniseJob(
+    def tokenise_job(self) -> TokeniseJob:
+        """What tokenising is told."""
+        return TokeniseJob(
             part=self.layout.root,
             tokenizer=self.cache / TOKENIZER,
             sources=tuple(self.sources),
             corpus=self.corpus,
             unit_rows=choose_unit_rows(self.sources, length=self.config.corpus.sequence_length),
         )
-        rows = tokenise(job, rows_id=self.rows_id, run=self._run_beam)
+
+    def _tokenise(self) -> PlannedRows:
+        rows = tokenise(self.tokenise_job(), rows_id=self.rows_id, run=self._run_beam)
         count, tokens = totals(rows.units)
         heldout = sum(unit.rows for unit in rows.units if unit.split == "heldout")
         self.console.print(
@@ -148,7 +150,14 @@ class _Capture:
 
     def _calibrate(self, rows: PlannedRows) -> None:
         self.console.print(f"calibrate: running {self.checkpoint.name} on a sample")
-        job = CalibrateJob(
+        job = self.calibrate_job(rows)
+        self._run_beam(
+            lambda pipeline: pipeline | beam.Create([job]) | "Calibrate" >> beam.Map(calibrate)
+        )
+
+    def calibrate_job(self, rows: PlannedRows) -> CalibrateJob:
+        """What calibration is told of these rows."""
+        return CalibrateJob(
             part=self.layout.root,
             tokenizer=self.tokenizer.digest,
             rows=rows,
@@ -160,17 +169,15 @@ class _Capture:
             sequence_length=self.config.corpus.sequence_length,
             on_error=self.config.corpus.on_error,
         )
-        self._run_beam(
-            lambda pipeline: pipeline | beam.Create([job]) | "Calibrate" >> beam.Map(calibrate)
-        )
 
     def _run_beam(self, build: Build) -> None:
         run_pipeline(build, runner=self.config.runner, options=self.config.runner_options)
 
-    def _reading_aids(self) -> dict[str, bytes]:
+    def write_reading_aids(self) -> None:
         """Tokenizer and teacher config: the cache is readable on a machine without the teacher."""
         config = json.dumps(self.checkpoint.config.to_hf(), indent=2, sort_keys=True)
-        return {**self.tokenizer.files(), "config.json": config.encode()}
+        for name, content in {**self.tokenizer.files(), "config.json": config.encode()}.items():
+            write_bytes(self.cache / TOKENIZER / name, content)
 
     def _rows_id(self) -> str:
         return rows_id(

@@ -84,6 +84,22 @@ def tokenise(job: TokeniseJob, *, rows_id: str, run: Callable[[Build], None]) ->
     return rows
 
 
+def tokenise_some(job: TokeniseJob, shards: Sequence[Shard]) -> tuple[PlannedRows, list[list[Unit]]]:
+    """Rows of these shards alone, as if they were all there is, and each shard's units; no Beam."""
+    seen: set[bytes] = set()
+    drops: dict[int, set[Place]] = {shard.number: set() for shard in shards}
+    for shard in shards:
+        for content, (number, place) in _hashes(shard, job):
+            if content in seen:
+                drops[number].add(place)
+            seen.add(content)
+    for shard in shards:
+        tokenise_shard(shard, job, drop=frozenset(drops[shard.number]))
+    commits = [read_json(_shard_commit(job, shard.number)) for shard in shards]
+    units = [[unit_from_json(unit) for unit in commit["units"]] for commit in commits]
+    return _gather(job, list(shards), rows_id=""), units
+
+
 def _build(pipeline: beam.Pipeline, job: TokeniseJob, shards: list[Shard]) -> None:
     """Only hashes, places and shard descriptions travel; text is read again where it is used."""
     cut = pipeline | "Shards" >> beam.Create(shards) | "Spread" >> beam.Reshuffle()
