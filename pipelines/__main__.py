@@ -1,7 +1,9 @@
-"""`python -m pipelines precompute [CONFIG.toml] [--flag value …]`, `verify CACHE` after it, and a
-cache's housekeeping: `remove CACHE SIGNAL…` and `gc CACHE`."""
+"""`python -m pipelines precompute [CONFIG.toml] [--flag value …]`, `plan` before it with the same,
+`verify CACHE` after it, and a cache's housekeeping: `remove CACHE SIGNAL…` and `gc CACHE`."""
 
 import argparse
+import dataclasses
+import json
 import logging
 import sys
 from collections import Counter
@@ -89,6 +91,23 @@ def _gc(arguments: list[str]) -> int:
     return 0
 
 
+def _plan(arguments: list[str]) -> int:
+    as_json = "--json" in arguments
+    arguments = [argument for argument in arguments if argument != "--json"]
+    config = parse(Precompute, arguments, program="python -m pipelines plan [--json]")
+    from rich.console import Console
+
+    from pipelines.estimate import estimate, show
+
+    # What it says on the way is not part of the document.
+    found = estimate(config, console=Console(stderr=True, soft_wrap=True, highlight=False))
+    if as_json:
+        print(json.dumps(dataclasses.asdict(found), indent=1))
+    else:
+        show(found, Console(soft_wrap=True, highlight=False))
+    return 1 if found.problems else 0
+
+
 def _verify(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pipelines verify",
@@ -117,7 +136,13 @@ def _verify(arguments: list[str]) -> int:
     )
 
 
-COMMANDS = {"precompute": _precompute, "verify": _verify, "remove": _remove, "gc": _gc}
+COMMANDS = {
+    "plan": _plan,
+    "precompute": _precompute,
+    "verify": _verify,
+    "remove": _remove,
+    "gc": _gc,
+}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -80,7 +80,7 @@ class Capture:
         return seal(self.cache, plan)
 
     def _add_to(self, manifest: Manifest) -> Manifest:
-        asked = self._arrays(unit_rows=manifest.parts[0].unit_rows)
+        asked = self.arrays(unit_rows=manifest.parts[0].unit_rows)
         new = not_held(asked, manifest, cache=self.cache)
         if new:
             return add_signals(
@@ -104,7 +104,7 @@ class Capture:
                 return plan
         rows = self._tokenise()
         if not self.layout.plan.exists():
-            arrays = self._arrays(unit_rows=rows.unit_rows)
+            arrays = self.arrays(unit_rows=rows.unit_rows)
             length = self.config.corpus.sequence_length
             require_space(arrays, cache=self.cache, units=rows.units, length=length)
             self._calibrate(rows)
@@ -118,7 +118,8 @@ class Capture:
             return False
         return True
 
-    def _arrays(self, *, unit_rows: int) -> dict[str, ArraySignal]:
+    def arrays(self, *, unit_rows: int) -> dict[str, ArraySignal]:
+        """The array signals asked for, by name; their signal_id is not known yet."""
         return describe(
             self.config.signals,
             self.checkpoint.config,

@@ -84,8 +84,8 @@ def tokenise(job: TokeniseJob, *, rows_id: str, run: Callable[[Build], None]) ->
     return rows
 
 
-def tokenise_some(job: TokeniseJob, shards: Sequence[Shard]) -> tuple[PlannedRows, list[list[Unit]]]:
-    """Rows of these shards alone, as if they were all there is, and each shard's units; no Beam."""
+def tokenise_some(job: TokeniseJob, shards: Sequence[Shard]) -> PlannedRows:
+    """Rows of these shards alone, as if they were all there is, in this process."""
     seen: set[bytes] = set()
     drops: dict[int, set[Place]] = {shard.number: set() for shard in shards}
     for shard in shards:
@@ -95,9 +95,7 @@ def tokenise_some(job: TokeniseJob, shards: Sequence[Shard]) -> tuple[PlannedRow
             seen.add(content)
     for shard in shards:
         tokenise_shard(shard, job, drop=frozenset(drops[shard.number]))
-    commits = [read_json(_shard_commit(job, shard.number)) for shard in shards]
-    units = [[unit_from_json(unit) for unit in commit["units"]] for commit in commits]
-    return _gather(job, list(shards), rows_id=""), units
+    return _gather(job, list(shards), rows_id="")
 
 
 def _build(pipeline: beam.Pipeline, job: TokeniseJob, shards: list[Shard]) -> None:
