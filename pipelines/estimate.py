@@ -46,6 +46,7 @@ from schemas.units import read_unit_rows
 _TOKENISED_BYTES = 8 << 20
 """Of the corpus, at least, if it has as many; whole shards."""
 _MEASURED_TOKENS = 8192
+"""In batches that are full, two at least."""
 _CALIBRATED_TOKENS = 4096
 _WRITTEN_ROWS = 128
 """Rows of a file that is written to see its size; larger ones grow with their rows."""
@@ -204,11 +205,12 @@ class _Measured:
         mesh = self.capture.config.teacher.mesh
         size = batch if isinstance(batch, int) else default_batch_rows(self.length, mesh=mesh)
         # Batches are filled inside a unit: where units are smaller, the rest is padding.
+        batches = max(2, -(-_MEASURED_TOKENS // (size * self.length)))
         size = min(size, self.planned.unit_rows)
         places = self.planned.sample
         # The smallest keys calibrate, in the real capture too; others are measured if there are.
         calibrated = -(-_CALIBRATED_TOKENS // self.length)
-        wanted = max(2 * size, -(-_MEASURED_TOKENS // self.length))
+        wanted = batches * size
         others = places[calibrated : calibrated + wanted] or places[:wanted]
         measured = self._units(others, size, first=0)
         self.numbers = range(len(measured))

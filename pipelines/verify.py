@@ -14,15 +14,17 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from models import Checkpoint
+from models.safetensors_files import CONFIG
 from pipelines.content import Content, compare
 from pipelines.identity import digest_memory, named_teacher
 from pipelines.reference import Reference
 from pipelines.repair import Repair, repair
-from pipelines.structure import Structure, check_structure
+from pipelines.structure import Problem, Structure, check_structure
 from schemas import Cache, open_cache
 from schemas.layout import PartLayout
 from schemas.manifest import Manifest, Part
-from schemas.plan import read_plan
+from schemas.plan import PlannedTeacher, read_plan
 from schemas.signals import AttentionSignal, HiddenSignal
 
 _WIDTH = 140
@@ -71,7 +73,10 @@ def verify(path: Path, *, rows: int, teacher: str | None, memory: Path) -> Repor
                     "rows were not compared with the teacher"
                 )
             if numbers:
-                report.content[part.path] = _compare(cache, part, numbers, teacher, memory=memory)
+                planned = read_plan(PartLayout(path / part.path).plan).teacher
+                checkpoint = named_teacher(cache, part, planned, teacher, memory=memory)
+                report.structure.problems += _other_config(cache, checkpoint)
+                report.content[part.path] = _compare(cache, part, numbers, checkpoint, planned)
         if not report.content:
             raise ValueError(f"{path}: no undamaged row to compare with the teacher")
     except (ValueError, OSError, RuntimeError) as error:
@@ -103,11 +108,28 @@ def sample_rows(manifest: Manifest, structure: Structure, *, rows: int) -> list[
     ]
 
 
+def _other_config(cache: Cache, checkpoint: Checkpoint) -> list[Problem]:
+    """What is wrong with the config beside the tokenizer, whose hash nobody keeps."""
+    file = cache.tokenizer_path / CONFIG
+    try:
+        found = json.loads(file.read_bytes())
+    except (ValueError, OSError):
+        found = None
+    if found == json.loads(json.dumps(checkpoint.config.to_hf())):
+        return []
+    name = file.relative_to(cache.path).as_posix()
+    return [
+        Problem(name, "the teacher's config", "another one" if found else "not JSON, or no file")
+    ]
+
+
 def _compare(
-    cache: Cache, part: Part, rows: Sequence[int], teacher: str | None, *, memory: Path
+    cache: Cache,
+    part: Part,
+    rows: Sequence[int],
+    checkpoint: Checkpoint,
+    planned: PlannedTeacher,
 ) -> Content:
-    planned = read_plan(PartLayout(cache.path / part.path).plan).teacher
-    checkpoint = named_teacher(cache, part, planned, teacher, memory=memory)
     signals = part.signals.values()
     reference = Reference(
         checkpoint,

@@ -272,6 +272,14 @@ def test_a_teacher_with_another_tokenizer_is_refused_by_name(root, lossless):
         file.write_bytes(right)
 
 
+def test_a_config_beside_the_tokenizer_that_is_not_the_teachers_is_told(lossless, tmp_path):
+    path = copy_of(lossless, tmp_path / "c")
+    file = path / "tokenizer" / "config.json"
+    file.write_text(file.read_text().replace("256", "257"))
+    (problem,) = verified(path, rows=1).structure.problems
+    assert problem.file == "tokenizer/config.json"
+
+
 def test_the_sample_is_the_same_each_time_and_spread_over_the_cache(lossless):
     structure = verified(lossless, rows=0).structure
     (rows,) = sample_rows(lossless.manifest, structure, rows=4)
