@@ -1,7 +1,9 @@
-"""`python -m pipelines precompute [CONFIG.toml] [--flag value …]`, and a cache's housekeeping:
-`inspect CACHE`, `remove CACHE SIGNAL…` and `gc CACHE`."""
+"""`python -m pipelines precompute [CONFIG.toml] [--flag value …]`, `plan` before it with the same,
+`verify CACHE` and `inspect CACHE` after it, and housekeeping: `remove CACHE SIGNAL…`, `gc CACHE`."""
 
 import argparse
+import dataclasses
+import json
 import logging
 import sys
 from collections import Counter
@@ -129,7 +131,59 @@ def _inspect(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"precompute": _precompute, "inspect": _inspect, "remove": _remove, "gc": _gc}
+def _plan(arguments: list[str]) -> int:
+    as_json = "--json" in arguments
+    arguments = [argument for argument in arguments if argument != "--json"]
+    config = parse(Precompute, arguments, program="python -m pipelines plan [--json]")
+    from rich.console import Console
+
+    from pipelines.estimate import estimate, show
+
+    # What it says on the way is not part of the document.
+    found = estimate(config, console=Console(stderr=True, soft_wrap=True, highlight=False))
+    if as_json:
+        print(json.dumps(dataclasses.asdict(found), indent=1))
+    else:
+        show(found, Console(soft_wrap=True, highlight=False))
+    return 1 if found.problems else 0
+
+
+def _verify(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines verify",
+        description="Hold every file of a sealed cache to what was committed, then have the "
+        "teacher read some rows again, plainly, and compare. Exit status: 0 fine, 1 something is "
+        "wrong, 2 it could not be told.",
+    )
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("--rows", type=int, default=16, help="rows to read again; 0: files only")
+    parser.add_argument("--teacher", help="where the teacher lies now, if not where it lay")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--repair", action="store_true", help="capture again the units whose files are damaged"
+    )
+    options = parser.parse_args(arguments)
+    if options.rows < 0:
+        parser.error(f"--rows is {options.rows}; 0 or more")
+    from pipelines.verify import verify_and_tell
+
+    return verify_and_tell(
+        options.cache,
+        rows=options.rows,
+        teacher=options.teacher,
+        mend=options.repair,
+        as_json=options.json,
+    )
+
+
+COMMANDS = {
+    "plan": _plan,
+    "precompute": _precompute,
+    "verify": _verify,
+    "inspect": _inspect,
+    "remove": _remove,
+    "gc": _gc,
+}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

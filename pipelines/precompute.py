@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import apache_beam as beam
@@ -19,9 +18,9 @@ from pipelines.calibrate import CalibrateJob, calibrate
 from pipelines.capture_plan import capture_plan, totals
 from pipelines.config import Precompute
 from pipelines.documents import recognised
+from pipelines.identity import digest_memory, identity_of
 from pipelines.seal import clean, seal
 from pipelines.sources import SourceFile, find_sources, settled
-from pipelines.teacher import numerics
 from pipelines.tokenise import (
     TokeniseJob,
     choose_unit_rows,
@@ -29,7 +28,7 @@ from pipelines.tokenise import (
     tokenise,
 )
 from schemas.files import require_file, write_bytes
-from schemas.identity import remembered_sha256s, rows_id, teacher_id
+from schemas.identity import rows_id
 from schemas.layout import MANIFEST, TOKENIZER, PartLayout, part_layout
 from schemas.manifest import Manifest, read_manifest
 from schemas.plan import Plan, PlannedRows, claim, read_plan
@@ -41,10 +40,10 @@ def precompute(config: Precompute, *, console: Console | None = None) -> Manifes
 
     Errors of input are ValueError or FileNotFoundError before a worker starts, WorkerError after.
     """
-    return _Capture(config, console or Console(soft_wrap=True, highlight=False)).run()
+    return Capture(config, console or Console(soft_wrap=True, highlight=False)).run()
 
 
-class _Capture:
+class Capture:
     """One run of the job: what was asked for, looked up once, and the steps in order."""
 
     def __init__(self, config: Precompute, console: Console):
@@ -73,8 +72,7 @@ class _Capture:
             self.console.print(notice)
         if sealed:
             return self._add_to(read_manifest(self.cache))
-        for name, content in self._reading_aids().items():
-            write_bytes(self.cache / TOKENIZER / name, content)
+        self.write_reading_aids()
         plan = self._plan()
         capture_plan(
             plan, self.layout.plan, part=self.layout.root, run=self._run_beam, console=self.console
@@ -82,7 +80,7 @@ class _Capture:
         return seal(self.cache, plan)
 
     def _add_to(self, manifest: Manifest) -> Manifest:
-        asked = self._arrays(unit_rows=manifest.parts[0].unit_rows)
+        asked = self.arrays(unit_rows=manifest.parts[0].unit_rows)
         new = not_held(asked, manifest, cache=self.cache)
         if new:
             return add_signals(
@@ -106,7 +104,7 @@ class _Capture:
                 return plan
         rows = self._tokenise()
         if not self.layout.plan.exists():
-            arrays = self._arrays(unit_rows=rows.unit_rows)
+            arrays = self.arrays(unit_rows=rows.unit_rows)
             length = self.config.corpus.sequence_length
             require_space(arrays, cache=self.cache, units=rows.units, length=length)
             self._calibrate(rows)
@@ -120,7 +118,8 @@ class _Capture:
             return False
         return True
 
-    def _arrays(self, *, unit_rows: int) -> dict[str, ArraySignal]:
+    def arrays(self, *, unit_rows: int) -> dict[str, ArraySignal]:
+        """The array signals asked for, by name; their signal_id is not known yet."""
         return describe(
             self.config.signals,
             self.checkpoint.config,
@@ -129,15 +128,18 @@ class _Capture:
             unit_rows=unit_rows,
         )
 
-    def _tokenise(self) -> PlannedRows:
-        job = TokeniseJob(
+    def tokenise_job(self) -> TokeniseJob:
+        """What tokenising is told."""
+        return TokeniseJob(
             part=self.layout.root,
             tokenizer=self.cache / TOKENIZER,
             sources=tuple(self.sources),
             corpus=self.corpus,
             unit_rows=choose_unit_rows(self.sources, length=self.config.corpus.sequence_length),
         )
-        rows = tokenise(job, rows_id=self.rows_id, run=self._run_beam)
+
+    def _tokenise(self) -> PlannedRows:
+        rows = tokenise(self.tokenise_job(), rows_id=self.rows_id, run=self._run_beam)
         count, tokens = totals(rows.units)
         heldout = sum(unit.rows for unit in rows.units if unit.split == "heldout")
         self.console.print(
@@ -149,7 +151,14 @@ class _Capture:
 
     def _calibrate(self, rows: PlannedRows) -> None:
         self.console.print(f"calibrate: running {self.checkpoint.name} on a sample")
-        job = CalibrateJob(
+        job = self.calibrate_job(rows)
+        self._run_beam(
+            lambda pipeline: pipeline | beam.Create([job]) | "Calibrate" >> beam.Map(calibrate)
+        )
+
+    def calibrate_job(self, rows: PlannedRows) -> CalibrateJob:
+        """What calibration is told of these rows."""
+        return CalibrateJob(
             part=self.layout.root,
             tokenizer=self.tokenizer.digest,
             rows=rows,
@@ -161,17 +170,15 @@ class _Capture:
             sequence_length=self.config.corpus.sequence_length,
             on_error=self.config.corpus.on_error,
         )
-        self._run_beam(
-            lambda pipeline: pipeline | beam.Create([job]) | "Calibrate" >> beam.Map(calibrate)
-        )
 
     def _run_beam(self, build: Build) -> None:
         run_pipeline(build, runner=self.config.runner, options=self.config.runner_options)
 
-    def _reading_aids(self) -> dict[str, bytes]:
+    def write_reading_aids(self) -> None:
         """Tokenizer and teacher config: the cache is readable on a machine without the teacher."""
         config = json.dumps(self.checkpoint.config.to_hf(), indent=2, sort_keys=True)
-        return {**self.tokenizer.files(), "config.json": config.encode()}
+        for name, content in {**self.tokenizer.files(), "config.json": config.encode()}.items():
+            write_bytes(self.cache / TOKENIZER / name, content)
 
     def _rows_id(self) -> str:
         return rows_id(
@@ -181,13 +188,12 @@ class _Capture:
         )
 
     def _teacher_id(self, memory: Path) -> str:
-        files = self.checkpoint.weight_files
-        digests = remembered_sha256s(files, memory=memory)
-        return teacher_id(
-            weights={path.name: sha for path, sha in zip(files, digests, strict=True)},
-            config=self.checkpoint.config.identity(),
+        return identity_of(
+            self.checkpoint,
+            dtype=self.config.teacher.dtype,
+            quantize=self.config.teacher.quantize,
             vocabulary=self.vocabulary,
-            numerics=numerics(self.config.teacher.dtype, self.config.teacher.quantize),
+            memory=memory,
         )
 
     def _request(self) -> dict:
@@ -246,12 +252,6 @@ def chat_template(
             "tokenizer.json, or give the documents as prompt and completion"
         )
     return template
-
-
-def digest_memory() -> Path:
-    """Where hashes of large files are remembered for this user."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "decant" / "digests.json"
 
 
 def _pinned(model: str, plan: Path) -> str:

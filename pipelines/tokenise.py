@@ -84,6 +84,20 @@ def tokenise(job: TokeniseJob, *, rows_id: str, run: Callable[[Build], None]) ->
     return rows
 
 
+def tokenise_some(job: TokeniseJob, shards: Sequence[Shard]) -> PlannedRows:
+    """Rows of these shards alone, as if they were all there is, in this process."""
+    seen: set[bytes] = set()
+    drops: dict[int, set[Place]] = {shard.number: set() for shard in shards}
+    for shard in shards:
+        for content, (number, place) in _hashes(shard, job):
+            if content in seen:
+                drops[number].add(place)
+            seen.add(content)
+    for shard in shards:
+        tokenise_shard(shard, job, drop=frozenset(drops[shard.number]))
+    return _gather(job, list(shards), rows_id="")
+
+
 def _build(pipeline: beam.Pipeline, job: TokeniseJob, shards: list[Shard]) -> None:
     """Only hashes, places and shard descriptions travel; text is read again where it is used."""
     cut = pipeline | "Shards" >> beam.Create(shards) | "Spread" >> beam.Reshuffle()

@@ -1,0 +1,112 @@
+"""`plan` against what the capture then wrote."""
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipelines.__main__ import main
+from pipelines.config import Attention, Hidden
+from pipelines.estimate import estimate, show
+from pipelines.precompute import precompute
+from schemas import open_cache
+from tests.make_cache import tiny_settings, write_corpus
+
+SIGNALS = {
+    "profile": "compact",
+    "draws": 2,
+    "hidden": Hidden(layers=(1,), dtype="int8"),
+    "attention": Attention(layers=(0,)),
+}
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("plan")
+    write_corpus(root / "corpus", files=12, words=600)
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(root):
+    return tiny_settings(root, **SIGNALS)
+
+
+@pytest.fixture(scope="module")
+def found(config):
+    return estimate(config, console=QUIET)
+
+
+def test_it_is_near_what_the_capture_writes(config, found):
+    precompute(config)
+    cache = open_cache(config.output)
+    (part,) = cache.manifest.parts
+    assert found.rows == pytest.approx(len(cache), rel=0.1)
+    assert found.units == pytest.approx(len(part.units), rel=0.1)
+    assert found.tokens == pytest.approx(sum(unit.tokens for unit in part.units), rel=0.1)
+    assert found.scored == pytest.approx(sum(unit.scored for unit in part.units), rel=0.1)
+    assert found.signals.keys() == {"rows", *part.signals}
+    for name, cost in found.signals.items():
+        real = sum(unit.files[name].bytes for unit in part.units)
+        assert cost.bytes == pytest.approx(real, rel=0.15), name
+    files = [path for path in config.output.rglob("*") if path.is_file()]
+    assert found.files == pytest.approx(len(files), rel=0.1)
+    assert found.bytes == pytest.approx(sum(p.stat().st_size for p in files), rel=0.15)
+
+
+def test_a_share_of_the_corpus_stands_for_the_rest(config, found, monkeypatch):
+    monkeypatch.setattr("pipelines.estimate._TOKENISED_BYTES", found.source_bytes // 3)
+    part = estimate(config, console=QUIET)
+    assert part.tokenised_bytes < 0.6 * part.source_bytes
+    assert part.rows == pytest.approx(found.rows, rel=0.1)
+    assert part.units == pytest.approx(found.units, rel=0.2)
+    assert part.bytes == pytest.approx(found.bytes, rel=0.2)
+
+
+def test_it_says_when_it_will_not_fit_and_leaves_nothing_behind(
+    config, tmp_path, monkeypatch, capsys
+):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr("pipelines.estimate.device_bytes", lambda: 1000)
+    output = tmp_path / "not yet" / "cache"
+    found = estimate(dataclasses.replace(config, output=output), console=QUIET)
+    assert [problem.split(":")[0] for problem in found.problems] == [
+        f"free on the disk of {output}",
+        "each device's memory",
+    ]
+    show(found, Console())
+    assert "it will not fit" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [scratch]
+    assert list(scratch.iterdir()) == []
+
+
+def test_the_command_prints_one_json_document(config, tmp_path, capsys):
+    flags = [
+        *("--corpus.files", *config.corpus.files),
+        "--corpus.sequence-length=64",
+        f"--teacher.model={config.teacher.model}",
+        "--signals.logits.k=8",
+        f"--output={tmp_path / 'never'}",
+    ]
+    assert main(["plan", "--json", *flags]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["rows"] > 0
+    assert document["problems"] == []
+    assert document["signals"]["logits"]["bytes"] > 0
+    assert not (tmp_path / "never").exists()
+
+
+def test_errors_of_the_config_are_those_of_precompute(config):
+    hidden = dataclasses.replace(config.signals.hidden, layers=(9,))
+    signals = dataclasses.replace(config.signals, hidden=hidden)
+    with pytest.raises(ValueError, match="there is no layer 9"):
+        estimate(dataclasses.replace(config, signals=signals), console=QUIET)

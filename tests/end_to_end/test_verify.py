@@ -1,0 +1,318 @@
+"""`verify` on caches that are right, and on caches captured wrong in ways that no hash can see."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.tokenizer import Tokenizer
+from pipelines import teacher
+from pipelines.__main__ import main
+from pipelines.config import Attention, Hidden, Teacher
+from pipelines.precompute import precompute
+from pipelines.verify import Report, sample_rows, verify
+from schemas import Cache, open_cache
+from schemas.draws import Draws
+from schemas.frames import Kind, unpack
+from tests.make_cache import tiny_cache, tiny_settings, tokenizer_files, write_corpus, write_teacher
+from tests.resealed import copy_of, records_of, with_records, with_targets
+
+SIGNALS = {"hidden": Hidden(layers=(0, 1, -1)), "attention": Attention(layers="all", heads=(2, 0))}
+DRAWS = {"draws": 4, "draw_temperatures": (1.0, 2.0)}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("verify")
+    write_corpus(root / "corpus", files=8, words=220)
+    return root
+
+
+@pytest.fixture(scope="module")
+def lossless(root) -> Cache:
+    return tiny_cache(root, **DRAWS, **SIGNALS, output=root / "lossless")
+
+
+@pytest.fixture(scope="module")
+def compact(root) -> Cache:
+    narrow = {
+        "hidden": Hidden(layers=(1,), dtype="int8", width=12),
+        "attention": Attention(layers=(1,), heads="mean", dtype="bfloat16"),
+    }
+    return tiny_cache(root, profile="compact", **DRAWS, **narrow, output=root / "compact")
+
+
+def verified(cache: Cache | Path, rows: int = 1000, **options) -> Report:
+    path = cache.path if isinstance(cache, Cache) else cache
+    settings = {"teacher": None, "memory": path.parent / "digests.json", **options}
+    return verify(path, rows=rows, **settings)
+
+
+def wrong_in(report: Report) -> set[str]:
+    """What is beyond its limits, without the signal."""
+    assert report.unable is None
+    (content,) = report.content.values()
+    return {found.what for found in (*content.figures, *content.counts) if not found.fine}
+
+
+def figure(report: Report, signal: str, what: str):
+    (content,) = report.content.values()
+    (found,) = [f for f in content.figures if (f.signal, f.what) == (signal, what)]
+    return found
+
+
+def test_a_lossless_cache_with_every_signal_is_fine(lossless):
+    report = verified(lossless)
+    assert report.status == 0, wrong_in(report)
+    (content,) = report.content.values()
+    assert content.rows == list(range(len(lossless)))
+    assert content.positions == sum(u.scored for u in lossless.manifest.parts[0].units)
+    assert {found.signal for found in content.figures} == set(lossless.manifest.signals)
+    # Nothing passes for want of a comparison: each KL is the mean of as many positions.
+    assert figure(report, "logits", "KL at T = 2, nats").max > 0
+
+
+def test_a_compact_cache_with_narrow_signals_is_fine(compact):
+    report = verified(compact)
+    assert report.status == 0, wrong_in(report)
+    # Rounded, so that nothing passes for want of a comparison.
+    assert figure(report, "logits", "KL at T = 1, nats").mean > 1e-7
+    assert figure(report, "hidden/1", "error of a state, relative").mean > 1e-3
+    assert figure(report, "attention/1", "a query's total variation").mean > 1e-4
+
+
+def test_a_fast_cache_is_fine(root):
+    cache = tiny_cache(root, profile="fast", **DRAWS, output=root / "fast")
+    assert verified(cache).status == 0
+
+
+def test_a_cache_of_a_bfloat16_teacher_is_fine(root):
+    config = tiny_settings(root, **DRAWS, hidden=Hidden(layers=(1,)), output=root / "bfloat16")
+    narrow = Teacher(model=config.teacher.model, batch_rows=2, dtype="bfloat16")
+    precompute(dataclasses.replace(config, teacher=narrow))
+    report = verified(root / "bfloat16")
+    assert report.status == 0, wrong_in(report)
+
+
+def test_a_capture_one_position_or_one_layer_off_is_found(root, monkeypatch):
+    """Logits of the position before, states of the layer after: each is told of its own signal."""
+    original = teacher.TeacherRunner._read
+
+    def off_by_one(self, batch, layers):
+        found = original(self, batch, {layer + 1 for layer in layers})
+        states = {layer: found.layers[layer + 1] for layer in layers}
+        return found._replace(hidden=jnp.roll(found.hidden, 1, axis=1), layers=states)
+
+    monkeypatch.setattr(teacher.TeacherRunner, "_read", off_by_one)
+    narrow = Hidden(layers=(1,), dtype="int8")
+    cache = tiny_cache(root, profile="compact", hidden=narrow, output=root / "off")
+    report = verified(cache, rows=2)
+    assert not report.structure.problems
+    assert report.status == 1
+    wrong = {f"KL at T = {t}, nats" for t in (1, 2, 4)} | {"error of a state, relative"}
+    assert wrong <= wrong_in(report)
+
+
+def test_a_cache_tokenised_by_another_tokenizer_is_found(root, monkeypatch):
+    """Its files and digests say one tokenizer, its rows are another's."""
+    files = tokenizer_files(400)  # of the same words, but with fewer merges and other ids
+    definition = json.loads(files["tokenizer.json"])
+    definition["model"]["merges"] = definition["model"]["merges"][::3]
+    files["tokenizer.json"] = json.dumps(definition).encode()
+
+    class Other(Tokenizer):
+        @classmethod
+        def from_files(cls, directory):
+            return Tokenizer(files, where="another")
+
+    monkeypatch.setattr("pipelines.tokenise.Tokenizer", Other)
+    cache = tiny_cache(root, output=root / "tokenizer")
+    monkeypatch.undo()
+    report = verified(cache, rows=4)
+    assert not report.structure.problems
+    assert wrong_in(report) == {"tokens spelled otherwise"}
+
+
+@pytest.mark.parametrize("kind", ["lossless", "compact"])
+def test_a_tail_of_half_its_mass_is_found(root, kind, request, tmp_path):
+    cache = request.getfixturevalue(kind)
+
+    def halved(targets):
+        return dataclasses.replace(targets, tail_logmass=targets.tail_logmass - np.log(2))
+
+    wrong = wrong_in(verified(with_targets(copy_of(cache, tmp_path / "c"), halved), rows=4))
+    assert {"KL at T = 1, nats", "KL at T = 4, nats", "tail's mass at any node"} <= wrong
+
+
+def test_one_node_of_the_tail_that_no_temperature_reads_is_found(lossless, tmp_path):
+    def bent(targets):
+        mass = targets.tail_logmass.copy()
+        mass[:, 7] -= 0.05  # β = 7/8
+        return dataclasses.replace(targets, tail_logmass=mass)
+
+    wrong = wrong_in(verified(with_targets(copy_of(lossless, tmp_path / "c"), bent), rows=4))
+    assert wrong == {"tail's mass at any node"}
+
+
+def test_log_probs_that_are_all_off_by_the_same_are_found(lossless, tmp_path):
+    """A shift that the softmax takes out again, and that who reads a log-prob alone does not."""
+
+    def shifted(targets):
+        mass = targets.tail_logmass - 0.1 * np.array(lossless.manifest.betas, np.float32)
+        return dataclasses.replace(targets, logprobs=targets.logprobs - 0.1, tail_logmass=mass)
+
+    wrong = wrong_in(verified(with_targets(copy_of(lossless, tmp_path / "c"), shifted), rows=4))
+    assert wrong == {"head and tail, off from 1"}
+
+
+def test_an_id_that_is_not_of_the_top_k_is_found(lossless, tmp_path):
+    def other_id(targets):
+        ids = targets.ids.copy()
+        # The first id that is in none of the two sets.
+        taken = np.concatenate([ids, targets.draws.ids], axis=1)
+        ids[:, -1] = [next(v for v in range(512) if v not in row) for row in taken]
+        return dataclasses.replace(targets, ids=ids)
+
+    report = verified(with_targets(copy_of(lossless, tmp_path / "c"), other_id), rows=4)
+    assert "ids not of the top 8" in wrong_in(report)
+    (content,) = report.content.values()
+    (count,) = [c for c in content.counts if c.what == "ids not of the top 8"]
+    # All but those positions where the replacement is the true one by chance.
+    assert 0.9 * content.positions < count.wrong <= content.positions
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (
+            lambda t, d: Draws(t.ids[:, :4].copy(), t.logprobs[:, :4].copy(), d.betas),
+            "draws of the top-k",
+        ),
+        (lambda t, d: Draws(d.ids, d.logprobs - 0.1, d.betas), "log-prob of draws, nats"),
+        (lambda t, d: Draws(np.roll(d.ids, 1, 0), d.logprobs, d.betas), "log-prob of draws, nats"),
+        (lambda t, d: Draws(d.ids, np.full_like(d.logprobs, -np.inf), d.betas), "draws missing"),
+    ],
+)
+def test_draws_not_of_the_tail_or_not_as_likely_are_found(lossless, tmp_path, change, what):
+    def redrawn(targets):
+        return dataclasses.replace(targets, draws=change(targets, targets.draws))
+
+    report = verified(with_targets(copy_of(lossless, tmp_path / "c"), redrawn), rows=4)
+    assert what in wrong_in(report)
+
+
+def test_two_records_of_a_unit_exchanged_are_found_by_their_keys(lossless, tmp_path):
+    path = copy_of(lossless, tmp_path / "c")
+    first, second, *rest = records_of(path, 0)
+    report = verified(with_records(path, {0: [second, first, *rest]}))
+    assert [(p.unit, p.signal) for p in report.structure.problems] == [(0, "logits")] * 2
+    assert all("of another row" in p.got for p in report.structure.problems)
+    assert report.status == 1
+
+
+def test_the_files_of_two_units_exchanged_are_found_by_their_keys(lossless, tmp_path):
+    path = copy_of(lossless, tmp_path / "c")
+    rows = [unit.rows for unit in lossless.manifest.parts[0].units]
+    a, b = next((i, j) for i in range(len(rows)) for j in range(i) if rows[i] == rows[j])
+    report = verified(with_records(path, {a: records_of(path, b), b: records_of(path, a)}))
+    assert {(p.unit, p.signal) for p in report.structure.problems} == {(a, "logits"), (b, "logits")}
+    assert report.status == 1
+
+
+def test_records_exchanged_together_with_their_keys_are_found_by_the_teacher(lossless, tmp_path):
+    path = copy_of(lossless, tmp_path / "c")
+    units = {}
+    for number in range(len(lossless.manifest.parts[0].units)):
+        frames = [unpack(r, kind=Kind.LOGITS, where="") for r in records_of(path, number)]
+        same = {}
+        for i, frame in enumerate(frames):
+            same.setdefault(frame.blocks[0].payload, []).append(i)  # scored at the same positions
+        pair = next((group[:2] for group in same.values() if len(group) > 1), None)
+        if pair:
+            i, j = pair
+            swapped = list(frames)
+            swapped[i] = dataclasses.replace(frames[j], row_key=frames[i].row_key)
+            swapped[j] = dataclasses.replace(frames[i], row_key=frames[j].row_key)
+            units[number] = [frame.pack() for frame in swapped]
+    assert units
+    report = verified(with_records(path, units))
+    assert not report.structure.problems
+    assert "KL at T = 1, nats" in wrong_in(report)
+
+
+def test_another_teacher_is_refused_by_name(root, lossless):
+    write_teacher(root / "other", seed=1)
+    report = verified(lossless, teacher=str(root / "other"))
+    assert report.status == 2
+    assert "other: teacher_id" in report.unable
+    assert "--teacher" in report.unable
+    assert not report.content
+
+
+def test_a_teacher_that_moved_is_found_with_its_new_place(root, lossless):
+    (root / "teacher").rename(root / "moved")
+    try:
+        assert "--teacher" in verified(lossless).unable
+        assert verified(lossless, rows=2, teacher=str(root / "moved")).status == 0
+    finally:
+        (root / "moved").rename(root / "teacher")
+
+
+def test_a_teacher_with_another_tokenizer_is_refused_by_name(root, lossless):
+    """A cache captured while a wrong tokenizer.json lay beside the weights."""
+    file = root / "teacher" / "tokenizer.json"
+    right = file.read_bytes()
+    file.write_bytes(tokenizer_files(400)["tokenizer.json"])
+    try:
+        assert "read them as other text" in verified(lossless).unable
+    finally:
+        file.write_bytes(right)
+
+
+def test_a_config_beside_the_tokenizer_that_is_not_the_teachers_is_told(lossless, tmp_path):
+    path = copy_of(lossless, tmp_path / "c")
+    file = path / "tokenizer" / "config.json"
+    file.write_text(file.read_text().replace("256", "257"))
+    (problem,) = verified(path, rows=1).structure.problems
+    assert problem.file == "tokenizer/config.json"
+
+
+def test_the_sample_is_the_same_each_time_and_spread_over_the_cache(lossless):
+    structure = verified(lossless, rows=0).structure
+    (rows,) = sample_rows(lossless.manifest, structure, rows=4)
+    assert len(rows) == 4
+    assert (rows[0], rows[-1]) == (0, len(lossless) - 1)
+    assert sample_rows(lossless.manifest, structure, rows=4) == [rows]
+
+
+def test_the_command_says_it_in_json_and_in_its_exit_status(lossless, tmp_path, capsys):
+    assert main(["verify", str(lossless.path), "--rows", "2", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["status"] == 0
+    assert document["cache_id"] == lossless.manifest.cache_id
+    assert all(f["fine"] for f in document["content"]["parts/0000"]["figures"])
+
+    path = copy_of(lossless, tmp_path / "damaged")
+    (path / "parts/0000/logits/unit-00001.array_record").unlink()
+    assert main(["verify", str(path), "--rows", "2", "--json"]) == 1
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert problem["file"] == "parts/0000/logits/unit-00001.array_record"
+    assert (problem["unit"], problem["signal"], problem["got"]) == (1, "logits", "no file")
+
+    assert main(["verify", str(tmp_path / "nothing"), "--json"]) == 2
+    assert "no such cache" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_the_table_names_what_is_wrong(lossless, tmp_path, capsys):
+    def halved(targets):
+        return dataclasses.replace(targets, tail_logmass=targets.tail_logmass - np.log(2))
+
+    cache = with_targets(copy_of(lossless, tmp_path / "c"), halved)
+    assert main(["verify", str(cache.path), "--rows", "2"]) == 1
+    out = capsys.readouterr().out
+    assert "WRONG" in out
+    assert "--repair cannot mend it" in out
+    assert open_cache(cache.path).manifest.cache_id == cache.manifest.cache_id
