@@ -1,5 +1,5 @@
-"""`python -m pipelines precompute [CONFIG.toml] [--flag value …]`, `plan` before it with the same,
-`verify CACHE` and `inspect CACHE` after it, and housekeeping: `remove CACHE SIGNAL…`, `gc CACHE`."""
+"""`python -m pipelines precompute [CONFIG.toml] [--flag value …]`, `plan` before it with the same;
+after it `verify CACHE`, `inspect CACHE`, `remove CACHE SIGNAL…` and `gc CACHE`."""
 
 import argparse
 import dataclasses
@@ -165,7 +165,7 @@ def _verify(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.rows < 0:
         parser.error(f"--rows is {options.rows}; 0 or more")
-    from pipelines.verify import verify_and_tell
+    from pipelines.verification.verify import verify_and_tell
 
     return verify_and_tell(
         options.cache,

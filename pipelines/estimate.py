@@ -29,9 +29,9 @@ from pipelines.capture import LOGITS, capture_unit
 from pipelines.config import Precompute
 from pipelines.precompute import Capture
 from pipelines.sources import Shard, cut_shards
-from pipelines.structure import ROWS
 from pipelines.teacher import Asked
 from pipelines.tokenise import tokenise_some
+from pipelines.verification.structure import ROWS
 from pipelines.wanted import Wanted
 from schemas.arrays import ArraySpec
 from schemas.commits import load_commit

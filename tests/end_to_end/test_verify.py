@@ -13,7 +13,7 @@ from pipelines import teacher
 from pipelines.__main__ import main
 from pipelines.config import Attention, Hidden, Teacher
 from pipelines.precompute import precompute
-from pipelines.verify import Report, sample_rows, verify
+from pipelines.verification.verify import Report, sample_rows, verify
 from schemas import Cache, open_cache
 from schemas.draws import Draws
 from schemas.frames import Kind, unpack

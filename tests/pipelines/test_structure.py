@@ -11,8 +11,8 @@ from pipelines.config import Attention, Hidden
 from pipelines.identity import digest_memory
 from pipelines.precompute import precompute
 from pipelines.remove import remove_signals
-from pipelines.repair import repair
-from pipelines.structure import SURPLUS, Structure, check_structure
+from pipelines.verification.repair import repair
+from pipelines.verification.structure import SURPLUS, Structure, check_structure
 from schemas import Cache, open_cache
 from schemas.files import write_json
 from tests.make_arrays import flip
@@ -237,5 +237,7 @@ def test_rows_and_statistics_are_beyond_repair_and_it_says_so(path):
 
 
 def test_nothing_is_captured_where_nothing_is_damaged(path, monkeypatch):
-    monkeypatch.setattr("pipelines.repair.capture_unit", lambda *_: pytest.fail("captured"))
+    monkeypatch.setattr(
+        "pipelines.verification.repair.capture_unit", lambda *_: pytest.fail("captured")
+    )
     assert mended(path) == []

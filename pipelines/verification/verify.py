@@ -16,11 +16,11 @@ from rich.table import Table
 
 from models import Checkpoint
 from models.safetensors_files import CONFIG
-from pipelines.content import Content, compare
 from pipelines.identity import digest_memory, named_teacher
-from pipelines.reference import Reference
-from pipelines.repair import Repair, repair
-from pipelines.structure import Problem, Structure, check_structure
+from pipelines.verification.content import Content, compare
+from pipelines.verification.reference import Reference
+from pipelines.verification.repair import Repair, repair
+from pipelines.verification.structure import Problem, Structure, check_structure
 from schemas import Cache, open_cache
 from schemas.layout import PartLayout
 from schemas.manifest import Manifest, Part

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from models.tokenizer import Tokenizer
-from pipelines.reference import Reference, Said, log_softmax, segments_of
-from pipelines.retokenise import Spelling
-from pipelines.tolerances import (
+from pipelines.verification.reference import Reference, Said, log_softmax, segments_of
+from pipelines.verification.retokenise import Spelling
+from pipelines.verification.tolerances import (
     MASS,
     ROUNDING,
     SPELLED,

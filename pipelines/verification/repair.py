@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipelines.capture import LOGITS, capture_unit, provenance
 from pipelines.identity import named_teacher
-from pipelines.structure import ROWS, Problem, Structure
+from pipelines.verification.structure import ROWS, Problem, Structure
 from schemas import Cache
 from schemas.arrays import METADATA, create, specs_of
 from schemas.commits import Commit, load_commit

@@ -1,0 +1,1 @@
+"""`verify`: a sealed cache held against its manifest, and what it holds against the teacher."""
