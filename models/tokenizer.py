@@ -14,6 +14,7 @@ import numpy as np
 import tokenizers
 
 from models.chat_template import ChatTemplate
+from schemas import Cache
 
 DEFINITION = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
@@ -159,3 +160,19 @@ class Tokenizer:
                 f"{self._where}: {name} is {text!r}, which {DEFINITION} does not have as a token."
             )
         return found
+
+
+def tokenizer_of(cache: Cache) -> Tokenizer:
+    """The tokenizer that a cache carries. ValueError if it is not the one it was captured with."""
+    path = cache.tokenizer_path
+    try:
+        found = Tokenizer.from_files(path).digest
+    except (FileNotFoundError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: the tokenizer of this cache is damaged: {error}") from error
+    if found != cache.manifest.tokenizer:
+        raise ValueError(
+            f"{path}: tokenizer {found[:12]}, but {cache.path} was captured with "
+            f"{cache.manifest.tokenizer[:12]}; its files were damaged or replaced. Copy those of "
+            "the teacher there"
+        )
+    return Tokenizer.from_files(path)

@@ -2,11 +2,15 @@
 after it `verify CACHE`, `inspect CACHE`, `remove CACHE SIGNAL…` and `gc CACHE`."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
+import signal
 import sys
+import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.config import Precompute
@@ -23,16 +27,39 @@ def main(arguments: list[str]) -> int:
     # nobody needs to hear which of Beam's optional clouds are not installed.
     logging.basicConfig(level=logging.ERROR)
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    stopped_by: list[int] = []
     try:
-        return COMMANDS[arguments[0]](arguments[1:])
+        with _stopping(stopped_by):
+            return COMMANDS[arguments[0]](arguments[1:])
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         if "No space left" in str(error):
             print("Free some space and run again: what is committed stays.", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("\nstopped; run the same command again and it goes on from here", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        done = f": {stop}" if str(stop) else ""
+        print(
+            f"\nstopped{done}; run the same command again and it goes on from here", file=sys.stderr
+        )
+        return 128 + (stopped_by or [signal.SIGINT])[0]
+
+
+@contextlib.contextmanager
+def _stopping(stopped_by: list[int]) -> Iterator[None]:
+    """Have SIGTERM, which a batch scheduler sends, do what Ctrl-C does, and say that it came."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may ask for signals
+        return
+
+    def stop(number: int, _: object) -> None:
+        stopped_by.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _precompute(arguments: list[str]) -> int:
@@ -106,7 +133,7 @@ def _inspect(arguments: list[str]) -> int:
     # Imported here, so that --help does not wait for jax.
     from rich.console import Console
 
-    from models.tokenizer import Tokenizer
+    from models.tokenizer import tokenizer_of
     from pipelines import inspection
     from pipelines.row_page import row_page
     from schemas import open_cache
@@ -121,7 +148,7 @@ def _inspect(arguments: list[str]) -> int:
     row = options.row or 0
     if not 0 <= row < len(cache):
         raise ValueError(f"{options.cache}: row {row} asked for; it has 0 to {len(cache) - 1}")
-    tokenizer = Tokenizer.from_files(cache.tokenizer_path)
+    tokenizer = tokenizer_of(cache)
     tokens = inspection.tokens_of(cache, row, tokenizer, top=options.top)
     if options.html:
         options.html.write_text(row_page(cache, row, tokens), "utf-8")

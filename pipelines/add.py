@@ -22,7 +22,7 @@ from schemas.commits import read_commit
 from schemas.identity import digest
 from schemas.layout import PartLayout, part_layout
 from schemas.manifest import Manifest, Unit
-from schemas.plan import Plan, read_plan
+from schemas.plan import Plan, read_plan, with_teacher_at
 from schemas.signals import ArraySignal, LogitsSignal
 
 
@@ -71,7 +71,7 @@ def add_signals(
                 pipeline | beam.Create([job]) | "Calibrate" >> beam.Map(calibrate_addition)
             )
         )
-    plan = read_plan(path)
+    plan = with_teacher_at(model, path)
     _refuse_leftovers(layout, plan, cache=cache)
     capture_plan(plan, path, part=layout.root, run=run, console=console)
     gained = seal_addition(cache, manifest, plan)

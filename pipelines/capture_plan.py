@@ -35,21 +35,25 @@ def capture_plan(
     _create_arrays(plan, part, console=console)
     layout = PartLayout(part)
 
-    def committed() -> int:
-        def exists(number: int) -> bool:
-            return all(layout.commit(name, number).exists() for name in plan.signals)
+    def exists(number: int) -> bool:
+        return all(layout.commit(name, number).exists() for name in plan.signals)
 
+    def committed() -> int:
         return before + sum(units[n].rows for n in todo if exists(n))
 
-    with capture_progress(rows=rows, tokens=tokens, before=before, committed=committed):
-        run(
-            lambda pipeline: (
-                pipeline
-                | beam.Create(todo)
-                | beam.Reshuffle()
-                | "Capture" >> beam.Map(capture_unit, part, path)
+    try:
+        with capture_progress(rows=rows, tokens=tokens, before=before, committed=committed):
+            run(
+                lambda pipeline: (
+                    pipeline
+                    | beam.Create(todo)
+                    | beam.Reshuffle()
+                    | "Capture" >> beam.Map(capture_unit, part, path)
+                )
             )
-        )
+    except KeyboardInterrupt as stop:
+        there = len(done) + sum(map(exists, todo))
+        raise KeyboardInterrupt(f"{there} of {len(units)} units are done") from stop
 
 
 def totals(units: Sequence[Unit]) -> tuple[int, int]:

@@ -30,8 +30,8 @@ from pipelines.tokenise import (
 from schemas.files import require_file, write_bytes
 from schemas.identity import rows_id
 from schemas.layout import MANIFEST, TOKENIZER, PartLayout, part_layout
-from schemas.manifest import Manifest, read_manifest
-from schemas.plan import Plan, PlannedRows, claim, read_plan
+from schemas.manifest import Manifest, Source, read_manifest
+from schemas.plan import Plan, PlannedRows, claim, read_plan, with_teacher_at
 from schemas.signals import ArraySignal
 
 
@@ -63,11 +63,18 @@ class Capture:
         self.rows_id = self._rows_id()
         self.teacher_id = self._teacher_id(memory)
 
+    @property
+    def model(self) -> str:
+        """What opens the teacher, wherever a worker runs."""
+        name, path = self.checkpoint.name, self.checkpoint.path
+        return str(path.absolute()) if Path(name) == path else name
+
     def run(self) -> Manifest:
         """The steps, each of which does only what no earlier run has done."""
         sealed = (self.cache / MANIFEST).exists()
         request = self._request() | ({} if sealed else self._request_arrays())
-        claim(self.layout.root / "request.json", request, cache=self.cache)
+        sources = [Source(source.name, source.sha256) for source in self.sources]
+        claim(self.layout.root / "request.json", request, sources=sources, cache=self.cache)
         if notice := unused_accelerator():
             self.console.print(notice)
         if sealed:
@@ -87,7 +94,7 @@ class Capture:
                 new,
                 cache=self.cache,
                 manifest=manifest,
-                model=self.checkpoint.name,
+                model=self.model,
                 on_error=self.config.corpus.on_error,
                 run=self._run_beam,
                 console=self.console,
@@ -99,7 +106,7 @@ class Capture:
     def _plan(self) -> Plan:
         """The frozen plan; makes it, and the rows it plans, if an earlier run has not."""
         if self.layout.plan.exists():
-            plan = read_plan(self.layout.plan)
+            plan = with_teacher_at(self.model, self.layout.plan)
             if self._has_rows(plan.rows):
                 return plan
         rows = self._tokenise()
@@ -130,9 +137,10 @@ class Capture:
 
     def tokenise_job(self) -> TokeniseJob:
         """What tokenising is told."""
+        # Absolute, here and below: workers may have another working directory.
         return TokeniseJob(
-            part=self.layout.root,
-            tokenizer=self.cache / TOKENIZER,
+            part=self.layout.root.absolute(),
+            tokenizer=(self.cache / TOKENIZER).absolute(),
             sources=tuple(self.sources),
             corpus=self.corpus,
             unit_rows=choose_unit_rows(self.sources, length=self.config.corpus.sequence_length),
@@ -159,10 +167,10 @@ class Capture:
     def calibrate_job(self, rows: PlannedRows) -> CalibrateJob:
         """What calibration is told of these rows."""
         return CalibrateJob(
-            part=self.layout.root,
+            part=self.layout.root.absolute(),
             tokenizer=self.tokenizer.digest,
             rows=rows,
-            teacher=dataclasses.replace(self.config.teacher, model=self.checkpoint.name),
+            teacher=dataclasses.replace(self.config.teacher, model=self.model),
             model=self.checkpoint.config,
             signals=self.config.signals,
             teacher_id=self.teacher_id,

@@ -36,6 +36,20 @@ class SourceFile:
     bytes: int
     sha256: str
     kind: Kind = "text"
+    modified: int | None = None
+    """mtime in nanoseconds, from before it was hashed."""
+
+    def require_unchanged(self) -> None:
+        """ValueError if it is not the file that was hashed, as far as size and time can tell."""
+        stat = Path(self.path).stat()
+        if self.modified is not None and (stat.st_size, stat.st_mtime_ns) != (
+            self.bytes,
+            self.modified,
+        ):
+            raise ValueError(
+                f"{self.path}: changed while this run read it; bring back what it was and run "
+                "again, or capture what it is now into another output"
+            )
 
     @property
     def compression(self) -> str:
@@ -87,10 +101,11 @@ def find_sources(
     chosen = sorted(_limited(list(found.items()), max_bytes), key=lambda item: (item[1], item[0]))
     if not any(path.stat().st_size for path, _ in chosen):
         raise ValueError(f"corpus.files {list(patterns)}: every matching file is empty")
+    stats = [path.stat() for path, _ in chosen]
     digests = remembered_sha256s([path for path, _ in chosen], memory=memory)
     return [
-        SourceFile(name, str(path), path.stat().st_size, sha256)
-        for (path, name), sha256 in zip(chosen, digests, strict=True)
+        SourceFile(name, str(path), stat.st_size, sha256, modified=stat.st_mtime_ns)
+        for (path, name), stat, sha256 in zip(chosen, stats, digests, strict=True)
     ]
 
 

@@ -164,6 +164,8 @@ def tokenise_shard(shard: Shard, job: TokeniseJob, *, drop: frozenset[Place]) ->
             writer.add(row)
         writer.finish()
     units = [unit for writer in writers.values() for unit in writer.units]
+    for number in {span.source for span in shard.spans}:
+        job.sources[number].require_unchanged()
     write_json(
         commit,
         {

@@ -63,9 +63,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
         checksum = value.pop("checksum")
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError):
+        found = digest(value)
+    # ValueError: no JSON, no UTF-8, or half of a surrogate pair, which JSON may hold.
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise ValueError(f"{path}: damaged, not the JSON object that was written") from None
-    if digest(value) != checksum:
+    if found != checksum:
         raise ValueError(f"{path}: checksum mismatch; the file was damaged or edited")
     return value
 
@@ -100,8 +102,11 @@ class RecordReaders:
     def read(self, path: Path, indices: Sequence[int], *, expected: FileEntry) -> list[bytes]:
         """The records at `indices` of `path`. ValueError if the file is not what was committed."""
         reader = self._reader(path, expected)
-        # read([i]) scans every chunk header of the file; read(i, i + 1) does not.
-        return [reader.read(i, i + 1)[0] for i in indices]
+        try:
+            # read([i]) scans every chunk header of the file; read(i, i + 1) does not.
+            return [reader.read(i, i + 1)[0] for i in indices]
+        except RuntimeError as error:  # what its own checksums find, told without the file's name
+            raise ValueError(f"{path}: {error}; the file is damaged") from error
 
     def _reader(self, path: Path, expected: FileEntry) -> Any:
         if path in self._open:

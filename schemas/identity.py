@@ -1,6 +1,7 @@
 """Names that are hashes: of files, of JSON, of what a cache's rows, teacher and signals are."""
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import os
@@ -27,29 +28,41 @@ def file_sha256(path: Path) -> str:
 
 
 def remembered_sha256s(paths: Sequence[Path], *, memory: Path) -> list[str]:
-    """`file_sha256` of each path, remembered in the JSON file `memory` by (size, mtime, inode).
+    """`file_sha256` of each path, remembered in the JSON file `memory` by (size, mtime, ctime,
+    inode) where that can be written.
 
     Weights are tens of gigabytes; a rerun should not read them just to name them.
     """
     try:
         known = json.loads(memory.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (OSError, ValueError):
         known = {}
     keys = [_file_key(path) for path in paths]
     new = {key: path for key, path in zip(keys, paths, strict=True) if key not in known}
     if new:
         with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases the GIL
             known |= zip(new, pool.map(file_sha256, new.values()), strict=True)
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = memory.with_name(f".{memory.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(known))
-        temporary.replace(memory)
+        _remember(known, memory)
     return [known[key] for key in keys]
+
+
+def _remember(known: dict[str, str], memory: Path) -> None:
+    temporary = memory.with_name(f".{memory.name}.{os.getpid()}")
+    # A home that is read-only or full, as in containers, costs the next run its hashing.
+    with contextlib.suppress(OSError):
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(json.dumps(known))
+            temporary.replace(memory)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _file_key(path: Path) -> str:
     stat = path.stat()
-    return f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
+    # ctime, because who restores or copies over a file may set its mtime back.
+    times = f"{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+    return f"{path.resolve()}:{stat.st_size}:{times}:{stat.st_ino}"
 
 
 def rows_id(*, tokenizer: str, rules: Mapping[str, Any], sources: list[tuple[str, str]]) -> str:

@@ -5,7 +5,7 @@
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,9 @@ from schemas.signals import ArraySignal, LogitsSignal, Signal, signal_from_json
 
 VERSION = 2
 """2: a mesh where 1, which is read too, had `tensor_parallel`."""
+_SOURCES = "sources"
+_NAMED = 5
+"""Files that an error names."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,15 @@ def read_plan(path: Path) -> Plan:
     )
 
 
+def with_teacher_at(model: str, path: Path) -> Plan:
+    """The plan at `path`, which workers read, with the same teacher where it is now."""
+    plan = read_plan(path)
+    if plan.teacher.model != model:
+        plan = dataclasses.replace(plan, teacher=dataclasses.replace(plan.teacher, model=model))
+        write_plan(path, plan)
+    return plan
+
+
 def _planned_teacher(value: dict[str, Any]) -> PlannedTeacher:
     rest = {k: v for k, v in value.items() if k not in ("mesh", "tensor_parallel")}
     mesh = value.get("mesh") or {"tensor": value.get("tensor_parallel", 1)}
@@ -131,13 +143,17 @@ def planned_rows_from_json(value: dict[str, Any]) -> PlannedRows:
     )
 
 
-def claim(path: Path, request: Mapping[str, Any], *, cache: Path) -> None:
+def claim(
+    path: Path, request: Mapping[str, Any], *, sources: Collection[Source], cache: Path
+) -> None:
     """Bind the directory to `request` by writing it, or check that it is bound to the same.
 
-    ValueError that names both sides of every difference when it belongs to another.
+    ValueError that names both sides of every difference, and the `sources` that are not what they
+    were, when it belongs to another.
     """
     if not path.exists():
-        write_json(path, dict(request))
+        named = [[source.name, source.sha256] for source in sources]
+        write_json(path, {**request, _SOURCES: named})
         return
     bound = read_json(path)
     different = [
@@ -147,11 +163,26 @@ def claim(path: Path, request: Mapping[str, Any], *, cache: Path) -> None:
         if canonical_json(bound.get(name)) != canonical_json(value)
     ]
     if different:
+        different += _changes(bound.get(_SOURCES), sources)
         raise ValueError(
             f"{cache}: this directory holds another capture\n"
             + "\n".join(different)
             + "\nChoose another output, or ask for what it holds."
         )
+
+
+def _changes(bound: list[list[str]] | None, sources: Collection[Source]) -> list[str]:
+    """A line of the files that are others; releases until 0.3 did not write down which they had."""
+    then = {tuple(source) for source in bound or ()}
+    now = {(source.name, source.sha256) for source in sources}
+    gone, new = ({name for name, _ in some} for some in (then - now, now - then))
+    found = [f"{name} has changed" for name in sorted(gone & new)]
+    found += [f"{name} is missing" for name in sorted(gone - new)]
+    found += [f"{name} is new" for name in sorted(new - gone)]
+    if not then or not found:
+        return []
+    more = f", and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return [f"  files: {', '.join(found[:_NAMED])}{more}"]
 
 
 def _brief(value: Any) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from flax import nnx
 
 from models import save_directory
-from models.tokenizer import Tokenizer
+from models.tokenizer import tokenizer_of
 from schemas import open_cache
 from trainer.config import Export
 from trainer.loop import load_run
@@ -17,6 +17,6 @@ def export(config: Export) -> Path:
     """Write the newest checkpoint's student with the cache's tokenizer; returns the directory."""
     cache = open_cache(config.cache)
     graph, params = load_run(config.run, dtype="float32")
-    tokenizer = Tokenizer.from_files(cache.tokenizer_path)
+    tokenizer = tokenizer_of(cache)
     save_directory(nnx.merge(graph, params), config.output, tokenizer.files())
     return config.output

@@ -12,7 +12,7 @@ from flax import nnx
 from models import Checkpoint, Decoder, ModelConfig, open_checkpoint, save_directory
 from models.numerics import dtype_named
 from models.students import cut_layers, spread
-from models.tokenizer import Tokenizer
+from models.tokenizer import tokenizer_of
 from schemas import Cache
 from trainer.config import Student
 
@@ -28,7 +28,7 @@ def initial_student(config: Student, *, cache: Cache, run: Path, dtype: str, see
     directory = run / INITIAL
     if not directory.is_dir():
         student = build(config, cache=cache, dtype=dtype, seed=seed)
-        tokenizer = Tokenizer.from_files(cache.tokenizer_path)
+        tokenizer = tokenizer_of(cache)
         partial = run / f".{INITIAL}.partial"
         save_directory(student, partial, tokenizer.files())
         partial.rename(directory)

@@ -1,14 +1,17 @@
-"""SIGKILL at every stage of a capture, then a rerun: the cache of an undisturbed run."""
+"""SIGKILL at every stage of a capture, a full disk, Ctrl-C; then a rerun: the cache of an
+undisturbed run."""
 
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from pipelines.__main__ import main
 from pipelines.config import Attention, Hidden
 from schemas import open_cache
 from tests.make_cache import tiny_cache, tiny_settings
@@ -178,19 +181,37 @@ def test_a_full_disk_is_said_and_what_is_committed_stays(root, undisturbed, tmp_
         subprocess.run(["umount", str(mount)], check=True)
 
 
-def test_ctrl_c_says_how_to_go_on(root, undisturbed):
-    output = root / "interrupted"
-    interrupted = run(
-        "-c",
-        KILLED.replace("SIGKILL", "SIGINT"),
-        "pipelines.capture",
-        "write_records",
-        "3",
-        *command(root, output),
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_by_hand_or_scheduler_it_says_what_is_done_and_goes_on(
+    root, undisturbed, sent, status
+):
+    output = root / sent.name
+    flags = command(root, output)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines", *flags],
+        env=os.environ | {"PYTHONPATH": os.getcwd()},  # noqa: PTH109
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    assert interrupted.returncode == 130, interrupted.stderr
-    assert interrupted.stderr.strip() == (
-        "stopped; run the same command again and it goes on from here"
+    while not units_done(output):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.005)
+    process.send_signal(sent)
+    sent_at = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == status, said
+    assert time.monotonic() - sent_at < 10
+    done, units = units_done(output), len(list(output.glob("parts/0000/rows/*")))
+    assert 1 <= done < units
+    assert said.strip() == (
+        f"stopped: {done} of {units} units are done; run the same command again and it goes on "
+        "from here"
     )
-    assert run("-m", "pipelines", *command(root, output)).returncode == 0
+    assert main(flags) == 0
     assert open_cache(output).manifest.cache_id == undisturbed
+
+
+def units_done(cache: Path) -> int:
+    """How many units have every signal's commit."""
+    commits = [path.stem[-len("00000") :] for path in cache.glob("parts/0000/commits/*.json")]
+    return sum(commits.count(unit) == 4 for unit in set(commits))

@@ -1,0 +1,186 @@
+"""Damage to every kind of file of a sealed cache: an error that names the file, or no harm."""
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.tokenizer import tokenizer_of
+from pipelines import precompute
+from pipelines.config import Attention, Hidden
+from schemas import Cache, open_cache
+from schemas.files import read_json
+from schemas.plan import read_plan
+from tests.make_arrays import flip, same_bits
+from tests.make_cache import tiny_cache, write_corpus
+
+FLIPS = 100  # of each kind
+
+# By kind: its files (of units: those of the first), and how many flips must at least be refused.
+# The others are in bytes that carry nothing or that `everything` has no use for: most of an
+# ArrayRecord file is padding; there are canaries among the statistics, and commits of logits.
+KINDS = {
+    "manifest": ("manifest.json", 100),
+    "rows": ("parts/0000/rows/unit-00000*", 40),
+    "logits": ("parts/0000/logits/unit-00000*", 40),
+    "statistics": ("parts/0000/statistics/*", 60),
+    "int8 states": ("parts/0000/hidden/1/c.0.*", 90),
+    "scales of int8 states": ("parts/0000/hidden/1-scale/c.0.*", 90),
+    "attention maps": ("parts/0000/attention/*/c.0.*", 90),
+    "metadata of arrays": ("parts/0000/*/*/zarr.json", 100),
+    "commits": ("parts/0000/commits/*-unit-00000.json", 60),
+    "plan": ("parts/0000/plan.json", 100),
+    "request": ("parts/0000/request.json", 100),
+    "tokenizer": ("tokenizer/tokenizer*.json", 60),
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Cache:
+    root = tmp_path_factory.mktemp("damage")
+    write_corpus(root / "corpus", files=4, words=60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precompute, "choose_unit_rows", lambda sources, length: 2)
+        return tiny_cache(
+            root,
+            profile="compact",
+            draws=3,
+            heldout=0.0,
+            shard_bytes=1000,
+            hidden=Hidden(layers=(1,), dtype="int8", width=6),
+            attention=Attention(layers="all"),
+        )
+
+
+@pytest.fixture(scope="module")
+def whole(cache) -> dict[str, np.ndarray]:
+    return everything(cache.path)
+
+
+def everything(path: Path, *, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+    """All that a cache says, read by a new reader."""
+    cache = open_cache(path)
+    found = cache.read(cache.rows()[rows], signals=tuple(cache.manifest.signals))
+    directions = cache.directions("hidden/1")
+    assert directions is not None
+    return found | {"prior": cache.tail_prior(), "directions": directions}
+
+
+def vocabulary(path: Path) -> dict[str, np.ndarray]:
+    tokenizer = tokenizer_of(open_cache(path))
+    texts = [tokenizer.decode([i]) for i in range(tokenizer.size)]
+    return {"texts": np.array(texts), "eos": np.array(tokenizer.eos_id)}
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "plan": lambda path: read_plan(path / "parts" / "0000" / "plan.json"),
+    "request": lambda path: read_json(path / "parts" / "0000" / "request.json"),
+    "tokenizer": vocabulary,
+}
+
+
+def same(found: object, expected: object) -> bool:
+    if not isinstance(found, dict) or not isinstance(expected, dict):
+        return found == expected
+    return found.keys() == expected.keys() and all(
+        same_bits(found[name], expected[name])
+        if isinstance(found[name], np.ndarray)
+        else found[name] == expected[name]
+        for name in found
+    )
+
+
+def places(file: Path, chance: random.Random) -> int:
+    """A byte of the file; of an ArrayRecord, every other time one that is not zero."""
+    if file.suffix == ".array_record" and chance.random() < 0.5:
+        used = np.flatnonzero(np.frombuffer(file.read_bytes(), np.uint8))
+        return int(chance.choice(used.tolist()))
+    return chance.randrange(file.stat().st_size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_flipped_bit_is_silent(cache, kind):
+    pattern, least = KINDS[kind]
+    read = READERS.get(kind, partial(everything, rows=slice(0, 2)))
+    expected = read(cache.path)
+    files = sorted(cache.path.glob(pattern))
+    chance, outcomes = random.Random(kind), Counter()
+    for _ in range(FLIPS):
+        file = chance.choice(files)
+        at, bit = places(file, chance), chance.randrange(8)
+        flip(file, at, bit=bit)
+        try:
+            outcome = "harmless" if same(read(cache.path), expected) else "silent"
+        except ValueError as error:
+            outcome = "refused" if names(error, file, kind=kind) else f"unnamed: {error!r}"
+        finally:
+            flip(file, at, bit=bit)
+        assert outcome in ("harmless", "refused"), f"{file}, bit {bit} of byte {at}: {outcome}"
+        outcomes[outcome] += 1
+    assert outcomes["refused"] >= least, outcomes
+
+
+def names(error: ValueError, file: Path, *, kind: str) -> bool:
+    # A tokenizer is several files: which of them it was cannot be known.
+    return (str(file.parent) if kind == "tokenizer" else str(file)) in str(error)
+
+
+def of_unit(cache: Cache) -> list[tuple[Path, Path]]:
+    """Each kind of file of unit 0, and the same of unit 2."""
+    part = cache.path / "parts" / "0000"
+    names = (
+        "rows/unit-0000{}.array_record",
+        "logits/unit-0000{}.array_record",
+        "hidden/1/c.{}.0.0",
+        "hidden/1-scale/c.{}.0",
+        "attention/1/c.{}.0.0.0",
+        "commits/hidden-1-unit-0000{}.json",
+        "commits/attention-1-unit-0000{}.json",
+    )
+    pairs = [(part / name.format(0), part / name.format(2)) for name in names]
+    assert all(path.exists() for pair in pairs for path in pair)
+    return pairs
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_a_file_of_a_unit_that_is_cut_gone_or_anothers_is_named(cache, whole, number):
+    file, other = of_unit(cache)[number]
+    mine, others = file.read_bytes(), other.read_bytes()
+    assert mine != others
+    for cut in (0, 1, len(mine) // 2, len(mine) - 1):
+        file.write_bytes(mine[:cut])
+        refused(cache, file)
+    file.unlink()
+    refused(cache, file)
+    file.write_bytes(others)
+    refused(cache, file, other)
+    other.write_bytes(mine)
+    refused(cache, file, other)
+    file.write_bytes(mine)
+    refused(cache, other)
+    other.write_bytes(others)
+    assert same(everything(cache.path), whole)
+
+
+def refused(cache: Cache, *files: Path) -> None:
+    """Of rows that were swapped, the logits beside them are named: they no longer match."""
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the name is looked for below
+        everything(cache.path)
+    assert any(file.name in str(caught.value) for file in files), str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tail-prior-sums.npy", "logits-order.npy"])
+def test_a_table_that_is_gone_or_another_is_named(cache, whole, name):
+    file = cache.path / "parts" / "0000" / "statistics" / name
+    other, mine = file.with_name("tail-prior-counts.npy"), file.read_bytes()
+    for content in (mine[:-1], b"", other.read_bytes(), None):
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+        refused(cache, file)
+        file.write_bytes(mine)
+    assert same(everything(cache.path), whole)
