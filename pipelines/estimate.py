@@ -45,7 +45,7 @@ from schemas.units import read_unit_rows
 
 _TOKENISED_BYTES = 8 << 20
 """Of the corpus, at least, if it has as many; whole shards."""
-_MEASURED_TOKENS = 8192
+_MEASURED_TOKENS = 4096
 """In batches that are full, two at least."""
 _CALIBRATED_TOKENS = 4096
 _WRITTEN_ROWS = 128

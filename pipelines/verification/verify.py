@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from models import Checkpoint
+from models import Checkpoint, ModelConfig
 from models.safetensors_files import CONFIG
 from pipelines.identity import digest_memory, named_teacher
 from pipelines.verification.content import Content, compare
@@ -112,15 +112,14 @@ def _other_config(cache: Cache, checkpoint: Checkpoint) -> list[Problem]:
     """What is wrong with the config beside the tokenizer, whose hash nobody keeps."""
     file = cache.tokenizer_path / CONFIG
     try:
-        found = json.loads(file.read_bytes())
-    except (ValueError, OSError):
-        found = None
-    if found == json.loads(json.dumps(checkpoint.config.to_hf())):
+        # As it is read: another release may write the same with more fields.
+        found = ModelConfig.from_hf(json.loads(file.read_bytes())).identity()
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        found = str(error)
+    if found == checkpoint.config.identity():
         return []
-    name = file.relative_to(cache.path).as_posix()
-    return [
-        Problem(name, "the teacher's config", "another one" if found else "not JSON, or no file")
-    ]
+    got = found[:160] if isinstance(found, str) else "another one"
+    return [Problem(file.relative_to(cache.path).as_posix(), "the teacher's config", got)]
 
 
 def _compare(
