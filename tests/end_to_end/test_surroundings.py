@@ -86,6 +86,8 @@ def test_a_capture_goes_on_from_another_place_after_it_was_moved(
     interrupted(tiny_settings(Path(), **SIGNALS), monkeypatch, "pipelines.capture_plan.create")
     moved = copy.rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
+    # As a new process, which has no teacher yet.
+    monkeypatch.setattr("pipelines.teacher._loaded", {})
     cache = tiny_cache(moved.relative_to(tmp_path), **SIGNALS)
     assert cache.manifest.cache_id == undisturbed
 
