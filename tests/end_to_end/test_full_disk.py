@@ -147,9 +147,3 @@ def test_a_read_only_output_is_said_before_anything_runs(root, undisturbed, tmp_
     finally:
         if mounted:
             subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
-
-
-def test_a_home_that_cannot_be_written_costs_only_hashing(root, undisturbed, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    config = tiny_settings(root, **SIGNALS, output=root / "homeless")
-    assert precompute(config).cache_id == undisturbed

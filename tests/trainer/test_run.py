@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from models import open_checkpoint
 from schemas import open_cache
 from tests.make_cache import write_teacher
+from tests.pickles import pickles_below
 from trainer.__main__ import main
 from trainer.config import Data, Evaluate, Export, Loss, Plot, Student, Train
 from trainer.export import export
@@ -119,6 +120,11 @@ def test_a_finished_run_started_again_changes_nothing(undisturbed):
     before = (undisturbed.run / "metrics.jsonl").read_bytes()
     train(undisturbed)
     assert (undisturbed.run / "metrics.jsonl").read_bytes() == before
+
+
+def test_nothing_in_a_run_is_a_pickle(undisturbed):
+    assert list((undisturbed.run / "checkpoints").rglob("*"))
+    assert pickles_below(undisturbed.run) == []
 
 
 def test_the_student_learns(undisturbed):
