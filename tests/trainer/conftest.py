@@ -1,6 +1,5 @@
 """One tiny real capture, and one of it with every token stored, for all tests of the trainer."""
 
-import jax
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -62,16 +61,3 @@ def narrow_cache(layered_root) -> Cache:
         attention=Attention(layers="all", heads="mean", dtype="bfloat16"),
         output=layered_root / "narrow",
     )
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compile_once(tmp_path_factory):
-    """Runs of one test session, in this process or beside it, share what they compile."""
-    directory = str(tmp_path_factory.mktemp("compiled"))
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    jax.config.update(names[0], directory)
-    jax.config.update(names[1], 0.2)
-    yield directory
-    for name, value in before.items():
-        jax.config.update(name, value)

@@ -57,16 +57,12 @@ def flags(config):
     ]
 
 
-def start(config, *, compiled, **environment):
-    fixed = {
-        "JAX_COMPILATION_CACHE_DIR": compiled,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
+def start(config, **environment):
     return subprocess.Popen(
         [sys.executable, "-m", "trainer", "train", *flags(config)],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **fixed, **environment},
+        env={**os.environ, **environment},
     )
 
 
@@ -92,16 +88,16 @@ def undisturbed(cache, root, tmp_path_factory):
 
 
 def test_killed_interrupted_and_without_its_teacher_the_losses_are_the_same(
-    undisturbed, cache, root, tmp_path, compile_once
+    undisturbed, cache, root, tmp_path
 ):
     source = shutil.copytree(root / "teacher", tmp_path / "source")
     config = settings(cache, tmp_path / "run", source)
-    process = start(config, compiled=compile_once)
+    process = start(config)
     wait_for_step(config, process, 33)
     process.kill()
     process.communicate()
     shutil.rmtree(source)
-    process = start(config, compiled=compile_once)
+    process = start(config)
     wait_for_step(config, process, 58)
     process.send_signal(signal.SIGINT)
     _, printed = process.communicate()
@@ -165,11 +161,9 @@ def test_with_every_token_stored_the_prior_changes_nothing(whole_cache, root, tm
     np.testing.assert_allclose(*losses, rtol=1e-6)
 
 
-def test_two_devices_give_the_losses_of_one(undisturbed, cache, root, tmp_path, compile_once):
+def test_two_devices_give_the_losses_of_one(undisturbed, cache, root, tmp_path):
     config = settings(cache, tmp_path / "run", root / "teacher")
-    process = start(
-        config, compiled=compile_once, XLA_FLAGS="--xla_force_host_platform_device_count=2"
-    )
+    process = start(config, XLA_FLAGS="--xla_force_host_platform_device_count=2")
     wait_for_step(config, process, 12)
     process.kill()
     process.communicate()

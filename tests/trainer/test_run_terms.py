@@ -224,7 +224,7 @@ steps = 2
         assert {"learning_rate", "grad_norm", "tokens"} <= line.keys()
 
 
-def test_two_devices_give_the_losses_of_one(undisturbed, tmp_path, compile_once):
+def test_two_devices_give_the_losses_of_one(undisturbed, tmp_path):
     config = settings(open_cache(undisturbed.cache), tmp_path / "run", undisturbed.student.source)
     assert make_mesh().size == 1
     (hidden,), (attention,) = config.loss.hidden, config.loss.attention
@@ -251,11 +251,7 @@ def test_two_devices_give_the_losses_of_one(undisturbed, tmp_path, compile_once)
         capture_output=True,
         text=True,
         check=False,
-        env={
-            **os.environ,
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-            "JAX_COMPILATION_CACHE_DIR": compile_once,
-        },
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
     )
     assert done.returncode == 0, done.stderr
     found, expected = losses(config.run), losses(undisturbed.run)
