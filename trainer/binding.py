@@ -27,6 +27,8 @@ FREE = (
     "heldout_rows",
     "log_every",
     "max_bad_steps",
+    "quiet",
+    "json",
 )
 
 

@@ -115,6 +115,11 @@ class Train:
     """Updates between lines of `metrics.jsonl`."""
     max_bad_steps: int = 10
     """Updates in a row with a non-finite loss or gradient, each skipped, that stop the run."""
+    quiet: bool = False
+    """Print nothing but errors."""
+    json: bool = False
+    """Print every line of `metrics.jsonl`, and the seconds left, on standard output, for batch
+    jobs; all else goes to standard error."""
 
 
 @dataclass(frozen=True)

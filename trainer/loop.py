@@ -9,9 +9,8 @@ import contextlib
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from trainer.projections import (
     with_projections,
     without_projections,
 )
+from trainer.speed import Clock, peak_flops, update_flops
 from trainer.step import TrainState, initial_state, make_train_step, to_device
 from trainer.student import initial_student, parameters, saved_initial
 
@@ -64,12 +64,21 @@ def train(config: Train) -> None:
         projections = initial_projections(
             pairs, width=student.config.hidden_size, run=config.run, seed=config.data.seed
         )
+        flops = update_flops(
+            student.config, rows=config.data.batch_rows, length=cache.manifest.sequence_length
+        )
         graph, state = _first_state(student, projections, config=config.optimiser, mesh=mesh)
         del student
         if checkpoints.latest is not None:
             state, position = checkpoints.restore(state)
             batches.restore(position)
-        metrics = Metrics(config.run, after=checkpoints.latest, steps=steps)
+        metrics = Metrics(
+            config.run,
+            after=checkpoints.latest,
+            steps=steps,
+            quiet=config.quiet,
+            as_json=config.json,
+        )
         stack.callback(metrics.close)
         if notice := unused_accelerator():
             metrics.say(notice)
@@ -99,6 +108,7 @@ def train(config: Train) -> None:
                 chunk_tokens=config.loss.chunk_tokens,
                 mesh=mesh,
             ),
+            clock=Clock(flops=flops, peak=peak_flops(mesh.devices.ravel().tolist())),
         )
         training.run(state, stopping=stack.enter_context(_stop_signals()))
 
@@ -142,10 +152,11 @@ class Training:
     mesh: Mesh
     step: Callable[[TrainState, dict], tuple[TrainState, dict]]
     judge: Evaluator
+    clock: Clock = field(default_factory=Clock)
 
     def run(self, state: TrainState, *, stopping: Sequence[int] = ()) -> TrainState:
         """Updates from the state's step to the last, or until a signal asks to stop."""
-        config, report = self.config, _Report(self.config, self.metrics)
+        config, report = self.config, _Report(self.config, self.metrics, self.clock)
         done, stop = int(state.step), False
         if done == 0:
             self._judge(0, state)
@@ -167,7 +178,7 @@ class Training:
             if save:
                 self.checkpoints.save(state, data=self.batches.state())
             if judge or save:
-                report.restart_clock()
+                self.clock.restart()
         if done < self.steps:
             self.metrics.say(
                 f"stopped after update {done} of {self.steps}; saved in {config.run}. To go on, "
@@ -182,15 +193,10 @@ class Training:
 class _Report:
     """Hands metrics on once the next update is under way, and stops a run that has gone bad."""
 
-    def __init__(self, config: Train, metrics: Metrics):
-        self._config = config
-        self._metrics = metrics
+    def __init__(self, config: Train, metrics: Metrics, clock: Clock):
+        self._config, self._metrics, self._clock = config, metrics, clock
         self._pending: tuple[int, np.ndarray, dict[str, jax.Array]] | None = None
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        """Measure speed from here: judging and saving are not training."""
-        self._since, self._tokens = time.perf_counter(), 0.0
+        clock.restart()
 
     def add(self, step: int, rows: np.ndarray, metrics: dict[str, jax.Array]) -> None:
         self.flush()
@@ -205,13 +211,12 @@ class _Report:
         values: dict[str, Any] = {"step": step}
         values |= {name: np.asarray(value).item() for name, value in on_device.items()}
         values["tokens"] = int(values["tokens"])
-        self._tokens += values["tokens"]
+        self._clock.add(values["tokens"])
         bad = values["skipped_in_a_row"] > 0
         if bad:
             values["skipped_rows"] = rows.tolist()
         if bad or step % self._config.log_every == 0:
-            rate = self._tokens / (time.perf_counter() - self._since)
-            self._metrics.log({**values, "tokens_per_second": round(rate, 1)})
+            self._metrics.log({**values, **self._clock.read()})
         if values["skipped_in_a_row"] >= self._config.max_bad_steps:
             raise FloatingPointError(
                 f"{self._config.run}: {values['skipped_in_a_row']} updates in a row had a "

@@ -139,11 +139,7 @@ def _student(cell: Cell, config: Train, shop: Workshop) -> tuple[nnx.GraphDef, A
     if lines[-1]["step"] != config.data.steps:
         raise KeyboardInterrupt  # the trainer was asked to stop, saved, and returned
     graph, params = load_run(config.run, dtype=config.dtype)
-    # `tokens_per_second` is over all updates so far: what an update took is a difference.
-    tokens = np.cumsum([line["tokens"] for line in lines])
-    elapsed = tokens / np.array([line["tokens_per_second"] for line in lines])
-    # Rates are rounded to a tenth: of a tiny model, two in a row can leave no time between them.
-    return graph, params, np.maximum(np.diff(elapsed, prepend=0), 1e-6).tolist()
+    return graph, params, [line["step_seconds"] for line in lines]
 
 
 def _updates(cell: Cell, shop: Workshop) -> int:

@@ -16,12 +16,14 @@ from models import open_checkpoint
 from schemas import open_cache
 from tests.make_cache import write_teacher
 from tests.pickles import pickles_below
+from tests.trainer.events import shown_by_tensorboard
 from trainer.__main__ import main
 from trainer.config import Data, Evaluate, Export, Loss, Plot, Student, Train
 from trainer.export import export
 from trainer.loop import evaluate, train
 from trainer.metrics import read_metrics
 from trainer.plot import plot
+from trainer.speed import SPEED
 from trainer.student import initial_student
 
 STEPS = 120
@@ -77,7 +79,7 @@ def wait_for_step(config, process, step):
 
 
 def without_speed(lines):
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in SPEED} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -291,3 +293,12 @@ def test_errors_of_the_user_are_one_message_without_a_traceback(tmp_path, capsys
 def test_an_unknown_command_lists_the_known_ones(capsys):
     assert main(["trian"]) == 2
     assert "evaluate" in capsys.readouterr().err
+
+
+def test_a_runs_events_are_its_metrics(undisturbed):
+    shown = shown_by_tensorboard(undisturbed.run)
+    lines = read_metrics(undisturbed.run)
+    for tag, name in (("train/loss", "loss"), ("heldout/ce", "heldout_ce")):
+        expected = [(line["step"], np.float32(line[name])) for line in lines if name in line]
+        assert shown[tag] == expected
+    assert len(shown["train/step_seconds"]) == STEPS

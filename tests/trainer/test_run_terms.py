@@ -23,6 +23,7 @@ from trainer.export import export
 from trainer.loop import evaluate, train
 from trainer.metrics import read_metrics
 from trainer.plot import _label
+from trainer.speed import SPEED
 
 STEPS = 9
 TERMS = Loss(
@@ -49,7 +50,7 @@ def settings(cache, run, source, **changes):
 
 def losses(run):
     lines = [line for line in read_metrics(run) if "loss" in line]
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in SPEED} for line in lines]
 
 
 def train_until(config, step, monkeypatch):
