@@ -28,8 +28,8 @@ from rich.table import Table
 
 from benchmarks.capture import real_rows
 from models import Decoder, ModelConfig, open_checkpoint, save_directory
-from models.decoder import parameters
 from models.numerics import logits
+from models.parameters import parameters
 from models.sharding import make_mesh, parameter_shardings
 
 KINDS = (("none", "share by share"), ("none", "at once"), ("int8", "share by share"))

@@ -46,7 +46,8 @@ class Blocks(nnx.Module):
         # Each block adds twice to the residual stream; scaled so that the sum keeps its size.
         quiet = (2 * layers) ** -0.5
         unit = new.zeros if c.norm_adds_one else new.ones
-        self.attention_norm = unit(**into)
+        each = {"layers": layers, "norm": c.hidden_size}
+        self.attention_norm = unit(**each)
         self.query = new.normal(**into, **heads)
         self.key = new.normal(**into, **kv)
         self.value = new.normal(**into, **kv)
@@ -58,10 +59,10 @@ class Blocks(nnx.Module):
             self.query_norm = unit(layers=layers, head_dim=c.head_dim)
             self.key_norm = unit(layers=layers, head_dim=c.head_dim)
         self.output = new.normal(layers=layers, **heads, **narrow, scale=quiet)
-        self.mlp_norm = unit(**into)
+        self.mlp_norm = unit(**each)
         if c.post_norms:
-            self.attention_post_norm = unit(**into)
-            self.mlp_post_norm = unit(**into)
+            self.attention_post_norm = unit(**each)
+            self.mlp_post_norm = unit(**each)
         if c.num_experts:
             self.router = new.normal(**into, **experts)
         self.gate = new.normal(layers=layers, **experts, **narrow, **wide)

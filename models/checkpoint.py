@@ -18,11 +18,12 @@ from safetensors.numpy import save_file
 
 from models import embedded, families, hub, sharding
 from models.config import ModelConfig
-from models.decoder import Decoder, parameters
+from models.decoder import Decoder
 from models.families import TensorName
 from models.gguf_file import GgufFile
 from models.loading import Index, TensorFiles, placed, read_share, whole
 from models.numerics import dtype_named
+from models.parameters import parameters
 from models.quantization import (
     MATRICES,
     SCALE,

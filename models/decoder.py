@@ -19,6 +19,7 @@ from jaxtyping import Array, DTypeLike, Float, Int, Shaped
 from models.attention import maps
 from models.blocks import Blocks, Sight, Turns, norm
 from models.config import ModelConfig
+from models.execution import ALONE, Execution
 from models.initializer import Initializer
 from models.rotary import frequencies, rotation
 
@@ -48,7 +49,7 @@ class Decoder(nnx.Module):
         c = config
         self.embedding = new.normal(vocab=c.vocab_size, embed=c.hidden_size)
         self.blocks = Blocks(config, new=new, dtype=self.dtype)
-        self.final_norm = (new.zeros if c.norm_adds_one else new.ones)(embed=c.hidden_size)
+        self.final_norm = (new.zeros if c.norm_adds_one else new.ones)(norm=c.hidden_size)
         if not c.tie_embeddings:
             self.head = new.normal(embed=c.hidden_size, vocab=c.vocab_size)
 
@@ -59,6 +60,7 @@ class Decoder(nnx.Module):
         positions: Int[Rows, "batch time"],
         *,
         hidden_layers: Sequence[int] = (),
+        execution: Execution = ALONE,
     ) -> tuple[Float[Array, "batch time embed"], dict[int, Float[Array, "batch time embed"]]]:
         """Hidden states after the final norm, in `dtype`, and those of the chosen layers.
 
@@ -68,11 +70,13 @@ class Decoder(nnx.Module):
         tokens, segment_ids, positions = map(jnp.asarray, (tokens, segment_ids, positions))
         last = self.config.num_layers
         wanted = self._numbered(hidden_layers)
-        x = self._embedded(tokens)
+        x = execution.rows(self._embedded(tokens, execution))
         chosen = {0: x} if 0 in wanted else {}
 
         inner = [layer for layer in wanted if 0 < layer < last]
-        x, kept = self._through_blocks(x, segment_ids, self._turns(positions), keep=inner)
+        x, kept = self._through_blocks(
+            x, segment_ids, self._turns(positions), keep=inner, execution=execution
+        )
         chosen |= zip(inner, kept, strict=True)
 
         x = norm(x, self.final_norm[...], config=self.config).astype(self.dtype)
@@ -125,8 +129,11 @@ class Decoder(nnx.Module):
         """
         return self.embedding[...].T if self.config.tie_embeddings else self.head[...]
 
-    def _embedded(self, tokens: Int[Array, "batch time"]) -> Float[Array, "batch time embed"]:
-        x = self.embedding[...][tokens].astype(jnp.float32)
+    def _embedded(
+        self, tokens: Int[Array, "batch time"], execution: Execution
+    ) -> Float[Array, "batch time embed"]:
+        table = execution.matrix(self.embedding[...], ("vocab", "embed"))
+        x = table[tokens].astype(jnp.float32)
         if not self.config.scale_embedding:
             return x
         # Rounded as the weights are: Gemma's was trained, in bfloat16, with 55.5 for √3072.
@@ -168,6 +175,7 @@ class Decoder(nnx.Module):
         turns: Turns,
         *,
         keep: Sequence[int],
+        execution: Execution,
     ) -> tuple[Array, list[Array]]:
         """Scan x through the blocks, keeping the outputs of the blocks numbered (from 1)."""
         graph, stacked = nnx.split(self.blocks)
@@ -178,18 +186,17 @@ class Decoder(nnx.Module):
         slots[[layer - 1 for layer in keep]] = np.arange(spare)
         kept = jnp.zeros((spare + 1, *x.shape), x.dtype) if keep else None
 
+        @execution.block
+        def block(weights, x, sight):
+            weights = execution.gathered(weights, dtype=self.dtype)
+            return execution.rows(nnx.merge(graph, weights)(x, segment_ids, turns, sight))
+
         def step(carry, per_layer):
             (x, kept), (weights, sight, slot) = carry, per_layer
-            x = nnx.merge(graph, weights)(x, segment_ids, turns, sight)
+            x = block(weights, x, sight)
             if kept is not None:
                 kept = lax.dynamic_update_index_in_dim(kept, x, slot, 0)
             return (x, kept), None
 
         (x, kept), _ = lax.scan(step, (x, kept), (stacked, self._sights(x.shape[1]), slots))
         return x, [] if kept is None else [kept[i] for i in range(spare)]
-
-
-def parameters(model: nnx.Module) -> dict[str, nnx.Variable]:
-    """Every parameter by its dotted path, `blocks.query`: the name that files map to theirs."""
-    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    return {".".join(map(str, path)): parameter for path, parameter in flat}

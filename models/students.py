@@ -8,7 +8,8 @@ import numpy as np
 from flax import nnx
 
 from models.checkpoint import Checkpoint
-from models.decoder import Decoder, parameters
+from models.decoder import Decoder
+from models.parameters import parameters
 
 
 def spread(count: int, total: int) -> tuple[int, ...]:

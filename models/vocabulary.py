@@ -53,6 +53,19 @@ class Vocabulary:
         """The sum over devices."""
         return lax.psum(x, self.axis) if self.axis else x
 
+    def both(
+        self, x: Float[Array, " tokens"], y: Float[Array, " tokens"]
+    ) -> tuple[Float[Array, " tokens"], Float[Array, " tokens"]]:
+        """Two sums over devices, which travel together."""
+        if not self.axis:
+            return x, y
+        x, y = self.total(jnp.stack([x, y]))
+        return x, y
+
+    def largest(self, x: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
+        """The maximum over devices."""
+        return lax.pmax(x, self.axis) if self.axis else x
+
     def gathered(self, x: Shaped[Array, "tokens here"]) -> Shaped[Array, "tokens all"]:
         """The columns of all devices side by side, in order."""
         return lax.all_gather(x, self.axis, axis=1, tiled=True) if self.axis else x

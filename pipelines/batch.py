@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from models import open_checkpoint
-from models.decoder import parameters
 from models.numerics import dtype_named
+from models.parameters import parameters
 from models.sharding import DATA, TENSOR, batch_sharding, parameter_shardings
 from pipelines.head import Head
 from pipelines.teacher import Asked, forward, groups_of, mesh_of, row_targets

@@ -21,6 +21,10 @@ BINDING = "run.json"
 FREE = (
     "cache",
     "run",
+    "mesh",
+    "distributed",
+    "remat",
+    "compilation_cache",
     "checkpoint_every",
     "keep_checkpoints",
     "evaluate_every",

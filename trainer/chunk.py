@@ -5,6 +5,8 @@ gradient with respect to the student's logits is
     stored v:  β·(g_v − G·q_v)            tail v:  β·(g_tail·q_v/τ − G·q_v)
 whatever the divergence D. For forward KL g = −p and G = −1, which gives β·(q − p) and
 β·q_v·(1 − t/τ). To the tail's, `trainer.tails` adds β·(w·q_v/τ − ρ_v).
+
+Logits and gradient are those of this device's columns of the vocabulary; see `trainer.view`.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from models.vocabulary import Vocabulary
 from trainer.losses import Divergence, Tail, divergence, teacher_categories, temperature_scale
 from trainer.tails import Inside, prior, sampled, spread_prior
-from trainer.view import StudentView, Targets, put, stored, take_apart
+from trainer.view import StudentView, Targets, minus, put, stored, take_apart
 
 
 class Sums(NamedTuple):
@@ -54,8 +57,8 @@ class Weights(NamedTuple):
 
     temperature: Float[Array, ""]
     alpha: Float[Array, ""]
-    log_prior: Float[Array, " vocab"] | None = None
-    """log π at this temperature; for tail = "prior"."""
+    log_prior: Float[Array, " here"] | None = None
+    """log π at this temperature, −inf where a column is no id; for tail = "prior"."""
 
 
 class Slope(NamedTuple):
@@ -69,48 +72,79 @@ class Slope(NamedTuple):
 
 
 def chunk_loss(
-    logits: Float[Array, "n vocab"], targets: Targets, *, recipe: Recipe, weights: Weights
+    logits: Float[Array, "n here"],
+    targets: Targets,
+    *,
+    recipe: Recipe,
+    weights: Weights,
+    vocabulary: Vocabulary,
 ) -> tuple[Float[Array, ""], Sums]:
     """The loss summed over a chunk, and its parts."""
-    view = _view(logits, targets, weights)
-    value, sums, _ = _loss(view, targets, recipe=recipe, weights=weights)
+    view = _view(logits, targets, weights, vocabulary)
+    value, sums, _ = _loss(view, targets, recipe=recipe, weights=weights, vocabulary=vocabulary)
     return value, sums
 
 
 def chunk_loss_and_gradient(
-    logits: Float[Array, "n vocab"], targets: Targets, *, recipe: Recipe, weights: Weights
-) -> tuple[Float[Array, ""], Sums, Float[Array, "n vocab"]]:
+    logits: Float[Array, "n here"],
+    targets: Targets,
+    *,
+    recipe: Recipe,
+    weights: Weights,
+    vocabulary: Vocabulary,
+) -> tuple[Float[Array, ""], Sums, Float[Array, "n here"]]:
     """The loss summed over a chunk, its parts, and its gradient with respect to the logits."""
     beta = 1 / weights.temperature
-    view = _view(logits, targets, weights)
-    value, sums, slope = _loss(view, targets, recipe=recipe, weights=weights)
+    view = _view(logits, targets, weights, vocabulary)
+    value, sums, slope = _loss(view, targets, recipe=recipe, weights=weights, vocabulary=vocabulary)
     if recipe.dense:
-        gradient = _dense_gradient(logits, view, slope, beta=beta)
+        gradient = _dense_gradient(logits, view, slope, beta=beta, vocabulary=vocabulary)
     else:
         gradient = _gradient(view, slope, log_prior=weights.log_prior, beta=beta)
-        gradient = _minus(gradient, targets.tail_ids, slope.inside and slope.inside.drawn, beta)
-    return value, sums, _minus(gradient, targets.labels[:, None], slope.hard[:, None])
+        drawn = slope.inside and slope.inside.drawn
+        drawn = None if drawn is None else beta * drawn
+        gradient = minus(gradient, targets.tail_ids, drawn, vocabulary=vocabulary)
+    hard = slope.hard[:, None]
+    return value, sums, minus(gradient, targets.labels[:, None], hard, vocabulary=vocabulary)
 
 
-def _view(logits: Float[Array, "n vocab"], targets: Targets, weights: Weights) -> StudentView:
-    beta = 1 / weights.temperature
-    return take_apart(logits, targets, beta=beta, log_prior=weights.log_prior)
+def _view(
+    logits: Float[Array, "n here"], targets: Targets, weights: Weights, vocabulary: Vocabulary
+) -> StudentView:
+    return take_apart(
+        logits,
+        targets,
+        beta=1 / weights.temperature,
+        vocabulary=vocabulary,
+        log_prior=weights.log_prior,
+    )
 
 
 def _loss(
-    view: StudentView, targets: Targets, *, recipe: Recipe, weights: Weights
+    view: StudentView,
+    targets: Targets,
+    *,
+    recipe: Recipe,
+    weights: Weights,
+    vocabulary: Vocabulary,
 ) -> tuple[Float[Array, ""], Sums, Slope]:
     """The loss sum, its parts, and its slope."""
-    logp, logq, inside = _sides(view, targets, recipe=recipe, weights=weights)
-    soft, pull = jax.vjp(
-        lambda logq: divergence(logp, logq, kind=recipe.divergence, mix=recipe.mix), logq
+    logp, logq, inside = _sides(
+        view, targets, recipe=recipe, weights=weights, vocabulary=vocabulary
     )
+
+    def of(kind: Divergence, logq: Array) -> Array:
+        return divergence(logp, logq, kind=kind, mix=recipe.mix)
+
+    # Each category's share of it depends on that category alone, wherever it is.
+    over = vocabulary.total if recipe.dense else lambda x: x
+    soft, pull = jax.vjp(lambda logq: of(recipe.divergence, logq), logq)
+    soft = over(soft)
     if inside is not None:
         soft += inside.value
-    forward = recipe.divergence == "forward_kl"
-    kl = soft if forward else divergence(logp, logq, kind="forward_kl")
+    kl = soft if recipe.divergence == "forward_kl" else over(of("forward_kl", logq))
     ce = view.z_hard - view.label
-    highest = jnp.maximum(jnp.max(view.tail, axis=-1), jnp.max(view.head, axis=-1))
+    highest = jnp.maximum(view.highest, jnp.max(view.head, axis=-1))
     agrees = jnp.isfinite(view.head[:, 0]) & (view.head[:, 0] >= highest)
     counted = targets.mask.astype(jnp.float32)
     sums = Sums(
@@ -127,7 +161,12 @@ def _loss(
 
 
 def _sides(
-    view: StudentView, targets: Targets, *, recipe: Recipe, weights: Weights
+    view: StudentView,
+    targets: Targets,
+    *,
+    recipe: Recipe,
+    weights: Weights,
+    vocabulary: Vocabulary,
 ) -> tuple[Float[Array, "n categories"], Float[Array, "n categories"], Inside | None]:
     """log p and log q over the categories, and what is known of the tail's inside besides."""
     beta = 1 / weights.temperature
@@ -146,10 +185,10 @@ def _sides(
         if weights.log_prior is None:
             raise ValueError('tail = "prior" needs a prior: none was given')
         if recipe.dense:
-            logp = spread_prior(view, teacher, weights.log_prior)
+            logp = spread_prior(view, teacher, weights.log_prior, vocabulary=vocabulary)
             logq = put(beta * view.tail, view.columns, beta * view.head)
         else:
-            inside = prior(view, teacher, weights.log_prior, beta=beta)
+            inside = prior(view, teacher, weights.log_prior, beta=beta, vocabulary=vocabulary)
     return logp, jnp.where(scored, logq - view.z_soft[:, None], -jnp.inf), inside
 
 
@@ -157,9 +196,9 @@ def _gradient(
     view: StudentView,
     slope: Slope,
     *,
-    log_prior: Float[Array, " vocab"] | None,
+    log_prior: Float[Array, " here"] | None,
     beta: Float[Array, ""],
-) -> Float[Array, "n vocab"]:
+) -> Float[Array, "n here"]:
     """The gradient in the logits, but for what labels and draws take away."""
     categories = beta * slope.categories
     total = jnp.sum(categories, axis=-1)
@@ -181,21 +220,14 @@ def _gradient(
 
 
 def _dense_gradient(
-    logits: Float[Array, "n vocab"], view: StudentView, slope: Slope, *, beta: Float[Array, ""]
-) -> Float[Array, "n vocab"]:
+    logits: Float[Array, "n here"],
+    view: StudentView,
+    slope: Slope,
+    *,
+    beta: Float[Array, ""],
+    vocabulary: Vocabulary,
+) -> Float[Array, "n here"]:
     """The same where every token is a category."""
-    total = jnp.sum(slope.categories, axis=-1, keepdims=True)
-    soft = slope.categories - total * jnp.exp(beta * logits - view.z_soft[:, None])
+    total = vocabulary.total(jnp.sum(slope.categories, axis=-1))
+    soft = slope.categories - total[:, None] * jnp.exp(beta * logits - view.z_soft[:, None])
     return beta * soft + slope.hard[:, None] * jnp.exp(logits - view.z_hard[:, None])
-
-
-def _minus(
-    gradient: Float[Array, "n vocab"],
-    ids: Int[Array, "n some"] | None,
-    values: Float[Array, "n some"] | None,
-    factor: Float[Array, ""] | float = 1.0,
-) -> Float[Array, "n vocab"]:
-    """Take values away at ids, which may repeat."""
-    if ids is None or values is None:
-        return gradient
-    return gradient.at[jnp.arange(len(ids))[:, None], ids].add(-factor * values)

@@ -9,15 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from models.execution import Remat
 from trainer.loss_config import AttentionLoss, HiddenLoss, Loss
 
 __all__ = [
     "AttentionLoss",
     "Data",
+    "Distributed",
     "Evaluate",
     "Export",
     "HiddenLoss",
     "Loss",
+    "MeshShape",
     "Optimiser",
     "Plot",
     "Student",
@@ -89,6 +92,37 @@ class Optimiser:
 
 
 @dataclass(frozen=True)
+class MeshShape:
+    """How the devices of all processes share the work. Results are those of one but for rounding,
+    and a run may go on with another shape."""
+
+    data: int | None = None
+    """Groups of devices, each with all weights and its share of a batch's rows. Unset: as many as
+    there are devices for."""
+    fsdp: int = 1
+    """Devices of a group that keep weights, gradients and optimiser state in shares, and split the
+    group's rows. For a student that one device cannot hold."""
+    tensor: int = 1
+    """Devices that split every matrix product and the vocabulary over the same rows. For one whose
+    single block, or logits, one device cannot hold; they talk in every block."""
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """Several processes that train one student: the same command in each, but for `process`. They
+    share the file system. Without these settings there is one process."""
+
+    coordinator: str | None = None
+    """HOST:PORT at which process 0 can be reached by the others; any free port."""
+    processes: int | None = None
+    """How many there are."""
+    process: int | None = None
+    """Which of them this is, from 0."""
+    detect: bool = False
+    """Let jax find out what is not given, on Slurm, Open MPI, Kubernetes and TPU pods."""
+
+
+@dataclass(frozen=True)
 class Train:
     """Train a student from a sealed cache. Running again goes on from the last checkpoint."""
 
@@ -102,6 +136,15 @@ class Train:
     optimiser: Optimiser = field(default_factory=Optimiser)
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of matmul operands; weights, moments, normalisation and all sums are float32 always."""
+    mesh: MeshShape = field(default_factory=MeshShape)
+    distributed: Distributed = field(default_factory=Distributed)
+    remat: Remat = "none"
+    """What of each block is kept for the backward pass instead of being computed again: `none`,
+    all but attention's maps is kept; `dots`, the products with weights; `block`, only the block's
+    input, for a third more work. The same numbers but for rounding."""
+    compilation_cache: bool = True
+    """Keep compiled programs in `compiled` beside the run's directory (or where
+    JAX_COMPILATION_CACHE_DIR says), so that going on starts at once."""
     checkpoint_every: int = 40
     """Updates between checkpoints; one more is written at the end."""
     keep_checkpoints: int = 1

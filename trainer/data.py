@@ -23,10 +23,22 @@ EPOCHS = 1_000_000
 
 
 class Batches:
-    """Endless batches: dicts as from `Cache.read`, and their `rows`."""
+    """Endless batches: dicts as from `Cache.read`, and their `rows`, those of all processes."""
 
-    def __init__(self, cache: Cache, *, config: Data, signals: Sequence[str] = ()):
-        """Read `logits` and, undecoded, these signals too."""
+    def __init__(
+        self,
+        cache: Cache,
+        *,
+        config: Data,
+        signals: Sequence[str] = (),
+        here: np.ndarray | None = None,
+    ):
+        """Read `logits` and, undecoded, these signals too.
+
+        `here` are the places of a batch whose rows this process reads (None: all). Every process
+        shuffles all rows and takes its own of each batch, so that the order is the same on any
+        number of them.
+        """
         rows = cache.rows(split="train")
         if len(rows) < config.batch_rows:
             raise ValueError(
@@ -34,7 +46,7 @@ class Batches:
                 f"data.batch_rows = {config.batch_rows}; capture more text or use smaller batches"
             )
         self.fingerprint = _fingerprint(rows, cache, config)
-        self._iterator = iter(_dataset(rows, cache, config, signals))
+        self._iterator = iter(_dataset(rows, cache, config, signals, here))
 
     def next(self) -> dict[str, np.ndarray]:
         """The next batch, usually read already."""
@@ -72,7 +84,11 @@ def updates(cache: Cache, *, config: Data) -> int:
 
 
 def _dataset(
-    rows: np.ndarray, cache: Cache, config: Data, signals: Sequence[str]
+    rows: np.ndarray,
+    cache: Cache,
+    config: Data,
+    signals: Sequence[str],
+    here: np.ndarray | None,
 ) -> grain.IterDataset:
     numbers = grain.MapDataset.source(rows.tolist()).shuffle(seed=config.seed).repeat(EPOCHS)
     # One reader thread: numbers are free, and a batch is one vectorised read behind it.
@@ -82,7 +98,8 @@ def _dataset(
 
     def read(numbers: np.ndarray) -> dict[str, np.ndarray]:
         # As stored: a byte a number crosses to the device, not four.
-        found = cache.read(numbers, signals=("logits", *signals), decode=False)
+        mine = numbers if here is None else numbers[here]
+        found = cache.read(mine, signals=("logits", *signals), decode=False)
         return {"rows": numbers, **found}
 
     return grain.experimental.ThreadPrefetchIterDataset(

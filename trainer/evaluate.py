@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from models.execution import Execution
 from schemas import Cache
 from trainer.chunk import Sums
 from trainer.config import Loss
@@ -51,7 +52,13 @@ def make_evaluator(
     @jax.jit
     def sums_of(params: Parameters, batch: dict) -> Sums:
         _, totals = batch_sums(
-            graph, params, batch, loss=loss, values=values, vocabulary=vocabulary
+            graph,
+            params,
+            batch,
+            loss=loss,
+            values=values,
+            vocabulary=vocabulary,
+            execution=Execution(mesh),
         )
         return totals.head
 

@@ -12,24 +12,27 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from models import Decoder
 from models.accelerator import unused_accelerator
-from models.sharding import make_mesh, place
-from schemas import open_cache
+from models.sharding import everywhere, place, rows_here, rows_split, student_mesh
+from schemas import Cache, open_cache
 from trainer.binding import bind
 from trainer.checkpoint import Checkpoints
-from trainer.config import Evaluate, Loss, Optimiser, Train
+from trainer.compiled import keep_compiled
+from trainer.config import Evaluate, Loss, MeshShape, Optimiser, Train
 from trainer.data import Batches, updates
 from trainer.evaluate import Evaluator, make_evaluator
 from trainer.metrics import Metrics
 from trainer.needs import check_cache, directions, settled, tail_prior
+from trainer.pairs import Pairs
+from trainer.processes import Agreement, Silent, first, in_turn, join
 from trainer.projections import (
     initial_projections,
     saved_projections,
@@ -43,42 +46,45 @@ from trainer.student import initial_student, parameters, saved_initial
 
 def train(config: Train) -> None:
     """Train, or go on training, until the last update; see `Train`."""
+    join(config.distributed)
+    if config.compilation_cache:
+        keep_compiled(config.run)
     cache = open_cache(config.cache)
     steps = updates(cache, config=config.data)
-    mesh = make_mesh()
-    _check(config, steps=steps, devices=mesh.size)
+    mesh = mesh_of(config.mesh)
+    _check(config, steps=steps, shares=rows_split(mesh))
     check_cache(cache, loss=config.loss)
     config, pairs = settled(config, cache=cache)
     prior = tail_prior(cache, loss=config.loss, mesh=mesh)
     along = directions(cache, pairs=pairs, mesh=mesh)
-    config.run.mkdir(parents=True, exist_ok=True)
-    bind(config, cache=cache, steps=steps, signals=pairs.signals)
+    student, projections = in_turn(lambda: _begin(config, cache=cache, steps=steps, pairs=pairs))
+    graph, state = _first_state(student, projections, config=config.optimiser, mesh=mesh)
+    flops = update_flops(
+        student.config, rows=config.data.batch_rows, length=cache.manifest.sequence_length
+    )
+    del student
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(config.run, keep=config.keep_checkpoints)
         stack.callback(checkpoints.close)
-        batches = Batches(cache, config=config.data, signals=pairs.signals)
+        batches = Batches(
+            cache,
+            config=config.data,
+            signals=pairs.signals,
+            here=rows_here(mesh, config.data.batch_rows),
+        )
         stack.callback(batches.close)
-        student = initial_student(
-            config.student, cache=cache, run=config.run, dtype=config.dtype, seed=config.data.seed
-        )
-        projections = initial_projections(
-            pairs, width=student.config.hidden_size, run=config.run, seed=config.data.seed
-        )
-        flops = update_flops(
-            student.config, rows=config.data.batch_rows, length=cache.manifest.sequence_length
-        )
-        graph, state = _first_state(student, projections, config=config.optimiser, mesh=mesh)
-        del student
         if checkpoints.latest is not None:
             state, position = checkpoints.restore(state)
             batches.restore(position)
-        metrics = Metrics(
-            config.run,
-            after=checkpoints.latest,
-            steps=steps,
-            quiet=config.quiet,
-            as_json=config.json,
-        )
+        metrics = cast(Metrics, Silent())
+        if first():
+            metrics = Metrics(
+                config.run,
+                after=checkpoints.latest,
+                steps=steps,
+                quiet=config.quiet,
+                as_json=config.json,
+            )
         stack.callback(metrics.close)
         if notice := unused_accelerator():
             metrics.say(notice)
@@ -98,6 +104,8 @@ def train(config: Train) -> None:
                 prior=prior,
                 pairs=pairs,
                 directions=along,
+                mesh=mesh,
+                places=jax.tree.map(lambda x: x.sharding, state),
             ),
             # Its own cache: the one above is read by the prefetching thread.
             judge=make_evaluator(
@@ -116,7 +124,7 @@ def train(config: Train) -> None:
 def load_run(run: Path, *, dtype: str) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """Graph and parameters of a run's newest checkpoint, or of its initial student."""
     model, projections = saved_initial(run, dtype=dtype), saved_projections(run)
-    graph, state = _first_state(model, projections, config=Optimiser(), mesh=make_mesh())
+    graph, state = _first_state(model, projections, config=Optimiser(), mesh=student_mesh())
     checkpoints = Checkpoints(run)
     if checkpoints.latest is not None:
         state, _ = checkpoints.restore(state)
@@ -133,7 +141,7 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
         rows=config.heldout_rows,
         batch_rows=config.batch_rows,
         chunk_tokens=Loss().chunk_tokens,
-        mesh=make_mesh(),
+        mesh=student_mesh(),
     )
     return evaluator(params)
 
@@ -157,18 +165,23 @@ class Training:
     def run(self, state: TrainState, *, stopping: Sequence[int] = ()) -> TrainState:
         """Updates from the state's step to the last, or until a signal asks to stop."""
         config, report = self.config, _Report(self.config, self.metrics, self.clock)
+        agreed = Agreement(self.mesh)
         done, stop = int(state.step), False
         if done == 0:
             self._judge(0, state)
         while done < self.steps and not stop:
             batch = self.batches.next()
             batch_there = to_device(
-                batch, mesh=self.mesh, tail=config.loss.tail, signals=self.signals
+                batch,
+                mesh=self.mesh,
+                rows=config.data.batch_rows,
+                tail=config.loss.tail,
+                signals=self.signals,
             )
             state, latest = self.step(state, batch_there)
             done += 1
             report.add(done, batch["rows"], latest)
-            end, stop = done == self.steps, bool(stopping)
+            end, stop = done == self.steps, agreed(bool(stopping))
             judge = end or done % config.evaluate_every == 0
             save = end or stop or done % config.checkpoint_every == 0
             if judge or save:
@@ -227,26 +240,43 @@ class _Report:
             )
 
 
+def mesh_of(shape: MeshShape) -> Mesh:
+    """The mesh of a config, of the devices of all processes."""
+    return student_mesh(data=shape.data, fsdp=shape.fsdp, tensor=shape.tensor)
+
+
+def _begin(
+    config: Train, *, cache: Cache, steps: int, pairs: Pairs
+) -> tuple[Decoder, dict[str, np.ndarray]]:
+    """The run's directory with all that must be in it, and the student and projections there."""
+    config.run.mkdir(parents=True, exist_ok=True)
+    bind(config, cache=cache, steps=steps, signals=pairs.signals)
+    student = initial_student(
+        config.student, cache=cache, run=config.run, dtype=config.dtype, seed=config.data.seed
+    )
+    projections = initial_projections(
+        pairs, width=student.config.hidden_size, run=config.run, seed=config.data.seed
+    )
+    return student, projections
+
+
 def _first_state(
     model: Decoder, projections: dict[str, np.ndarray], *, config: Optimiser, mesh: Mesh
 ) -> tuple[nnx.GraphDef, TrainState]:
     """The state before the first update, every array where the mesh wants it."""
     place(model, mesh)
     graph, params = parameters(model)
-    everywhere = NamedSharding(mesh, PartitionSpec())
     # Small beside the student, and whole on every device: only rows are split there.
-    there = {name: jax.device_put(x, everywhere) for name, x in projections.items()}
-    state = initial_state(with_projections(params, there), config=config)
-    # Moments lie like their parameters; only counters are without a place of their own.
-    return graph, jax.tree.map(lambda x: jax.device_put(x, everywhere) if x.ndim == 0 else x, state)
+    there = {name: everywhere(x, mesh) for name, x in projections.items()}
+    return graph, initial_state(with_projections(params, there), config=config, mesh=mesh)
 
 
-def _check(config: Train, *, steps: int, devices: int) -> None:
+def _check(config: Train, *, steps: int, shares: int) -> None:
     rows, pieces = config.data.batch_rows, config.data.microbatches
-    if rows % (pieces * devices):
+    if rows % (pieces * shares):
         raise ValueError(
-            f"data.batch_rows = {rows} does not divide into {pieces} microbatches on {devices} "
-            f"devices; choose a multiple of {pieces * devices}"
+            f"data.batch_rows = {rows} does not divide into {pieces} microbatches on {shares} "
+            f"devices (mesh.data · mesh.fsdp); choose a multiple of {pieces * shares}"
         )
     if steps < 1:
         raise ValueError(f"{config.cache}: its train rows do not fill one batch of {rows} rows")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from models.sharding import everywhere
 from schemas import Cache
 from schemas.signals import scale_name
 from trainer.binding import with_saved_layers
@@ -61,7 +61,7 @@ def tail_prior(cache: Cache, *, loss: Loss, mesh: Mesh) -> Float[Array, "nodes v
     if loss.tail != "prior":
         return None
     prior = cache.tail_prior()
-    return jax.device_put(np.asarray(prior, np.float32), NamedSharding(mesh, PartitionSpec()))
+    return everywhere(np.asarray(prior, np.float32), mesh)
 
 
 def directions(cache: Cache, *, pairs: Pairs, mesh: Mesh) -> Matrices:
@@ -70,12 +70,11 @@ def directions(cache: Cache, *, pairs: Pairs, mesh: Mesh) -> Matrices:
     ValueError if the cache's parts disagree on those of a signal that is compared at all: states
     along different directions are not the same numbers, whatever is trained to meet them.
     """
-    everywhere = NamedSharding(mesh, PartitionSpec())
     found = {}
     for pair in (pair for term in pairs.hidden for pair in term):
         along = cache.directions(pair.signal)
         if pair.directions:
-            found[pair.signal] = jax.device_put(np.asarray(along, np.float32), everywhere)
+            found[pair.signal] = everywhere(np.asarray(along, np.float32), mesh)
     return found
 
 

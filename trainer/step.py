@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from models.sharding import batch_sharding
+from models.execution import ALONE, Execution
+from models.sharding import everywhere, rows_here, split_rows
 from schemas.rows import next_tokens
 from trainer.chunk import Recipe, Sums
 from trainer.config import Loss, Optimiser, Train
@@ -27,6 +28,7 @@ from trainer.losses import Tail
 from trainer.needs import DRAWS, TOPK, arrays, fields
 from trainer.optimiser import learning_rate, optimiser
 from trainer.pairs import NO_PAIRS, Pairs
+from trainer.places import like_parameters
 from trainer.projections import PROJECTIONS, without_projections
 from trainer.terms import Matrices, TermSums, term_sums
 from trainer.view import Targets
@@ -57,11 +59,18 @@ class Totals(NamedTuple):
     terms: TermSums
 
 
-def initial_state(params: Parameters, *, config: Optimiser) -> TrainState:
-    """The state before the first update."""
+def initial_state(params: Parameters, *, config: Optimiser, mesh: Mesh | None = None) -> TrainState:
+    """The state before the first update; on a mesh, moments lie like their parameters."""
+    init = optimiser(config).init
     # Three zeros, not one three times: a buffer can be donated once.
-    step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
-    return TrainState(params, optimiser(config).init(params), step, skipped, in_a_row)
+    if mesh is None:
+        zeros = (jnp.zeros((), jnp.int32) for _ in range(3))
+        return TrainState(params, init(params), *zeros)
+    places = like_parameters(jax.eval_shape(init, params), params=params, mesh=mesh)
+    moments = jax.jit(init, out_shardings=places)(params)
+    return TrainState(
+        params, moments, *(everywhere(np.zeros((), np.int32), mesh) for _ in range(3))
+    )
 
 
 def make_train_step(
@@ -73,10 +82,13 @@ def make_train_step(
     prior: Prior = None,
     pairs: Pairs = NO_PAIRS,
     directions: Matrices | None = None,
+    mesh: Mesh | None = None,
+    places: TrainState | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """The compiled update; `steps` is the length of the schedules. The given state is consumed.
 
-    `pairs` are those of `config.loss`, `directions` by signal for those that want them.
+    `pairs` are those of `config.loss`, `directions` by signal for those that want them. On a `mesh`
+    `places` are the shardings of the state, which it keeps.
 
     Metrics: loss, kl_loss (forward KL at T, in the sense of `Sums.kl`), ce_loss, agreement: means
     over `tokens` counted positions; hidden_state_loss and attention_loss, means over the terms
@@ -100,7 +112,11 @@ def make_train_step(
             directions=directions,
             vocabulary=vocabulary,
             microbatches=config.data.microbatches,
+            execution=Execution(mesh, config.remat),
         )
+        if places is not None:
+            # Else every device would sum up whole gradients, and then keep its share.
+            gradient = jax.lax.with_sharding_constraint(gradient, places.params)
         now = jnp.float32(rate(state.step + 1))  # The first update is not wasted on a rate of 0.
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -115,7 +131,10 @@ def make_train_step(
             "skipped_in_a_row": state.skipped_in_a_row,
         }
 
-    compiled = jax.jit(train_step, donate_argnums=0)
+    out = None
+    if mesh is not None and places is not None:
+        out = (places, NamedSharding(mesh, PartitionSpec()))
+    compiled = jax.jit(train_step, donate_argnums=0, out_shardings=out)
     # An argument to the compiled step: closed over, it would be a constant of megabytes in it.
     return lambda state, batch: compiled(state, batch, prior, directions)
 
@@ -160,13 +179,20 @@ def to_device(
     batch: dict[str, np.ndarray],
     *,
     mesh: Mesh,
+    rows: int | None = None,
     tail: Tail = "bucket",
     signals: Sequence[str] = (),
 ) -> Batch:
-    """What an update needs of a batch, its rows split over the mesh."""
-    sharding = batch_sharding(mesh)
+    """What an update needs of a batch, its rows split over the mesh.
+
+    Of a batch of `rows`, `batch` has those that are this process's (`rows_here`); None: all.
+    """
     needed = (*fields(tail), *arrays(signals, batch))
-    return {name: jax.device_put(batch[name], sharding) for name in needed}
+    if rows is None:
+        rows = len(batch["tokens"])
+        here = rows_here(mesh, rows)
+        batch = {name: batch[name][here] for name in needed}
+    return {name: split_rows(batch[name], count=rows, mesh=mesh) for name in needed}
 
 
 def batch_sums(
@@ -180,6 +206,7 @@ def batch_sums(
     prior: Prior = None,
     pairs: Pairs = NO_PAIRS,
     directions: Matrices | None = None,
+    execution: Execution = ALONE,
 ) -> tuple[Float[Array, ""], Totals]:
     """The loss summed over a batch's counted positions, and its parts."""
     model = nnx.merge(graph, without_projections(params))
@@ -188,17 +215,16 @@ def batch_sums(
         batch["segment_ids"],
         batch["positions"],
         hidden_layers=pairs.hidden_layers,
+        execution=execution,
     )
     targets = Targets(
         labels=next_tokens(batch["tokens"], xp=jnp),
         mask=batch["loss_mask"],
         **{name: batch[name] for name in (*TOPK, *DRAWS) if name in batch},
     )
-    # A checkpoint may pad its vocabulary; ids beyond the tokenizer's have no target.
-    unembedding = model.unembedding()[:, :vocabulary]
     value, head = distillation_loss(
         hidden,
-        unembedding,
+        model.unembedding(),
         targets,
         temperature=values["temperature"],
         alpha=values["alpha"],
@@ -210,6 +236,9 @@ def batch_sums(
             loss.chunk_tokens,
             softcap=model.config.final_softcap,
         ),
+        # A checkpoint may pad its vocabulary; ids beyond the tokenizer's have no target.
+        vocabulary=vocabulary,
+        mesh=execution.mesh,
     )
     matrices = {**params.get(PROJECTIONS, {}), **(directions or {})}
     terms = term_sums(model, states, batch, loss=loss, pairs=pairs, matrices=matrices)
@@ -245,6 +274,7 @@ def mean_gradient(
     prior: Prior = None,
     pairs: Pairs = NO_PAIRS,
     directions: Matrices | None = None,
+    execution: Execution = ALONE,
 ) -> tuple[Float[Array, ""], Totals, Parameters]:
     """The loss's mean over the whole batch's counted tokens, its parts, and the gradient."""
     total = jnp.maximum(jnp.sum(batch["loss_mask"]), 1).astype(jnp.float32)
@@ -260,6 +290,7 @@ def mean_gradient(
             prior=prior,
             pairs=pairs,
             directions=directions,
+            execution=execution,
         )
         return value / total, totals
 

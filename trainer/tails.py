@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from models.vocabulary import Vocabulary
 from schemas.targets import BETAS
 from trainer.losses import Teacher
 from trainer.view import StudentView, Targets, put
@@ -80,12 +81,13 @@ def prior_at(
 def prior(
     view: StudentView,
     teacher: Teacher,
-    log_prior: Float[Array, " vocab"],
+    log_prior: Float[Array, " here"],
     *,
     beta: Float[Array, ""],
+    vocabulary: Vocabulary,
 ) -> Inside:
     """From a prior: p_v = t·π_v/Π over the tail, Π the tail's share of π."""
-    share, cross = _prior_sums(view, log_prior, beta=beta)
+    share, cross = _prior_sums(view, log_prior, beta=beta, vocabulary=vocabulary)
     t = jnp.exp(teacher.logp[:, -1])
     some = share > 0
     safe = jnp.where(some, share, 1.0)
@@ -96,7 +98,11 @@ def prior(
 
 
 def _prior_sums(
-    view: StudentView, log_prior: Float[Array, " vocab"], *, beta: Float[Array, ""]
+    view: StudentView,
+    log_prior: Float[Array, " here"],
+    *,
+    beta: Float[Array, ""],
+    vocabulary: Vocabulary,
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """Π = Σ π_v and Σ π_v (log π_v − β·logit_v) over each position's tail.
 
@@ -105,8 +111,10 @@ def _prior_sums(
     """
     if view.expected is None:
         raise ValueError("the view was taken without the prior")
-    pi = jnp.exp(log_prior)
-    there = jnp.isfinite(view.head)
+    pi, here = jnp.exp(log_prior), view.columns < log_prior.shape[0]
+    # Of what is no id: π is 0, and 0·(−inf) is NaN.
+    log_prior = jnp.where(pi > 0, log_prior, 0.0)
+    there = jnp.isfinite(view.head) & here
     log_head = log_prior.at[view.columns].get(mode="fill", fill_value=0.0)
     head = jnp.where(there, jnp.exp(log_head), 0.0)
     of_head = head * (log_head - beta * jnp.where(there, view.head, 0.0))
@@ -116,20 +124,24 @@ def _prior_sums(
     def masked():
         in_tail = ~jnp.isneginf(view.tail)
         each = pi * (log_prior - beta * jnp.where(in_tail, view.tail, 0.0))
-        return _tail_share(view, log_prior), jnp.sum(jnp.where(in_tail, each, 0.0), axis=-1)
+        shares = jnp.sum(jnp.where(in_tail, pi, 0.0), axis=-1)
+        return shares, jnp.sum(jnp.where(in_tail, each, 0.0), axis=-1)
 
-    return jax.lax.cond(jnp.all(share > ENOUGH), lambda: (share, cross), masked)
+    # All devices of a vocabulary take the same way, and none waits for another inside of it.
+    enough = jnp.all(vocabulary.total(share) > ENOUGH)
+    return vocabulary.both(*jax.lax.cond(enough, lambda: (share, cross), masked))
 
 
 def spread_prior(
-    view: StudentView, teacher: Teacher, log_prior: Float[Array, " vocab"]
-) -> Float[Array, "n vocab"]:
+    view: StudentView,
+    teacher: Teacher,
+    log_prior: Float[Array, " here"],
+    *,
+    vocabulary: Vocabulary,
+) -> Float[Array, "n here"]:
     """log p of every token, for divergences that need each of them."""
-    share = _tail_share(view, log_prior)
+    # Π is masked, because 1 − Σ_K π cancels to nothing where the stored tokens are all of π.
+    in_tail = ~jnp.isneginf(view.tail)
+    share = vocabulary.total(jnp.sum(jnp.where(in_tail, jnp.exp(log_prior), 0.0), axis=-1))
     level = teacher.logp[:, -1] - jnp.log(jnp.where(share > 0, share, 1.0))
     return put(level[:, None] + log_prior, view.columns, teacher.logp[:, :-1])
-
-
-def _tail_share(view: StudentView, log_prior: Float[Array, " vocab"]) -> Float[Array, " n"]:
-    """Π: masked, because 1 − Σ_K π cancels to nothing where the stored tokens are all of π."""
-    return jnp.sum(jnp.where(jnp.isneginf(view.tail), 0.0, jnp.exp(log_prior)), axis=-1)

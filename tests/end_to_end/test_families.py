@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from models import open_checkpoint, save_directory
-from models.decoder import parameters
+from models.parameters import parameters
 from tests.make_cache import tiny_cache, write_teacher
 from trainer.config import Data, Loss, Student, Train
 from trainer.loop import train

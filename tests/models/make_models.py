@@ -9,7 +9,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from models import Decoder, ModelConfig
-from models.decoder import parameters
+from models.parameters import parameters
 
 # 32 and more, because GGUF quantises rows in blocks of 32.
 CONFIG = ModelConfig(

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from models import Decoder, ModelConfig
-from models.decoder import parameters
+from models.parameters import parameters
 from models.students import cut_layers, spread
 from tests.models.make_models import random_decoder
 

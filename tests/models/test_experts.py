@@ -98,7 +98,7 @@ import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from models import open_checkpoint
-from models.decoder import parameters
+from models.parameters import parameters
 
 model = open_checkpoint("tests/golden/families/qwen3_moe").load()
 tokens = np.random.default_rng(0).integers(0, 80, (2, 40)).astype(np.int32)

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from models import open_checkpoint, save_directory
-from models.decoder import parameters
+from models.parameters import parameters
 from models.quantization import codes_of, scales_of
 from tests.models.test_families import GOLDEN, everything, packed
 
@@ -23,7 +23,7 @@ SCRIPT = """
 import sys
 import jax, numpy as np
 from models import open_checkpoint
-from models.decoder import parameters
+from models.parameters import parameters
 from models.sharding import make_mesh
 from tests.models.test_loading import FAMILIES, MESHES
 from tests.models.test_families import GOLDEN, everything, packed
