@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import apache_beam as beam
@@ -26,6 +27,7 @@ from pipelines.tokenise import (
     choose_unit_rows,
     row_rules,
     tokenise,
+    tokenise_workers,
 )
 from schemas.files import require_file, write_bytes
 from schemas.identity import rows_id
@@ -147,7 +149,9 @@ class Capture:
         )
 
     def _tokenise(self) -> PlannedRows:
-        rows = tokenise(self.tokenise_job(), rows_id=self.rows_id, run=self._run_beam)
+        workers = tokenise_workers(self.config.tokenise_workers, self.sources)
+        run = partial(self._run_beam, processes=workers)
+        rows = tokenise(self.tokenise_job(), rows_id=self.rows_id, run=run)
         count, tokens = totals(rows.units)
         heldout = sum(unit.rows for unit in rows.units if unit.split == "heldout")
         self.console.print(
@@ -179,8 +183,9 @@ class Capture:
             on_error=self.config.corpus.on_error,
         )
 
-    def _run_beam(self, build: Build) -> None:
-        run_pipeline(build, runner=self.config.runner, options=self.config.runner_options)
+    def _run_beam(self, build: Build, *, processes: int = 1) -> None:
+        runner, options = self.config.runner, self.config.runner_options
+        run_pipeline(build, runner=runner, options=options, processes=processes)
 
     def write_reading_aids(self) -> None:
         """Tokenizer and teacher config: the cache is readable on a machine without the teacher."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import heapq
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from schemas.plan import PlannedRows, planned_rows_from_json
 from schemas.rows import Row, Segment, encode_row
 
 _CHARACTERS_A_BATCH = 1 << 20
+_BYTES_A_PROCESS = 32 << 20  # a process takes seconds to start, and the tokenizer as long for this
 _SAMPLE_ROWS = 4096  # train rows with the smallest keys that a shard offers to calibration
 
 
@@ -63,6 +65,24 @@ def choose_unit_rows(sources: Sequence[SourceFile], *, length: int) -> int:
     rows = sum(source.bytes for source in sources) / 4 / length  # about four bytes a token
     limit = max(1, min(4096, (4 << 20) // length, int(rows / 16)))
     return 1 << (limit.bit_length() - 1)
+
+
+def tokenise_workers(asked: int | None, sources: Sequence[SourceFile]) -> int:
+    """Processes that tokenise: what was asked for, or one a core with enough for each to do.
+
+    ValueError if fewer than one was asked for.
+    """
+    if asked is None:
+        size = sum(source.bytes for source in sources)
+        return max(1, min(_cores(), size // _BYTES_A_PROCESS))
+    if asked < 1:
+        raise ValueError(f"tokenise_workers is {asked}; expected 1 or more, or leave it out")
+    return asked
+
+
+def _cores() -> int:
+    """Cores that this process may use: in a container fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def tokenise(job: TokeniseJob, *, rows_id: str, run: Callable[[Build], None]) -> PlannedRows:
