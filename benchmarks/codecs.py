@@ -20,7 +20,7 @@ from schemas import open_cache
 from schemas.cache import Cache
 from schemas.codecs import PROFILES, TAIL, TOPK, Profile, Tables, fit
 from schemas.frames import Kind, unpack
-from schemas.logits import decode_logits, encode_logits
+from schemas.logits import batches, decode_logits, encode_logits, open_logits
 from schemas.targets import BETAS, Targets, joined, nodes_of, tail_logmass_at
 
 CALIBRATION_TOKENS = 1 << 18
@@ -52,8 +52,9 @@ class Measured:
             for targets, scored in rows
         ]
         encoded = time.process_time()
-        for record in records:  # As `Cache.read` does: one is let go before the next.
-            decode_logits(record, where="benchmark", **shared)
+        opened = [open_logits(record, where="benchmark") for record in records]
+        for some in batches(opened):  # As `Cache.read` does: one batch is let go before the next.
+            decode_logits([opened[i] for i in some], **shared)
         finished = time.process_time()
         positions = sum(len(targets) for targets, _ in rows)
         self.encode_speeds.append(positions / (encoded - start))
@@ -64,7 +65,7 @@ class Measured:
             for block in unpack(record, kind=Kind.LOGITS, where="benchmark").blocks:
                 if block.field in self.field_bytes:
                     self.field_bytes[block.field] += len(block.payload)
-        decoded = [decode_logits(record, where="benchmark", **shared)[1] for record in records]
+        decoded = [decode_logits([record], **shared) for record in opened]
         for temperature in self.temperatures:
             self.divergences.setdefault(temperature, []).extend(
                 divergence(targets, stored, beta=1 / temperature)

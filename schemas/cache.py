@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from schemas.draws import logweights
 from schemas.files import RecordReaders
 from schemas.frames import require_same_key
 from schemas.layout import TOKENIZER, PartLayout
-from schemas.logits import decode_logits, field_bytes
+from schemas.logits import LogitsRecord, batches, decode_logits, field_bytes, open_logits
 from schemas.manifest import Manifest, Part, read_manifest
 from schemas.prior import COUNTS, SUMS, TailPrior, log_prior
 from schemas.rows import decode_row
@@ -97,16 +97,20 @@ class Cache:
         out = self._allocate(len(numbers), signals)
         at = np.searchsorted(self._first_row, numbers, side="right") - 1
         offsets = numbers - self._first_row[at]
-        records = [name for name in ("rows", *signals) if "/" not in name]
         # TensorStore's threads decode arrays while this one decodes records.
         arrays = [
             self._background.submit(self._arrays_of(name).read, at, offsets, out, decode=decode)
             for name in signals
-            if name not in records
+            if "/" in name
         ]
-        for index in np.unique(at):
-            slots = np.flatnonzero(at == index)
-            self._read_unit(int(index), slots, offsets[slots], records, out)
+        keys = self._put_rows(at, offsets, out)
+        if "logits" in signals:
+            self._put_logits(at, offsets, keys, out)
+        for slot, (index, offset) in enumerate(zip(at.tolist(), offsets.tolist(), strict=True)):
+            part, number = self._units[index]
+            if offset in part.units[number].skipped_rows:
+                # It keeps its tokens but is scored nowhere, whichever signal had the NaN.
+                out["loss_mask"][slot] = False
         for reading in arrays:
             reading.result()
         return out
@@ -136,48 +140,69 @@ class Cache:
             self._arrays[name] = SignalArrays(self.path, self.manifest, name)
         return self._arrays[name]
 
-    def _read_unit(self, index, slots, offsets, names, out) -> None:
-        part, unit_number = self._units[index]
-        unit = part.units[unit_number]
-        layout = PartLayout(self.path / part.path)
-        records = {
-            name: self._readers.read(
-                layout.records(name, unit_number), offsets.tolist(), expected=unit.files[name]
-            )
-            for name in names
-        }
-        for i, (slot, offset) in enumerate(zip(slots, offsets, strict=True)):
-            where = f"{layout.records('rows', unit_number)} record {offset}"
-            row, key = decode_row(records["rows"][i], where=where)
+    def _records(self, name: str, at: np.ndarray, offsets: np.ndarray) -> list[tuple[bytes, str]]:
+        """The record of each row and its name in errors, of rows `offsets` of units `at`."""
+        found: list[Any] = [None] * len(at)
+        for index in np.unique(at).tolist():
+            part, number = self._units[index]
+            path = PartLayout(self.path / part.path).records(name, number)
+            slots = np.flatnonzero(at == index).tolist()
+            rows = offsets[slots].tolist()
+            expected = part.units[number].files[name]
+            records = self._readers.read(path, rows, expected=expected)
+            for slot, row, record in zip(slots, rows, records, strict=True):
+                found[slot] = record, f"{path} record {row}"
+        return found
+
+    def _put_rows(self, at: np.ndarray, offsets: np.ndarray, out) -> list[bytes]:
+        """Puts tokens and the like into `out`; the rows' keys."""
+        keys = []
+        for slot, (record, where) in enumerate(self._records("rows", at, offsets)):
+            row, key = decode_row(record, where=where)
             for name in ROW_FIELDS:
                 out[name][slot] = getattr(row, name)
-            if "logits" in names:
-                self._put_logits(part, unit_number, offset, key, records["logits"][i], slot, out)
-            if offset in unit.skipped_rows:
-                # It keeps its tokens but is scored nowhere, whichever signal had the NaN.
-                out["loss_mask"][slot] = False
+            keys.append(key)
+        return keys
 
-    def _put_logits(self, part, unit_number, offset, row_key, record, slot, out) -> None:
-        layout = PartLayout(self.path / part.path)
-        where = f"{layout.records('logits', unit_number)} record {offset}"
-        scored, targets, key = decode_logits(
-            record,
+    def _put_logits(self, at: np.ndarray, offsets: np.ndarray, keys: list[bytes], out) -> None:
+        records = [
+            open_logits(record, where=where)
+            for record, where in self._records("logits", at, offsets)
+        ]
+        for slot, (record, key) in enumerate(zip(records, keys, strict=True)):
+            require_same_key(key, record.row_key, where=record.where)
+            out["loss_mask"][slot] &= record.scored
+        parts = [self._units[index][0] for index in at.tolist()]
+        for part in {part.path: part for part in parts}.values():
+            slots = [slot for slot, its in enumerate(parts) if its is part]
+            of_part = [records[slot] for slot in slots]
+            for some in batches(of_part):
+                self._put_targets(part, {slots[i]: of_part[i] for i in some}, out)
+
+    def _put_targets(self, part: Part, records: dict[int, LogitsRecord], out) -> None:
+        targets = decode_logits(
+            list(records.values()),
             tables=self._tables(part),
             vocabulary=self.manifest.vocabulary_size,
-            where=where,
         )
-        require_same_key(row_key, key, where=where)
-        out["loss_mask"][slot] &= scored
-        if not len(targets):
-            return
-        out["topk_ids"][slot, scored, : targets.k] = targets.ids
-        out["topk_logprobs"][slot, scored, : targets.k] = targets.logprobs
-        out["tail_logmass"][slot, scored] = targets.tail_logmass
+        length = self.manifest.sequence_length
+        # Where each position lies among those of all rows.
+        places = np.concatenate(
+            [slot * length + np.flatnonzero(record.scored) for slot, record in records.items()]
+        )
+
+        def put(name: str, values: np.ndarray) -> None:
+            array = out[name]
+            array.reshape(-1, array.shape[-1])[places, : values.shape[-1]] = values
+
+        put("topk_ids", targets.ids)
+        put("topk_logprobs", targets.logprobs)
+        put("tail_logmass", targets.tail_logmass)
         if targets.draws:
             weights = logweights(targets.draws, targets.tail_logmass, nodes=self.manifest.betas)
-            out["tail_ids"][slot, scored, : targets.draws.m] = targets.draws.ids
-            out["tail_logprobs"][slot, scored, : targets.draws.m] = targets.draws.logprobs
-            out["tail_logweights"][slot, scored, : targets.draws.m] = weights
+            put("tail_ids", targets.draws.ids)
+            put("tail_logprobs", targets.draws.logprobs)
+            put("tail_logweights", weights)
 
     def tail_prior(self) -> np.ndarray:
         """log π at the nodes `schemas.targets.BETAS`: float32 [7, vocabulary], of all parts as one.

@@ -10,7 +10,6 @@ A sum of f over the tail is then estimated without bias by Σ_i f(v_i) / (m·r(v
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -60,10 +59,16 @@ def logweights(
 ) -> Float[np.ndarray, "n m"]:
     """−log(m·r(v)) of each draw, from A at `nodes`; −inf where there is no draw."""
     there = np.isfinite(draws.logprobs)
-    at = [nodes.index(beta) for beta in draws.betas]
     logprobs = np.where(there, draws.logprobs, 0).astype(np.float64)
+    at = [nodes.index(beta) for beta in draws.betas]
     mass = np.where(np.isfinite(tail_logmass[:, at]), tail_logmass[:, at], 0).astype(np.float64)
-    shares: list[Any] = [beta * logprobs - mass[:, [i]] for i, beta in enumerate(draws.betas)]
-    log_r = np.logaddexp.reduce(shares, axis=0) - np.log(len(shares))
-    weights = -np.log(draws.m) - log_r
+    first, *others = (beta * logprobs - mass[:, [i]] for i, beta in enumerate(draws.betas))
+    log_sum = first
+    for share in others:
+        # log(exp(a) + exp(b)) = max(a, b) + log(1 + exp(−|a − b|)). The last term is below 0.7:
+        # float32 is off by less than 1e-7 of a nat there, and many times as fast.
+        closeness = np.exp(-np.abs(log_sum - share).astype(np.float32))
+        log_sum = np.maximum(log_sum, share)
+        log_sum += np.log(closeness + np.float32(1))
+    weights = np.log(len(draws.betas) / draws.m) - log_sum
     return np.where(there, weights, -np.inf).astype(np.float32)

@@ -9,7 +9,7 @@ from schemas import Cache, open_cache
 from schemas.commits import load_commit, write_commit
 from schemas.files import RecordReaders, write_records
 from schemas.layout import PartLayout
-from schemas.logits import decode_logits, encode_logits
+from schemas.logits import decode_logits, encode_logits, open_logits
 from schemas.manifest import read_manifest, write_manifest
 from schemas.statistics import load_tables
 from schemas.targets import Targets
@@ -56,11 +56,11 @@ def with_targets(path: Path, change: Callable[[Targets], Targets]) -> Cache:
     size, profile = manifest.vocabulary_size, manifest.logits.profile
 
     def changed(record: bytes) -> bytes:
-        scored, targets, key = decode_logits(record, tables=tables, vocabulary=size, where="")
+        opened = open_logits(record, where="")
         return encode_logits(
-            change(targets),
-            row_key=key,
-            scored=scored,
+            change(decode_logits([opened], tables=tables, vocabulary=size)),
+            row_key=opened.row_key,
+            scored=opened.scored,
             profile=profile,
             tables=tables,
             vocabulary=size,

@@ -33,7 +33,7 @@ from pipelines.wanted import Wanted
 from schemas import Cache, codecs
 from schemas.draws import Draws, logweights, starts
 from schemas.files import read_json, write_json
-from schemas.logits import decode_logits, encode_logits
+from schemas.logits import decode_logits, encode_logits, open_logits
 from schemas.targets import Targets, joined
 from trainer.config import Loss
 from trainer.needs import DRAWS as DRAWS_FIELDS
@@ -208,7 +208,7 @@ def captured(logits: Logits, shop: Workshop, rows: np.ndarray) -> tuple[Batch, f
     for i, row in enumerate(rows):
         found, scored, key = _asked(shop, int(row), wanted)
         record = encode_logits(found, row_key=key, scored=scored, profile=logits.profile, **shared)
-        got = decode_logits(record, where="benchmark", **shared)[1]
+        got = decode_logits([open_logits(record, where="benchmark")], **shared)
         batch["topk_ids"][i, scored, : got.k] = got.ids
         batch["topk_logprobs"][i, scored, : got.k] = got.logprobs
         batch["tail_logmass"][i, scored] = got.tail_logmass

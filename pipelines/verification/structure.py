@@ -14,7 +14,7 @@ from schemas.commits import load_commit, summary
 from schemas.files import FileEntry, RecordReaders, read_json
 from schemas.identity import digest, file_sha256
 from schemas.layout import MANIFEST, TOKENIZER, PartLayout
-from schemas.logits import decode_logits
+from schemas.logits import decode_logits, open_logits
 from schemas.manifest import Manifest, Part, Unit
 from schemas.plan import read_plan
 from schemas.rows import Row, decode_row, loss_mask
@@ -259,21 +259,20 @@ class _PartCheck:
         assert self.tables is not None
         size = self.check.sealed.vocabulary_size
         try:
-            scored, _, key = decode_logits(
-                record, tables=self.tables, vocabulary=size, where=f"record {offset}"
-            )
+            opened = open_logits(record, where=f"record {offset}")
+            decode_logits([opened], tables=self.tables, vocabulary=size)
         except ValueError as error:
             self._problem(path, "a record of logits", _brief(error), **where)
             return
-        if key != row.key:
+        if opened.row_key != row.key:
             expected = f"record {offset}: row key {row.key.hex()}"
-            self._problem(path, expected, f"{key.hex()}, of another row", **where)
+            self._problem(path, expected, f"{opened.row_key.hex()}, of another row", **where)
         # A row with NaN has no target where a signal of the same capture had it, but keeps those
         # of an earlier one.
-        skipped = offset in unit.skipped_rows and not scored.any()
-        if not skipped and not np.array_equal(scored, row.loss_mask):
+        skipped = offset in unit.skipped_rows and not opened.positions
+        if not skipped and not np.array_equal(opened.scored, row.loss_mask):
             expected = f"record {offset}: targets at {int(row.loss_mask.sum())} positions"
-            self._problem(path, expected, f"{int(scored.sum())}, or others", **where)
+            self._problem(path, expected, f"{opened.positions}, or others", **where)
 
     def _records(
         self, path: Path, entry: FileEntry, rows: int, where: Mapping

@@ -29,6 +29,7 @@ __all__ = [
     "decode",
     "encode",
     "fit",
+    "form",
 ]
 
 Profile = Literal["lossless", "fast", "compact"]
@@ -93,36 +94,49 @@ def encode(profile: Profile, targets: Targets, *, tables: Tables, vocabulary: in
     return blocks
 
 
-def decode(
-    blocks: Sequence[Block], *, positions: int, k: int, vocabulary: int, tables: Tables
-) -> Targets:
-    """What `encode` was given, by the codec ids in the blocks.
+def form(blocks: Sequence[Block]) -> tuple[tuple[int, int, bytes], ...]:
+    """What the blocks of records that are decoded together share: fields, codecs, kind of draws."""
+    return tuple(
+        (block.field, block.codec, draws.form(block.payload) if block.field == DRAWS else b"")
+        for block in blocks
+    )
 
-    ValueError for a payload that is truncated, altered or of another shape, where the payload
-    alone shows it; the record's checksum sees the rest.
+
+def decode(
+    records: Sequence[Sequence[Block]],
+    *,
+    positions: Sequence[int],
+    k: int,
+    vocabulary: int,
+    tables: Tables,
+) -> Targets:
+    """What `encode` was given for each record, by the codec ids in its blocks, one after another.
+
+    `positions[i]` of record i, at least one each; all of one `form`. ValueError for a payload that
+    is truncated, altered or of another shape, where the payload alone shows it; the record's
+    checksum sees the rest.
     """
     if not 1 <= k <= vocabulary:
         raise ValueError(f"k = {k} of a vocabulary of {vocabulary}")
-    if not positions:
+    if not sum(positions):
         return Targets(
             ids=np.zeros((0, k), np.int32),
             logprobs=np.zeros((0, k), np.float32),
             tail_logmass=np.zeros((0, len(BETAS)), np.float32),
         )
-    by_field = {block.field: block for block in blocks}
-    codec_of = {field: block.codec for field, block in by_field.items()}
-    shared = {"tables": tables, "vocabulary": vocabulary}
+    codec_of = {block.field: block.codec for block in records[0]}
     if not {TOPK, TAIL} <= set(codec_of) <= {TOPK, TAIL, DRAWS}:
         raise ValueError(f"a record holds fields {sorted(codec_of)}; {TOPK} and {TAIL} are needed")
-    drawn = by_field.get(DRAWS)
-    shape = {"positions": positions, "k": k, "vocabulary": vocabulary}
+    of = {
+        field: [block.payload for blocks in records for block in blocks if block.field == field]
+        for field in codec_of
+    }
+    shape = {"positions": positions, "vocabulary": vocabulary}
     exact = {TOPK: {LOSSLESS}, TAIL: {tail.EXACT, tail.EXACT_EIGHTHS}, DRAWS: {draws.EXACT}}
     if all(codec in exact[field] for field, codec in codec_of.items()):
-        ids, logprobs = lossless.decode(by_field[TOPK].payload, **shape)
-        values = tail.decode_exact(by_field[TAIL].payload, codec=codec_of[TAIL], **shape)
-        found = drawn and draws.decode_exact(
-            drawn.payload, positions=positions, vocabulary=vocabulary
-        )
+        ids, logprobs = lossless.decode(of[TOPK], k=k, **shape)
+        values = tail.decode_exact(of[TAIL], codec=codec_of[TAIL], k=k, **shape)
+        found = draws.decode_exact(of[DRAWS], **shape) if DRAWS in of else None
         return Targets(ids, logprobs, values, found)
     topk = codec_of[TOPK]
     quantised = {TOPK: topk, TAIL: tail.QUANTISED, DRAWS: draws.QUANTISED}
@@ -131,15 +145,16 @@ def decode(
             f"codecs {codec_of} (by field) are not known to this version, or not together: a newer "
             f"version wrote them"
         )
-    ids, levels = _QUANTISED[topk].decode(by_field[TOPK].payload, tables=tables, **shape)
+    shape["tables"] = tables
+    ids, levels = _QUANTISED[topk].decode(of[TOPK], k=k, **shape)
     last = levels[:, -1]
-    values = tail.decode_quantised(by_field[TAIL].payload, last=last, k=k, **shared)
+    values = tail.decode_quantised(of[TAIL], last=last, k=k, **shape)
     logprob = quantiser_of(tables).logprob
     logprobs, values, shift = normalised(logprob.take(levels, mode="clip"), values)
-    if drawn is None:
+    if DRAWS not in of:
         return Targets(ids, logprobs, values)
     last_logprob = logprob.take(last, mode="clip")
-    found = draws.decode_quantised(drawn.payload, last=last_logprob, **shared)
+    found = draws.decode_quantised(of[DRAWS], last=last_logprob, **shape)
     return Targets(ids, logprobs, values, Draws(found.ids, found.logprobs - shift, found.betas))
 
 

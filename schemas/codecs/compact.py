@@ -7,8 +7,11 @@ the positions split into groups by how far their sets spread, so that each zstd 
 distribution.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Integer, UInt8
 
 from schemas.codecs import numbers
 from schemas.codecs.block import Tables
@@ -16,7 +19,18 @@ from schemas.codecs.clusters import choose_orders
 from schemas.codecs.codebook import codebook
 from schemas.codecs.fast import ID_BITS
 from schemas.codecs.levels import LEVEL_BITS, MINUS_INFINITY
-from schemas.codecs.streams import columns, expand, join, small, split, squeeze, unsmall
+from schemas.codecs.streams import (
+    beside,
+    columns,
+    expand,
+    join,
+    small,
+    spans,
+    split,
+    squeeze,
+    summed,
+    unsmall,
+)
 
 _MOST_LISTED = 1 << 16
 """Ranks in an order are uint16."""
@@ -25,6 +39,7 @@ _LEVEL_COLUMNS = 4
 _ENTRIES_PER_FRAME = 2048
 """A frame carries its own Huffman table; it must be long enough to pay for it."""
 _MOST_GROUPS = 3
+_OUTSIDE = "an order, a group or a level outside its range"
 
 
 def fit(
@@ -85,44 +100,79 @@ def encode(
 
 
 def decode(
-    payload: bytes, *, positions: int, k: int, tables: Tables, vocabulary: int
+    payloads: Sequence[bytes],
+    *,
+    positions: Sequence[int],
+    k: int,
+    tables: Tables,
+    vocabulary: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids int32 and levels uint16, [n, k]: by ascending level, equals by id."""
+    """Ids int32 and levels uint16, [n, k], records one after another: by ascending level, equals
+    by id."""
     book = codebook(tables, vocabulary=vocabulary)
-    level_frames, cells = columns(k, _LEVEL_COLUMNS), len(columns(k, _SYMBOL_COLUMNS))
-    groups = payload[0] if payload else 0
-    if not 1 <= groups <= _MOST_GROUPS:
-        raise ValueError(f"{groups} groups of positions; 1 to {_MOST_GROUPS} can be")
-    chosen, group, last, last_escapes, relative_escapes, raw, *frames = split(
-        payload[1:], count=6 + len(level_frames) + groups * cells
+    records = [_expand(payload, n=n, k=k) for payload, n in zip(payloads, positions, strict=True)]
+    codes = np.concatenate([record.codes for record in records], axis=1)
+    chosen, group, last, relative = *codes[:3], codes[3:]
+    last = unsmall(last, [record.last_escapes for record in records], sizes=positions)
+    last = last.astype(np.uint32, copy=False)
+    if chosen.max() >= book.orders or last.max() > MINUS_INFINITY:
+        raise ValueError(_OUTSIDE)
+    places = numbers.decode(
+        np.concatenate([record.symbols for record in records]),
+        [record.raw for record in records],
+        rows=k,
+        columns=positions,
     )
-    chosen = expand(chosen, size=positions)
-    group = expand(group, size=positions)
-    last = unsmall(expand(last, size=positions), last_escapes).astype(np.uint32)
-    if chosen.max() >= book.orders or group.max() >= groups or last.max() > MINUS_INFINITY:
-        raise ValueError("an order, a group or a level outside its range")
-    relative = np.empty((k, positions), np.uint8)
-    for rows, frame in zip(level_frames, frames, strict=False):
-        target = relative[rows]
-        target[...] = expand(frame, size=target.size).reshape(target.shape)
-    symbols = np.empty((k, positions), np.uint8)
-    sizes = np.bincount(group, minlength=groups)
-    for cell, frame in zip(_cells(k, sizes), frames[len(level_frames) :], strict=True):
-        target = symbols[cell]
-        target[...] = expand(frame, size=target.size).reshape(target.shape)
-    places = _places(numbers.decode(symbols, raw))
+    places[1:] += 1
+    summed(places)
     if places.min() < 0 or places.max() >= book.depth + vocabulary:
         raise ValueError("a place outside the vocabulary")
-    levels = last - unsmall(relative, relative_escapes)
-    if levels.max() > MINUS_INFINITY:  # a difference below zero has wrapped
+    keys = last - unsmall(
+        relative, [record.relative_escapes for record in records], sizes=positions
+    )
+    if keys.max() > MINUS_INFINITY:  # a difference below zero has wrapped
         raise ValueError("a level of log-probability outside its range")
-    keys = levels << np.uint32(ID_BITS)
+    keys <<= np.uint32(ID_BITS)
     keys |= book.ids(places, chosen=chosen).view(np.uint32)
-    ordered = np.empty((positions, k), np.uint32)
-    ordered[np.argsort(group, kind="stable")] = keys.T
+    # A record's columns are sorted by their group.
+    columns_of = [np.argsort(group[at], kind="stable") + at.start for at in spans(positions)]
+    ordered = np.empty(keys.T.shape, np.uint32)
+    ordered[np.concatenate(columns_of)] = keys.T
     ordered.sort(axis=1)
     ids = (ordered & np.uint32((1 << ID_BITS) - 1)).view(np.int32)
     return ids, (ordered >> np.uint32(ID_BITS)).astype(np.uint16)
+
+
+class _Record(NamedTuple):
+    """The sections of a record without their entropy coding; columns are sorted by group."""
+
+    codes: UInt8[np.ndarray, "k+3 n"]
+    """Orders, groups, levels of the last rank, relative levels."""
+    last_escapes: bytes
+    relative_escapes: bytes
+    symbols: UInt8[np.ndarray, " kn"]
+    raw: bytes
+
+
+def _expand(payload: bytes, *, n: int, k: int) -> _Record:
+    groups = payload[0] if payload else 0
+    if not 1 <= groups <= _MOST_GROUPS:
+        raise ValueError(f"{groups} groups of positions; 1 to {_MOST_GROUPS} can be")
+    heights = [rows.stop - rows.start for rows in columns(k, _LEVEL_COLUMNS)]
+    of_symbols = [rows.stop - rows.start for rows in columns(k, _SYMBOL_COLUMNS)]
+    chosen, group, last, last_escapes, relative_escapes, raw, *frames = split(
+        payload[1:], count=6 + len(heights) + groups * len(of_symbols)
+    )
+    levels, symbols = frames[: len(heights)], frames[len(heights) :]
+    codes = expand(
+        [chosen, group, last, *levels], sizes=[n, n, n, *(height * n for height in heights)]
+    ).reshape(-1, n)
+    sizes = np.bincount(codes[1], minlength=groups).tolist()
+    if len(sizes) > groups:
+        raise ValueError(_OUTSIDE)
+    cells = expand(symbols, sizes=[height * size for size in sizes for height in of_symbols])
+    whole = beside(cells, rows=k, columns=sizes)
+    return _Record(codes, last_escapes, relative_escapes, whole.reshape(-1), raw)
 
 
 def _cells(k: int, sizes: Integer[np.ndarray, " groups"]) -> list[tuple[slice, slice]]:
@@ -151,11 +201,4 @@ def _gaps(places: Integer[np.ndarray, "k n"]) -> Integer[np.ndarray, "k n"]:
     gaps[1:] -= 1
     if gaps.min() < 0:
         raise ValueError("an id is twice in one top-k")
-    return gaps
-
-
-def _places(gaps: Integer[np.ndarray, "k n"]) -> Integer[np.ndarray, "k n"]:
-    gaps[1:] += 1
-    for rank in range(1, len(gaps)):  # a tenth of np.cumsum's time for rows of this length
-        gaps[rank] += gaps[rank - 1]
     return gaps

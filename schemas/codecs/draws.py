@@ -7,6 +7,7 @@ average, to 7e-4.
 """
 
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Integer
@@ -14,7 +15,18 @@ from jaxtyping import Float, Integer
 from schemas.codecs import numbers
 from schemas.codecs.block import Tables
 from schemas.codecs.fast import permutation
-from schemas.codecs.streams import columns, expand, id_planes, join, small, split, squeeze, unsmall
+from schemas.codecs.streams import (
+    beside,
+    columns,
+    expand,
+    id_planes,
+    join,
+    small,
+    split,
+    squeeze,
+    summed,
+    unsmall,
+)
 from schemas.draws import Draws
 from schemas.targets import BETAS
 
@@ -41,16 +53,19 @@ def encode_exact(draws: Draws, *, vocabulary: int) -> bytes:
     return _header(draws) + join([squeeze(np.ascontiguousarray(plane)) for plane in planes])
 
 
-def decode_exact(payload: bytes, *, positions: int, vocabulary: int) -> Draws:
-    """What `encode_exact` was given."""
-    m, betas = _read_header(payload)
+def decode_exact(payloads: Sequence[bytes], *, positions: Sequence[int], vocabulary: int) -> Draws:
+    """What `encode_exact` was given, records one after another."""
+    m, betas = _read_header(payloads)
     width = id_planes(vocabulary)
-    sections = split(payload[_HEADER.size :], count=width + 4)
-    planes = [expand(section, size=m * positions).reshape(m, positions) for section in sections]
-    ids, values = np.zeros((2, positions, m, 4), np.uint8)
-    for byte, plane in enumerate(planes):
-        target = ids[..., byte] if byte < width else values[..., byte - width]
-        target[...] = plane.T
+    planes = [
+        expand(split(payload[_HEADER.size :], count=width + 4), sizes=(width + 4) * [m * n])
+        for payload, n in zip(payloads, positions, strict=True)
+    ]
+    of_all = beside(np.concatenate(planes), rows=(width + 4) * m, columns=positions)
+    by_position = of_all.reshape(width + 4, m, -1).transpose(2, 1, 0)
+    ids = np.zeros((*by_position.shape[:2], 4), np.uint8)
+    ids[..., :width] = by_position[..., :width]
+    values = np.ascontiguousarray(by_position[..., width:])
     return _checked(ids.view("<i4")[..., 0], values.view("<f4")[..., 0], betas, vocabulary)
 
 
@@ -92,31 +107,43 @@ def encode_quantised(
 
 
 def decode_quantised(
-    payload: bytes, *, last: Float[np.ndarray, " n"], tables: Tables, vocabulary: int
+    payloads: Sequence[bytes],
+    *,
+    positions: Sequence[int],
+    last: Float[np.ndarray, " n"],
+    tables: Tables,
+    vocabulary: int,
 ) -> Draws:
-    """The same draws in the order of their ids' ranks; log-probs not normalised."""
-    m, betas = _read_header(payload)
-    shape = m, len(last)
-    level_rows = _frames(shape, most=_LOGPROB_FRAMES)
-    rank_rows = _frames(shape, most=_RANK_FRAMES)
-    raw, escapes, *frames = split(
-        payload[_HEADER.size :], count=2 + len(level_rows) + len(rank_rows)
-    )
-    codes, symbols = np.empty((2, m, len(last)), np.uint8)
-    for rows, frame in zip(level_rows, frames, strict=False):
-        codes[rows] = expand(frame, size=codes[rows].size).reshape(codes[rows].shape)
-    for rows, frame in zip(rank_rows, frames[len(level_rows) :], strict=True):
-        symbols[rows] = expand(frame, size=symbols[rows].size).reshape(symbols[rows].shape)
-    ranks = numbers.decode(symbols, raw)
-    for row in range(1, m):
-        ranks[row] += ranks[row - 1]
+    """The same draws in the order of their ids' ranks, records one after another; log-probs not
+    normalised."""
+    m, betas = _read_header(payloads)
+    raw, escapes, codes, symbols = [], [], [], []
+    for payload, n in zip(payloads, positions, strict=True):
+        levels = _frames((m, n), most=_LOGPROB_FRAMES)
+        ranks = _frames((m, n), most=_RANK_FRAMES)
+        own_raw, own_escapes, *frames = split(
+            payload[_HEADER.size :], count=2 + len(levels) + len(ranks)
+        )
+        sizes = [(rows.stop - rows.start) * n for rows in (*levels, *ranks)]
+        raw.append(own_raw)
+        escapes.append(own_escapes)
+        own_codes, own_symbols = np.split(expand(frames, sizes=sizes), 2)
+        codes.append(own_codes)
+        symbols.append(own_symbols)
+    codes = beside(np.concatenate(codes), rows=m, columns=positions)
+    symbols = np.concatenate(symbols)
+    ranks = summed(numbers.decode(symbols, raw, rows=m, columns=positions))
     if ranks.size and (ranks.min() < 0 or ranks.max() >= vocabulary):
         raise ValueError("the rank of a draw outside the vocabulary")
     order, _ = permutation(tables, vocabulary=vocabulary, name="draw-order")
-    levels = unsmall(codes, escapes)
-    logprobs = _base(last) - levels.T.astype(np.float32) / np.float32(_PER_NAT)
-    logprobs = np.where(levels.T == _ABSENT, np.float32(-np.inf), logprobs)
-    return _checked(order[ranks.T], logprobs, betas, vocabulary)
+    levels = unsmall(codes, escapes, sizes=positions)
+    logprobs = _base(last)[:, 0] - levels * np.float32(1 / _PER_NAT)
+    if levels.dtype != np.uint8:  # no escape, no absent draw
+        logprobs[levels == _ABSENT] = -np.inf
+    ids = order.take(ranks, mode="clip")
+    return _checked(
+        np.ascontiguousarray(ids.T), np.ascontiguousarray(logprobs.T), betas, vocabulary
+    )
 
 
 def _frames(shape: tuple[int, ...], *, most: int) -> list[slice]:
@@ -133,10 +160,16 @@ def _header(draws: Draws) -> bytes:
     return _HEADER.pack(draws.m, sum(1 << BETAS.index(beta) for beta in draws.betas))
 
 
-def _read_header(payload: bytes) -> tuple[int, tuple[float, ...]]:
-    if len(payload) < _HEADER.size:
-        raise ValueError(f"draws of {len(payload)} bytes")
-    m, mask = _HEADER.unpack_from(payload)
+def form(payload: bytes) -> bytes:
+    """How many draws a position and from which nodes: what records decoded together share."""
+    return payload[: _HEADER.size]
+
+
+def _read_header(payloads: Sequence[bytes]) -> tuple[int, tuple[float, ...]]:
+    (header,) = {form(payload) for payload in payloads}
+    if len(header) < _HEADER.size:
+        raise ValueError(f"draws of {len(header)} bytes")
+    m, mask = _HEADER.unpack(header)
     betas = tuple(beta for node, beta in enumerate(BETAS) if mask >> node & 1)
     if not m or not betas or mask >> len(BETAS) or mask & 1:
         raise ValueError(f"{m} draws from the nodes of mask {mask:#x}")

@@ -1,8 +1,10 @@
 """Top-k exactly: ids and float32 bits by byte plane, rank by rank."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from schemas.codecs.streams import expand, id_planes, join, split, squeeze
+from schemas.codecs.streams import beside, expand, id_planes, join, split, squeeze
 
 
 def encode(ids: np.ndarray, logprobs: np.ndarray, *, vocabulary: int) -> bytes:
@@ -15,18 +17,20 @@ def encode(ids: np.ndarray, logprobs: np.ndarray, *, vocabulary: int) -> bytes:
 
 
 def decode(
-    payload: bytes, *, positions: int, k: int, vocabulary: int
+    payloads: Sequence[bytes], *, positions: Sequence[int], k: int, vocabulary: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids int32 and log-probs float32, [n, k], bit by bit as encoded."""
+    """Ids int32 and log-probs float32, [n, k], bit by bit as encoded; records one after another."""
     width = id_planes(vocabulary)
-    sections = split(payload, count=width + 4)
-    planes = [expand(section, size=k * positions).reshape(k, positions) for section in sections]
-    ids = np.zeros((positions, k, 4), np.uint8)
-    values = np.empty((positions, k, 4), np.uint8)
-    for byte, plane in enumerate(planes):
-        target = ids[..., byte] if byte < width else values[..., byte - width]
-        target[...] = plane.T
-    ids, values = ids.view("<i4")[..., 0], values.view("<f4")[..., 0]
+    planes = [
+        expand(split(payload, count=width + 4), sizes=(width + 4) * [k * n])
+        for payload, n in zip(payloads, positions, strict=True)
+    ]
+    of_all = beside(np.concatenate(planes), rows=(width + 4) * k, columns=positions)
+    by_position = of_all.reshape(width + 4, k, -1).transpose(2, 1, 0)
+    ids = np.zeros((*by_position.shape[:2], 4), np.uint8)
+    ids[..., :width] = by_position[..., :width]
+    values = np.ascontiguousarray(by_position[..., width:]).view("<f4")[..., 0]
+    ids = ids.view("<i4")[..., 0]
     if ids.size and ids.max() >= vocabulary:
         raise ValueError(f"id {ids.max()} in a vocabulary of {vocabulary}")
     return ids.astype(np.int32, copy=False), values.astype(np.float32, copy=False)

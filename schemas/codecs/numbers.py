@@ -4,16 +4,15 @@ A symbol is a number's bit length and the two bits after the leading one; what i
 close to uniform and is stored as it is.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Integer, UInt8
 
 from schemas.codecs import bits
+from schemas.codecs.streams import beside
 
-_SYMBOLS = np.arange(4 * (bits.LARGEST_WIDTH + 2))
-_WIDTH = np.maximum((_SYMBOLS >> 2) - 1, 0).astype(np.uint8)
-"""Raw bits below a symbol's two leading ones."""
-_BASE = np.where(_SYMBOLS < 8, _SYMBOLS, (4 + (_SYMBOLS & 3)) << _WIDTH).astype(np.int32)
-"""The smallest number of each symbol."""
+_SYMBOLS = 4 * (bits.LARGEST_WIDTH + 2)
 
 
 def encode(numbers: Integer[np.ndarray, "..."]) -> tuple[UInt8[np.ndarray, "..."], bytes]:
@@ -21,15 +20,26 @@ def encode(numbers: Integer[np.ndarray, "..."]) -> tuple[UInt8[np.ndarray, "..."
     # The exponent and two leading mantissa bits of a float32, which is exact below 2^24.
     leading = (numbers.astype(np.float32).view(np.uint32) >> np.uint32(21)).astype(np.int32) - 512
     symbols = np.where(numbers < 4, numbers, leading).astype(np.uint8)
-    widths = _WIDTH.take(symbols.reshape(-1), mode="clip")
-    return symbols, bits.pack(numbers.reshape(-1), widths=widths)
+    return symbols, bits.pack(numbers.reshape(-1), widths=_widths(symbols.reshape(-1)))
 
 
-def decode(symbols: UInt8[np.ndarray, "..."], raw: bytes) -> Integer[np.ndarray, "..."]:
-    """The numbers (int32) that `encode` was given. ValueError for symbols that it never makes."""
-    if symbols.size and symbols.max() >= len(_SYMBOLS):
-        raise ValueError(f"symbol {symbols.max()} of a number; there are {len(_SYMBOLS)}")
-    numbers = bits.unpack(raw, widths=_WIDTH.take(symbols.reshape(-1), mode="clip")).view(np.int32)
-    numbers = numbers.reshape(symbols.shape)
-    numbers += _BASE.take(symbols, mode="clip")
-    return numbers
+def decode(
+    symbols: UInt8[np.ndarray, " n"], raw: Sequence[bytes], *, rows: int, columns: Sequence[int]
+) -> Integer[np.ndarray, "rows total"]:
+    """The numbers (int32) that `encode` was given, arrays of `rows` rows side by side.
+
+    Of array i, which has `columns[i]` columns, `symbols` holds one after the other and `raw[i]`
+    the bits. ValueError for symbols that `encode` never makes.
+    """
+    if symbols.size and symbols.max() >= _SYMBOLS:
+        raise ValueError(f"symbol {symbols.max()} of a number; there are {_SYMBOLS}")
+    widths = _widths(symbols)
+    numbers = np.minimum(symbols, symbols & 3 | 4).astype(np.uint32)  # the leading bits
+    numbers <<= widths.astype(np.uint32)
+    numbers |= bits.unpack(raw, widths=widths, sizes=[rows * count for count in columns])
+    return beside(numbers.view(np.int32), rows=rows, columns=columns)
+
+
+def _widths(symbols: UInt8[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
+    """Raw bits below a symbol's leading ones."""
+    return np.maximum(symbols >> 2, 1) - 1

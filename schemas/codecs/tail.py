@@ -6,11 +6,13 @@ as its difference from a prediction by the tail's size, the last stored log-prob
 nodes before it.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float, Integer
 
 from schemas.codecs.block import Tables
-from schemas.codecs.streams import expand, join, small, split, squeeze, unsmall
+from schemas.codecs.streams import beside, expand, join, small, split, squeeze, unsmall
 from schemas.targets import BETAS, EIGHTHS, tail_size_logmass
 
 EXACT = 1
@@ -41,11 +43,12 @@ def encode_exact(values: Float[np.ndarray, "n nodes"]) -> bytes:
 
 
 def decode_exact(
-    payload: bytes, *, codec: int, positions: int, k: int, vocabulary: int
+    payloads: Sequence[bytes], *, codec: int, positions: Sequence[int], k: int, vocabulary: int
 ) -> Float[np.ndarray, "n nodes"]:
-    """What `encode_exact` was given."""
+    """What `encode_exact` was given, records one after another."""
     bytes_each = 4 * (len(_NODES_OF[codec]) - 1)
-    planes = expand(payload, size=bytes_each * positions).reshape(bytes_each, positions)
+    flat = expand(payloads, sizes=[bytes_each * n for n in positions])
+    planes = beside(flat, rows=bytes_each, columns=positions)
     nodes = np.ascontiguousarray(planes.T).view("<f4")
     return _with_count(nodes, vocabulary=vocabulary, k=k)
 
@@ -91,23 +94,28 @@ def encode_quantised(
 
 
 def decode_quantised(
-    payload: bytes,
+    payloads: Sequence[bytes],
     *,
+    positions: Sequence[int],
     last: Integer[np.ndarray, " n"],
     tables: Tables,
     vocabulary: int,
     k: int,
 ) -> Float[np.ndarray, "n 7"]:
-    """Multiples of 1/32 nat, float32; not normalised."""
-    positions = len(last)
+    """Multiples of 1/32 nat, float32, records one after another; not normalised."""
     if k == vocabulary:
-        if payload:
-            raise ValueError(f"{len(payload)} bytes for an empty tail")
-        return np.full((positions, len(BETAS)), -np.inf, np.float32)
-    escapes, *frames = split(payload, count=1 + _NODES)
-    codes = np.concatenate([expand(frame, size=positions) for frame in frames])
-    folded = unsmall(codes, escapes, dtype="<u4").astype(np.int64)
-    residual = (folded >> 1 ^ -(folded & 1)).reshape(_NODES, positions)
+        if any(payloads):
+            raise ValueError(f"{max(map(len, payloads))} bytes for an empty tail")
+        return np.full((len(last), len(BETAS)), -np.inf, np.float32)
+    escapes, frames, sizes = [], [], []
+    for payload, n in zip(payloads, positions, strict=True):
+        own_escapes, *own_frames = split(payload, count=1 + _NODES)
+        escapes.append(own_escapes)
+        frames += own_frames
+        sizes += _NODES * [n]
+    codes = beside(expand(frames, sizes=sizes), rows=_NODES, columns=positions)
+    folded = unsmall(codes, escapes, sizes=positions, dtype="<u4").astype(np.int64)
+    residual = folded >> 1 ^ -(folded & 1)
     known = _known(last, vocabulary=vocabulary, k=k)
     for node, coefficients in enumerate(_coefficients(tables)):
         known[_GIVEN + node] = residual[node] + _predict(known, coefficients)

@@ -46,7 +46,7 @@ def test_at_every_temperature_and_position_the_stored_tail_is_close(real, k, nod
     )
     held = Targets(*(np.asarray(found[name]) for name in ("ids", "logprobs", "tail_logmass")))
     shape = {"vocabulary": VOCABULARY, "tables": Tables({})}
-    stored = decode(encode("lossless", held, **shape), positions=TOKENS, k=k, **shape)
+    stored = decode([encode("lossless", held, **shape)], positions=[TOKENS], k=k, **shape)
     logp = sampling.log_softmax(hidden.astype(np.float64) @ unembedding.astype(np.float64))
     top = np.take_along_axis(logp, stored.ids, 1)
     tail = np.ones(logp.shape, bool)

@@ -52,7 +52,9 @@ def tables_for(profile: str, vocabulary: int, k: int) -> Tables:
 def through(profile: str, targets: Targets, *, vocabulary: int, tables=None) -> Targets:
     tables = tables or tables_for(profile, vocabulary, targets.k)
     blocks = encode(profile, targets, tables=tables, vocabulary=vocabulary)
-    return decode(blocks, positions=len(targets), k=targets.k, vocabulary=vocabulary, tables=tables)
+    return decode(
+        [blocks], positions=[len(targets)], k=targets.k, vocabulary=vocabulary, tables=tables
+    )
 
 
 def dense(targets: Targets, beta: float) -> np.ndarray:
@@ -200,8 +202,10 @@ def test_tables_survive_being_stored_as_arrays(profile):
     tables = fit(profile, targets, vocabulary=800)
     again = Tables.from_arrays({name: np.array(a) for name, a in tables.arrays().items()})
     blocks = encode(profile, targets, tables=tables, vocabulary=800)
-    shape = {"positions": 60, "k": 16, "vocabulary": 800}
-    assert_same_bits(decode(blocks, tables=again, **shape), decode(blocks, tables=tables, **shape))
+    shape = {"positions": [60], "k": 16, "vocabulary": 800}
+    assert_same_bits(
+        decode([blocks], tables=again, **shape), decode([blocks], tables=tables, **shape)
+    )
 
 
 def test_more_than_one_order_pays_when_positions_differ_in_kind():
@@ -240,7 +244,7 @@ def encoded(profile: str):
 
 
 def decoded(blocks, tables):
-    return decode(blocks, positions=40, k=24, vocabulary=900, tables=tables)
+    return decode([blocks], positions=[40], k=24, vocabulary=900, tables=tables)
 
 
 def replaced(blocks, field: int, payload: bytes):
@@ -324,12 +328,12 @@ def test_streams_that_are_whole_but_say_the_impossible_are_an_error():
 
 
 @pytest.mark.parametrize("profile", WHOLE)
-@pytest.mark.parametrize("change", [{"positions": 41}, {"positions": 39}, {"k": 23}, {"k": 25}])
+@pytest.mark.parametrize("change", [{"positions": [41]}, {"positions": [39]}, {"k": 23}, {"k": 25}])
 def test_a_record_of_another_shape_is_an_error(profile, change):
     blocks, tables = encoded(profile)
-    shape = {"positions": 40, "k": 24, "vocabulary": 900} | change
+    shape = {"positions": [40], "k": 24, "vocabulary": 900} | change
     with pytest.raises(ValueError, match=r"\d"):
-        decode(blocks, tables=tables, **shape)
+        decode([blocks], tables=tables, **shape)
 
 
 @pytest.mark.parametrize("profile", WHOLE)

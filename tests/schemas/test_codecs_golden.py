@@ -25,7 +25,9 @@ def test_a_record_of_every_codec_version_decodes_as_it_always_did(path):
             field, codec = map(int, rest.split("_"))
             blocks.append(Block(field, codec, array.tobytes()))
     n, k = arrays["ids"].shape
-    targets = decode(blocks, positions=n, k=k, vocabulary=1000, tables=Tables.from_arrays(tables))
+    targets = decode(
+        [blocks], positions=[n], k=k, vocabulary=1000, tables=Tables.from_arrays(tables)
+    )
     np.testing.assert_array_equal(targets.ids, arrays["ids"])
     if "draws_ids" in arrays:
         assert targets.draws

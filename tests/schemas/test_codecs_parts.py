@@ -21,7 +21,7 @@ def test_bits_of_any_width_come_back(pairs):
     values = np.array([value & (1 << width) - 1 for width, value in pairs], np.int32)
     packed = bits.pack(values, widths=widths)
     assert len(packed) == (int(widths.sum()) + 7) // 8
-    np.testing.assert_array_equal(bits.unpack(packed, widths=widths), values)
+    np.testing.assert_array_equal(bits.unpack([packed], widths=widths, sizes=[len(widths)]), values)
 
 
 def test_bits_are_stored_least_significant_first():
@@ -46,7 +46,7 @@ def test_missing_or_surplus_bits_are_an_error():
     widths = np.array([8, 8], np.uint8)
     for length in (0, 1, 3):
         with pytest.raises(ValueError, match="2 are expected"):
-            bits.unpack(bytes(length), widths=widths)
+            bits.unpack([bytes(length)], widths=widths, sizes=[2])
 
 
 def test_levels_cost_the_same_until_the_largest_step():
@@ -82,7 +82,7 @@ def test_streams_come_back_and_never_grow(data, repeat):
     values = np.frombuffer(data * (1 + repeat), np.uint8)
     section = squeeze(values)
     assert len(section) <= len(values)
-    np.testing.assert_array_equal(expand(section, size=len(values)), values)
+    np.testing.assert_array_equal(expand([section], sizes=[len(values)]), values)
 
 
 def test_sections_must_fill_the_payload():
@@ -99,9 +99,9 @@ def test_escaped_bytes_come_back(values):
     values = np.array(values, np.uint32)
     codes, escapes = small(values)
     assert len(escapes) == 2 * (values >= 255).sum()
-    np.testing.assert_array_equal(unsmall(codes, escapes), values)
+    np.testing.assert_array_equal(unsmall(codes, [escapes], sizes=[len(values)]), values)
     with pytest.raises(ValueError, match="escaped"):
-        unsmall(codes, escapes + b"\0\0")
+        unsmall(codes, [escapes + b"\0\0"], sizes=[len(values)])
 
 
 def hand_made() -> Tables:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from schemas.codecs import Tables
 from schemas.frames import Block, Frame, Kind, unpack
-from schemas.logits import decode_logits, encode_logits
+from schemas.logits import decode_logits, encode_logits, open_logits
 from schemas.targets import Targets
 
 FRAME = Frame(Kind.LOGITS, bytes(range(16)), 9, (Block(1, 2, b"abc"), Block(2, 1, b"")))
@@ -59,10 +59,9 @@ def test_a_logits_record_holds_its_scored_positions_and_no_others(scored):
         tables=Tables.from_arrays({}),
         vocabulary=20,
     )
-    read_mask, read, key = decode_logits(
-        record, tables=Tables.from_arrays({}), vocabulary=20, where="r"
-    )
-    assert key == b"k" * 16
-    np.testing.assert_array_equal(read_mask, mask)
+    opened = open_logits(record, where="r")
+    read = decode_logits([opened], tables=Tables.from_arrays({}), vocabulary=20)
+    assert opened.row_key == b"k" * 16
+    np.testing.assert_array_equal(opened.scored, mask)
     np.testing.assert_array_equal(read.ids, written.ids)
     np.testing.assert_array_equal(read.logprobs, written.logprobs)

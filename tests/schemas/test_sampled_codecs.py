@@ -28,7 +28,9 @@ def tables_for(profile: Profile, vocabulary: int) -> Tables:
 def through(profile: Profile, targets: Targets, *, vocabulary: int) -> Targets:
     tables = tables_for(profile, vocabulary)
     blocks = encode(profile, targets, tables=tables, vocabulary=vocabulary)
-    return decode(blocks, positions=len(targets), k=targets.k, vocabulary=vocabulary, tables=tables)
+    return decode(
+        [blocks], positions=[len(targets)], k=targets.k, vocabulary=vocabulary, tables=tables
+    )
 
 
 def sets(ids: np.ndarray, there: np.ndarray) -> list[list[int]]:
@@ -69,6 +71,21 @@ def test_the_stored_weights_of_all_draws_sum_to_the_tail(profile):
         np.testing.assert_allclose(weights.mean(), np.exp(mass[:, -1]).mean(), rtol=0.01)
 
 
+@pytest.mark.parametrize("betas", [(1.0,), (0.5, 1.0), (0.25, 0.5, 1.0)])
+def test_weights_are_one_over_m_times_the_proposal(betas):
+    rng = np.random.default_rng(0)
+    logits = zipf_logits(40, 300) * np.linspace(0.1, 6, 40)[:, None]
+    targets = sampling.with_draws(logits, rng.random(40), k=8, m=12, betas=betas)
+    assert targets.draws
+    targets.draws.logprobs[3, 5:] = -np.inf  # no draw there
+    found = logweights(targets.draws, targets.tail_logmass, nodes=BETAS)
+    r = np.take_along_axis(sampling.proposal(logits, k=8, betas=betas), targets.draws.ids, 1)
+    expected = -np.log(12 * r)
+    expected[3, 5:] = -np.inf
+    # What is left is the float32 of the log-probs and of the tail's mass.
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=4e-6)
+
+
 @pytest.mark.parametrize("profile", DRAWN)
 def test_every_truncation_of_draws_is_an_error(profile):
     blocks, tables = encoded(profile)
@@ -103,7 +120,7 @@ def encoded(profile: Profile) -> tuple[list[Block], Tables]:
 
 
 def decoded(blocks: list[Block], tables: Tables) -> Targets:
-    return decode(blocks, positions=40, k=8, vocabulary=700, tables=tables)
+    return decode([blocks], positions=[40], k=8, vocabulary=700, tables=tables)
 
 
 def test_draws_of_another_profile_in_a_record_are_refused():

@@ -66,8 +66,8 @@ def main():
         record, sample = with_draws() if "draws" in name else example(nodes)
         tables = fit(profile, sample, vocabulary=VOCABULARY)
         blocks = encode(profile, record, tables=tables, vocabulary=VOCABULARY)
-        shape = {"positions": POSITIONS, "k": K, "vocabulary": VOCABULARY}
-        expected = decode(blocks, tables=tables, **shape)
+        shape = {"positions": [POSITIONS], "k": K, "vocabulary": VOCABULARY}
+        expected = decode([blocks], tables=tables, **shape)
         np.savez_compressed(
             path,
             **{f"table_{n}": array for n, array in tables.arrays().items()},
