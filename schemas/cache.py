@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from schemas.codecs import Tables
-from schemas.draws import logweights
 from schemas.files import RecordReaders
 from schemas.frames import require_same_key
 from schemas.layout import TOKENIZER, PartLayout
 from schemas.logits import LogitsRecord, batches, decode_logits, field_bytes, open_logits
 from schemas.manifest import Manifest, Part, read_manifest
+from schemas.padded import allocate, put, put_nothing
 from schemas.prior import COUNTS, SUMS, TailPrior, log_prior
 from schemas.rows import decode_row
 from schemas.statistics import load_statistic, load_tables
@@ -42,6 +42,7 @@ class Cache:
         self.path = path
         self.manifest = manifest
         self._readers = RecordReaders()
+        self._paths: dict[tuple[int, str], Path] = {}
         self._tables_of: dict[str, Tables] = {}
         self._arrays: dict[str, SignalArrays] = {}
         self._background = ThreadPoolExecutor(1)
@@ -145,7 +146,7 @@ class Cache:
         found: list[Any] = [None] * len(at)
         for index in np.unique(at).tolist():
             part, number = self._units[index]
-            path = PartLayout(self.path / part.path).records(name, number)
+            path = self._record_file(index, name)
             slots = np.flatnonzero(at == index).tolist()
             rows = offsets[slots].tolist()
             expected = part.units[number].files[name]
@@ -153,6 +154,13 @@ class Cache:
             for slot, row, record in zip(slots, rows, records, strict=True):
                 found[slot] = record, f"{path} record {row}"
         return found
+
+    def _record_file(self, index: int, name: str) -> Path:
+        # Kept: to make a path takes as long as to read a record.
+        if (index, name) not in self._paths:
+            part, number = self._units[index]
+            self._paths[index, name] = PartLayout(self.path / part.path).records(name, number)
+        return self._paths[index, name]
 
     def _put_rows(self, at: np.ndarray, offsets: np.ndarray, out) -> list[bytes]:
         """Puts tokens and the like into `out`; the rows' keys."""
@@ -169,15 +177,17 @@ class Cache:
             open_logits(record, where=where)
             for record, where in self._records("logits", at, offsets)
         ]
+        scored = np.zeros(out["loss_mask"].shape, bool)
         for slot, (record, key) in enumerate(zip(records, keys, strict=True)):
             require_same_key(key, record.row_key, where=record.where)
-            out["loss_mask"][slot] &= record.scored
+            scored[slot] = record.scored
+        out["loss_mask"] &= scored
+        put_nothing(out, np.flatnonzero(~scored))
         parts = [self._units[index][0] for index in at.tolist()]
         for part in {part.path: part for part in parts}.values():
             slots = [slot for slot, its in enumerate(parts) if its is part]
-            of_part = [records[slot] for slot in slots]
-            for some in batches(of_part):
-                self._put_targets(part, {slots[i]: of_part[i] for i in some}, out)
+            for some in batches([records[slot] for slot in slots]):
+                self._put_targets(part, {slots[i]: records[slots[i]] for i in some}, out)
 
     def _put_targets(self, part: Part, records: dict[int, LogitsRecord], out) -> None:
         targets = decode_logits(
@@ -186,23 +196,8 @@ class Cache:
             vocabulary=self.manifest.vocabulary_size,
         )
         length = self.manifest.sequence_length
-        # Where each position lies among those of all rows.
-        places = np.concatenate(
-            [slot * length + np.flatnonzero(record.scored) for slot, record in records.items()]
-        )
-
-        def put(name: str, values: np.ndarray) -> None:
-            array = out[name]
-            array.reshape(-1, array.shape[-1])[places, : values.shape[-1]] = values
-
-        put("topk_ids", targets.ids)
-        put("topk_logprobs", targets.logprobs)
-        put("tail_logmass", targets.tail_logmass)
-        if targets.draws:
-            weights = logweights(targets.draws, targets.tail_logmass, nodes=self.manifest.betas)
-            put("tail_ids", targets.draws.ids)
-            put("tail_logprobs", targets.draws.logprobs)
-            put("tail_logweights", weights)
+        places = [slot * length + np.flatnonzero(r.scored) for slot, r in records.items()]
+        put(out, np.concatenate(places), targets=targets, nodes=self.manifest.betas)
 
     def tail_prior(self) -> np.ndarray:
         """log π at the nodes `schemas.targets.BETAS`: float32 [7, vocabulary], of all parts as one.
@@ -230,15 +225,7 @@ class Cache:
         }
         out["loss_mask"] = np.zeros((n, length), bool)
         if "logits" in signals:
-            logits = self.manifest.logits
-            out["topk_ids"] = np.zeros((n, length, logits.k), np.int32)
-            out["topk_logprobs"] = np.full((n, length, logits.k), -np.inf, np.float32)
-            out["tail_logmass"] = np.full((n, length, len(logits.betas)), -np.inf, np.float32)
-            if logits.draws:
-                shape = (n, length, logits.draws)
-                out["tail_ids"] = np.zeros(shape, np.int32)
-                for name in ("tail_logprobs", "tail_logweights"):
-                    out[name] = np.full(shape, -np.inf, np.float32)
+            out |= allocate(n, length=length, signal=self.manifest.logits)
         return out
 
     def _tables(self, part: Part) -> Tables:

@@ -11,6 +11,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 VERSION = 1
 MAGIC = b"DCNT"
@@ -28,8 +29,7 @@ class Kind(IntEnum):
     LOGITS = 2
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """One field of one record, encoded. What `codec` means for a field never changes."""
 
     field: int
