@@ -17,6 +17,7 @@ from pipelines.array_signals import least_bytes, settings
 from pipelines.beam_runner import Build
 from pipelines.calibrate import AddJob, calibrate_addition
 from pipelines.capture_plan import capture_plan
+from pipelines.host import with_teacher
 from pipelines.seal import clean, seal_addition
 from schemas.commits import read_commit
 from schemas.identity import digest
@@ -68,7 +69,9 @@ def add_signals(
         job = AddJob(part=layout.root.resolve(), path=path.resolve(), sealed=sealed, arrays=new)
         run(
             lambda pipeline: (
-                pipeline | beam.Create([job]) | "Calibrate" >> beam.Map(calibrate_addition)
+                pipeline
+                | beam.Create([job])
+                | "Calibrate" >> beam.Map(with_teacher, calibrate_addition)
             )
         )
     plan = with_teacher_at(model, path)

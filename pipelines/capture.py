@@ -6,9 +6,10 @@ same bytes.
 
 import dataclasses
 import platform
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,7 +25,6 @@ from schemas.array_io import ArrayWriter
 from schemas.codecs import Tables
 from schemas.commits import Commit, read_commit, summary, write_commit
 from schemas.files import write_records
-from schemas.identity import file_sha256
 from schemas.layout import PartLayout
 from schemas.logits import encode_logits
 from schemas.plan import Plan, read_plan
@@ -34,6 +34,7 @@ from schemas.statistics import load_statistic, load_tables
 from schemas.units import read_unit_rows
 
 LOGITS = "logits"
+_Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +49,46 @@ class Worker:
     tables: Tables
 
 
-@cache
-def worker_for(part: Path, plan_path: Path, plan_sha256: str) -> Worker:
-    """This process's worker for a plan of `part`, whose file has this hash.
+_lock = threading.Lock()
+_made: dict[tuple[Path, Path, _Stamp], Worker] = {}
+
+
+def worker_for(part: Path, plan_path: Path) -> Worker:
+    """This process's worker for the plan of `part` at `plan_path`; another plan's replaces it.
 
     RuntimeError if its canary rows differ from the plan's.
     """
-    plan = read_plan(plan_path)
+    with _lock:
+        key = part, plan_path, _stamp(plan_path)
+        if key not in _made:
+            _made.clear()
+            _made[key] = _worker(part, plan_at(plan_path))
+        return _made[key]
+
+
+def forget_worker() -> None:
+    """Let go of this process's worker, and so of its teacher."""
+    with _lock:
+        _made.clear()
+
+
+def plan_at(path: Path) -> Plan:
+    """The plan that is at `path` now. One of 10,000 units takes a tenth of a second to read."""
+    return _plan_at(path, _stamp(path))
+
+
+@lru_cache(maxsize=2)
+def _plan_at(path: Path, stamp: _Stamp) -> Plan:
+    return read_plan(path)
+
+
+def _stamp(path: Path) -> _Stamp:
+    """What differs as soon as the file is replaced."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def _worker(part: Path, plan: Plan) -> Worker:
     teacher = teacher_for(plan.teacher)
     logits = plan.signals.get(LOGITS)
     assert logits is None or isinstance(logits, LogitsSignal)
@@ -69,9 +103,9 @@ def worker_for(part: Path, plan_path: Path, plan_sha256: str) -> Worker:
 
 def capture_unit(number: int, part: Path, plan_path: Path) -> None:
     """Write what the plan holds of unit `number`, and its commits. Does nothing if they stand."""
-    if is_committed(part, read_plan(plan_path), number):
+    if is_committed(part, plan_at(plan_path), number):
         return
-    worker = worker_for(part, plan_path, file_sha256(plan_path))
+    worker = worker_for(part, plan_path)
     unit = worker.plan.rows.units[number]
     rows = read_unit_rows(part, number, unit)
     seen = _Seen(skipped=list(unit.skipped_rows))

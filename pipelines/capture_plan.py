@@ -7,7 +7,8 @@ import apache_beam as beam
 from rich.console import Console
 
 from pipelines.beam_runner import Build
-from pipelines.capture import capture_unit, is_committed
+from pipelines.capture import is_committed
+from pipelines.host import CaptureUnits, leave
 from pipelines.progress import capture_progress
 from schemas.arrays import create
 from schemas.layout import PartLayout
@@ -34,12 +35,15 @@ def capture_plan(
         return
     _create_arrays(plan, part, console=console)
     layout = PartLayout(part)
+    commits = {n: {layout.commit(name, n).name for name in plan.signals} for n in todo}
 
-    def exists(number: int) -> bool:
-        return all(layout.commit(name, number).exists() for name in plan.signals)
+    def finished() -> list[int]:
+        # One look at the directory: of 10,000 units, asking for each would take a core.
+        there = {path.name for path in layout.commits.glob("*.json")}
+        return [n for n in todo if commits[n] <= there]
 
     def committed() -> int:
-        return before + sum(units[n].rows for n in todo if exists(n))
+        return before + sum(units[n].rows for n in finished())
 
     try:
         with capture_progress(rows=rows, tokens=tokens, before=before, committed=committed):
@@ -48,12 +52,14 @@ def capture_plan(
                     pipeline
                     | beam.Create(todo)
                     | beam.Reshuffle()
-                    | "Capture" >> beam.Map(capture_unit, part, path)
+                    | "Capture" >> beam.ParDo(CaptureUnits(part, path))
                 )
             )
     except KeyboardInterrupt as stop:
-        there = len(done) + sum(map(exists, todo))
+        there = len(done) + len(finished())
         raise KeyboardInterrupt(f"{there} of {len(units)} units are done") from stop
+    finally:
+        leave(part)  # where the runner works in this process
 
 
 def totals(units: Sequence[Unit]) -> tuple[int, int]:

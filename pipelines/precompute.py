@@ -19,6 +19,7 @@ from pipelines.calibrate import CalibrateJob, calibrate
 from pipelines.capture_plan import capture_plan, totals
 from pipelines.config import Precompute
 from pipelines.documents import recognised
+from pipelines.host import with_teacher
 from pipelines.identity import digest_memory, identity_of
 from pipelines.seal import clean, seal
 from pipelines.sources import SourceFile, find_sources, settled
@@ -165,7 +166,9 @@ class Capture:
         self.console.print(f"calibrate: running {self.checkpoint.name} on a sample")
         job = self.calibrate_job(rows)
         self._run_beam(
-            lambda pipeline: pipeline | beam.Create([job]) | "Calibrate" >> beam.Map(calibrate)
+            lambda pipeline: (
+                pipeline | beam.Create([job]) | "Calibrate" >> beam.Map(with_teacher, calibrate)
+            )
         )
 
     def calibrate_job(self, rows: PlannedRows) -> CalibrateJob:

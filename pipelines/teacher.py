@@ -42,6 +42,12 @@ def teacher_for(planned: PlannedTeacher) -> "TeacherRunner":
         return _loaded[planned]
 
 
+def unload() -> None:
+    """Let go of this process's teacher; its memory is free once nobody else holds it."""
+    with _lock:
+        _loaded.clear()
+
+
 @dataclass(frozen=True, eq=False)
 class Asked:
     """What is to come out for each row."""
