@@ -1,5 +1,6 @@
 """`python -m pipelines precompute [CONFIG.toml] [--flag value …]`, `plan` before it with the same;
-after it `verify CACHE`, `inspect CACHE`, `remove CACHE SIGNAL…` and `gc CACHE`."""
+after it `verify CACHE`, `inspect CACHE`, `remove CACHE SIGNAL…` and `gc CACHE`; `tokenise` for rows
+without a teacher."""
 
 import argparse
 import contextlib
@@ -13,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.config import Precompute
+from pipelines.config import Precompute, Tokenise
 from pipelines.remove import delete, remove_signals, unnamed
 from schemas.settings import parse
 
@@ -80,6 +81,19 @@ def _precompute(arguments: list[str]) -> int:
     return 0
 
 
+def _tokenise(arguments: list[str]) -> int:
+    config = parse(Tokenise, arguments, program="python -m pipelines tokenise")
+    from pipelines.rows_only import tokenise_only
+
+    manifest = tokenise_only(config)
+    print(
+        f"sealed {config.output}, for [[data.caches]] of a training run: "
+        f"{sum(unit.rows for part in manifest.parts for unit in part.units):,} rows, cache_id "
+        f"{manifest.cache_id}"
+    )
+    return 0
+
+
 def _remove(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pipelines remove",
@@ -139,6 +153,10 @@ def _inspect(arguments: list[str]) -> int:
     from schemas import open_cache
 
     cache, console = open_cache(options.cache), Console(highlight=False)
+    if "logits" not in cache.manifest.signals:
+        console.print(inspection.contents(cache))
+        console.print("rows alone: no teacher said anything of them")
+        return 0
     if options.row is None and not options.html:
         rows = cache.rows()
         sample = rows[:: max(1, len(rows) // max(1, options.sample))][: options.sample]
@@ -206,6 +224,7 @@ def _verify(arguments: list[str]) -> int:
 COMMANDS = {
     "plan": _plan,
     "precompute": _precompute,
+    "tokenise": _tokenise,
     "verify": _verify,
     "inspect": _inspect,
     "remove": _remove,

@@ -168,3 +168,20 @@ class Precompute:
     """Processes of this machine that tokenise; for FnApiRunner, the others have workers of their
     own. Unset: one a core if each gets 32 MiB of text or more, else none besides this one. The
     teacher always runs in one."""
+
+
+@dataclass(frozen=True)
+class Tokenise:
+    """Seal the rows of a corpus without running a teacher, to be mixed in with a cache's."""
+
+    like: Path = Path("runs/cache")
+    """The sealed cache that the rows are to be mixed with: its tokenizer, its row length."""
+    corpus: Corpus = field(default_factory=Corpus)
+    output: Path = Path("runs/text")
+    """Directory of the rows. Running again with the same settings goes on where it stopped."""
+    runner: str = "FnApiRunner"
+    """As for `precompute`."""
+    runner_options: tuple[str, ...] = ()
+    """As for `precompute`."""
+    tokenise_workers: int | None = None
+    """As for `precompute`."""

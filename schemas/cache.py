@@ -41,6 +41,7 @@ class Cache:
     def __init__(self, path: Path, manifest: Manifest):
         self.path = path
         self.manifest = manifest
+        # All below is of this process: see __reduce__.
         self._readers = RecordReaders()
         self._paths: dict[tuple[int, str], Path] = {}
         self._tables_of: dict[str, Tables] = {}
@@ -49,6 +50,10 @@ class Cache:
         self._units = [(part, n) for part in manifest.parts for n in range(len(part.units))]
         counts = [part.units[n].rows for part, n in self._units]
         self._first_row = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+    def __reduce__(self) -> tuple:
+        # Worker processes get the manifest and open files of their own, as they need them.
+        return type(self), (self.path, self.manifest)
 
     def __len__(self) -> int:
         return int(self._first_row[-1])
@@ -204,7 +209,11 @@ class Cache:
 
         See schemas.prior. ValueError if a part was captured without one.
         """
-        return log_prior([self._tail_prior_of(part) for part in self.manifest.parts])
+        return log_prior(self.tail_priors())
+
+    def tail_priors(self) -> list[TailPrior]:
+        """What `tail_prior` is made of, by part: several caches of one teacher can be pooled."""
+        return [self._tail_prior_of(part) for part in self.manifest.parts]
 
     def _tail_prior_of(self, part: Part) -> TailPrior:
         sums, counts = (part.statistics.get(name) for name in (SUMS, COUNTS))

@@ -34,6 +34,9 @@ class Sums(NamedTuple):
     agreement: Float[Array, ""]
     """Positions whose most likely token is the teacher's; not one whose teacher's is not stored."""
     count: Float[Array, ""]
+    taught: Float[Array, ""]
+    """Counted positions of which a teacher said anything: those of `kl` and `agreement`. The others
+    are learned from their label alone, as at α = 0."""
 
 
 class Recipe(NamedTuple):
@@ -146,14 +149,16 @@ def _loss(
     ce = view.z_hard - view.label
     highest = jnp.maximum(view.highest, jnp.max(view.head, axis=-1))
     agrees = jnp.isfinite(view.head[:, 0]) & (view.head[:, 0] >= highest)
+    taught = jnp.any(stored(targets), axis=-1)
     counted = targets.mask.astype(jnp.float32)
     sums = Sums(
         kl=jnp.sum(counted * kl),
         ce=jnp.sum(counted * ce),
         agreement=jnp.sum(counted * agrees),
         count=jnp.sum(counted),
+        taught=jnp.sum(taught.astype(jnp.float32)),
     )
-    alpha = weights.alpha
+    alpha = jnp.where(taught, weights.alpha, 0.0)
     factor = alpha * temperature_scale(weights.temperature, kind=recipe.divergence)
     (categories,) = pull(counted * factor)
     slope = Slope(categories, inside and inside.scaled(counted * factor), counted * (1 - alpha))
@@ -170,9 +175,10 @@ def _sides(
 ) -> tuple[Float[Array, "n categories"], Float[Array, "n categories"], Inside | None]:
     """log p and log q over the categories, and what is known of the tail's inside besides."""
     beta = 1 / weights.temperature
-    scored = targets.mask[:, None]
+    kept = stored(targets)
+    scored = jnp.any(kept, axis=-1, keepdims=True)
     teacher = teacher_categories(
-        jnp.where(stored(targets), targets.topk_logprobs, -jnp.inf),
+        jnp.where(kept, targets.topk_logprobs, -jnp.inf),
         jnp.where(scored, targets.tail_logmass, -jnp.inf),
         beta=beta,
         tail=recipe.tail,

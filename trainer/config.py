@@ -19,8 +19,10 @@ __all__ = [
     "Evaluate",
     "Export",
     "HiddenLoss",
+    "Keep",
     "Loss",
     "MeshShape",
+    "MixedCache",
     "Optimiser",
     "Plot",
     "Student",
@@ -53,6 +55,18 @@ class Student:
 
 
 @dataclass(frozen=True)
+class MixedCache:
+    """A cache whose train rows are mixed with the main one's."""
+
+    path: Path = Path()
+    """A sealed cache with the main one's tokenizer and row length; of the same teacher, of another,
+    or of none (`python -m pipelines tokenise`): its rows are then learned from their next tokens
+    alone, as with `loss.alpha = 0`."""
+    weight: float = 1.0
+    """Rows of it for each row of the main cache, over any stretch of the run."""
+
+
+@dataclass(frozen=True)
 class Data:
     """Which rows, in which order, how many at a time."""
 
@@ -62,33 +76,64 @@ class Data:
     """Pieces that an update's rows are computed in, one after another; divides `batch_rows`.
     More need less memory and change nothing but rounding."""
     epochs: int = 1
-    """Passes over the train rows; each is shuffled anew."""
+    """Passes over the main cache's train rows; each is shuffled anew."""
     steps: int | None = None
     """Updates; overrides `epochs` when set."""
     seed: int = 0
     """Of the order of rows and of weights from scratch."""
+    caches: tuple[MixedCache, ...] = ()
+    """Caches mixed in with the main one; in a file `[[data.caches]]`. Epochs are the main one's,
+    and held-out rows are always its own."""
 
 
 @dataclass(frozen=True)
 class Optimiser:
-    """AdamW with linear warm-up and cosine decay."""
+    """How gradients move the weights, by how much, and which weights stay.
 
+    Parameters are named in patterns: `embedding`, `layers.0.query`, `layers.*norm`, `final_norm`,
+    `head`; `*` is any characters, and `layers.0` is all of that block.
+    """
+
+    name: Literal["adamw", "adafactor", "muon"] = "adamw"
+    """`adafactor` keeps a row and a column of numbers a matrix instead of two moments a weight, and
+    its learning rate is relative to the size of the weights: 1e-2, say. `muon` orthogonalises the
+    updates of the blocks' matrices, of the size of AdamW's; all else is AdamW's."""
     learning_rate: float = 1e-3
     """At its peak, after the warm-up."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """After the warm-up: falling to the last update on a cosine or a line, staying, or (`wsd`)
+    staying and then falling on a line over the last `decay_fraction` of the run."""
     warmup_steps: int = 10
     """Updates of linear growth from zero; at most the whole run."""
+    decay_fraction: float = 0.2
+    """Of the run's updates, in which `wsd` falls."""
     final_fraction: float = 0.1
-    """Of the peak, reached at the last update."""
+    """Of the peak, reached at the last update; not with `constant`."""
     weight_decay: float = 0.01
-    """Decoupled, on matrices only: neither norms nor biases."""
+    """Decoupled: times the learning rate, off each weight."""
+    no_decay: tuple[str, ...] = ("*norm", "*bias")
+    """Parameters that weight decay leaves alone."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that stay as they are, to the bit: no gradient, no moments. Freezing a tied
+    embedding freezes the head too."""
     clip_norm: float = 1.0
     """Largest global norm of a gradient; longer ones are scaled down to it."""
     beta1: float = 0.9
-    """Decay of the gradient's running mean."""
+    """AdamW's decay of the gradient's running mean."""
     beta2: float = 0.98
     """Decay of its running square. Lower than usual: short runs cannot wait for 1/(1−β₂) steps."""
     epsilon: float = 1e-8
     """Added to the root of the running square."""
+    momentum: float = 0.95
+    """Muon's decay of the gradient's running mean."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run could mean."""
+        if not 0 < self.decay_fraction <= 1:
+            raise ValueError(
+                f"optimiser.decay_fraction is {self.decay_fraction}; it is a share of the run's "
+                "updates, above 0 and at most 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -123,6 +168,20 @@ class Distributed:
 
 
 @dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay. Each holds the weights three times with Adam's two moments."""
+
+    last: int = 1
+    """The newest ones, from which a run goes on; at least one."""
+    best: int = 0
+    """Of those that were judged, the best ones: one is saved whenever a judgement is among them."""
+    best_by: Literal["kl", "ce"] = "kl"
+    """By the held-out KL to the teacher (its bound at T = 1), or the held-out cross-entropy."""
+    every: int | None = None
+    """Those after every so many updates, for good. Unset: none."""
+
+
+@dataclass(frozen=True)
 class Train:
     """Train a student from a sealed cache. Running again goes on from the last checkpoint."""
 
@@ -147,8 +206,7 @@ class Train:
     JAX_COMPILATION_CACHE_DIR says), so that going on starts at once."""
     checkpoint_every: int = 40
     """Updates between checkpoints; one more is written at the end."""
-    keep_checkpoints: int = 1
-    """Checkpoints kept; each holds the weights three times (with Adam's two moments)."""
+    keep: Keep = field(default_factory=Keep)
     evaluate_every: int = 20
     """Updates between looks at the held-out rows; also before the first and after the last."""
     heldout_rows: int | None = 8
@@ -163,6 +221,10 @@ class Train:
     json: bool = False
     """Print every line of `metrics.jsonl`, and the seconds left, on standard output, for batch
     jobs; all else goes to standard error."""
+    allow: tuple[str, ...] = ()
+    """What may be another than when the run began, such as `optimiser.learning_rate`,
+    `data.batch_rows`, `cache`, `code`; written down in `run.json`. What decides the shape of what
+    was saved (the student, the kind of optimiser, what is frozen) never may."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +232,9 @@ class Evaluate:
     """Judge a run's student on held-out rows."""
 
     run: Path = Path("runs/student")
-    """The run; its last checkpoint is judged."""
+    """The run."""
+    checkpoint: str = "last"
+    """Of its checkpoints `last`, `best` by held-out KL, `best-ce`, or the number of updates."""
     cache: Path = Path("runs/cache")
     """A sealed cache with the run's tokenizer."""
     heldout_rows: int | None = None
@@ -186,7 +250,9 @@ class Export:
     """Write a run's student as a Hugging Face directory."""
 
     run: Path = Path("runs/student")
-    """The run; its last checkpoint is exported."""
+    """The run."""
+    checkpoint: str = "last"
+    """Of its checkpoints `last`, `best` by held-out KL, `best-ce`, or the number of updates."""
     cache: Path = Path("runs/cache")
     """Where the tokenizer is."""
     output: Path = Path("runs/exported")

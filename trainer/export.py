@@ -14,9 +14,9 @@ from trainer.loop import load_run
 
 
 def export(config: Export) -> Path:
-    """Write the newest checkpoint's student with the cache's tokenizer; returns the directory."""
+    """Write a checkpoint's student with the cache's tokenizer; returns the directory."""
     cache = open_cache(config.cache)
-    graph, params = load_run(config.run, dtype="float32")
+    graph, params = load_run(config.run, dtype="float32", checkpoint=config.checkpoint)
     tokenizer = tokenizer_of(cache)
     save_directory(nnx.merge(graph, params), config.output, tokenizer.files())
     return config.output

@@ -164,4 +164,4 @@ def _flat(chunk: Any) -> Any:
 
 def _zero() -> tuple[Float[Array, ""], Sums]:
     zero = jnp.float32(0)
-    return zero, Sums(zero, zero, zero, zero)
+    return zero, Sums(zero, zero, zero, zero, zero)

@@ -23,13 +23,14 @@ from models import Decoder
 from models.accelerator import unused_accelerator
 from models.sharding import everywhere, place, rows_here, rows_split, student_mesh
 from schemas import Cache, open_cache
-from trainer.binding import bind
-from trainer.checkpoint import Checkpoints
+from trainer.binding import Bound, bind
+from trainer.checkpoint import Checkpoints, latest_step
 from trainer.compiled import keep_compiled
 from trainer.config import Evaluate, Loss, MeshShape, Optimiser, Train
 from trainer.data import Batches, updates
 from trainer.evaluate import Evaluator, make_evaluator
 from trainer.metrics import Metrics
+from trainer.mixture import check_mixture, open_others, taught
 from trainer.needs import check_cache, directions, settled, tail_prior
 from trainer.pairs import Pairs
 from trainer.processes import Agreement, Silent, first, in_turn, join
@@ -55,27 +56,33 @@ def train(config: Train) -> None:
     _check(config, steps=steps, shares=rows_split(mesh))
     check_cache(cache, loss=config.loss)
     config, pairs = settled(config, cache=cache)
-    prior = tail_prior(cache, loss=config.loss, mesh=mesh)
+    others = open_others(config.data)
+    check_mixture(cache, others, loss=config.loss, pairs=pairs)
+    prior = tail_prior(cache, loss=config.loss, mesh=mesh, others=taught(others))
     along = directions(cache, pairs=pairs, mesh=mesh)
-    student, projections = in_turn(lambda: _begin(config, cache=cache, steps=steps, pairs=pairs))
+    bound, student, projections = in_turn(
+        lambda: _begin(config, cache=cache, others=others, steps=steps, pairs=pairs)
+    )
     graph, state = _first_state(student, projections, config=config.optimiser, mesh=mesh)
     flops = update_flops(
         student.config, rows=config.data.batch_rows, length=cache.manifest.sequence_length
     )
     del student
     with contextlib.ExitStack() as stack:
-        checkpoints = Checkpoints(config.run, keep=config.keep_checkpoints)
+        checkpoints = Checkpoints(config.run, keep=config.keep)
         stack.callback(checkpoints.close)
         batches = Batches(
             cache,
             config=config.data,
+            others=others,
             signals=pairs.signals,
             here=rows_here(mesh, config.data.batch_rows),
         )
         stack.callback(batches.close)
         if checkpoints.latest is not None:
-            state, position = checkpoints.restore(state)
-            batches.restore(position)
+            state, saved = checkpoints.restore(state)
+            bound.require_same(saved.get("binding"), where=f"{config.run}, its checkpoint")
+            batches.restore(saved, allows=bound.allows)
         metrics = cast(Metrics, Silent())
         if first():
             metrics = Metrics(
@@ -94,6 +101,7 @@ def train(config: Train) -> None:
             signals=pairs.signals,
             batches=batches,
             checkpoints=checkpoints,
+            bound=bound,
             metrics=metrics,
             mesh=mesh,
             step=make_train_step(
@@ -121,20 +129,24 @@ def train(config: Train) -> None:
         training.run(state, stopping=stack.enter_context(_stop_signals()))
 
 
-def load_run(run: Path, *, dtype: str) -> tuple[nnx.GraphDef, dict[str, Any]]:
-    """Graph and parameters of a run's newest checkpoint, or of its initial student."""
+def load_run(
+    run: Path, *, dtype: str, checkpoint: str = "last"
+) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """Graph and parameters of a run's checkpoint: `last` (the initial student if there is none
+    yet), `best`, or a number of updates. ValueError if there is no such checkpoint."""
     model, projections = saved_initial(run, dtype=dtype), saved_projections(run)
-    graph, state = _first_state(model, projections, config=Optimiser(), mesh=student_mesh())
-    checkpoints = Checkpoints(run)
-    if checkpoints.latest is not None:
-        state, _ = checkpoints.restore(state)
+    graph, params = _on_mesh(model, projections, mesh=student_mesh())
+    checkpoints = Checkpoints(run, read_only=True)
+    step = checkpoints.called(checkpoint)
+    if step is not None:
+        params = checkpoints.restore_parameters(params, step=step)
     checkpoints.close()
-    return graph, without_projections(state.params)
+    return graph, without_projections(params)
 
 
 def evaluate(config: Evaluate) -> dict[str, Any]:
-    """Held-out metrics of a run's newest checkpoint."""
-    graph, params = load_run(config.run, dtype=config.dtype)
+    """Held-out metrics of a run's checkpoint."""
+    graph, params = load_run(config.run, dtype=config.dtype, checkpoint=config.checkpoint)
     evaluator = make_evaluator(
         graph,
         cache=open_cache(config.cache),
@@ -156,6 +168,7 @@ class Training:
     """What of the cache beside `logits` goes to the device."""
     batches: Batches
     checkpoints: Checkpoints
+    bound: Bound
     metrics: Metrics
     mesh: Mesh
     step: Callable[[TrainState, dict], tuple[TrainState, dict]]
@@ -186,10 +199,10 @@ class Training:
             save = end or stop or done % config.checkpoint_every == 0
             if judge or save:
                 report.flush()
-            if judge:
-                self._judge(done, state)
-            if save:
-                self.checkpoints.save(state, data=self.batches.state())
+            judged = self._judge(done, state) if judge else None
+            if save := save or self.checkpoints.due(done, judged=judged):
+                data = {**self.batches.state(), "binding": self.bound.values}
+                self.checkpoints.save(state, data=data, judged=judged)
             if judge or save:
                 self.clock.restart()
         if done < self.steps:
@@ -199,8 +212,10 @@ class Training:
             )
         return state
 
-    def _judge(self, step: int, state: TrainState) -> None:
-        self.metrics.judged({"step": step, **self.judge(state.params)})
+    def _judge(self, step: int, state: TrainState) -> dict[str, Any]:
+        judged = self.judge(state.params)
+        self.metrics.judged({"step": step, **judged})
+        return judged
 
 
 class _Report:
@@ -246,29 +261,43 @@ def mesh_of(shape: MeshShape) -> Mesh:
 
 
 def _begin(
-    config: Train, *, cache: Cache, steps: int, pairs: Pairs
-) -> tuple[Decoder, dict[str, np.ndarray]]:
-    """The run's directory with all that must be in it, and the student and projections there."""
+    config: Train, *, cache: Cache, others: Sequence[Cache], steps: int, pairs: Pairs
+) -> tuple[Bound, Decoder, dict[str, np.ndarray]]:
+    """What the run is bound to, its first student and projections, all of it in its directory."""
     config.run.mkdir(parents=True, exist_ok=True)
-    bind(config, cache=cache, steps=steps, signals=pairs.signals)
+    bound = bind(
+        config,
+        cache=cache,
+        others=others,
+        steps=steps,
+        signals=pairs.signals,
+        after=latest_step(config.run),
+    )
     student = initial_student(
         config.student, cache=cache, run=config.run, dtype=config.dtype, seed=config.data.seed
     )
     projections = initial_projections(
         pairs, width=student.config.hidden_size, run=config.run, seed=config.data.seed
     )
-    return student, projections
+    return bound, student, projections
 
 
 def _first_state(
     model: Decoder, projections: dict[str, np.ndarray], *, config: Optimiser, mesh: Mesh
 ) -> tuple[nnx.GraphDef, TrainState]:
     """The state before the first update, every array where the mesh wants it."""
+    graph, params = _on_mesh(model, projections, mesh=mesh)
+    return graph, initial_state(params, config=config, mesh=mesh)
+
+
+def _on_mesh(
+    model: Decoder, projections: dict[str, np.ndarray], *, mesh: Mesh
+) -> tuple[nnx.GraphDef, dict[str, Any]]:
     place(model, mesh)
     graph, params = parameters(model)
     # Small beside the student, and whole on every device: only rows are split there.
     there = {name: everywhere(x, mesh) for name, x in projections.items()}
-    return graph, initial_state(with_projections(params, there), config=config, mesh=mesh)
+    return graph, with_projections(params, there)
 
 
 def _check(config: Train, *, steps: int, shares: int) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from models.sharding import everywhere
 from schemas import Cache
+from schemas.prior import log_prior
 from schemas.signals import scale_name
 from trainer.binding import with_saved_layers
 from trainer.config import Loss, Train
@@ -37,6 +38,11 @@ def arrays(signals: Sequence[str], batch: Mapping[str, np.ndarray]) -> list[str]
 
 def check_cache(cache: Cache, *, loss: Loss) -> None:
     """ValueError if the cache's logits lack what the loss is made from."""
+    if "logits" not in cache.manifest.signals:
+        raise ValueError(
+            f"{cache.path}: rows without what a teacher said of them (`pipelines tokenise`); they "
+            "can be mixed in with a cache that has targets, as [[data.caches]], and nothing else"
+        )
     logits = cache.manifest.logits
     if loss.tail != "sampled":
         return
@@ -56,11 +62,14 @@ def check_cache(cache: Cache, *, loss: Loss) -> None:
         )
 
 
-def tail_prior(cache: Cache, *, loss: Loss, mesh: Mesh) -> Float[Array, "nodes vocab"] | None:
-    """The tail prior on every device, if the loss needs it. ValueError if the cache has none."""
+def tail_prior(
+    cache: Cache, *, loss: Loss, mesh: Mesh, others: Sequence[Cache] = ()
+) -> Float[Array, "nodes vocab"] | None:
+    """The tail prior on every device, if the loss needs it: that of all parts of the caches, which
+    are one teacher's, as one. ValueError if one has none."""
     if loss.tail != "prior":
         return None
-    prior = cache.tail_prior()
+    prior = log_prior([prior for some in (cache, *others) for prior in some.tail_priors()])
     return everywhere(np.asarray(prior, np.float32), mesh)
 
 

@@ -30,6 +30,7 @@ from trainer.optimiser import learning_rate, optimiser
 from trainer.pairs import NO_PAIRS, Pairs
 from trainer.places import like_parameters
 from trainer.projections import PROJECTIONS, without_projections
+from trainer.selection import Trained
 from trainer.terms import Matrices, TermSums, term_sums
 from trainer.view import Targets
 
@@ -91,9 +92,10 @@ def make_train_step(
     `places` are the shardings of the state, which it keeps.
 
     Metrics: loss, kl_loss (forward KL at T, in the sense of `Sums.kl`), ce_loss, agreement: means
-    over `tokens` counted positions; hidden_state_loss and attention_loss, means over the terms
-    without their λs, if there are any; alpha, temperature and each λ that changes, learning_rate,
-    grad_norm before clipping, skipped, skipped_in_a_row.
+    over the counted positions, `tokens` of them, or those that a teacher said something of;
+    hidden_state_loss and attention_loss, means over the terms without their λs, if there are any;
+    alpha, temperature and each λ that changes, learning_rate, grad_norm of what is trained before
+    clipping, skipped, skipped_in_a_row.
     """
     rate = learning_rate(config.optimiser, steps=steps)
 
@@ -118,7 +120,7 @@ def make_train_step(
             # Else every device would sum up whole gradients, and then keep its share.
             gradient = jax.lax.with_sharding_constraint(gradient, places.params)
         now = jnp.float32(rate(state.step + 1))  # The first update is not wasted on a rate of 0.
-        norm = optax.tree.norm(gradient)
+        norm = optax.tree.norm(Trained(gradient, freeze=config.optimiser.freeze).of(gradient))
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         state = updated(state, gradient, rate=now, finite=finite, config=config.optimiser)
         return state, {
@@ -241,7 +243,10 @@ def batch_sums(
         mesh=execution.mesh,
     )
     matrices = {**params.get(PROJECTIONS, {}), **(directions or {})}
-    terms = term_sums(model, states, batch, loss=loss, pairs=pairs, matrices=matrices)
+    # Rows of a cache without a teacher's targets have no teacher's states either.
+    taught = batch["loss_mask"] & jnp.isfinite(batch["topk_logprobs"][..., 0])
+    compared = {**batch, "loss_mask": taught}
+    terms = term_sums(model, states, compared, loss=loss, pairs=pairs, matrices=matrices)
     weights = [values[f"{name}.weight"] for name in loss.terms]
     for weight, term in zip(weights, (*terms.hidden, *terms.attention), strict=True):
         value += weight * term
@@ -251,15 +256,15 @@ def batch_sums(
 def means(totals: Totals) -> dict[str, Array]:
     """Sums over positions as means, and how many positions."""
     sums, terms = totals
-    count = jnp.maximum(sums.count, 1)
+    count, taught = jnp.maximum(sums.count, 1), jnp.maximum(sums.taught, 1)
     found = {
-        "kl_loss": sums.kl / count,
+        "kl_loss": sums.kl / taught,
         "ce_loss": sums.ce / count,
-        "agreement": sums.agreement / count,
+        "agreement": sums.agreement / taught,
         "tokens": sums.count,
     }
     kinds = {"hidden_state_loss": terms.hidden, "attention_loss": terms.attention}
-    return found | {name: sum(some) / len(some) / count for name, some in kinds.items() if some}
+    return found | {name: sum(some) / len(some) / taught for name, some in kinds.items() if some}
 
 
 def mean_gradient(
@@ -308,7 +313,7 @@ def mean_gradient(
 
     zero = jnp.float32(0)
     none = TermSums((zero,) * len(loss.hidden), (zero,) * len(loss.attention))
-    totals = Totals(Sums(zero, zero, zero, zero), none)
+    totals = Totals(Sums(zero, zero, zero, zero, zero), none)
     nothing = (zero, totals, jax.tree.map(jnp.zeros_like, params))
     carry, _ = jax.lax.scan(add, nothing, jax.tree.map(piece, batch))
     return carry

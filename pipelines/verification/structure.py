@@ -162,7 +162,8 @@ class _PartCheck:
                 self._metadata(name, self.layout.array(array) / METADATA, spec)
         for number, unit in enumerate(self.part.units):
             rows = self._rows(number, unit)
-            self._logits(number, unit, rows)
+            if LOGITS in unit.files:
+                self._logits(number, unit, rows)
             for name in self.arrays:
                 self._shards(name, number, unit)
 
@@ -179,6 +180,8 @@ class _PartCheck:
             read_json(request)
         except (ValueError, OSError) as error:
             self._problem(request, "what was asked for", _brief(error))
+        if not self.part.signals:
+            return  # Nothing was captured: `pipelines tokenise` plans no teacher.
         try:
             plan = read_plan(self.layout.plan)
         except (ValueError, OSError) as error:

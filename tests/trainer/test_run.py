@@ -1,7 +1,9 @@
 """A whole run: killed, interrupted and gone on with; refused when it is not the same run."""
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,11 +16,24 @@ from safetensors.numpy import load_file, save_file
 
 from models import open_checkpoint
 from schemas import open_cache
+from schemas.files import write_json
 from tests.make_cache import write_teacher
 from tests.pickles import pickles_below
 from tests.trainer.events import shown_by_tensorboard
 from trainer.__main__ import main
-from trainer.config import Data, Evaluate, Export, Loss, Plot, Student, Train
+from trainer.binding import changes_of, settings_of
+from trainer.checkpoint import latest_step
+from trainer.config import (
+    Data,
+    Evaluate,
+    Export,
+    Keep,
+    Loss,
+    Optimiser,
+    Plot,
+    Student,
+    Train,
+)
 from trainer.export import export
 from trainer.loop import evaluate, train
 from trainer.metrics import read_metrics
@@ -36,6 +51,7 @@ def settings(cache, run, source, **changes):
         "loss": Loss(alpha=0.5, temperature=2.0, tail="bucket", chunk_tokens=64),
         "checkpoint_every": 10,
         "evaluate_every": 25,
+        "keep": Keep(last=2, best=1, every=50),
         "heldout_rows": 4,
     }
     return Train(cache=cache.path, run=run, **{**fixed, **changes})
@@ -89,22 +105,37 @@ def undisturbed(cache, root, tmp_path_factory):
     return config
 
 
-def test_killed_interrupted_and_without_its_teacher_the_losses_are_the_same(
+def kill_while_it_saves(config, process):
+    """SIGKILL between the first byte of a checkpoint and its name."""
+    while process.poll() is None:
+        if any(config.run.glob("checkpoints/*tmp*")):
+            process.send_signal(signal.SIGSTOP)  # Look again before it can finish.
+            if any(config.run.glob("checkpoints/*tmp*")):
+                process.kill()
+                process.communicate()
+                assert any(config.run.glob("checkpoints/*tmp*"))
+                return
+            process.send_signal(signal.SIGCONT)
+        time.sleep(0.0005)
+    raise AssertionError(f"ended before it was caught saving: {process.stderr.read()}")
+
+
+def test_killed_while_it_saves_terminated_and_without_its_teacher_the_losses_are_the_same(
     undisturbed, cache, root, tmp_path
 ):
     source = shutil.copytree(root / "teacher", tmp_path / "source")
     config = settings(cache, tmp_path / "run", source)
     process = start(config)
-    wait_for_step(config, process, 33)
-    process.kill()
-    process.communicate()
+    wait_for_step(config, process, 23)
+    kill_while_it_saves(config, process)
     shutil.rmtree(source)
     process = start(config)
-    wait_for_step(config, process, 58)
-    process.send_signal(signal.SIGINT)
+    wait_for_step(config, process, latest_step(config.run) + 18)
+    process.send_signal(signal.SIGTERM)
     _, printed = process.communicate()
     assert process.returncode == 0
     assert "To go on, run the same command again" in printed
+    assert latest_step(config.run) == read_metrics(config.run)[-1]["step"]
     train(config)
     expected = without_speed(read_metrics(undisturbed.run))
     # Both sources hold the same weights, so only a different path would differ: nothing does.
@@ -163,19 +194,23 @@ def test_with_every_token_stored_the_prior_changes_nothing(whole_cache, root, tm
     np.testing.assert_allclose(*losses, rtol=1e-6)
 
 
-def test_two_devices_give_the_losses_of_one(undisturbed, cache, root, tmp_path):
-    config = settings(cache, tmp_path / "run", root / "teacher")
+def test_going_on_with_two_devices_gives_the_losses_of_one(undisturbed, tmp_path):
+    run = shutil.copytree(undisturbed.run, tmp_path / "run")
+    for step in (110, STEPS):
+        shutil.rmtree(run / "checkpoints" / str(step))
+    config = dataclasses.replace(undisturbed, run=run)
     process = start(config, XLA_FLAGS="--xla_force_host_platform_device_count=2")
-    wait_for_step(config, process, 12)
-    process.kill()
-    process.communicate()
-    pairs = zip(read_metrics(config.run), read_metrics(undisturbed.run), strict=False)
-    compared = 0
-    for got, expected in pairs:
-        if "loss" in got:
-            np.testing.assert_allclose(got["loss"], expected["loss"], rtol=1e-5)
-            compared += 1
-    assert compared >= 12
+    _, printed = process.communicate()
+    assert process.returncode == 0, printed
+    found, expected = (
+        {line["step"]: line["loss"] for line in read_metrics(some) if "loss" in line}
+        for some in (run, undisturbed.run)
+    )
+    assert found.keys() == expected.keys()
+    after = range(101, STEPS + 1)
+    np.testing.assert_allclose(*([x[i] for i in after] for x in (found, expected)), rtol=1e-5)
+    # It was two devices that did it: their sums are rounded otherwise.
+    assert [found[i] for i in after] != [expected[i] for i in after]
 
 
 @pytest.mark.parametrize(
@@ -197,6 +232,142 @@ def test_going_on_with_other_settings_is_refused_by_name(undisturbed, cache, roo
 def test_going_on_with_another_cache_is_refused_by_signal(undisturbed, whole_cache, root):
     with pytest.raises(ValueError, match=r"signal_id logits: this run has '\w+', asked for"):
         train(settings(whole_cache, undisturbed.run, root / "teacher"))
+
+
+def test_what_allow_names_may_change_and_is_written_down(cache, root, tmp_path):
+    """The rows that follow are the next ones, whatever the batch; the rest is as it was."""
+    short = Data(batch_rows=2, steps=4)
+    first = settings(cache, tmp_path / "run", root / "teacher", data=short)
+    train(first)
+    then = dataclasses.replace(
+        first,
+        data=Data(batch_rows=4, steps=6),
+        optimiser=Optimiser(learning_rate=5e-4),
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"data.batch_rows: this run has 2, asked for 4\n(.|\n)*steps: this run has 4(.|\n)*"
+        r"--allow data.batch_rows data.steps optimiser.learning_rate,",
+    ):
+        train(then)
+    with pytest.raises(ValueError, match=r"optimiser\.learning_rate: this run has 0\.001"):
+        train(dataclasses.replace(then, allow=("data",)))
+    train(dataclasses.replace(then, allow=("data", "optimiser.learning_rate")))
+    lines = [line for line in read_metrics(first.run) if "loss" in line]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[-1]["learning_rate"] < lines[3]["learning_rate"]
+    assert lines[-1]["tokens"] > 1.5 * lines[3]["tokens"]
+    changes = {c["name"]: (c["after"], c["was"], c["now"]) for c in changes_of(first.run)}
+    assert changes["optimiser.learning_rate"] == (4, 1e-3, 5e-4)
+    assert changes["data.batch_rows"] == (4, 2, 4)
+    assert settings_of(first.run)["optimiser.learning_rate"] == 5e-4
+    train(then)  # bound to what was allowed: it need not be said again
+    with pytest.raises(ValueError, match=r"learning_rate: this run has 0\.0005, asked for 0\.001"):
+        train(dataclasses.replace(then, optimiser=Optimiser()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"student": Student(layers=2)},
+            r"student.layers: .* \(never allowed: the student is what",
+        ),
+        ({"optimiser": Optimiser(name="muon")}, r"optimiser.name: .* \(never allowed: the moments"),
+        ({"optimiser": Optimiser(freeze=("head",))}, r"optimiser.freeze: .* \(never allowed"),
+        ({"allow": ("optimizer",)}, r"no setting is called 'optimizer'; did you mean optimiser"),
+    ],
+)
+def test_what_decides_the_shape_of_what_was_saved_is_never_allowed(
+    undisturbed, cache, root, change, message
+):
+    allow = {"allow": ("student", "optimiser", "data")}
+    changed = {"student": undisturbed.student, **allow, **change}
+    with pytest.raises(ValueError, match=message):
+        train(settings(cache, undisturbed.run, root / "teacher", **changed))
+
+
+def test_other_code_is_refused_by_name_unless_allowed(undisturbed, tmp_path, monkeypatch):
+    config = dataclasses.replace(
+        undisturbed, run=shutil.copytree(undisturbed.run, tmp_path / "run")
+    )
+    assert len(settings_of(config.run)["code"]) >= 12
+    monkeypatch.setattr("trainer.binding.code_version", lambda: "next year's")
+    with pytest.raises(
+        ValueError, match=r"code: this run has .*, asked for .next year's(.|\n)*code,"
+    ):
+        train(config)
+    train(dataclasses.replace(config, allow=("code",)))
+    assert changes_of(config.run)[0]["now"] == "next year's"
+
+
+def test_a_run_of_0_4_goes_on_where_its_code_is_allowed_to_differ(undisturbed, tmp_path):
+    """It wrote down neither its code nor settings that it did not have."""
+    config = dataclasses.replace(
+        undisturbed, run=shutil.copytree(undisturbed.run, tmp_path / "run")
+    )
+    of_0_5 = r"code|optimiser\.(name|schedule|decay_fraction|no_decay|freeze|momentum)"
+    bound = settings_of(config.run)
+    kept = {name: value for name, value in bound.items() if not re.fullmatch(of_0_5, name)}
+    write_json(config.run / "run.json", kept)
+    with pytest.raises(ValueError, match=r"--allow code,") as refused:
+        train(config)
+    different = [line for line in str(refused.value).splitlines() if "this run has" in line]
+    assert different == [f"  code: this run has '0.4.0 or older', asked for {bound['code']!r}"]
+    train(dataclasses.replace(config, allow=("code",)))
+
+
+def test_a_checkpoint_knows_what_it_belongs_to(undisturbed, tmp_path):
+    """Also where the directory's own note of it is gone."""
+    config = dataclasses.replace(
+        undisturbed, run=shutil.copytree(undisturbed.run, tmp_path / "run")
+    )
+    (config.run / "run.json").unlink()
+    other = dataclasses.replace(config, loss=dataclasses.replace(config.loss, alpha=0.25))
+    with pytest.raises(ValueError, match=r"its checkpoint: (.|\n)*loss.alpha: this run has 0.5"):
+        train(other)
+
+
+def test_checkpoints_are_kept_by_age_by_score_and_by_number(undisturbed, cache):
+    """The last two, every fiftieth, and the best by held-out KL, which evaluate finds."""
+    judged = {
+        line["step"]: line["heldout_kl_bound"]
+        for line in read_metrics(undisturbed.run)
+        if "heldout_ce" in line and line["step"]
+    }
+    best = min(judged, key=judged.get)
+    there = {int(path.name) for path in (undisturbed.run / "checkpoints").iterdir()}
+    assert there == {50, 100, 110, STEPS, best}
+    asked = Evaluate(run=undisturbed.run, cache=cache.path, heldout_rows=4, batch_rows=2)
+    for name, step in (("best", best), ("50", 50)):
+        found = evaluate(dataclasses.replace(asked, checkpoint=name))
+        assert found["heldout_kl_bound"] == pytest.approx(judged[step], rel=1e-5)
+    with pytest.raises(ValueError, match=r"no checkpoint '60'; .* after updates 50, 100, 110"):
+        evaluate(dataclasses.replace(asked, checkpoint="60"))
+
+
+def test_two_students_from_one_cache_where_no_teacher_is(cache, root, tmp_path):
+    """Of other sizes and losses, on what might be another machine: the cache was copied there."""
+    moved = shutil.copytree(cache.path, tmp_path / "moved")
+    hidden = (root / "teacher").rename(tmp_path / "away")
+    try:
+        for name, student, loss in (
+            ("narrow", Student(init="scratch", layers=1, hidden_size=16), Loss(tail="bucket")),
+            ("deep", Student(init="scratch", layers=3), Loss(alpha=0.2, tail="prior")),
+        ):
+            config = settings(
+                open_cache(moved),
+                tmp_path / name,
+                root / "teacher",
+                student=student,
+                loss=loss,
+                data=Data(batch_rows=2, steps=12),
+            )
+            train(config)
+            judged = [line for line in read_metrics(config.run) if "heldout_ce" in line]
+            assert judged[-1]["heldout_ce"] < judged[0]["heldout_ce"]
+    finally:
+        hidden.rename(root / "teacher")
 
 
 def test_how_often_it_saves_and_judges_may_change(undisturbed, cache, root):
