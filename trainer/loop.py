@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from models import Decoder
 from models.accelerator import unused_accelerator
-from models.sharding import everywhere, place, rows_here, rows_split, student_mesh
+from models.sharding import everywhere, rows_here, rows_split, student_mesh
 from schemas import Cache, open_cache
 from trainer.binding import Bound, bind
 from trainer.checkpoint import Checkpoints, latest_step
@@ -61,7 +61,7 @@ def train(config: Train) -> None:
     prior = tail_prior(cache, loss=config.loss, mesh=mesh, others=taught(others))
     along = directions(cache, pairs=pairs, mesh=mesh)
     bound, student, projections = in_turn(
-        lambda: _begin(config, cache=cache, others=others, steps=steps, pairs=pairs)
+        lambda: _begin(config, cache=cache, others=others, steps=steps, pairs=pairs, mesh=mesh)
     )
     graph, state = _first_state(student, projections, config=config.optimiser, mesh=mesh)
     flops = update_flops(
@@ -134,8 +134,10 @@ def load_run(
 ) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """Graph and parameters of a run's checkpoint: `last` (the initial student if there is none
     yet), `best`, or a number of updates. ValueError if there is no such checkpoint."""
-    model, projections = saved_initial(run, dtype=dtype), saved_projections(run)
-    graph, params = _on_mesh(model, projections, mesh=student_mesh())
+    # In shares: what a mesh has trained need not fit one device.
+    mesh = student_mesh(fsdp=jax.device_count())
+    model, projections = saved_initial(run, dtype=dtype, mesh=mesh), saved_projections(run)
+    graph, params = _on_mesh(model, projections, mesh=mesh)
     checkpoints = Checkpoints(run, read_only=True)
     step = checkpoints.called(checkpoint)
     if step is not None:
@@ -153,7 +155,7 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
         rows=config.heldout_rows,
         batch_rows=config.batch_rows,
         chunk_tokens=Loss().chunk_tokens,
-        mesh=student_mesh(),
+        mesh=student_mesh(fsdp=jax.device_count()),
     )
     return evaluator(params)
 
@@ -261,7 +263,13 @@ def mesh_of(shape: MeshShape) -> Mesh:
 
 
 def _begin(
-    config: Train, *, cache: Cache, others: Sequence[Cache], steps: int, pairs: Pairs
+    config: Train,
+    *,
+    cache: Cache,
+    others: Sequence[Cache],
+    steps: int,
+    pairs: Pairs,
+    mesh: Mesh,
 ) -> tuple[Bound, Decoder, dict[str, np.ndarray]]:
     """What the run is bound to, its first student and projections, all of it in its directory."""
     config.run.mkdir(parents=True, exist_ok=True)
@@ -274,7 +282,12 @@ def _begin(
         after=latest_step(config.run),
     )
     student = initial_student(
-        config.student, cache=cache, run=config.run, dtype=config.dtype, seed=config.data.seed
+        config.student,
+        cache=cache,
+        run=config.run,
+        dtype=config.dtype,
+        seed=config.data.seed,
+        mesh=mesh,
     )
     projections = initial_projections(
         pairs, width=student.config.hidden_size, run=config.run, seed=config.data.seed
@@ -293,7 +306,6 @@ def _first_state(
 def _on_mesh(
     model: Decoder, projections: dict[str, np.ndarray], *, mesh: Mesh
 ) -> tuple[nnx.GraphDef, dict[str, Any]]:
-    place(model, mesh)
     graph, params = parameters(model)
     # Small beside the student, and whole on every device: only rows are split there.
     there = {name: everywhere(x, mesh) for name, x in projections.items()}

@@ -7,7 +7,7 @@ finite leaves weights and moments as they were and is counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -74,6 +74,23 @@ def initial_state(params: Parameters, *, config: Optimiser, mesh: Mesh | None = 
     )
 
 
+class TrainStep(NamedTuple):
+    """An update as a function of state and batch. The given state is consumed: its buffers become
+    the new one's."""
+
+    compiled: Any
+    given: tuple
+    """What every update takes besides."""
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        """One update."""
+        return self.compiled(state, batch, *self.given)
+
+    def lower(self, state: TrainState, batch: Batch) -> Any:
+        """Its program, to be looked at; see `jax.stages`."""
+        return self.compiled.lower(state, batch, *self.given)
+
+
 def make_train_step(
     graph: nnx.GraphDef,
     *,
@@ -85,8 +102,8 @@ def make_train_step(
     directions: Matrices | None = None,
     mesh: Mesh | None = None,
     places: TrainState | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """The compiled update; `steps` is the length of the schedules. The given state is consumed.
+) -> TrainStep:
+    """The compiled update; `steps` is the length of the schedules.
 
     `pairs` are those of `config.loss`, `directions` by signal for those that want them. On a `mesh`
     `places` are the shardings of the state, which it keeps.
@@ -136,9 +153,9 @@ def make_train_step(
     out = None
     if mesh is not None and places is not None:
         out = (places, NamedSharding(mesh, PartitionSpec()))
-    compiled = jax.jit(train_step, donate_argnums=0, out_shardings=out)
-    # An argument to the compiled step: closed over, it would be a constant of megabytes in it.
-    return lambda state, batch: compiled(state, batch, prior, directions)
+    # Arguments to the compiled step: closed over, they would be constants of megabytes in it.
+    given = (prior, directions)
+    return TrainStep(jax.jit(train_step, donate_argnums=0, out_shardings=out), given)
 
 
 def values_at(loss: Loss, step: Int[Array, ""] | int, *, steps: int) -> Values:

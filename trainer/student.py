@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flax import nnx
+from jax.sharding import Mesh
 
 from models import Checkpoint, Decoder, ModelConfig, open_checkpoint, save_directory
 from models.numerics import dtype_named
@@ -19,11 +20,14 @@ from trainer.config import Student
 INITIAL = "initial"
 
 
-def initial_student(config: Student, *, cache: Cache, run: Path, dtype: str, seed: int) -> Decoder:
-    """The run's first student: as saved when the run began, else built and saved.
+def initial_student(
+    config: Student, *, cache: Cache, run: Path, dtype: str, seed: int, mesh: Mesh | None = None
+) -> Decoder:
+    """The run's first student: as saved when the run began, after building and saving it if it is
+    only beginning.
 
-    Weights are float32; `dtype` is what it computes in. Raises ValueError if student and cache
-    do not fit each other.
+    Weights are float32; `dtype` is what it computes in. On a mesh each device's share is read from
+    what was saved. Raises ValueError if student and cache do not fit each other.
     """
     directory = run / INITIAL
     if not directory.is_dir():
@@ -32,16 +36,16 @@ def initial_student(config: Student, *, cache: Cache, run: Path, dtype: str, see
         partial = run / f".{INITIAL}.partial"
         save_directory(student, partial, tokenizer.files())
         partial.rename(directory)
-        return student
-    return saved_initial(run, dtype=dtype)
+        del student  # whole on one device
+    return saved_initial(run, dtype=dtype, mesh=mesh)
 
 
-def saved_initial(run: Path, *, dtype: str) -> Decoder:
+def saved_initial(run: Path, *, dtype: str, mesh: Mesh | None = None) -> Decoder:
     """The student that a run began with. FileNotFoundError if `run` is no run's directory."""
     directory = run / INITIAL
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: not there; {run} is not the directory of a run")
-    return open_checkpoint(directory).load(dtype=dtype, param_dtype="float32")
+    return open_checkpoint(directory).load(dtype=dtype, param_dtype="float32", mesh=mesh)
 
 
 def build(config: Student, *, cache: Cache, dtype: str, seed: int) -> Decoder:

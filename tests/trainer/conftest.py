@@ -53,6 +53,18 @@ def layered_cache(layered_root) -> Cache:
 
 
 @pytest.fixture(scope="session")
+def everything_cache(layered_root) -> Cache:
+    """Draws, the prior, states and maps."""
+    return tiny_cache(
+        layered_root,
+        draws=6,
+        hidden=Hidden(layers=(2,)),
+        attention=Attention(layers="all"),
+        output=layered_root / "everything",
+    )
+
+
+@pytest.fixture(scope="session")
 def narrow_cache(layered_root) -> Cache:
     """The same along 8 directions in a byte each, and maps as means over the heads."""
     return tiny_cache(

@@ -222,6 +222,20 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_weights(cache):
     assert cosine_between(half, whole) > 0.995
 
 
+def test_under_bfloat16_weights_and_moments_stay_float32(cache):
+    """Nothing of the state that an update gives is rounded to what its products take."""
+    half_graph, params = student(dtype=jnp.bfloat16)
+    batch = read(cache, cache.rows(split="train")[:2])
+    step = make_train_step(
+        half_graph, config=Train(loss=Loss(tail="bucket"), dtype="bfloat16"), vocabulary=V, steps=9
+    )
+    state = initial_state(params, config=Optimiser())
+    after, metrics = jax.eval_shape(step.compiled, state, batch, *step.given)
+    numbers = [x for x in jax.tree.leaves((after, metrics)) if x.dtype != jnp.int32]
+    assert len(numbers) > 3 * len(jax.tree.leaves(params))
+    assert {x.dtype for x in numbers} == {jnp.dtype(jnp.float32)}
+
+
 def cosine_between(a, b):
     a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)]) for t in (a, b))
     return a @ b / np.linalg.norm(a) / np.linalg.norm(b)

@@ -1,0 +1,45 @@
+"""What is kept for the backward pass changes memory, and numbers by rounding only."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from models import ModelConfig
+from models.execution import Execution
+from tests.models.make_models import random_decoder
+
+
+def test_keeping_less_of_each_block_takes_less_memory_and_gives_the_same_gradient():
+    config = ModelConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=64,
+        num_layers=8,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        max_positions=256,
+        tie_embeddings=True,
+    )
+    graph, params = nnx.split(random_decoder(config))
+    tokens = np.arange(256, dtype=np.int32).reshape(2, 128) % 64
+    where = np.ones_like(tokens), np.broadcast_to(np.arange(128, dtype=np.int32), tokens.shape)
+
+    def gradient(remat):
+        def loss(params):
+            states, kept = nnx.merge(graph, params)(
+                tokens, *where, hidden_layers=(3,), execution=Execution(remat=remat)
+            )
+            return jnp.sum(states**2) + jnp.sum(kept[3])
+
+        options = {"xla_backend_optimization_level": 0}
+        program = jax.jit(jax.grad(loss), compiler_options=options).lower(params).compile()
+        return program.memory_analysis().temp_size_in_bytes, program(params)
+
+    memory, gradients = zip(*map(gradient, ("none", "dots", "block")), strict=True)
+    assert memory[0] > 1.2 * memory[1]
+    assert memory[1] > 1.2 * memory[2]
+    for other in gradients[1:]:
+        for mine, theirs in zip(*map(jax.tree.leaves, (other, gradients[0])), strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
