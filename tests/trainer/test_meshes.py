@@ -11,7 +11,7 @@ import pytest
 
 from tests.trainer import dense
 from tests.trainer.heads import given_tail, relative
-from tests.trainer.meshes_side import ROUTES, STEPS, exhausted, shape
+from tests.trainer.meshes_side import CASES, ROUTES, STEPS, exhausted, shape
 
 ONE = (1, 1, 1)
 EIGHT = [case for case in CASES if case[0] != ONE]

@@ -1,0 +1,226 @@
+"""What an update with a teacher's targets costs beside one with hard labels only: time and memory.
+
+    python -m benchmarks.update [--vocabulary 49152] [--k 64] [--width 576] [--layers 8]
+
+Both are the trainer's compiled update of the same student on made-up rows; for `hard labels only`
+its head is replaced by the fused cross-entropy of benchmarks.head, which knows no teacher. Times
+are of interleaved updates. Memory is what the compiled programs say that they need on a device
+beside their arguments: also for the same update with the dense formula that online distillation
+uses, on logits of the whole batch (the teacher's are made in the update from its states; its own
+forward pass and weights are left out), and with rematerialisation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import time
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.head import fused_cross_entropy
+from models import Decoder, ModelConfig
+from models.numerics import contract
+from tests.models.make_models import random_decoder
+from trainer import step as step_module
+from trainer.chunk import Sums
+from trainer.config import Data, Loss, Optimiser, Train
+from trainer.step import initial_state, make_train_step
+from trainer.student import parameters
+
+NODES, DRAWS = 7, 16
+HARD = "hard labels only"
+
+
+def main():
+    options = _arguments()
+    config = ModelConfig(
+        vocab_size=options.vocabulary,
+        hidden_size=options.width,
+        intermediate_size=8 * options.width // 3 // 64 * 64,
+        num_layers=options.layers,
+        num_heads=options.width // 64,
+        num_kv_heads=options.width // 192 or 1,
+        head_dim=64,
+        tie_embeddings=True,
+        max_positions=options.length,
+    )
+    model = random_decoder(config, scale=0.02, dtype=jnp.dtype(options.dtype))
+    batch, prior, teacher = _inputs(options)
+    kinds = {
+        HARD: (Loss(tail="bucket", alpha=0.0), hard_labels),
+        **{tail: (Loss(tail=tail), None) for tail in ("bucket", "prior", "sampled")},
+    }
+    lowered = {
+        name: lower(model, batch, loss, options, head=head, prior=prior)
+        for name, (loss, head) in kinds.items()
+    }
+    if not options.memory_only:
+        print_times(time_updates(lowered, model, batch, options), options)
+    heads = {
+        **{name: memory(program) for name, program in lowered.items() if name != "sampled"},
+        "dense online formula": memory(
+            lower(model, batch, Loss(tail="bucket"), options, head=dense_online(teacher))
+        ),
+    }
+    for remat in ("dots", "block"):
+        loss = Loss(tail="prior")
+        program = lower(model, batch, loss, options, prior=prior, remat=remat)
+        heads[f"prior, remat = {remat}"] = memory(program)
+    print_memory(heads, options)
+
+
+def lower(model: Decoder, batch, loss, options, *, head=None, prior=None, remat="none"):
+    """The compiled update: (program, what it takes besides state and batch)."""
+    graph, params = parameters(model)
+    config = Train(
+        loss=dataclasses.replace(loss, chunk_tokens=options.chunk),
+        data=Data(batch_rows=options.rows),
+        dtype=options.dtype,
+        remat=remat,
+    )
+    step = make_train_step(
+        graph,
+        config=config,
+        vocabulary=options.vocabulary,
+        steps=1000,
+        prior=prior if loss.tail == "prior" else None,
+    )
+    needed = batch if loss.tail == "sampled" else {k: v for k, v in batch.items() if k not in DRAWN}
+    state = jax.eval_shape(lambda: initial_state(params, config=Optimiser()))
+    with mock.patch.object(step_module, "distillation_loss", head or step_module.distillation_loss):
+        return step.lower(state, needed).compile(), needed, step.given
+
+
+DRAWN = ("tail_ids", "tail_logprobs", "tail_logweights")
+
+
+def hard_labels(hidden, unembedding, targets, *, recipe, vocabulary, **_):
+    """In place of the trainer's head: cross-entropy, with the same chunks."""
+    value = fused_cross_entropy(
+        hidden, unembedding[:, :vocabulary], targets, chunk=recipe.chunk_tokens
+    )
+    return value, _only(value, targets)
+
+
+def dense_online(teacher):
+    """In its place: what an online trainer computes from the logits of both models."""
+    states, matrix = teacher
+
+    def head(hidden, unembedding, targets, *, temperature, alpha, **_):
+        ours = contract("btd,dv->btv", hidden, unembedding)
+        theirs = contract("btd,dv->btv", states, matrix)
+        logp = jax.nn.log_softmax(theirs / temperature)
+        logq = jax.nn.log_softmax(ours / temperature)
+        kl = jnp.sum(jnp.exp(logp) * (logp - logq), axis=-1)
+        logits = jax.nn.log_softmax(ours)
+        ce = -jnp.take_along_axis(logits, targets.labels[..., None], axis=-1)[..., 0]
+        value = jnp.sum(targets.mask * (alpha * temperature**2 * kl + (1 - alpha) * ce))
+        return value, _only(value, targets)
+
+    return head
+
+
+def _only(value, targets):
+    zero = jnp.float32(0)
+    return Sums(zero, value, zero, jnp.sum(targets.mask.astype(jnp.float32)))
+
+
+def time_updates(lowered, model, batch, options):
+    """Seconds of each update, in turns; every program goes on with the state of the last."""
+    _, params = parameters(model)
+    state = initial_state(params, config=Optimiser())
+    times = {name: [] for name in lowered}
+    for round_ in range(options.repeats + 1):
+        for name, (program, needed, given) in lowered.items():
+            start = time.perf_counter()
+            state, _ = jax.block_until_ready(program(state, needed, *given))
+            if round_:  # The first one warms up.
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def memory(lowered) -> int:
+    """Bytes of temporaries."""
+    return lowered[0].memory_analysis().temp_size_in_bytes
+
+
+def print_times(times, options):
+    table = Table(title=_title(options))
+    for column in ("update", "ms", "÷ hard labels only"):
+        table.add_column(column, justify="left" if column == "update" else "right")
+    for name, measured in times.items():
+        ratios = [a / b for a, b in zip(measured, times[HARD], strict=True)]
+        ratio = f"{statistics.median(ratios):.3f}"
+        table.add_row(name, f"{1e3 * statistics.median(measured):.0f}", ratio)
+    Console().print(table)
+
+
+def print_memory(found, options):
+    table = Table(title=f"temporaries of an update: {_title(options)}")
+    for column in ("update", "MiB", "÷ dense"):
+        table.add_column(column, justify="left" if column == "update" else "right")
+    for name, size in found.items():
+        share = size / found["dense online formula"]
+        table.add_row(name, f"{size / 2**20:,.0f}", f"{share:.2f}")
+    Console().print(table)
+
+
+def _title(options) -> str:
+    return (
+        f"{options.layers} layers, D={options.width}, V={options.vocabulary}, k={options.k}, "
+        f"{options.rows} × {options.length} tokens, {options.dtype}, {jax.devices()[0].device_kind}"
+    )
+
+
+def _inputs(options):
+    rng = np.random.default_rng(0)
+    shape, vocabulary = (options.rows, options.length), options.vocabulary
+    several = options.k + DRAWS
+    # Different ids of a position, and far apart, as real ones are.
+    ids = rng.integers(0, vocabulary, (*shape, 1)) + np.arange(several) * (vocabulary // several)
+    ids = (ids % vocabulary).astype(np.int32)
+    logprobs = -np.sort(rng.exponential(3, (*shape, options.k)), -1) - 2
+    mass = np.linspace(np.log(vocabulary - options.k), -1, NODES)
+    arrays = {
+        "tokens": rng.integers(0, vocabulary, shape).astype(np.int32),
+        "segment_ids": np.ones(shape, np.int32),
+        "positions": np.broadcast_to(np.arange(options.length, dtype=np.int32), shape),
+        "loss_mask": np.ones(shape, bool),
+        "topk_ids": ids[..., : options.k],
+        "topk_logprobs": logprobs.astype(np.float32),
+        "tail_logmass": np.broadcast_to(mass, (*shape, NODES)).astype(np.float32),
+        "tail_ids": ids[..., options.k :],
+        "tail_logprobs": np.full((*shape, DRAWS), -12.0, np.float32),
+        "tail_logweights": np.full((*shape, DRAWS), 7.0, np.float32),
+    }
+    prior = jax.nn.log_softmax(3 * rng.normal(size=(NODES, vocabulary)))
+    states = jnp.asarray(rng.normal(size=(*shape, options.width)), options.dtype)
+    matrix = jnp.asarray(rng.normal(size=(options.width, vocabulary)) * 0.04, options.dtype)
+    batch = {name: jnp.asarray(array) for name, array in arrays.items()}
+    return batch, jnp.asarray(prior, jnp.float32), (states, matrix)
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--vocabulary", type=int, default=49152)
+    parser.add_argument("--k", type=int, default=64)
+    parser.add_argument("--width", type=int, default=576)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=2)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--chunk", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--memory-only", action="store_true", help="compile, and run nothing")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
