@@ -62,7 +62,9 @@ def main():
         for name, (loss, head) in kinds.items()
     }
     if not options.memory_only:
-        print_times(time_updates(lowered, model, batch, options), options)
+        print_times(time_updates(lowered, model, options), options)
+    if options.times_only:
+        return
     heads = {
         **{name: memory(program) for name, program in lowered.items() if name != "sampled"},
         "dense online formula": memory(
@@ -132,7 +134,7 @@ def _only(value, targets):
     return Sums(zero, value, zero, jnp.sum(targets.mask.astype(jnp.float32)))
 
 
-def time_updates(lowered, model, batch, options):
+def time_updates(lowered, model, options):
     """Seconds of each update, in turns; every program goes on with the state of the last."""
     _, params = parameters(model)
     state = initial_state(params, config=Optimiser())
@@ -219,6 +221,7 @@ def _arguments():
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--memory-only", action="store_true", help="compile, and run nothing")
+    parser.add_argument("--times-only", action="store_true", help="no table of memory")
     return parser.parse_args()
 
 

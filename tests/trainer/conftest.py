@@ -44,23 +44,12 @@ def layered_root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def layered_cache(layered_root) -> Cache:
-    """Hidden states of every layer and both blocks' maps."""
-    return tiny_cache(
-        layered_root,
-        hidden=Hidden(layers=(0, 1, 2)),
-        attention=Attention(layers="all"),
-    )
-
-
-@pytest.fixture(scope="session")
-def everything_cache(layered_root) -> Cache:
-    """Draws, the prior, states and maps."""
+    """Draws, hidden states of every layer and both blocks' maps."""
     return tiny_cache(
         layered_root,
         draws=6,
-        hidden=Hidden(layers=(2,)),
+        hidden=Hidden(layers=(0, 1, 2)),
         attention=Attention(layers="all"),
-        output=layered_root / "everything",
     )
 
 

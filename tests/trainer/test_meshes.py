@@ -18,12 +18,12 @@ EIGHT = [case for case in CASES if case[0] != ONE]
 
 
 @pytest.fixture(scope="module")
-def run(everything_cache, tmp_path_factory) -> tuple[dict, dict, dict]:
+def run(layered_cache, tmp_path_factory) -> tuple[dict, dict, dict]:
     """Losses by mesh and signal, facts about the programs, what the head gave."""
     out = tmp_path_factory.mktemp("meshes")
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     done = subprocess.run(
-        [sys.executable, "-m", "tests.trainer.meshes_side", everything_cache.path, out],
+        [sys.executable, "-m", "tests.trainer.meshes_side", layered_cache.path, out],
         env={
             **os.environ,
             "XLA_FLAGS": flags,

@@ -32,10 +32,10 @@ STEPS = 20
 
 
 @pytest.fixture(scope="module")
-def alone(everything_cache, layered_root, tmp_path_factory) -> Train:
+def alone(layered_cache, layered_root, tmp_path_factory) -> Train:
     """A finished run of one process on one device."""
     config = Train(
-        cache=everything_cache.path,
+        cache=layered_cache.path,
         run=tmp_path_factory.mktemp("runs") / "alone",
         student=Student(source=str(layered_root / "teacher"), layers=1),
         data=Data(batch_rows=4, steps=STEPS),
@@ -118,15 +118,15 @@ def test_two_processes_give_the_losses_of_one_and_stop_together_and_one_goes_on(
     np.testing.assert_allclose(judged(config.run)[0], judged(alone.run)[0], rtol=1e-5)
 
 
-def test_a_process_reads_its_own_rows_of_every_batch_and_no_others(everything_cache, monkeypatch):
-    kind, read, original = type(everything_cache), [], type(everything_cache).read
+def test_a_process_reads_its_own_rows_of_every_batch_and_no_others(layered_cache, monkeypatch):
+    kind, read, original = type(layered_cache), [], type(layered_cache).read
 
     def recorded(cache, rows, *args, **kwargs):
         read.append(len(rows))
         return original(cache, rows, *args, **kwargs)
 
     def taken(here):
-        batches = Batches(everything_cache, config=Data(batch_rows=4, seed=3), here=here)
+        batches = Batches(layered_cache, config=Data(batch_rows=4, seed=3), here=here)
         found = [batches.next() for _ in range(3)], batches.state()
         batches.close()
         return found

@@ -1,0 +1,113 @@
+"""Tokens a second that the loader alone delivers, by signal, against what an update consumes.
+
+    python -m benchmarks.loader CACHE [--layers 8] [--rows 2] [--dtype float32]
+
+The loader is the trainer's: shuffled rows, one read a batch, undecoded arrays. The update is its
+compiled step on a batch that is on the device already, for a student with the teacher's shape but
+fewer blocks and random weights, learning from the same signals. Measured in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import time
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from models.sharding import student_mesh
+from models.students import spread
+from schemas import Cache, open_cache
+from schemas.signals import AttentionSignal, HiddenSignal
+from tests.models.make_models import random_decoder
+from trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Optimiser, Train
+from trainer.data import Batches
+from trainer.needs import directions, tail_prior
+from trainer.pairs import pairs, with_layers
+from trainer.step import initial_state, make_train_step, to_device
+from trainer.student import parameters, teacher_config
+
+
+def main():
+    options = _arguments()
+    cache = open_cache(options.cache)
+    table = Table(
+        title=f"{options.layers} layers, {options.rows} rows of {cache.manifest.sequence_length}, "
+        f"{options.dtype}, {jax.devices()[0].device_kind}"
+    )
+    for column in ("signals", "loader, tokens/s", "update, tokens/s", "loader ÷ update"):
+        table.add_column(column, justify="left" if column == "signals" else "right")
+    for name, loss in _losses(cache).items():
+        loader, update = measure(cache, loss, options)
+        table.add_row(name, f"{loader:,.0f}", f"{update:,.0f}", f"{loader / update:.1f}")
+    Console().print(table)
+
+
+def measure(cache: Cache, loss: Loss, options) -> tuple[float, float]:
+    """Median tokens a second of the loader, and of the update."""
+    mesh, teacher = student_mesh(), teacher_config(cache)
+    layers = spread(options.layers, teacher.num_layers)
+    shape = teacher.of_layers(layers)
+    loss = with_layers(loss, cache=cache, teacher=teacher, student=shape, cut_from=layers)
+    compared = pairs(loss, cache=cache, student=shape)
+    config = Train(loss=loss, data=Data(batch_rows=options.rows), dtype=options.dtype)
+    graph, params = parameters(random_decoder(shape, scale=0.02, dtype=np.dtype(options.dtype)))
+    step = make_train_step(
+        graph,
+        config=config,
+        vocabulary=cache.manifest.vocabulary_size,
+        steps=10**6,
+        prior=tail_prior(cache, loss=loss, mesh=mesh),
+        pairs=compared,
+        directions=directions(cache, pairs=compared, mesh=mesh),
+    )
+    batches = Batches(cache, config=config.data, signals=compared.signals)
+    batch = to_device(batches.next(), mesh=mesh, tail=loss.tail, signals=compared.signals)
+    state, _ = jax.block_until_ready(step(initial_state(params, config=Optimiser()), batch))
+    tokens, loaded, updated = batch["tokens"].size, [], []
+    for _ in range(options.rounds):
+        for _ in range(4):  # what was read ahead while the update ran
+            batches.next()
+        start = time.perf_counter()
+        for _ in range(options.batches):
+            batches.next()
+        loaded.append(options.batches * tokens / (time.perf_counter() - start))
+        start = time.perf_counter()
+        state, _ = jax.block_until_ready(step(state, batch))
+        updated.append(tokens / (time.perf_counter() - start))
+    batches.close()
+    return statistics.median(loaded), statistics.median(updated)
+
+
+def _losses(cache: Cache) -> dict[str, Loss]:
+    """By the signals that they read, as far as the cache holds them."""
+    held = cache.manifest.signals.values()
+    logits = Loss(tail="sampled" if cache.manifest.logits.draws else "bucket")
+    terms = {}
+    if any(isinstance(signal, HiddenSignal) for signal in held):
+        terms["hidden"] = (HiddenLoss(),)
+    if any(isinstance(signal, AttentionSignal) for signal in held):
+        terms["attention"] = (AttentionLoss(),)
+    every = {"logits": logits}
+    for name, term in terms.items():
+        every[f"logits, {name}"] = dataclasses.replace(logits, **{name: term})
+    return every | ({"all": dataclasses.replace(logits, **terms)} if len(terms) == 2 else {})
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("cache", nargs="?", default="runs/cache")
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=16, help="read a round")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
