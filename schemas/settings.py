@@ -11,7 +11,7 @@ import difflib
 import re
 import tomllib
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,21 +25,52 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, program: str) 
     FileNotFoundError when the file does not exist; a wrong flag ends the process with tyro's
     message and exit status 2.
     """
+    flags = list(arguments)
+    if not flags or flags[0].startswith("-"):
+        return _parsed(config_type, {}, flags, program=program)
+    path = Path(flags.pop(0))
+    return parse_tables(config_type, [read_table(path)], flags, program=program, path=path)
+
+
+def parse_tables(
+    config_type: type[Config],
+    tables: Sequence[Mapping[str, Any]],
+    flags: Sequence[str] = (),
+    *,
+    program: str,
+    path: Path,
+) -> Config:
+    """As `parse`, of tables that were read from `path`: later ones win, and flags over all."""
+    table: dict[str, Any] = {}
+    for one in tables:
+        table = _over(table, one)
+    flags = [*_flatten(table, config_type, prefix="", path=path), *flags]
+    return _parsed(config_type, table, flags, program=program)
+
+
+def _over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Both tables as one; what only `under` has stays, in tables inside too."""
+    merged = {key.replace("-", "_"): value for key, value in under.items()}
+    for key, value in over.items():
+        name = key.replace("-", "_")
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _over(merged[name], value) if both else value
+    return merged
+
+
+def _parsed(
+    config_type: type[Config], table: dict[str, Any], flags: Sequence[str], *, program: str
+) -> Config:
     import tyro  # here, because readers of a cache import schemas and need no command line
 
-    flags = list(arguments)
-    table: dict[str, Any] = {}
-    if flags and not flags[0].startswith("-"):
-        path = Path(flags.pop(0))
-        table = _table(path)
-        flags = [*_flatten(table, config_type, prefix="", path=path), *flags]
     changes = _lists_of_tables(config_type, table, flags, prefix="")
     if changes:
         return tyro.cli(config_type, args=flags, prog=program, default=config_type(**changes))
     return tyro.cli(config_type, args=flags, prog=program)
 
 
-def _table(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> dict[str, Any]:
+    """A TOML file. FileNotFoundError or ValueError that says what is wrong with it."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such config file (from {Path.cwd()})")
     try:

@@ -8,6 +8,7 @@ import pytest
 from pipelines.config import Precompute
 from schemas.settings import parse
 from trainer.config import Train
+from trainer.sweep import read_sweep
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```toml\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
@@ -18,5 +19,8 @@ def test_a_config_in_the_readme_is_understood(block, tmp_path):
     """The comment in its first line says whose it is."""
     path = tmp_path / "config.toml"
     path.write_text(block, encoding="utf-8")
+    if block.startswith("# sweep"):
+        assert len(read_sweep(path).students) == 4
+        return
     kind = Precompute if block.startswith("# precompute") else Train
     assert parse(kind, [str(path)], program="p") != kind()

@@ -45,8 +45,8 @@ from trainer.step import TrainState, initial_state, make_train_step, to_device
 from trainer.student import initial_student, parameters, saved_initial
 
 
-def train(config: Train) -> None:
-    """Train, or go on training, until the last update; see `Train`."""
+def train(config: Train) -> bool:
+    """Train, or go on training, until the last update; see `Train`. False: a signal came before."""
     join(config.distributed)
     if config.compilation_cache:
         keep_compiled(config.run)
@@ -126,7 +126,8 @@ def train(config: Train) -> None:
             ),
             clock=Clock(flops=flops, peak=peak_flops(mesh.devices.ravel().tolist())),
         )
-        training.run(state, stopping=stack.enter_context(_stop_signals()))
+        state = training.run(state, stopping=stack.enter_context(_stop_signals()))
+        return int(state.step) == steps
 
 
 def load_run(

@@ -1,0 +1,53 @@
+"""The README's Dataset for PyTorch gives what the cache holds, from worker processes."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.make_cache import tiny_cache
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = re.compile(r"```python\n(import torch\n.*?)```", re.S)
+PROGRAM = """
+
+if __name__ == "__main__":
+    import sys, numpy
+    rows = Rows(sys.argv[1], signals=("logits", "hidden/2"))
+    loader = torch.utils.data.DataLoader(
+        rows, batch_size=3, num_workers=2, multiprocessing_context="spawn"
+    )
+    batches = list(loader)
+    found = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    numpy.savez(sys.argv[2], **{name: x.numpy() for name, x in found.items()})
+    assert not {"jax", "flax", "apache_beam"} & sys.modules.keys()
+"""
+
+
+@pytest.mark.reference
+def test_the_readme_s_dataset_reads_a_cache_in_worker_processes(tmp_path):
+    from pipelines.config import Hidden
+
+    cache = tiny_cache(tmp_path, draws=4, hidden=Hidden(layers=(2,), dtype="int8"))
+    (example,) = EXAMPLE.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len([line for line in example.splitlines() if line]) <= 15
+    program = tmp_path / "program.py"
+    program.write_text(example + PROGRAM)
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(program), str(cache.path), str(tmp_path / "found.npz")],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = cache.read(cache.rows(split="train"), signals=("logits", "hidden/2"))
+    with np.load(tmp_path / "found.npz") as found:
+        assert set(found) == set(expected)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
