@@ -121,15 +121,14 @@ def decode_row(data: bytes, *, where: str) -> tuple[Row, bytes]:
     length = frame.positions
     tokens = _decode_tokens(frame.block(_TOKENS, where=where), length, where=where)
     lengths = np.frombuffer(frame.block(_SEGMENTS, where=where).payload, "<u4").astype(np.int64)
-    if lengths.sum() > length:
-        raise ValueError(f"{where}: segments of {lengths.sum()} tokens in a row of {length}")
-    segment_ids = np.zeros(length, np.int32)
-    segment_ids[: lengths.sum()] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]) if len(lengths) else lengths
-    positions = np.zeros(length, np.int32)
-    positions[: lengths.sum()] = np.arange(lengths.sum()) - np.repeat(starts, lengths)
+    used = int(lengths.sum())
+    if used > length:
+        raise ValueError(f"{where}: segments of {used} tokens in a row of {length}")
+    segment_ids, positions = np.zeros((2, length), np.int32)
+    segment_ids[:used] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+    positions[:used] = np.arange(used) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     bits = np.frombuffer(frame.block(_MASK, where=where).payload, np.uint8)
-    mask = np.unpackbits(bits, count=length).astype(bool)
+    mask = np.unpackbits(bits, count=length).view(bool)
     origins = np.frombuffer(frame.block(_ORIGINS, where=where).payload, "<i8").reshape(-1, 3)
     return Row(tokens, segment_ids, positions, mask, origins.astype(np.int64)), frame.row_key
 
