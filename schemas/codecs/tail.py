@@ -122,11 +122,10 @@ def decode_quantised(
     levels = known[_GIVEN:]
     if levels.max() > _LARGEST or levels.min() < _MINUS_INFINITY:
         raise ValueError("tail log-mass outside its range")
-    nodes = (levels.T / PER_NAT).astype(np.float32)
-    infinite = levels.T == _MINUS_INFINITY
-    if infinite.any():
-        nodes[infinite] = -np.inf
-    return _with_count(nodes, vocabulary=vocabulary, k=k)
+    nodes = (levels / PER_NAT).astype(np.float32)
+    if levels.min() == _MINUS_INFINITY:
+        nodes[levels == _MINUS_INFINITY] = -np.inf
+    return _with_count(nodes.T, vocabulary=vocabulary, k=k)
 
 
 def _with_count(nodes: Float[np.ndarray, "n nodes"], *, vocabulary: int, k: int) -> np.ndarray:
