@@ -2,6 +2,7 @@
 
     python -m benchmarks.training [--cache runs/cache] [--layers 8] [--dtype float32]
         [--hidden] [--attention]   learn from the last hidden states, all stored maps too
+        [--no-teacher]             only the first two of the three
 
 Interleaved in one run, all with the same student and batch size:
 - `bare step`: the compiled update on one batch that is on the device already;
@@ -108,9 +109,11 @@ def main():
                 state, _ = step(state, fixed)
             return jax.block_until_ready(state)
 
-        kinds = {"bare step": bare, "trainer": whole, "teacher in the loop": online}
+        kinds = {"bare step": bare, "trainer": whole}
+        if options.with_teacher:
+            kinds["teacher in the loop"] = online
+            jax.block_until_ready(ask(fixed))
         state, _ = step(initial_state(params, config=config.optimiser), fixed)  # compiles
-        jax.block_until_ready(ask(fixed))
         times = {name: [] for name in kinds}
         for _ in range(options.rounds):
             for name, run in kinds.items():
@@ -153,13 +156,14 @@ def _print(times, *, tokens, options):
         title=f"{options.layers} layers, {options.rows} rows an update, {options.dtype}, "
         f"{jax.devices()[0].device_kind}"
     )
-    for column in ("update", "ms", "tokens/s", "speed ÷ bare step"):
+    for column in ("update", "ms", "tokens/s", "speed ÷ bare step", "least", "most"):
         table.add_column(column, justify="left" if column == "update" else "right")
     for name, measured in times.items():
         pairs = zip(times["bare step"], measured, strict=True)
-        ratio = statistics.median(bare / other for bare, other in pairs)
+        ratios = [bare / other for bare, other in pairs]
         median = statistics.median(measured)
-        table.add_row(name, f"{1e3 * median:.0f}", f"{tokens / median:,.0f}", f"{ratio:.3f}")
+        of_bare = (f"{of(ratios):.3f}" for of in (statistics.median, min, max))
+        table.add_row(name, f"{1e3 * median:.0f}", f"{tokens / median:,.0f}", *of_bare)
     Console().print(table)
 
 
@@ -169,6 +173,7 @@ def _arguments():
     for term in ("hidden", "attention"):
         parser.add_argument(f"--{term}", action="store_true", help=f"with [[loss.{term}]]")
     parser.add_argument("--teacher", default="embedded", help="what the cache was captured from")
+    parser.add_argument("--no-teacher", dest="with_teacher", action="store_false")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--updates", type=int, default=6, help="a round")
