@@ -15,7 +15,7 @@ READY := .venv/.ready-$(ACCEL)
 # Hashing and network time go to the job, not to looking for newer versions of pip.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup precompute train demo check format test reference golden bench lock clean
+.PHONY: help setup precompute train demo check format test reference package golden bench lock clean
 help: ## this menu
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -41,10 +41,13 @@ format: $(READY) ## let ruff fix what it can
 	$(BIN)/ruff format .
 
 test: $(READY) ## every test that does not need torch
-	$(BIN)/python -m pytest -m "not reference" $(ARGS)
+	$(BIN)/python -m pytest -m "not reference and not package" $(ARGS)
 
 reference: .venv/.reference ## comparison with Hugging Face transformers (installs torch and transformers)
 	$(BIN)/python -m pytest -m reference -s $(ARGS)
+
+package: $(READY) ## build the sdist that workers install, and try it in environments of its own
+	$(BIN)/python -m pytest -m package $(ARGS)
 
 golden: .venv/.reference ## make the families' golden files anew, by Hugging Face transformers
 	$(BIN)/python tests/golden/families/make.py $(ARGS)

@@ -1,7 +1,23 @@
-"""Decoder-only transformers in Flax NNX: families, weights in and out, sharding rules."""
+"""Decoder-only transformers in Flax NNX: families, weights in and out, sharding rules.
 
-from models.checkpoint import Checkpoint, open_checkpoint, save_directory
-from models.config import ModelConfig
-from models.decoder import Decoder
+What is named here is imported when it is asked for: who tokenises needs no jax, which takes
+seconds to import in every worker process.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from models.checkpoint import Checkpoint, open_checkpoint, save_directory
+    from models.config import ModelConfig
+    from models.decoder import Decoder
 
 __all__ = ["Checkpoint", "Decoder", "ModelConfig", "open_checkpoint", "save_directory"]
+
+_HOMES = {"Decoder": "models.decoder", "ModelConfig": "models.config"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "models.checkpoint")), name)

@@ -102,6 +102,7 @@ def work() -> None:
     # Ctrl-C in a terminal reaches every process; the driver ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable(logging.CRITICAL)
-    # The runner is gone, of which nothing needs to be said.
+    # When the runner is gone, nothing needs to be said of it, by any thread.
+    threading.excepthook = lambda _: None
     with contextlib.suppress(Exception):
         sdk_worker_main.main([])

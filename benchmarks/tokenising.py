@@ -1,0 +1,94 @@
+"""Tokenising in one process and in two: rows a second, and what the second process is worth.
+
+    python -m benchmarks.tokenising [--megabytes 48] [--processes 1 2] [--turns 1]
+
+The whole Beam step: reading, hashing, duplicates, tokenising, packing, files. Every process has
+one tokenizer thread (TOKENIZERS_PARALLELISM=false), also where there is only one. The text is
+Python's standard library, over again with a number before each file so that nothing is a
+duplicate.
+"""
+
+import os
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import argparse
+import statistics
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from models import open_checkpoint
+from pipelines.beam_runner import run_pipeline
+from pipelines.config import Corpus
+from pipelines.sources import find_sources, settled
+from pipelines.tokenise import TokeniseJob, choose_unit_rows, tokenise
+from schemas.files import write_bytes
+
+
+def main() -> None:
+    options = _arguments()
+    table = Table("processes", "seconds", "MB/s", "÷ one", title=f"{options.megabytes} MB of text")
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        write_text(root / "text", megabytes=options.megabytes)
+        tokenizer = open_checkpoint("embedded").tokenizer()
+        for name, content in tokenizer.files().items():
+            write_bytes(root / "tokenizer" / name, content)
+        seconds: dict[int, list[float]] = {count: [] for count in options.processes}
+        for turn in range(options.turns):
+            for count in options.processes:
+                place = root / f"{count}-{turn}"
+                seconds[count].append(tokenised(root, place, processes=count))
+    first = statistics.median(next(iter(seconds.values())))
+    for count, found in seconds.items():
+        median = statistics.median(found)
+        rate = f"{options.megabytes / median:.2f}"
+        table.add_row(str(count), f"{median:.1f}", rate, f"{first / median:.2f}")
+    Console().print(table)
+
+
+def tokenised(root: Path, place: Path, *, processes: int) -> float:
+    """Seconds that the step takes, starting its processes included."""
+    sources = find_sources(
+        [str(root / "text" / "*.txt")], max_bytes=None, memory=root / "digests.json"
+    )
+    job = TokeniseJob(
+        part=place,
+        tokenizer=root / "tokenizer",
+        sources=tuple(sources),
+        corpus=settled(Corpus(), sources),
+        unit_rows=choose_unit_rows(sources, length=Corpus().sequence_length),
+    )
+    run = partial(run_pipeline, runner="FnApiRunner", options=(), processes=processes)
+    started = time.monotonic()
+    tokenise(job, rows_id="", run=run)
+    return time.monotonic() - started
+
+
+def write_text(directory: Path, *, megabytes: int) -> None:
+    directory.mkdir()
+    files = find_sources(["embedded"], max_bytes=None, memory=directory / "none.json")
+    texts = [Path(source.path).read_text("utf-8") for source in files]
+    written = number = 0
+    while written < megabytes * 1_000_000:
+        text = f"# {number}\n" + texts[number % len(texts)] * 4
+        (directory / f"{number:06d}.txt").write_text(text)
+        written, number = written + len(text.encode()), number + 1
+    (directory / "none.json").unlink(missing_ok=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--megabytes", type=int, default=48)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--turns", type=int, default=1)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
