@@ -144,3 +144,9 @@ def test_a_dask_cluster_gives_the_same_cache_though_a_worker_is_killed_in_a_unit
     assert precompute(config).cache_id == in_process
     assert killed
     assert not Path(f"/proc/{killed[0]}").exists()
+
+
+def test_a_process_that_tokenises_imports_no_jax():
+    code = "import sys, pipelines.tokenise; sys.exit('jax' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
