@@ -27,8 +27,9 @@ precompute: $(READY) ## run the teacher once and seal a cache (CONFIG=file.toml 
 train: $(READY) ## train a student from the cache (CONFIG=file.toml ARGS="--flag value")
 	@$(BIN)/python -m trainer train $(CONFIG) $(ARGS)
 
-demo: precompute train ## both, then a picture of what the student learned
-	@$(BIN)/python -m trainer plot
+demo: precompute train ## both, then the student judged and a page of what it learned
+	@$(BIN)/python -m trainer evaluate --table
+	@$(BIN)/python -m trainer report
 
 check: $(READY) ## linters, formatting, types, import contracts
 	$(BIN)/ruff check .

@@ -1,19 +1,21 @@
-"""The trainer's command line: train, evaluate, export, plot."""
+"""The trainer's command line: train, evaluate, export, generate, report."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from schemas.settings import parse
-from trainer.config import Evaluate, Export, Plot, Train
+from trainer.config import Evaluate, Export, Generate, Report, Train
 
 COMMANDS: dict[str, type] = {
     "train": Train,
     "evaluate": Evaluate,
     "export": Export,
-    "plot": Plot,
+    "generate": Generate,
+    "report": Report,
 }
 
 
@@ -30,6 +32,8 @@ def main(arguments: Sequence[str]) -> int:
         print(unknown + text, file=sys.stdout if help_wanted else sys.stderr)
         return 0 if help_wanted else 2
     name, *rest = arguments
+    if name == "report" and rest and not rest[0].startswith("-") and not rest[0].endswith(".toml"):
+        rest = ["--runs", *rest]
     try:
         if name == "train" and "--sweep" in rest:
             return _sweep(rest)
@@ -54,10 +58,10 @@ def _sweep(arguments: list[str]) -> int:
 
 def _command(name: str) -> Callable:
     # Imported here, so that --help and a config typo do not wait for jax.
-    if name == "plot":
-        from trainer.plot import plot
+    if name == "report":
+        from trainer.report import report
 
-        return lambda config: print(plot(config))
+        return lambda config: print(report(config))
     if name == "train":
         from trainer.loop import train
 
@@ -66,11 +70,26 @@ def _command(name: str) -> Callable:
         from trainer.export import export
 
         return lambda config: print(export(config))
+    return _generate if name == "generate" else _evaluate
+
+
+def _generate(config: Generate) -> None:
+    from trainer.generate import generate
+
+    for number, text in enumerate(generate(config)):
+        print(f"── sample {number}, seed {config.seed} ──\n{text}\n")
+
+
+def _evaluate(config: Evaluate) -> None:
     from rich.console import Console
 
-    from trainer.loop import evaluate
+    from trainer.judge import as_table, evaluate
 
-    return lambda config: Console().print_json(data=evaluate(config))
+    judgement = evaluate(config)
+    if config.table:
+        Console(width=None if sys.stdout.isatty() else 200).print(as_table(judgement))
+    else:
+        print(json.dumps(judgement, indent=2))
 
 
 if __name__ == "__main__":

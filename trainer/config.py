@@ -5,6 +5,7 @@ What the cache knows (k, tokenizer, sequence length, vocabulary) is never repeat
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,13 +19,14 @@ __all__ = [
     "Distributed",
     "Evaluate",
     "Export",
+    "Generate",
     "HiddenLoss",
     "Keep",
     "Loss",
     "MeshShape",
     "MixedCache",
     "Optimiser",
-    "Plot",
+    "Report",
     "Student",
     "Train",
 ]
@@ -229,7 +231,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Judge a run's student on held-out rows."""
+    """Judge a run's student on held-out rows: a JSON document, kept in the run's directory too."""
 
     run: Path = Path("runs/student")
     """The run."""
@@ -243,6 +245,8 @@ class Evaluate:
     """Rows at a time."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of matmul operands."""
+    table: bool = False
+    """Print a table for the eye instead of JSON."""
 
 
 @dataclass(frozen=True)
@@ -254,16 +258,55 @@ class Export:
     checkpoint: str = "last"
     """Of its checkpoints `last`, `best` by held-out KL, `best-ce`, or the number of updates."""
     cache: Path = Path("runs/cache")
-    """Where the tokenizer is."""
+    """What a run learned from that began before 0.5: newer ones have written it down."""
     output: Path = Path("runs/exported")
-    """Directory to write; transformers and `student.source` read it."""
+    """Directory to write; transformers, `student.source` and `teacher.model` read it."""
 
 
 @dataclass(frozen=True)
-class Plot:
-    """Draw what students learned: held-out KL, cross-entropy and agreement over updates."""
+class Generate:
+    """A few samples from a run's student, for a look."""
+
+    run: Path = Path("runs/student")
+    """The run."""
+    checkpoint: str = "last"
+    """Of its checkpoints `last`, `best` by held-out KL, `best-ce`, or the number of updates."""
+    prompt: str = "The"
+    """What the samples begin with."""
+    chat: bool = False
+    """Put the prompt as a user's message, by the tokenizer's chat template."""
+    chat_date: str | None = None
+    """The date that templates may write, such as 2026-01-31."""
+    samples: int = 3
+    """How many."""
+    max_tokens: int = 64
+    """Of each sample, after the prompt; one ends earlier where the document does."""
+    temperature: float = 0.8
+    """Logits are divided by it; 0 always takes the likeliest token."""
+    top_p: float = 0.95
+    """Draw from the fewest tokens that make up this probability; 1: from all."""
+    seed: int = 0
+    """Of the draws."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of matmul operands."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no sample could be drawn by."""
+        if self.samples < 1 or self.max_tokens < 1:
+            raise ValueError(
+                f"samples = {self.samples}, max_tokens = {self.max_tokens}; each is 1 or more"
+            )
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; it is 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it is a probability, above 0")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Compare runs on one page: `report RUN…`, or `--runs RUN…`."""
 
     runs: tuple[Path, ...] = (Path("runs/student"),)
-    """Runs to draw in one picture."""
-    output: Path = Path("runs/student/learned.png")
-    """The PNG."""
+    """Runs to compare."""
+    output: Path = Path("runs/report")
+    """Directory for `report.html`, which is whole by itself, and its charts as PNGs."""

@@ -1,13 +1,14 @@
-"""Judging a student on held-out rows: KL to the teacher, agreement, cross-entropy, perplexity.
+"""The training loop's look at held-out rows: KL to the teacher, agreement, cross-entropy.
 
 The KL is taken at T = 1 with the tail as one category: a lower bound of the true one, which
-every cache can give whatever a student learned from.
+every cache can give whatever a student learned from. All that can be told of a student is
+`trainer.judge`'s.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -39,11 +40,7 @@ def make_evaluator(
     heldout_agreement: share of positions whose most likely token is the teacher's,
     heldout_tokens.
     """
-    numbers = spread_rows(cache.rows(split="heldout"), rows)
-    if not len(numbers):
-        raise ValueError(
-            f"{cache.path}: no held-out rows to judge by; capture with a larger --corpus.heldout"
-        )
+    numbers = heldout_rows(cache, rows)
     batch_rows += -batch_rows % mesh.size
     loss = Loss(alpha=1.0, temperature=1.0, tail="bucket", chunk_tokens=chunk_tokens)
     values = values_at(loss, 0, steps=1)
@@ -64,8 +61,8 @@ def make_evaluator(
 
     def evaluate(params: Parameters) -> dict[str, Any]:
         batches = (
-            sums_of(params, _batch(cache, numbers[i : i + batch_rows], batch_rows, mesh))
-            for i in range(0, len(numbers), batch_rows)
+            sums_of(params, to_device(batch, mesh=mesh, tail="bucket"))
+            for batch in heldout_batches(cache, numbers, batch_rows=batch_rows)
         )
         totals = Sums(*np.sum([[float(x) for x in sums] for sums in batches], axis=0))
         return _metrics(totals)
@@ -80,12 +77,26 @@ def spread_rows(rows: np.ndarray, count: int | None) -> np.ndarray:
     return rows[np.arange(count) * len(rows) // count]
 
 
-def _batch(cache: Cache, numbers: np.ndarray, batch_rows: int, mesh: Mesh) -> dict[str, jax.Array]:
-    """The rows, and repeats of the first that count nothing, so that one shape is compiled."""
-    padding = batch_rows - len(numbers)
-    batch = cache.read(np.concatenate([numbers, np.repeat(numbers[:1], padding)]))
-    batch["loss_mask"][len(numbers) :] = False
-    return to_device(batch, mesh=mesh, tail="bucket")
+def heldout_rows(cache: Cache, count: int | None) -> np.ndarray:
+    """The rows that every student is judged by. ValueError if there are none."""
+    numbers = spread_rows(cache.rows(split="heldout"), count)
+    if not len(numbers):
+        raise ValueError(
+            f"{cache.path}: no held-out rows to judge by; capture with a larger --corpus.heldout"
+        )
+    return numbers
+
+
+def heldout_batches(
+    cache: Cache, numbers: np.ndarray, *, batch_rows: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The rows as from `Cache.read`, and in the last batch repeats of its first that count
+    nothing, so that one shape is compiled."""
+    for start in range(0, len(numbers), batch_rows):
+        some = numbers[start : start + batch_rows]
+        batch = cache.read(np.concatenate([some, np.repeat(some[:1], batch_rows - len(some))]))
+        batch["loss_mask"][len(some) :] = False
+        yield batch
 
 
 def _metrics(totals: Sums) -> dict[str, Any]:

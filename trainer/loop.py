@@ -26,9 +26,10 @@ from schemas import Cache, open_cache
 from trainer.binding import Bound, bind
 from trainer.checkpoint import Checkpoints, latest_step
 from trainer.compiled import keep_compiled
-from trainer.config import Evaluate, Loss, MeshShape, Optimiser, Train
+from trainer.config import MeshShape, Optimiser, Train
 from trainer.data import Batches, updates
 from trainer.evaluate import Evaluator, make_evaluator
+from trainer.learned_from import facts, record_facts
 from trainer.metrics import Metrics
 from trainer.mixture import check_mixture, open_others, taught
 from trainer.needs import check_cache, directions, settled, tail_prior
@@ -145,20 +146,6 @@ def load_run(
         params = checkpoints.restore_parameters(params, step=step)
     checkpoints.close()
     return graph, without_projections(params)
-
-
-def evaluate(config: Evaluate) -> dict[str, Any]:
-    """Held-out metrics of a run's checkpoint."""
-    graph, params = load_run(config.run, dtype=config.dtype, checkpoint=config.checkpoint)
-    evaluator = make_evaluator(
-        graph,
-        cache=open_cache(config.cache),
-        rows=config.heldout_rows,
-        batch_rows=config.batch_rows,
-        chunk_tokens=Loss().chunk_tokens,
-        mesh=student_mesh(fsdp=jax.device_count()),
-    )
-    return evaluator(params)
 
 
 @dataclass(frozen=True)
@@ -282,6 +269,9 @@ def _begin(
         signals=pairs.signals,
         after=latest_step(config.run),
     )
+    if first():
+        each = [facts(one, signals=pairs.signals) for one in (cache, *others)]
+        record_facts(config.run, each)
     student = initial_student(
         config.student,
         cache=cache,

@@ -24,7 +24,8 @@ from schemas.settings import parse_tables, read_table
 from trainer.binding import settings_of
 from trainer.checkpoint import latest_step
 from trainer.config import Evaluate, Train
-from trainer.loop import evaluate, train
+from trainer.judge import evaluate
+from trainer.loop import train
 from trainer.mixture import check_mixture, open_others
 from trainer.needs import check_cache, settled
 

@@ -1,11 +1,17 @@
 """One tiny real capture, and one of it with every token stored, for all tests of the trainer."""
 
+import json
+import shutil
+
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from pipelines.config import Attention, Hidden
 from schemas import Cache
 from tests.make_cache import tiny_cache, write_teacher
+from trainer.config import Data, Loss, Student, Train
+from trainer.loop import train
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +68,28 @@ def narrow_cache(layered_root) -> Cache:
         attention=Attention(layers="all", heads="mean", dtype="bfloat16"),
         output=layered_root / "narrow",
     )
+
+
+@pytest.fixture(scope="session")
+def noisy_run(drawn_cache, root, tmp_path_factory) -> Train:
+    """Two updates of a student that is the teacher with a head full of noise: right sometimes."""
+    directory = tmp_path_factory.mktemp("noisy")
+    source = shutil.copytree(root / "teacher", directory / "source")
+    weights = load_file(source / "model.safetensors")
+    head = weights["model.embed_tokens.weight"]
+    noise = np.random.default_rng(0).normal(size=head.shape) * 2 * head.std()
+    weights["lm_head.weight"] = ((head + noise) / 3).astype(np.float32)
+    save_file(weights, source / "model.safetensors")
+    shape = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**shape, "tie_word_embeddings": False}))
+    config = Train(
+        cache=drawn_cache.path,
+        run=directory / "run",
+        student=Student(init="checkpoint", source=str(source)),
+        data=Data(batch_rows=2, steps=2),
+        loss=Loss(temperature=3.0, temperature_end=2.0, tail="bucket", chunk_tokens=64),
+        evaluate_every=1,
+        heldout_rows=None,
+    )
+    train(config)
+    return config

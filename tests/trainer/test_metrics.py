@@ -96,10 +96,17 @@ def test_tensorboard_shows_what_the_file_says_whatever_lives_a_run_had(tmp_path)
 
 
 def test_a_run_that_starts_over_hides_all_events_of_its_first_life(tmp_path):
-    write(tmp_path, after=None, steps=[1, 2], judge=[1])
+    write(tmp_path, after=None, steps=[0, 1, 2], judge=[1])
     write(tmp_path, after=None, steps=[1], loss=2.0)
     assert shown_by_tensorboard(tmp_path)["train/loss"] == [(1, 2.0)]
     assert "heldout/ce" not in shown_by_tensorboard(tmp_path)
+
+
+def test_a_kill_loses_no_event(tmp_path):
+    metrics = Metrics(tmp_path, after=None, steps=9)
+    metrics.log(line(1, tokens_per_second=1.0, step_seconds=2.0))
+    assert shown_by_tensorboard(tmp_path)["train/loss"] == [(1, 1.0)]
+    metrics.close()
 
 
 def test_what_is_not_finite_is_no_event(tmp_path):

@@ -30,14 +30,13 @@ from trainer.config import (
     Keep,
     Loss,
     Optimiser,
-    Plot,
     Student,
     Train,
 )
 from trainer.export import export
-from trainer.loop import evaluate, train
+from trainer.judge import evaluate
+from trainer.loop import train
 from trainer.metrics import read_metrics
-from trainer.plot import plot
 from trainer.speed import SPEED
 from trainer.student import initial_student
 
@@ -440,11 +439,6 @@ def test_the_exported_student_starts_the_next_run(undisturbed, cache, tmp_path):
     first = read_metrics(config.run)[0]
     last = [line for line in read_metrics(undisturbed.run) if "heldout_ce" in line][-1]
     assert first["heldout_ce"] == pytest.approx(last["heldout_ce"], rel=1e-6)
-
-
-def test_the_picture_shows_several_runs(undisturbed, tmp_path):
-    path = plot(Plot(runs=(undisturbed.run, undisturbed.run), output=tmp_path / "a" / "b.png"))
-    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_errors_of_the_user_are_one_message_without_a_traceback(tmp_path, capsys):

@@ -13,12 +13,13 @@ from schemas import open_cache
 from tests.make_cache import tiny_cache
 from trainer.__main__ import main
 from trainer.binding import settings_of
+from trainer.compared import compared
 from trainer.config import AttentionLoss, Data, Evaluate, Export, HiddenLoss, Loss, Student, Train
 from trainer.data import Batches
 from trainer.export import export
-from trainer.loop import evaluate, train
+from trainer.judge import evaluate
+from trainer.loop import train
 from trainer.metrics import read_metrics
-from trainer.plot import _label
 from trainer.speed import SPEED
 
 STEPS = 9
@@ -81,7 +82,8 @@ def test_a_run_s_metrics_have_its_terms(undisturbed):
         [first["attention[0].weight"], last["attention[0].weight"]], [0.1, 1.0]
     )
     assert last["hidden_state_loss"] < first["hidden_state_loss"]
-    assert _label(undisturbed.run).endswith("α = 0.5, T = 1, hidden states, attention maps")
+    (run,) = compared([undisturbed.run])
+    assert run.kind == "α = 0.5, T = 1, bucket, hidden states, attention maps"
 
 
 def test_broken_off_and_without_its_teacher_a_run_goes_on_to_the_same_losses(
