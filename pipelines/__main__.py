@@ -1,6 +1,6 @@
 """`python -m pipelines precompute [CONFIG.toml] [--flag value …]`, `plan` before it with the same;
-after it `verify CACHE`, `inspect CACHE`, `remove CACHE SIGNAL…` and `gc CACHE`; `tokenise` for rows
-without a teacher."""
+after it `verify CACHE`, `inspect CACHE`, `merge OUTPUT CACHE…`, `forget CACHE --source NAME`,
+`remove CACHE SIGNAL…` and `gc CACHE`; `tokenise` for rows without a teacher."""
 
 import argparse
 import contextlib
@@ -71,13 +71,16 @@ def _precompute(arguments: list[str]) -> int:
 
     precompute(config)
     cache = open_cache(config.output)
-    units = [unit for part in cache.manifest.parts for unit in part.units]
+    parts = cache.manifest.parts
+    units = [unit for part in parts for unit in part.units]
     size = sum(entry.bytes for unit in units for entry in unit.files.values())
     scored = sum(unit.scored for unit in units)
     print(
         f"sealed {config.output}: {len(cache):,} rows, {scored:,} positions with targets, "
         f"{size / 1e6:.1f} MB, cache_id {cache.manifest.cache_id}"
     )
+    if config.seal_partial:
+        print("part of a capture: the same command without --seal-partial captures the rest")
     return 0
 
 
@@ -114,12 +117,19 @@ def _gc(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pipelines gc",
         description="Delete what a sealed cache's manifest does not name: removed signals and "
-        "additions that were never finished. Nobody may be adding to it or reading an older "
-        "manifest meanwhile.",
+        "additions that were never finished; captures under way are left alone. Overwrite what was "
+        "forgotten: units that hold some of it are written again without. Nobody may be adding to "
+        "it or reading an older manifest meanwhile. Stopped anywhere, the next `gc` goes on.",
     )
     parser.add_argument("cache", type=Path)
     parser.add_argument("--dry-run", action="store_true", help="only say what would go")
     options = parser.parse_args(arguments)
+    from pipelines.purge import purge
+
+    written = purge(options.cache, dry_run=options.dry_run)
+    if written:
+        said = "hold forgotten documents" if options.dry_run else "written again without them"
+        print(f"{written:12,} units {said}")
     sizes: Counter[Path] = Counter()
     for path, size in unnamed(options.cache):
         # Commits are one file a unit: their directory is told, not each of them.
@@ -162,6 +172,8 @@ def _inspect(arguments: list[str]) -> int:
         sample = rows[:: max(1, len(rows) // max(1, options.sample))][: options.sample]
         console.print(inspection.contents(cache), inspection.sizes(cache, sample), sep="\n")
         console.print(inspection.distributions(cache, sample), markup=False)
+        if gone := inspection.forgotten(cache):
+            console.print(gone, markup=False)
         return 0
     row = options.row or 0
     if not 0 <= row < len(cache):
@@ -173,6 +185,8 @@ def _inspect(arguments: list[str]) -> int:
         print(f"{options.html}: row {row}, {options.html.stat().st_size / 1e6:.1f} MB")
     else:
         console.print(inspection.row_table(tokens))
+        for line in inspection.origins(cache, row):
+            print(line)
     return 0
 
 
@@ -221,12 +235,81 @@ def _verify(arguments: list[str]) -> int:
     )
 
 
+def _merge(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines merge",
+        description="Make OUTPUT a cache of all parts of other caches of the same teacher and "
+        "tokenizer. Nothing is copied: OUTPUT refers to the parts by relative paths, so that the "
+        "caches can move together, and is an error to open once one of them is gone. What such a "
+        "cache forgets, OUTPUT forgets; parts that it gains need another `merge` to the same "
+        "OUTPUT. Documents that are in several of them are not looked for.",
+    )
+    parser.add_argument("output", type=Path)
+    parser.add_argument("caches", type=Path, nargs="+", metavar="CACHE")
+    options = parser.parse_args(arguments)
+    from pipelines.merge import merge
+    from schemas import open_cache
+
+    merged = merge(options.output, options.caches)
+    for what in merged.left_out:
+        print(f"left out: {what}")
+    for name, why in merged.lost.items():
+        print(f"{name} is not in {options.output}: {why}")
+    print(
+        f"{options.output}: {len(open_cache(options.output)):,} rows in "
+        f"{len(merged.manifest.parts)} parts, cache_id {merged.manifest.cache_id}"
+    )
+    return 0
+
+
+def _forget(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines forget",
+        description="Take documents out of a sealed cache for good. Whoever opens it from then on "
+        "gets padding in their place, without tokens, targets, states or maps, and no row that "
+        "held nothing else; other documents keep their rows. Who has it open reads on as before. "
+        "The bytes on disk stay until `gc`, which overwrites them. A training run that began "
+        "before is refused: start it anew.",
+    )
+    parser.add_argument("cache", type=Path)
+    parser.add_argument(
+        "--source",
+        required=True,
+        metavar="NAME",
+        help="the file's name in the "
+        "manifest, below the corpus's directory, or the beginning of its sha256",
+    )
+    parser.add_argument(
+        "--document",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="byte "
+        "offset of the document's line in the file, or in a table its number from 0; `inspect "
+        "--row` shows them (default: every document of the file)",
+    )
+    options = parser.parse_args(arguments)
+    from pipelines.forget import forget
+
+    manifest, forgot = forget(options.cache, source=options.source, documents=options.document)
+    print(
+        f"{options.cache}: forgotten {len(forgot.documents):,} documents of {options.source}, "
+        f"{forgot.tokens:,} tokens in {forgot.rows:,} rows, {forgot.empty_rows:,} of which held "
+        f"nothing else; cache_id {manifest.cache_id}. Their bytes stay until "
+        f"`python -m pipelines gc {options.cache}`"
+    )
+    return 0
+
+
 COMMANDS = {
     "plan": _plan,
     "precompute": _precompute,
     "tokenise": _tokenise,
     "verify": _verify,
     "inspect": _inspect,
+    "merge": _merge,
+    "forget": _forget,
     "remove": _remove,
     "gc": _gc,
 }

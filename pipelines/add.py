@@ -7,6 +7,7 @@ plan of its own, so that a rerun goes on where it stopped.
 import dataclasses
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,58 +16,108 @@ from rich.console import Console
 
 from pipelines.array_signals import least_bytes, settings
 from pipelines.beam_runner import Build
-from pipelines.calibrate import AddJob, calibrate_addition
+from pipelines.calibrate import AddJob, Known, calibrate_addition, known_directions
 from pipelines.capture_plan import capture_plan
 from pipelines.host import with_teacher
 from pipelines.seal import clean, seal_addition
 from schemas.commits import read_commit
 from schemas.identity import digest
-from schemas.layout import PartLayout, part_layout
-from schemas.manifest import Manifest, Unit
-from schemas.plan import Plan, read_plan, with_teacher_at
+from schemas.layout import PartLayout
+from schemas.manifest import Manifest, Part, Unit
+from schemas.plan import Plan, as_sealed, read_plan, with_teacher_at
 from schemas.signals import ArraySignal, LogitsSignal
 
 
 def not_held(
-    asked: Mapping[str, ArraySignal], manifest: Manifest, *, cache: Path
+    asked: Mapping[str, ArraySignal], parts: Sequence[Part], *, cache: Path
 ) -> dict[str, ArraySignal]:
-    """Those of `asked` that the cache lacks. ValueError if it holds one with other settings."""
-    for name in asked.keys() & manifest.signals.keys():
-        held = manifest.signals[name]
-        assert not isinstance(held, LogitsSignal)
-        if settings(asked[name]) != settings(held):
-            raise ValueError(
-                f"{cache}: holds {name} with {settings(held)}, but the config asks for "
-                f"{settings(asked[name])}. Ask for what it holds, or take it out first: "
-                f"`python -m pipelines remove {cache} {name}`, then `gc`"
-            )
-    return {name: signal for name, signal in asked.items() if name not in manifest.signals}
+    """Those of `asked` that a part lacks. ValueError if one has it with other settings."""
+    for part in parts:
+        for name in asked.keys() & part.signals.keys():
+            held = part.signals[name]
+            assert not isinstance(held, LogitsSignal)
+            if settings(asked[name]) != settings(held):
+                raise ValueError(
+                    f"{cache}: holds {name} with {settings(held)}, but the config asks for "
+                    f"{settings(asked[name])}. Ask for what it holds, or take it out first: "
+                    f"`python -m pipelines remove {cache} {name}`, then `gc`"
+                )
+    return {
+        name: signal
+        for name, signal in asked.items()
+        if any(name not in part.signals for part in parts)
+    }
+
+
+@dataclass(frozen=True)
+class Adding:
+    """How signals are added: by which teacher, and by what."""
+
+    cache: Path
+    model: str
+    on_error: Literal["fail", "skip"]
+    run: Callable[[Build], None]
+    console: Console
 
 
 def add_signals(
-    new: Mapping[str, ArraySignal],
+    new: Mapping[str, Mapping[str, ArraySignal]],
     *,
-    cache: Path,
     manifest: Manifest,
-    model: str,
-    on_error: Literal["fail", "skip"],
-    run: Callable[[Build], None],
-    console: Console,
+    known: Mapping[str, Known],
+    adding: Adding,
 ) -> Manifest:
-    """Capture `new` for the rows of the cache's first part and seal it again."""
-    layout, part = part_layout(cache, 0), manifest.parts[0]
-    console.print(f"{cache}: sealed with {', '.join(manifest.signals)}; adding {', '.join(new)}")
+    """Capture `new`, the signals that each of the cache's directories lacks, by its path, for the
+    rows of all its parts, and seal them all at once.
+
+    `known` are directions of parts that have a signal; others take those of the first directory.
+    """
+    cache, plans = adding.cache, {}
+    names = {name: None for signals in new.values() for name in signals}
+    adding.console.print(
+        f"{cache}: sealed with {', '.join(manifest.signals)}; adding {', '.join(names)}"
+    )
+    units = [unit for part in manifest.parts if part.path in new for unit in part.units]
+    shapes = {name: signal for signals in new.values() for name, signal in signals.items()}
+    begun = any(PartLayout(cache / path).additions for path in new)
+    if not begun:
+        require_space(shapes, cache=cache, units=units, length=manifest.sequence_length)
+    for path, signals in new.items():
+        parts = [part for part in manifest.parts if part.path == path]
+        plans[path] = _captured(signals, path, parts, known=known, adding=adding)
+        found = plans[path]
+        known = known_directions(cache, found.signals, found.statistics, path=path) | dict(known)
+    gained = seal_addition(cache, manifest, plans)
+    for path in new:
+        clean(PartLayout(cache / path), sealed=gained, path=path)
+    return gained
+
+
+def _captured(
+    new: Mapping[str, ArraySignal],
+    directory: str,
+    parts: Sequence[Part],
+    *,
+    known: Mapping[str, Known],
+    adding: Adding,
+) -> Plan:
+    """The plan of signals that a directory gains, all its units captured."""
+    layout, run = PartLayout(adding.cache / directory), adding.run
     path = layout.addition(digest({name: settings(signal) for name, signal in new.items()}))
     if not path.exists():
-        require_space(new, cache=cache, units=part.units, length=manifest.sequence_length)
-        base = read_plan(layout.plan)
+        base = as_sealed(read_plan(layout.plan), parts)
         sealed = dataclasses.replace(
             base,
-            rows=dataclasses.replace(base.rows, units=part.units),
-            teacher=dataclasses.replace(base.teacher, model=model),
-            on_error=on_error,
+            teacher=dataclasses.replace(base.teacher, model=adding.model),
+            on_error=adding.on_error,
         )
-        job = AddJob(part=layout.root.resolve(), path=path.resolve(), sealed=sealed, arrays=new)
+        job = AddJob(
+            part=layout.root.resolve(),
+            path=path.resolve(),
+            sealed=sealed,
+            arrays=new,
+            known={name: found for name, found in known.items() if name in new},
+        )
         run(
             lambda pipeline: (
                 pipeline
@@ -74,12 +125,10 @@ def add_signals(
                 | "Calibrate" >> beam.Map(with_teacher, calibrate_addition)
             )
         )
-    plan = with_teacher_at(model, path)
-    _refuse_leftovers(layout, plan, cache=cache)
-    capture_plan(plan, path, part=layout.root, run=run, console=console)
-    gained = seal_addition(cache, manifest, plan)
-    clean(layout, sealed=gained)
-    return gained
+    plan = with_teacher_at(adding.model, path)
+    _refuse_leftovers(layout, plan, cache=adding.cache)
+    capture_plan(plan, path, part=layout.root, run=run, console=adding.console)
+    return plan
 
 
 def require_space(

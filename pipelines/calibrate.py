@@ -6,10 +6,11 @@ to `statistics/` and the plan, written last; a rerun finds the plan and obeys it
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from models import ModelConfig
 from pipelines import canary, config
@@ -23,13 +24,39 @@ from schemas.identity import signal_id
 from schemas.layout import PartLayout
 from schemas.plan import Plan, PlannedRows, PlannedTeacher, write_plan
 from schemas.rows import Row
-from schemas.signals import ArraySignal, HiddenSignal, LogitsSignal
-from schemas.statistics import save_statistics, table_arrays
+from schemas.signals import ArraySignal, HiddenSignal, LogitsSignal, Signal
+from schemas.statistics import load_statistic, save_statistics, table_arrays
 from schemas.targets import Targets, joined
 from schemas.units import read_unit_rows
 
 _MOST_TOKENS = 256 << 10
 _LEAST_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Known:
+    """Directions that an older part's states are projected onto: so are those of all parts, or
+    nobody could learn from them together."""
+
+    part: Path
+    file: str
+    """Among the part's statistics."""
+    sha256: str
+    variance_kept: float
+    """On the older part's sample."""
+
+
+def known_directions(
+    cache: Path, signals: Mapping[str, Signal], statistics: Mapping[str, str], *, path: str
+) -> dict[str, Known]:
+    """By signal, those of the part at `path` below the cache."""
+    return {
+        name: Known(
+            (cache / path).absolute(), s.directions, statistics[s.directions], s.variance_kept
+        )
+        for name, s in signals.items()
+        if isinstance(s, HiddenSignal) and s.directions
+    }
 
 
 @dataclass(frozen=True)
@@ -46,6 +73,8 @@ class CalibrateJob:
     vocabulary_size: int
     sequence_length: int
     on_error: str
+    known: Mapping[str, Known] = field(default_factory=dict)
+    """Of an older part, by signal."""
 
 
 def calibrate(job: CalibrateJob) -> None:
@@ -60,7 +89,7 @@ def calibrate(job: CalibrateJob) -> None:
         length=job.sequence_length,
         unit_rows=job.rows.unit_rows,
     )
-    moments, prior = Moments(_projected(arrays)), PriorSums(k=job.signals.logits.k)
+    moments, prior = Moments(_projected(arrays, job.known)), PriorSums(k=job.signals.logits.k)
     asked = Asked(job.signals.logits.wanted())
     planned = plan_teacher(job, dataclasses.replace(asked, arrays=arrays))
     outputs = run_sample(job.part, job.rows, planned, asked, observers=(prior, moments))
@@ -77,7 +106,9 @@ def calibrate(job: CalibrateJob) -> None:
     digests = _save_logits_statistics(job, list(found.values()), prior)
     canaries = tuple(found)[: canary.ROWS]
     canary_targets = canary.canary_arrays([found[place] for place in canaries])
-    signals, directions = frozen(arrays, moments, part=job.part, rows_id=job.rows.rows_id)
+    signals, directions = frozen(
+        arrays, moments, part=job.part, rows_id=job.rows.rows_id, known=job.known
+    )
     plan = Plan(
         tokenizer=job.tokenizer,
         rows=job.rows,
@@ -101,16 +132,21 @@ class AddJob:
     """The part's own plan, with the units as they were sealed."""
     arrays: Mapping[str, ArraySignal]
     """What is added, as `describe` gives it."""
+    known: Mapping[str, Known] = field(default_factory=dict)
+    """Of an older part, by signal."""
 
 
 def calibrate_addition(job: AddJob) -> None:
     """Write the plan of signals that a sealed part gains; the teacher runs if they need it to."""
-    sealed, moments = job.sealed, Moments(_projected(job.arrays))
+    sealed, moments = job.sealed, Moments(_projected(job.arrays, job.known))
     if moments.layers:
         run_sample(job.part, sealed.rows, sealed.teacher, Asked(), observers=(moments,))
     rows_id = sealed.rows.rows_id
-    signals, directions = frozen(job.arrays, moments, part=job.part, rows_id=rows_id)
-    canaries = {n: sha for n, sha in sealed.statistics.items() if canary.is_canary(n)}
+    signals, directions = frozen(
+        job.arrays, moments, part=job.part, rows_id=rows_id, known=job.known
+    )
+    kept = sealed.statistics if sealed.canary else {}
+    canaries = {n: sha for n, sha in kept.items() if canary.is_canary(n)}
     plan = dataclasses.replace(sealed, signals=signals, statistics=canaries | directions)
     write_plan(job.path, plan)
 
@@ -130,7 +166,12 @@ def run_sample(
 
 
 def frozen(
-    arrays: Mapping[str, ArraySignal], moments: Moments, *, part: Path, rows_id: str
+    arrays: Mapping[str, ArraySignal],
+    moments: Moments,
+    *,
+    part: Path,
+    rows_id: str,
+    known: Mapping[str, Known],
 ) -> tuple[dict[str, ArraySignal], dict[str, str]]:
     """The signals with their identities, and sha256 of the directions written for them.
 
@@ -139,15 +180,13 @@ def frozen(
     signals: dict[str, ArraySignal] = {}
     written: dict[str, str] = {}
     for name, signal in arrays.items():
-        if not (isinstance(signal, HiddenSignal) and signal.layer in moments.layers):
+        if not (isinstance(signal, HiddenSignal) and signal.width < signal.teacher_width):
             signals[name] = named(signal, rows_id=rows_id)
             continue
-        if moments.tokens <= signal.width:
-            raise ValueError(
-                f"signals.hidden.width is {signal.width}, but the calibration sample gave only "
-                f"{moments.tokens} finite tokens to find as many directions in; choose fewer"
-            )
-        directions, share = moments.directions(signal.layer, width=signal.width)
+        if name in known:
+            directions, share = _loaded(known[name]), known[name].variance_kept
+        else:
+            directions, share = _found(signal, moments)
         digests = save_statistics(part, {f"hidden-{signal.layer}-directions": directions})
         ((file, sha256),) = digests.items()
         described = dataclasses.replace(signal, directions=file, variance_kept=share)
@@ -156,12 +195,27 @@ def frozen(
     return signals, written
 
 
-def _projected(arrays: Mapping[str, ArraySignal]) -> list[int]:
-    """Hidden layers of which only the leading directions are kept."""
+def _loaded(known: Known) -> np.ndarray:
+    return load_statistic(known.part, known.file, sha256=known.sha256)
+
+
+def _found(signal: HiddenSignal, moments: Moments) -> tuple[np.ndarray, float]:
+    if moments.tokens <= signal.width:
+        raise ValueError(
+            f"signals.hidden.width is {signal.width}, but the calibration sample gave only "
+            f"{moments.tokens} finite tokens to find as many directions in; choose fewer"
+        )
+    return moments.directions(signal.layer, width=signal.width)
+
+
+def _projected(arrays: Mapping[str, ArraySignal], known: Mapping[str, Known]) -> list[int]:
+    """Hidden layers of which the leading directions alone are kept and must be found."""
     return [
         signal.layer
-        for signal in arrays.values()
-        if isinstance(signal, HiddenSignal) and signal.width < signal.teacher_width
+        for name, signal in arrays.items()
+        if isinstance(signal, HiddenSignal)
+        and signal.width < signal.teacher_width
+        and name not in known
     ]
 
 

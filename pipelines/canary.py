@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from schemas.plan import Plan
+from schemas.plan import CANARY, Plan
 from schemas.statistics import load_statistic
 from schemas.targets import Targets
 
@@ -21,7 +21,7 @@ TOLERANCE = {"float32": 1e-6, "bfloat16": 1e-3}
 
 def is_canary(statistic: str) -> bool:
     """Whether a statistic is one that workers are compared with."""
-    return statistic.startswith("canary-")
+    return statistic.startswith(CANARY)
 
 
 def canary_arrays(found: Sequence[Targets]) -> dict[str, np.ndarray]:

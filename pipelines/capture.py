@@ -21,6 +21,7 @@ from pipelines.canary import IDS, check_canary
 from pipelines.progress import done_here
 from pipelines.teacher import Asked, RowOutput, TeacherRunner, teacher_for
 from pipelines.wanted import Wanted
+from schemas import steps
 from schemas.array_io import ArrayWriter
 from schemas.codecs import Tables
 from schemas.commits import Commit, read_commit, summary, write_commit
@@ -31,6 +32,7 @@ from schemas.plan import Plan, read_plan
 from schemas.rows import Row
 from schemas.signals import LogitsSignal
 from schemas.statistics import load_statistic, load_tables
+from schemas.steps import Step
 from schemas.units import read_unit_rows
 
 LOGITS = "logits"
@@ -95,8 +97,9 @@ def _worker(part: Path, plan: Plan) -> Worker:
     asked = Asked(Wanted.of(logits) if logits else None, plan.arrays, _directions(part, plan))
     # Canaries are compared in their logits, whatever the plan captures.
     compared = asked if logits else dataclasses.replace(asked, targets=Wanted(IDS))
-    canaries = teacher.run(read_canaries(part, plan), compared)
-    check_canary(plan, part, [output.targets for output in canaries if output.targets])
+    if plan.canary:
+        canaries = teacher.run(read_canaries(part, plan), compared)
+        check_canary(plan, part, [output.targets for output in canaries if output.targets])
     tables = load_tables(part, plan.statistics)
     return Worker(part, plan, teacher, asked, logits, tables)
 
@@ -108,6 +111,7 @@ def capture_unit(number: int, part: Path, plan_path: Path) -> None:
     worker = worker_for(part, plan_path)
     unit = worker.plan.rows.units[number]
     rows = read_unit_rows(part, number, unit)
+    steps.reached(Step.UNIT_BEGUN)
     seen = _Seen(skipped=list(unit.skipped_rows))
     writers = _array_writers(worker, number)
     outputs = _stored(worker, number, rows, seen=seen)
@@ -116,9 +120,10 @@ def capture_unit(number: int, part: Path, plan_path: Path) -> None:
         signal: {name: writer.finish() for name, writer in of_signal.items()}
         for signal, of_signal in writers.items()
     }
+    steps.reached(Step.UNIT_COMPUTED)
     layout, made_by = PartLayout(part), provenance()
     if worker.logits:
-        file = write_records(layout.records(LOGITS, number), records)
+        file = write_records(layout.records(LOGITS, number), records, kind="logits")
         commit = Commit(
             number,
             worker.logits.signal_id,
@@ -133,6 +138,7 @@ def capture_unit(number: int, part: Path, plan_path: Path) -> None:
         file = summary(found, rows=unit.rows)
         skipped = tuple(seen.skipped)
         write_commit(part, name, Commit(number, identity, file, made_by, skipped, shards=found))
+    steps.reached(Step.UNIT_COMMITTED)
 
 
 def is_committed(part: Path, plan: Plan, number: int) -> bool:

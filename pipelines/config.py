@@ -157,7 +157,11 @@ class Precompute:
     teacher: Teacher = field(default_factory=Teacher)
     signals: Signals = field(default_factory=Signals)
     output: Path = Path("runs/cache")
-    """The cache's directory. Running again with the same settings goes on where it stopped."""
+    """The cache's directory. Running again with the same settings goes on where it stopped; files
+    that the globs find by then make a new part of it."""
+    seal_partial: bool = False
+    """Capture nothing: seal what is committed so far as a part, so that training can start. The
+    same command without this flag captures the rest and seals it as the next part."""
     runner: str = "FnApiRunner"
     """Beam runner. FnApiRunner is Beam's own in-process runner; `DaskRunner` needs the extra
     `dask`; any other by Beam's name for it."""

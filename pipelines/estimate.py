@@ -27,6 +27,8 @@ from pipelines.batch import bytes_needed, default_batch_rows, device_bytes
 from pipelines.calibrate import calibrate
 from pipelines.capture import LOGITS, capture_unit
 from pipelines.config import Precompute
+from pipelines.part_capture import PartCapture
+from pipelines.portions import Portion
 from pipelines.precompute import Capture
 from pipelines.sources import Shard, cut_shards
 from pipelines.teacher import Asked
@@ -36,7 +38,7 @@ from pipelines.wanted import Wanted
 from schemas.arrays import ArraySpec
 from schemas.commits import load_commit
 from schemas.files import RecordReaders, write_records
-from schemas.layout import PartLayout
+from schemas.layout import PartLayout, part_layout
 from schemas.manifest import Unit
 from schemas.plan import Plan, PlannedRows, read_plan
 from schemas.rows import encode_row
@@ -101,14 +103,30 @@ class Estimate:
 def estimate(config: Precompute, *, console: Console) -> Estimate:
     """Measure on a sample and scale up. Errors of input as `precompute`'s."""
     with tempfile.TemporaryDirectory(prefix="decant-plan-") as scratch:
-        capture = Capture(dataclasses.replace(config, output=Path(scratch) / "cache"), console)
-        return _Measuring(capture, config.output).run()
+        part = _to_come(config, Path(scratch) / "cache", console)
+        part.teacher.write_reading_aids(part.cache)
+        return _Measuring(part, config.output).run()
+
+
+def _to_come(config: Precompute, scratch: Path, console: Console) -> PartCapture:
+    """The files that are not captured yet as one part in `scratch`; all if there are none."""
+    capture = Capture(config, console)
+    left = [part for part in capture.parts if not part.portion.complete] or capture.parts
+    sources = tuple(source for part in left for source in part.sources)
+    layout = part_layout(scratch, 0)
+    return PartCapture(
+        dataclasses.replace(config, output=scratch),
+        Portion(0, layout, sources, older=(), begun=False, complete=False),
+        teacher=capture.teacher,
+        before=[] if left[0] is capture.parts[0] else capture.parts[:1],
+        console=console,
+    )
 
 
 class _Measuring:
     """One estimate, in the order of a capture."""
 
-    def __init__(self, capture: Capture, output: Path):
+    def __init__(self, capture: PartCapture, output: Path):
         self.capture = capture
         self.output = output
         self.layout = capture.layout
@@ -116,7 +134,6 @@ class _Measuring:
 
     def run(self) -> Estimate:
         """Tokenise some, measure a few rows, scale up."""
-        self.capture.write_reading_aids()
         began = time.monotonic()
         shards, chosen, planned = self._tokenised()
         seconds = time.monotonic() - began
@@ -174,7 +191,7 @@ class _Measuring:
 class _Measured:
     """A few rows captured as the real ones will be, in units of a batch."""
 
-    def __init__(self, capture: Capture, planned: PlannedRows):
+    def __init__(self, capture: PartCapture, planned: PlannedRows):
         self.capture = capture
         self.planned = planned
         self.part = PartLayout(capture.cache / "measured")

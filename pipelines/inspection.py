@@ -100,6 +100,29 @@ def contents(cache: Cache) -> Table:
     return table
 
 
+def forgotten(cache: Cache) -> str:
+    """What was forgotten; empty if nothing was."""
+    parts = cache.manifest.parts
+    once = {(part.path, place) for part in parts for place in part.forgotten}
+    documents = sum(place.document is not None for _, place in once)
+    files, rows = len(once) - documents, sum(len(part.forgotten_rows) for part in parts)
+    if not once:
+        return ""
+    what = [f"{n:,} {name}{'s' * (n != 1)}" for n, name in ((documents, "document"),) if n]
+    what += [f"{n:,} whole file{'s' * (n != 1)}" for n in (files,) if n]
+    return (
+        f"forgotten: {' and '.join(what)}; {rows:,} rows held nothing else and are not counted on"
+    )
+
+
+def origins(cache: Cache, row: int) -> list[str]:
+    """Where each document of a row comes from, without those that are forgotten."""
+    return [
+        f"{name}, document {document}, from its token {start} on"
+        for name, document, start in cache.origins(row)
+    ]
+
+
 def sizes(cache: Cache, sample: Sequence[int] | np.ndarray) -> Table:
     """Bytes of every signal on disk; those of logits by field, as `sample` has them."""
     manifest = cache.manifest

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from schemas.layout import PartLayout
+from schemas.layout import PARTS, REQUEST, STAGED, PartLayout
 from schemas.manifest import Manifest, Part, read_manifest, write_manifest
 from schemas.signals import HiddenSignal, array_names
 
@@ -23,7 +23,7 @@ def remove_signals(cache: Path, names: Sequence[str]) -> Manifest:
             )
         if name == "logits":
             raise ValueError(f"{cache}: every cache holds logits; delete the directory instead")
-    parts = tuple(_without(part, set(names)) for part in manifest.parts)
+    parts = tuple(without_signals(part, set(names)) for part in manifest.parts)
     new = dataclasses.replace(manifest, parts=parts)
     return write_manifest(cache, new, replaces=manifest.cache_id)
 
@@ -31,10 +31,39 @@ def remove_signals(cache: Path, names: Sequence[str]) -> Manifest:
 def unnamed(cache: Path) -> Iterator[tuple[Path, int]]:
     """Files and directories of signals that the manifest does not name, each with its bytes."""
     manifest = read_manifest(cache)
+    if (staged := cache / STAGED).exists():
+        yield staged, _size(staged)
+    under_way = unfinished(cache, manifest)
+    for directory, parts in _directories(manifest).items():
+        layout = PartLayout(cache / directory)
+        if layout.root not in under_way:
+            yield from ((path, _size(path)) for path in _unnamed_of(layout, parts))
+
+
+def unfinished(cache: Path, manifest: Manifest) -> list[Path]:
+    """Directories of parts in which a capture is under way: begun, or sealed in part."""
+    found = _directories(manifest)
+    sealed = {cache / path: parts for path, parts in found.items()}
+    begun = [
+        path.parent
+        for path in sorted((cache / PARTS).glob(f"*/{REQUEST}"))
+        if path.parent not in sealed
+    ]
+    open_ = [
+        root
+        for root, parts in sealed.items()
+        if parts[0].planned_units > sum(len(part.units) for part in parts)
+    ]
+    return [*begun, *open_]
+
+
+def _directories(manifest: Manifest) -> dict[str, list[Part]]:
+    """The cache's own parts by path."""
+    found: dict[str, list[Part]] = {}
     for part in manifest.parts:
-        yield from (
-            (path, _size(path)) for path in _unnamed_of(PartLayout(cache / part.path), part)
-        )
+        if not part.elsewhere:
+            found.setdefault(part.path, []).append(part)
+    return found
 
 
 def delete(path: Path) -> None:
@@ -45,20 +74,30 @@ def delete(path: Path) -> None:
         path.unlink()
 
 
-def _unnamed_of(layout: PartLayout, part: Part) -> Iterator[Path]:
-    arrays = {array for name, signal in part.signals.items() for array in array_names(name, signal)}
+def _unnamed_of(layout: PartLayout, parts: Sequence[Part]) -> Iterator[Path]:
+    arrays = {
+        array
+        for part in parts
+        for name, signal in part.signals.items()
+        for array in array_names(name, signal)
+    }
     for path in layout.arrays:
         if path.relative_to(layout.root).as_posix() not in arrays:
             yield path
     commits = {
-        layout.commit(name, number) for name in part.signals for number in range(len(part.units))
+        layout.commit(name, number)
+        for part in parts
+        for name in part.signals
+        for number in part.unit_numbers
     }
     yield from (path for path in sorted(layout.commits.glob("*")) if path not in commits)
-    yield from (p for p in sorted(layout.statistics.glob("*")) if p.name not in part.statistics)
+    statistics = {name for part in parts for name in part.statistics}
+    yield from (p for p in sorted(layout.statistics.glob("*")) if p.name not in statistics)
     yield from layout.additions
 
 
-def _without(part: Part, names: set[str]) -> Part:
+def without_signals(part: Part, names: set[str]) -> Part:
+    """The part as a manifest describes it that does not name these."""
     signals = {name: signal for name, signal in part.signals.items() if name not in names}
     dropped = {
         signal.directions

@@ -20,14 +20,18 @@ from pipelines.packing import VERSION as PACKING_VERSION
 from pipelines.packing import Packer
 from pipelines.records import Place, located
 from pipelines.sources import Shard, SourceFile, cut_shards
+from schemas import steps
 from schemas.files import read_json, write_json, write_records
 from schemas.layout import PartLayout
 from schemas.manifest import SPLITS, Skipped, Source, Split, Unit, unit_from_json
 from schemas.plan import PlannedRows, planned_rows_from_json
 from schemas.rows import Row, Segment, encode_row
+from schemas.steps import Step
 
 _CHARACTERS_A_BATCH = 1 << 20
 _BYTES_A_PROCESS = 32 << 20  # a process takes seconds to start, and the tokenizer as long for this
+_OLDER = -1
+"""Number of every shard and source of older parts: they are not of this part."""
 _SAMPLE_ROWS = 4096  # train rows with the smallest keys that a shard offers to calibration
 
 
@@ -40,6 +44,8 @@ class TokeniseJob:
     sources: tuple[SourceFile, ...]
     corpus: Corpus
     unit_rows: int
+    older: tuple[SourceFile, ...] = ()
+    """Files of older parts: a document that one of them holds too is left out."""
 
 
 def row_rules(
@@ -100,6 +106,7 @@ def tokenise(job: TokeniseJob, *, rows_id: str, run: Callable[[Build], None]) ->
     if not all(_shard_commit(job, shard.number).exists() for shard in shards):
         run(lambda pipeline: _build(pipeline, job, shards))
     rows = _gather(job, shards, rows_id=rows_id)
+    steps.reached(Step.ROWS_GATHERED)
     write_json(done, dataclasses.asdict(rows))
     return rows
 
@@ -121,9 +128,14 @@ def tokenise_some(job: TokeniseJob, shards: Sequence[Shard]) -> PlannedRows:
 def _build(pipeline: beam.Pipeline, job: TokeniseJob, shards: list[Shard]) -> None:
     """Only hashes, places and shard descriptions travel; text is read again where it is used."""
     cut = pipeline | "Shards" >> beam.Create(shards) | "Spread" >> beam.Reshuffle()
+    hashes = cut | "Hash documents" >> beam.FlatMap(_hashes, job)
+    if job.older:
+        # Read again rather than remembered: caches keep no hashes of documents.
+        older = pipeline | "Older shards" >> beam.Create(older_shards(job)) | beam.Reshuffle()
+        kept = older | "Hash older documents" >> beam.FlatMap(_older_hashes, job)
+        hashes = (hashes, kept) | "Of all parts" >> beam.Flatten()
     drops = (
-        cut
-        | "Hash documents" >> beam.FlatMap(_hashes, job)
+        hashes
         | "Same content" >> beam.GroupByKey()
         | "All but the first" >> beam.FlatMap(_all_but_first)
     )
@@ -143,12 +155,26 @@ def _hashes(shard: Shard, job: TokeniseJob) -> Iterator[tuple[bytes, tuple[int, 
         yield document.content_hash[:16], (shard.number, document.place)
 
 
+def older_shards(job: TokeniseJob) -> list[Shard]:
+    """The files of older parts, cut for reading."""
+    assert job.corpus.shard_bytes, "settled"
+    return cut_shards(job.older, shard_bytes=job.corpus.shard_bytes)
+
+
+def _older_hashes(shard: Shard, job: TokeniseJob) -> Iterator[tuple[bytes, tuple[int, Place]]]:
+    for content, _ in _hashes(shard, dataclasses.replace(job, sources=job.older)):
+        yield content, (_OLDER, Place(_OLDER, 0))
+    for number in {span.source for span in shard.spans}:
+        job.older[number].require_unchanged()
+
+
 def _all_but_first(
     group: tuple[bytes, Iterable[tuple[int, Place]]],
 ) -> Iterator[tuple[int, Place]]:
     _, places = group
+    # Older parts' come first, as their number is the lowest.
     ordered = sorted(places, key=lambda item: (item[1].source, item[1].offset))
-    yield from ordered[1:]
+    yield from (item for item in ordered[1:] if item[0] != _OLDER)
 
 
 def _tokenise_grouped(group: tuple[int, dict[str, Iterable]], job: TokeniseJob) -> None:
@@ -194,6 +220,7 @@ def tokenise_shard(shard: Shard, job: TokeniseJob, *, drop: frozenset[Place]) ->
             "skipped": [dataclasses.asdict(item) for item in skipped],
             "duplicates": len(drop),
         },
+        kind="shard",
     )
 
 
@@ -260,7 +287,7 @@ class UnitWriter:
     def _flush(self) -> None:
         number = len(self.units)
         path = _staged(self._job, self._shard, self._split, number)
-        entry = write_records(path, [encode_row(row) for row in self._pending])
+        entry = write_records(path, [encode_row(row) for row in self._pending], kind="rows")
         self.units.append(
             Unit(
                 self._split,

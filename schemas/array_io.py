@@ -94,7 +94,7 @@ class ArrayWriter:
         encoded = self._store.kvstore
         data = encoded.read(name).result().value
         encoded.write(name, None).result()
-        write_bytes(self._path / name, data)
+        write_bytes(self._path / name, data, kind="array")
         return describe(name, data, chunks=self._spec.chunks_per_shard)
 
     def _wait(self) -> None:
@@ -182,7 +182,8 @@ class ArrayReader:
                 f"{file}: {self._name}: {'not what was written' if found else 'missing'}; "
                 "the file was damaged or edited"
             )
-        where = {"driver": "file", "path": f"{self._path.absolute()}/"}
+        # Resolved: of a part in another cache the path has `..`, which TensorStore does not take.
+        where = {"driver": "file", "path": f"{self._path.resolve()}/"}
         return _open(where, self._spec, context=_context())
 
     def _where(self, index: int) -> str:

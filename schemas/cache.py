@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from schemas.codecs import Tables
+from schemas.elsewhere import followed
 from schemas.files import RecordReaders
+from schemas.forgetting import Forgetting, erase
 from schemas.frames import require_same_key
 from schemas.layout import TOKENIZER, PartLayout
 from schemas.logits import LogitsRecord, batches, decode_logits, field_bytes, open_logits
@@ -29,10 +31,10 @@ def open_cache(path: str | Path) -> "Cache":
     """Open the sealed cache at `path`, reading nothing but its manifest.
 
     Raises ValueError with the reason if it is unsealed, not a cache, of another format version,
-    or its manifest is damaged.
+    its manifest is damaged, or a part in another cache that it refers to is gone.
     """
     path = Path(path)
-    return Cache(path, read_manifest(path))
+    return Cache(path, followed(path, read_manifest(path)))
 
 
 class Cache:
@@ -47,9 +49,10 @@ class Cache:
         self._tables_of: dict[str, Tables] = {}
         self._arrays: dict[str, SignalArrays] = {}
         self._background = ThreadPoolExecutor(1)
-        self._units = [(part, n) for part in manifest.parts for n in range(len(part.units))]
-        counts = [part.units[n].rows for part, n in self._units]
+        self._units = [(part, *numbered) for part in manifest.parts for numbered in part.numbered]
+        counts = [unit.rows for _, _, unit in self._units]
         self._first_row = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        self._forgotten = {part.path: Forgetting(part) for part in manifest.parts if part.forgotten}
 
     def __reduce__(self) -> tuple:
         # Worker processes get the manifest and open files of their own, as they need them.
@@ -64,13 +67,26 @@ class Cache:
         return self.path / TOKENIZER
 
     def rows(self, split: Literal["train", "heldout"] | None = None) -> np.ndarray:
-        """Numbers of the rows of a split (int64), or of all rows."""
+        """Numbers of the rows of a split (int64), or of all rows; without those of which every
+        document is forgotten."""
         ranges = [
             np.arange(self._first_row[i], self._first_row[i + 1])
-            for i, (part, n) in enumerate(self._units)
-            if split in (None, part.units[n].split)
+            for i, (_, _, unit) in enumerate(self._units)
+            if split in (None, unit.split)
         ]
-        return np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
+        rows = np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
+        return rows[~np.isin(rows, self._empty_rows())] if self._forgotten else rows
+
+    def _empty_rows(self) -> list[int]:
+        first = {
+            (part.path, number): int(self._first_row[i])
+            for i, (part, number, _) in enumerate(self._units)
+        }
+        return [
+            first[part.path, number] + offset
+            for part in self.manifest.parts
+            for number, offset in part.forgotten_rows
+        ]
 
     def read(
         self,
@@ -109,17 +125,36 @@ class Cache:
             for name in signals
             if "/" in name
         ]
-        keys = self._put_rows(at, offsets, out)
+        keys, forgotten = self._put_rows(at, offsets, out)
         if "logits" in signals:
             self._put_logits(at, offsets, keys, out)
         for slot, (index, offset) in enumerate(zip(at.tolist(), offsets.tolist(), strict=True)):
-            part, number = self._units[index]
-            if offset in part.units[number].skipped_rows:
+            *_, unit = self._units[index]
+            if offset in unit.skipped_rows:
                 # It keeps its tokens but is scored nowhere, whichever signal had the NaN.
                 out["loss_mask"][slot] = False
         for reading in arrays:
             reading.result()
+        for slot, gone in forgotten.items():
+            erase(out, slot, gone, signals=("rows", *signals))
         return out
+
+    def origins(self, row: int) -> list[tuple[str, int, int]]:
+        """Of each segment of a row that is not forgotten: the name of its source, the document's
+        place in it as in schemas.rows.Segment, and its first token counted from the document's."""
+        numbers = np.array([row])
+        self._require_rows(numbers)
+        at = np.searchsorted(self._first_row, numbers, side="right") - 1
+        ((record, where),) = self._records("rows", at, numbers - self._first_row[at])
+        kept, _ = decode_row(record, where=where)
+        part, *_ = self._units[int(at[0])]
+        origins = kept.origins
+        if part.path in self._forgotten:
+            origins = origins[~self._forgotten[part.path].segments(origins)]
+        return [
+            (part.sources[source].name, document, start)
+            for source, document, start in origins.tolist()
+        ]
 
     def directions(self, name: str) -> np.ndarray | None:
         """What `hidden/12` was projected onto, float32 [teacher's width, width], by falling
@@ -129,7 +164,7 @@ class Cache:
         """
         self._require_signals([name])
         found = []
-        for part in self.manifest.parts:
+        for part in self._directories():
             file = getattr(part.signals[name], "directions", None)
             if file:
                 sha256 = part.statistics[file]
@@ -150,11 +185,11 @@ class Cache:
         """The record of each row and its name in errors, of rows `offsets` of units `at`."""
         found: list[Any] = [None] * len(at)
         for index in np.unique(at).tolist():
-            part, number = self._units[index]
+            *_, unit = self._units[index]
             path = self._record_file(index, name)
             slots = np.flatnonzero(at == index).tolist()
             rows = offsets[slots].tolist()
-            expected = part.units[number].files[name]
+            expected = unit.files[name]
             records = self._readers.read(path, rows, expected=expected)
             for slot, row, record in zip(slots, rows, records, strict=True):
                 found[slot] = record, f"{path} record {row}"
@@ -163,19 +198,27 @@ class Cache:
     def _record_file(self, index: int, name: str) -> Path:
         # Kept: to make a path takes as long as to read a record.
         if (index, name) not in self._paths:
-            part, number = self._units[index]
+            part, number, _ = self._units[index]
             self._paths[index, name] = PartLayout(self.path / part.path).records(name, number)
         return self._paths[index, name]
 
-    def _put_rows(self, at: np.ndarray, offsets: np.ndarray, out) -> list[bytes]:
-        """Puts tokens and the like into `out`; the rows' keys."""
-        keys = []
+    def _put_rows(
+        self, at: np.ndarray, offsets: np.ndarray, out
+    ) -> tuple[list[bytes], dict[int, np.ndarray]]:
+        """Puts tokens and the like into `out`; the rows' keys, and positions of forgotten documents
+        by slot."""
+        keys, forgotten = [], {}
         for slot, (record, where) in enumerate(self._records("rows", at, offsets)):
             row, key = decode_row(record, where=where)
             for name in ROW_FIELDS:
                 out[name][slot] = getattr(row, name)
             keys.append(key)
-        return keys
+            if self._forgotten:
+                part, *_ = self._units[int(at[slot])]
+                known = self._forgotten.get(part.path)
+                if known and (gone := known.positions(row)).any():
+                    forgotten[slot] = gone
+        return keys, forgotten
 
     def _put_logits(self, at: np.ndarray, offsets: np.ndarray, keys: list[bytes], out) -> None:
         records = [
@@ -190,7 +233,8 @@ class Cache:
         put_nothing(out, np.flatnonzero(~scored))
         parts = [self._units[index][0] for index in at.tolist()]
         for part in {part.path: part for part in parts}.values():
-            slots = [slot for slot, its in enumerate(parts) if its is part]
+            # By path: several parts of one directory have its tables in common.
+            slots = [slot for slot, its in enumerate(parts) if its.path == part.path]
             for some in batches([records[slot] for slot in slots]):
                 self._put_targets(part, {slots[i]: records[slots[i]] for i in some}, out)
 
@@ -212,8 +256,13 @@ class Cache:
         return log_prior(self.tail_priors())
 
     def tail_priors(self) -> list[TailPrior]:
-        """What `tail_prior` is made of, by part: several caches of one teacher can be pooled."""
-        return [self._tail_prior_of(part) for part in self.manifest.parts]
+        """What `tail_prior` is made of, by directory of parts: several caches of one teacher can be
+        pooled."""
+        return [self._tail_prior_of(part) for part in self._directories()]
+
+    def _directories(self) -> list[Part]:
+        """A part of each directory: what calibration froze is there once."""
+        return list({part.path: part for part in reversed(self.manifest.parts)}.values())[::-1]
 
     def _tail_prior_of(self, part: Part) -> TailPrior:
         sums, counts = (part.statistics.get(name) for name in (SUMS, COUNTS))
@@ -247,10 +296,10 @@ class Cache:
         found: Counter[str] = Counter()
         for number in rows:
             at = int(np.searchsorted(self._first_row, number, side="right")) - 1
-            part, unit_number = self._units[at]
-            path = PartLayout(self.path / part.path).records("logits", unit_number)
+            *_, unit = self._units[at]
+            path = self._record_file(at, "logits")
             offset = int(number - self._first_row[at])
-            expected = part.units[unit_number].files["logits"]
+            expected = unit.files["logits"]
             (record,) = self._readers.read(path, [offset], expected=expected)
             found.update(field_bytes(record, where=f"{path} record {offset}"))
         return dict(found)

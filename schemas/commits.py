@@ -41,7 +41,9 @@ def summary(shards: dict[str, tuple[Shard, ...]], *, rows: int) -> FileEntry:
 
 def write_commit(part: Path, signal: str, commit: Commit) -> None:
     """Write it; everything that it names must be on disk."""
-    write_json(PartLayout(part).commit(signal, commit.unit), dataclasses.asdict(commit))
+    write_json(
+        PartLayout(part).commit(signal, commit.unit), dataclasses.asdict(commit), kind="commit"
+    )
 
 
 def read_commit(part: Path, signal: str, unit: int) -> Commit | None:

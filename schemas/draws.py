@@ -39,7 +39,7 @@ class Draws:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, positions: slice) -> "Draws":
+    def __getitem__(self, positions: slice | np.ndarray) -> "Draws":
         return Draws(self.ids[positions], self.logprobs[positions], self.betas)
 
     @property

@@ -16,6 +16,7 @@ from typing import Any
 # The binding is a compiled module without type information.
 from array_record.python import array_record_module  # pyright: ignore
 
+from schemas import steps
 from schemas.identity import digest, file_sha256
 
 # group_size:1 so that one row can be read without inflating its neighbours; the payloads are
@@ -33,29 +34,40 @@ class FileEntry:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, kind: steps.File = "other") -> Iterator[Path]:
     """A temporary name that becomes `path`, durably, when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     try:
         yield temporary
+        steps.of_file(kind, "written")
         _fsync(temporary)
+        steps.of_file(kind, "flushed")
         temporary.replace(path)
+        steps.of_file(kind, "named")
         _fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def move(source: Path, target: Path) -> None:
+    """Give a whole file another name, durably; what had it is gone."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.replace(target)
+    _fsync(target.parent)
+
+
+def write_bytes(path: Path, data: bytes, *, kind: steps.File = "other") -> None:
     """Write `data` to `path`, whole or not at all."""
-    with replacing(path) as temporary:
+    with replacing(path, kind=kind) as temporary:
         temporary.write_bytes(data)
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any], *, kind: steps.File = "other") -> None:
     """Write a JSON object that carries its own checksum."""
     whole = {**value, "checksum": digest(value)}
-    write_bytes(path, json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False).encode())
+    text = json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False)
+    write_bytes(path, text.encode(), kind=kind)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -72,9 +84,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_records(path: Path, records: Sequence[bytes]) -> FileEntry:
+def write_records(path: Path, records: Sequence[bytes], *, kind: steps.File = "other") -> FileEntry:
     """Write one ArrayRecord file, reopen and count it, and give it its name."""
-    with replacing(path) as temporary:
+    with replacing(path, kind=kind) as temporary:
         writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
         for record in records:
             writer.write(record)

@@ -5,6 +5,12 @@ from pathlib import Path
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
+PARTS = "parts"
+REQUEST = "request.json"
+JOURNAL = "gc.json"
+"""What `gc` has to finish, from the moment on at which files take others' places."""
+STAGED = "gc"
+"""Files that are to take others' places."""
 ARRAY_KINDS = ("hidden", "attention")
 """First half of the name of a signal that is stored in arrays."""
 _ADDITION = "plan-adding-"
@@ -20,6 +26,11 @@ class PartLayout:
     """Paths inside one part, `CACHE/parts/0000`."""
 
     root: Path
+
+    @property
+    def request(self) -> Path:
+        """What was asked for; claims the directory."""
+        return self.root / REQUEST
 
     @property
     def plan(self) -> Path:
@@ -70,4 +81,4 @@ class PartLayout:
 
 def part_layout(cache: Path, part: int) -> PartLayout:
     """Layout of part number `part` of the cache at `cache`."""
-    return PartLayout(cache / "parts" / f"{part:04d}")
+    return PartLayout(cache / PARTS / f"{part:04d}")

@@ -5,19 +5,21 @@
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from schemas.arrays import ArraySpec, specs_of
 from schemas.files import read_json, write_json
-from schemas.identity import canonical_json
-from schemas.manifest import Skipped, Source, Unit, unit_from_json
+from schemas.identity import canonical_json, digest
+from schemas.manifest import Part, Skipped, Source, Unit, unit_from_json
 from schemas.signals import ArraySignal, LogitsSignal, Signal, signal_from_json
 
 VERSION = 2
 """2: a mesh where 1, which is read too, had `tensor_parallel`."""
+CANARY = "canary-"
+"""How the statistics begin that a worker is compared with."""
 _SOURCES = "sources"
 _NAMED = 5
 """Files that an error names."""
@@ -92,9 +94,28 @@ class Plan:
         return specs_of(self.arrays[name], name=name, slots=slots, sequence_length=length)
 
 
+def rows_id_of(rows: PlannedRows, numbers: Sequence[int]) -> str:
+    """Identity of the rows of some of the units: they are other rows than all of them."""
+    if len(numbers) == len(rows.units):
+        return rows.rows_id
+    return digest({"rows": rows.rows_id, "units": list(numbers)})
+
+
+def as_sealed(plan: Plan, parts: Sequence[Part]) -> Plan:
+    """The plan with its units as the directory's parts were sealed: rows left out for NaN too.
+
+    Without canary rows if one of them was overwritten since: the teacher says something else of it.
+    """
+    units = dict(enumerate(plan.rows.units)) | dict(n for part in parts for n in part.numbered)
+    rows = dataclasses.replace(plan.rows, units=tuple(units[n] for n in sorted(units)))
+    sealed = {name for part in parts for name in part.statistics}
+    kept = any(name.startswith(CANARY) for name in sealed)
+    return dataclasses.replace(plan, rows=rows, canary=plan.canary if kept else ())
+
+
 def write_plan(path: Path, plan: Plan) -> None:
     """Freeze `plan`."""
-    write_json(path, dataclasses.asdict(plan))
+    write_json(path, dataclasses.asdict(plan), kind="plan")
 
 
 def read_plan(path: Path) -> Plan:
@@ -163,12 +184,22 @@ def claim(
         if canonical_json(bound.get(name)) != canonical_json(value)
     ]
     if different:
-        different += _changes(bound.get(_SOURCES), sources)
+        changes = _changes(bound.get(_SOURCES), sources)
+        remedy = "Choose another output, or ask for what it holds."
+        if changes:
+            remedy = "Bring its files back as they were (new ones beside them make a new part), or "
+            remedy += "choose another output."
         raise ValueError(
             f"{cache}: this directory holds another capture\n"
-            + "\n".join(different)
-            + "\nChoose another output, or ask for what it holds."
+            + "\n".join([*different, *changes])
+            + f"\n{remedy}"
         )
+
+
+def claimed_sources(request: Mapping[str, Any]) -> list[tuple[str, str]] | None:
+    """(name, sha256) of the files that a request names; releases until 0.3 did not write them."""
+    named = request.get(_SOURCES)
+    return None if named is None else [(name, sha256) for name, sha256 in named]
 
 
 def _changes(bound: list[list[str]] | None, sources: Collection[Source]) -> list[str]:

@@ -9,6 +9,7 @@ from schemas.array_io import ArrayReader
 from schemas.arrays import ArraySpec, specs_of
 from schemas.attention import decode_log
 from schemas.commits import load_commit, summary
+from schemas.files import FileEntry
 from schemas.hidden import decode_int8
 from schemas.layout import PartLayout
 from schemas.manifest import Manifest, Part
@@ -29,7 +30,8 @@ class SignalArrays:
         # As the cache counts units: over all parts.
         counts = [len(part.units) for part in manifest.parts]
         self._first_unit = np.concatenate([[0], np.cumsum(counts)])
-        self._of_part: dict[str, dict[str, ArrayReader]] = {}
+        self._numbers = [np.array(part.unit_numbers) for part in manifest.parts]
+        self._of_part: dict[tuple, dict[str, ArrayReader]] = {}
 
     def read(
         self, units: np.ndarray, offsets: np.ndarray, out: dict[str, np.ndarray], *, decode: bool
@@ -40,7 +42,7 @@ class SignalArrays:
         parts = np.searchsorted(self._first_unit, units, side="right") - 1
         for number in np.unique(parts):
             part, slots = self._manifest.parts[number], np.flatnonzero(parts == number)
-            in_part = units[slots] - self._first_unit[number]
+            in_part = self._numbers[number][units[slots] - self._first_unit[number]]
             indices = in_part * part.unit_rows + offsets[slots]
             for name, reader in self._readers(part).items():
                 reader.read_into(out[name], slots.tolist(), indices)
@@ -55,19 +57,24 @@ class SignalArrays:
             out[name] = decode_int8(out[name], out.pop(scale_name(name)))
 
     def _readers(self, part: Part) -> dict[str, ArrayReader]:
-        if part.path not in self._of_part:
+        # Parts of one directory have its arrays in common, but other units' commits.
+        key = (part.path, part.numbers)
+        if key not in self._of_part:
             layout = PartLayout(self._cache / part.path)
-            self._of_part[part.path] = {
+            sealed = dict(part.numbered)
+            self._of_part[key] = {
                 name: ArrayReader(
                     layout.array(name),
                     spec,
                     name=name,
                     unit_rows=part.unit_rows,
-                    committed=lambda unit, name=name: self._committed(part, unit)[name],
+                    committed=lambda unit, name=name: self._committed(
+                        layout, unit, sealed[unit].files[self._name]
+                    )[name],
                 )
                 for name, spec in self._specs(part).items()
             }
-        return self._of_part[part.path]
+        return self._of_part[key]
 
     def _specs(self, part: Part) -> dict[str, ArraySpec]:
         signal = part.signals[self._name]
@@ -75,16 +82,18 @@ class SignalArrays:
         return specs_of(
             signal,
             name=self._name,
-            slots=len(part.units) * part.unit_rows,
+            slots=part.slots,
             sequence_length=self._manifest.sequence_length,
         )
 
-    def _committed(self, part: Part, unit: int) -> dict[str, Sequence[Shard]]:
+    def _committed(
+        self, layout: PartLayout, unit: int, sealed: FileEntry
+    ) -> dict[str, Sequence[Shard]]:
         """The files of a unit, by array name. ValueError if its commit is not the sealed one."""
-        path = PartLayout(self._cache / part.path).commit(self._name, unit)
+        path = layout.commit(self._name, unit)
         if not path.is_file():
             raise ValueError(f"{path}: the commit of {self._name}, unit {unit}, is missing")
-        commit, sealed = load_commit(path), part.units[unit].files[self._name]
+        commit = load_commit(path)
         if summary(commit.shards, rows=sealed.records) != sealed:
             raise ValueError(
                 f"{path}: not the commit of {self._name}, unit {unit}, that the manifest names"

@@ -41,7 +41,7 @@ class Targets:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, positions: slice) -> "Targets":
+    def __getitem__(self, positions: slice | np.ndarray) -> "Targets":
         return Targets(
             self.ids[positions],
             self.logprobs[positions],

@@ -165,6 +165,9 @@ def _read_of(cache: Cache, signals: Sequence[str]) -> dict[str, str]:
     read = {
         f"signal_id {name}": held[name].signal_id for name in ("logits", *signals) if name in held
     }
+    if forgotten := cache.manifest.forgotten_id:
+        # Nor may a run go on that has learned from what must be forgotten.
+        read["forgotten"] = forgotten
     return {"rows_id": cache.manifest.rows_id, **read}
 
 
@@ -214,7 +217,7 @@ def _never(name: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> str | N
 
 def _stands_for(given: str, name: str) -> bool:
     """Whether `--allow given` lets `name` differ: itself, what it holds or decides."""
-    if given == "cache" and (name in ("rows_id", "steps") or name.startswith("signal_id ")):
+    if given == "cache" and (name in ("rows_id", "steps", "forgotten") or name.startswith("signal_id ")):
         return True
     if name == "steps":
         return given in ("data", "data.steps", "data.epochs", "data.batch_rows", "data.caches")
@@ -223,7 +226,7 @@ def _stands_for(given: str, name: str) -> bool:
 
 def _allowed_by(name: str) -> str:
     """What to say to `--allow` for it."""
-    if name == "rows_id" or name.startswith("signal_id "):
+    if name in ("rows_id", "forgotten") or name.startswith("signal_id "):
         return "cache"
     return "data.steps" if name == "steps" else name
 

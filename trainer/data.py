@@ -170,8 +170,9 @@ def _order(caches: Sequence[Cache], config: Data) -> grain.MapDataset:
 
 def _fingerprint(caches: Sequence[Cache], config: Data) -> dict[str, Any]:
     def described(cache: Cache) -> dict[str, Any]:
-        rows = cache.rows(split="train")
+        rows, forgotten = cache.rows(split="train"), cache.manifest.forgotten_id
         return {
+            **({"forgotten": forgotten} if forgotten else {}),
             "train_rows": len(rows),
             "numbers": hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:16],
             "rows_id": cache.manifest.rows_id,

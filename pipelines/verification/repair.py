@@ -21,7 +21,7 @@ from schemas.files import write_bytes
 from schemas.identity import file_sha256
 from schemas.layout import PartLayout
 from schemas.manifest import Part
-from schemas.plan import Plan, read_plan, write_plan
+from schemas.plan import Plan, as_sealed, read_plan, write_plan
 from schemas.signals import LogitsSignal
 
 
@@ -42,15 +42,23 @@ def repair(
     ValueError if that is not the teacher of the cache.
     """
     done: list[Repair] = []
+    seen: set[str] = set()
     for part in cache.manifest.parts:
-        done += _metadata(cache, part, structure)
-        done += [_beyond(p) for p in structure.problems if p.part == part.path and _lost(p)]
+        if part.path not in seen:  # what a directory has once
+            done += _metadata(cache, part, structure)
+            done += [_beyond(p) for p in structure.problems if p.part == part.path and _lost(p)]
+        seen.add(part.path)
         damaged = {
             number: signals - {ROWS}
             for number, signals in structure.damaged(part).items()
-            if ROWS not in signals
+            if ROWS not in signals and number in part.unit_numbers
         }
         if not damaged:
+            continue
+        if part.elsewhere:
+            place = (cache.path / part.path).resolve()
+            why = f"it belongs to another cache: `verify --repair` that one, {place.parents[1]}"
+            done += [Repair(f"{place}, unit {number}", False, why) for number in sorted(damaged)]
             continue
         if not structure.recapturable(part):
             why = "the part's plan or statistics are damaged too: without them nothing is captured"
@@ -89,9 +97,8 @@ def _metadata(cache: Cache, part: Part, structure: Structure) -> Iterator[Repair
     for name, signal in part.signals.items():
         if isinstance(signal, LogitsSignal):
             continue
-        slots = len(part.units) * part.unit_rows
         length = cache.manifest.sequence_length
-        specs = specs_of(signal, name=name, slots=slots, sequence_length=length)
+        specs = specs_of(signal, name=name, slots=part.slots, sequence_length=length)
         for array, spec in specs.items():
             file = (layout.array(array) / METADATA).relative_to(cache.path).as_posix()
             if file in damaged:
@@ -133,8 +140,7 @@ class _Unit:
         for name in ("rows", "statistics"):
             (staged.root / name).symlink_to((self.layout.root / name).resolve())
         plan = dataclasses.replace(
-            self.plan,
-            rows=dataclasses.replace(self.plan.rows, units=self.part.units),
+            as_sealed(self.plan, [self.part]),
             signals={n: s for n, s in self.part.signals.items() if n in together},
             statistics=self.part.statistics,
         )
@@ -148,7 +154,7 @@ class _Unit:
         """Take over what was made, if it is what the manifest names."""
         where = f"{self.part.path}, unit {self.number}, {name}"
         commit = load_commit(staged.commit(name, self.number))
-        sealed = self.part.units[self.number].files[name]
+        sealed = dict(self.part.numbered)[self.number].files[name]
         if commit.file != sealed:
             return Repair(
                 where,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from models.tokenizer import Tokenizer
-from pipelines.remove import unnamed
+from pipelines.remove import unfinished, unnamed
 from schemas.arrays import METADATA, ArraySpec, metadata_bytes, specs_of
 from schemas.codecs import Tables
 from schemas.commits import load_commit, summary
@@ -16,7 +16,7 @@ from schemas.identity import digest, file_sha256
 from schemas.layout import MANIFEST, TOKENIZER, PartLayout
 from schemas.logits import decode_logits, open_logits
 from schemas.manifest import Manifest, Part, Unit
-from schemas.plan import read_plan
+from schemas.plan import read_plan, rows_id_of
 from schemas.rows import Row, decode_row, loss_mask
 from schemas.shards import Shard
 from schemas.signals import ArraySignal, LogitsSignal
@@ -78,8 +78,10 @@ def check_structure(cache: Path, manifest: Manifest) -> Structure:
     found = Structure()
     check = _Check(cache, manifest, found)
     check.manifest()
+    seen: set[str] = set()
     for part in manifest.parts:
-        _PartCheck(check, part).run()
+        _PartCheck(check, part).run(whole=part.path not in seen)
+        seen.add(part.path)
     check.surplus()
     found.files = len(check.named)
     return found
@@ -128,12 +130,14 @@ class _Check:
         return False
 
     def surplus(self) -> None:
-        """Files that nothing names, those apart that `gc` knows how to delete."""
+        """Files that nothing names, those apart that `gc` knows how to delete, and of captures that
+        are under way."""
         known = [path for path, _ in unnamed(self.cache)]
+        under_way = unfinished(self.cache, self.sealed)
         for path in known:
             self.found.left_over.append(path.relative_to(self.cache).as_posix())
         for path in sorted(self.cache.rglob("*")):
-            gone = any(path == other or other in path.parents for other in known)
+            gone = any(path == other or other in path.parents for other in (*known, *under_way))
             if path.is_dir() or gone or path in self.named or path == self.cache / _LOCK:
                 continue
             self.problem(path, "no such file", SURPLUS)
@@ -153,14 +157,17 @@ class _PartCheck:
         self.specs = {name: self._specs(name) for name in self.arrays}
         self.tables: Tables | None = None
 
-    def run(self) -> None:
-        """Everything of the part, in the order in which it was written."""
-        self._plan()
-        self._statistics()
+    def run(self, *, whole: bool) -> None:
+        """Everything of the part, in the order in which it was written; what its directory has
+        once if `whole`."""
+        if whole:
+            self._plan()
+            self._statistics()
+        self._load_tables()
         for name, specs in self.specs.items():
             for array, spec in specs.items():
                 self._metadata(name, self.layout.array(array) / METADATA, spec)
-        for number, unit in enumerate(self.part.units):
+        for number, unit in self.part.numbered:
             rows = self._rows(number, unit)
             if LOGITS in unit.files:
                 self._logits(number, unit, rows)
@@ -174,7 +181,7 @@ class _PartCheck:
         return self.check.file(path, entry.bytes, entry.sha256, part=self.part.path, **where)
 
     def _plan(self) -> None:
-        request = self.layout.root / "request.json"
+        request = self.layout.request
         self.check.named |= {self.layout.plan, request}
         try:
             read_json(request)
@@ -188,7 +195,7 @@ class _PartCheck:
             self._problem(self.layout.plan, "the capture's plan", _brief(error))
             return
         for what, sealed, planned in (
-            ("rows_id", self.part.rows_id, plan.rows.rows_id),
+            ("rows_id", self.part.rows_id, rows_id_of(plan.rows, self.part.unit_numbers)),
             ("tokenizer", self.check.sealed.tokenizer, plan.tokenizer),
         ):
             if planned != sealed:
@@ -199,12 +206,16 @@ class _PartCheck:
             path = self.layout.statistics / name
             size = path.stat().st_size if path.is_file() else 0  # the manifest knows the hash only
             self.check.file(path, size, sha256, part=self.part.path)
+
+    def _load_tables(self) -> None:
         try:
             self.tables = load_tables(self.layout.root, self.part.statistics)
         except ValueError:
             self.tables = None  # a problem already
 
     def _metadata(self, name: str, path: Path, spec: ArraySpec) -> None:
+        if path in self.check.named:
+            return  # another part of the directory has it too
         self.check.named.add(path)
         if not path.is_file() or path.read_bytes() != metadata_bytes(spec):
             got = "other metadata" if path.is_file() else "no file"
@@ -353,8 +364,7 @@ class _PartCheck:
         return commit.shards if all(fine for *_, fine in wrong) else None
 
     def _specs(self, name: str) -> dict[str, ArraySpec]:
-        slots = len(self.part.units) * self.part.unit_rows
-        signal = self.arrays[name]
+        slots, signal = self.part.slots, self.arrays[name]
         return specs_of(signal, name=name, slots=slots, sequence_length=self.length)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,8 @@ def verify(path: Path, *, rows: int, teacher: str | None, memory: Path) -> Repor
                 planned = read_plan(PartLayout(path / part.path).plan).teacher
                 checkpoint = named_teacher(cache, part, planned, teacher, memory=memory)
                 report.structure.problems += _other_config(cache, checkpoint)
-                report.content[part.path] = _compare(cache, part, numbers, checkpoint, planned)
+                found = _compare(cache, part, numbers, checkpoint, planned)
+                report.content[_unused(part.path, report.content)] = found
         if not report.content:
             raise ValueError(f"{path}: no undamaged row to compare with the teacher")
     except (ValueError, OSError, RuntimeError) as error:
@@ -91,10 +92,13 @@ def sample_rows(manifest: Manifest, structure: Structure, *, rows: int) -> list[
     first, bounds = 0, [0]
     for part in manifest.parts:
         damaged = structure.damaged(part)
-        for number, unit in enumerate(part.units):
+        gone = set(part.forgotten_rows)
+        for number, unit in part.numbered:
             if number not in damaged:
                 candidates += [
-                    first + i for i in range(unit.rows) if i not in set(unit.skipped_rows)
+                    first + i
+                    for i in range(unit.rows)
+                    if i not in unit.skipped_rows and (number, i) not in gone
                 ]
             first += unit.rows
         bounds.append(first)
@@ -106,6 +110,12 @@ def sample_rows(manifest: Manifest, structure: Structure, *, rows: int) -> list[
         [int(row) for row in chosen[(chosen >= low) & (chosen < high)]]
         for low, high in itertools.pairwise(bounds)
     ]
+
+
+def _unused(path: str, names: Container[str]) -> str:
+    """The directory's name for one more part of it."""
+    others = (f"{path}, part {n} of it" for n in itertools.count(2))
+    return next(name for name in itertools.chain([path], others) if name not in names)
 
 
 def _other_config(cache: Cache, checkpoint: Checkpoint) -> list[Problem]:

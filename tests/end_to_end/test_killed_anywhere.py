@@ -9,32 +9,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipelines.__main__ import main
 from pipelines.config import Attention, Hidden
 from schemas import open_cache
-from tests.make_cache import tiny_cache, tiny_settings
-
-# Runs the real command in a real process that kills itself with the real signal just before the
-# n-th call of a function: between the bytes of a unit and its commit, for example.
-KILLED = """
-import importlib, os, signal, sys
-module, name, calls = sys.argv[1], sys.argv[2], int(sys.argv[3])
-target = importlib.import_module(module)
-original = getattr(target, name)
-
-def dying(*args, **kwargs):
-    global calls
-    calls -= 1
-    if calls == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*args, **kwargs)
-
-setattr(target, name, dying)
-from pipelines.__main__ import main
-sys.exit(main(sys.argv[4:]))
-"""
+from schemas.steps import Step
+from tests.killing import killer
+from tests.make_cache import tiny_cache, tiny_settings, write_corpus
 
 SIGNALS = {
     "profile": "fast",
@@ -42,18 +25,7 @@ SIGNALS = {
     "hidden": Hidden(layers=(1,), dtype="int8", width=6),
     "attention": Attention(layers="all"),
 }
-
-STAGES = {
-    "tokenise, second shard": ("pipelines.tokenise", "write_json", 2),
-    "tokenise, before its result": ("pipelines.tokenise", "_gather", 1),
-    "calibrate, tables written, plan not": ("pipelines.calibrate", "write_plan", 1),
-    "capture, first unit written, commit not": ("pipelines.capture", "write_commit", 1),
-    "capture, between a unit's commits": ("pipelines.capture", "write_commit", 5),
-    "capture, a file of an array": ("schemas.array_io", "write_bytes", 9),
-    "capture, in the middle": ("pipelines.capture", "write_records", 4),
-    "between last commit and seal": ("pipelines.seal", "write_manifest", 1),
-    "sealed, scratch not removed": ("pipelines.seal", "clean", 1),
-}
+NAMES = ("logits", "hidden/1", "attention/0")
 
 
 @pytest.fixture(scope="module")
@@ -100,63 +72,112 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_killed_anywhere_and_rerun_the_cache_has_the_same_bytes(root, undisturbed, stage):
-    output = root / stage.replace(" ", "-")
-    module, function, calls = STAGES[stage]
+BEFORE_THE_SEAL = tuple(Step)[: tuple(Step).index(Step.MANIFEST_NAMED)]
+SECOND_VISIT = (Step.UNIT_BEGUN, Step.ARRAY_NAMED, Step.LOGITS_NAMED, Step.COMMIT_NAMED)
+"""At these a capture is killed in its second unit, or between commits of one."""
+GROWING = (
+    Step.SHARD_NAMED,
+    Step.ROWS_GATHERED,
+    Step.PLAN_NAMED,
+    Step.COMMIT_NAMED,
+    Step.COMMITS_CHECKED,
+    Step.MANIFEST_FLUSHED,
+    Step.MANIFEST_NAMED,
+)
+ADDING = (
+    Step.PLAN_WRITTEN,
+    Step.ARRAY_NAMED,
+    Step.COMMIT_NAMED,
+    Step.COMMITS_CHECKED,
+    Step.MANIFEST_FLUSHED,
+    Step.SEALED,
+)
+SEALING_IN_PART = (Step.COMMITS_CHECKED, Step.MANIFEST_FLUSHED, Step.MANIFEST_NAMED)
+
+
+def left_over(cache: Path) -> list[str]:
+    """Names of what no finished capture leaves."""
+    names = [path.name for path in cache.rglob("*")]
+    return [n for n in names if n.endswith(".tmp") or n == "work" or "adding" in n]
+
+
+def test_killed_at_every_step_and_rerun_the_cache_has_the_same_bytes(root, undisturbed, tmp_path):
+    """One cache whose capture is killed at each step in turn, each time by another process that
+    went on where the one before had died."""
+    output = tmp_path / "cache"
     flags = command(root, output)
-    killed = run("-c", KILLED, module, function, str(calls), *flags)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    if stage != "sealed, scratch not removed":
-        with pytest.raises(ValueError, match="not sealed"):
-            open_cache(output)
-    rerun = run("-m", "pipelines", *flags)
-    assert rerun.returncode == 0, rerun.stderr
+    with killer(tmp_path / "log") as dying:
+        for step in Step:
+            dying.kill(step, flags, visit=2 if step in SECOND_VISIT else 1)
+            if step in BEFORE_THE_SEAL:
+                with pytest.raises(ValueError, match="not sealed"):
+                    open_cache(output)
     assert open_cache(output).manifest.cache_id == undisturbed
-    left = [path.name for path in output.rglob("*") if path.name.endswith(".tmp")]
-    assert left == []
-    assert not (output / "parts" / "0000" / "work").exists()
+    assert main(flags) == 0
+    assert open_cache(output).manifest.cache_id == undisturbed
+    assert left_over(output) == []
 
 
-ADDING = {
-    "calibrated, plan not written": ("pipelines.calibrate", "write_plan", 1),
-    "in the middle": ("pipelines.capture", "write_commit", 5),
-    "a file of an array": ("schemas.array_io", "write_bytes", 9),
-    "before the manifest": ("pipelines.seal", "write_manifest", 1),
-    "sealed, its plan not removed": ("pipelines.add", "clean", 1),
-}
-
-
-@pytest.fixture(scope="module")
-def logits_only(root) -> Path:
-    return tiny_cache(root, profile="fast", draws=3, output=root / "logits-only").path
-
-
-@pytest.mark.parametrize("stage", ADDING)
-def test_killed_while_adding_the_old_cache_stands_and_a_rerun_adds(
-    root, logits_only, tmp_path, stage
+def test_killed_while_it_grows_or_gains_signals_the_old_cache_stands_and_a_rerun_goes_on(
+    tmp_path, root
 ):
-    cache = Path(shutil.copytree(logits_only, tmp_path / "cache"))
-    module, function, calls = ADDING[stage]
-    killed = run("-c", KILLED, module, function, str(calls), *command(root, cache))
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    if stage != "sealed, its plan not removed":
-        assert open_cache(cache).manifest == open_cache(logits_only).manifest
-    rerun = run("-m", "pipelines", *command(root, cache))
-    assert rerun.returncode == 0, rerun.stderr
-    added = open_cache(cache)
-    assert added.manifest.cache_id == _added_undisturbed(root, logits_only)
-    added.read(added.rows(), signals=tuple(added.manifest.signals))
-    left = [p.name for p in cache.rglob("*") if p.name.endswith(".tmp") or "adding" in p.name]
-    assert left == []
+    for name in ("killed", "whole"):
+        shutil.copytree(root / "teacher", tmp_path / name / "teacher")
+        corpus = write_corpus(tmp_path / name / "corpus", files=3, words=100)
+        assert main(logits_only(tmp_path / name)) == 0
+        (corpus / "more.txt").write_text("the part keeps its promise to them all " * 40)
+    killed, whole = (tmp_path / name / "cache" for name in ("killed", "whole"))
+    old = open_cache(killed)
+    rows = old.read(old.rows())
+    with killer(tmp_path / "log") as dying:
+        for flags, steps in (
+            (logits_only(tmp_path / "killed"), GROWING),
+            (command(tmp_path / "killed", killed), ADDING),
+        ):
+            before = open_cache(killed).manifest
+            for step in steps:
+                dying.kill(step, flags)
+                if step not in (Step.MANIFEST_NAMED, Step.SEALED):
+                    assert open_cache(killed).manifest == before
+            assert main(flags) == 0
+            assert left_over(killed) == []
+    assert main(logits_only(tmp_path / "whole")) == 0
+    assert main(command(tmp_path / "whole", whole)) == 0
+    found = open_cache(killed)
+    assert found.manifest.cache_id == open_cache(whole).manifest.cache_id
+    assert [len(part.signals) for part in found.manifest.parts] == [4, 4]
+    for name, array in old.read(old.rows()).items():
+        np.testing.assert_array_equal(array, rows[name])
 
 
-def _added_undisturbed(root: Path, logits_only: Path) -> str:
-    cache = root / "added"
-    if not cache.exists():
-        shutil.copytree(logits_only, cache)
-        tiny_cache(root, **SIGNALS, output=cache)
-    return open_cache(cache).manifest.cache_id
+def test_killed_and_sealed_in_part_killed_again_and_finished_it_reads_as_the_whole(
+    root, undisturbed, tmp_path
+):
+    output = tmp_path / "cache"
+    flags = command(root, output)
+    with killer(tmp_path / "log") as dying:
+        dying.kill(Step.COMMIT_NAMED, flags, visit=10)  # with four commits a unit
+        for step in SEALING_IN_PART:
+            dying.kill(step, [*flags, "--seal-partial"])
+        first = open_cache(output)
+        read = first.read(first.rows(), NAMES)
+        assert [len(part.units) for part in first.manifest.parts] == [2]
+        dying.kill(Step.COMMITS_CHECKED, flags)
+    assert open_cache(output).manifest == first.manifest
+    assert main(flags) == 0
+    cache, whole = open_cache(output), open_cache(root / "cache")
+    assert len(cache) == len(whole)
+    again = cache.read(first.rows(), NAMES)
+    for name, array in read.items():
+        np.testing.assert_array_equal(again[name], array)
+    keys = [sorted(row.tobytes() for row in c.read(c.rows())["tokens"]) for c in (cache, whole)]
+    assert keys[0] == keys[1]
+
+
+def logits_only(root: Path) -> list[str]:
+    """The command without the other signals."""
+    flags = command(root, root / "cache")
+    return [*flags[: flags.index("--signals.hidden.layers")], flags[-1]]
 
 
 def test_a_full_disk_is_said_and_what_is_committed_stays(root, undisturbed, tmp_path):

@@ -117,9 +117,9 @@ def test_only_what_is_missing_is_captured_again(root, cache, capsys, monkeypatch
     done: list[int] = []
     original = capture.write_records
 
-    def counting(path, records):
+    def counting(path, records, **kind):
         done.append(int(path.stem.removeprefix("unit-")))
-        return original(path, records)
+        return original(path, records, **kind)
 
     monkeypatch.setattr(capture, "write_records", counting)
     # The scratch of tokenising is gone once sealed, so rows are tokenised again, to equal bytes.

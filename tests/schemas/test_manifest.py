@@ -63,8 +63,8 @@ def test_other_directories_are_not_caches(tmp_path):
 
 def test_another_version_is_refused_by_number(tmp_path):
     write_manifest(tmp_path, manifest(), replaces=None)
-    write_json(tmp_path / "manifest.json", read_json(tmp_path / "manifest.json") | {"version": 2})
-    with pytest.raises(ValueError, match="cache format version 2, this release reads 1"):
+    write_json(tmp_path / "manifest.json", read_json(tmp_path / "manifest.json") | {"version": 3})
+    with pytest.raises(ValueError, match="cache format version 3, this release reads 1 and 2"):
         open_cache(tmp_path)
 
 

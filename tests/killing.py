@@ -1,0 +1,82 @@
+"""Real processes that kill themselves with the real signal at a named step.
+
+They are forked from a process that has imported what is slow to import: a kill then costs what the
+capture costs. TensorStore must not be imported before a fork, nor JAX's devices be looked for.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from schemas.steps import Step
+
+_SERVER = """
+import json, os, signal, sys, warnings
+import apache_beam, flax.nnx, jax, optax, pyarrow.parquet, rich.progress, tokenizers, tyro
+assert "tensorstore" not in sys.modules
+warnings.simplefilter("ignore")
+
+def run(step, visit, arguments, log):
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+    os.dup2(1, 2)
+    from schemas import steps
+    visits = 0
+    def dying(reached):
+        nonlocal visits
+        visits += reached == step
+        if visits == visit:
+            os.kill(os.getpid(), signal.SIGKILL)
+    steps.reached = dying
+    from pipelines.__main__ import main
+    return main(arguments)
+
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        status = 70
+        try:
+            status = run(*json.loads(line))
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Killer:
+    """Runs commands that die."""
+
+    def __init__(self, server: subprocess.Popen, log: Path):
+        self._server = server
+        self._log = log
+
+    def kill(self, step: Step, arguments: list[str], *, visit: int = 1) -> None:
+        """Run `python -m pipelines` until it reaches the step for the `visit`-th time. Fails if it
+        does not."""
+        assert self._server.stdin
+        assert self._server.stdout
+        request = json.dumps([step, visit, arguments, str(self._log)])
+        print(request, file=self._server.stdin, flush=True)
+        status = int(self._server.stdout.readline())
+        assert status == -signal.SIGKILL, f"{step} not visited\n{self._log.read_text()}"
+
+
+@contextlib.contextmanager
+def killer(log: Path) -> Iterator[Killer]:
+    """Whoever kills, for as long as the block."""
+    server = subprocess.Popen(
+        [sys.executable, "-c", _SERVER],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield Killer(server, log)
+    finally:
+        server.communicate(timeout=60)
