@@ -103,6 +103,19 @@ def bind(
     return Bound(now, (*config.allow, *(change["name"] for change in changes)))
 
 
+def as_begun(cache: Cache, *, run: Path) -> Cache:
+    """The cache with the parts that the run began with: those that it has gained since are other
+    rows. Unchanged if there is no such run or the cache does not begin with its rows."""
+    if not (run / BINDING).exists():
+        return cache
+    began_with, parts = settings_of(run).get("rows_id"), cache.manifest.parts
+    for count in range(1, len(parts)):
+        first = dataclasses.replace(cache.manifest, parts=parts[:count])
+        if first.rows_id == began_with:
+            return Cache(cache.path, first)
+    return cache
+
+
 def settings_of(run: Path) -> dict[str, Any]:
     """What a run is bound to: its settings and its data."""
     return {name: value for name, value in read_json(run / BINDING).items() if name != _CHANGES}

@@ -23,7 +23,7 @@ from models import Decoder
 from models.accelerator import unused_accelerator
 from models.sharding import everywhere, rows_here, rows_split, student_mesh
 from schemas import Cache, open_cache
-from trainer.binding import Bound, bind
+from trainer.binding import Bound, as_begun, bind
 from trainer.checkpoint import Checkpoints, latest_step
 from trainer.compiled import keep_compiled
 from trainer.config import MeshShape, Optimiser, Train
@@ -51,7 +51,7 @@ def train(config: Train) -> bool:
     join(config.distributed)
     if config.compilation_cache:
         keep_compiled(config.run)
-    cache = open_cache(config.cache)
+    cache = as_begun(open_cache(config.cache), run=config.run)
     steps = updates(cache, config=config.data)
     mesh = mesh_of(config.mesh)
     _check(config, steps=steps, shares=rows_split(mesh))
@@ -119,7 +119,7 @@ def train(config: Train) -> bool:
             # Its own cache: the one above is read by the prefetching thread.
             judge=make_evaluator(
                 graph,
-                cache=open_cache(config.cache),
+                cache=as_begun(open_cache(config.cache), run=config.run),
                 rows=config.heldout_rows,
                 batch_rows=config.data.batch_rows // config.data.microbatches,
                 chunk_tokens=config.loss.chunk_tokens,
