@@ -38,8 +38,10 @@ def merge(output: Path, caches: Sequence[Path]) -> Merged:
     """
     replaces = _replaced(output, caches)
     opened = [open_cache(path) for path in caches]
-    for other in opened[1:]:
-        _require_alike(opened[0], other)
+    for cache in opened:
+        if not cache.manifest.signals:
+            raise ValueError(f"{cache.path}: holds rows without a teacher's targets; leave it out")
+        _require_alike(opened[0], cache)
     parts: list[Part] = []
     left_out: list[str] = []
     rows: dict[str, str] = {}

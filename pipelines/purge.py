@@ -130,7 +130,9 @@ class _Purging:
             self._written(number, unit) if number in self.units else unit
             for number, unit in self.part.numbered
         )
-        canaries = {unit for unit, _ in read_plan(self.layout.plan).canary}
+        plan = self.layout.plan
+        # Rows alone, without a teacher, have none.
+        canaries = {unit for unit, _ in read_plan(plan).canary} if plan.exists() else set()
         statistics = self.part.statistics
         if canaries & self.units.keys():
             statistics = {n: sha for n, sha in statistics.items() if not n.startswith(CANARY)}

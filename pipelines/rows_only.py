@@ -54,7 +54,7 @@ def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manife
         "corpus": f"{len(sources)} files, rows of {corpus.sequence_length} without a teacher "
         f"(rows_id {identity[:12]})"
     }
-    claim(layout.root / "request.json", request, sources=named, cache=config.output)
+    claim(layout.request, request, sources=named, cache=config.output)
     if (config.output / MANIFEST).exists():
         console.print(f"{config.output}: sealed already, nothing to do")
         return read_manifest(config.output)
@@ -104,7 +104,7 @@ def _seal(cache: Path, rows: PlannedRows, *, like: Manifest) -> Manifest:
         parts=(part,),
     )
     sealed = write_manifest(cache, manifest, replaces=None)
-    clean(layout, sealed=sealed)
+    clean(layout, sealed=sealed, path=part.path)
     return sealed
 
 

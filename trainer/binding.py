@@ -230,7 +230,9 @@ def _never(name: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> str | N
 
 def _stands_for(given: str, name: str) -> bool:
     """Whether `--allow given` lets `name` differ: itself, what it holds or decides."""
-    if given == "cache" and (name in ("rows_id", "steps", "forgotten") or name.startswith("signal_id ")):
+    if given == "cache" and (
+        name in ("rows_id", "steps", "forgotten") or name.startswith("signal_id ")
+    ):
         return True
     if name == "steps":
         return given in ("data", "data.steps", "data.epochs", "data.batch_rows", "data.caches")
