@@ -34,6 +34,7 @@ class FakeCache(Cache):
             signals["logits"] = LogitsSignal("s", teacher, "lossless", k, betas, draws, (1.0,))
         self.manifest = SimpleNamespace(
             rows_id=f"rows-{name}",
+            forgotten_id="",
             signals={**signals, **others.pop("signals", {})},
             logits=signals.get("logits"),
             **{"tokenizer": "tok", "vocabulary_size": 9, "sequence_length": 4, **others},
