@@ -109,7 +109,8 @@ def clean(layout: PartLayout, *, sealed: Manifest, path: str) -> None:
         if all(read_plan(addition).signals.keys() <= signals for signals in held):
             addition.unlink()
     shutil.rmtree(layout.work, ignore_errors=True)
-    for leftover in layout.root.rglob(".*.tmp"):
+    cache = layout.root.parents[1]
+    for leftover in (*layout.root.rglob(".*.tmp"), *cache.glob(f".{MANIFEST}.*.tmp")):
         leftover.unlink(missing_ok=True)
 
 
