@@ -257,7 +257,9 @@ def sample_places(rows: PlannedRows, *, length: int) -> tuple[tuple[int, int], .
     neither order nor parallelism changes. 5% of the corpus within 4k and 256k tokens."""
     tokens = sum(unit.tokens for unit in rows.units)
     wanted = min(max(tokens // 20, _LEAST_TOKENS), _MOST_TOKENS)
-    return rows.sample[: max(1, -(-wanted // length))]
+    # A part that grew by little may hold nothing but held-out documents: then those.
+    every = ((n, offset) for n, unit in enumerate(rows.units) for offset in range(unit.rows))
+    return (rows.sample or tuple(every))[: max(1, -(-wanted // length))]
 
 
 def _describe_logits(job: CalibrateJob, digests: dict[str, str]) -> LogitsSignal:
