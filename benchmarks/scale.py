@@ -150,7 +150,7 @@ def _status(what: str) -> int:
 
 def capture(rows: int, directory: Path) -> dict:
     """Run `precompute` over text for about so many rows; what it took after imports."""
-    from pipelines import precompute, teacher
+    from pipelines import part_capture, precompute, teacher
     from tests.make_cache import tiny_settings, write_teacher
 
     write_teacher(directory / "teacher", vocabulary=VOCABULARY)
@@ -164,7 +164,7 @@ def capture(rows: int, directory: Path) -> dict:
         corpus=replace(precompute_settings.corpus, files=(str(directory / "corpus" / "*.jsonl"),)),
         tokenise_workers=1,
     )
-    precompute.choose_unit_rows = lambda sources, length: UNIT_ROWS
+    part_capture.choose_unit_rows = lambda sources, length: UNIT_ROWS
     started, before = time.monotonic(), time.process_time()
     manifest = precompute.precompute(config)
     seconds, cpu = time.monotonic() - started, time.process_time() - before
