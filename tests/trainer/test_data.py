@@ -1,6 +1,8 @@
 """The order of rows: shuffled, complete, and continued exactly from any position."""
 
 import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -103,3 +105,15 @@ def test_updates_are_whole_batches_of_all_epochs_unless_set():
     assert updates(FakeCache(), config=Data(batch_rows=4, epochs=1, steps=None)) == 5
     assert updates(FakeCache(), config=Data(batch_rows=4, epochs=3, steps=None)) == 17
     assert updates(FakeCache(), config=Data(batch_rows=4, steps=7)) == 7
+
+
+def test_a_cache_goes_to_another_process_and_opens_its_own_files(cache):
+    """As torch's DataLoader sends it to its workers; after it was read from here."""
+    rows = cache.rows()[:3]
+    expected = cache.read(rows)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        found = pool.submit(cache.read, rows).result(timeout=120)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)

@@ -86,7 +86,8 @@ def test_muon_leaves_embeddings_norms_and_biases_to_adam():
 def test_muon_s_updates_are_of_adam_s_size():
     """So that one learning rate serves both: a root mean square near 0.2, whatever the shape."""
     transform, params = optimiser(Optimiser(name="muon", weight_decay=0.0)), parameters()
-    direction, _ = transform.update(parameters(seed=10), transform.init(params), params)
+    update = jax.jit(transform.update)
+    direction, _ = update(parameters(seed=10), transform.init(params), params)
     for name in ("query", "output", "gate"):
         rms = float(jnp.sqrt(jnp.mean(direction["blocks"][name] ** 2)))
         assert 0.12 < rms < 0.24, name
@@ -103,13 +104,14 @@ def test_adafactor_treats_every_layer_as_optax_would_alone(monkeypatch):
     after, state = moved(config)
     assert (LAYERS, D) in {x.shape for x in jax.tree.leaves(state)}  # a row's numbers a layer
     alone = optax.adafactor(0.1, min_dim_size_to_factor=4)
+    step = jax.jit(alone.update)
     for name in ("query", "gate", "attention_norm"):
         for layer in range(LAYERS):
             one = parameters()["blocks"][name][layer]
             its = alone.init(one)
             for number in range(3):
                 gradient = parameters(seed=10 + number)["blocks"][name][layer]
-                move, its = alone.update(gradient, its, one)
+                move, its = step(gradient, its, one)
                 one = optax.apply_updates(one, move)
             np.testing.assert_allclose(after["blocks"][name][layer], one, rtol=1e-5, atol=1e-6)
 
