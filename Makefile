@@ -42,7 +42,7 @@ format: $(READY) ## let ruff fix what it can
 	$(BIN)/ruff format .
 
 test: $(READY) ## every test that does not need torch
-	$(BIN)/python -m pytest -m "not reference and not package" $(ARGS)
+	$(BIN)/python -m pytest -m "not reference and not package" -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 reference: .venv/.reference ## comparison with Hugging Face transformers (installs torch and transformers)
 	$(BIN)/python -m pytest -m reference -s $(ARGS)

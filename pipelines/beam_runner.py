@@ -28,8 +28,10 @@ def run_pipeline(build: Build, *, runner: str, options: Sequence[str], processes
     """Build and run a pipeline to its end. WorkerError with the worker's own message.
 
     Beam's own runner starts as many `processes` on this machine, or none for one; the others
-    have workers of their own.
+    have workers of their own. `options` are Beam's, with or without the leading dashes.
     """
+    # On our own command line and in a config file they would be flags of ours.
+    options = [o if o.startswith("--") else f"--{o}" for o in options]
     if runner != IN_PROCESS:
         processes = 1
     if processes > 1:

@@ -166,8 +166,8 @@ class Precompute:
     """Beam runner. FnApiRunner is Beam's own in-process runner; `DaskRunner` needs the extra
     `dask`; any other by Beam's name for it."""
     runner_options: tuple[str, ...] = ()
-    """Options handed to the Beam runner as they are, such as
-    `--dask_client_address=tcp://10.0.0.1:8786`."""
+    """Options handed to the Beam runner, written without their leading dashes, such as
+    `dask_client_address=tcp://10.0.0.1:8786`."""
     tokenise_workers: int | None = None
     """Processes of this machine that tokenise; for FnApiRunner, the others have workers of their
     own. Unset: one a core if each gets 32 MiB of text or more, else none besides this one. The

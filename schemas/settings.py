@@ -102,7 +102,7 @@ def _flatten(table: dict, config_type: type, *, prefix: str, path: Path) -> Iter
         elif tables and value:
             raise ValueError(f"{path}: {here}{key} is not a list of tables")
         else:
-            yield from _flag(prefix + name, value)
+            yield from _flag(prefix + name, value, path=path)
 
 
 def _lists_of_tables(
@@ -148,13 +148,16 @@ def _as_written(prefix: str) -> str:
     return re.sub(r"\.(\d+)(?=\.)", r"[\1]", prefix)
 
 
-def _flag(name: str, value: Any) -> Iterator[str]:
+def _flag(name: str, value: Any, *, path: Path) -> Iterator[str]:
     option = name.replace("_", "-")
     if isinstance(value, bool):
         *tables, last = option.split(".")
         yield "--" + ".".join([*tables, last if value else f"no-{last}"])
     elif isinstance(value, list):
         yield f"--{option}"
-        yield from (str(item) for item in value)
+        for item in value:
+            if isinstance(item, str) and item.startswith("--"):
+                raise ValueError(f"{path}: {name} has {item!r}: write it without the dashes")
+            yield str(item)
     else:
         yield f"--{option}={value}"

@@ -126,7 +126,7 @@ def test_a_dask_cluster_gives_the_same_cache_though_a_worker_is_killed_in_a_unit
 ):
     address, pids = dask
     config = tiny_settings(root, output=root / "dask")
-    options = (f"--dask_client_address={address}",)
+    options = (f"dask_client_address={address}",)
     config = with_changes(config, runner="DaskRunner", runner_options=options)
     killed: list[int] = []
 

@@ -123,8 +123,9 @@ def test_a_typo_in_an_entry_is_named_by_its_number(tmp_path):
         ("[[loss]]\nalpha = 1", "loss is not a list of tables"),
         ("[[output]]\nalpha = 1", "output is not a list of tables"),
         ("[output]\nalpha = 1", "output is a single value, not a table"),
+        ('[inner]\nnames = ["a", "--b=1"]', "inner.names has '--b=1': write it without the dashes"),
     ],
 )
-def test_a_table_where_there_is_none_is_refused(text, message, tmp_path):
+def test_a_value_of_another_shape_is_refused(text, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         parse(Outer, [write(tmp_path, text)], program="p")
