@@ -12,8 +12,13 @@ def pickles_below(directory: Path) -> list[Path]:
 
 
 def is_pickle(data: bytes) -> bool:
-    """Whether it begins with opcodes up to one that ends a pickle."""
+    """Whether it begins with opcodes up to one that ends a pickle.
+
+    Text may do that by chance: without a pickle's first byte, which protocols 0 and 1 do not have,
+    nothing may come after.
+    """
     try:
-        return sum(1 for _ in pickletools.genops(data)) > 1
+        *others, (_, _, last) = pickletools.genops(data)
     except Exception:  # whatever its bytes stand for, it is none
         return False
+    return bool(others) and (data[0] == 0x80 or last == len(data) - 1)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from models.tokenizer import tokenizer_of
-from pipelines import precompute
+from pipelines import part_capture
 from pipelines.config import Attention, Hidden
 from schemas import Cache, open_cache
 from schemas.files import read_json
@@ -44,7 +44,7 @@ def cache(tmp_path_factory) -> Cache:
     root = tmp_path_factory.mktemp("damage")
     write_corpus(root / "corpus", files=4, words=60)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(precompute, "choose_unit_rows", lambda sources, length: 2)
+        patch.setattr(part_capture, "choose_unit_rows", lambda sources, length: 2)
         return tiny_cache(
             root,
             profile="compact",

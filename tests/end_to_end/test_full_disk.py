@@ -30,7 +30,7 @@ FULL = "No space left|File too large"
 # What is written, in this order, and before which call of which function the space runs out.
 WRITES = {
     "request": ("schemas.plan", "write_json", 1),
-    "tokenizer": ("pipelines.precompute", "write_bytes", 1),
+    "tokenizer": ("pipelines.opened_teacher", "write_bytes", 1),
     "rows": ("pipelines.tokenise", "write_records", 2),
     "a shard of rows": ("pipelines.tokenise", "write_json", 1),
     "statistics": ("pipelines.calibrate", "save_statistics", 1),
