@@ -12,6 +12,7 @@ import pytest
 from tests.make_cache import tiny_cache
 
 ROOT = Path(__file__).parents[2]
+PYTHON = os.environ.get("DECANT_REFERENCE_PYTHON", sys.executable)
 EXAMPLE = re.compile(r"```python\n(import torch\n.*?)```", re.S)
 PROGRAM = """
 
@@ -39,7 +40,7 @@ def test_the_readme_s_dataset_reads_a_cache_in_worker_processes(tmp_path):
     program.write_text(example + PROGRAM)
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, str(program), str(cache.path), str(tmp_path / "found.npz")],
+        [PYTHON, str(program), str(cache.path), str(tmp_path / "found.npz")],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
