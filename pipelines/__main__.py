@@ -2,6 +2,7 @@
 after it `verify CACHE`, `inspect CACHE`, `merge OUTPUT CACHE…`, `forget CACHE --source NAME`,
 `remove CACHE SIGNAL…` and `gc CACHE`; `tokenise` for rows without a teacher."""
 
+import _thread
 import argparse
 import contextlib
 import dataclasses
@@ -17,6 +18,8 @@ from pathlib import Path
 from pipelines.config import Precompute, Tokenise
 from pipelines.remove import delete, remove_signals, unnamed
 from schemas.settings import parse
+
+_AGAIN_SECONDS = 0.05
 
 
 def main(arguments: list[str]) -> int:
@@ -56,10 +59,21 @@ def _stopping(stopped_by: list[int]) -> Iterator[None]:
         stopped_by.append(number)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    def ignored(what: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(what.exc_type, KeyboardInterrupt):
+            hook_before(what)
+            return
+        # Raised where Python lets nothing out (a finaliser, a weak reference's callback), so nobody
+        # stopped: once more, and not from here, which is still inside.
+        number = stopped_by[0] if stopped_by else signal.SIGINT
+        threading.Timer(_AGAIN_SECONDS, _thread.interrupt_main, [number]).start()
+
+    before, hook_before = signal.signal(signal.SIGTERM, stop), sys.unraisablehook
+    sys.unraisablehook = ignored
     try:
         yield
     finally:
+        sys.unraisablehook = hook_before
         signal.signal(signal.SIGTERM, before)
 
 
