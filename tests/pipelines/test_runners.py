@@ -8,10 +8,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import apache_beam as beam
 import pytest
+from apache_beam.runners.dask.dask_runner import DaskOptions
+from apache_beam.runners.runner import PipelineRunner
 
-from pipelines.beam_runner import WorkerError
+from pipelines.beam_runner import WorkerError, run_pipeline
 from pipelines.precompute import precompute
 from pipelines.sources import SourceFile
 from pipelines.tokenise import tokenise_workers
@@ -85,6 +89,40 @@ def test_processes_are_as_many_as_have_enough_to_do():
     assert tokenise_workers(3, []) == 3
     with pytest.raises(ValueError, match="tokenise_workers is 0; expected 1 or more"):
         tokenise_workers(0, [])
+
+
+class Recorder(PipelineRunner):
+    """Runs nothing and remembers what Dask would be told."""
+
+    def __init__(self, told: list[DaskOptions]):
+        self._told = told
+
+    def run_pipeline(self, pipeline, options):
+        self._told.append(options.view_as(DaskOptions))
+        return SimpleNamespace(wait_until_finish=lambda: None)
+
+
+@pytest.mark.parametrize(
+    "runner", ["DaskRunner", "apache_beam.runners.dask.dask_runner.DaskRunner"]
+)
+@pytest.mark.parametrize(
+    ("options", "size", "count"),
+    [
+        ([], 1, None),
+        (["dask_client_address=tcp://nowhere:1"], 1, None),
+        (["dask_partition_size=5"], 5, None),
+        (["--dask_npartitions=3"], None, 3),
+    ],
+)
+def test_a_unit_is_one_dask_task_unless_options_say_otherwise(
+    monkeypatch, runner, options, size, count
+):
+    """Beam's default makes 128 of them one task, so that a cluster's other workers had none."""
+    told: list[DaskOptions] = []
+    monkeypatch.setattr("pipelines.beam_runner.create_runner", lambda _: Recorder(told))
+    run_pipeline(lambda p: p | beam.Create([1]), runner=runner, options=options)
+    (given,) = told
+    assert (given.partition_size, given.npartitions) == (size, count)
 
 
 # A scheduler and two workers as processes of their own; prints the scheduler's address, then the
