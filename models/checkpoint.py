@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -251,4 +252,6 @@ def save_directory(model: Decoder, path: Path | str, tokenizer_files: Mapping[st
     (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     partial = path / f"{WEIGHTS}.partial"
     save_file(tensors, partial, metadata={"format": "pt"})
+    # safetensors lets only the owner read it, whatever the umask says of the others.
+    shutil.copymode(path / CONFIG, partial)
     partial.rename(path / WEIGHTS)

@@ -25,8 +25,10 @@ _AGAIN_SECONDS = 0.05
 def main(arguments: list[str]) -> int:
     """Run a command; errors of input are printed without a traceback. Returns the exit status."""
     if not arguments or arguments[0] not in COMMANDS:
-        print(f"usage: python -m pipelines {{{','.join(COMMANDS)}}} …", file=sys.stderr)
-        return 2
+        asked_for = arguments[:1] in (["-h"], ["--help"])
+        usage = f"usage: python -m pipelines {{{','.join(COMMANDS)}}} …"
+        print(usage, file=sys.stdout if asked_for else sys.stderr)
+        return 0 if asked_for else 2
     # A worker's error is printed once, as it was meant, not also as Beam's own traceback, and
     # nobody needs to hear which of Beam's optional clouds are not installed.
     logging.basicConfig(level=logging.ERROR)
@@ -178,6 +180,8 @@ def _inspect(arguments: list[str]) -> int:
 
     cache, console = open_cache(options.cache), Console(highlight=False)
     if "logits" not in cache.manifest.signals:
+        if options.row is not None or options.html:
+            raise ValueError(f"{options.cache}: rows alone; there is nothing to show beside tokens")
         console.print(inspection.contents(cache))
         console.print("rows alone: no teacher said anything of them")
         return 0

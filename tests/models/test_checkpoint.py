@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import stat
 
 import gguf
 import jax.numpy as jnp
@@ -68,6 +70,17 @@ def test_a_saved_file_has_the_names_shapes_and_bytes_of_the_one_it_came_from(dir
     assert original.keys() == copy.keys()
     for name, tensor in original.items():
         np.testing.assert_array_equal(copy[name], tensor)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_what_is_saved_is_for_whom_the_umask_says(directory, tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        save_directory(open_checkpoint(directory).load(), tmp_path / "new", {"some.json": b"{}"})
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new").iterdir()}
+    assert modes == dict.fromkeys(["config.json", "model.safetensors", "some.json"], mode)
 
 
 def test_bfloat16_weights_survive_a_round_trip_unrounded(tmp_path):

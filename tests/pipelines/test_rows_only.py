@@ -1,0 +1,73 @@
+"""Rows without a teacher, as the commands make, verify and show them."""
+
+import json
+import shutil
+
+import pytest
+
+from pipelines.__main__ import main
+from schemas import open_cache
+from tests.make_cache import write_corpus
+
+
+@pytest.fixture(scope="module")
+def made(grown, tmp_path_factory):
+    root = tmp_path_factory.mktemp("rows-only")
+    write_corpus(root / "corpus", files=3, words=300)
+    flags = [f"--corpus.files={root / 'corpus'}/*.txt", "--corpus.heldout=0.2"]
+    told = ["tokenise", f"--like={grown.cache.path}", *flags, f"--output={root / 'rows'}"]
+    assert main(told) == 0
+    return open_cache(root / "rows")
+
+
+@pytest.fixture
+def path(made, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(made.path, tmp_path / "rows")
+
+
+def verified(path, capsys):
+    status = main(["verify", str(path), "--json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def test_verify_finds_rows_alone_as_they_were_sealed(made, capsys):
+    """Every file is held to its hash; no teacher is asked for."""
+    status, report = verified(made.path, capsys)
+    assert (status, report["problems"], report["left_over"]) == (0, [], [])
+    assert (report["unable"], report["content"]) == (None, {})
+    assert report["files"] == sum(path.is_file() for path in made.path.rglob("*"))
+
+
+def test_verify_tells_damaged_rows(path, capsys):
+    file = path / "parts/0000/rows/unit-00000.array_record"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    status, report = verified(path, capsys)
+    assert status == 1
+    assert [(p["unit"], p["signal"]) for p in report["problems"]] == [(0, "rows")]
+
+
+def test_verify_repairs_no_rows_and_says_so(path, capsys):
+    (path / "parts/0000/rows/unit-00000.array_record").unlink()
+    assert main(["verify", str(path), "--repair"]) == 1
+    assert "not repaired" in capsys.readouterr().out
+
+
+def test_inspect_counts_rows_and_tokens_by_split(made, capsys):
+    assert main(["inspect", str(made.path)]) == 0
+    printed = capsys.readouterr().out
+    assert "rows alone" in printed
+    for split in ("train", "heldout"):
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"│ {split} ")]
+        rows = made.rows(split=split)
+        batch = made.read(rows, signals=())
+        counts = (len(rows), (batch["segment_ids"] > 0).sum(), batch["loss_mask"].sum())
+        assert [cell.strip() for cell in line.split("│")[2:5]] == [f"{n:,}" for n in counts]
+
+
+@pytest.mark.parametrize("asked", [["--row=0"], ["--html=page.html"]])
+def test_inspect_has_no_row_to_show(made, asked, capsys):
+    assert main(["inspect", str(made.path), *asked]) == 1
+    assert "rows alone" in capsys.readouterr().err
