@@ -81,7 +81,9 @@ def take_apart(
         # What is no id has no share of π, but 0·(−inf) is NaN.
         finite = jnp.where(jnp.isneginf(logits), 0.0, logits) if vocabulary.axis else logits
         expected = contract("nv,v->n", finite, jnp.exp(log_prior))
-    tail = put(logits, columns, -jnp.inf)
+    # −inf, but made of all that was read off the logits: XLA need not keep a copy of them for that.
+    read = head if expected is None else head + expected[:, None]
+    tail = put(logits, columns, read - jnp.inf)
     highest = vocabulary.largest(jnp.max(tail, axis=-1))
     top = jnp.where(jnp.isfinite(highest), highest, 0.0)
     below = tail - top[:, None]

@@ -245,13 +245,17 @@ def test_no_array_of_all_tokens_by_vocabulary_is_compiled(tail, kind):
     )
     recipe = Recipe(tail=tail, divergence=kind, chunk_tokens=chunk)
     lowered = step.lower(hidden, unembedding, targets, 2.0, 0.5, prior, recipe=recipe)
-    shapes = re.findall(r"\[([\d,]+)\]", lowered.compile().as_text())
+    program = lowered.compile().as_text()
+    shapes = re.findall(r"\[([\d,]+)\]", program)
     others = [
         np.prod([int(n) for n in shape.split(",")]) // vocabulary
         for shape in shapes
         if str(vocabulary) in shape.split(",")
     ]
     assert max(others) == chunk  # also the unembedding's D = 16; nothing near the 256 tokens
+    # Nor a chunk's logits twice, but where every token is a category.
+    copies = re.findall(rf"\[{chunk},{vocabulary}\]\S* copy\(", program)
+    assert bool(copies) == recipe.dense
 
 
 @pytest.mark.parametrize(("tail", "kind"), ROUTES)
