@@ -96,7 +96,8 @@ def measure(options: Options, dtype: str) -> tuple[list[float], list[float]]:
         with tempfile.TemporaryDirectory() as scratch:
             write_records(Path(scratch) / "unit", records)
 
-    bare.run(rows), capture()
+    bare.run(rows)
+    capture()
     times = [(_timed(lambda: bare.run(rows)), _timed(capture)) for _ in range(options.turns)]
     return [b for b, _ in times], [c for _, c in times]
 

@@ -168,9 +168,14 @@ def _inputs(options):
     labels = rng.integers(0, options.vocabulary, shape)
     mass = np.broadcast_to(mass, (*shape, 7))
     targets = Targets(
-        *(jnp.asarray(x) for x in (labels.astype(np.int32), np.ones(shape, bool), ids, logprobs)),
-        jnp.asarray(mass, jnp.float32),
-        *(jnp.asarray(drawn), jnp.full(drawn.shape, -12.0), jnp.full(drawn.shape, 10.0 - 3.0)),
+        labels=jnp.asarray(labels, jnp.int32),
+        mask=jnp.ones(shape, bool),
+        topk_ids=jnp.asarray(ids),
+        topk_logprobs=jnp.asarray(logprobs),
+        tail_logmass=jnp.asarray(mass, jnp.float32),
+        tail_ids=jnp.asarray(drawn),
+        tail_logprobs=jnp.full(drawn.shape, -12.0),
+        tail_logweights=jnp.full(drawn.shape, 10.0 - 3.0),
     )
     prior = jax.nn.log_softmax(3 * rng.normal(size=(7, options.vocabulary)))
     return hidden, unembedding, targets, jnp.asarray(prior, jnp.float32)

@@ -33,7 +33,9 @@ from models.numerics import logits
 from models.sharding import make_mesh
 from models.students import cut_layers, spread
 from schemas import open_cache
+from trainer.binding import Bound
 from trainer.checkpoint import Checkpoints
+from trainer.chunk import tokens_at_once
 from trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Train
 from trainer.data import Batches
 from trainer.loop import Training
@@ -78,7 +80,8 @@ def main():
     )
     batches = Batches(cache, config=config.data, signals=compared.signals)
     fixed = to_device(batches.next(), mesh=mesh, tail=config.loss.tail, signals=compared.signals)
-    ask = make_teacher(teacher, chunk_tokens=config.loss.chunk_tokens)
+    at_once = tokens_at_once(None, vocabulary=cache.manifest.vocabulary_size)
+    ask = make_teacher(teacher, chunk_tokens=at_once)
 
     with tempfile.TemporaryDirectory() as directory:
         metrics = Metrics(Path(directory), after=None, steps=never)
@@ -88,6 +91,7 @@ def main():
             signals=compared.signals,
             batches=batches,
             checkpoints=Unsaved(Path(directory)),
+            bound=Bound({}),
             metrics=metrics,
             mesh=mesh,
             step=step,
@@ -131,7 +135,7 @@ HELDOUT = ("heldout_kl_bound", "heldout_ce", "heldout_perplexity", "heldout_agre
 class Unsaved(Checkpoints):
     """Saves nothing: a checkpoint is not part of what is measured."""
 
-    def save(self, state, *, data):
+    def save(self, state, *, data, judged=None):
         """Nothing."""
 
 

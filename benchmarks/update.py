@@ -131,7 +131,8 @@ def dense_online(teacher):
 
 def _only(value, targets):
     zero = jnp.float32(0)
-    return Sums(zero, value, zero, jnp.sum(targets.mask.astype(jnp.float32)))
+    count = jnp.sum(targets.mask.astype(jnp.float32))
+    return Sums(zero, value, zero, count, taught=count)
 
 
 def time_updates(lowered, model, options):

@@ -1,15 +1,18 @@
 """The decoder's blocks: attention, then a gated MLP or experts, added to the residual stream."""
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from models.attention import attend
 from models.config import ModelConfig
+from models.execution import PRODUCTS
 from models.experts import choose, mixture
 from models.initializer import Initializer
 from models.numerics import contract
@@ -98,7 +101,12 @@ class Blocks(nnx.Module):
 
     def normed(self, x: Array, weight: nnx.Param) -> Array:
         """A norm, cast for the matrix products that follow."""
-        return norm(x, weight[...], config=self.config).astype(self.dtype)
+
+        def cast(x: Array, weight: Array) -> Array:
+            return norm(x, weight, config=self.config).astype(self.dtype)
+
+        # Training keeps x, which the residual stream keeps anyway.
+        return jax.checkpoint(cast, prevent_cse=False)(x, weight[...])
 
     @property
     def scale(self) -> float:
@@ -113,9 +121,9 @@ class Blocks(nnx.Module):
         if self.config.qkv_bias:
             v = v + self.value_bias[...]
         mixed = attend(
-            q,
-            k,
-            v.astype(self.dtype),
+            checkpoint_name(q, PRODUCTS),
+            checkpoint_name(k, PRODUCTS),
+            checkpoint_name(v.astype(self.dtype), PRODUCTS),
             segment_ids,
             sight.window,
             scale=self.scale,
@@ -154,9 +162,47 @@ class Blocks(nnx.Module):
     def gated(self, x: Array, *, into: str, out: str) -> Array:
         """down(activation(gate(x)) · up(x)), by the equations of the way in and out."""
         gate, up = self.project(into, x, "gate"), self.project(into, x, "up")
-        silu = self.config.activation == "silu"
-        opened = nnx.silu(gate) if silu else nnx.gelu(gate, approximate=True)
-        return self.project(out, (opened * up).astype(self.dtype), "down")
+        opened = gate_opened(gate, up, activation=self.config.activation, dtype=self.dtype)
+        return self.project(out, opened, "down")
+
+
+def gate_opened(
+    gate: Float[Array, "*axes mlp"],
+    up: Float[Array, "*axes mlp"],
+    *,
+    activation: Literal["silu", "gelu_tanh"],
+    dtype: DTypeLike,
+) -> Float[Array, "*axes mlp"]:
+    """activation(gate) · up, computed in float32, in `dtype`.
+
+    For the backward pass only the two arguments are kept, in `dtype`: they are the widest arrays of
+    a block, and JAX would keep five of them in float32.
+    """
+    return _gate_opened(gate, up, activation, jnp.dtype(dtype))
+
+
+def _product(gate: Array, up: Array, activation: str) -> Array:
+    opened = nnx.silu(gate) if activation == "silu" else nnx.gelu(gate, approximate=True)
+    return opened * up
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _gate_opened(gate: Array, up: Array, activation: str, dtype: jnp.dtype) -> Array:
+    return _product(gate, up, activation).astype(dtype)
+
+
+def _gate_opened_forward(gate: Array, up: Array, activation: str, dtype: jnp.dtype) -> Any:
+    kept = tuple(checkpoint_name(x.astype(dtype), PRODUCTS) for x in (gate, up))
+    return _gate_opened(gate, up, activation, dtype), kept
+
+
+def _gate_opened_backward(activation: str, _dtype: jnp.dtype, kept: Any, gradient: Array) -> Any:
+    wide = (x.astype(jnp.float32) for x in kept)
+    _, pull = jax.vjp(partial(_product, activation=activation), *wide)
+    return pull(gradient.astype(jnp.float32))
+
+
+_gate_opened.defvjp(_gate_opened_forward, _gate_opened_backward)
 
 
 def norm(

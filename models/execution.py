@@ -20,6 +20,8 @@ from models.sharding import FSDP, spec
 
 Remat = Literal["none", "dots", "block"]
 
+PRODUCTS = "products with weights"
+"""Name of what `remat = "dots"` keeps: of a block queries, keys, values and the gated MLP's two."""
 _GATHERED = "gathered weights"
 
 
@@ -50,7 +52,7 @@ class Execution(NamedTuple):
         if self.remat == "block":
             return jax.checkpoint(function, prevent_cse=False)
         if self.remat == "dots":
-            kept = policies.dots_with_no_batch_dims_saveable
+            kept = policies.save_only_these_names(PRODUCTS)
         elif self._shared:
             kept = policies.save_anything_except_these_names(_GATHERED)
         else:

@@ -201,8 +201,9 @@ class Train:
     distributed: Distributed = field(default_factory=Distributed)
     remat: Remat = "none"
     """What of each block is kept for the backward pass instead of being computed again: `none`,
-    all but attention's maps is kept; `dots`, the products with weights; `block`, only the block's
-    input, for a third more work. The same numbers but for rounding."""
+    every product's operands; `dots`, the block's input, queries, keys, values and the gated MLP's
+    two products; `block`, only its input, for a third more work. The same numbers but for
+    rounding."""
     compilation_cache: bool = True
     """Keep compiled programs in `compiled` beside the run's directory (or where
     JAX_COMPILATION_CACHE_DIR says), so that going on starts at once."""

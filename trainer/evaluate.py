@@ -31,7 +31,7 @@ def make_evaluator(
     cache: Cache,
     rows: int | None,
     batch_rows: int,
-    chunk_tokens: int,
+    chunk_tokens: int | None,
     mesh: Mesh,
 ) -> Evaluator:
     """A function from parameters to metrics over `rows` held-out rows (None: all).

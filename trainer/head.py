@@ -17,7 +17,14 @@ from jaxtyping import Array, Float
 
 from models.numerics import contract, soft_cap_slope
 from models.numerics import logits as logits_of
-from trainer.chunk import Recipe, Sums, Weights, chunk_loss, chunk_loss_and_gradient
+from trainer.chunk import (
+    Recipe,
+    Sums,
+    Weights,
+    chunk_loss,
+    chunk_loss_and_gradient,
+    tokens_at_once,
+)
 from trainer.split import Split
 from trainer.tails import prior_at
 from trainer.view import Targets
@@ -74,7 +81,7 @@ def _fused(recipe, split, hidden, unembedding, targets, weights):
             )
             return jax.tree.map(jnp.add, totals, new), None
 
-        step = _chunk_length(hidden, recipe)
+        step = _chunk_length(hidden, matrix, recipe)
         totals, _ = jax.lax.scan(body, _zero(), _chunks((hidden, targets), step))
         return split.over_rows(totals)
 
@@ -105,7 +112,7 @@ def _fused_forward(recipe, split, hidden, unembedding, targets, weights):
             totals = jax.tree.map(jnp.add, totals, (value, sums))
             return (totals, d_matrix), d_hidden.astype(hidden.dtype).reshape(chunk[0].shape)
 
-        step = _chunk_length(hidden, recipe)
+        step = _chunk_length(hidden, matrix, recipe)
         start = (_zero(), jnp.zeros(matrix.shape, jnp.float32))
         (totals, d_matrix), d_hidden = jax.lax.scan(body, start, _chunks((hidden, targets), step))
         d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape[0], -1, hidden.shape[2])
@@ -140,9 +147,16 @@ def _splits(split: Split, weights: Weights) -> tuple:
     return split.rows, split.matrix, split.rows, everywhere._replace(log_prior=prior)  # type: ignore[arg-type]
 
 
-def _chunk_length(hidden: Float[Array, "batch position width"], recipe: Recipe) -> int:
+def _chunk_length(
+    hidden: Float[Array, "batch position width"],
+    matrix: Float[Array, "width vocab"],
+    recipe: Recipe,
+) -> int:
     batch, length, _ = hidden.shape
-    return max(1, min(length, recipe.chunk_tokens // batch))
+    tokens = tokens_at_once(recipe.chunk_tokens, vocabulary=matrix.shape[1])
+    # Of even chunks the last one is not mostly padding.
+    count = -(-length // max(1, tokens // batch))
+    return -(-length // count)
 
 
 def _chunks(arrays: Any, step: int) -> Any:

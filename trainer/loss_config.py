@@ -131,9 +131,10 @@ class Loss:
     (right on average, up to the T that the capture drew at); `prior`, the corpus' mean tail (an
     estimate); `bucket`, one category with its exact mass (the KL is a lower bound);
     `renormalize`, nothing: the stored tokens alone sum to one (biased)."""
-    chunk_tokens: int = 256
+    chunk_tokens: int | None = None
     """Tokens whose logits exist at once. Memory is this times the vocabulary times 4 bytes, twice;
-    small chunks make thin matrix products."""
+    small chunks make thin matrix products. Unset: 256 on a CPU, on accelerators as many as have
+    512 MiB of logits."""
     hidden: tuple[HiddenLoss, ...] = ()
     """Terms that compare hidden states; in a file `[[loss.hidden]]`."""
     attention: tuple[AttentionLoss, ...] = ()

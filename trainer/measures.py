@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from models.numerics import logits as logits_of
 from models.vocabulary import Vocabulary
 from schemas.rows import next_tokens
+from trainer.chunk import tokens_at_once
 from trainer.losses import divergence, teacher_categories
 from trainer.needs import DRAWS, TOPK
 from trainer.step import Batch, Parameters
@@ -72,7 +73,7 @@ def batch_measures(
     known: Known,
     *,
     vocabulary: int,
-    chunk_tokens: int,
+    chunk_tokens: int | None,
 ) -> Measures:
     """[rows, positions] of each measure; what a position without a target has means nothing."""
     model = nnx.merge(graph, params)
@@ -85,7 +86,8 @@ def batch_measures(
         **{name: batch[name] for name in (*TOPK, *DRAWS) if name in batch},
     )
     rows, length, _ = hidden.shape
-    step = max(1, min(length, chunk_tokens // rows))
+    at_once = tokens_at_once(chunk_tokens, vocabulary=vocabulary)
+    step = max(1, min(length, at_once // rows))
 
     def cut(x: Array) -> Array:  # along positions: rows stay on the device that has them
         x = jnp.pad(x, [(0, 0), (0, -length % step)] + [(0, 0)] * (x.ndim - 2))

@@ -1,5 +1,8 @@
 """What is kept for the backward pass changes memory, and numbers by rounding only."""
 
+import re
+from collections import Counter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,3 +46,36 @@ def test_keeping_less_of_each_block_takes_less_memory_and_gives_the_same_gradien
     for other in gradients[1:]:
         for mine, theirs in zip(*map(jax.tree.leaves, (other, gradients[0])), strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
+
+
+def test_a_bfloat16_model_keeps_its_widest_arrays_in_bfloat16():
+    config = ModelConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=48,
+        num_layers=7,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+    )
+    graph, params = nnx.split(random_decoder(config, dtype=jnp.bfloat16))
+    tokens = np.zeros((1, 32), np.int32)
+
+    def kept(remat):
+        def loss(params):
+            states, _ = nnx.merge(graph, params)(
+                tokens, tokens, tokens, execution=Execution(remat=remat)
+            )
+            return jnp.sum(states.astype(jnp.float32) ** 2)
+
+        program = jax.jit(jax.grad(loss)).lower(params).as_text()
+        forward = program.split("stablehlo.while", 1)[1].split("cond {")[0]
+        return Counter(re.findall(r"tensor<7x1x32x([\dx]*x\w+)>", forward))
+
+    # The stream before attention and before the MLP, both of them normed; queries and what
+    # attention mixed; keys and values; gate, up and their product.
+    assert kept("none") == {
+        **{"16xf32": 2, "16xbf16": 2, "2x8xbf16": 2, "1x8xbf16": 2, "48xbf16": 3},
+    }
+    assert kept("dots") == {"16xf32": 1, "2x8xbf16": 1, "1x8xbf16": 2, "48xbf16": 2}
+    assert kept("block") == {"16xf32": 1}
