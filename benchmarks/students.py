@@ -60,11 +60,11 @@ def main():
     options = _arguments()
     cache, mesh = open_cache(options.cache), student_mesh()
     vocabulary = cache.manifest.vocabulary_size
-    at_once = tokens_at_once(options.chunk, vocabulary=vocabulary)
+    chunk = chunk_tokens(cache, options)
     config = Train(
         cache=options.cache,
         data=Data(batch_rows=options.rows),
-        loss=Loss(tail=options.tail, chunk_tokens=at_once),
+        loss=Loss(tail=options.tail, chunk_tokens=chunk),
         dtype="bfloat16",
         remat=options.remat,
         evaluate_every=NEVER,
@@ -112,7 +112,7 @@ def main():
         kinds[TRAINER] = whole
         if options.teacher:
             teacher = decoder(model_config(options.teacher, cache), param_dtype="bfloat16")
-            ask = make_teacher(teacher, chunk_tokens=chunk_of(batch, at_once))
+            ask = make_teacher(teacher, chunk_tokens=chunk)
             kinds[ONLINE] = repeated(cached, batch, options, before=lambda: ask(batch))
         times = {name: [] for name in kinds}
         for round_ in range(options.rounds + 1):
@@ -133,10 +133,12 @@ def decoder(shape: ModelConfig, *, param_dtype: str) -> Decoder:
     return nnx.jit(lambda: Decoder(shape, rngs=nnx.Rngs(0), **dtypes))()
 
 
-def chunk_of(batch, most: int) -> int:
-    """The largest divisor of the batch's tokens that is at most `most`."""
-    tokens = batch["tokens"].size
-    return max(n for n in range(1, most + 1) if tokens % n == 0)
+def chunk_tokens(cache, options) -> int:
+    """What the trainer would choose, but without a rest, which benchmarks.head has no room for."""
+    most = tokens_at_once(options.chunk, vocabulary=cache.manifest.vocabulary_size)
+    length = cache.manifest.sequence_length
+    fitting = range(1, max(1, most // options.rows) + 1)
+    return options.rows * max(n for n in fitting if length % n == 0)
 
 
 def model_config(name: str, cache) -> ModelConfig:
