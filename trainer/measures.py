@@ -141,7 +141,7 @@ def _divergences(
     there = targets.mask[:, None]
     teacher = teacher_categories(
         jnp.where(stored(targets), targets.topk_logprobs, -jnp.inf),
-        jnp.where(there, targets.tail_logmass, -jnp.inf),
+        targets.tail_logmass,
         beta=beta,
         tail="bucket",
     )

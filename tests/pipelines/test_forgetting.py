@@ -126,8 +126,11 @@ def test_a_release_that_would_read_it_all_the_same_refuses_it(grown, cache):
 
 def test_forgetting_again_changes_nothing(cache):
     manifest, forgot = forget(cache.path, source=WHOLE)
+    file = cache.path / "manifest.json"
+    written = file.stat().st_ino
     again, nothing = forget(cache.path, source=WHOLE)
     assert again.cache_id == manifest.cache_id != cache.manifest.cache_id
+    assert file.stat().st_ino == written
     assert (forgot.tokens > 0, nothing.tokens) == (True, 0)
 
 

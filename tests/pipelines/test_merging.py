@@ -148,6 +148,35 @@ def test_what_cannot_be_one_cache_is_refused_naming_both_sides(place, change, na
         merge(place / "more", [place / "one", place / "two"])
 
 
+def test_how_a_capture_cut_its_files_is_no_difference(place):
+    manifest = read_manifest(place / "two")
+    (part,) = manifest.parts
+    maps = dataclasses.replace(part.signals["attention/1"], shard_rows=1 << 12)
+    part = dataclasses.replace(part, signals={**part.signals, "attention/1": maps})
+    two = dataclasses.replace(manifest, parts=(part,))
+    write_manifest(place / "two", two, replaces=manifest.cache_id)
+    assert merge(place / "more", [place / "one", place / "two"]).lost.keys() == {"hidden/1"}
+
+
+def test_rows_without_a_teacher_are_left_to_mixtures(place):
+    manifest = read_manifest(place / "two")
+    bare = tuple(dataclasses.replace(part, signals={}) for part in manifest.parts)
+    rows_only = dataclasses.replace(manifest, parts=bare)
+    write_manifest(place / "two", rows_only, replaces=manifest.cache_id)
+    with pytest.raises(ValueError, match="two: holds rows without a teacher's targets"):
+        merge(place / "more", [place / "one", place / "two"])
+
+
+def test_what_is_there_already_is_not_written_over(place):
+    (place / "begun/parts").mkdir(parents=True)
+    for output, why in (
+        ("begun", "holds a capture that is not sealed"),
+        ("one", "is one of the caches to merge"),
+    ):
+        with pytest.raises(ValueError, match=f"{output}: {why}; choose another output"):
+            merge(place / output, [place / "one", place / "two"])
+
+
 def test_a_merge_is_verified_but_captured_into_repaired_and_collected_where_the_parts_are(
     place, grown: Grown, capsys
 ):

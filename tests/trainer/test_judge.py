@@ -272,6 +272,20 @@ def test_what_is_masked_or_not_stored_does_not_matter():
     assert all(np.isfinite(x).all() for x in got if x is not None)
 
 
+def test_where_nothing_is_stored_nobody_agrees():
+    """Not even with id 0, which stands in the columns that hold nothing."""
+    targets = Targets(
+        labels=jnp.array([1]),
+        mask=jnp.array([True]),
+        topk_ids=jnp.zeros((1, 2), jnp.int32),
+        topk_logprobs=jnp.full((1, 2), -jnp.inf),
+        tail_logmass=(1 - jnp.array([[0, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 1]])) * jnp.log(4.0),
+    )
+    got = jax.jit(chunk_measures)(jnp.array([[3.0, 2, 1, 0]]), targets, Known(None, None))
+    assert (got.agreement, got.top5_agreement, got.acceptance_low) == (0, 0, 0)
+    np.testing.assert_allclose([got.kl_bound[0], got.acceptance_high[0]], [0, 1], atol=1e-6)
+
+
 def test_of_equal_logits_the_lower_id_is_the_likelier():
     logits = jnp.zeros((1, 9))
     targets = Targets(

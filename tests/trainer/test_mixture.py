@@ -25,7 +25,20 @@ from trainer.pairs import HiddenPair, Pairs
 class FakeCache(Cache):
     """`rows` train rows; the ids stored of row r are all r, in `k` columns."""
 
-    def __init__(self, name, *, rows=20, k=2, nodes=7, teacher="t", draws=0, logits=True, **others):
+    def __init__(
+        self,
+        name,
+        *,
+        rows=20,
+        k=2,
+        nodes=7,
+        teacher="t",
+        draws=0,
+        logits=True,
+        axes=(0, 1),
+        **others,
+    ):
+        self._axes = list(axes)
         self.path, self._rows, self._k = Path(name), rows, k
         self._nodes, self._draws, self._logits = nodes, draws, logits
         signals = {}
@@ -39,6 +52,9 @@ class FakeCache(Cache):
             logits=signals.get("logits"),
             **{"tokenizer": "tok", "vocabulary_size": 9, "sequence_length": 4, **others},
         )
+
+    def directions(self, name):
+        return np.eye(2)[self._axes]
 
     def rows(self, split=None):
         return np.arange(100, 100 + self._rows)
@@ -204,9 +220,20 @@ def test_caches_that_do_not_go_together_are_refused_by_name(other, loss, message
     )
 
 
-def test_a_weight_is_above_zero():
-    with pytest.raises(ValueError, match=r"data.caches\[0\].weight is 0"):
-        open_others(mixed(0.0))
+def test_states_along_other_directions_are_other_numbers():
+    """Those of the same calibration may be kept under another name."""
+    pairs, loss = Pairs(hidden=((HiddenPair(2, "hidden/2", 8),),)), Loss(tail="bucket")
+    main = FakeCache("main", signals=hidden(directions="a.npy", teacher_width=9))
+    along = {"signals": hidden(directions="b.npy", teacher_width=9, variance_kept=0.5)}
+    check_mixture(main, [FakeCache("o", **along)], loss=loss, pairs=pairs)
+    with pytest.raises(ValueError, match=r"o: its hidden/2 is int8, width 8, .* in main is"):
+        check_mixture(main, [FakeCache("o", axes=(1, 0), **along)], loss=loss, pairs=pairs)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_weight_is_a_number_above_zero(weight):
+    with pytest.raises(ValueError, match=rf"data.caches\[0\].weight is {weight}"):
+        open_others(mixed(weight))
 
 
 def test_epochs_are_the_main_cache_s():
