@@ -3,8 +3,9 @@
     python -m benchmarks.head [--tokens 2048] [--width 576] [--vocabulary 49152] [--k 64]
 
 `cross-entropy` is the head without any teacher: the same chunks, matmuls and dtypes. `naive` is
-the textbook formula on logits of the whole batch. Times are medians of interleaved runs; memory
-is what the compiled program says it needs for temporaries.
+the textbook formula on logits of the whole batch. Each run is divided by one of `cross-entropy`
+just before it, because what else a machine does changes within seconds; times and ratios are
+medians, but `naive` runs once. Memory is what the compiled program needs for temporaries.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from trainer.head import distillation_loss
 from trainer.view import Targets
 
 DRAWS = 32
+BASE, NAIVE = "fused cross-entropy", "naive distillation"
 TAILS = (("bucket", 1.0), ("bucket", 2.0), ("sampled", 1.0), ("prior", 1.0), ("prior", 2.0))
 
 
@@ -53,7 +55,7 @@ def main():
         return jax.jit(jax.value_and_grad(function, argnums=(0, 1)))
 
     variants = {
-        "fused cross-entropy": (
+        BASE: (
             gradients(lambda h, u: fused_cross_entropy(h, u, targets, chunk=options.chunk)),
             (hidden, unembedding),
         ),
@@ -64,7 +66,7 @@ def main():
             )
             for tail, temperature in TAILS
         },
-        "naive distillation": (
+        NAIVE: (
             gradients(lambda h, u: naive_distillation(h, u, targets)),
             (hidden, unembedding),
         ),
@@ -73,7 +75,7 @@ def main():
         name: (function.lower(*arguments).compile(), arguments)
         for name, (function, arguments) in variants.items()
     }
-    times = _interleaved(compiled, repeats=options.repeats)
+    times, ratios = _against(BASE, compiled, repeats=options.repeats)
     memory = {name: f.memory_analysis().temp_size_in_bytes for name, (f, _) in compiled.items()}
     table = Table(
         title=f"N={options.tokens} D={options.width} V={options.vocabulary} k={options.k} "
@@ -81,13 +83,12 @@ def main():
     )
     for column in ("head", "ms", "÷ cross-entropy", "temporaries MiB", "÷ naive"):
         table.add_column(column, justify="left" if column == "head" else "right")
-    base, naive = times["fused cross-entropy"], memory["naive distillation"]
+    naive = memory[NAIVE]
     for name in variants:
-        ratio = statistics.median(a / b for a, b in zip(times[name], base, strict=True))
         table.add_row(
             name,
             f"{1e3 * statistics.median(times[name]):.0f}",
-            f"{ratio:.3f}",
+            f"{statistics.median(ratios[name]):.3f}",
             f"{memory[name] / 2**20:.0f}",
             f"{memory[name] / naive:.2f}",
         )
@@ -181,15 +182,26 @@ def _inputs(options):
     return hidden, unembedding, targets, jnp.asarray(prior, jnp.float32)
 
 
-def _interleaved(compiled, *, repeats):
-    times = {name: [] for name in compiled}
-    for round_ in range(repeats + 1):
-        for name, (function, arguments) in compiled.items():
-            start = time.perf_counter()
-            jax.block_until_ready(function(*arguments))
-            if round_:  # The first round warms up.
-                times[name].append(time.perf_counter() - start)
-    return times
+def _against(base, compiled, *, repeats):
+    """Seconds of each function's runs, and their ratios to runs of `base` next to them."""
+
+    def seconds(name):
+        function, arguments = compiled[name]
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        return time.perf_counter() - start
+
+    for name in compiled:
+        seconds(name)  # warms up
+    times, ratios = ({name: [] for name in compiled} for _ in range(2))
+    for number in range(repeats):
+        for name in compiled:
+            if name == NAIVE and number:
+                continue  # takes longer than all others together
+            before, taken = seconds(base), seconds(name)
+            times[name].append(taken)
+            ratios[name].append(taken / before)
+    return times, ratios
 
 
 def _arguments():
