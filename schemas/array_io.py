@@ -13,6 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,8 @@ from schemas.files import write_bytes
 from schemas.shards import Shard, describe, require_shard
 
 _INDEX_CACHE_BYTES = 64 << 20
-_READS = 32
-"""Rows whose reads are under way at once, unless these are more than `_READ_BYTES`."""
 _READ_BYTES = 256 << 20
+"""At most this much of one array is being read at once, before compression."""
 
 
 class ArrayWriter:
@@ -130,29 +130,35 @@ class ArrayReader:
         ValueError naming the array, the unit and the file if one is damaged, missing or another's.
         """
         out = np.empty((len(indices), *self._spec.row), self._spec.numpy_dtype)
-        self.read_into(out, range(len(indices)), indices)
+        self.start(out, range(len(indices)), indices)()
         return out
 
-    def read_into(
+    def start(
         self, out: np.ndarray, slots: Sequence[int], indices: np.ndarray | Sequence[int]
-    ) -> None:
-        """Read row `indices[i]` into `out[slots[i]]`, without a copy between. Errors as `read`."""
+    ) -> Callable[[], None]:
+        """Begin to read row `indices[i]` into `out[slots[i]]`, without a copy between.
+
+        TensorStore's threads do it. What is returned waits until all is there; errors, at once or
+        then, as `read`.
+        """
         indices = np.asarray(indices, np.int64)
         if self._store is None:
             self._store = self._open()
         for shard_row in np.unique(indices // self._spec.shard_rows).tolist():
             if shard_row not in self._checked:
                 self._check(shard_row)
-        into = tensorstore.array(out)
+        into, store = tensorstore.array(out), self._store
         row_bytes = math.prod(self._spec.row) * self._spec.numpy_dtype.itemsize
-        most = max(min(_READS, _READ_BYTES // row_bytes), 1)
-        started: deque[tuple[int, Any]] = deque()
-        for slot, index in zip(slots, indices.tolist(), strict=True):
-            if len(started) == most:
+        rows = zip(map(int, slots), indices.tolist(), strict=True)
+        reads = ((index, into[slot].write(store[index])) for slot, index in rows)
+        started = deque(islice(reads, max(_READ_BYTES // row_bytes, 1)))
+
+        def finish() -> None:
+            while started:
                 self._finish(*started.popleft())
-            started.append((index, into[int(slot)].write(self._store[index])))
-        while started:
-            self._finish(*started.popleft())
+                started.extend(islice(reads, 1))
+
+        return finish
 
     def _finish(self, index: int, reading: Any) -> None:
         try:

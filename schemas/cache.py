@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,7 +47,6 @@ class Cache:
         self._paths: dict[tuple[int, str], Path] = {}
         self._tables_of: dict[str, Tables] = {}
         self._arrays: dict[str, SignalArrays] = {}
-        self._background = ThreadPoolExecutor(1)
         self._units = [(part, *numbered) for part in manifest.parts for numbered in part.numbered]
         counts = [unit.rows for _, _, unit in self._units]
         self._first_row = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
@@ -119,9 +117,10 @@ class Cache:
         out = self._allocate(len(numbers), signals)
         at = np.searchsorted(self._first_row, numbers, side="right") - 1
         offsets = numbers - self._first_row[at]
-        # TensorStore's threads decode arrays while this one decodes records.
+        # TensorStore's threads read arrays while this one decodes records: a thread of Python's own
+        # would only take turns with it.
         arrays = [
-            self._background.submit(self._arrays_of(name).read, at, offsets, out, decode=decode)
+            self._arrays_of(name).start(at, offsets, decode=decode)
             for name in signals
             if "/" in name
         ]
@@ -133,8 +132,8 @@ class Cache:
             if offset in unit.skipped_rows:
                 # It keeps its tokens but is scored nowhere, whichever signal had the NaN.
                 out["loss_mask"][slot] = False
-        for reading in arrays:
-            reading.result()
+        for finish in arrays:
+            out |= finish()
         for slot, gone in forgotten.items():
             erase(out, slot, gone, signals=("rows", *signals))
         return out

@@ -18,6 +18,8 @@ _NOTHING = {
     "tail_logweights": -np.inf,
 }
 """What stands where there is no target."""
+_SHORT = 16
+"""Positions a run below which one look-up of all is faster than copying run after run."""
 
 
 def allocate(n: int, *, length: int, signal: LogitsSignal) -> dict[str, np.ndarray]:
@@ -47,20 +49,35 @@ def put(
     if draws := targets.draws:
         values["tail_ids"], values["tail_logprobs"] = draws.ids, draws.logprobs
         values["tail_logweights"] = logweights(draws, targets.tail_logmass, nodes=nodes)
-    for name, array in _flat(out).items():
+    flat = _flat(out)
+    runs = _runs(places)
+    for name, array in flat.items():
         found = values.get(name)
-        if found is not None and found.shape[1] == array.shape[1]:
-            array[places] = found
-            continue
-        array[places] = _NOTHING[name]  # fewer are stored here than elsewhere in the cache
+        if found is None or found.shape[1] < array.shape[1]:
+            array[places] = _NOTHING[name]  # fewer are stored here than elsewhere in the cache
         if found is not None:
-            array[places, : found.shape[1]] = found
+            of_array = array[:, : found.shape[1]]
+            for there, here in runs:
+                of_array[there] = found[here]
 
 
 def put_nothing(out: Mapping[str, np.ndarray], places: Int[np.ndarray, " positions"]) -> None:
     """Fill in positions that have no target."""
     for name, array in _flat(out).items():
         array[places] = _NOTHING[name]
+
+
+def _runs(places: Int[np.ndarray, " positions"]) -> list[tuple[slice | np.ndarray, slice]]:
+    """Where neighbouring positions go, and which they are: of rows of text, a run a document."""
+    ends = [*(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)]
+    if len(ends) * _SHORT > len(places):
+        return [(places, slice(None))]
+    starts = [0, *ends[:-1]]
+    firsts = places[starts].tolist()
+    return [
+        (slice(first, first + end - start), slice(start, end))
+        for first, start, end in zip(firsts, starts, ends, strict=True)
+    ]
 
 
 def _flat(out: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

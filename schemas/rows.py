@@ -5,6 +5,7 @@ says whether it is. Nobody else moves anything by one.
 """
 
 import hashlib
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,16 @@ _TOKENS, _SEGMENTS, _MASK, _ORIGINS = 1, 2, 3, 4
 _RAW, _ZSTD_U16, _ZSTD_U32 = 0, 1, 2
 PADDING = 0
 """Segment id of padding; its token id is 0 as well and it is never scored."""
+
+
+class _Zstd(threading.local):
+    """Made once a thread: to make one takes as long as the rest of a row."""
+
+    def __init__(self):
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_zstd = _Zstd()
 
 
 @dataclass(frozen=True)
@@ -120,13 +131,15 @@ def decode_row(data: bytes, *, where: str) -> tuple[Row, bytes]:
     frame = unpack(data, kind=Kind.ROW, where=where)
     length = frame.positions
     tokens = _decode_tokens(frame.block(_TOKENS, where=where), length, where=where)
-    lengths = np.frombuffer(frame.block(_SEGMENTS, where=where).payload, "<u4").astype(np.int64)
-    used = int(lengths.sum())
-    if used > length:
-        raise ValueError(f"{where}: segments of {used} tokens in a row of {length}")
+    lengths = np.frombuffer(frame.block(_SEGMENTS, where=where).payload, "<u4").tolist()
+    if sum(lengths) > length:
+        raise ValueError(f"{where}: segments of {sum(lengths)} tokens in a row of {length}")
     segment_ids, positions = np.zeros((2, length), np.int32)
-    segment_ids[:used] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
-    positions[:used] = np.arange(used) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    at = 0
+    for number, count in enumerate(lengths, start=1):
+        segment_ids[at : at + count] = number
+        positions[at : at + count] = np.arange(count)
+        at += count
     bits = np.frombuffer(frame.block(_MASK, where=where).payload, np.uint8)
     mask = np.unpackbits(bits, count=length).view(bool)
     origins = np.frombuffer(frame.block(_ORIGINS, where=where).payload, "<i8").reshape(-1, 3)
@@ -137,7 +150,7 @@ def _decode_tokens(block: Block, length: int, *, where: str) -> np.ndarray:
     dtypes = {_ZSTD_U16: "<u2", _ZSTD_U32: "<u4"}
     if block.codec not in dtypes:
         raise ValueError(f"{where}: tokens use codec {block.codec}, which this release lacks")
-    raw = zstandard.ZstdDecompressor().decompress(block.payload)
+    raw = _zstd.decompressor.decompress(block.payload)
     tokens = np.frombuffer(raw, dtypes[block.codec]).astype(np.int32)
     if len(tokens) != length:
         raise ValueError(f"{where}: expected {length} tokens, got {len(tokens)}")

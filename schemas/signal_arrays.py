@@ -1,6 +1,6 @@
 """A signal that is stored in arrays, read by row: hidden states or attention maps of all parts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,28 +33,41 @@ class SignalArrays:
         self._numbers = [np.array(part.unit_numbers) for part in manifest.parts]
         self._of_part: dict[tuple, dict[str, ArrayReader]] = {}
 
-    def read(
-        self, units: np.ndarray, offsets: np.ndarray, out: dict[str, np.ndarray], *, decode: bool
-    ) -> None:
-        """Put the rows `offsets` of `units` (numbered over all parts) into `out`."""
-        for name, spec in self._specs(self._manifest.parts[0]).items():
-            out[name] = np.empty((len(units), *spec.row), spec.numpy_dtype)
+    def start(
+        self, units: np.ndarray, offsets: np.ndarray, *, decode: bool
+    ) -> Callable[[], dict[str, np.ndarray]]:
+        """Begin to read the rows `offsets` of `units` (numbered over all parts).
+
+        What is returned waits for them: an array [rows, …] or, of int8 states that are not decoded,
+        the scales beside it.
+        """
+        out = {
+            name: np.empty((len(units), *spec.row), spec.numpy_dtype)
+            for name, spec in self._specs(self._manifest.parts[0]).items()
+        }
         parts = np.searchsorted(self._first_unit, units, side="right") - 1
+        reading = []
         for number in np.unique(parts):
             part, slots = self._manifest.parts[number], np.flatnonzero(parts == number)
             in_part = self._numbers[number][units[slots] - self._first_unit[number]]
             indices = in_part * part.unit_rows + offsets[slots]
             for name, reader in self._readers(part).items():
-                reader.read_into(out[name], slots.tolist(), indices)
-        if decode:
-            self._decode(out)
+                reading.append(reader.start(out[name], slots.tolist(), indices))
 
-    def _decode(self, out: dict[str, np.ndarray]) -> None:
+        def finish() -> dict[str, np.ndarray]:
+            for wait in reading:
+                wait()
+            return self._decoded(out) if decode else out
+
+        return finish
+
+    def _decoded(self, out: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         name, signal = self._name, self._signal
         if signal.dtype == "uint8-log":
-            out[name] = decode_log(out[name])
-        elif signal.dtype == "int8":
-            out[name] = decode_int8(out[name], out.pop(scale_name(name)))
+            return {name: decode_log(out[name])}
+        if signal.dtype == "int8":
+            return {name: decode_int8(out[name], out[scale_name(name)])}
+        return out
 
     def _readers(self, part: Part) -> dict[str, ArrayReader]:
         # Parts of one directory have its arrays in common, but other units' commits.

@@ -155,7 +155,8 @@ def decode(
         return Targets(ids, logprobs, values)
     last_logprob = logprob.take(last, mode="clip")
     found = draws.decode_quantised(of[DRAWS], last=last_logprob, **shape)
-    return Targets(ids, logprobs, values, Draws(found.ids, found.logprobs - shift, found.betas))
+    logprobs_of_draws = (found.logprobs.T - shift.T).T  # [m, n] in memory
+    return Targets(ids, logprobs, values, Draws(found.ids, logprobs_of_draws, found.betas))
 
 
 def _check(targets: Targets, *, profile: Profile, vocabulary: int) -> None:

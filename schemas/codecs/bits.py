@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Integer, UInt8, UInt32
+from jaxtyping import Int64, Integer, UInt8, UInt32
 
 LARGEST_WIDTH = 24
+_ONES = np.uint64(0x0101010101010101)
 _MASKS = (1 << np.arange(LARGEST_WIDTH + 1, dtype=np.uint32)) - np.uint32(1)
 
 
@@ -28,47 +29,58 @@ def pack(values: Integer[np.ndarray, " n"], *, widths: Integer[np.ndarray, " n"]
 
 
 def unpack(
-    sections: Sequence[bytes], *, widths: UInt8[np.ndarray, " n"], sizes: Sequence[int]
-) -> UInt32[np.ndarray, " n"]:
-    """What `pack` was given for each section, one after another; section i has `sizes[i]` values.
+    sections: Sequence[bytes],
+    *,
+    widths: UInt8[np.ndarray, "rows all"],
+    above: UInt8[np.ndarray, "rows all"],
+) -> UInt32[np.ndarray, "rows all"]:
+    """What `pack` was given for each record of a grid, below the bits of `above`.
 
+    Records have a multiple of eight columns each, and their numbers are packed row by row.
     ValueError unless every section has exactly its values' bits.
     """
-    starts = _starts(widths, spare=8 * len(sections))
-    offset = first = 0
-    for section, size in zip(sections, sizes, strict=True):
-        # The last entry of `starts` is the end of all.
-        begin, end = int(starts[first]), int(starts[first + size])
-        if len(section) != (end - begin + 7) // 8:
-            raise ValueError(
-                f"{len(section)} bytes of raw bits where {(end - begin + 7) // 8} are expected"
-            )
-        starts[first : first + size] += 8 * offset - begin
-        offset, first = offset + len(section), first + size
-    starts = starts[:-1]
+    # Eight widths are added up at once, by a product; np.cumsum takes four times as long. What the
+    # eight have in common is computed once, and what differs as the bytes of one word.
+    eights = widths.view("<u8").reshape(len(widths), len(sections), -1)
+    sums = eights * _ONES  # byte j: the first j + 1, 8 · 24 at most
+    begins = _begins((sums >> np.uint64(56)).view(np.int64), sections)
+    # Byte j: the bit where value j begins, counted from a byte's first; 7 + 7 · 24 at most.
+    within = (begins & 7).view(np.uint64) * _ONES
+    within += sums << np.uint64(8)
+    shifts = (within & _ONES * np.uint64(7)).view(np.uint8).reshape(widths.shape)
+    within >>= np.uint64(3)
+    within &= _ONES * np.uint64(31)
+    begins >>= 3
+    data = b"".join([*sections, bytes(8)])
+    at = np.repeat(begins.astype(np.int32 if len(data) < 1 << 31 else np.int64), 8)
+    at += within.view(np.uint8).reshape(-1).astype(at.dtype)
     # One 32-bit window at every byte: a shift of ≤ 7 and a width of ≤ 24 stay inside.
-    padded = b"".join([*sections, bytes(8)])
-    windows = np.ndarray((offset + 4,), "<u4", padded, strides=(1,)).astype(np.uint32)
-    shifts = starts.astype(np.uint32)
-    shifts &= np.uint32(7)
-    starts >>= 3
-    values = windows.take(starts, mode="clip")
+    windows = np.ndarray((len(data) - 4,), "<u4", data, strides=(1,)).astype(np.uint32)
+    values = windows.take(at, mode="clip").reshape(widths.shape)
     values >>= shifts
-    values &= ~(np.uint32(0xFFFFFFFF) << widths.astype(np.uint32))
+    # Powers of two instead of shifts: a product takes half the time.
+    powers = np.uint32(1) << widths.astype(np.uint32)
+    leading = above.astype(np.uint32)
+    leading *= powers
+    powers -= np.uint32(1)
+    values &= powers
+    values |= leading
     return values
 
 
-def _starts(widths: UInt8[np.ndarray, " n"], *, spare: int) -> Integer[np.ndarray, " n+1"]:
-    """The sum of the widths before each, and of all at the end.
-
-    Eight bytes are added up at once, by a product: np.cumsum takes four times as long.
-    """
-    eights = np.zeros(len(widths) // 8 + 1, "<u8")  # with at least one width of 0 at the end
-    eights.view(np.uint8)[: len(widths)] = widths
-    sums = eights * np.uint64(0x0101010101010101)  # byte j: the first j + 1, 8 · 24 at most
-    totals = (sums >> np.uint64(56)).astype(np.int64)
-    ends = np.cumsum(totals)
-    narrow = ends[-1] + spare < 1 << 31
-    starts = np.repeat((ends - totals).astype(np.int32 if narrow else np.int64), 8)
-    starts += (sums - eights).view(np.uint8)
-    return starts[: len(widths) + 1]
+def _begins(
+    bits: Int64[np.ndarray, "rows records n"], sections: Sequence[bytes]
+) -> Int64[np.ndarray, "rows records n"]:
+    """Where in all sections together the bits of each begin, row by row of a record."""
+    rows, records, n = bits.shape
+    in_order = bits.transpose(1, 0, 2).reshape(records, -1)
+    begins = np.cumsum(in_order, axis=1)
+    offset = 0
+    for section, of_record in zip(sections, begins, strict=True):
+        expected = (int(of_record[-1]) + 7) // 8
+        if len(section) != expected:
+            raise ValueError(f"{len(section)} bytes of raw bits where {expected} are expected")
+        of_record += 8 * offset
+        offset += len(section)
+    begins -= in_order
+    return np.ascontiguousarray(begins.reshape(records, rows, n).transpose(1, 0, 2))

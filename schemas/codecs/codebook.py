@@ -30,7 +30,7 @@ class Codebook:
     cost: Integer[np.ndarray, "listed_and_one orders"]
     """Quarter bits above the cheapest, at most 63: four of them fit into a byte."""
     flat: Integer[np.ndarray, " places"]
-    """Ids of order 0, of order 1, …; then all ids by rank."""
+    """All ids by rank; then those of order 0, of order 1, …"""
 
     @property
     def orders(self) -> int:
@@ -68,13 +68,14 @@ class Codebook:
 
     def ids(self, places: Integer[np.ndarray, "k n"], *, chosen: Integer[np.ndarray, " n"]):
         """The inverse of `places`, for positions in columns. Places must be in range."""
-        start = chosen.astype(np.int32) * np.int32(self.depth)
-        behind = np.int32((self.orders - 1) * self.depth)
-        # `start` below `depth`, where the sign fills the word; np.where takes three times as long.
-        at = places - np.int32(self.depth) >> 31
-        at &= start - behind
-        at += behind
-        at += places
+        beyond = places - np.int32(self.depth)
+        start = chosen.astype(np.int32) * np.int32(self.depth) + np.int32(
+            len(self.rank) + self.depth
+        )
+        # Nothing from `depth` on, where the sign is 0; np.where takes three times as long.
+        at = beyond >> 31
+        at &= start
+        at += beyond
         return self.flat.take(at, mode="clip")
 
 
@@ -93,7 +94,7 @@ def codebook(tables: Tables, *, vocabulary: int) -> Codebook:
             rank=rank,
             inverse=inverse,
             cost=_costs(inverse, depth=depth),
-            flat=np.concatenate([order[orders.reshape(-1)], order]),
+            flat=np.concatenate([order, order[orders.reshape(-1)]]),
         )
 
     return tables.derived(f"codebook {vocabulary}", build)

@@ -8,7 +8,6 @@ distribution.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -20,10 +19,12 @@ from schemas.codecs.codebook import codebook
 from schemas.codecs.fast import ID_BITS
 from schemas.codecs.levels import LEVEL_BITS, MINUS_INFINITY
 from schemas.codecs.streams import (
-    beside,
+    cells,
     columns,
     expand,
+    grid,
     join,
+    lay,
     small,
     spans,
     split,
@@ -107,72 +108,68 @@ def decode(
     tables: Tables,
     vocabulary: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids int32 and levels uint16, [n, k], records one after another: by ascending level, equals
+    """Ids int32 and levels uint32, [n, k], records one after another: by ascending level, equals
     by id."""
     book = codebook(tables, vocabulary=vocabulary)
-    records = [_expand(payload, n=n, k=k) for payload, n in zip(payloads, positions, strict=True)]
-    codes = np.concatenate([record.codes for record in records], axis=1)
-    chosen, group, last, relative = *codes[:3], codes[3:]
-    last = unsmall(last, [record.last_escapes for record in records], sizes=positions)
-    last = last.astype(np.uint32, copy=False)
+    codes, symbols = grid(3 + k, positions), grid(k, positions)
+    last_escapes, relative_escapes, raw = zip(
+        *(
+            _expand(payload, codes=codes[:, cell], symbols=symbols[:, cell])
+            for payload, cell in zip(payloads, cells(positions), strict=True)
+        ),
+        strict=True,
+    )
+    chosen, group, last, relative = *codes[:2], codes[2:3], codes[3:]
+    last = unsmall(last, last_escapes, columns=positions).astype(np.uint32, copy=False)
     if chosen.max() >= book.orders or last.max() > MINUS_INFINITY:
         raise ValueError(_OUTSIDE)
-    places = numbers.decode(
-        np.concatenate([record.symbols for record in records]),
-        [record.raw for record in records],
-        rows=k,
-        columns=positions,
-    )
+    places = numbers.decode(symbols, raw)
     places[1:] += 1
-    summed(places)
-    if places.min() < 0 or places.max() >= book.depth + vocabulary:
+    # A sum that has left int32 is large as well.
+    if summed(places).view(np.uint32).max() >= book.depth + vocabulary:
         raise ValueError("a place outside the vocabulary")
-    keys = last - unsmall(
-        relative, [record.relative_escapes for record in records], sizes=positions
-    )
+    keys = last - unsmall(relative, relative_escapes, columns=positions)
     if keys.max() > MINUS_INFINITY:  # a difference below zero has wrapped
         raise ValueError("a level of log-probability outside its range")
     keys <<= np.uint32(ID_BITS)
     keys |= book.ids(places, chosen=chosen).view(np.uint32)
-    # A record's columns are sorted by their group.
-    columns_of = [np.argsort(group[at], kind="stable") + at.start for at in spans(positions)]
-    ordered = np.empty(keys.T.shape, np.uint32)
-    ordered[np.concatenate(columns_of)] = keys.T
+    ordered = np.empty((sum(positions), k), np.uint32)
+    for span, cell in zip(spans(positions), cells(positions), strict=True):
+        # A record's columns are sorted by their group.
+        ordered[np.argsort(group[cell], kind="stable") + span.start] = keys[:, cell].T
     ordered.sort(axis=1)
     ids = (ordered & np.uint32((1 << ID_BITS) - 1)).view(np.int32)
-    return ids, (ordered >> np.uint32(ID_BITS)).astype(np.uint16)
+    ordered >>= np.uint32(ID_BITS)
+    return ids, ordered
 
 
-class _Record(NamedTuple):
-    """The sections of a record without their entropy coding; columns are sorted by group."""
-
-    codes: UInt8[np.ndarray, "k+3 n"]
-    """Orders, groups, levels of the last rank, relative levels."""
-    last_escapes: bytes
-    relative_escapes: bytes
-    symbols: UInt8[np.ndarray, " kn"]
-    raw: bytes
-
-
-def _expand(payload: bytes, *, n: int, k: int) -> _Record:
+def _expand(
+    payload: bytes, *, codes: UInt8[np.ndarray, "above n"], symbols: UInt8[np.ndarray, "k n"]
+) -> tuple[bytes, bytes, bytes]:
+    """Fill in what a record has of orders, groups, levels of the last rank, and relative levels,
+    and its symbols; columns are sorted by group. Escapes of the last levels and of the relative
+    ones, and the raw bits."""
+    k, n = symbols.shape
     groups = payload[0] if payload else 0
     if not 1 <= groups <= _MOST_GROUPS:
         raise ValueError(f"{groups} groups of positions; 1 to {_MOST_GROUPS} can be")
-    heights = [rows.stop - rows.start for rows in columns(k, _LEVEL_COLUMNS)]
-    of_symbols = [rows.stop - rows.start for rows in columns(k, _SYMBOL_COLUMNS)]
+    heights, of_symbols = _heights(k, _LEVEL_COLUMNS), _heights(k, _SYMBOL_COLUMNS)
     chosen, group, last, last_escapes, relative_escapes, raw, *frames = split(
-        payload[1:], count=6 + len(heights) + groups * len(of_symbols)
+        payload, start=1, count=6 + len(heights) + groups * len(of_symbols)
     )
-    levels, symbols = frames[: len(heights)], frames[len(heights) :]
-    codes = expand(
-        [chosen, group, last, *levels], sizes=[n, n, n, *(height * n for height in heights)]
-    ).reshape(-1, n)
-    sizes = np.bincount(codes[1], minlength=groups).tolist()
-    if len(sizes) > groups:
+    levels, of_groups = frames[: len(heights)], frames[len(heights) :]
+    sizes = [n, n, n, *(height * n for height in heights)]
+    lay(codes, expand([chosen, group, last, *levels], sizes=sizes), [n])
+    of_group = np.bincount(codes[1], minlength=groups).tolist()
+    if len(of_group) > groups:
         raise ValueError(_OUTSIDE)
-    cells = expand(symbols, sizes=[height * size for size in sizes for height in of_symbols])
-    whole = beside(cells, rows=k, columns=sizes)
-    return _Record(codes, last_escapes, relative_escapes, whole.reshape(-1), raw)
+    sizes = [height * size for size in of_group for height in of_symbols]
+    lay(symbols, expand(of_groups, sizes=sizes), of_group)
+    return last_escapes, relative_escapes, raw
+
+
+def _heights(k: int, most: int) -> list[int]:
+    return [rows.stop - rows.start for rows in columns(k, most)]
 
 
 def _cells(k: int, sizes: Integer[np.ndarray, " groups"]) -> list[tuple[slice, slice]]:

@@ -16,11 +16,15 @@ from schemas.codecs import numbers
 from schemas.codecs.block import Tables
 from schemas.codecs.fast import permutation
 from schemas.codecs.streams import (
-    beside,
+    by_position,
+    cells,
     columns,
     expand,
+    grid,
     id_planes,
     join,
+    lay,
+    packed,
     small,
     split,
     squeeze,
@@ -57,15 +61,14 @@ def decode_exact(payloads: Sequence[bytes], *, positions: Sequence[int], vocabul
     """What `encode_exact` was given, records one after another."""
     m, betas = _read_header(payloads)
     width = id_planes(vocabulary)
-    planes = [
-        expand(split(payload[_HEADER.size :], count=width + 4), sizes=(width + 4) * [m * n])
-        for payload, n in zip(payloads, positions, strict=True)
-    ]
-    of_all = beside(np.concatenate(planes), rows=(width + 4) * m, columns=positions)
-    by_position = of_all.reshape(width + 4, m, -1).transpose(2, 1, 0)
-    ids = np.zeros((*by_position.shape[:2], 4), np.uint8)
-    ids[..., :width] = by_position[..., :width]
-    values = np.ascontiguousarray(by_position[..., width:])
+    planes = grid((width + 4) * m, positions)
+    for cell, payload, n in zip(cells(positions), payloads, positions, strict=True):
+        sections = split(payload, start=_HEADER.size, count=width + 4)
+        lay(planes[:, cell], expand(sections, sizes=(width + 4) * [m * n]), [n])
+    of_number = by_position(planes, positions).reshape(-1, width + 4, m).transpose(0, 2, 1)
+    ids = np.zeros((*of_number.shape[:2], 4), np.uint8)
+    ids[..., :width] = of_number[..., :width]
+    values = np.ascontiguousarray(of_number[..., width:])
     return _checked(ids.view("<i4")[..., 0], values.view("<f4")[..., 0], betas, vocabulary)
 
 
@@ -117,33 +120,30 @@ def decode_quantised(
     """The same draws in the order of their ids' ranks, records one after another; log-probs not
     normalised."""
     m, betas = _read_header(payloads)
-    raw, escapes, codes, symbols = [], [], [], []
-    for payload, n in zip(payloads, positions, strict=True):
+    codes, symbols = (grid(m, positions) for _ in range(2))
+    raw, escapes = [], []
+    for cell, payload, n in zip(cells(positions), payloads, positions, strict=True):
         levels = _frames((m, n), most=_LOGPROB_FRAMES)
         ranks = _frames((m, n), most=_RANK_FRAMES)
         own_raw, own_escapes, *frames = split(
-            payload[_HEADER.size :], count=2 + len(levels) + len(ranks)
+            payload, start=_HEADER.size, count=2 + len(levels) + len(ranks)
         )
-        sizes = [(rows.stop - rows.start) * n for rows in (*levels, *ranks)]
         raw.append(own_raw)
         escapes.append(own_escapes)
-        own_codes, own_symbols = np.split(expand(frames, sizes=sizes), 2)
-        codes.append(own_codes)
-        symbols.append(own_symbols)
-    codes = beside(np.concatenate(codes), rows=m, columns=positions)
-    symbols = np.concatenate(symbols)
-    ranks = summed(numbers.decode(symbols, raw, rows=m, columns=positions))
-    if ranks.size and (ranks.min() < 0 or ranks.max() >= vocabulary):
+        sizes = [(rows.stop - rows.start) * n for rows in (*levels, *ranks)]
+        flat = expand(frames, sizes=sizes)
+        lay(codes[:, cell], flat[: m * n], [n])
+        lay(symbols[:, cell], flat[m * n :], [n])
+    ranks = summed(numbers.decode(symbols, raw))
+    if ranks.view(np.uint32).max() >= vocabulary:  # so is a sum that has left int32
         raise ValueError("the rank of a draw outside the vocabulary")
     order, _ = permutation(tables, vocabulary=vocabulary, name="draw-order")
-    levels = unsmall(codes, escapes, sizes=positions)
+    levels = packed(unsmall(codes, escapes, columns=positions), positions)
     logprobs = _base(last)[:, 0] - levels * np.float32(1 / _PER_NAT)
     if levels.dtype != np.uint8:  # no escape, no absent draw
         logprobs[levels == _ABSENT] = -np.inf
-    ids = order.take(ranks, mode="clip")
-    return _checked(
-        np.ascontiguousarray(ids.T), np.ascontiguousarray(logprobs.T), betas, vocabulary
-    )
+    ids = order.take(packed(ranks, positions), mode="clip")
+    return Draws(ids.T, logprobs.T, betas)
 
 
 def _frames(shape: tuple[int, ...], *, most: int) -> list[slice]:

@@ -8,10 +8,13 @@ from jaxtyping import Integer
 from schemas.codecs.block import Tables
 from schemas.codecs.levels import LEVEL_BITS, MINUS_INFINITY
 from schemas.codecs.streams import (
-    beside,
+    by_position,
+    cells,
     expand,
+    grid,
     id_planes,
     join,
+    lay,
     small,
     split,
     squeeze,
@@ -86,13 +89,12 @@ def decode(
     by id."""
     head, planes = min(k, _FIRST_RANKS), id_planes(vocabulary)
     heights = [head, k - head, *planes * [k]]
-    escapes, sections = [], []
-    for payload, n in zip(payloads, positions, strict=True):
+    codes, escapes = grid(sum(heights), positions), []
+    for cell, payload, n in zip(cells(positions), payloads, positions, strict=True):
         own_escapes, *frames = split(payload, count=3 + planes)
         escapes.append(own_escapes)
-        sections.append(expand(frames, sizes=[height * n for height in heights]))
-    codes = beside(np.concatenate(sections), rows=sum(heights), columns=positions)
-    levels = unsmall(codes[:k], escapes, sizes=positions).astype(np.uint16)
+        lay(codes[:, cell], expand(frames, sizes=[height * n for height in heights]), [n])
+    levels = unsmall(codes[:k], escapes, columns=positions).astype(np.uint16)
     if summed(levels).max() > MINUS_INFINITY:
         raise ValueError("a level of log-probability outside its range")
     ranks = codes[k : 2 * k].astype(np.uint16 if planes < 3 else np.uint32)
@@ -101,5 +103,5 @@ def decode(
     if ranks.max() >= vocabulary:
         raise ValueError(f"rank {ranks.max()} in a vocabulary of {vocabulary}")
     order, _ = permutation(tables, vocabulary=vocabulary)
-    ids = order.take(ranks, mode="clip")
-    return np.ascontiguousarray(ids.T), np.ascontiguousarray(levels.T)
+    ids = order.take(by_position(ranks, positions), mode="clip")
+    return ids, by_position(levels, positions)

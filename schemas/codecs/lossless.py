@@ -4,7 +4,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from schemas.codecs.streams import beside, expand, id_planes, join, split, squeeze
+from schemas.codecs.streams import (
+    by_position,
+    cells,
+    expand,
+    grid,
+    id_planes,
+    join,
+    lay,
+    split,
+    squeeze,
+)
 
 
 def encode(ids: np.ndarray, logprobs: np.ndarray, *, vocabulary: int) -> bytes:
@@ -21,15 +31,14 @@ def decode(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids int32 and log-probs float32, [n, k], bit by bit as encoded; records one after another."""
     width = id_planes(vocabulary)
-    planes = [
-        expand(split(payload, count=width + 4), sizes=(width + 4) * [k * n])
-        for payload, n in zip(payloads, positions, strict=True)
-    ]
-    of_all = beside(np.concatenate(planes), rows=(width + 4) * k, columns=positions)
-    by_position = of_all.reshape(width + 4, k, -1).transpose(2, 1, 0)
-    ids = np.zeros((*by_position.shape[:2], 4), np.uint8)
-    ids[..., :width] = by_position[..., :width]
-    values = np.ascontiguousarray(by_position[..., width:]).view("<f4")[..., 0]
+    planes = grid((width + 4) * k, positions)
+    for cell, payload, n in zip(cells(positions), payloads, positions, strict=True):
+        sections = split(payload, count=width + 4)
+        lay(planes[:, cell], expand(sections, sizes=(width + 4) * [k * n]), [n])
+    of_number = by_position(planes, positions).reshape(-1, width + 4, k).transpose(0, 2, 1)
+    ids = np.zeros((*of_number.shape[:2], 4), np.uint8)
+    ids[..., :width] = of_number[..., :width]
+    values = np.ascontiguousarray(of_number[..., width:]).view("<f4")[..., 0]
     ids = ids.view("<i4")[..., 0]
     if ids.size and ids.max() >= vocabulary:
         raise ValueError(f"id {ids.max()} in a vocabulary of {vocabulary}")

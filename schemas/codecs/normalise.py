@@ -22,4 +22,5 @@ def normalised(
     total = np.einsum("nk->n", np.exp(logprobs)) + np.exp(tail_logmass[:, -1])
     shift = np.log(np.where(total > 0, total, 1))[:, None]
     shift = shift.astype(np.float32)
-    return logprobs - shift, tail_logmass - shift * _BETAS, shift
+    # [7, n] as long as that is how the tail comes: rows of seven take several times as long.
+    return logprobs - shift, tail_logmass - (_BETAS[:, None] * shift.T).T, shift

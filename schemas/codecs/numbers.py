@@ -7,10 +7,9 @@ close to uniform and is stored as it is.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Int32, Integer, UInt8
 
 from schemas.codecs import bits
-from schemas.codecs.streams import beside
 
 _SYMBOLS = 4 * (bits.LARGEST_WIDTH + 2)
 
@@ -24,22 +23,19 @@ def encode(numbers: Integer[np.ndarray, "..."]) -> tuple[UInt8[np.ndarray, "..."
 
 
 def decode(
-    symbols: UInt8[np.ndarray, " n"], raw: Sequence[bytes], *, rows: int, columns: Sequence[int]
-) -> Integer[np.ndarray, "rows total"]:
-    """The numbers (int32) that `encode` was given, arrays of `rows` rows side by side.
+    symbols: UInt8[np.ndarray, "rows all"], raw: Sequence[bytes]
+) -> Int32[np.ndarray, "rows all"]:
+    """The numbers that `encode` was given for each record of a grid; `raw[i]`: bits of record i.
 
-    Of array i, which has `columns[i]` columns, `symbols` holds one after the other and `raw[i]`
-    the bits. ValueError for symbols that `encode` never makes.
+    ValueError for symbols that `encode` never makes.
     """
     if symbols.size and symbols.max() >= _SYMBOLS:
         raise ValueError(f"symbol {symbols.max()} of a number; there are {_SYMBOLS}")
-    widths = _widths(symbols)
-    numbers = np.minimum(symbols, symbols & 3 | 4).astype(np.uint32)  # the leading bits
-    numbers <<= widths.astype(np.uint32)
-    numbers |= bits.unpack(raw, widths=widths, sizes=[rows * count for count in columns])
-    return beside(numbers.view(np.int32), rows=rows, columns=columns)
+    leading = np.minimum(symbols, symbols & 3 | 4)
+    return bits.unpack(raw, widths=_widths(symbols), above=leading).view(np.int32)
 
 
 def _widths(symbols: UInt8[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     """Raw bits below a symbol's leading ones."""
-    return np.maximum(symbols >> 2, 1) - 1
+    fours = symbols >> 2
+    return fours - (fours > 0)

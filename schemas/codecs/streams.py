@@ -1,11 +1,13 @@
 """Byte streams: sections inside a payload, and zstd frames without their redundant headers."""
 
+import struct
 import threading
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 import zstandard
-from jaxtyping import UInt8
+from jaxtyping import Integer, Shaped, UInt8
 
 # Matches in these streams are accidents that cost more than they save; what pays is zstd's
 # entropy stage. The smallest hash and the longest minimal match keep the match finder out.
@@ -20,64 +22,99 @@ _ENTROPY_ONLY = zstandard.ZstdCompressionParameters(
     format=zstandard.FORMAT_ZSTD1_MAGICLESS,
     write_content_size=0,
 )
-# Every frame starts with the same two bytes: no content size, no checksum, a window of 1 MiB
-# (any that is not smaller than the encoder's). They are not stored, and since they are ours,
-# an altered payload cannot claim a size of its own.
-_HEADER = bytes((0x00, (20 - 10) << 3))
-_local = threading.local()
+# Every frame is written with the same two bytes before it: no content size, no checksum, a window.
+# They are not stored. What is read gets a header with the size that is expected, which spares a
+# window: since it is ours, an altered payload cannot claim a size of its own.
+_HEADER_BYTES = 2
+_SIZED = struct.Struct("<BI")
+_SIZE_FOLLOWS = 0xA0
+"""Of a frame's descriptor: one segment, a content size of four bytes."""
 
 
-def _compressor() -> zstandard.ZstdCompressor:
-    if not hasattr(_local, "compressor"):
-        _local.compressor = zstandard.ZstdCompressor(compression_params=_ENTROPY_ONLY)
-    return _local.compressor
+class _Zstd(threading.local):
+    """Of each thread its own."""
+
+    def __init__(self):
+        self.compressor = zstandard.ZstdCompressor(compression_params=_ENTROPY_ONLY)
+        self.decompressor = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
 
 
-def _decompressor() -> zstandard.ZstdDecompressor:
-    if not hasattr(_local, "decompressor"):
-        _local.decompressor = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
-    return _local.decompressor
+_zstd = _Zstd()
 
 
 def squeeze(values: np.ndarray) -> bytes:
     """The bytes of an array, entropy-coded; as they are where that would not be smaller."""
     raw = values.tobytes()
-    frame = _compressor().compress(raw)[len(_HEADER) :]
+    frame = _zstd.compressor.compress(raw)[_HEADER_BYTES:]
     return frame if len(frame) < len(raw) else raw
 
 
 def expand(sections: Sequence[bytes], *, sizes: Sequence[int]) -> UInt8[np.ndarray, " total"]:
     """The bytes that `squeeze` was given for each section, `sizes` of them, one after another."""
-    inflated = [_inflated(s, size=size) for s, size in zip(sections, sizes, strict=True)]
-    return np.frombuffer(b"".join(inflated), np.uint8)
-
-
-def _inflated(section: bytes, *, size: int) -> bytes:
-    if len(section) == size:
-        return section
+    decompress = _zstd.decompressor.decompress
     try:
-        raw = _decompressor().decompress(
-            _HEADER + section, max_output_size=size, allow_extra_data=False
-        )
+        inflated = [
+            section
+            if len(section) == size
+            # No limit of its own, one frame, nothing behind it. A size of 0 would not be looked at.
+            else decompress(_SIZED.pack(_SIZE_FOLLOWS, size or 1) + section, 0, False, False)
+            for section, size in zip(sections, sizes, strict=True)
+        ]
     except zstandard.ZstdError as error:
-        raise ValueError(f"damaged stream of {len(section)} bytes: {error}") from None
-    if len(raw) != size:
-        raise ValueError(f"stream of {len(raw)} bytes where {size} are expected")
-    return raw
+        raise ValueError(f"damaged stream, of {list(map(len, sections))} bytes: {error}") from None
+    whole = np.frombuffer(b"".join(inflated), np.uint8)
+    if len(whole) != sum(sizes):
+        raise ValueError(f"streams of {len(whole)} bytes where {sum(sizes)} are expected")
+    return whole
 
 
 def spans(sizes: Sequence[int]) -> list[slice]:
-    """Where the columns of each record lie among those of all."""
-    ends = np.cumsum(sizes).tolist()
-    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    """Where each record lies among all, one after another."""
+    return [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
-def beside(flat: np.ndarray, *, rows: int, columns: Sequence[int]) -> np.ndarray:
-    """[rows, total]: side by side the arrays [rows, columns[i]] that `flat` holds in turn."""
-    out = np.empty((rows, sum(columns)), flat.dtype)
-    for span in spans(columns):
-        out[:, span] = flat[rows * span.start : rows * span.stop].reshape(rows, -1)
+def _width(columns: Sequence[int]) -> int:
+    """Columns of a grid for each record: eights, so that eight can be computed with at once, and an
+    odd number of them, since rows a power of two apart would share lines of the cache."""
+    return 8 * (-(-max(columns) // 8) | 1)
+
+
+def grid(rows: int, columns: Sequence[int]) -> UInt8[np.ndarray, "rows all"]:
+    """Zeros with room for an array [rows, columns[i]] of each record, side by side."""
+    return np.zeros((rows, len(columns) * _width(columns)), np.uint8)
+
+
+def cells(columns: Sequence[int]) -> list[slice]:
+    """Where in a grid the columns of each record are; between them it stays 0."""
+    width = _width(columns)
+    return [slice(i * width, i * width + count) for i, count in enumerate(columns)]
+
+
+def lay(
+    out: UInt8[np.ndarray, "rows total"], flat: UInt8[np.ndarray, " n"], columns: Sequence[int]
+) -> None:
+    """Side by side in `out` the arrays [rows, columns[i]] that `flat` holds in turn."""
+    rows, at = len(out), 0
+    for count in columns:
+        out[:, at : at + count] = flat[rows * at : rows * (at + count)].reshape(rows, count)
+        at += count
+
+
+def by_position(
+    values: Shaped[np.ndarray, "rows all"], columns: Sequence[int]
+) -> Shaped[np.ndarray, "total rows"]:
+    """The columns of a grid, without what is between records, in rows."""
+    out = np.empty((sum(columns), len(values)), values.dtype)
+    for span, cell in zip(spans(columns), cells(columns), strict=True):
+        out[span] = values[:, cell].T
     return out
+
+
+def packed(
+    values: Shaped[np.ndarray, "rows all"], columns: Sequence[int]
+) -> Shaped[np.ndarray, "rows total"]:
+    """The columns of a grid, without what is between records."""
+    return np.concatenate([values[:, cell] for cell in cells(columns)], axis=1)
 
 
 def id_planes(vocabulary: int) -> int:
@@ -97,21 +134,16 @@ def join(sections: list[bytes]) -> bytes:
     return lengths + b"".join(sections)
 
 
-def split(payload: bytes, *, count: int) -> list[bytes]:
-    """The `count` sections of a payload; raises unless they fill it exactly."""
-    lengths, at = [], 0
+def split(payload: bytes, *, count: int, start: int = 0) -> list[bytes]:
+    """The `count` sections that begin at `start`; raises unless they fill the payload exactly."""
+    lengths, at = [], start
     for _ in range(count):
         length, at = _read_varint(payload, at)
         lengths.append(length)
-    if at + sum(lengths) != len(payload):
-        raise ValueError(
-            f"payload of {len(payload)} bytes where its sections need {at + sum(lengths)}"
-        )
-    sections = []
-    for length in lengths:
-        sections.append(payload[at : at + length])
-        at += length
-    return sections
+    ends = list(accumulate(lengths, initial=at))
+    if ends[-1] != len(payload):
+        raise ValueError(f"payload of {len(payload)} bytes where its sections need {ends[-1]}")
+    return [payload[a:b] for a, b in pairwise(ends)]
 
 
 def _varint(value: int) -> bytes:
@@ -144,24 +176,27 @@ def small(values: np.ndarray, *, dtype: str = "<u2") -> tuple[np.ndarray, bytes]
 
 
 def unsmall(
-    codes: np.ndarray, escapes: Sequence[bytes], *, sizes: Sequence[int], dtype: str = "<u2"
-) -> np.ndarray:
-    """The integers that `small` was given, for records side by side in `codes` [..., n].
+    codes: UInt8[np.ndarray, "rows all"],
+    escapes: Sequence[bytes],
+    *,
+    columns: Sequence[int],
+    dtype: str = "<u2",
+) -> Integer[np.ndarray, "rows all"]:
+    """The integers that `small` was given for the records of a grid; `escapes[i]` of record i.
 
-    Record i is `sizes[i]` columns and `escapes[i]`. uint32; still bytes if there was none above
-    254.
+    uint32; still bytes if there was none above 254.
     """
     escaped = codes == 255
     if not any(escapes) and not escaped.any():
         return codes
     values = codes.astype(np.uint32)
-    for section, span in zip(escapes, spans(sizes), strict=True):
-        there = escaped[..., span]
+    for section, cell in zip(escapes, cells(columns), strict=True):
+        there = escaped[:, cell]
         count = np.count_nonzero(there)
         if count * np.dtype(dtype).itemsize != len(section):
             raise ValueError(f"{count} escaped values but {len(section)} bytes of them")
         if count:
-            values[..., span][there] = np.frombuffer(section, dtype)
+            values[:, cell][there] = np.frombuffer(section, dtype)
     return values
 
 

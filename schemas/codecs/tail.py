@@ -12,7 +12,19 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from schemas.codecs.block import Tables
-from schemas.codecs.streams import beside, expand, join, small, split, squeeze, unsmall
+from schemas.codecs.streams import (
+    by_position,
+    cells,
+    expand,
+    grid,
+    join,
+    lay,
+    packed,
+    small,
+    split,
+    squeeze,
+    unsmall,
+)
 from schemas.targets import BETAS, EIGHTHS, tail_size_logmass
 
 EXACT = 1
@@ -47,10 +59,11 @@ def decode_exact(
 ) -> Float[np.ndarray, "n nodes"]:
     """What `encode_exact` was given, records one after another."""
     bytes_each = 4 * (len(_NODES_OF[codec]) - 1)
-    flat = expand(payloads, sizes=[bytes_each * n for n in positions])
-    planes = beside(flat, rows=bytes_each, columns=positions)
-    nodes = np.ascontiguousarray(planes.T).view("<f4")
-    return _with_count(nodes, vocabulary=vocabulary, k=k)
+    planes = grid(bytes_each, positions)
+    for cell, payload, n in zip(cells(positions), payloads, positions, strict=True):
+        lay(planes[:, cell], expand([payload], sizes=[bytes_each * n]), [n])
+    nodes = by_position(planes, positions).view("<f4")
+    return _with_count(nodes.T, vocabulary=vocabulary, k=k)
 
 
 def fit(
@@ -107,33 +120,34 @@ def decode_quantised(
         if any(payloads):
             raise ValueError(f"{max(map(len, payloads))} bytes for an empty tail")
         return np.full((len(last), len(BETAS)), -np.inf, np.float32)
-    escapes, frames, sizes = [], [], []
-    for payload, n in zip(payloads, positions, strict=True):
-        own_escapes, *own_frames = split(payload, count=1 + _NODES)
+    codes, escapes = grid(_NODES, positions), []
+    for cell, payload, n in zip(cells(positions), payloads, positions, strict=True):
+        own_escapes, *frames = split(payload, count=1 + _NODES)
         escapes.append(own_escapes)
-        frames += own_frames
-        sizes += _NODES * [n]
-    codes = beside(expand(frames, sizes=sizes), rows=_NODES, columns=positions)
-    folded = unsmall(codes, escapes, sizes=positions, dtype="<u4").astype(np.int64)
-    residual = folded >> 1 ^ -(folded & 1)
+        lay(codes[:, cell], expand(frames, sizes=_NODES * [n]), [n])
+    folded = packed(unsmall(codes, escapes, columns=positions, dtype="<u4"), positions)
+    folded = folded.astype(np.int16 if folded.dtype == np.uint8 else np.int64)
     known = _known(last, vocabulary=vocabulary, k=k)
-    for node, coefficients in enumerate(_coefficients(tables)):
-        known[_GIVEN + node] = residual[node] + _predict(known, coefficients)
     levels = known[_GIVEN:]
-    if levels.max() > _LARGEST or levels.min() < _MINUS_INFINITY:
+    levels[...] = folded >> 1 ^ -(folded & 1)
+    for level, coefficients in zip(levels, _coefficients(tables), strict=True):
+        level += _predict(known, coefficients)
+    least = levels.min()
+    if levels.max() > _LARGEST or least < _MINUS_INFINITY:
         raise ValueError("tail log-mass outside its range")
-    nodes = (levels / PER_NAT).astype(np.float32)
-    if levels.min() == _MINUS_INFINITY:
+    nodes = levels.astype(np.float32)
+    nodes *= np.float32(1 / PER_NAT)
+    if least == _MINUS_INFINITY:
         nodes[levels == _MINUS_INFINITY] = -np.inf
-    return _with_count(nodes.T, vocabulary=vocabulary, k=k)
+    return _with_count(nodes, vocabulary=vocabulary, k=k)
 
 
-def _with_count(nodes: Float[np.ndarray, "n nodes"], *, vocabulary: int, k: int) -> np.ndarray:
-    """With A(0) before them: float32 [n, nodes + 1]."""
-    values = np.empty((len(nodes), nodes.shape[1] + 1), np.float32)
-    values[:, 0] = tail_size_logmass(vocabulary=vocabulary, k=k)
-    values[:, 1:] = nodes
-    return values
+def _with_count(nodes: Float[np.ndarray, "nodes n"], *, vocabulary: int, k: int) -> np.ndarray:
+    """With A(0) before them: float32 [n, nodes + 1], node by node in memory."""
+    values = np.empty((len(nodes) + 1, nodes.shape[1]), np.float32)
+    values[0] = tail_size_logmass(vocabulary=vocabulary, k=k)
+    values[1:] = nodes
+    return values.T
 
 
 def _known(last: Integer[np.ndarray, " n"], *, vocabulary: int, k: int) -> Float[np.ndarray, "9 n"]:

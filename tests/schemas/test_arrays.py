@@ -58,7 +58,7 @@ def test_rows_can_be_read_into_slots_of_an_array_that_is_there(tmp_path):
     spec = spec_of()
     rows = some_rows(spec, 4)
     out = np.zeros((6, *spec.row), spec.numpy_dtype)
-    reader(tmp_path, spec, write(tmp_path, spec, rows)).read_into(out, [5, 2], [1, 3])
+    reader(tmp_path, spec, write(tmp_path, spec, rows)).start(out, [5, 2], [1, 3])()
     assert same_bits(out[[5, 2]], rows[[1, 3]])
     assert not out[[0, 1, 3, 4]].view(np.uint16).any()
 

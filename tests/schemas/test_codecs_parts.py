@@ -10,7 +10,7 @@ from schemas.codecs.block import Tables
 from schemas.codecs.codebook import codebook
 from schemas.codecs.levels import MINUS_INFINITY, STEPS, quantiser
 from schemas.codecs.normalise import normalised
-from schemas.codecs.streams import expand, join, small, split, squeeze, unsmall
+from schemas.codecs.streams import cells, expand, grid, join, small, split, squeeze, unsmall
 
 pairs = st.lists(st.tuples(st.integers(0, 24), st.integers(0, 2**24 - 1)), max_size=200)
 
@@ -21,7 +21,30 @@ def test_bits_of_any_width_come_back(pairs):
     values = np.array([value & (1 << width) - 1 for width, value in pairs], np.int32)
     packed = bits.pack(values, widths=widths)
     assert len(packed) == (int(widths.sum()) + 7) // 8
-    np.testing.assert_array_equal(bits.unpack([packed], widths=widths, sizes=[len(widths)]), values)
+    np.testing.assert_array_equal(unpacked([packed], [widths])[0], values[None])
+
+
+@given(st.lists(pairs, min_size=1, max_size=4), st.sampled_from([1, 3]))
+def test_bits_of_many_records_come_back_below_those_above_them(records, rows):
+    """Each record is an array of `rows` rows, and what is packed are its numbers row by row."""
+    records = [(record * rows)[: len(record) // rows * rows] for record in records]
+    widths = [np.array([width for width, _ in r], np.uint8).reshape(rows, -1) for r in records]
+    values = [np.array([v & (1 << w) - 1 for w, v in r], np.int64) for r in records]
+    packed = [bits.pack(v, widths=w.reshape(-1)) for v, w in zip(values, widths, strict=True)]
+    for found, width, value in zip(unpacked(packed, widths, above=5), widths, values, strict=True):
+        expected = value.reshape(rows, -1) | np.int64(5) << width.astype(np.int64)
+        np.testing.assert_array_equal(found, expected)
+
+
+def unpacked(packed: list[bytes], widths: list[np.ndarray], *, above: int = 0) -> list[np.ndarray]:
+    """Through a grid, whose zeros between records take no bits."""
+    widths = [np.atleast_2d(width) for width in widths]
+    columns = [width.shape[1] for width in widths]
+    of_all = grid(len(widths[0]), columns)
+    for cell, width in zip(cells(columns), widths, strict=True):
+        of_all[:, cell] = width
+    found = bits.unpack(packed, widths=of_all, above=np.full_like(of_all, above))
+    return [found[:, cell] for cell in cells(columns)]
 
 
 def test_bits_are_stored_least_significant_first():
@@ -46,7 +69,7 @@ def test_missing_or_surplus_bits_are_an_error():
     widths = np.array([8, 8], np.uint8)
     for length in (0, 1, 3):
         with pytest.raises(ValueError, match="2 are expected"):
-            bits.unpack([bytes(length)], widths=widths, sizes=[2])
+            unpacked([bytes(length)], [widths])
 
 
 def test_levels_cost_the_same_until_the_largest_step():
@@ -85,6 +108,18 @@ def test_streams_come_back_and_never_grow(data, repeat):
     np.testing.assert_array_equal(expand([section], sizes=[len(values)]), values)
 
 
+def test_a_stream_of_another_length_than_is_expected_is_an_error():
+    values = np.arange(2000) % 7
+    section = squeeze(values.astype(np.uint8))
+    assert len(section) < 1000
+    for size in (0, 1, 1999, 2001):
+        with pytest.raises(ValueError, match=r"damaged|are expected"):
+            expand([section], sizes=[size])
+    for damaged in (section[:-1], section + b"\0", section + section, b""):
+        with pytest.raises(ValueError, match="damaged"):
+            expand([damaged], sizes=[2000])
+
+
 def test_sections_must_fill_the_payload():
     sections = [b"", b"a" * 200, b"xyz"]
     payload = join(sections)
@@ -99,9 +134,10 @@ def test_escaped_bytes_come_back(values):
     values = np.array(values, np.uint32)
     codes, escapes = small(values)
     assert len(escapes) == 2 * (values >= 255).sum()
-    np.testing.assert_array_equal(unsmall(codes, [escapes], sizes=[len(values)]), values)
+    codes, columns = codes[None], [len(values)]
+    np.testing.assert_array_equal(unsmall(codes, [escapes], columns=columns), values[None])
     with pytest.raises(ValueError, match="escaped"):
-        unsmall(codes, [escapes + b"\0\0"], sizes=[len(values)])
+        unsmall(codes, [escapes + b"\0\0"], columns=columns)
 
 
 def hand_made() -> Tables:
