@@ -94,7 +94,10 @@ def codebook(tables: Tables, *, vocabulary: int) -> Codebook:
             rank=rank,
             inverse=inverse,
             cost=_costs(inverse, depth=depth),
-            flat=np.concatenate([order, order[orders.reshape(-1)]]),
+            # As few bytes as hold an id: they are looked up all over, and so stay in the cache.
+            flat=np.concatenate([order, order[orders.reshape(-1)]]).astype(
+                np.min_scalar_type(vocabulary - 1)
+            ),
         )
 
     return tables.derived(f"codebook {vocabulary}", build)

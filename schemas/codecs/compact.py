@@ -23,6 +23,7 @@ from schemas.codecs.streams import (
     columns,
     expand,
     grid,
+    heights,
     join,
     lay,
     small,
@@ -132,7 +133,7 @@ def decode(
     if keys.max() > MINUS_INFINITY:  # a difference below zero has wrapped
         raise ValueError("a level of log-probability outside its range")
     keys <<= np.uint32(ID_BITS)
-    keys |= book.ids(places, chosen=chosen).view(np.uint32)
+    keys |= book.ids(places, chosen=chosen)
     ordered = np.empty((sum(positions), k), np.uint32)
     for span, cell in zip(spans(positions), cells(positions), strict=True):
         # A record's columns are sorted by their group.
@@ -153,12 +154,12 @@ def _expand(
     groups = payload[0] if payload else 0
     if not 1 <= groups <= _MOST_GROUPS:
         raise ValueError(f"{groups} groups of positions; 1 to {_MOST_GROUPS} can be")
-    heights, of_symbols = _heights(k, _LEVEL_COLUMNS), _heights(k, _SYMBOL_COLUMNS)
+    of_levels, of_symbols = heights(k, _LEVEL_COLUMNS), heights(k, _SYMBOL_COLUMNS)
     chosen, group, last, last_escapes, relative_escapes, raw, *frames = split(
-        payload, start=1, count=6 + len(heights) + groups * len(of_symbols)
+        payload, start=1, count=6 + len(of_levels) + groups * len(of_symbols)
     )
-    levels, of_groups = frames[: len(heights)], frames[len(heights) :]
-    sizes = [n, n, n, *(height * n for height in heights)]
+    levels, of_groups = frames[: len(of_levels)], frames[len(of_levels) :]
+    sizes = [n, n, n, *(height * n for height in of_levels)]
     lay(codes, expand([chosen, group, last, *levels], sizes=sizes), [n])
     of_group = np.bincount(codes[1], minlength=groups).tolist()
     if len(of_group) > groups:
@@ -166,10 +167,6 @@ def _expand(
     sizes = [height * size for size in of_group for height in of_symbols]
     lay(symbols, expand(of_groups, sizes=sizes), of_group)
     return last_escapes, relative_escapes, raw
-
-
-def _heights(k: int, most: int) -> list[int]:
-    return [rows.stop - rows.start for rows in columns(k, most)]
 
 
 def _cells(k: int, sizes: Integer[np.ndarray, " groups"]) -> list[tuple[slice, slice]]:

@@ -21,6 +21,7 @@ from schemas.codecs.streams import (
     columns,
     expand,
     grid,
+    heights,
     id_planes,
     join,
     lay,
@@ -99,12 +100,13 @@ def encode_quantised(
     ranks[1:] -= ranks[:-1].copy()
     symbols, raw = numbers.encode(ranks)
     codes, escapes = small(np.ascontiguousarray(keys.T & np.uint64(_ABSENT)).astype(np.uint32))
+    m, n = codes.shape
     return _header(draws) + join(
         [
             raw,
             escapes,
-            *(squeeze(codes[rows]) for rows in _frames(codes.shape, most=_LOGPROB_FRAMES)),
-            *(squeeze(symbols[rows]) for rows in _frames(codes.shape, most=_RANK_FRAMES)),
+            *(squeeze(codes[rows]) for rows in columns(m, _frames(m, n, most=_LOGPROB_FRAMES))),
+            *(squeeze(symbols[rows]) for rows in columns(m, _frames(m, n, most=_RANK_FRAMES))),
         ]
     )
 
@@ -123,15 +125,14 @@ def decode_quantised(
     codes, symbols = (grid(m, positions) for _ in range(2))
     raw, escapes = [], []
     for cell, payload, n in zip(cells(positions), payloads, positions, strict=True):
-        levels = _frames((m, n), most=_LOGPROB_FRAMES)
-        ranks = _frames((m, n), most=_RANK_FRAMES)
-        own_raw, own_escapes, *frames = split(
-            payload, start=_HEADER.size, count=2 + len(levels) + len(ranks)
-        )
+        of_frames = [
+            *heights(m, _frames(m, n, most=_LOGPROB_FRAMES)),
+            *heights(m, _frames(m, n, most=_RANK_FRAMES)),
+        ]
+        own_raw, own_escapes, *frames = split(payload, start=_HEADER.size, count=2 + len(of_frames))
         raw.append(own_raw)
         escapes.append(own_escapes)
-        sizes = [(rows.stop - rows.start) * n for rows in (*levels, *ranks)]
-        flat = expand(frames, sizes=sizes)
+        flat = expand(frames, sizes=[height * n for height in of_frames])
         lay(codes[:, cell], flat[: m * n], [n])
         lay(symbols[:, cell], flat[m * n :], [n])
     ranks = summed(numbers.decode(symbols, raw))
@@ -146,10 +147,9 @@ def decode_quantised(
     return Draws(ids.T, logprobs.T, betas)
 
 
-def _frames(shape: tuple[int, ...], *, most: int) -> list[slice]:
-    """Runs of rows of an array [m, n], each long enough to be a frame."""
-    m, n = shape
-    return columns(m, max(1, min(most, m * n // _ENTRIES_PER_FRAME)))
+def _frames(m: int, n: int, *, most: int) -> int:
+    """Into how many an array [m, n] is cut: each is long enough to be a frame."""
+    return max(1, min(most, m * n // _ENTRIES_PER_FRAME))
 
 
 def _base(last: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 1"]:

@@ -3,6 +3,7 @@
 import struct
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -122,10 +123,17 @@ def id_planes(vocabulary: int) -> int:
     return max(1, (int(vocabulary - 1).bit_length() + 7) // 8)
 
 
-def columns(k: int, most: int) -> list[slice]:
+@lru_cache
+def columns(k: int, most: int) -> tuple[slice, ...]:
     """`most` runs of k columns of about equal length, or as many as there are."""
     count = min(most, k)
-    return [slice(k * i // count, k * (i + 1) // count) for i in range(count)]
+    return tuple(slice(k * i // count, k * (i + 1) // count) for i in range(count))
+
+
+@lru_cache
+def heights(k: int, most: int) -> tuple[int, ...]:
+    """How many columns there are in each of `columns`."""
+    return tuple(run.stop - run.start for run in columns(k, most))
 
 
 def join(sections: list[bytes]) -> bytes:
