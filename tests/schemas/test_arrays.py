@@ -63,6 +63,22 @@ def test_rows_can_be_read_into_slots_of_an_array_that_is_there(tmp_path):
     assert not out[[0, 1, 3, 4]].view(np.uint16).any()
 
 
+def test_rows_beyond_what_may_be_read_at_once_are_read_when_others_are_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(array_io, "_READ_BYTES", 2 * 6 * 5 * 2)  # two rows
+    spec = spec_of()
+    rows = some_rows(spec, 8)
+    opened = reader(tmp_path, spec, write(tmp_path, spec, rows))
+    out = np.zeros((8, *spec.row), spec.numpy_dtype)
+    finish = opened.start(out, range(8), range(8))
+    time.sleep(0.2)
+    assert not out[2:].view(np.uint16).any()
+    finish()
+    assert same_bits(out, rows)
+    flip(tmp_path / "c.1.0.0", 10)
+    with pytest.raises(ValueError, match=r"hidden/12, unit 0, row 4"):
+        opened.read(range(8))
+
+
 def test_a_short_unit_leaves_holes_that_are_no_files(tmp_path):
     spec = spec_of()
     first, second = some_rows(spec, 5), some_rows(spec, 16, seed=1)

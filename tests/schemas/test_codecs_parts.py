@@ -115,6 +115,10 @@ def test_a_stream_of_another_length_than_is_expected_is_an_error():
     for size in (0, 1, 1999, 2001):
         with pytest.raises(ValueError, match=r"damaged|are expected"):
             expand([section], sizes=[size])
+    one_byte = bytes([1 << 3 | 1, 0, 0, 97])  # zstd's last block, raw
+    assert expand([one_byte], sizes=[1]).tolist() == [97]
+    with pytest.raises(ValueError, match="0 are expected"):
+        expand([one_byte], sizes=[0])
     for damaged in (section[:-1], section + b"\0", section + section, b""):
         with pytest.raises(ValueError, match="damaged"):
             expand([damaged], sizes=[2000])

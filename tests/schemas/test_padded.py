@@ -1,6 +1,7 @@
 """Targets as padded arrays: every number is put, whatever was there."""
 
 import numpy as np
+import pytest
 
 from schemas.draws import Draws
 from schemas.padded import allocate, put, put_nothing
@@ -36,6 +37,23 @@ def test_what_is_not_a_target_is_id_0_and_log_0():
     assert out["tail_ids"][0].tolist() == [[0, 0], [5, 5], [0, 0]]
     # r = exp(logp − A(1)) = exp(−2 − 0), so −log(m·r) = 2 − log 2.
     np.testing.assert_allclose(out["tail_logweights"][1, 2], 2 - np.log(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+def test_positions_are_put_at_their_places_in_long_runs_and_in_short_ones(share):
+    scored = np.random.default_rng(0).random(600) < share
+    n = int(scored.sum())
+    ids = np.arange(1, 2 * n + 1, dtype=np.int32).reshape(n, 2)
+    targets = Targets(ids, -ids.astype(np.float32), np.zeros((n, len(BETAS)), np.float32))
+    out = allocate(3, length=200, signal=LogitsSignal("s", "t", "compact", 2))
+    for array in out.values():
+        array[...] = 0
+    put(out, np.flatnonzero(scored), targets=targets, nodes=BETAS)
+    expected = np.zeros((600, 2), np.int32)
+    for at, its in zip(np.flatnonzero(scored), ids, strict=True):
+        expected[at] = its
+    np.testing.assert_array_equal(out["topk_ids"].reshape(600, 2), expected)
+    np.testing.assert_array_equal(out["topk_logprobs"], -out["topk_ids"])
 
 
 def test_a_part_with_fewer_ids_and_no_draws_is_padded():
