@@ -1,8 +1,12 @@
 """What one position means, by hand."""
 
+import dataclasses
+import struct
+
 import numpy as np
 import pytest
 
+from schemas.frames import Kind, unpack
 from schemas.rows import Segment, build_row, decode_row, encode_row, loss_mask, next_tokens
 
 
@@ -40,6 +44,17 @@ def test_a_record_gives_back_the_row_and_its_key():
     for name in ("tokens", "segment_ids", "positions", "loss_mask", "origins"):
         np.testing.assert_array_equal(getattr(read, name), getattr(row, name))
     assert read.origins.tolist() == [[4, 1 << 40, 99], [7, 0, 0]]
+
+
+def test_segments_longer_than_the_row_are_an_error():
+    record = encode_row(build_row([segment(1, 2), segment(3)], length=4))
+    frame = unpack(record, kind=Kind.ROW, where="here")
+    longer = [
+        b._replace(payload=struct.pack("<II", 2, 3)) if b.field == 2 else b for b in frame.blocks
+    ]
+    altered = dataclasses.replace(frame, blocks=tuple(longer)).pack()
+    with pytest.raises(ValueError, match="here: segments of 5 tokens in a row of 4"):
+        decode_row(altered, where="here")
 
 
 def test_an_empty_row_is_a_row():

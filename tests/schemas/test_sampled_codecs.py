@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from schemas.codecs import DRAWS, Block, Profile, Tables, decode, encode, fit
+from schemas.codecs.streams import join, split, squeeze
 from schemas.draws import logweights
 from schemas.targets import BETAS, Targets, joined
 from tests import sampling
@@ -111,6 +112,17 @@ def test_altered_draws_are_an_error_or_ids_of_the_vocabulary(profile):
         for ids in (result.ids, result.draws.ids):
             assert 0 <= ids.min() <= ids.max() < 700
             assert len(ids) == 40
+
+
+def test_ranks_beyond_the_vocabulary_are_an_error():
+    blocks, tables = encoded("compact")
+    payload = blocks[2].payload
+    _, escapes, levels, _ = split(payload, start=3, count=4)
+    # 12 distances of at least 64 each, symbol 24 with 5 raw bits, pass rank 700.
+    symbols = squeeze(np.full(12 * 40, 24, np.uint8))
+    far = payload[:3] + join([bytes(12 * 40 * 5 // 8), escapes, levels, symbols])
+    with pytest.raises(ValueError, match="the rank of a draw"):
+        decoded(replaced(blocks, DRAWS, far), tables)
 
 
 def encoded(profile: Profile) -> tuple[list[Block], Tables]:
