@@ -25,7 +25,7 @@ from schemas.files import write_bytes
 from schemas.shards import Shard, describe, require_shard
 
 _INDEX_CACHE_BYTES = 64 << 20
-_READ_BYTES = 256 << 20
+_READ_BYTES = 128 << 20
 """At most this much of one array is being read at once, before compression."""
 
 
