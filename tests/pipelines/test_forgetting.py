@@ -1,5 +1,6 @@
 """Documents forgotten by their place: never read again; then overwritten, killed anywhere."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -198,11 +199,23 @@ def test_gc_overwrites_it_and_nothing_else_changes(grown, cache):
     ids = tokenizer.encode_batch([text])[0].astype("<u2").tobytes()[:32]
     assert ids in raw
     assert ids not in _raw_tokens(found)
+    gone = ~expected["loss_mask"] & cache.read(range(len(cache)), ())["loss_mask"]
+    for name, array in _stored(found, ("hidden/1", "attention/1")).items():
+        assert not np.moveaxis(array, -2, 1)[gone].any(), name
     assert check_structure(cache.path, found.manifest).problems == []
     assert verify(cache.path, rows=8, teacher=None, memory=digest_memory()).status == 0
     once = hashes(cache.path)
     assert purge(cache.path) == 0
     assert hashes(cache.path) == once
+
+
+def _stored(cache: Cache, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Arrays as they are on disk: read without knowing what is forgotten."""
+    manifest = cache.manifest
+    parts = [dataclasses.replace(p, forgotten=(), forgotten_rows=()) for p in manifest.parts]
+    bare = Cache(cache.path, dataclasses.replace(manifest, parts=tuple(parts)))
+    read = bare.read(range(len(bare)), names, decode=False)
+    return {name: read[name] for name in names}
 
 
 def _raw_tokens(cache: Cache) -> bytes:
@@ -230,6 +243,8 @@ def test_gc_killed_between_any_two_files_is_finished_by_the_next(grown, cache, m
             open_cache(cache.path)
         with pytest.raises(ValueError, match=r"`gc` is overwriting what was forgotten"):
             precompute(settings(cache.path.parent))
+        with pytest.raises(ValueError, match=r"`gc` is overwriting what was forgotten"):
+            purge(cache.path, dry_run=True)  # which finishes nothing
     purge(cache.path)
     found = open_cache(cache.path)
     same(found.read(range(len(found)), NAMES), expected, nats=0.05)
@@ -250,7 +265,14 @@ def _dying(patch, at: int) -> None:
     if at == 0:
         patch.setattr(purging, "write_json", die)
     elif at == 5:
-        patch.setattr(Path, "unlink", die)
+        unlink = Path.unlink
+
+        def unlinking(path, **how):
+            if path.name == "gc.json":
+                raise Killed
+            unlink(path, **how)
+
+        patch.setattr(Path, "unlink", unlinking)
     else:
         left, move = [0, 0, 1, 4, 9][at], purging.move
 

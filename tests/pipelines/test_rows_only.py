@@ -1,6 +1,7 @@
 """Rows without a teacher, as the commands make, verify and show them."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -13,8 +14,10 @@ from tests.make_cache import write_corpus
 @pytest.fixture(scope="module")
 def made(grown, tmp_path_factory):
     root = tmp_path_factory.mktemp("rows-only")
-    write_corpus(root / "corpus", files=3, words=300)
-    flags = [f"--corpus.files={root / 'corpus'}/*.txt", "--corpus.heldout=0.2"]
+    corpus = write_corpus(root / "corpus", files=3, words=300)
+    (corpus / "again.txt").write_text((corpus / "document-001.txt").read_text())
+    (corpus / "broken.txt").write_bytes(b"ab\xff")
+    flags = [f"--corpus.files={corpus}/*.txt", "--corpus.heldout=0.2", "--corpus.on-error=skip"]
     told = ["tokenise", f"--like={grown.cache.path}", *flags, f"--output={root / 'rows'}"]
     assert main(told) == 0
     return open_cache(root / "rows")
@@ -29,6 +32,30 @@ def path(made, tmp_path):
 def verified(path, capsys):
     status = main(["verify", str(path), "--json"])
     return status, json.loads(capsys.readouterr().out)
+
+
+def test_what_was_left_out_is_counted_and_listed(made):
+    (part,) = made.manifest.parts
+    assert part.duplicates == 1
+    assert [skipped.source for skipped in part.skipped] == ["broken.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "why"),
+    [
+        ("a.txt", "--corpus.sequence-length=32", "is 32, but .* has rows of 64"),
+        ("a.jsonl", "--corpus.heldout=0", "a.jsonl holds chats, but there is no chat template"),
+    ],
+)
+def test_rows_that_do_not_go_with_the_cache_are_refused(grown, tmp_path, name, flag, why, capsys):
+    message = {
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    }
+    (tmp_path / name).write_text(json.dumps(message) + "\n")
+    told = [f"--like={grown.cache.path}", f"--corpus.files={tmp_path / name}", flag]
+    assert main(["tokenise", *told, f"--output={tmp_path / 'rows'}"]) == 1
+    assert re.search(why, capsys.readouterr().err)
+    assert not (tmp_path / "rows").exists()
 
 
 def test_verify_finds_rows_alone_as_they_were_sealed(made, capsys):

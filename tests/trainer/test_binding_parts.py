@@ -7,7 +7,8 @@ import pytest
 from schemas import Cache
 from schemas.files import write_json
 from schemas.manifest import Forgotten, Manifest, Part, Unit
-from trainer.binding import BINDING, as_begun
+from trainer.binding import BINDING, as_begun, bind, changes_of
+from trainer.config import Train
 
 
 def cache_of(path, *names: str, forgotten: tuple[Forgotten, ...] = ()) -> Cache:
@@ -39,6 +40,16 @@ def test_a_new_run_has_all_parts_and_one_of_other_rows_is_left_to_the_binding(tm
     assert as_begun(grown, run=tmp_path / "new") is grown
     begin(tmp_path / "run", cache_of(tmp_path, "x"))
     assert as_begun(grown, run=tmp_path / "run") is grown
+
+
+def test_a_run_does_not_go_on_without_what_it_has_learned_from_unless_allowed(tmp_path):
+    config = Train(run=tmp_path / "run")
+    bind(config, cache=cache_of(tmp_path, "a"), steps=3)
+    less = cache_of(tmp_path, "a", forgotten=(Forgotten(0),))
+    with pytest.raises(ValueError, match=r"forgotten: this run has None.*\n.*--allow cache"):
+        bind(config, cache=less, steps=3)
+    bind(dataclasses.replace(config, allow=("cache",)), cache=less, steps=3)
+    assert [change["name"] for change in changes_of(config.run)] == ["forgotten"]
 
 
 def test_what_was_forgotten_in_the_old_parts_is_seen_and_in_new_ones_is_not(tmp_path):

@@ -14,7 +14,7 @@ from tests.make_cache import tokenizer_files
 from tests.trainer.test_step import student
 from trainer.__main__ import main
 from trainer.config import Generate
-from trainer.generate import completed, drawn, next_tokens, prompt_ids
+from trainer.generate import completed, drawn, generate, next_tokens, prompt_ids
 
 PROMPT = [5, 9, 300]
 
@@ -33,9 +33,9 @@ def run(tmp_path_factory):
     return path
 
 
-def sampled(config, *, samples=1, max_tokens=6, stop=()):
+def sampled(config, *, samples=1, max_tokens=6, stop=(), vocabulary=512):
     graph, params = student()
-    choose = next_tokens(graph, params, config=config, vocabulary=512)
+    choose = next_tokens(graph, params, config=config, vocabulary=vocabulary)
     return completed(choose, PROMPT, samples=samples, max_tokens=max_tokens, stop=stop)
 
 
@@ -57,13 +57,23 @@ def test_a_sample_ends_with_the_first_token_that_stops_it():
     rows = iter(np.array([[7, 8], [1, 9], [2, 1]]))
     ended = completed(lambda *_: next(rows), [0], samples=2, max_tokens=5, stop={1})
     assert ended == [[0, 7, 1], [0, 8, 9, 1]]  # nothing is asked for once all have ended
+    rows = iter(np.array([[1, 8], [1, 9], [1, 1]]))  # what is drawn after the end is not text
+    ended = completed(lambda *_: next(rows), [0], samples=2, max_tokens=5, stop={1})
+    assert ended == [[0, 1], [0, 8, 9, 1]]
+
+
+def test_ids_beyond_the_tokenizers_are_never_said():
+    (ids,) = sampled(Generate(temperature=0.0), max_tokens=1)
+    (others,) = sampled(Generate(temperature=0.0), max_tokens=1, vocabulary=ids[-1])
+    assert others[-1] < ids[-1]
 
 
 def test_the_same_seed_gives_the_same_samples_and_another_one_others():
-    first = sampled(Generate(temperature=2.0, seed=1), samples=3)
-    assert sampled(Generate(temperature=2.0, seed=1), samples=3) == first
-    assert sampled(Generate(temperature=2.0, seed=2), samples=3) != first
+    first = sampled(Generate(temperature=1e6, seed=1), samples=3)
+    assert sampled(Generate(temperature=1e6, seed=1), samples=3) == first
+    assert sampled(Generate(temperature=1e6, seed=2), samples=3) != first
     assert first[0] != first[1]
+    assert len(set(first[0][len(PROMPT) :])) > 1  # each place has a draw of its own
 
 
 def test_draws_have_the_probabilities_of_the_nucleus():
@@ -81,27 +91,45 @@ def test_a_prompt_is_a_documents_beginning_or_a_message(tokenizer):
     with pytest.raises(ValueError, match="no chat template; leave out --chat"):
         prompt_ids(Generate(chat=True), tokenizer)
     files = tokenizer_files(512)
+    settings = json.loads(files["tokenizer_config.json"])
+    begins = {**settings, "bos_token": "<end>", "add_bos_token": True}
+    files["tokenizer_config.json"] = json.dumps(begins).encode()
+    begun = Tokenizer(files, where="here")
+    assert prompt_ids(Generate(prompt=""), begun) == [0]
     template = (
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
-    settings = {**json.loads(files["tokenizer_config.json"]), "chat_template": template}
-    files["tokenizer_config.json"] = json.dumps(settings).encode()
+    chat = {**settings, "chat_template": template}
+    files["tokenizer_config.json"] = json.dumps(chat).encode()
     chats = Tokenizer(files, where="here")
     ids = prompt_ids(Generate(prompt="a row", chat=True), chats)
     assert chats.decode(ids) == "[user]a row[assistant]"
 
 
-def test_the_command_prints_samples(run, capsys):
+def test_the_command_prints_samples(run, tokenizer, capsys):
     flags = [f"--run={run}", "--prompt=the row", "--samples=2", "--max-tokens=4", "--seed=3"]
     assert main(["generate", *flags]) == 0
     printed = capsys.readouterr().out
     assert printed.count("the row") == 2
     assert "── sample 1, seed 3 ──" in printed
-    assert main(["generate", *flags, "--max-tokens=99"]) == 1
+    most = 64 - len(prompt_ids(Generate(prompt="the row"), tokenizer))
+    assert main(["generate", *flags, f"--max-tokens={most}"]) == 0
+    assert main(["generate", *flags, f"--max-tokens={most + 1}"]) == 1
     assert "are more than the 64 positions" in capsys.readouterr().err
     assert main(["generate", f"--run={run / 'nowhere'}"]) == 1
     assert "is not the directory of a run" in capsys.readouterr().err
+
+
+def test_a_sample_is_over_with_the_tokenizers_end(run, monkeypatch):
+    def only_ends(*_, **__):
+        return lambda rows, at: np.zeros(len(rows), np.int32)  # `<end>`
+
+    monkeypatch.setattr("trainer.generate.next_tokens", only_ends)
+    assert (
+        generate(Generate(run=run, prompt="the row", samples=2, max_tokens=3))
+        == ["the row<end>"] * 2
+    )
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,19 @@ def test_without_judgements_or_times_those_charts_are_left_out(runs):
     assert "calibration" not in names
 
 
+def test_settings_are_text_and_hashes_are_told_by_their_beginning(runs, tmp_path):
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    bound = read_json(run / "run.json")
+    write_json(run / "run.json", {**bound, "student.source": "<b>"})
+    assert main(["report", str(run), "--output", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out/report.html").read_text("utf-8")
+    settings = dict(cells(page, table=2))
+    assert settings["student.source"] == "<b>"
+    assert "<b>" not in page
+    assert settings["rows_id"] == bound["rows_id"][:12]
+    assert 'class="best"' not in page  # one run is no better than others
+
+
 def test_the_command_takes_runs(runs, tmp_path, capsys):
     assert main(["report", str(runs[0]), "--output", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "report.html")
