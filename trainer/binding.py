@@ -45,6 +45,8 @@ _NEVER = {
     r"optimiser\.(name|freeze)": "the moments that were saved are of another shape",
 }
 """What cannot be allowed, and why."""
+_CHUNK = "loss.chunk_tokens"
+"""As free as the mesh; runs of 0.5 and before were bound to it."""
 _PROJECTED = re.compile(r"(loss\.hidden\[\d+\])\.(projection|student_layers|teacher_layers)")
 _TABLES = ("loss.hidden", "loss.attention", "data.caches")
 """Settings that are lists of tables."""
@@ -169,6 +171,7 @@ def binding(
         del mixed["path"]  # Where it lies is free, what it holds is not.
         mixed |= _read_of(other, signals)
     flat = dict(_flatten(settings)) | _read_of(cache, signals)
+    del flat[_CHUNK]
     return json.loads(json.dumps({**flat, "steps": steps, "code": code_version()}, default=str))
 
 
@@ -188,7 +191,8 @@ def _completed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, An
     """What a run was bound to, with what its release did not have: defaults do what was done."""
     defaults = json.loads(json.dumps(dict(_flatten(dataclasses.asdict(Train()))), default=str))
     missing = {name: value for name, value in defaults.items() if name in now}
-    return {**missing, "code": _CODE_BEFORE, **saved}
+    known = {name: value for name, value in saved.items() if name != _CHUNK}
+    return {**missing, "code": _CODE_BEFORE, **known}
 
 
 def _differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -301,14 +301,15 @@ def test_other_code_is_refused_by_name_unless_allowed(undisturbed, tmp_path, mon
 
 
 def test_a_run_of_0_4_goes_on_where_its_code_is_allowed_to_differ(undisturbed, tmp_path):
-    """It wrote down neither its code nor settings that it did not have."""
+    """It wrote down neither its code nor settings that it did not have, but the head's chunks."""
     config = dataclasses.replace(
         undisturbed, run=shutil.copytree(undisturbed.run, tmp_path / "run")
     )
     of_0_5 = r"code|optimiser\.(name|schedule|decay_fraction|no_decay|freeze|momentum)"
     bound = settings_of(config.run)
     kept = {name: value for name, value in bound.items() if not re.fullmatch(of_0_5, name)}
-    write_json(config.run / "run.json", kept)
+    assert "loss.chunk_tokens" not in kept
+    write_json(config.run / "run.json", {**kept, "loss.chunk_tokens": 256})
     with pytest.raises(ValueError, match=r"--allow code,") as refused:
         train(config)
     different = [line for line in str(refused.value).splitlines() if "this run has" in line]
