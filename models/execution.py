@@ -8,7 +8,7 @@ holds more than its share of the model and one block.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 from flax import nnx
@@ -42,7 +42,8 @@ class Execution(NamedTuple):
         """A matrix whole over `fsdp`, in `dtype` if given, and as it was without such an axis."""
         if not self._shared:
             return x
-        x = x if dtype is None else x.astype(dtype)
+        if dtype is not None:  # cast where it lies: half as much is sent, and may be kept
+            x = self._placed(x.astype(dtype), axes, gathered=None)
         # By name, so that the backward pass gathers again instead of keeping all that it gathered.
         return checkpoint_name(self._placed(x, axes, gathered=FSDP), _GATHERED)
 
@@ -54,7 +55,7 @@ class Execution(NamedTuple):
         if self.remat == "dots":
             kept = policies.save_only_these_names(PRODUCTS)
         elif self._shared:
-            kept = policies.save_anything_except_these_names(_GATHERED)
+            kept = _all_but_gathered
         else:
             return function
         return jax.checkpoint(function, prevent_cse=False, policy=kept)
@@ -80,6 +81,12 @@ class Execution(NamedTuple):
         assert self.mesh is not None
         there = spec(axes, x.shape, self.mesh, gathered=gathered)
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, there))
+
+
+def _all_but_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    # Nor what was gathered before it got its name: that a placement is not kept costs nothing.
+    placement = primitive.name == "sharding_constraint"
+    return not placement and parameters.get("name") != _GATHERED
 
 
 ALONE = Execution()

@@ -1,7 +1,12 @@
 """What is kept for the backward pass changes memory, and numbers by rounding only."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -79,3 +84,47 @@ def test_a_bfloat16_model_keeps_its_widest_arrays_in_bfloat16():
     }
     assert kept("dots") == {"16xf32": 1, "2x8xbf16": 1, "1x8xbf16": 2, "48xbf16": 2}
     assert kept("block") == {"16xf32": 1}
+
+
+def test_over_fsdp_no_device_keeps_what_it_gathered():
+    """Matrices of all blocks, whole, are in the program of no device, nor are their gradients."""
+    flags = "--xla_force_host_platform_device_count=4"
+    env = os.environ | {"XLA_FLAGS": flags, "NPROC": "32", "PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run(
+        [sys.executable, "-c", KEPT_OVER_FSDP], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == []
+
+
+KEPT_OVER_FSDP = """
+import json, re
+import jax, jax.numpy as jnp, numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from models import ModelConfig
+from models.execution import Execution
+from models.sharding import spec, student_mesh
+from tests.models.make_models import random_decoder
+
+sizes = dict(vocab_size=64, hidden_size=64, intermediate_size=160, num_layers=7, num_heads=4)
+config, mesh = ModelConfig(**sizes, num_kv_heads=2, head_dim=16), student_mesh(fsdp=4)
+rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+tokens = jax.device_put(np.zeros((4, 32), np.int32), rows)
+
+def place(v):
+    where = NamedSharding(mesh, spec(v.get_metadata()["axes"], v.get_value().shape, mesh))
+    return v.replace(jax.device_put(v.get_value(), where))
+
+found = []
+for dtype in ("bfloat16", "float32"):
+    graph, state = nnx.split(random_decoder(config, dtype=jnp.dtype(dtype)))
+    state = jax.tree.map(place, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    def loss(state):
+        model = nnx.merge(graph, state)
+        states, _ = model(tokens, tokens, tokens, execution=Execution(mesh))
+        return jnp.sum(states.astype(jnp.float32) ** 2)
+    program = jax.jit(jax.grad(loss)).lower(state).compile().as_text()
+    found += re.findall(r"\\w+\\[7,(?:64,160|160,64)\\]", program)
+print(json.dumps(found))
+"""
