@@ -15,10 +15,9 @@ random (speed does not depend on them), computed in bfloat16 with float32 master
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import statistics
-import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -28,18 +27,15 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.training import HELDOUT, Unsaved, make_teacher
+from benchmarks.training import loop, make_teacher
 from benchmarks.update import hard_labels
 from models import Decoder, ModelConfig
 from models.sharding import student_mesh
 from schemas import open_cache
 from trainer import step as step_module
-from trainer.binding import Bound
 from trainer.chunk import tokens_at_once
 from trainer.config import Data, Loss, Train
 from trainer.data import Batches
-from trainer.loop import Training
-from trainer.metrics import Metrics
 from trainer.needs import tail_prior
 from trainer.speed import multiplying_parameters, peak_flops, update_flops
 from trainer.step import initial_state, make_train_step, to_device
@@ -90,26 +86,8 @@ def main():
 
     cached, hard = compiled(), compiled(hard_labels)
     kinds = {HARD: repeated(hard, batch, options), CACHED: repeated(cached, batch, options)}
-    with tempfile.TemporaryDirectory() as directory:
-        metrics = Metrics(Path(directory), after=None, steps=NEVER, quiet=True)
-        training = Training(
-            config=config,
-            steps=0,
-            signals=(),
-            batches=batches,
-            checkpoints=Unsaved(Path(directory)),
-            bound=Bound({}),
-            metrics=metrics,
-            mesh=mesh,
-            step=cached,
-            judge=lambda _: dict.fromkeys(HELDOUT, 0.0),
-        )
-
-        def whole(state):
-            until = int(state.step) + options.updates
-            return jax.block_until_ready(dataclasses.replace(training, steps=until).run(state))
-
-        kinds[TRAINER] = whole
+    with loop(config, batches, cached, mesh=mesh) as whole:
+        kinds[TRAINER] = partial(whole, updates=options.updates)
         if options.teacher:
             teacher = decoder(model_config(options.teacher, cache), param_dtype="bfloat16")
             ask = make_teacher(teacher, chunk_tokens=chunk)
@@ -121,7 +99,6 @@ def main():
                 state = run(state)
                 if round_:  # The first one compiles and warms up.
                     times[name].append((time.perf_counter() - start) / options.updates)
-        metrics.close()
     alone = loader_alone(batches, options)
     batches.close()
     show(times, shape, options, length=cache.manifest.sequence_length, loader=alone)

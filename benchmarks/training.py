@@ -15,6 +15,7 @@ Interleaved in one run, all with the same student and batch size:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import statistics
 import tempfile
@@ -83,29 +84,12 @@ def main():
     at_once = tokens_at_once(None, vocabulary=cache.manifest.vocabulary_size)
     ask = make_teacher(teacher, chunk_tokens=at_once)
 
-    with tempfile.TemporaryDirectory() as directory:
-        metrics = Metrics(Path(directory), after=None, steps=never)
-        training = Training(
-            config=config,
-            steps=0,
-            signals=compared.signals,
-            batches=batches,
-            checkpoints=Unsaved(Path(directory)),
-            bound=Bound({}),
-            metrics=metrics,
-            mesh=mesh,
-            step=step,
-            judge=lambda _: dict.fromkeys(HELDOUT, 0.0),
-        )
+    with loop(config, batches, step, mesh=mesh, signals=compared.signals) as whole:
 
         def bare(state):
             for _ in range(options.updates):
                 state, _ = step(state, fixed)
             return jax.block_until_ready(state)
-
-        def whole(state):
-            until = int(state.step) + options.updates
-            return jax.block_until_ready(dataclasses.replace(training, steps=until).run(state))
 
         def online(state):
             for _ in range(options.updates):
@@ -113,7 +97,7 @@ def main():
                 state, _ = step(state, fixed)
             return jax.block_until_ready(state)
 
-        kinds = {"bare step": bare, "trainer": whole}
+        kinds = {"bare step": bare, "trainer": partial(whole, updates=options.updates)}
         if options.with_teacher:
             kinds["teacher in the loop"] = online
             jax.block_until_ready(ask(fixed))
@@ -124,9 +108,34 @@ def main():
                 start = time.perf_counter()
                 state = run(state)
                 times[name].append((time.perf_counter() - start) / options.updates)
-        metrics.close()
     batches.close()
     _print(times, tokens=fixed["tokens"].size, options=options)
+
+
+@contextlib.contextmanager
+def loop(config, batches, step, *, mesh, signals=()):
+    """The trainer's loop as a function of state and `updates`, which neither judges nor saves."""
+    with tempfile.TemporaryDirectory() as directory:
+        metrics = Metrics(Path(directory), after=None, steps=10**9, quiet=config.quiet)
+        training = Training(
+            config=config,
+            steps=0,
+            signals=signals,
+            batches=batches,
+            checkpoints=Unsaved(Path(directory)),
+            bound=Bound({}),
+            metrics=metrics,
+            mesh=mesh,
+            step=step,
+            judge=lambda _: dict.fromkeys(HELDOUT, 0.0),
+        )
+
+        def run(state, *, updates):
+            until = int(state.step) + updates
+            return jax.block_until_ready(dataclasses.replace(training, steps=until).run(state))
+
+        yield run
+        metrics.close()
 
 
 HELDOUT = ("heldout_kl_bound", "heldout_ce", "heldout_perplexity", "heldout_agreement")

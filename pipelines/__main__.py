@@ -181,7 +181,9 @@ def _inspect(arguments: list[str]) -> int:
     cache, console = open_cache(options.cache), Console(highlight=False)
     if "logits" not in cache.manifest.signals:
         if options.row is not None or options.html:
-            raise ValueError(f"{options.cache}: rows alone; there is nothing to show beside tokens")
+            raise ValueError(
+                f"{options.cache}: rows alone, without targets to show; leave out --row and --html"
+            )
         console.print(inspection.contents(cache))
         console.print("rows alone: no teacher said anything of them")
         return 0

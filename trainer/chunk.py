@@ -64,6 +64,16 @@ def tokens_at_once(asked: int | None, *, vocabulary: int) -> int:
     return 256 if jax.default_backend() == "cpu" else max(1, _LOGITS_AT_ONCE // vocabulary)
 
 
+def positions_at_once(asked: int | None, *, rows: int, length: int, vocabulary: int) -> int:
+    """How many positions of every row a chunk takes: as many as `tokens_at_once` lets it.
+
+    Chunks are even, so that the last one is not mostly padding.
+    """
+    most = max(1, tokens_at_once(asked, vocabulary=vocabulary) // rows)
+    chunks = -(-length // most)
+    return -(-length // chunks)
+
+
 _LOGITS_AT_ONCE = 1 << 27
 
 

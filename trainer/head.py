@@ -23,7 +23,7 @@ from trainer.chunk import (
     Weights,
     chunk_loss,
     chunk_loss_and_gradient,
-    tokens_at_once,
+    positions_at_once,
 )
 from trainer.split import Split
 from trainer.tails import prior_at
@@ -152,11 +152,9 @@ def _chunk_length(
     matrix: Float[Array, "width vocab"],
     recipe: Recipe,
 ) -> int:
-    batch, length, _ = hidden.shape
-    tokens = tokens_at_once(recipe.chunk_tokens, vocabulary=matrix.shape[1])
-    # Of even chunks the last one is not mostly padding.
-    count = -(-length // max(1, tokens // batch))
-    return -(-length // count)
+    rows, length, _ = hidden.shape
+    vocabulary = matrix.shape[1]
+    return positions_at_once(recipe.chunk_tokens, rows=rows, length=length, vocabulary=vocabulary)
 
 
 def _chunks(arrays: Any, step: int) -> Any:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from models.numerics import logits as logits_of
 from models.vocabulary import Vocabulary
 from schemas.rows import next_tokens
-from trainer.chunk import tokens_at_once
+from trainer.chunk import positions_at_once
 from trainer.losses import divergence, teacher_categories
 from trainer.needs import DRAWS, TOPK
 from trainer.step import Batch, Parameters
@@ -86,8 +86,7 @@ def batch_measures(
         **{name: batch[name] for name in (*TOPK, *DRAWS) if name in batch},
     )
     rows, length, _ = hidden.shape
-    at_once = tokens_at_once(chunk_tokens, vocabulary=vocabulary)
-    step = max(1, min(length, at_once // rows))
+    step = positions_at_once(chunk_tokens, rows=rows, length=length, vocabulary=vocabulary)
 
     def cut(x: Array) -> Array:  # along positions: rows stay on the device that has them
         x = jnp.pad(x, [(0, 0), (0, -length % step)] + [(0, 0)] * (x.ndim - 2))

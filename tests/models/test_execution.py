@@ -1,5 +1,6 @@
 """What is kept for the backward pass changes memory, and numbers by rounding only."""
 
+import dataclasses
 import json
 import os
 import re
@@ -17,20 +18,21 @@ from models import ModelConfig
 from models.execution import Execution
 from tests.models.make_models import random_decoder
 
+SMALL = ModelConfig(
+    vocab_size=64,
+    hidden_size=16,
+    intermediate_size=64,
+    num_layers=8,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    max_positions=256,
+    tie_embeddings=True,
+)
+
 
 def test_keeping_less_of_each_block_takes_less_memory_and_gives_the_same_gradient():
-    config = ModelConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=64,
-        num_layers=8,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        max_positions=256,
-        tie_embeddings=True,
-    )
-    graph, params = nnx.split(random_decoder(config))
+    graph, params = nnx.split(random_decoder(SMALL))
     tokens = np.arange(256, dtype=np.int32).reshape(2, 128) % 64
     where = np.ones_like(tokens), np.broadcast_to(np.arange(128, dtype=np.int32), tokens.shape)
 
@@ -54,15 +56,7 @@ def test_keeping_less_of_each_block_takes_less_memory_and_gives_the_same_gradien
 
 
 def test_a_bfloat16_model_keeps_its_widest_arrays_in_bfloat16():
-    config = ModelConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=48,
-        num_layers=7,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-    )
+    config = dataclasses.replace(SMALL, num_layers=7, intermediate_size=48)
     graph, params = nnx.split(random_decoder(config, dtype=jnp.bfloat16))
     tokens = np.zeros((1, 32), np.int32)
 

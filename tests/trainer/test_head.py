@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.trainer import dense
 from tests.trainer.heads import B, D, T, V, fused, given_tail, make, prior_nodes, relative, step
-from trainer.chunk import Recipe
+from trainer.chunk import Recipe, positions_at_once, tokens_at_once
 from trainer.view import Targets
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "tv")
@@ -270,3 +270,20 @@ def test_a_student_that_caps_its_logits_is_scored_by_the_capped_ones(tail, kind)
     np.testing.assert_allclose(value, expected[0], rtol=3e-6)
     assert relative(d_hidden, expected[3]) < 5e-6
     assert relative(d_unembedding, expected[4]) < 5e-6
+
+
+def test_how_many_tokens_have_logits_at_once_is_asked_for_or_suits_the_device(monkeypatch):
+    assert tokens_at_once(None, vocabulary=49_152) == 256
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert tokens_at_once(None, vocabulary=49_152) == 2730
+    assert tokens_at_once(None, vocabulary=1 << 28) == 1
+    assert tokens_at_once(7, vocabulary=49_152) == 7
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows", "length", "positions"),
+    [(256, 2, 512, 128), (2730, 64, 512, 40), (8, 1, 9, 5), (4, 8, 9, 1), (999, 1, 9, 9)],
+)
+def test_a_row_is_cut_evenly(tokens, rows, length, positions):
+    at_once = positions_at_once(tokens, rows=rows, length=length, vocabulary=100)
+    assert at_once == positions
