@@ -22,20 +22,19 @@ help: ## this menu
 setup: $(READY) ## make .venv from the lock files (ACCEL=cpu|cuda12|cuda13|tpu, PYTHON=…)
 
 precompute: $(READY) ## run the teacher once and seal a cache (CONFIG=file.toml ARGS="--flag value")
-	@$(BIN)/python -m pipelines precompute $(CONFIG) $(ARGS)
+	@$(BIN)/python -m decant precompute $(CONFIG) $(ARGS)
 
 train: $(READY) ## train a student from the cache (CONFIG=file.toml ARGS="--flag value")
-	@$(BIN)/python -m trainer train $(CONFIG) $(ARGS)
+	@$(BIN)/python -m decant train $(CONFIG) $(ARGS)
 
 demo: precompute train ## both, then the student judged and a page of what it learned
-	@$(BIN)/python -m trainer evaluate --table
-	@$(BIN)/python -m trainer report
+	@$(BIN)/python -m decant evaluate --table
+	@$(BIN)/python -m decant report
 
 check: $(READY) ## linters, formatting, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	PYTHONPATH=. $(BIN)/lint-imports
 
 format: $(READY) ## let ruff fix what it can
 	$(BIN)/ruff check --fix .

@@ -23,20 +23,20 @@ from jax import lax
 from rich.console import Console
 from rich.table import Table
 
-from models import open_checkpoint
-from models.numerics import logits as head
-from pipelines.batch import default_batch_rows
-from pipelines.packing import Packer
-from pipelines.sources import find_sources
-from pipelines.targets import CHUNK_TOKENS
-from pipelines.teacher import Asked, TeacherRunner
-from pipelines.wanted import Wanted
-from schemas import codecs
-from schemas.codecs import Profile
-from schemas.files import write_records
-from schemas.logits import encode_logits
-from schemas.plan import MeshShape, PlannedTeacher
-from schemas.rows import Row, Segment
+from decant.models import open_checkpoint
+from decant.models.numerics import logits as head
+from decant.pipelines.rows.packing import Packer
+from decant.pipelines.rows.sources import find_sources
+from decant.pipelines.teacher.batch_size import default_batch_rows
+from decant.pipelines.teacher.inference import Asked, TeacherRunner
+from decant.pipelines.teacher.targets import CHUNK_TOKENS
+from decant.schemas import codecs
+from decant.schemas.codecs import Profile
+from decant.schemas.disk.array_record import write_records
+from decant.schemas.manifest.plan import MeshShape, PlannedTeacher
+from decant.schemas.records.logits import encode_logits
+from decant.schemas.records.rows import Row, Segment
+from decant.schemas.signals import Wanted
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from schemas import open_cache
-from schemas.cache import Cache
-from schemas.codecs import PROFILES, TAIL, TOPK, Profile, Tables, fit
-from schemas.frames import Kind, unpack
-from schemas.logits import batches, decode_logits, encode_logits, open_logits
-from schemas.targets import BETAS, Targets, joined, nodes_of, tail_logmass_at
+from decant.schemas import open_cache
+from decant.schemas.codecs import PROFILES, TAIL, TOPK, Profile, Tables, fit
+from decant.schemas.disk.frames import Kind, unpack
+from decant.schemas.reading.cache import Cache
+from decant.schemas.records.logits import batches, decode_logits, encode_logits, open_logits
+from decant.schemas.targets.targets import BETAS, Targets, joined, nodes_of, tail_logmass_at
 
 CALIBRATION_TOKENS = 1 << 18
 ROWS_AT_A_TIME = 16

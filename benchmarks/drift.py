@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.codecs import Measured, calibration_rows, read_targets
-from schemas import open_cache
-from schemas.cache import Cache
-from schemas.codecs import PROFILES, Tables, fit
-from schemas.targets import joined
-from schemas.units import read_unit_rows
+from decant.schemas import open_cache
+from decant.schemas.codecs import PROFILES, Tables, fit
+from decant.schemas.reading.cache import Cache
+from decant.schemas.reading.units import read_unit_rows
+from decant.schemas.targets.targets import joined
 
 _MOSTLY = 0.9
 """Share of a row's tokens that makes it a row of a domain."""

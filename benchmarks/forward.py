@@ -27,8 +27,8 @@ from jax import lax
 from rich.console import Console
 from rich.table import Table
 
-from models import Decoder, open_checkpoint, save_directory
-from models.numerics import logits
+from decant.models import Decoder, open_checkpoint, save_directory
+from decant.models.numerics import logits
 
 HEAD_CHUNK = 512
 

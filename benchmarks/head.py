@@ -20,10 +20,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from models.numerics import contract
-from trainer.chunk import Recipe
-from trainer.head import distillation_loss
-from trainer.view import Targets
+from decant.models.numerics import contract
+from decant.trainer.loss.chunk import Recipe
+from decant.trainer.loss.head import distillation_loss
+from decant.trainer.loss.student_view import Targets
 
 DRAWS = 32
 BASE, NAIVE = "fused cross-entropy", "naive distillation"

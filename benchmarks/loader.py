@@ -19,17 +19,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from models.sharding import student_mesh
-from models.students import spread
-from schemas import Cache, open_cache
-from schemas.signals import AttentionSignal, HiddenSignal
-from tests.models.make_models import random_decoder
-from trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Optimiser, Train
-from trainer.data import Batches
-from trainer.needs import directions, tail_prior
-from trainer.pairs import pairs, with_layers
-from trainer.step import initial_state, make_train_step, to_device
-from trainer.student import parameters, teacher_config
+from decant.models.checkpoints.cut import spread
+from decant.models.mesh.sharding import student_mesh
+from decant.schemas import Cache, open_cache
+from decant.schemas.signals import AttentionSignal, HiddenSignal
+from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Optimiser, Train
+from decant.trainer.data.batches import Batches
+from decant.trainer.loss.layer_pairs import pairs, with_layers
+from decant.trainer.run.requirements import directions, tail_prior
+from decant.trainer.run.student import parameters, teacher_config
+from decant.trainer.update.step import initial_state, make_train_step, to_device
+from tests.making.models import random_decoder
 
 
 def main():

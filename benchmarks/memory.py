@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory [--max-bytes 60000] [--sequence-length 512]
 
-Each capture is a process of its own, `python -m pipelines precompute`; what counts is its largest
+Each capture is a process of its own, `decant precompute`; what counts is its largest
 resident set. The default teacher and batch; two layers of states and two of maps.
 """
 
@@ -40,7 +40,7 @@ def peak_bytes(flags: tuple[str, ...], options: argparse.Namespace) -> int:
     """The largest resident set of one capture, in bytes."""
     with tempfile.TemporaryDirectory() as directory:
         command = [
-            *(sys.executable, "-m", "pipelines", "precompute"),
+            *(sys.executable, "-m", "decant.pipelines", "precompute"),
             f"--output={Path(directory) / 'cache'}",
             f"--corpus.max-bytes={options.max_bytes}",
             f"--corpus.sequence-length={options.sequence_length}",

@@ -30,10 +30,10 @@ WORDS_A_DOCUMENT = 400
 
 
 class SimulatedTeacher:
-    """Stands in for pipelines.teacher.TeacherRunner: targets without a model."""
+    """Stands in for decant.pipelines.teacher.inference.TeacherRunner: targets without a model."""
 
     def __init__(self, planned):
-        from schemas.targets import Targets
+        from decant.schemas.targets.targets import Targets
 
         rng = np.random.default_rng(0)
         self.planned = planned
@@ -48,7 +48,7 @@ class SimulatedTeacher:
 
     def run(self, rows: Iterable, asked, *, observers: Sequence = ()) -> Iterator:
         """What the real one yields; the targets of a position follow from its token."""
-        from pipelines.teacher import RowOutput
+        from decant.pipelines.teacher.inference import RowOutput
 
         if not observers:
             _peak("calibrate")
@@ -110,8 +110,8 @@ def _columns(found: dict, first: dict) -> list[str]:
 
 def with_units(cache: Path, count: int) -> None:
     """Have the sealed cache's manifest say that it has so many units, the same ones over again."""
-    from schemas.layout import MANIFEST
-    from schemas.manifest import read_manifest, write_manifest
+    from decant.schemas.disk.layout import MANIFEST
+    from decant.schemas.manifest.manifest import read_manifest, write_manifest
 
     manifest = read_manifest(cache)
     (part,) = manifest.parts
@@ -122,7 +122,7 @@ def with_units(cache: Path, count: int) -> None:
 
 def opened(cache: Path) -> dict:
     """What opening takes, beside importing: the time, and the peak above what was resident."""
-    from schemas import open_cache
+    from decant.schemas import open_cache
 
     resident, started = _status("VmRSS"), time.monotonic()
     open_cache(cache)
@@ -150,8 +150,10 @@ def _status(what: str) -> int:
 
 def capture(rows: int, directory: Path) -> dict:
     """Run `precompute` over text for about so many rows; what it took after imports."""
-    from pipelines import part_capture, precompute, teacher
-    from tests.make_cache import tiny_settings, write_teacher
+    from decant.pipelines.capture import job as precompute
+    from decant.pipelines.capture import part as part_capture
+    from decant.pipelines.teacher import inference as teacher
+    from tests.making.caches import tiny_settings, write_teacher
 
     write_teacher(directory / "teacher", vocabulary=VOCABULARY)
     write_text(directory / "corpus", rows=rows)
@@ -181,7 +183,7 @@ def capture(rows: int, directory: Path) -> dict:
 
 def write_text(directory: Path, *, rows: int) -> None:
     """JSON lines of documents, no two alike, 50,000 rows' worth a file."""
-    from tests.make_cache import WORDS
+    from tests.making.caches import WORDS
 
     directory.mkdir(parents=True)
     rng = np.random.default_rng(0)

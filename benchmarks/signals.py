@@ -24,13 +24,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from schemas import open_cache
-from schemas.array_io import ArrayReader, ArrayWriter
-from schemas.arrays import ArraySpec, create, shard_rows
-from schemas.attention import encode_log
-from schemas.cache import Cache
-from schemas.hidden import encode_int8
-from schemas.signals import HiddenSignal, LogitsSignal
+from decant.schemas import open_cache
+from decant.schemas.arrays.reader import ArrayReader
+from decant.schemas.arrays.spec import ArraySpec, create, shard_rows
+from decant.schemas.arrays.writer import ArrayWriter
+from decant.schemas.reading.cache import Cache
+from decant.schemas.signals import HiddenSignal, LogitsSignal
+from decant.schemas.targets.attention import encode_log
+from decant.schemas.targets.hidden import encode_int8
 
 LENGTH, WIDTH, HEADS = 1024, 576, 9
 """Of the synthetic rows: SmolLM2-135M's."""

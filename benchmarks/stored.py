@@ -17,17 +17,17 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.capture import real_rows
-from models import open_checkpoint
-from pipelines.array_signals import describe
-from pipelines.config import Attention, Hidden, Signals
-from pipelines.directions import Moments
-from pipelines.teacher import Asked, TeacherRunner
-from schemas.array_io import ArrayWriter
-from schemas.arrays import create, specs_of
-from schemas.attention import decode_log
-from schemas.hidden import decode_int8
-from schemas.plan import PlannedTeacher
-from schemas.signals import HiddenSignal, scale_name
+from decant.models import open_checkpoint
+from decant.pipelines.calibration.directions import Moments
+from decant.pipelines.calibration.signal_specs import describe
+from decant.pipelines.config import Attention, Hidden, Signals
+from decant.pipelines.teacher.inference import Asked, TeacherRunner
+from decant.schemas.arrays.spec import create, specs_of
+from decant.schemas.arrays.writer import ArrayWriter
+from decant.schemas.manifest.plan import PlannedTeacher
+from decant.schemas.signals import HiddenSignal, scale_name
+from decant.schemas.targets.attention import decode_log
+from decant.schemas.targets.hidden import decode_int8
 
 WIDTHS = (64, 128, 256)
 

@@ -29,17 +29,17 @@ from rich.table import Table
 
 from benchmarks.training import loop, make_teacher
 from benchmarks.update import hard_labels
-from models import Decoder, ModelConfig
-from models.sharding import student_mesh
-from schemas import open_cache
-from trainer import step as step_module
-from trainer.chunk import tokens_at_once
-from trainer.config import Data, Loss, Train
-from trainer.data import Batches
-from trainer.needs import tail_prior
-from trainer.speed import multiplying_parameters, peak_flops, update_flops
-from trainer.step import initial_state, make_train_step, to_device
-from trainer.student import parameters
+from decant.models import Decoder, ModelConfig
+from decant.models.mesh.sharding import student_mesh
+from decant.schemas import open_cache
+from decant.trainer.config import Data, Loss, Train
+from decant.trainer.data.batches import Batches
+from decant.trainer.loss.chunk import tokens_at_once
+from decant.trainer.run.requirements import tail_prior
+from decant.trainer.run.speed import multiplying_parameters, peak_flops, update_flops
+from decant.trainer.run.student import parameters
+from decant.trainer.update import step as step_module
+from decant.trainer.update.step import initial_state, make_train_step, to_device
 
 SHAPES = {
     # hidden, MLP, blocks, heads, heads of keys, head's width, tied

@@ -15,14 +15,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from models import open_checkpoint
-from models.vocabulary import Vocabulary
-from pipelines.head import Head
-from pipelines.targets import targets
-from pipelines.wanted import Wanted
-from schemas import open_cache
-from schemas.codecs import NODES
-from schemas.targets import tail_logmass_at
+from decant.models import open_checkpoint
+from decant.models.mesh.vocabulary import Vocabulary
+from decant.pipelines.teacher.sharded_head import Head
+from decant.pipelines.teacher.targets import targets
+from decant.schemas import open_cache
+from decant.schemas.codecs import NODES
+from decant.schemas.signals import Wanted
+from decant.schemas.targets.targets import tail_logmass_at
 
 TEMPERATURES = (1.0, 1.1, 1.2, 1.4, 1.6, 1.8, 2.0, 2.4, 2.8, 3.2, 4.0, 5.5, 8.0, 16.0, 100.0)
 CHUNK = 128

@@ -22,12 +22,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from models import open_checkpoint
-from pipelines.beam_runner import run_pipeline
-from pipelines.config import Corpus
-from pipelines.sources import find_sources, settled
-from pipelines.tokenise import TokeniseJob, choose_unit_rows, tokenise
-from schemas.files import write_bytes
+from decant.models import open_checkpoint
+from decant.pipelines.config import Corpus
+from decant.pipelines.rows.sources import find_sources, settled
+from decant.pipelines.rows.tokenise import TokeniseJob, choose_unit_rows, tokenise
+from decant.pipelines.runners.run_pipeline import run_pipeline
+from decant.schemas.disk.atomic import write_bytes
 
 
 def main() -> None:

@@ -29,22 +29,22 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from models import open_checkpoint
-from models.numerics import logits
-from models.sharding import make_mesh
-from models.students import cut_layers, spread
-from schemas import open_cache
-from trainer.binding import Bound
-from trainer.checkpoint import Checkpoints
-from trainer.chunk import tokens_at_once
-from trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Train
-from trainer.data import Batches
-from trainer.loop import Training
-from trainer.metrics import Metrics
-from trainer.needs import directions
-from trainer.pairs import pairs, with_layers
-from trainer.step import initial_state, make_train_step, to_device
-from trainer.student import parameters
+from decant.models import open_checkpoint
+from decant.models.checkpoints.cut import cut_layers, spread
+from decant.models.mesh.sharding import make_mesh
+from decant.models.numerics import logits
+from decant.schemas import open_cache
+from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Train
+from decant.trainer.data.batches import Batches
+from decant.trainer.loss.chunk import tokens_at_once
+from decant.trainer.loss.layer_pairs import pairs, with_layers
+from decant.trainer.run.binding import Bound
+from decant.trainer.run.checkpoint import Checkpoints
+from decant.trainer.run.loop import Training
+from decant.trainer.run.metrics import Metrics
+from decant.trainer.run.requirements import directions
+from decant.trainer.run.student import parameters
+from decant.trainer.update.step import initial_state, make_train_step, to_device
 
 
 def main():

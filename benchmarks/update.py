@@ -25,14 +25,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.head import fused_cross_entropy
-from models import Decoder, ModelConfig
-from models.numerics import contract
-from tests.models.make_models import random_decoder
-from trainer import step as step_module
-from trainer.chunk import Sums
-from trainer.config import Data, Loss, Optimiser, Train
-from trainer.step import initial_state, make_train_step
-from trainer.student import parameters
+from decant.models import Decoder, ModelConfig
+from decant.models.numerics import contract
+from decant.trainer.config import Data, Loss, Optimiser, Train
+from decant.trainer.loss.chunk import Sums
+from decant.trainer.run.student import parameters
+from decant.trainer.update import step as step_module
+from decant.trainer.update.step import initial_state, make_train_step
+from tests.making.models import random_decoder
 
 NODES, DRAWS = 7, 16
 HARD = "hard labels only"

@@ -27,10 +27,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.capture import real_rows
-from models import Decoder, ModelConfig, open_checkpoint, save_directory
-from models.numerics import logits
-from models.parameters import parameters
-from models.sharding import make_mesh, parameter_shardings
+from decant.models import Decoder, ModelConfig, open_checkpoint, save_directory
+from decant.models.mesh.parameters import parameters
+from decant.models.mesh.sharding import make_mesh, parameter_shardings
+from decant.models.numerics import logits
 
 KINDS = (("none", "share by share"), ("none", "at once"), ("int8", "share by share"))
 

@@ -4,20 +4,26 @@ What is named here is imported when it is asked for: who tokenises needs no jax,
 seconds to import in every worker process.
 """
 
+if __name__ != "decant.models":
+    raise ImportError(
+        f"{__file__}: imported as {__name__!r}; write `import decant.models`. Under two names "
+        "every class would exist twice."
+    )
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from models.checkpoint import Checkpoint, open_checkpoint, save_directory
-    from models.config import ModelConfig
-    from models.decoder import Decoder
+    from decant.models.checkpoints.checkpoint import Checkpoint, open_checkpoint, save_directory
+    from decant.models.config import ModelConfig
+    from decant.models.decoder.decoder import Decoder
 
 __all__ = ["Checkpoint", "Decoder", "ModelConfig", "open_checkpoint", "save_directory"]
 
-_HOMES = {"Decoder": "models.decoder", "ModelConfig": "models.config"}
+_HOMES = {"Decoder": "decant.models.decoder.decoder", "ModelConfig": "decant.models.config"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, "models.checkpoint")), name)
+    return getattr(import_module(_HOMES.get(name, "decant.models.checkpoints.checkpoint")), name)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from models.rotary import Scaling
+from decant.models.rotary import Scaling
 
 # What a config held when the first caches were captured. Their teacher_id is made from these
 # fields, so one that came later takes part only where it says something.
@@ -43,7 +43,7 @@ class ModelConfig:
     """The unembedding is the embedding, transposed; no second matrix exists."""
     qkv_bias: bool = False
     family: str = "llama"
-    """Name of the module in `models.families` that reads and writes this model's files."""
+    """Name of the module in `decant.models.families` that reads and writes this model's files."""
     rope_scaling: Scaling | None = None
     windows: tuple[int | None, ...] = (None,)
     """How many positions a query sees, itself included (None: all before it); block i takes entry
@@ -64,7 +64,7 @@ class ModelConfig:
     attention_softcap: float | None = None
     """c: attention scores s become c·tanh(s/c)."""
     final_softcap: float | None = None
-    """The same for logits. They are made in `models.numerics.logits`."""
+    """The same for logits. They are made in `decant.models.numerics.logits`."""
     num_experts: int = 0
     """MLPs among which each token chooses; 0: one, for all tokens."""
     experts_per_token: int = 0
@@ -121,7 +121,7 @@ class ModelConfig:
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> ModelConfig:
         """Read a Hugging Face `config.json`; a field that we would not honour is an error."""
-        from models import families  # the families build on this module
+        from decant.models import families  # the families build on this module
 
         return families.for_model_type(fields.get("model_type")).config_from_hf(fields)
 
@@ -130,7 +130,7 @@ class ModelConfig:
 
         A family's files cannot say everything that a config can: what they would lose is an error.
         """
-        from models import families
+        from decant.models import families
 
         family = families.named(self.family)
         fields = family.config_to_hf(self)

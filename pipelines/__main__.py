@@ -1,4 +1,4 @@
-"""`python -m pipelines precompute [CONFIG.toml] [--flag value …]`, `plan` before it with the same;
+"""`decant precompute [CONFIG.toml] [--flag value …]`, `plan` before it with the same;
 after it `verify CACHE`, `inspect CACHE`, `merge OUTPUT CACHE…`, `forget CACHE --source NAME`,
 `remove CACHE SIGNAL…` and `gc CACHE`; `tokenise` for rows without a teacher."""
 
@@ -15,9 +15,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.config import Precompute, Tokenise
-from pipelines.remove import delete, remove_signals, unnamed
-from schemas.settings import parse
+from decant.pipelines.config import Precompute, Tokenise
+from decant.pipelines.upkeep.garbage import delete, unnamed
+from decant.pipelines.upkeep.remove import remove_signals
+from decant.settings import parse
 
 _AGAIN_SECONDS = 0.05
 
@@ -26,7 +27,7 @@ def main(arguments: list[str]) -> int:
     """Run a command; errors of input are printed without a traceback. Returns the exit status."""
     if not arguments or arguments[0] not in COMMANDS:
         asked_for = arguments[:1] in (["-h"], ["--help"])
-        usage = f"usage: python -m pipelines {{{','.join(COMMANDS)}}} …"
+        usage = f"usage: decant {{{','.join(COMMANDS)}}} …"
         print(usage, file=sys.stdout if asked_for else sys.stderr)
         return 0 if asked_for else 2
     # A worker's error is printed once, as it was meant, not also as Beam's own traceback, and
@@ -80,10 +81,10 @@ def _stopping(stopped_by: list[int]) -> Iterator[None]:
 
 
 def _precompute(arguments: list[str]) -> int:
-    config = parse(Precompute, arguments, program="python -m pipelines precompute")
+    config = parse(Precompute, arguments, program="decant precompute")
     # Imported here, so that --help and a config typo do not wait for jax and Beam.
-    from pipelines.precompute import precompute
-    from schemas import open_cache
+    from decant.pipelines.capture.job import precompute
+    from decant.schemas import open_cache
 
     precompute(config)
     cache = open_cache(config.output)
@@ -101,8 +102,8 @@ def _precompute(arguments: list[str]) -> int:
 
 
 def _tokenise(arguments: list[str]) -> int:
-    config = parse(Tokenise, arguments, program="python -m pipelines tokenise")
-    from pipelines.rows_only import tokenise_only
+    config = parse(Tokenise, arguments, program="decant tokenise")
+    from decant.pipelines.capture.rows_only import tokenise_only
 
     manifest = tokenise_only(config)
     print(
@@ -115,7 +116,7 @@ def _tokenise(arguments: list[str]) -> int:
 
 def _remove(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines remove",
+        prog="decant remove",
         description="Unlink signals from a sealed cache. Their files stay until `gc`.",
     )
     parser.add_argument("cache", type=Path)
@@ -124,14 +125,14 @@ def _remove(arguments: list[str]) -> int:
     manifest = remove_signals(options.cache, options.signals)
     print(
         f"{options.cache} holds {', '.join(manifest.signals)} now, cache_id {manifest.cache_id}; "
-        f"to delete the files: python -m pipelines gc {options.cache}"
+        f"to delete the files: decant gc {options.cache}"
     )
     return 0
 
 
 def _gc(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines gc",
+        prog="decant gc",
         description="Delete what a sealed cache's manifest does not name: removed signals and "
         "additions that were never finished; captures under way are left alone. Overwrite what was "
         "forgotten: units that hold some of it are written again without. Nobody may be adding to "
@@ -140,7 +141,7 @@ def _gc(arguments: list[str]) -> int:
     parser.add_argument("cache", type=Path)
     parser.add_argument("--dry-run", action="store_true", help="only say what would go")
     options = parser.parse_args(arguments)
-    from pipelines.purge import purge
+    from decant.pipelines.upkeep.overwrite import purge
 
     written = purge(options.cache, dry_run=options.dry_run)
     if written:
@@ -160,7 +161,7 @@ def _gc(arguments: list[str]) -> int:
 
 def _inspect(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines inspect",
+        prog="decant inspect",
         description="What a sealed cache holds, where its bytes go, and how sure its teacher was; "
         "or one row, token by token.",
     )
@@ -173,10 +174,10 @@ def _inspect(arguments: list[str]) -> int:
     # Imported here, so that --help does not wait for jax.
     from rich.console import Console
 
-    from models.tokenizer import tokenizer_of
-    from pipelines import inspection
-    from pipelines.row_page import row_page
-    from schemas import open_cache
+    from decant.models.text.tokenizer import tokenizer_of
+    from decant.pipelines.inspection import contents as inspection
+    from decant.pipelines.inspection.row_page import row_page
+    from decant.schemas import open_cache
 
     cache, console = open_cache(options.cache), Console(highlight=False)
     if "logits" not in cache.manifest.signals:
@@ -213,10 +214,10 @@ def _inspect(arguments: list[str]) -> int:
 def _plan(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     arguments = [argument for argument in arguments if argument != "--json"]
-    config = parse(Precompute, arguments, program="python -m pipelines plan [--json]")
+    config = parse(Precompute, arguments, program="decant plan [--json]")
     from rich.console import Console
 
-    from pipelines.estimate import estimate, show
+    from decant.pipelines.capture.estimate import estimate, show
 
     # What it says on the way is not part of the document.
     found = estimate(config, console=Console(stderr=True, soft_wrap=True, highlight=False))
@@ -229,7 +230,7 @@ def _plan(arguments: list[str]) -> int:
 
 def _verify(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines verify",
+        prog="decant verify",
         description="Hold every file of a sealed cache to what was committed, then have the "
         "teacher read some rows again, plainly, and compare. Exit status: 0 fine, 1 something is "
         "wrong, 2 it could not be told.",
@@ -244,7 +245,7 @@ def _verify(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.rows < 0:
         parser.error(f"--rows is {options.rows}; 0 or more")
-    from pipelines.verification.verify import verify_and_tell
+    from decant.pipelines.verification.verify import verify_and_tell
 
     return verify_and_tell(
         options.cache,
@@ -257,7 +258,7 @@ def _verify(arguments: list[str]) -> int:
 
 def _merge(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines merge",
+        prog="decant merge",
         description="Make OUTPUT a cache of all parts of other caches of the same teacher and "
         "tokenizer. Nothing is copied: OUTPUT refers to the parts by relative paths, so that the "
         "caches can move together, and is an error to open once one of them is gone. What such a "
@@ -267,8 +268,8 @@ def _merge(arguments: list[str]) -> int:
     parser.add_argument("output", type=Path)
     parser.add_argument("caches", type=Path, nargs="+", metavar="CACHE")
     options = parser.parse_args(arguments)
-    from pipelines.merge import merge
-    from schemas import open_cache
+    from decant.pipelines.upkeep.merge import merge
+    from decant.schemas import open_cache
 
     merged = merge(options.output, options.caches)
     for what in merged.left_out:
@@ -284,7 +285,7 @@ def _merge(arguments: list[str]) -> int:
 
 def _forget(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines forget",
+        prog="decant forget",
         description="Take documents out of a sealed cache for good. Whoever opens it from then on "
         "gets padding in their place, without tokens, targets, states or maps, and no row that "
         "held nothing else; other documents keep their rows. Who has it open reads on as before. "
@@ -310,14 +311,14 @@ def _forget(arguments: list[str]) -> int:
         "--row` shows them (default: every document of the file)",
     )
     options = parser.parse_args(arguments)
-    from pipelines.forget import forget
+    from decant.pipelines.upkeep.forget import forget
 
     manifest, forgot = forget(options.cache, source=options.source, documents=options.document)
     print(
         f"{options.cache}: forgotten {len(forgot.documents):,} documents of {options.source}, "
         f"{forgot.tokens:,} tokens in {forgot.rows:,} rows, {forgot.empty_rows:,} of which held "
         f"nothing else; cache_id {manifest.cache_id}. Their bytes stay until "
-        f"`python -m pipelines gc {options.cache}`"
+        f"`decant gc {options.cache}`"
     )
     return 0
 

@@ -4,11 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.wanted import Wanted
-from schemas.codecs import NODES, Profile
-from schemas.plan import MeshShape
-from schemas.signals import AttentionDtype, HiddenDtype
-from schemas.targets import BETAS
+from decant.schemas.codecs import NODES, Profile
+from decant.schemas.manifest.plan import MeshShape
+from decant.schemas.signals import AttentionDtype, HiddenDtype, Wanted
+from decant.schemas.targets.targets import BETAS
 
 _MOST_DRAWS = 4096
 

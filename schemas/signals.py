@@ -8,8 +8,8 @@ counts blocks from 0.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from schemas.codecs import Profile
-from schemas.targets import BETAS
+from decant.schemas.codecs import Profile
+from decant.schemas.targets.targets import BETAS
 
 HiddenDtype = Literal["bfloat16", "int8"]
 AttentionDtype = Literal["uint8-log", "bfloat16"]
@@ -18,7 +18,7 @@ MEAN = "mean"
 
 @dataclass(frozen=True)
 class LogitsSignal:
-    """The teacher's next-token distributions, as schemas.targets defines them."""
+    """The teacher's next-token distributions, as decant.schemas.targets.targets defines them."""
 
     signal_id: str
     teacher_id: str
@@ -35,7 +35,7 @@ class LogitsSignal:
 
 @dataclass(frozen=True)
 class HiddenSignal:
-    """Hidden states of one layer; see schemas.hidden for what is stored of them."""
+    """Hidden states of one layer; see decant.schemas.targets.hidden for what is stored of them."""
 
     signal_id: str
     teacher_id: str
@@ -56,7 +56,7 @@ class HiddenSignal:
 
 @dataclass(frozen=True)
 class AttentionSignal:
-    """Attention maps of one block; see schemas.attention for what is stored of them."""
+    """Attention maps of one block; see schemas.targets.attention for what is stored of them."""
 
     signal_id: str
     teacher_id: str
@@ -110,3 +110,18 @@ def signal_from_json(name: str, value: dict[str, Any]) -> Signal:
         return AttentionSignal(**{**value, "heads": heads if heads == MEAN else tuple(heads)})
     tuples = {field: tuple(value.get(field, ())) for field in ("betas", "draw_betas")}
     return LogitsSignal(**{**value, **tuples})
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is kept of a position's distribution; as in LogitsSignal."""
+
+    k: int
+    draws: int = 0
+    draw_betas: tuple[float, ...] = ()
+    betas: tuple[float, ...] = BETAS
+
+    @classmethod
+    def of(cls, signal: LogitsSignal) -> "Wanted":
+        """What the signal holds."""
+        return cls(signal.k, signal.draws, signal.draw_betas, signal.betas)

@@ -6,14 +6,14 @@ capture costs. TensorStore must not be imported before a fork, nor JAX's devices
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from schemas.steps import Step
+from decant.schemas.disk.steps import Step
+from tests.paths import environment
 
 _SERVER = """
 import json, os, signal, sys, warnings
@@ -24,7 +24,7 @@ warnings.simplefilter("ignore")
 def run(step, visit, arguments, log):
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     os.dup2(1, 2)
-    from schemas import steps
+    from decant.schemas.disk import steps
     visits = 0
     def dying(reached):
         nonlocal visits
@@ -32,7 +32,7 @@ def run(step, visit, arguments, log):
         if visits == visit:
             os.kill(os.getpid(), signal.SIGKILL)
     steps.reached = dying
-    from pipelines.__main__ import main
+    from decant.pipelines.__main__ import main
     return main(arguments)
 
 for line in sys.stdin:
@@ -56,7 +56,7 @@ class Killer:
         self._log = log
 
     def kill(self, step: Step, arguments: list[str], *, visit: int = 1) -> None:
-        """Run `python -m pipelines` until it reaches the step for the `visit`-th time. Fails if it
+        """Run `decant` until it reaches the step for the `visit`-th time. Fails if it
         does not."""
         assert self._server.stdin
         assert self._server.stdout
@@ -71,7 +71,7 @@ def killer(log: Path) -> Iterator[Killer]:
     """Whoever kills, for as long as the block."""
     server = subprocess.Popen(
         [sys.executable, "-c", _SERVER],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -1,15 +1,14 @@
 """Nothing that we write or read can execute code; caches and runs are looked at where they are
-made: tests/end_to_end/test_surroundings.py, tests/trainer/test_run.py."""
+made: tests/end_to_end/test_surroundings.py, tests/trainer/run/test_run.py."""
 
 import ast
 import pickle
-from pathlib import Path
 
 import numpy as np
 
+from tests.paths import ROOT
 from tests.pickles import pickles_below
 
-ROOT = Path(__file__).parents[1]
 CAN_EXECUTE = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torch"}
 
 

@@ -1,16 +1,16 @@
 """Every config that the README shows is one: nothing in it is misspelt or gone."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-from pipelines.config import Precompute
-from schemas.settings import parse
-from trainer.config import Train
-from trainer.sweep import read_sweep
+from decant.pipelines.config import Precompute
+from decant.settings import parse
+from decant.trainer.config import Train
+from decant.trainer.results.sweep import read_sweep
+from tests.paths import ROOT
 
-README = Path(__file__).parents[1] / "README.md"
+README = ROOT / "README.md"
 BLOCKS = re.findall(r"^```toml\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
 
 

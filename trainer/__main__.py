@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from schemas.settings import parse
-from trainer.config import Evaluate, Export, Generate, Report, Train
+from decant.settings import parse
+from decant.trainer.config import Evaluate, Export, Generate, Report, Train
 
 COMMANDS: dict[str, type] = {
     "train": Train,
@@ -25,8 +25,8 @@ def main(arguments: Sequence[str]) -> int:
         asked = arguments[0] if arguments else None
         help_wanted = asked in ("-h", "--help")
         text = (
-            "usage: python -m trainer COMMAND [CONFIG.toml] [--flag value …]\n"
-            "       python -m trainer train [CONFIG.toml] [--flag value …] --sweep SWEEP.toml\n\n"
+            "usage: decant COMMAND [CONFIG.toml] [--flag value …]\n"
+            "       decant train [CONFIG.toml] [--flag value …] --sweep SWEEP.toml\n\n"
         ) + "\n".join(f"  {name:<10}{config.__doc__}" for name, config in COMMANDS.items())
         unknown = f"unknown command {asked!r}\n" if asked and not help_wanted else ""
         print(unknown + text, file=sys.stdout if help_wanted else sys.stderr)
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if name == "train" and "--sweep" in rest:
             return _sweep(rest)
-        config = parse(COMMANDS[name], rest, program=f"python -m trainer {name}")
+        config = parse(COMMANDS[name], rest, program=f"decant {name}")
         _command(name)(config)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -51,7 +51,7 @@ def _sweep(arguments: list[str]) -> int:
     path, rest = arguments[at + 1 : at + 2], arguments[:at] + arguments[at + 2 :]
     if not path:
         raise ValueError("--sweep: name the file that says which students; see the README")
-    from trainer.sweep import read_sweep, sweep
+    from decant.trainer.results.sweep import read_sweep, sweep
 
     return 0 if sweep(read_sweep(Path(path[0]), rest)) else 1
 
@@ -59,22 +59,22 @@ def _sweep(arguments: list[str]) -> int:
 def _command(name: str) -> Callable:
     # Imported here, so that --help and a config typo do not wait for jax.
     if name == "report":
-        from trainer.report import report
+        from decant.trainer.results.report import report
 
         return lambda config: print(report(config))
     if name == "train":
-        from trainer.loop import train
+        from decant.trainer.run.loop import train
 
         return train
     if name == "export":
-        from trainer.export import export
+        from decant.trainer.results.export import export
 
         return lambda config: print(export(config))
     return _generate if name == "generate" else _evaluate
 
 
 def _generate(config: Generate) -> None:
-    from trainer.generate import generate
+    from decant.trainer.results.generate import generate
 
     for number, text in enumerate(generate(config)):
         print(f"── sample {number}, seed {config.seed} ──\n{text}\n")
@@ -83,7 +83,7 @@ def _generate(config: Generate) -> None:
 def _evaluate(config: Evaluate) -> None:
     from rich.console import Console
 
-    from trainer.judge import as_table, evaluate
+    from decant.trainer.results.evaluate import as_table, evaluate
 
     judgement = evaluate(config)
     if config.table:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from models.execution import Remat
-from trainer.loss_config import AttentionLoss, HiddenLoss, Loss
+from decant.models.mesh.execution import Remat
+from decant.trainer.loss.loss_config import AttentionLoss, HiddenLoss, Loss
 
 __all__ = [
     "AttentionLoss",
@@ -62,7 +62,7 @@ class MixedCache:
 
     path: Path = Path()
     """A sealed cache with the main one's tokenizer and row length; of the same teacher, of another,
-    or of none (`python -m pipelines tokenise`): its rows are then learned from their next tokens
+    or of none (`decant tokenise`): its rows are then learned from their next tokens
     alone, as with `loss.alpha = 0`."""
     weight: float = 1.0
     """Rows of it for each row of the main cache, over any stretch of the run."""

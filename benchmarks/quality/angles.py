@@ -22,24 +22,24 @@ from benchmarks.quality.bytes import BYTES_PER_ID
 from benchmarks.quality.run import Workshop, kept_student
 from benchmarks.quality.study import CAPTURES, DRAWS, ROWS
 from benchmarks.quality.uncached import dense_gradient, rs_kd_targets
-from models import open_checkpoint
-from models.sharding import make_mesh
-from models.students import cut_layers, spread
-from models.vocabulary import Vocabulary
-from pipelines.config import Logits
-from pipelines.head import Head
-from pipelines.targets import targets as exact_targets
-from pipelines.wanted import Wanted
-from schemas import Cache, codecs
-from schemas.draws import Draws, logweights, starts
-from schemas.files import read_json, write_json
-from schemas.logits import decode_logits, encode_logits, open_logits
-from schemas.targets import Targets, joined
-from trainer.config import Loss
-from trainer.needs import DRAWS as DRAWS_FIELDS
-from trainer.needs import fields, tail_prior
-from trainer.step import mean_gradient, values_at
-from trainer.student import parameters
+from decant.models import open_checkpoint
+from decant.models.checkpoints.cut import cut_layers, spread
+from decant.models.mesh.sharding import make_mesh
+from decant.models.mesh.vocabulary import Vocabulary
+from decant.pipelines.config import Logits
+from decant.pipelines.teacher.sharded_head import Head
+from decant.pipelines.teacher.targets import targets as exact_targets
+from decant.schemas import Cache, codecs
+from decant.schemas.disk.atomic import read_json, write_json
+from decant.schemas.records.logits import decode_logits, encode_logits, open_logits
+from decant.schemas.signals import Wanted
+from decant.schemas.targets.draws import Draws, logweights, starts
+from decant.schemas.targets.targets import Targets, joined
+from decant.trainer.config import Loss
+from decant.trainer.run.requirements import DRAWS as DRAWS_FIELDS
+from decant.trainer.run.requirements import fields, tail_prior
+from decant.trainer.run.student import parameters
+from decant.trainer.update.step import mean_gradient, values_at
 
 BATCHES = 3
 CALIBRATION_ROWS = 16

@@ -11,9 +11,9 @@ import numpy as np
 
 from benchmarks.quality.teacher import DenseTeacher
 from benchmarks.quality.uncached import DRAWS_AT_A_TIME, counted, drawn
-from schemas import Cache
-from schemas.files import RecordReaders
-from schemas.layout import PartLayout
+from decant.schemas import Cache
+from decant.schemas.disk.array_record import RecordReaders
+from decant.schemas.disk.layout import PartLayout
 
 BYTES_PER_ID = 22.7 / 17.1
 """Of RS-KD's ids and counts through our codec, zstd and all, as measured on 50 draws of the same

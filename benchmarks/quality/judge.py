@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.quality.teacher import DenseTeacher
-from models.numerics import logits as head
-from schemas import Cache
-from schemas.rows import next_tokens
+from decant.models.numerics import logits as head
+from decant.schemas import Cache
+from decant.schemas.records.rows import next_tokens
 
 BINS = 15
 CHUNK_TOKENS = 256

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.quality.study import Study
-from schemas.files import read_json
+from decant.schemas.disk.atomic import read_json
 
 Results = dict[tuple[str, float], dict[int, dict[str, Any]]]
 """(method, T) → seed → result."""

@@ -27,14 +27,14 @@ from benchmarks.quality.study import (
 )
 from benchmarks.quality.teacher import DenseTeacher, dense_teacher, require_same_teacher
 from benchmarks.quality.uncached import train_dense, train_rs_kd
-from models import save_directory
-from models.tokenizer import Tokenizer
-from pipelines.precompute import precompute
-from schemas import Cache, open_cache
-from schemas.files import read_json, write_json
-from trainer.config import Train
-from trainer.loop import load_run, train
-from trainer.metrics import read_metrics
+from decant.models import save_directory
+from decant.models.text.tokenizer import Tokenizer
+from decant.pipelines.capture.job import precompute
+from decant.schemas import Cache, open_cache
+from decant.schemas.disk.atomic import read_json, write_json
+from decant.trainer.config import Train
+from decant.trainer.run.loop import load_run, train
+from decant.trainer.run.metrics import read_metrics
 
 SAMPLE_ROWS = 4
 WARM_UP = 3

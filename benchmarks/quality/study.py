@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.config import Precompute
-from schemas.settings import parse
-from trainer.config import Train
+from decant.pipelines.config import Precompute
+from decant.settings import parse
+from decant.trainer.config import Train
 
 Config = TypeVar("Config")
 NEVER = 10**6
@@ -131,7 +131,7 @@ def precompute_config(study: Study, capture: str) -> Precompute:
         "signals": {"logits": CAPTURES[capture]},
     }
     path = study.work / "configs" / f"precompute-{capture}.toml"
-    write_toml(path, settings, comment=f"python -m pipelines precompute {path}")
+    write_toml(path, settings, comment=f"decant precompute {path}")
     return _read(Precompute, path)
 
 
@@ -156,7 +156,7 @@ def train_config(study: Study, cell: Cell, *, updates: int | None = None) -> Tra
         "optimiser": {"learning_rate": study.learning_rate},
     }
     comment = (
-        f"python -m trainer train {path}"
+        f"decant train {path}"
         if cell.cached
         else f"All of cell {cell.name} but its targets, which benchmarks/quality computes."
     )

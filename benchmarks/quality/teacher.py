@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models import open_checkpoint
-from models.numerics import logits as head
-from schemas import Cache
-from schemas.files import read_json, replacing, write_json
+from decant.models import open_checkpoint
+from decant.models.numerics import logits as head
+from decant.schemas import Cache
+from decant.schemas.disk.atomic import read_json, replacing, write_json
 
 ROWS_AT_A_TIME = 8
 

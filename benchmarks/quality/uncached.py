@@ -18,22 +18,17 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.quality.teacher import DenseTeacher
-from models.numerics import logits as head
-from models.sharding import make_mesh
-from schemas import open_cache
-from schemas.files import replacing
-from schemas.rows import next_tokens
-from schemas.targets import BETAS
-from trainer.config import Loss, Train
-from trainer.data import Batches
-from trainer.optimiser import learning_rate
-from trainer.step import (
-    initial_state,
-    make_train_step,
-    to_device,
-    updated,
-)
-from trainer.student import initial_student, parameters
+from decant.models.mesh.sharding import make_mesh
+from decant.models.numerics import logits as head
+from decant.schemas import open_cache
+from decant.schemas.disk.atomic import replacing
+from decant.schemas.records.rows import next_tokens
+from decant.schemas.targets.targets import BETAS
+from decant.trainer.config import Loss, Train
+from decant.trainer.data.batches import Batches
+from decant.trainer.run.student import initial_student, parameters
+from decant.trainer.update.optimiser import learning_rate
+from decant.trainer.update.step import initial_state, make_train_step, to_device, updated
 
 NODES = len(BETAS)
 RS_KD_FIELDS = ("topk_ids", "topk_logprobs", "tail_logmass")

@@ -1,13 +1,13 @@
 """The families of models whose files we read and write: one module each, listed here."""
 
-from models.families.family import Family, TensorName
-from models.families.gemma2 import GEMMA2
-from models.families.gemma3 import GEMMA3
-from models.families.llama import LLAMA
-from models.families.mistral import MISTRAL
-from models.families.qwen2 import QWEN2
-from models.families.qwen3 import QWEN3
-from models.families.qwen3_moe import QWEN3_MOE
+from decant.models.families.family import Family, TensorName
+from decant.models.families.gemma2 import GEMMA2
+from decant.models.families.gemma3 import GEMMA3
+from decant.models.families.llama import LLAMA
+from decant.models.families.mistral import MISTRAL
+from decant.models.families.qwen2 import QWEN2
+from decant.models.families.qwen3 import QWEN3
+from decant.models.families.qwen3_moe import QWEN3_MOE
 
 FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3)
 

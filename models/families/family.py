@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from models.config import ModelConfig
+from decant.models.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)

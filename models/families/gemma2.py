@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from models.config import ModelConfig
-from models.families import layers, llama
-from models.families.family import FieldReader, TensorName
+from decant.models.config import ModelConfig
+from decant.models.families import layers, llama
+from decant.models.families.family import FieldReader, TensorName
 
 # What config.json does not say, because it cannot be otherwise.
 ALWAYS = {

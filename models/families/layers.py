@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from models.config import ModelConfig
-from models.families.family import FieldReader
+from decant.models.config import ModelConfig
+from decant.models.families.family import FieldReader
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 

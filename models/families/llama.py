@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from models.config import ModelConfig
-from models.families.family import Family, FieldReader, TensorName
-from models.rotary import LinearScaling, Llama3Scaling, Scaling, frequencies
+from decant.models.config import ModelConfig
+from decant.models.families.family import Family, FieldReader, TensorName
+from decant.models.rotary import LinearScaling, Llama3Scaling, Scaling, frequencies
 
 # Fields of config.json that say how a model was made, stored or sampled from.
 BOOKKEEPING = (

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from models.config import ModelConfig
-from models.families import llama
-from models.families.family import FieldReader
+from decant.models.config import ModelConfig
+from decant.models.families import llama
+from decant.models.families.family import FieldReader
 
 
 def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from models.config import ModelConfig
-from models.families import llama, qwen2
-from models.families.family import FieldReader, TensorName
+from decant.models.config import ModelConfig
+from decant.models.families import llama, qwen2
+from decant.models.families.family import FieldReader, TensorName
 
 
 def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:

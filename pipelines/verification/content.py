@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from models.tokenizer import Tokenizer
-from pipelines.verification.reference import Reference, Said, log_softmax, segments_of
-from pipelines.verification.retokenise import Spelling
-from pipelines.verification.tolerances import (
+from decant.models.text.tokenizer import Tokenizer
+from decant.pipelines.verification.reference import Reference, Said, log_softmax, segments_of
+from decant.pipelines.verification.retokenise import Spelling
+from decant.pipelines.verification.tolerances import (
     MASS,
     ROUNDING,
     SPELLED,
@@ -20,10 +20,10 @@ from pipelines.verification.tolerances import (
     STORED_TAIL,
     Limits,
 )
-from schemas import Cache
-from schemas.manifest import Part
-from schemas.rows import next_tokens, read_positions
-from schemas.signals import MEAN, AttentionSignal, HiddenSignal, LogitsSignal, Signal
+from decant.schemas import Cache
+from decant.schemas.manifest.manifest import Part
+from decant.schemas.records.rows import next_tokens, read_positions
+from decant.schemas.signals import MEAN, AttentionSignal, HiddenSignal, LogitsSignal, Signal
 
 TEMPERATURES = (1, 2, 4)
 _NOTHING = np.log(1e-12)

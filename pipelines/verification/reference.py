@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models import Checkpoint
-from models.sharding import make_mesh
-from schemas.plan import PlannedTeacher
+from decant.models import Checkpoint
+from decant.models.mesh.sharding import make_mesh
+from decant.schemas.manifest.plan import PlannedTeacher
 
 _SHORTEST = 32
 """Positions of the smallest program. Segments are padded to powers of two: padding comes after

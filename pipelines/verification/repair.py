@@ -11,18 +11,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.capture import LOGITS, capture_unit, provenance
-from pipelines.identity import named_teacher
-from pipelines.verification.structure import ROWS, Problem, Structure
-from schemas import Cache
-from schemas.arrays import METADATA, create, specs_of
-from schemas.commits import Commit, load_commit
-from schemas.files import write_bytes
-from schemas.identity import file_sha256
-from schemas.layout import PartLayout
-from schemas.manifest import Part
-from schemas.plan import Plan, as_sealed, read_plan, write_plan
-from schemas.signals import LogitsSignal
+from decant.pipelines.capture.unit import LOGITS, capture_unit, provenance
+from decant.pipelines.teacher.identity import named_teacher
+from decant.pipelines.verification.structure import ROWS, Problem, Structure
+from decant.schemas import Cache
+from decant.schemas.arrays.spec import METADATA, create, specs_of
+from decant.schemas.disk.atomic import write_bytes
+from decant.schemas.disk.identity import file_sha256
+from decant.schemas.disk.layout import PartLayout
+from decant.schemas.manifest.commits import Commit, load_commit
+from decant.schemas.manifest.manifest import Part
+from decant.schemas.manifest.plan import Plan, as_sealed, read_plan, write_plan
+from decant.schemas.signals import LogitsSignal
 
 
 @dataclass(frozen=True)

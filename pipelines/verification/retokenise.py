@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 
 import numpy as np
 
-from models.tokenizer import Tokenizer
+from decant.models.text.tokenizer import Tokenizer
 
 _EDGE = 8
 """Tokens beside a cut that are not judged: the text beyond it decides how they are spelled."""

@@ -5,22 +5,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from decant.pipelines.upkeep.garbage import unfinished, unnamed
 
-from models.tokenizer import Tokenizer
-from pipelines.remove import unfinished, unnamed
-from schemas.arrays import METADATA, ArraySpec, metadata_bytes, specs_of
-from schemas.codecs import Tables
-from schemas.commits import load_commit, summary
-from schemas.files import FileEntry, RecordReaders, read_json
-from schemas.identity import digest, file_sha256
-from schemas.layout import MANIFEST, TOKENIZER, PartLayout
-from schemas.logits import decode_logits, open_logits
-from schemas.manifest import Manifest, Part, Unit
-from schemas.plan import read_plan, rows_id_of
-from schemas.rows import Row, decode_row, loss_mask
-from schemas.shards import Shard
-from schemas.signals import ArraySignal, LogitsSignal
-from schemas.statistics import load_tables
+from decant.models.text.tokenizer import Tokenizer
+from decant.schemas.arrays.spec import METADATA, ArraySpec, metadata_bytes, specs_of
+from decant.schemas.codecs import Tables
+from decant.schemas.disk.array_record import FileEntry, RecordReaders
+from decant.schemas.disk.atomic import read_json
+from decant.schemas.disk.identity import digest, file_sha256
+from decant.schemas.disk.layout import MANIFEST, TOKENIZER, PartLayout
+from decant.schemas.disk.shards import Shard
+from decant.schemas.manifest.commits import load_commit, summary
+from decant.schemas.manifest.manifest import Manifest, Part, Unit
+from decant.schemas.manifest.plan import read_plan, rows_id_of
+from decant.schemas.manifest.statistics import load_tables
+from decant.schemas.records.logits import decode_logits, open_logits
+from decant.schemas.records.rows import Row, decode_row, loss_mask
+from decant.schemas.signals import ArraySignal, LogitsSignal
 
 ROWS = "rows"
 LOGITS = "logits"

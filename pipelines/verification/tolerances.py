@@ -7,8 +7,8 @@ same weights give other last bits in another program.
 
 from dataclasses import dataclass
 
-from schemas.codecs import Profile
-from schemas.signals import AttentionDtype, HiddenDtype
+from decant.schemas.codecs import Profile
+from decant.schemas.signals import AttentionDtype, HiddenDtype
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Rounding:
 
 
 ROUNDING = {
-    # Canary rows of another worker pass at a mean of 1e-6 (pipelines/canary.py). What float32
+    # Canary rows of another worker pass at a mean of 1e-6 (calibration/canary.py). What float32
     # programs differ by is 1e-5 of a logit; Hugging Face's differ from ours by 1.4e-4 (README).
     "float32": Rounding(
         kl=Limits(1e-6, 2e-6, 1e-5),

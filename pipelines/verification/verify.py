@@ -14,18 +14,18 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from models import Checkpoint, ModelConfig
-from models.safetensors_files import CONFIG
-from pipelines.identity import digest_memory, named_teacher
-from pipelines.verification.content import Content, compare
-from pipelines.verification.reference import Reference
-from pipelines.verification.repair import Repair, repair
-from pipelines.verification.structure import Problem, Structure, check_structure
-from schemas import Cache, open_cache
-from schemas.layout import PartLayout
-from schemas.manifest import Manifest, Part
-from schemas.plan import PlannedTeacher, read_plan
-from schemas.signals import AttentionSignal, HiddenSignal
+from decant.models import Checkpoint, ModelConfig
+from decant.models.checkpoints.safetensors_files import CONFIG
+from decant.pipelines.teacher.identity import digest_memory, named_teacher
+from decant.pipelines.verification.content import Content, compare
+from decant.pipelines.verification.reference import Reference
+from decant.pipelines.verification.repair import Repair, repair
+from decant.pipelines.verification.structure import Problem, Structure, check_structure
+from decant.schemas import Cache, open_cache
+from decant.schemas.disk.layout import PartLayout
+from decant.schemas.manifest.manifest import Manifest, Part
+from decant.schemas.manifest.plan import PlannedTeacher, read_plan
+from decant.schemas.signals import AttentionSignal, HiddenSignal
 
 _WIDTH = 140
 """Columns of a file that the report is written to."""
@@ -229,7 +229,7 @@ def show(report: Report, console: Console) -> None:
     if structure.left_over:
         console.print(
             f"{len(structure.left_over):,} files of removed signals or unfinished additions: "
-            f"`python -m pipelines gc {report.cache}` deletes them"
+            f"`decant gc {report.cache}` deletes them"
         )
     for part, content in report.content.items():
         console.print(

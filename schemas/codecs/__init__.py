@@ -10,12 +10,14 @@ from typing import Literal
 
 import numpy as np
 
-from schemas.codecs import compact, draws, fast, lossless, tail
-from schemas.codecs.block import DRAWS, TAIL, TOPK, Block, Tables
-from schemas.codecs.levels import STEPS, quantiser, quantiser_of
-from schemas.codecs.normalise import normalised
-from schemas.draws import Draws
-from schemas.targets import BETAS, EIGHTHS, Targets
+from decant.schemas.codecs import compact, fast, lossless
+from decant.schemas.codecs import draws_field as draws
+from decant.schemas.codecs import tail_field as tail
+from decant.schemas.codecs.block import DRAWS, TAIL, TOPK, Block, Tables
+from decant.schemas.codecs.levels import STEPS, quantiser, quantiser_of
+from decant.schemas.codecs.normalise import normalised
+from decant.schemas.targets.draws import Draws
+from decant.schemas.targets.targets import BETAS, EIGHTHS, Targets
 
 __all__ = [
     "DRAWS",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from schemas.frames import Block
+from decant.schemas.disk.frames import Block
 
 __all__ = ["DRAWS", "TAIL", "TOPK", "Block", "Tables"]
 

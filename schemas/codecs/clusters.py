@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Integer
 
-from schemas.codecs.block import Tables
-from schemas.codecs.codebook import codebook
+from decant.schemas.codecs.block import Tables
+from decant.schemas.codecs.codebook import codebook
 
 _COUNTS = (256, 64, 16, 4, 1)
 _PER_ORDER = 64

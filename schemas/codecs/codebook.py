@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Integer
 
-from schemas.codecs.block import Tables
-from schemas.codecs.fast import permutation
+from decant.schemas.codecs.block import Tables
+from decant.schemas.codecs.fast import permutation
 
 _PART = 1024
 _OFFSET = 16

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from schemas.codecs import numbers
-from schemas.codecs.block import Tables
-from schemas.codecs.clusters import choose_orders
-from schemas.codecs.codebook import codebook
-from schemas.codecs.fast import ID_BITS
-from schemas.codecs.levels import LEVEL_BITS, MINUS_INFINITY
-from schemas.codecs.streams import (
+from decant.schemas.codecs import numbers
+from decant.schemas.codecs.block import Tables
+from decant.schemas.codecs.clusters import choose_orders
+from decant.schemas.codecs.codebook import codebook
+from decant.schemas.codecs.fast import ID_BITS
+from decant.schemas.codecs.levels import LEVEL_BITS, MINUS_INFINITY
+from decant.schemas.codecs.streams import (
     cells,
     columns,
     expand,

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Integer
 
-from schemas.codecs.block import Tables
-from schemas.codecs.levels import LEVEL_BITS, MINUS_INFINITY
-from schemas.codecs.streams import (
+from decant.schemas.codecs.block import Tables
+from decant.schemas.codecs.levels import LEVEL_BITS, MINUS_INFINITY
+from decant.schemas.codecs.streams import (
     by_position,
     cells,
     expand,

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float, Integer
 
-from schemas.codecs.block import Tables
+from decant.schemas.codecs.block import Tables
 
 STEPS = (0.0072, 0.26)
 """Cost and limit of `quantiser` for new tables, in nats: they put the mean KL at k = 64 near

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from schemas.codecs.streams import (
+from decant.schemas.codecs.streams import (
     by_position,
     cells,
     expand,

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from schemas.targets import BETAS
+from decant.schemas.targets.targets import BETAS
 
 _BETAS = np.array(BETAS, np.float32)
 

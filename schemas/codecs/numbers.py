@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int32, Integer, UInt8
 
-from schemas.codecs import bits
+from decant.schemas.codecs import bits
 
 _SYMBOLS = 4 * (bits.LARGEST_WIDTH + 2)
 

@@ -11,12 +11,12 @@ from benchmarks.quality import angles, judge, report, study, uncached
 from benchmarks.quality.bytes import record_bytes
 from benchmarks.quality.run import Workshop, run_cell
 from benchmarks.quality.teacher import logprobs
-from models import open_checkpoint
-from pipelines.config import Logits
-from tests.make_cache import write_corpus, write_teacher
-from trainer.config import Loss
-from trainer.step import mean_gradient, values_at
-from trainer.student import parameters
+from decant.models import open_checkpoint
+from decant.pipelines.config import Logits
+from decant.trainer.config import Loss
+from decant.trainer.run.student import parameters
+from decant.trainer.update.step import mean_gradient, values_at
+from tests.making.caches import write_corpus, write_teacher
 
 
 @pytest.fixture(scope="module")

@@ -11,17 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from models import open_checkpoint, save_directory
-from pipelines.beam_runner import WorkerError
-from pipelines.config import Attention, Corpus, Hidden
-from pipelines.precompute import precompute
-from schemas import open_cache
-from schemas.rows import next_tokens
-from tests.make_cache import WORDS, tiny_settings, write_teacher
-from tests.make_chats import DATED_OR_NOT, HEADERS, THINKING, chat_tokenizer, said
-from trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Student, Train
-from trainer.loop import train
-from trainer.metrics import read_metrics
+from decant.models import open_checkpoint, save_directory
+from decant.pipelines.capture.job import precompute
+from decant.pipelines.config import Attention, Corpus, Hidden
+from decant.pipelines.runners.run_pipeline import WorkerError
+from decant.schemas import open_cache
+from decant.schemas.records.rows import next_tokens
+from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Student, Train
+from decant.trainer.run.loop import train
+from decant.trainer.run.metrics import read_metrics
+from tests.making.caches import WORDS, tiny_settings, write_teacher
+from tests.making.chats import DATED_OR_NOT, HEADERS, THINKING, chat_tokenizer, said
 
 
 def talk(number: int) -> list[dict[str, str]]:

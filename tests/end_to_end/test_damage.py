@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.tokenizer import tokenizer_of
-from pipelines import part_capture
-from pipelines.config import Attention, Hidden
-from schemas import Cache, open_cache
-from schemas.files import read_json
-from schemas.plan import read_plan
-from tests.make_arrays import flip, same_bits
-from tests.make_cache import tiny_cache, write_corpus
+from decant.models.text.tokenizer import tokenizer_of
+from decant.pipelines.capture import part as part_capture
+from decant.pipelines.config import Attention, Hidden
+from decant.schemas import Cache, open_cache
+from decant.schemas.disk.atomic import read_json
+from decant.schemas.manifest.plan import read_plan
+from tests.making.arrays import flip, same_bits
+from tests.making.caches import tiny_cache, write_corpus
 
 FLIPS = 100  # of each kind
 

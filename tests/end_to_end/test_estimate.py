@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipelines.__main__ import main
-from pipelines.config import Attention, Hidden
-from pipelines.estimate import estimate, show
-from pipelines.precompute import precompute
-from schemas import open_cache
-from tests.make_cache import tiny_settings, write_corpus
+from decant.pipelines.__main__ import main
+from decant.pipelines.capture.estimate import estimate, show
+from decant.pipelines.capture.job import precompute
+from decant.pipelines.config import Attention, Hidden
+from decant.schemas import open_cache
+from tests.making.caches import tiny_settings, write_corpus
 
 SIGNALS = {
     "profile": "compact",
@@ -60,7 +60,9 @@ def test_it_is_near_what_the_capture_writes(config, found):
 
 
 def test_a_share_of_the_corpus_stands_for_the_rest(config, found, monkeypatch):
-    monkeypatch.setattr("pipelines.estimate._TOKENISED_BYTES", found.source_bytes // 3)
+    monkeypatch.setattr(
+        "decant.pipelines.capture.estimate._TOKENISED_BYTES", found.source_bytes // 3
+    )
     part = estimate(config, console=QUIET)
     assert part.tokenised_bytes < 0.6 * part.source_bytes
     assert part.rows == pytest.approx(found.rows, rel=0.1)
@@ -76,7 +78,7 @@ def test_it_says_when_it_will_not_fit_and_leaves_nothing_behind(
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr("pipelines.estimate.device_bytes", lambda: 1000)
+    monkeypatch.setattr("decant.pipelines.capture.estimate.device_bytes", lambda: 1000)
     output = tmp_path / "not yet" / "cache"
     found = estimate(dataclasses.replace(config, output=output), console=QUIET)
     assert [problem.split(":")[0] for problem in found.problems] == [

@@ -4,13 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import open_checkpoint, save_directory
-from models.parameters import parameters
-from tests.make_cache import tiny_cache, write_teacher
-from trainer.config import Data, Loss, Student, Train
-from trainer.loop import train
-from trainer.metrics import read_metrics
-from trainer.student import INITIAL
+from decant.models import open_checkpoint, save_directory
+from decant.models.mesh.parameters import parameters
+from decant.trainer.config import Data, Loss, Student, Train
+from decant.trainer.run.loop import train
+from decant.trainer.run.metrics import read_metrics
+from decant.trainer.run.student import INITIAL
+from tests.making.caches import tiny_cache, write_teacher
 
 TEACHERS = {
     "gemma3": {

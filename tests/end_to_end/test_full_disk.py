@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipelines.config import Attention, Hidden
-from pipelines.precompute import precompute
-from schemas import open_cache
-from tests.make_cache import tiny_cache, tiny_settings, write_corpus
+from decant.pipelines.capture.job import precompute
+from decant.pipelines.config import Attention, Hidden
+from decant.schemas import open_cache
+from tests.making.caches import tiny_cache, tiny_settings, write_corpus
 
 SIGNALS = {
     "profile": "fast",
@@ -29,17 +29,17 @@ SIGNALS = {
 FULL = "No space left|File too large"
 # What is written, in this order, and before which call of which function the space runs out.
 WRITES = {
-    "request": ("schemas.plan", "write_json", 1),
-    "tokenizer": ("pipelines.opened_teacher", "write_bytes", 1),
-    "rows": ("pipelines.tokenise", "write_records", 2),
-    "a shard of rows": ("pipelines.tokenise", "write_json", 1),
-    "statistics": ("pipelines.calibrate", "save_statistics", 1),
-    "plan": ("pipelines.calibrate", "write_plan", 1),
-    "metadata of an array": ("pipelines.capture_plan", "create", 1),
-    "an array": ("schemas.array_io", "write_bytes", 3),
-    "logits": ("pipelines.capture", "write_records", 2),
-    "commit": ("pipelines.capture", "write_commit", 2),
-    "manifest": ("pipelines.seal", "write_manifest", 1),
+    "request": ("decant.schemas.manifest.plan", "write_json", 1),
+    "tokenizer": ("decant.pipelines.teacher.opened", "write_bytes", 1),
+    "rows": ("decant.pipelines.rows.tokenise", "write_records", 2),
+    "a shard of rows": ("decant.pipelines.rows.tokenise", "write_json", 1),
+    "statistics": ("decant.pipelines.calibration.calibrate", "save_statistics", 1),
+    "plan": ("decant.pipelines.calibration.calibrate", "write_plan", 1),
+    "metadata of an array": ("decant.pipelines.capture.schedule", "create", 1),
+    "an array": ("decant.schemas.arrays.reader", "write_bytes", 3),
+    "logits": ("decant.pipelines.capture.unit", "write_records", 2),
+    "commit": ("decant.pipelines.capture.unit", "write_commit", 2),
+    "manifest": ("decant.pipelines.capture.seal", "write_manifest", 1),
 }
 
 

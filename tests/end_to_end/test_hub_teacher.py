@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.make_cache import tiny_settings, write_teacher
-from tests.models.hub_server import Hub
-from tests.models.test_hub import environment
+from tests.making.caches import tiny_settings, write_teacher
+from tests.making.hub_server import Hub
+from tests.models.checkpoints.test_hub import environment
 
 
 def precompute(root: Path, env: dict[str, str]) -> subprocess.CompletedProcess:
     command = [
-        *(sys.executable, "-m", "pipelines", "precompute", "--teacher.model=owner/model"),
+        *(sys.executable, "-m", "decant.pipelines", "precompute", "--teacher.model=owner/model"),
         *(f"--corpus.files={root}/corpus/*.txt", "--corpus.sequence-length=64"),
         *("--signals.logits.k=8", "--signals.logits.draws=0", f"--output={root}/cache"),
     ]

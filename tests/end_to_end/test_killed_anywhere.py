@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.__main__ import main
-from pipelines.config import Attention, Hidden
-from schemas import open_cache
-from schemas.steps import Step
+from decant.pipelines.__main__ import main
+from decant.pipelines.config import Attention, Hidden
+from decant.schemas import open_cache
+from decant.schemas.disk.steps import Step
 from tests.killing import killer
-from tests.make_cache import tiny_cache, tiny_settings, write_corpus
+from tests.making.caches import tiny_cache, tiny_settings, write_corpus
 
 SIGNALS = {
     "profile": "fast",
@@ -192,13 +192,13 @@ def test_a_full_disk_is_said_and_what_is_committed_stays(root, undisturbed, tmp_
         pytest.skip("mounting a small tmpfs needs root")
     try:
         flags = command(root, mount / "cache")
-        full = run("-m", "pipelines", *flags)
+        full = run("-m", "decant.pipelines", *flags)
         assert full.returncode == 1
         assert "No space left on device" in full.stderr
         assert "run again" in full.stderr
         assert not list(mount.rglob("manifest.json"))
         subprocess.run(["mount", "-o", "remount,size=50m", str(mount)], check=True)
-        rerun = run("-m", "pipelines", *flags)
+        rerun = run("-m", "decant.pipelines", *flags)
         assert rerun.returncode == 0, rerun.stderr
         assert open_cache(mount / "cache").manifest.cache_id == undisturbed
     finally:
@@ -212,7 +212,7 @@ def test_stopped_by_hand_or_scheduler_it_says_what_is_done_and_goes_on(
     output = root / sent.name
     flags = command(root, output)
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines", *flags],
+        [sys.executable, "-m", "decant.pipelines", *flags],
         env=os.environ | {"PYTHONPATH": os.getcwd()},  # noqa: PTH109
         stderr=subprocess.PIPE,
         text=True,

@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import part_capture, precompute, tokenise
-from pipelines.beam_runner import WorkerError
-from pipelines.config import Attention, Hidden
-from schemas import open_cache
-from schemas.identity import file_sha256, remembered_sha256s
-from schemas.layout import part_layout
-from tests.make_cache import tiny_cache, tiny_settings, write_corpus
+from decant.pipelines.capture import job as precompute
+from decant.pipelines.capture import part as part_capture
+from decant.pipelines.config import Attention, Hidden
+from decant.pipelines.rows import tokenise
+from decant.pipelines.runners.run_pipeline import WorkerError
+from decant.schemas import open_cache
+from decant.schemas.disk.identity import file_sha256, remembered_sha256s
+from decant.schemas.disk.layout import part_layout
+from tests.making.caches import tiny_cache, tiny_settings, write_corpus
+from tests.paths import environment
 from tests.pickles import pickles_below
 
 SIGNALS = {
@@ -27,7 +30,6 @@ SIGNALS = {
     "hidden": Hidden(layers=(1,), dtype="int8", width=6),
     "attention": Attention(layers=(1,)),
 }
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 ODD = "ein Ort, mit Ümlauten & 日本 %20#"
 
 
@@ -83,11 +85,13 @@ def test_a_capture_goes_on_from_another_place_after_it_was_moved(
     undisturbed, copy, monkeypatch, tmp_path
 ):
     monkeypatch.chdir(copy)
-    interrupted(tiny_settings(Path(), **SIGNALS), monkeypatch, "pipelines.capture_plan.create")
+    interrupted(
+        tiny_settings(Path(), **SIGNALS), monkeypatch, "decant.pipelines.capture.schedule.create"
+    )
     moved = copy.rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
     # As a new process, which has no teacher yet.
-    monkeypatch.setattr("pipelines.teacher._loaded", {})
+    monkeypatch.setattr("decant.pipelines.teacher.inference._loaded", {})
     cache = tiny_cache(moved.relative_to(tmp_path), **SIGNALS)
     assert cache.manifest.cache_id == undisturbed
 
@@ -131,7 +135,7 @@ def test_a_source_that_changes_while_it_is_tokenised_is_named(undisturbed, copy,
 @pytest.mark.parametrize("keep_times", [False, True])
 def test_a_source_that_changes_between_runs_is_refused_by_name(copy, monkeypatch, keep_times):
     config = tiny_settings(copy, **SIGNALS)
-    interrupted(config, monkeypatch, "pipelines.tokenise.cut_shards")
+    interrupted(config, monkeypatch, "decant.pipelines.rows.tokenise.cut_shards")
     edit(copy / "corpus" / "document-001.txt", keep_times=keep_times)
     with pytest.raises(ValueError, match=r"files: document-001\.txt has changed\n"):
         precompute.precompute(config)
@@ -157,7 +161,7 @@ def test_a_memory_of_hashes_that_cannot_be_kept_is_no_error(tmp_path):
 WORKER = """
 import os, signal, sys
 from pathlib import Path
-from pipelines import capture
+from decant.pipelines.capture import unit as capture
 part, number, stops = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "stops"
 original = capture.write_records
 
@@ -173,14 +177,12 @@ capture.capture_unit(number, part, part / "plan.json")
 
 def worker(part: Path, *, unit: int, stops: bool) -> subprocess.Popen:
     command = [sys.executable, "-c", WORKER, str(part), str(unit), "stops" if stops else "runs"]
-    return subprocess.Popen(
-        command, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    )
+    return subprocess.Popen(command, env=environment())
 
 
 def test_two_workers_of_one_unit_of_which_one_wakes_after_the_seal(root, undisturbed, monkeypatch):
     config = tiny_settings(root, **SIGNALS, output=root / "zombie")
-    interrupted(config, monkeypatch, "pipelines.capture_plan.create")
+    interrupted(config, monkeypatch, "decant.pipelines.capture.schedule.create")
     part = part_layout(config.output, 0).root.resolve()
     zombie = worker(part, unit=1, stops=True)
     other = worker(part, unit=1, stops=False)
@@ -220,9 +222,9 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 from pathlib import Path
 import numpy as np
-from pipelines import part_capture, precompute
-from schemas import open_cache
-from tests.make_cache import tiny_settings, write_corpus
+from decant.pipelines.capture import part as part_capture, job as precompute
+from decant.schemas import open_cache
+from tests.making.caches import tiny_settings, write_corpus
 part_capture.choose_unit_rows = lambda sources, length: 1
 root = Path(sys.argv[1])
 write_corpus(root / "corpus", files=8, words=500)
@@ -238,7 +240,7 @@ for _ in range(8):
 
 def test_more_units_than_a_process_may_open_files_are_captured_and_read_at_random(tmp_path):
     command = [sys.executable, "-c", FEW_FILES, str(tmp_path)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import open_checkpoint
-from models.vocabulary import Vocabulary
-from pipelines.head import Head
-from pipelines.targets import targets
-from pipelines.wanted import Wanted
-from schemas.codecs import Tables, decode, encode
-from schemas.targets import BETAS, EIGHTHS, Targets, tail_logmass_at
-from tests import sampling
+from decant.models import open_checkpoint
+from decant.models.mesh.vocabulary import Vocabulary
+from decant.pipelines.teacher.sharded_head import Head
+from decant.pipelines.teacher.targets import targets
+from decant.schemas.codecs import Tables, decode, encode
+from decant.schemas.signals import Wanted
+from decant.schemas.targets.targets import BETAS, EIGHTHS, Targets, tail_logmass_at
+from tests.formulas import sampling
 
 TOKENS, VOCABULARY = 160, 49_152
 TEMPERATURES = (1, 1.05, 1.2, 1.4, 1.7, 2, 2.5, 3, 4, 5.5, 8, 12, 30, 1000)

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import open_checkpoint
-from schemas import Cache
-from tests import sampling
-from tests.make_cache import WORDS, tiny_cache
-from trainer.chunk import Recipe
-from trainer.head import distillation_loss
-from trainer.view import Targets
+from decant.models import open_checkpoint
+from decant.schemas import Cache
+from decant.trainer.loss.chunk import Recipe
+from decant.trainer.loss.head import distillation_loss
+from decant.trainer.loss.student_view import Targets
+from tests.formulas import sampling
+from tests.making.caches import WORDS, tiny_cache
 
 SHARED, ROWS, DIRECTIONS, WIDTH = 24, 256, 64, 6
 

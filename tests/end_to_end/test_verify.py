@@ -8,17 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.tokenizer import Tokenizer
-from pipelines import teacher
-from pipelines.__main__ import main
-from pipelines.config import Attention, Hidden, Teacher
-from pipelines.precompute import precompute
-from pipelines.verification.verify import Report, sample_rows, verify
-from schemas import Cache, open_cache
-from schemas.draws import Draws
-from schemas.frames import Kind, unpack
-from tests.make_cache import tiny_cache, tiny_settings, tokenizer_files, write_corpus, write_teacher
-from tests.resealed import copy_of, records_of, with_records, with_targets
+from decant.models.text.tokenizer import Tokenizer
+from decant.pipelines.__main__ import main
+from decant.pipelines.capture.job import precompute
+from decant.pipelines.config import Attention, Hidden, Teacher
+from decant.pipelines.teacher import inference as teacher
+from decant.pipelines.verification.verify import Report, sample_rows, verify
+from decant.schemas import Cache, open_cache
+from decant.schemas.disk.frames import Kind, unpack
+from decant.schemas.targets.draws import Draws
+from tests.making.caches import (
+    tiny_cache,
+    tiny_settings,
+    tokenizer_files,
+    write_corpus,
+    write_teacher,
+)
+from tests.making.resealed import copy_of, records_of, with_records, with_targets
 
 SIGNALS = {"hidden": Hidden(layers=(0, 1, -1)), "attention": Attention(layers="all", heads=(2, 0))}
 DRAWS = {"draws": 4, "draw_temperatures": (1.0, 2.0)}
@@ -128,7 +134,7 @@ def test_a_cache_tokenised_by_another_tokenizer_is_found(root, monkeypatch):
         def from_files(cls, directory):
             return Tokenizer(files, where="another")
 
-    monkeypatch.setattr("pipelines.tokenise.Tokenizer", Other)
+    monkeypatch.setattr("decant.pipelines.rows.tokenise.Tokenizer", Other)
     cache = tiny_cache(root, output=root / "tokenizer")
     monkeypatch.undo()
     report = verified(cache, rows=4)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.blocks import gate_opened
-from models.numerics import contract
+from decant.models.decoder.blocks import gate_opened
+from decant.models.numerics import contract
 
 DRAW = np.random.default_rng(0).standard_normal
 EQUATIONS = {

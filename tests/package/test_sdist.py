@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.make_cache import tiny_cache, tiny_settings
+from tests.making.caches import tiny_cache, tiny_settings
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.package
-ROOT = Path(__file__).parents[2]
 
 
 def run(*command: str | Path, at: Path) -> str:
@@ -67,7 +67,7 @@ def test_a_worker_that_installed_it_captures_the_same_cache(worker, tmp_path):
     expected = tiny_cache(tmp_path).manifest.cache_id
     config = tiny_settings(tmp_path, output=tmp_path / "by-the-worker")
     said = run(
-        *(worker, "-m", "pipelines", "precompute"),
+        *(worker, "-m", "decant.pipelines", "precompute"),
         *("--corpus.files", *config.corpus.files),
         f"--corpus.sequence-length={config.corpus.sequence_length}",
         f"--corpus.heldout={config.corpus.heldout}",
@@ -81,7 +81,7 @@ def test_a_worker_that_installed_it_captures_the_same_cache(worker, tmp_path):
     )
     assert f"cache_id {expected}" in said
     page = tmp_path / "row.html"
-    run(worker, "-m", "pipelines", "inspect", config.output, "--html", page, at=tmp_path)
+    run(worker, "-m", "decant.pipelines", "inspect", config.output, "--html", page, at=tmp_path)
     assert "<html" in page.read_text()
 
 
@@ -89,7 +89,7 @@ def test_a_reader_needs_no_jax(sdist, tmp_path):
     cache = tiny_cache(tmp_path).path
     python = installed(sdist, "reader")
     code = (
-        "import sys, importlib.util; from schemas import open_cache; "
+        "import sys, importlib.util; from decant import open_cache; "
         "cache = open_cache(sys.argv[1]); print(cache.read(cache.rows())['topk_ids'].shape); "
         "assert not importlib.util.find_spec('jax')"
     )

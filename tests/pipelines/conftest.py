@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.make_grown import Grown, make_grown
+from tests.making.grown import Grown, make_grown
 
 
 @pytest.fixture(scope="session")

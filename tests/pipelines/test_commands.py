@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.__main__ import COMMANDS, main
+from decant.pipelines.__main__ import COMMANDS, main
 
 
 @pytest.mark.parametrize("asked", ["-h", "--help"])

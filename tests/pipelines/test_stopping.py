@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from pipelines.__main__ import COMMANDS, main
+from decant.pipelines.__main__ import COMMANDS, main
 
 
 class Thing:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from models import open_checkpoint
-from pipelines.documents import Chat, Document
-from pipelines.marking import mark, segments
-from pipelines.records import Place
-from tests.make_chats import GENERATION, HEADERS, OPENED, THINKING, TURNS, chat_tokenizer, said
+from decant.models import open_checkpoint
+from decant.pipelines.rows.documents import Chat, Document
+from decant.pipelines.rows.marking import mark, segments
+from decant.pipelines.rows.records import Place
+from tests.making.chats import GENERATION, HEADERS, OPENED, THINKING, TURNS, chat_tokenizer, said
 
 pytestmark = pytest.mark.reference
 

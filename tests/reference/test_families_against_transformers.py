@@ -6,20 +6,20 @@ golden ones, so that transformers' own original is there to compare with.
 
 import json
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from models import open_checkpoint, save_directory
-from models.numerics import logits
-from models.students import cut_layers
+from decant.models import open_checkpoint, save_directory
+from decant.models.checkpoints.cut import cut_layers
+from decant.models.numerics import logits
+from tests import paths
 from tests.reference.test_models_against_transformers import PYTHON
 
 pytestmark = pytest.mark.reference
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "families"
+GOLDEN = paths.GOLDEN / "families"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 # A student of the first and last two blocks, whose windows no longer alternate.
 CUT = {"gemma2": (0, 2), "gemma3": (0, 5, 6), "qwen2": (2, 0), "qwen3_moe": (1,)}

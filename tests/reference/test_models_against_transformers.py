@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models import open_checkpoint, save_directory
-from models.numerics import logits
+from decant.models import open_checkpoint, save_directory
+from decant.models.numerics import logits
 
 pytestmark = pytest.mark.reference
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.make_cache import tiny_cache
+from decant.trainer.config import Data, Export, Generate, Loss, Student, Train
+from decant.trainer.results.export import export
+from decant.trainer.results.generate import completed, next_tokens
+from decant.trainer.run.loop import load_run, train
+from tests.making.caches import tiny_cache
 from tests.reference.test_models_against_transformers import PYTHON
-from trainer.config import Data, Export, Generate, Loss, Student, Train
-from trainer.export import export
-from trainer.generate import completed, next_tokens
-from trainer.loop import load_run, train
 
 pytestmark = pytest.mark.reference
 

@@ -4,14 +4,13 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.make_cache import tiny_cache
+from tests.making.caches import tiny_cache
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 PYTHON = os.environ.get("DECANT_REFERENCE_PYTHON", sys.executable)
 EXAMPLE = re.compile(r"```python\n(import torch\n.*?)```", re.S)
 PROGRAM = """
@@ -31,7 +30,7 @@ if __name__ == "__main__":
 
 @pytest.mark.reference
 def test_the_readme_s_dataset_reads_a_cache_in_worker_processes(tmp_path):
-    from pipelines.config import Hidden
+    from decant.pipelines.config import Hidden
 
     cache = tiny_cache(tmp_path, draws=4, hidden=Hidden(layers=(2,), dtype="int8"))
     (example,) = EXAMPLE.findall((ROOT / "README.md").read_text(encoding="utf-8"))

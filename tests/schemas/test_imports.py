@@ -6,7 +6,7 @@ import sys
 
 def test_schemas_imports_neither_jax_nor_flax_nor_beam():
     code = (
-        "import sys, schemas; "
+        "import sys, decant.schemas; "
         "sys.exit(str({'jax', 'flax', 'apache_beam', 'torch'} & set(sys.modules) or ''))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

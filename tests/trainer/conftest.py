@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pipelines.config import Attention, Hidden
-from schemas import Cache
-from tests.make_cache import tiny_cache, write_teacher
-from trainer.config import Data, Loss, Student, Train
-from trainer.loop import train
+from decant.pipelines.config import Attention, Hidden
+from decant.schemas import Cache
+from decant.trainer.config import Data, Loss, Student, Train
+from decant.trainer.run.loop import train
+from tests.making.caches import tiny_cache, write_teacher
 
 
 @pytest.fixture(scope="session")

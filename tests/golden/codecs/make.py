@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from schemas.codecs import Profile, compact, decode, encode, fit
-from schemas.draws import Draws
-from schemas.targets import BETAS, EIGHTHS, Targets
-from tests import sampling
+from decant.schemas.codecs import Profile, compact, decode, encode, fit
+from decant.schemas.targets.draws import Draws
+from decant.schemas.targets.targets import BETAS, EIGHTHS, Targets
+from tests.formulas import sampling
 
 HERE = Path(__file__).parent
 VOCABULARY, K, POSITIONS = 1000, 12, 24

@@ -1,0 +1,163 @@
+"""A config file is a saved command line: TOML, flattened, overridden by flags, parsed once.
+
+Both packages' command lines come through here, so that `--corpus.sequence-length 1024` and
+`[corpus] sequence_length = 1024` are the same thing and a typo gets the same answer. A field that
+is a tuple of dataclasses is a list of tables: the first `[[loss.hidden]]` of the file is
+`--loss.hidden.0` on the command line, which may change it or add the next one.
+"""
+
+import dataclasses
+import difflib
+import re
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+Config = TypeVar("Config")
+
+
+def parse(config_type: type[Config], arguments: Sequence[str], *, program: str) -> Config:
+    """Frozen `config_type` from `[CONFIG.toml] [--flag value …]`; flags win over the file.
+
+    Raises ValueError on an unknown key in the file (with the nearest right name) and
+    FileNotFoundError when the file does not exist; a wrong flag ends the process with tyro's
+    message and exit status 2.
+    """
+    flags = list(arguments)
+    if not flags or flags[0].startswith("-"):
+        return _parsed(config_type, {}, flags, program=program)
+    path = Path(flags.pop(0))
+    return parse_tables(config_type, [read_table(path)], flags, program=program, path=path)
+
+
+def parse_tables(
+    config_type: type[Config],
+    tables: Sequence[Mapping[str, Any]],
+    flags: Sequence[str] = (),
+    *,
+    program: str,
+    path: Path,
+) -> Config:
+    """As `parse`, of tables that were read from `path`: later ones win, and flags over all."""
+    table: dict[str, Any] = {}
+    for one in tables:
+        table = _over(table, one)
+    flags = [*_flatten(table, config_type, prefix="", path=path), *flags]
+    return _parsed(config_type, table, flags, program=program)
+
+
+def _over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Both tables as one; what only `under` has stays, in tables inside too."""
+    merged = {key.replace("-", "_"): value for key, value in under.items()}
+    for key, value in over.items():
+        name = key.replace("-", "_")
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _over(merged[name], value) if both else value
+    return merged
+
+
+def _parsed(
+    config_type: type[Config], table: dict[str, Any], flags: Sequence[str], *, program: str
+) -> Config:
+    import tyro  # here, because readers of a cache need no command line
+
+    changes = _lists_of_tables(config_type, table, flags, prefix="")
+    if changes:
+        return tyro.cli(config_type, args=flags, prog=program, default=config_type(**changes))
+    return tyro.cli(config_type, args=flags, prog=program)
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A TOML file. FileNotFoundError or ValueError that says what is wrong with it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such config file (from {Path.cwd()})")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid TOML: {error}") from None
+
+
+def _flatten(table: dict, config_type: type, *, prefix: str, path: Path) -> Iterator[str]:
+    names, here = _fields(config_type), _as_written(prefix)
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {here}{near[0]}?" if near else f"known: {', '.join(names)}"
+            raise ValueError(f"{path}: unknown key {here}{key}; {hint}")
+        element = _element(names[name])
+        tables = isinstance(value, list) and all(isinstance(one, dict) for one in value)
+        if element and tables:
+            for number, one in enumerate(value):
+                inside = f"{prefix}{name}.{number}."
+                yield from _flatten(one, element, prefix=inside, path=path)
+        elif element:
+            raise ValueError(f"{path}: {here}{key} is a list of tables: write [[{here}{key}]]")
+        elif isinstance(value, dict) and dataclasses.is_dataclass(names[name]):
+            yield from _flatten(value, names[name], prefix=f"{prefix}{name}.", path=path)
+        elif isinstance(value, dict):
+            raise ValueError(f"{path}: {here}{key} is a single value, not a table")
+        elif tables and value:
+            raise ValueError(f"{path}: {here}{key} is not a list of tables")
+        else:
+            yield from _flag(prefix + name, value, path=path)
+
+
+def _lists_of_tables(
+    config_type: type, table: dict, flags: Sequence[str], *, prefix: str
+) -> dict[str, Any]:
+    """Defaults for as many entries of each list of tables as file and flags speak of.
+
+    tyro offers flags for the entries that a default has; without it there would be none.
+    """
+    changes: dict[str, Any] = {}
+    table = {key.replace("-", "_"): value for key, value in table.items()}
+    for name, kind in _fields(config_type).items():
+        option = f"{prefix}{name}".replace("_", "-")
+        if element := _element(kind):
+            count = len(table.get(name, ()))
+            while any(flag.startswith(f"--{option}.{count}.") for flag in flags):
+                count += 1
+            if count:
+                changes[name] = tuple(element() for _ in range(count))
+        elif dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            inside = _lists_of_tables(kind, table.get(name, {}), flags, prefix=f"{prefix}{name}.")
+            if inside:
+                changes[name] = kind(**inside)
+    return changes
+
+
+def _fields(config_type: type) -> dict[str, Any]:
+    """Types of a dataclass's fields by name."""
+    types = typing.get_type_hints(config_type)
+    return {field.name: types[field.name] for field in dataclasses.fields(config_type)}
+
+
+def _element(kind: Any) -> type | None:
+    """The dataclass of which `kind` is a tuple of any length."""
+    if typing.get_origin(kind) is not tuple:
+        return None
+    element = typing.get_args(kind)[0]
+    return element if isinstance(element, type) and dataclasses.is_dataclass(element) else None
+
+
+def _as_written(prefix: str) -> str:
+    """`loss.hidden[0].` of `loss.hidden.0.`"""
+    return re.sub(r"\.(\d+)(?=\.)", r"[\1]", prefix)
+
+
+def _flag(name: str, value: Any, *, path: Path) -> Iterator[str]:
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        *tables, last = option.split(".")
+        yield "--" + ".".join([*tables, last if value else f"no-{last}"])
+    elif isinstance(value, list):
+        yield f"--{option}"
+        for item in value:
+            if isinstance(item, str) and item.startswith("--"):
+                raise ValueError(f"{path}: {name} has {item!r}: write it without the dashes")
+            yield str(item)
+    else:
+        yield f"--{option}={value}"

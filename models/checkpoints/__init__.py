@@ -1,0 +1,1 @@
+"""Checkpoints: opened, loaded onto devices, written back, quantised, cut into students."""

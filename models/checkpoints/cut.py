@@ -1,0 +1,62 @@
+"""Students made out of a teacher: some of its blocks, everything else as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from flax import nnx
+
+from decant.models.checkpoints.checkpoint import Checkpoint
+from decant.models.decoder.decoder import Decoder
+from decant.models.mesh.parameters import parameters
+
+
+def spread(count: int, total: int) -> tuple[int, ...]:
+    """`count` of `total` layers at even distances, first and last included.
+
+    >>> spread(4, 10)
+    (0, 3, 6, 9)
+    """
+    if not 1 <= count <= total:
+        raise ValueError(
+            f"cannot take {count} layers out of {total}; choose a number from 1 to {total}."
+        )
+    if count == 1:
+        return (0,)
+    return tuple((2 * i * (total - 1) + count - 1) // (2 * (count - 1)) for i in range(count))
+
+
+def cut_layers(
+    source: Decoder | Checkpoint,
+    layers: Sequence[int],
+    *,
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+) -> Decoder:
+    """A decoder with these blocks of the source, in this order (blocks count from 0).
+
+    Of a checkpoint it is loaded in the given dtypes; a Decoder keeps its own.
+    """
+    if isinstance(source, Checkpoint):
+        source = source.load(dtype=dtype, param_dtype=param_dtype)
+    total = source.config.num_layers
+    wrong = [layer for layer in layers if not 0 <= layer < total]
+    if wrong or not layers:
+        raise ValueError(
+            f"student layers {list(layers)}: {f'{wrong} do not exist' if wrong else 'none given'}; "
+            f"the source has blocks 0 to {total - 1}."
+        )
+    config = source.config.of_layers(layers)
+    student = nnx.eval_shape(
+        lambda: Decoder(
+            config, rngs=nnx.Rngs(0), dtype=source.dtype, param_dtype=source.param_dtype
+        )
+    )
+    taken = parameters(source)
+    for path, parameter in parameters(student).items():
+        array = taken[path].get_value()
+        # A copy, not a view: the student is trained while its source lives on.
+        blocks = path.startswith("blocks.")
+        parameter.set_value(array[np.asarray(layers)] if blocks else array.copy())
+    return student

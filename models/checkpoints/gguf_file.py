@@ -1,0 +1,94 @@
+"""A GGUF file: config and tokenizer out of its metadata, tensors dequantised to float32."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType as Kind
+
+from decant.models import families
+from decant.models.config import ModelConfig
+from decant.models.text.gguf_tokenizer import tokenizer_files
+from decant.models.text.tokenizer import Tokenizer
+
+SUPPORTED = (
+    *(Kind.F32, Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q8_0),
+    *(Kind.Q4_K, Kind.Q6_K),
+)
+# The reader unpacks arrays element by element; vocabularies are only unpacked when needed.
+LARGE = "tokenizer.ggml."
+
+
+class GgufFile:
+    """The tensors of one .gguf file by their names; each is dequantised when read."""
+
+    naming: Literal["hf", "gguf"] = "gguf"
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.weight_files = [path]
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file.")
+
+    @cached_property
+    def _reader(self) -> gguf.GGUFReader:
+        try:
+            return gguf.GGUFReader(self.path)
+        except (ValueError, IndexError, KeyError) as error:
+            raise ValueError(f"{self.path}: not a readable GGUF file: {error}") from error
+
+    @cached_property
+    def _tensors(self) -> dict[str, gguf.ReaderTensor]:
+        return {tensor.name: tensor for tensor in self._reader.tensors}
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """The model's config, every field of the architecture honoured or refused."""
+        fields = self._reader.fields
+        small = {k: f.contents() for k, f in fields.items() if not k.startswith(LARGE)}
+        if f"{LARGE}tokens" in fields:
+            small["tokens"] = len(fields[f"{LARGE}tokens"].data)
+        if "rope_freqs.weight" in self._tensors:
+            small["rope_freqs"] = self.read("rope_freqs.weight")
+        try:
+            family = families.for_gguf_architecture(small.get("general.architecture", ""))
+            return family.config_from_gguf(small, self._tensors.keys())
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from error
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor in the order of Hugging Face files (GGUF lists it reversed)."""
+        return {name: tuple(map(int, t.shape[::-1])) for name, t in self._tensors.items()}
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """One tensor, or what lies at `index` of it, dequantised to float32."""
+        tensor = self._tensors[name]
+        if tensor.tensor_type not in SUPPORTED:
+            raise ValueError(
+                f"{self.path}: tensor {name} is quantised as {tensor.tensor_type.name}; only "
+                f"{', '.join(kind.name for kind in SUPPORTED)} can be read. Convert the file."
+            )
+        # asarray: the dequantiser slices a lot, which is slow on the reader's memmap.
+        array = gguf.dequantize(np.asarray(tensor.data), tensor.tensor_type)
+        array = array.astype(np.float32, copy=False).reshape(self.shapes[name])
+        return array if index is None else array[index]
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer described by the metadata, as the files of a Hugging Face tokenizer."""
+        fields = self._reader.fields
+        metadata = {k: f.contents() for k, f in fields.items() if k.startswith("tokenizer.")}
+        return Tokenizer(tokenizer_files(metadata, where=str(self.path)), where=str(self.path))
+
+
+def undo_interleaving(rows: np.ndarray, *, heads: int) -> np.ndarray:
+    """Rows of a Llama Q or K in the order they were trained in.
+
+    Within each head GGUF keeps row i of the first half next to row i of the second.
+    """
+    half = rows.shape[0] // heads // 2
+    return rows.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(rows.shape)

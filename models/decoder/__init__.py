@@ -1,0 +1,1 @@
+"""The decoder itself: blocks, attention, experts."""

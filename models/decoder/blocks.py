@@ -1,0 +1,217 @@
+"""The decoder's blocks: attention, then a gated MLP or experts, added to the residual stream."""
+
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, DTypeLike, Float, Int
+
+from decant.models.config import ModelConfig
+from decant.models.decoder.attention import attend
+from decant.models.decoder.experts import choose, mixture
+from decant.models.decoder.initializer import Initializer
+from decant.models.mesh.execution import PRODUCTS
+from decant.models.numerics import contract
+from decant.models.rotary import rotate
+
+# One for blocks without a window, and a second one where those with a window turn differently.
+Turns = list[tuple[Array, Array]]
+
+
+class Sight(NamedTuple):
+    """What blocks see of a row: of all of them, or of one, after indexing or in a scan.
+
+    None is what no block of the model needs, and takes no part in the program.
+    """
+
+    window: Array | None
+    """int [*layers]: positions that a query sees, itself included; see models.decoder.attention."""
+    local: Array | None
+    """bool [*layers]: whether the block turns by the second of two rotations."""
+
+
+class Blocks(nnx.Module):
+    """All blocks at once, parameters stacked; calling it needs one block's slice of them."""
+
+    def __init__(self, config: ModelConfig, *, new: Initializer, dtype: DTypeLike):
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
+        c, layers = config, config.num_layers
+        into = {"layers": layers, "embed": c.hidden_size}
+        heads = {"heads": c.num_heads, "head_dim": c.head_dim}
+        kv = {"kv_heads": c.num_kv_heads, "head_dim": c.head_dim}
+        experts = {"experts": c.num_experts} if c.num_experts else {}
+        wide, narrow = {"mlp": c.intermediate_size}, {"embed": c.hidden_size}
+        # Each block adds twice to the residual stream; scaled so that the sum keeps its size.
+        quiet = (2 * layers) ** -0.5
+        unit = new.zeros if c.norm_adds_one else new.ones
+        each = {"layers": layers, "norm": c.hidden_size}
+        self.attention_norm = unit(**each)
+        self.query = new.normal(**into, **heads)
+        self.key = new.normal(**into, **kv)
+        self.value = new.normal(**into, **kv)
+        if c.qkv_bias:
+            self.query_bias = new.zeros(layers=layers, **heads)
+            self.key_bias = new.zeros(layers=layers, **kv)
+            self.value_bias = new.zeros(layers=layers, **kv)
+        if c.qk_norm:
+            self.query_norm = unit(layers=layers, head_dim=c.head_dim)
+            self.key_norm = unit(layers=layers, head_dim=c.head_dim)
+        self.output = new.normal(layers=layers, **heads, **narrow, scale=quiet)
+        self.mlp_norm = unit(**each)
+        if c.post_norms:
+            self.attention_post_norm = unit(**each)
+            self.mlp_post_norm = unit(**each)
+        if c.num_experts:
+            self.router = new.normal(**into, **experts)
+        self.gate = new.normal(layers=layers, **experts, **narrow, **wide)
+        self.up = new.normal(layers=layers, **experts, **narrow, **wide)
+        self.down = new.normal(layers=layers, **experts, **wide, **narrow, scale=quiet)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch time embed"],
+        segment_ids: Int[Array, "batch time"],
+        turns: Turns,
+        sight: Sight,
+    ) -> Float[Array, "batch time embed"]:
+        """One block, when this holds one block's parameters (no `layers` axis)."""
+        mixed = self.attention(self.normed(x, self.attention_norm), segment_ids, turns, sight)
+        if self.config.post_norms:
+            mixed = norm(mixed, self.attention_post_norm[...], config=self.config)
+        x = x + mixed
+        passed = self.mlp(self.normed(x, self.mlp_norm))
+        if self.config.post_norms:
+            passed = norm(passed, self.mlp_post_norm[...], config=self.config)
+        return x + passed
+
+    def project(self, equation: str, x: Array, name: str) -> Array:
+        """Product of activations with the parameter of that name, in float32."""
+        product = contract(equation, x, getattr(self, name)[...])
+        scales = getattr(
+            self, f"{name}_scale", None
+        )  # of int8 weights, decant.models.checkpoints.quantization
+        if scales is None:
+            return product
+        matrix, out = equation.split(",")[1].split("->")
+        channels = "".join(axis for axis in matrix if axis in out)
+        return jnp.einsum(f"{out},{channels}->{out}", product, scales[...])
+
+    def normed(self, x: Array, weight: nnx.Param) -> Array:
+        """A norm, cast for the matrix products that follow."""
+
+        def cast(x: Array, weight: Array) -> Array:
+            return norm(x, weight, config=self.config).astype(self.dtype)
+
+        # Training keeps x, which the residual stream keeps anyway.
+        return jax.checkpoint(cast, prevent_cse=False)(x, weight[...])
+
+    @property
+    def scale(self) -> float:
+        """What products of queries and keys are multiplied by."""
+        c = self.config
+        return (c.head_dim if c.query_scalar is None else c.query_scalar) ** -0.5
+
+    def attention(self, x: Array, segment_ids: Array, turns: Turns, sight: Sight) -> Array:
+        """Grouped-query attention with rotary positions."""
+        q, k = self.queries_and_keys(x, turns, sight)
+        v = self.project("btd,dhk->bthk", x, "value")
+        if self.config.qkv_bias:
+            v = v + self.value_bias[...]
+        mixed = attend(
+            checkpoint_name(q, PRODUCTS),
+            checkpoint_name(k, PRODUCTS),
+            checkpoint_name(v.astype(self.dtype), PRODUCTS),
+            segment_ids,
+            sight.window,
+            scale=self.scale,
+            softcap=self.config.attention_softcap,
+        )
+        return self.project("bthk,hkd->btd", mixed, "output")
+
+    def queries_and_keys(self, x: Array, turns: Turns, sight: Sight) -> tuple[Array, Array]:
+        """Of normed states, [batch, time, heads or kv_heads, head_dim], turned by position."""
+        q = self.project("btd,dhk->bthk", x, "query")
+        k = self.project("btd,dhk->bthk", x, "key")
+        if self.config.qkv_bias:
+            q, k = q + self.query_bias[...], k + self.key_bias[...]
+        if self.config.qk_norm:
+            q = norm(q, self.query_norm[...], config=self.config)
+            k = norm(k, self.key_norm[...], config=self.config)
+        turn, local = turns[0], sight.local
+        if local is not None:
+            turn = jax.tree.map(lambda a, b: jnp.where(local, b, a), *turns)
+        return rotate(q, turn).astype(self.dtype), rotate(k, turn).astype(self.dtype)
+
+    def mlp(self, x: Array) -> Array:
+        """The gated MLP, or those of the experts that each token chooses."""
+        c = self.config
+        if not c.num_experts:
+            return self.gated(x, into="btd,df->btf", out="btf,fd->btd")
+        scores = self.project("btd,de->bte", x, "router")
+        ids, weights = choose(scores, count=c.experts_per_token, normalise=c.normalise_experts)
+
+        def every_expert(slots: Array) -> Array:
+            out = self.gated(slots, into="ebsd,edf->ebsf", out="ebsf,efd->ebsd")
+            return out.astype(self.dtype)
+
+        return mixture(x, ids, weights, num_experts=c.num_experts, expert=every_expert)
+
+    def gated(self, x: Array, *, into: str, out: str) -> Array:
+        """down(activation(gate(x)) · up(x)), by the equations of the way in and out."""
+        gate, up = self.project(into, x, "gate"), self.project(into, x, "up")
+        opened = gate_opened(gate, up, activation=self.config.activation, dtype=self.dtype)
+        return self.project(out, opened, "down")
+
+
+def gate_opened(
+    gate: Float[Array, "*axes mlp"],
+    up: Float[Array, "*axes mlp"],
+    *,
+    activation: Literal["silu", "gelu_tanh"],
+    dtype: DTypeLike,
+) -> Float[Array, "*axes mlp"]:
+    """activation(gate) · up, computed in float32, in `dtype`.
+
+    For the backward pass only the two arguments are kept, in `dtype`: they are the widest arrays of
+    a block, and JAX would keep five of them in float32.
+    """
+    return _gate_opened(gate, up, activation, jnp.dtype(dtype))
+
+
+def _product(gate: Array, up: Array, activation: str) -> Array:
+    opened = nnx.silu(gate) if activation == "silu" else nnx.gelu(gate, approximate=True)
+    return opened * up
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _gate_opened(gate: Array, up: Array, activation: str, dtype: jnp.dtype) -> Array:
+    return _product(gate, up, activation).astype(dtype)
+
+
+def _gate_opened_forward(gate: Array, up: Array, activation: str, dtype: jnp.dtype) -> Any:
+    kept = tuple(checkpoint_name(x.astype(dtype), PRODUCTS) for x in (gate, up))
+    return _gate_opened(gate, up, activation, dtype), kept
+
+
+def _gate_opened_backward(activation: str, _dtype: jnp.dtype, kept: Any, gradient: Array) -> Any:
+    wide = (x.astype(jnp.float32) for x in kept)
+    _, pull = jax.vjp(partial(_product, activation=activation), *wide)
+    return pull(gradient.astype(jnp.float32))
+
+
+_gate_opened.defvjp(_gate_opened_forward, _gate_opened_backward)
+
+
+def norm(
+    x: Float[Array, "*axes width"], weight: Float[Array, " width"], *, config: ModelConfig
+) -> Float[Array, "*axes width"]:
+    """RMSNorm, x / √(mean x² + eps) · weight, or · (1 + weight); in float32."""
+    x = x.astype(jnp.float32)
+    if config.norm_adds_one:
+        weight = 1 + weight.astype(jnp.float32)
+    return x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + config.norm_eps) * weight

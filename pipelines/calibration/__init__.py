@@ -1,0 +1,1 @@
+"""What is measured on a sample and frozen before capture."""

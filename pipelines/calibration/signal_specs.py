@@ -1,0 +1,151 @@
+"""From settings to descriptions: which hidden states and attention maps, of which teacher."""
+
+import dataclasses
+from typing import Any, Literal
+
+from decant.models import ModelConfig
+from decant.pipelines.config import Attention, Hidden, Signals
+from decant.schemas.arrays.spec import shard_rows
+from decant.schemas.disk.identity import signal_id
+from decant.schemas.signals import (
+    MEAN,
+    ArraySignal,
+    AttentionSignal,
+    HiddenSignal,
+    attention_name,
+    hidden_name,
+)
+
+_NAMELESS = ""
+"""Stands for signal_id until what calibration froze is known."""
+
+
+def describe(
+    signals: Signals, model: ModelConfig, *, teacher_id: str, length: int, unit_rows: int
+) -> dict[str, ArraySignal]:
+    """The array signals asked for, by name, with layers and heads numbered from 0.
+
+    ValueError that names the setting for what this teacher does not have. `named` gives them
+    their signal_id.
+    """
+    _check_width(signals.hidden, model)
+    described: dict[str, ArraySignal] = {}
+    for layer in _hidden_layers(signals.hidden, model):
+        hidden = signals.hidden
+        width = model.hidden_size if hidden.width == "full" else hidden.width
+        described[hidden_name(layer)] = HiddenSignal(
+            _NAMELESS,
+            teacher_id,
+            layer=layer,
+            dtype=hidden.dtype,
+            width=width,
+            teacher_width=model.hidden_size,
+            shard_rows=shard_rows((length, width), hidden.dtype, unit_rows=unit_rows),
+        )
+    heads = _heads(signals.attention, model)
+    for layer in _blocks(signals.attention, model):
+        stored = (1 if heads == MEAN else len(heads), length, length)
+        dtype = signals.attention.dtype
+        described[attention_name(layer)] = AttentionSignal(
+            _NAMELESS,
+            teacher_id,
+            layer=layer,
+            dtype=dtype,
+            heads=heads,
+            teacher_heads=model.num_heads,
+            shard_rows=shard_rows(
+                stored, "uint8" if dtype == "uint8-log" else dtype, unit_rows=unit_rows
+            ),
+        )
+    return described
+
+
+def named(signal: ArraySignal, *, rows_id: str, directions: str | None = None) -> ArraySignal:
+    """The signal with its identity; `directions` is the sha256 of what states are projected on."""
+    identity = signal_id(
+        rows=rows_id,
+        teacher=signal.teacher_id,
+        settings=settings(signal),
+        statistics={"directions": directions} if directions else {},
+    )
+    return dataclasses.replace(signal, signal_id=identity)
+
+
+def settings(signal: ArraySignal) -> dict[str, Any]:
+    """What decides the stored values, besides rows and teacher."""
+    names = (
+        ("layer", "dtype", "width")
+        if isinstance(signal, HiddenSignal)
+        else ("layer", "dtype", "heads")
+    )
+    return {name: getattr(signal, name) for name in names}
+
+
+def least_bytes(signal: ArraySignal, *, length: int) -> int:
+    """Bytes of one row that compression will not go below, by what was measured: bfloat16 states
+    shrink by a quarter; half of a map is above the diagonal, and the rest shrinks to two thirds."""
+    if isinstance(signal, HiddenSignal):
+        a_position = 1.4 * signal.width if signal.dtype == "bfloat16" else 0.7 * signal.width
+        return int(length * a_position)
+    a_key = 0.6 if signal.dtype == "bfloat16" else 0.2
+    return int(signal.stored_heads * length**2 * a_key)
+
+
+def _hidden_layers(hidden: Hidden, model: ModelConfig) -> list[int]:
+    last = model.num_layers
+    for layer in hidden.layers:
+        if not -1 <= layer <= last:
+            raise ValueError(
+                f"signals.hidden.layers is {list(hidden.layers)}: there is no layer {layer}; this "
+                f"teacher has 0 (the embedding) to {last} (after the final norm, also -1)"
+            )
+    return _unique(
+        [last if layer == -1 else layer for layer in hidden.layers],
+        what="signals.hidden.layers",
+        asked=hidden.layers,
+    )
+
+
+def _check_width(hidden: Hidden, model: ModelConfig) -> None:
+    if hidden.width != "full" and not 1 <= hidden.width < model.hidden_size:
+        raise ValueError(
+            f"signals.hidden.width is {hidden.width}; this teacher's states are "
+            f'{model.hidden_size} wide: choose less, or "full"'
+        )
+
+
+def _blocks(attention: Attention, model: ModelConfig) -> list[int]:
+    blocks = model.num_layers
+    if attention.layers == "all":
+        return list(range(blocks))
+    for layer in attention.layers:
+        if not -blocks <= layer < blocks:
+            raise ValueError(
+                f"signals.attention.layers is {list(attention.layers)}: there is no block {layer}; "
+                f"this teacher has 0 to {blocks - 1} (negative ones count from the last)"
+            )
+    return _unique(
+        [layer % blocks for layer in attention.layers],
+        what="signals.attention.layers",
+        asked=attention.layers,
+    )
+
+
+def _heads(attention: Attention, model: ModelConfig) -> tuple[int, ...] | Literal["mean"]:
+    if attention.heads == MEAN:
+        return MEAN
+    if attention.heads == "all":
+        return tuple(range(model.num_heads))
+    heads = attention.heads
+    if not heads or any(not 0 <= head < model.num_heads for head in heads):
+        raise ValueError(
+            f"signals.attention.heads is {list(heads)}; this teacher has heads 0 to "
+            f'{model.num_heads - 1}, "all" or "mean"'
+        )
+    return tuple(_unique(list(heads), what="signals.attention.heads", asked=heads))
+
+
+def _unique(numbers: list[int], *, what: str, asked: tuple[int, ...]) -> list[int]:
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"{what} is {list(asked)}: names one twice, {numbers}")
+    return numbers

@@ -1,0 +1,91 @@
+"""What calibration adds up for the tail prior; decant.schemas.targets.prior says what it means."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float
+
+from decant.models.mesh.sharding import DATA, TENSOR
+from decant.pipelines.teacher.inference import OnDevice
+from decant.pipelines.teacher.sharded_head import Head
+from decant.pipelines.teacher.targets import CHUNK_TOKENS, in_tail, split_off_top_k
+from decant.schemas.targets.prior import TailPrior
+from decant.schemas.targets.targets import BETAS
+
+
+class PriorSums:
+    """Observes a run: the tail prior of its rows, added up in float64."""
+
+    layers = ()
+
+    def __init__(self, *, k: int):
+        self._sums = jax.jit(partial(_of_batch, k=k), static_argnames="head")
+        self._totals: list[np.ndarray] = []
+
+    def see(self, batch: OnDevice) -> None:
+        """Add a batch's; waits for it. A row with NaN spoils its batch, which then is left out."""
+        counted = batch.inputs["loss_mask"]
+        found = self._sums(batch.hidden, batch.unembedding, counted, head=batch.head)
+        new = [np.asarray(x, np.float64) for x in found]
+        if np.isfinite(new[0]).all():
+            old = self._totals or [np.zeros_like(x) for x in new]
+            self._totals = [a + b for a, b in zip(old, new, strict=True)]
+
+    def result(self) -> TailPrior | None:
+        """What `decant.schemas.targets.prior` stores; None if every batch was spoilt."""
+        return TailPrior(*self._totals) if self._totals else None
+
+
+def _of_batch(hidden, unembedding, counted, *, k: int, head: Head):
+    """Each device adds up its rows, for its ids; then the rows of all."""
+
+    def of_device(hidden, unembedding, counted):
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        sums = prior_sums(flat, unembedding, counted.reshape(-1), k=k, head=head)
+        return lax.psum(sums, DATA)
+
+    out = P(None, TENSOR), P(TENSOR)
+    sums, counts = head.on_each_device(of_device, hidden, unembedding, counted, out=out)
+    return sums[:, : head.vocabulary.size], counts[: head.vocabulary.size]
+
+
+def prior_sums(
+    hidden: Float[Array, "tokens width"],
+    unembedding: Float[Array, "width here"],
+    counted: Bool[Array, " tokens"],
+    *,
+    k: int,
+    head: Head,
+    chunk: int = CHUNK_TOKENS,
+) -> tuple[Float[Array, "nodes here"], Float[Array, " here"]]:
+    """Σ p_T(v)·[v in the tail] at the nodes β > 0, and Σ [v in the tail], over counted tokens."""
+    tokens, _ = hidden.shape
+    here = unembedding.shape[1]
+    chunk = min(chunk, tokens)
+    missing = -tokens % chunk
+    hidden = jnp.pad(hidden, ((0, missing), (0, 0))).reshape(-1, chunk, hidden.shape[1])
+    counted = jnp.pad(counted, (0, missing)).reshape(-1, chunk)
+
+    def add(totals: tuple[Array, Array], xs: tuple[Array, Array]):
+        hidden_C, counted_C = xs
+        logits = head.logits(hidden_C, unembedding)
+        parts = split_off_top_k(logits, k=k, vocabulary=head.vocabulary)
+        there = in_tail(parts, vocabulary=head.vocabulary) & counted_C[:, None]
+        logprobs = parts.logits - parts.normaliser[:, None]
+        top = parts.top - parts.normaliser[:, None]
+        sums = []
+        for node, beta in enumerate(BETAS[1:], start=1):
+            z = jnp.logaddexp(
+                jnp.log(jnp.sum(jnp.exp(beta * top), axis=-1)), parts.tail_logmass[:, node]
+            )
+            p = jnp.exp(beta * logprobs - z[:, None])
+            sums.append(jnp.sum(jnp.where(there, p, 0.0), axis=0))
+        return (totals[0] + jnp.stack(sums), totals[1] + jnp.sum(there, axis=0)), None
+
+    nothing = jnp.zeros((len(BETAS) - 1, here)), jnp.zeros(here)
+    totals, _ = lax.scan(add, nothing, (hidden, counted))
+    return totals

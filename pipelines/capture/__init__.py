@@ -1,0 +1,1 @@
+"""Rows → signals: units, commits, seals."""

@@ -1,0 +1,1 @@
+"""Corpus → rows: sources, documents, chats, packing, tokenising."""

@@ -1,0 +1,196 @@
+"""Documents out of one shard's records, each with its place; what cannot be read is named."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+from decant.pipelines.rows.records import Place, Record, located, read_records
+from decant.pipelines.rows.sources import Kind, Shard, SourceFile, Span
+from decant.schemas.disk.identity import canonical_json
+
+_CHAT = ("messages",)
+_COMPLETION = ("prompt", "completion")
+_TOOLS = "tools"
+
+
+class Chat(NamedTuple):
+    """Messages, each with `role`, `content` and whatever else a chat template reads."""
+
+    messages: tuple[dict[str, Any], ...]
+    tools: list[Any] | None = None
+    first: int = 0
+    """Number of messages that are only there to be answered, whoever speaks."""
+
+
+class Completion(NamedTuple):
+    """A text and what follows it."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """What a document says, and its place."""
+
+    place: Place
+    content: str | Chat | Completion
+
+    @property
+    def content_hash(self) -> bytes:
+        """sha256 of the content: finds duplicates and chooses the held-out documents.
+
+        Of a chat before it is rendered: whichever teacher reads it, the same ones are held out.
+        """
+        content = self.content
+        data = content.encode() if isinstance(content, str) else canonical_json(content._asdict())
+        return hashlib.sha256(data).digest()
+
+
+Refuse = Callable[[Place, str], None]
+"""Called with the place of a document that cannot be read and what is wrong; may raise."""
+
+
+def read_documents(
+    shard: Shard, sources: Sequence[SourceFile], *, text_field: str, refuse: Refuse
+) -> Iterator[Document]:
+    """Non-empty documents of `shard`, in order. The same inputs give the same documents.
+
+    `sources` know their kinds, as `recognised` finds them.
+    """
+    for span in shard.spans:
+        source = sources[span.source]
+        for record in _records(span, source, text_field):
+            if record.problem:
+                refuse(record.place, record.problem)
+                continue
+            try:
+                content = _content(record.value, source, text_field=text_field)
+            except ValueError as error:
+                refuse(record.place, located(str(error), record.place, source))
+            else:
+                if content:
+                    yield Document(record.place, content)
+
+
+def recognised(sources: Sequence[SourceFile], *, text_field: str) -> list[SourceFile]:
+    """The sources with the kind of each, which is that of its first record that has one."""
+    return [dataclasses.replace(s, kind=_first_kind(s, text_field)) for s in sources]
+
+
+def _first_kind(source: SourceFile, text_field: str) -> Kind:
+    if not (source.is_jsonl or source.is_parquet):
+        return "text"
+    for record in _records(Span(0, 0, source.bytes), source, text_field):
+        try:
+            if not record.problem:
+                return _kind(record.value, text_field)
+        except ValueError:
+            pass
+    return "text"
+
+
+def _records(span: Span, source: SourceFile, text_field: str) -> Iterator[Record]:
+    return read_records(span, source, fields=partial(_columns, text_field=text_field))
+
+
+def _columns(names: Collection[str], *, text_field: str) -> list[str]:
+    return [*_fields(names, text_field), *(name for name in (_TOOLS,) if name in names)]
+
+
+def _fields(names: Collection[str], text_field: str) -> tuple[str, ...]:
+    """Those that hold the document, of a record that has these."""
+    for fields in ((text_field,), _CHAT, _COMPLETION):
+        if all(name in names for name in fields):
+            return fields
+    raise ValueError(
+        f"no field {text_field!r} (has: {', '.join(names)}); set corpus.text_field, or have "
+        "'messages', or 'prompt' and 'completion'"
+    )
+
+
+def _kind(record: Any, text_field: str) -> Kind:
+    """ValueError for a record that is none."""
+    if not isinstance(record, dict):
+        raise ValueError(
+            f"no field {text_field!r} (has: {type(record).__name__}); set corpus.text_field"
+        )
+    fields = _fields(record, text_field)
+    types = {type(record[name]) for name in fields}
+    if types == {list}:
+        return "chat"
+    if types == {str} and fields == (text_field,):
+        return "text"
+    if types == {str} and fields == _COMPLETION:
+        return "completion"
+    for name in fields:
+        if not isinstance(record[name], str | list):
+            got = type(record[name]).__name__
+            raise ValueError(f"field {name!r} is {got}, not a string or a list of messages")
+    if fields == _COMPLETION:
+        raise ValueError("of 'prompt' and 'completion' one is a string, the other a list")
+    raise ValueError(f"field {fields[0]!r} is a string, not a list of messages")
+
+
+def _content(value: Any, source: SourceFile, *, text_field: str) -> str | Chat | Completion:
+    """What a record says. ValueError says what is wrong with it."""
+    if not (source.is_jsonl or source.is_parquet):
+        return value
+    kind = _kind(value, text_field)
+    if kind != source.kind:
+        raise ValueError(
+            f"this record is a {kind}, but the file's first is a {source.kind}; put records of "
+            "different kinds into files of their own"
+        )
+    fields = [value[name] for name in _fields(value, text_field)]
+    if kind == "chat":
+        return _chat(fields, value.get(_TOOLS))
+    for text in fields:
+        _require_text(text)
+    return fields[0] if kind == "text" else Completion(*fields)
+
+
+def _chat(parts: list[list[Any]], tools: Any) -> Chat:
+    messages = [_message(message) for part in parts for message in part]
+    first = len(parts[0]) if len(parts) > 1 else 0
+    if not any(message["role"] == "assistant" for message in messages[first:]):
+        raise ValueError("no message with the role 'assistant', so there is nothing to learn from")
+    if tools is not None and not isinstance(tools, list):
+        raise ValueError(f"field {_TOOLS!r} is {type(tools).__name__}, not a list")
+    chat = Chat(tuple(messages), tools or None, first)
+    try:
+        canonical_json(chat._asdict())
+    except (UnicodeEncodeError, TypeError) as error:
+        raise ValueError(f"a message cannot be written as JSON: {error}") from error
+    return chat
+
+
+def _message(message: Any) -> dict[str, Any]:
+    """As templates expect it: parts of text joined, and no key without a value (a table's
+    records have every key)."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        got = ", ".join(message) if isinstance(message, dict) else type(message).__name__
+        raise ValueError(f"a message needs 'role' and 'content'; got: {got}")
+    content = message.get("content")
+    if isinstance(content, list):
+        texts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        if any(not isinstance(text, str) for text in texts):
+            raise ValueError("a message's content has parts that are not text")
+        content = "".join(map(str, texts))
+    if content is None and "tool_calls" in message:
+        content = ""
+    if not isinstance(content, str):
+        got = type(content).__name__
+        raise ValueError(f"a message's content is {got}, not a string or a list of text parts")
+    others = {name: value for name, value in message.items() if value is not None}
+    return others | {"content": content}
+
+
+def _require_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half of a surrogate pair at character {error.start}") from error

@@ -1,0 +1,75 @@
+"""Documents to rows: long ones cut so that every transition is scored once, short ones packed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from decant.schemas.records.rows import Row, Segment, build_row
+
+VERSION = 1
+"""Part of every rows_id: a change of what follows is another corpus."""
+
+
+def pieces(document: Segment, *, length: int) -> Iterator[Segment]:
+    """Cut a document into pieces of at most `length` tokens.
+
+    Each piece repeats its predecessor's last token, so that the transition between them is
+    scored, and scored once. A single token has no transition and gives no piece, nor do tokens
+    none of which counts.
+    """
+    start = 0
+    while start + 1 < len(document.tokens):
+        piece = slice(start, start + length)
+        if document.counted[piece][1:].any():
+            yield Segment(
+                document.tokens[piece],
+                document.counted[piece],
+                document.source,
+                document.document,
+                document.start + start,
+            )
+        start += length - 1
+
+
+@dataclass
+class Packer:
+    """First fit over at most `open_rows` open rows of `length` positions."""
+
+    length: int
+    open_rows: int
+    _open: list[list[Segment]] = field(default_factory=list)
+    _room: list[int] = field(default_factory=list)
+
+    def add(self, document: Segment) -> Iterator[Row]:
+        """Rows that are complete once `document` is in."""
+        for piece in pieces(document, length=self.length):
+            if len(piece.tokens) == self.length:
+                yield build_row([piece], length=self.length)
+            else:
+                yield from self._place(piece)
+
+    def finish(self) -> Iterator[Row]:
+        """The rows still open, oldest first."""
+        for segments in self._open:
+            yield build_row(segments, length=self.length)
+        self._open, self._room = [], []
+
+    def _place(self, piece: Segment) -> Iterator[Row]:
+        need = len(piece.tokens)
+        fits = next((i for i, room in enumerate(self._room) if room >= need), None)
+        if fits is None:
+            if len(self._open) == self.open_rows:
+                yield self._close(int(np.argmin(self._room)))
+            self._open.append([])
+            self._room.append(self.length)
+            fits = len(self._open) - 1
+        self._open[fits].append(piece)
+        self._room[fits] -= need
+        # Fewer than two tokens of room can take no piece.
+        if self._room[fits] < 2:
+            yield self._close(fits)
+
+    def _close(self, index: int) -> Row:
+        self._room.pop(index)
+        return build_row(self._open.pop(index), length=self.length)

@@ -1,0 +1,180 @@
+"""Records out of a corpus file, each with its place: text files, JSON lines and Parquet tables."""
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import zstandard
+
+from decant.pipelines.rows.sources import SourceFile, Span
+from decant.pipelines.rows.zstd_file import ZstdFile
+
+_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
+_RECORDS_A_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a document begins: the source's number, and the byte offset in its text or, in a
+    table, the number of records before it."""
+
+    source: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """A text file's text, or what a JSON line or a table's record holds. Or what is wrong."""
+
+    place: Place
+    value: Any = None
+    problem: str = ""
+
+
+Fields = Callable[[Collection[str]], Sequence[str]]
+"""Of a table's columns those to read. ValueError says why there are none."""
+
+
+def read_records(span: Span, source: SourceFile, *, fields: Fields) -> Iterator[Record]:
+    """Records that begin in `span`, in order; a problem stands in its record's place.
+
+    Damage that the rest of the file is lost to is the last record, and a problem.
+    """
+    if source.is_parquet:
+        return _table(span, source, fields=fields)
+    return _json_lines(span, source) if source.is_jsonl else _whole_file(span, source)
+
+
+def located(problem: str, place: Place, source: SourceFile) -> str:
+    """The problem, after which record of its file has it."""
+    if source.is_parquet:
+        return f"record {place.offset + 1}: {problem}"
+    if not source.is_jsonl:
+        return problem
+    with _open(source) as file:
+        number = file.read(place.offset).count(b"\n") + 1
+    return f"line {number}: {problem}"
+
+
+def _unchanged(source: SourceFile) -> Path:
+    path = Path(source.path)
+    size = path.stat().st_size if path.is_file() else -1
+    if size != source.bytes:
+        raise ValueError(
+            f"{path}: had {source.bytes} bytes when this run began, now "
+            f"{'it is missing' if size < 0 else f'{size}'}; a corpus must not change during a run"
+        )
+    return path
+
+
+def _open(source: SourceFile) -> io.BufferedIOBase:
+    path = _unchanged(source)
+    if source.compression == ".gz":
+        return gzip.GzipFile(path)
+    return io.BufferedReader(ZstdFile(path)) if source.compression else path.open("rb")
+
+
+def _whole_file(span: Span, source: SourceFile) -> Iterator[Record]:
+    place = Place(span.source, 0)
+    try:
+        with _open(source) as file:
+            yield Record(place, file.read().decode())
+    except UnicodeDecodeError as error:
+        yield Record(place, problem=f"not UTF-8 at byte {error.start}")
+    except _DAMAGE as error:
+        yield Record(place, problem=f"damaged or cut short, cannot be decompressed: {error}")
+
+
+def _json_lines(span: Span, source: SourceFile) -> Iterator[Record]:
+    with _open(source) as file:
+        offset = span.start
+        if offset:
+            # A line that began before the span belongs to the shard before.
+            file.seek(offset - 1)
+            offset += len(file.readline()) - 1
+        while source.compression or offset < span.end:
+            place = Place(span.source, offset)
+            try:
+                line = file.readline()
+            except _DAMAGE as error:
+                why = f"damaged or cut short after {offset} bytes of text, the rest is lost: "
+                yield Record(place, problem=f"{why}{error}")
+                return
+            if not line:
+                return
+            if line.strip():
+                value, problem = _parsed(line)
+                yield Record(place, value, problem and located(problem, place, source))
+            offset += len(line)
+
+
+def _parsed(line: bytes) -> tuple[Any, str]:
+    try:
+        return json.loads(line.decode()), ""
+    except UnicodeDecodeError as error:
+        return None, f"not UTF-8 at byte {error.start} of the line"
+    except json.JSONDecodeError as error:
+        return None, f"not valid JSON: {error.msg} at character {error.pos}"
+
+
+def _table(span: Span, source: SourceFile, *, fields: Fields) -> Iterator[Record]:
+    path = _unchanged(source)
+    try:
+        table = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+        columns = list(fields(table.schema_arrow.names))
+    except (pyarrow.ArrowException, OSError) as error:
+        if not span.start:  # of a file that is cut for several workers one tells
+            why = "damaged, cut short or no Parquet file: "
+            yield Record(Place(span.source, 0), problem=f"{why}{_first_line(error)}")
+        return
+    except ValueError as error:
+        if not span.start:
+            yield Record(Place(span.source, 0), problem=str(error))
+        return
+    with table:
+        at = 0
+        for number in range(table.num_row_groups):
+            group = table.metadata.row_group(number)
+            if span.start <= _begins(group) < span.end:
+                yield from _row_group(table, number, columns, Place(span.source, at))
+            at += group.num_rows
+
+
+def _begins(group: pyarrow.parquet.RowGroupMetaData) -> int:
+    first = group.column(0)
+    return min(first.data_page_offset, first.dictionary_page_offset or first.data_page_offset)
+
+
+def _row_group(
+    table: pyarrow.parquet.ParquetFile, number: int, columns: list[str], first: Place
+) -> Iterator[Record]:
+    at = first.offset
+    try:
+        for batch in table.iter_batches(
+            _RECORDS_A_BATCH, row_groups=[number], columns=columns, use_threads=False
+        ):
+            for one in range(batch.num_rows):
+                yield _record(batch.slice(one, 1), Place(first.source, at))
+                at += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        why = f"record {at + 1}: damaged, the rest of its row group is lost: "
+        yield Record(Place(first.source, at), problem=f"{why}{_first_line(error)}")
+
+
+def _record(row: pyarrow.RecordBatch, place: Place) -> Record:
+    try:
+        return Record(place, row.to_pylist()[0])
+    except UnicodeDecodeError as error:
+        why = f"not UTF-8 at byte {error.start} of the field"
+        return Record(place, problem=f"record {place.offset + 1}: {why}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,1 @@
+"""The teacher on its devices, and what is kept of its outputs."""

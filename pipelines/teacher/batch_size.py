@@ -1,0 +1,115 @@
+"""How many rows a batch has: as many as the compiler says that the devices' memory can hold."""
+
+import dataclasses
+import math
+import os
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from decant.models import open_checkpoint
+from decant.models.mesh.parameters import parameters
+from decant.models.mesh.sharding import DATA, TENSOR, batch_sharding, parameter_shardings
+from decant.models.numerics import dtype_named
+from decant.pipelines.teacher.inference import Asked, forward, groups_of, mesh_of, row_targets
+from decant.pipelines.teacher.sharded_head import Head
+from decant.schemas.manifest.plan import MeshShape, PlannedTeacher
+
+_SHARE = 0.9
+"""Of a device's memory: the rest is for the batch before, fragments and whoever shares the host."""
+
+
+def default_batch_rows(sequence_length: int, *, mesh: MeshShape) -> int:
+    """About 2,048 tokens on CPU, 32,768 on accelerators; a multiple of the groups' number."""
+    tokens = 2048 if jax.default_backend() == "cpu" else 32_768
+    groups = max(1, groups_of(mesh))
+    return -(-max(1, tokens // sequence_length) // groups) * groups
+
+
+def fitting_batch_rows(planned: PlannedTeacher, asked: Asked, *, budget: int | None = None) -> int:
+    """`planned.batch_rows`, or the half, quarter … of it that fits into `budget` bytes a device.
+
+    Unset, the budget is nine tenths of the device's memory. ValueError if one row a device does
+    not fit.
+    """
+    budget = int(device_bytes() * _SHARE) if budget is None else budget
+    groups = max(1, groups_of(planned.mesh))
+    rows = planned.batch_rows
+    while True:
+        needed = bytes_needed(dataclasses.replace(planned, batch_rows=rows), asked)
+        if needed <= budget:
+            return rows
+        if rows <= groups:
+            raise ValueError(
+                f"{planned.model}: a batch of {rows} rows of {planned.sequence_length} tokens "
+                f"needs {needed / 2**30:.1f} GiB on each device, which has {budget / 2**30:.1f} "
+                "GiB for it. Split the model over more devices (teacher.mesh.tensor), keep its "
+                'weights narrower (teacher.dtype = "bfloat16", teacher.quantize = "int8"), or '
+                "choose a shorter corpus.sequence_length."
+            )
+        rows = max(groups, rows // 2 // groups * groups)
+
+
+def bytes_needed(planned: PlannedTeacher, asked: Asked) -> int:
+    """What the compiled programs need on each device at once: weights, inputs, results and
+    temporaries. Nothing is loaded and nothing runs."""
+    mesh = mesh_of(planned)
+    model = open_checkpoint(planned.model).abstract(dtype=planned.dtype, quantize=planned.quantize)
+    head = Head.of(model, vocabulary_size=planned.vocabulary_size, mesh=mesh)
+    places = parameter_shardings(model, mesh)
+    for path, parameter in parameters(model).items():
+        like = parameter.get_value()
+        placed = jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=places[path])
+        parameter.set_value(placed)
+    graph, weights = nnx.split(model)
+    shape = planned.batch_rows, planned.sequence_length
+    of_rows = batch_sharding(mesh)
+    ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=of_rows)
+    read = jax.jit(partial(forward, graph), static_argnames="layers")
+    first = read.lower(weights, ids, ids, ids, layers=tuple(sorted(asked.layers))).compile()
+    needed = _all_bytes(first)
+    if asked.targets:
+        width = model.config.hidden_size
+        columns = -(-planned.vocabulary_size // mesh.shape[TENSOR]) * mesh.shape[TENSOR]
+        dtype = dtype_named(planned.dtype)
+        hidden = jax.ShapeDtypeStruct((*shape, width), dtype, sharding=of_rows)
+        split = NamedSharding(mesh, P(None, TENSOR))
+        unembedding = jax.ShapeDtypeStruct((width, columns), dtype, sharding=split)
+        starts = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=of_rows)
+        program = jax.jit(row_targets, static_argnames=("wanted", "head"))
+        second = program.lower(hidden, unembedding, starts, wanted=asked.targets, head=head)
+        # The weights stay while targets are made; the head is there while the blocks run.
+        weight_bytes = sum(
+            math.prod(place.shard_shape(p.get_value().shape)) * p.get_value().dtype.itemsize
+            for p, place in ((p, places[path]) for path, p in parameters(model).items())
+        )
+        head_bytes = width * columns // mesh.shape[TENSOR] * dtype.itemsize
+        needed = max(needed + head_bytes, weight_bytes + _all_bytes(second.compile()))
+    return needed + _map_bytes(planned, asked) // mesh.shape[DATA]
+
+
+def device_bytes() -> int:
+    """Memory of one device; where it does not say, its share of the host's."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return host // jax.local_device_count()
+
+
+def _all_bytes(compiled: jax.stages.Compiled) -> int:
+    found = compiled.memory_analysis()
+    if found is None:
+        return 0  # a backend that cannot say: the batch stays what it was
+    return int(found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes)
+
+
+def _map_bytes(planned: PlannedTeacher, asked: Asked) -> int:
+    """Of attention maps in bfloat16, at most, once as they come and once as they are stored."""
+    heads = sum(getattr(signal, "stored_heads", 0) for signal in asked.arrays.values())
+    return 4 * heads * planned.batch_rows * planned.sequence_length**2

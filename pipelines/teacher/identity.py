@@ -1,0 +1,67 @@
+"""Which teacher a checkpoint is, so that whoever runs one can be held to what a cache names."""
+
+import os
+from pathlib import Path
+
+from decant.models import Checkpoint, open_checkpoint
+from decant.models.checkpoints.checkpoint import Quantize
+from decant.pipelines.teacher.inference import numerics
+from decant.schemas import Cache
+from decant.schemas.disk.identity import remembered_sha256s, teacher_id
+from decant.schemas.manifest.manifest import Part
+from decant.schemas.manifest.plan import PlannedTeacher
+
+
+def identity_of(
+    checkpoint: Checkpoint, *, dtype: str, quantize: Quantize, vocabulary: int, memory: Path
+) -> str:
+    """The teacher_id of the checkpoint run like this. `memory` remembers the files' hashes."""
+    files = checkpoint.weight_files
+    digests = remembered_sha256s(files, memory=memory)
+    return teacher_id(
+        weights={path.name: sha for path, sha in zip(files, digests, strict=True)},
+        config=checkpoint.config.identity(),
+        vocabulary=vocabulary,
+        numerics=numerics(dtype, quantize),
+    )
+
+
+def digest_memory() -> Path:
+    """Where hashes of large files are remembered for this user."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "decant" / "digests.json"
+
+
+def named_teacher(
+    cache: Cache, part: Part, planned: PlannedTeacher, teacher: str | None, *, memory: Path
+) -> Checkpoint:
+    """The teacher that the manifest names, at `teacher` or where the plan had it.
+
+    ValueError if what is there is another one, or has another tokenizer.
+    """
+    place = teacher or planned.model
+    try:
+        checkpoint = open_checkpoint(place)
+    except OSError as error:
+        raise ValueError(f"{error} If the teacher lies elsewhere now, say --teacher.") from error
+    found = identity_of(
+        checkpoint,
+        dtype=planned.dtype,
+        quantize=planned.quantize,
+        vocabulary=planned.vocabulary_size,
+        memory=memory,
+    )
+    others = {n: s.teacher_id for n, s in part.signals.items() if s.teacher_id != found}
+    if others:
+        name, expected = next(iter(others.items()))
+        raise ValueError(
+            f"{place}: teacher_id {found[:12]} ({planned.dtype}), but {name} of {cache.path} was "
+            f"captured by {expected[:12]}. Point --teacher at the checkpoint that made the cache."
+        )
+    tokenizer = checkpoint.tokenizer().digest
+    if tokenizer != cache.manifest.tokenizer:
+        raise ValueError(
+            f"{place}: tokenizer {tokenizer[:12]}, but the rows of {cache.path} are ids of "
+            f"{cache.manifest.tokenizer[:12]}: the teacher read them as other text. Capture again."
+        )
+    return checkpoint

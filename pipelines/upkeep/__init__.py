@@ -1,0 +1,1 @@
+"""Changes to sealed caches: merge, forget, remove, collect garbage."""

@@ -1,0 +1,82 @@
+"""What lies in a cache's directory that its manifest does not name, for `gc` to delete."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from decant.schemas.disk.layout import PARTS, REQUEST, STAGED, PartLayout
+from decant.schemas.manifest.manifest import Manifest, Part, read_manifest
+from decant.schemas.signals import array_names
+
+
+def unnamed(cache: Path) -> Iterator[tuple[Path, int]]:
+    """Files and directories of signals that the manifest does not name, each with its bytes."""
+    manifest = read_manifest(cache)
+    if (staged := cache / STAGED).exists():
+        yield staged, _size(staged)
+    under_way = unfinished(cache, manifest)
+    for directory, parts in _directories(manifest).items():
+        layout = PartLayout(cache / directory)
+        if layout.root not in under_way:
+            yield from ((path, _size(path)) for path in _unnamed_of(layout, parts))
+
+
+def unfinished(cache: Path, manifest: Manifest) -> list[Path]:
+    """Directories of parts in which a capture is under way: begun, or sealed in part."""
+    found = _directories(manifest)
+    sealed = {cache / path: parts for path, parts in found.items()}
+    begun = [
+        path.parent
+        for path in sorted((cache / PARTS).glob(f"*/{REQUEST}"))
+        if path.parent not in sealed
+    ]
+    open_ = [
+        root
+        for root, parts in sealed.items()
+        if parts[0].planned_units > sum(len(part.units) for part in parts)
+    ]
+    return [*begun, *open_]
+
+
+def _directories(manifest: Manifest) -> dict[str, list[Part]]:
+    """The cache's own parts by path."""
+    found: dict[str, list[Part]] = {}
+    for part in manifest.parts:
+        if not part.elsewhere:
+            found.setdefault(part.path, []).append(part)
+    return found
+
+
+def delete(path: Path) -> None:
+    """Remove a file or a directory with all that is in it."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _unnamed_of(layout: PartLayout, parts: Sequence[Part]) -> Iterator[Path]:
+    arrays = {
+        array
+        for part in parts
+        for name, signal in part.signals.items()
+        for array in array_names(name, signal)
+    }
+    for path in layout.arrays:
+        if path.relative_to(layout.root).as_posix() not in arrays:
+            yield path
+    commits = {
+        layout.commit(name, number)
+        for part in parts
+        for name in part.signals
+        for number in part.unit_numbers
+    }
+    yield from (path for path in sorted(layout.commits.glob("*")) if path not in commits)
+    statistics = {name for part in parts for name in part.statistics}
+    yield from (p for p in sorted(layout.statistics.glob("*")) if p.name not in statistics)
+    yield from layout.additions
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -1,0 +1,149 @@
+"""One cache out of several: a manifest that refers to their parts, which stay where they are."""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from decant.pipelines.upkeep.remove import without_signals
+from decant.schemas import Cache, open_cache
+from decant.schemas.disk.identity import file_sha256
+from decant.schemas.disk.layout import MANIFEST, TOKENIZER, PartLayout
+from decant.schemas.manifest.manifest import Manifest, Part, read_manifest, write_manifest
+from decant.schemas.signals import Signal
+
+_OWN = ("signal_id", "shard_rows", "variance_kept", "directions")
+"""Fields of a signal that are of one capture."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What came of it."""
+
+    manifest: Manifest
+    left_out: tuple[str, ...]
+    """Parts with the same rows as one before them."""
+    lost: dict[str, str]
+    """Signals that some of them have and the merged cache does not offer, each with the reason."""
+
+
+def merge(output: Path, caches: Sequence[Path]) -> Merged:
+    """Make `output` a cache of all parts of `caches`, in this order. No payload is copied.
+
+    ValueError naming both sides if they differ in tokenizer, row length, teacher or a signal's
+    settings, or if parts share some of their rows.
+    """
+    replaces = _replaced(output, caches)
+    opened = [open_cache(path) for path in caches]
+    for cache in opened:
+        if not cache.manifest.signals:
+            raise ValueError(f"{cache.path}: holds rows without a teacher's targets; leave it out")
+        _require_alike(opened[0], cache)
+    parts: list[Part] = []
+    left_out: list[str] = []
+    rows: dict[str, str] = {}
+    for cache in opened:
+        for part in cache.manifest.parts:
+            place = (cache.path / part.path).resolve()
+            files = {unit.files["rows"].sha256 for unit in part.units}
+            known = files & rows.keys()
+            if known == files:
+                left_out.append(f"{place}, which has the rows of {rows[min(known)]}")
+                continue
+            if known:
+                raise ValueError(
+                    f"{place}: {len(known)} of its {len(files)} units have the rows of "
+                    f"{rows[min(known)]}; students would see them twice. Leave one of the two out"
+                )
+            rows |= dict.fromkeys(files, str(place))
+            parts.append(
+                dataclasses.replace(
+                    part,
+                    path=os.path.relpath(place, output.resolve()),
+                    plan_sha256=file_sha256(PartLayout(place).plan),
+                )
+            )
+    lost = _lost(opened)
+    parts = [without_signals(part, lost.keys() & part.signals.keys()) for part in parts]
+    first = opened[0].manifest
+    output.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(opened[0].tokenizer_path, output / TOKENIZER, dirs_exist_ok=True)
+    manifest = Manifest(
+        sequence_length=first.sequence_length,
+        vocabulary_size=first.vocabulary_size,
+        tokenizer=first.tokenizer,
+        parts=tuple(parts),
+    )
+    manifest = write_manifest(output, manifest, replaces=replaces)
+    return Merged(manifest, tuple(left_out), lost)
+
+
+def _lost(caches: Sequence[Cache]) -> dict[str, str]:
+    held = [cache.manifest.signals for cache in caches]
+    lost: dict[str, str] = {}
+    for name in sorted({name for signals in held for name in signals}):
+        if missing := [
+            c.path for c, signals in zip(caches, held, strict=True) if name not in signals
+        ]:
+            lost[name] = f"{missing[0]} does not hold it"
+        elif len({_directions(cache, name) for cache in caches}) > 1:
+            # Each calibration finds its own, and nobody could learn from two kinds of numbers.
+            lost[name] = "it was projected onto other directions in each"
+    return lost
+
+
+def _directions(cache: Cache, name: str) -> str | None:
+    """sha256 of what a hidden state was projected onto: the same in all parts of a cache."""
+    part = cache.manifest.parts[0]
+    file = getattr(part.signals[name], "directions", None)
+    return part.statistics[file] if file else None
+
+
+def _replaced(output: Path, caches: Sequence[Path]) -> str | None:
+    """Id of the manifest that is replaced: one that refers to other caches alone may be."""
+    if any(output.resolve() == path.resolve() for path in caches):
+        raise ValueError(f"{output}: is one of the caches to merge; choose another output")
+    if not (output / MANIFEST).exists():
+        if (output / "parts").exists():
+            raise ValueError(f"{output}: holds a capture that is not sealed; choose another output")
+        return None
+    present = read_manifest(output)
+    if not all(part.elsewhere for part in present.parts):
+        raise ValueError(f"{output}: is a cache with parts of its own; choose another output")
+    return present.cache_id
+
+
+def _require_alike(first: Cache, other: Cache) -> None:
+    differences = list(_differences(first, other))
+    if differences:
+        raise ValueError(
+            f"{first.path} and {other.path} cannot be one cache:\n"
+            + "\n".join(f"  {what}: {ours}, and {theirs}" for what, ours, theirs in differences)
+        )
+
+
+def _differences(first: Cache, other: Cache) -> Iterator[tuple[str, Any, Any]]:
+    a, b = first.manifest, other.manifest
+    for what, ours, theirs in (
+        ("tokenizer", a.tokenizer[:12], b.tokenizer[:12]),
+        ("tokens a row", a.sequence_length, b.sequence_length),
+        ("vocabulary", a.vocabulary_size, b.vocabulary_size),
+    ):
+        if ours != theirs:
+            yield what, ours, theirs
+    for name in a.signals.keys() & b.signals.keys():
+        ours, theirs = (_settings(m, name) for m in (a, b))
+        for field in sorted(ours.keys() | theirs.keys()):
+            if ours.get(field) != theirs.get(field):
+                yield f"{field} of {name}", ours.get(field), theirs.get(field)
+
+
+def _settings(manifest: Manifest, name: str) -> dict[str, Any]:
+    part = manifest.parts[0]
+    signal: Signal = part.signals[name]
+    settings = {k: v for k, v in dataclasses.asdict(signal).items() if k not in _OWN}
+    settings["teacher_id"] = settings["teacher_id"][:12]
+    return settings

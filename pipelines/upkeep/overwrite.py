@@ -1,0 +1,210 @@
+"""Overwriting what was forgotten: units that hold it are written again, apart, then put in place.
+
+A unit's files belong together and to the manifest, so they are exchanged by a journal: it names
+every file that takes another's place and the manifest that follows. From the moment it stands the
+cache is not opened, and whoever runs `gc` next finishes what it says.
+
+Of a unit only forgotten positions change; the other targets of their rows are decoded and coded
+again, which in a codec with levels moves a few of them by a level. What calibration froze stays:
+sums over many documents, and what the teacher said of eight rows, which is no longer named (and
+deleted by `gc`) if one of them holds something forgotten.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from decant.schemas.arrays.reader import ArrayReader
+from decant.schemas.arrays.spec import specs_of
+from decant.schemas.arrays.writer import ArrayWriter
+from decant.schemas.disk.array_record import FileEntry, RecordReaders, write_records
+from decant.schemas.disk.atomic import move, read_json, write_json
+from decant.schemas.disk.identity import digest
+from decant.schemas.disk.layout import JOURNAL, STAGED, PartLayout
+from decant.schemas.disk.shards import Shard
+from decant.schemas.manifest.commits import load_commit, summary, write_commit
+from decant.schemas.manifest.manifest import (
+    Part,
+    Unit,
+    manifest_from_json,
+    manifest_to_json,
+    read_manifest,
+    write_manifest,
+)
+from decant.schemas.manifest.plan import CANARY, read_plan
+from decant.schemas.manifest.statistics import load_tables
+from decant.schemas.reading.forgetting import Forgetting, erase
+from decant.schemas.reading.units import read_unit_rows
+from decant.schemas.records.logits import decode_logits, encode_logits, open_logits
+from decant.schemas.records.rows import Row, encode_row
+from decant.schemas.signals import ArraySignal, LogitsSignal
+
+_LOGITS = "logits"
+
+
+def purge(cache: Path, *, dry_run: bool = False) -> int:
+    """Write units with forgotten documents again without them. Returns their number."""
+    if (cache / JOURNAL).exists() and not dry_run:
+        _finish(cache)
+    manifest, staged = read_manifest(cache), cache / STAGED
+    shutil.rmtree(staged, ignore_errors=True)
+    own = [part for part in manifest.parts if part.forgotten and not part.elsewhere]
+    purging = {
+        id(part): _Purging(cache, part, manifest.sequence_length, manifest.vocabulary_size)
+        for part in own
+    }
+    count = sum(len(one.units) for one in purging.values())
+    if not count or dry_run:
+        return count
+    parts = tuple(purging[id(p)].run() if id(p) in purging else p for p in manifest.parts)
+    new = manifest_to_json(dataclasses.replace(manifest, parts=parts))
+    journal = {
+        "moves": [path.relative_to(staged).as_posix() for path in _files(staged)],
+        "manifest": new,
+        "cache_id": digest(new),
+        "replaces": manifest.cache_id,
+    }
+    write_json(cache / JOURNAL, journal)
+    _finish(cache)
+    return count
+
+
+def _finish(cache: Path) -> None:
+    """Do what the journal says and has not been done."""
+    journal = read_json(cache / JOURNAL)
+    new = manifest_from_json({k: v for k, v in journal["manifest"].items() if k != "version"})
+
+    def exchange() -> None:
+        for name in journal["moves"]:
+            # What is not there was moved before.
+            if (source := cache / STAGED / name).exists():
+                move(source, cache / name)
+
+    if read_manifest(cache, during_gc=True).cache_id != journal["cache_id"]:
+        write_manifest(cache, new, replaces=journal["replaces"], first=exchange)
+    shutil.rmtree(cache / STAGED, ignore_errors=True)
+    (cache / JOURNAL).unlink()
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    return (path for path in sorted(directory.rglob("*")) if path.is_file())
+
+
+class _Purging:
+    """One part."""
+
+    def __init__(self, cache: Path, part: Part, length: int, vocabulary: int):
+        self.part = part
+        self.layout = PartLayout(cache / part.path)
+        self.staged = PartLayout(cache / STAGED / part.path)
+        self.length = length
+        self.vocabulary = vocabulary
+        self.forgetting = Forgetting(part)
+        self.units = {number: unit for number, unit in part.numbered if self._holds(number, unit)}
+        """Those that hold something forgotten, by number."""
+
+    def _holds(self, number: int, unit: Unit) -> bool:
+        rows = read_unit_rows(self.layout.root, number, unit)
+        return any(self._without(row) is not row for row in rows)
+
+    def _without(self, row: Row) -> Row:
+        """The row, its forgotten tokens overwritten; the row itself if there are none. Segments
+        stay, so that it is still known what was there."""
+        gone = self.forgetting.positions(row)
+        if not (row.tokens[gone].any() or row.loss_mask[gone].any()):
+            return row
+        tokens, mask = np.where(gone, 0, row.tokens), row.loss_mask & ~gone
+        return dataclasses.replace(row, tokens=tokens.astype(np.int32), loss_mask=mask)
+
+    def run(self) -> Part:
+        """The part as it will be; its new files are staged."""
+        units = tuple(
+            self._written(number, unit) if number in self.units else unit
+            for number, unit in self.part.numbered
+        )
+        plan = self.layout.plan
+        # Rows alone, without a teacher, have none.
+        canaries = {unit for unit, _ in read_plan(plan).canary} if plan.exists() else set()
+        statistics = self.part.statistics
+        if canaries & self.units.keys():
+            statistics = {n: sha for n, sha in statistics.items() if not n.startswith(CANARY)}
+        return dataclasses.replace(self.part, units=units, statistics=statistics)
+
+    def _written(self, number: int, unit: Unit) -> Unit:
+        before = read_unit_rows(self.layout.root, number, unit)
+        after = [self._without(row) for row in before]
+        records = [encode_row(row) for row in after]
+        files = {"rows": write_records(self.staged.records("rows", number), records)}
+        for name, signal in self.part.signals.items():
+            commit = load_commit(self.layout.commit(name, number))
+            if isinstance(signal, LogitsSignal):
+                file = self._logits(signal, number, unit, before, after)
+                commit = dataclasses.replace(commit, file=file)
+            else:
+                shards = self._arrays(name, signal, number, before, commit.shards)
+                file = summary(shards, rows=unit.rows)
+                commit = dataclasses.replace(commit, file=file, shards=shards)
+            write_commit(self.staged.root, name, commit)
+            files[name] = file
+        scored = int(sum(row.loss_mask.sum() for row in after))
+        return dataclasses.replace(unit, scored=scored, files=files)
+
+    def _logits(
+        self,
+        signal: LogitsSignal,
+        number: int,
+        unit: Unit,
+        before: Sequence[Row],
+        after: Sequence[Row],
+    ) -> FileEntry:
+        path = self.layout.records(_LOGITS, number)
+        tables = load_tables(self.layout.root, self.part.statistics)
+        found = RecordReaders().read(path, range(unit.rows), expected=unit.files[_LOGITS])
+        records = []
+        for record, was, now in zip(found, before, after, strict=True):
+            if now is was:
+                records.append(record)
+                continue
+            opened = open_logits(record, where=str(path))
+            targets = decode_logits([opened], tables=tables, vocabulary=self.vocabulary)
+            kept = opened.scored & now.loss_mask
+            new = encode_logits(
+                targets[kept[opened.scored]],
+                row_key=now.key,
+                scored=kept,
+                profile=signal.profile,
+                tables=tables,
+                vocabulary=self.vocabulary,
+            )
+            records.append(new)
+        return write_records(self.staged.records(_LOGITS, number), records)
+
+    def _arrays(
+        self,
+        name: str,
+        signal: ArraySignal,
+        number: int,
+        rows: Sequence[Row],
+        committed: Mapping[str, tuple[Shard, ...]],
+    ) -> dict[str, tuple[Shard, ...]]:
+        first, shards = number * self.part.unit_rows, {}
+        specs = specs_of(signal, name=name, slots=self.part.slots, sequence_length=self.length)
+        for array, spec in specs.items():
+            reader = ArrayReader(
+                self.layout.array(array),
+                spec,
+                name=array,
+                unit_rows=self.part.unit_rows,
+                committed=lambda _, array=array: committed[array],
+            )
+            writer = ArrayWriter(self.staged.array(array), spec, first=first)
+            for offset, row in enumerate(rows):
+                (stored,) = reader.read([first + offset])
+                out = {array: stored[None]}
+                erase(out, 0, self.forgetting.positions(row), signals=[array])
+                writer.append(stored)
+            shards[array] = writer.finish()
+        return shards

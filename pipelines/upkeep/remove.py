@@ -1,0 +1,44 @@
+"""Taking signals out of a sealed cache: unlinked from the manifest first, deleted by `gc`."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from decant.schemas.manifest.manifest import Manifest, Part, read_manifest, write_manifest
+from decant.schemas.signals import HiddenSignal
+
+
+def remove_signals(cache: Path, names: Sequence[str]) -> Manifest:
+    """Seal the cache again without these signals; no file but the manifest changes.
+
+    ValueError for one that it does not hold, and for `logits`, which every cache has.
+    """
+    manifest = read_manifest(cache)
+    for name in names:
+        if name not in manifest.signals:
+            raise ValueError(
+                f"{cache}: no signal {name!r}; this cache holds {', '.join(manifest.signals)}"
+            )
+        if name == "logits":
+            raise ValueError(f"{cache}: every cache holds logits; delete the directory instead")
+    parts = tuple(without_signals(part, set(names)) for part in manifest.parts)
+    new = dataclasses.replace(manifest, parts=parts)
+    return write_manifest(cache, new, replaces=manifest.cache_id)
+
+
+def without_signals(part: Part, names: set[str]) -> Part:
+    """The part as a manifest describes it that does not name these."""
+    signals = {name: signal for name, signal in part.signals.items() if name not in names}
+    dropped = {
+        signal.directions
+        for name, signal in part.signals.items()
+        if name in names and isinstance(signal, HiddenSignal)
+    }
+    units = tuple(
+        dataclasses.replace(
+            unit, files={name: file for name, file in unit.files.items() if name not in names}
+        )
+        for unit in part.units
+    )
+    statistics = {file: sha for file, sha in part.statistics.items() if file not in dropped}
+    return dataclasses.replace(part, signals=signals, units=units, statistics=statistics)

@@ -1,0 +1,116 @@
+"""Reading arrays of rows through TensorStore.
+
+Reading is strict: rows of a file that is missing or not the committed one are an error, never a
+zero.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore
+
+from decant.schemas.arrays.spec import METADATA, ArraySpec, metadata_bytes
+from decant.schemas.arrays.zarr3 import open_array, shared_context
+from decant.schemas.disk.shards import Shard, require_shard
+
+_READ_BYTES = 128 << 20
+"""At most this much of one array is being read at once, before compression."""
+
+
+class ArrayReader:
+    """Rows of one sealed array, in any order."""
+
+    def __init__(
+        self,
+        path: Path,
+        spec: ArraySpec,
+        *,
+        name: str,
+        unit_rows: int,
+        committed: Callable[[int], Iterable[Shard]],
+    ):
+        """`name` is the array's, for errors; `committed` gives the files of a unit's commit."""
+        self._path = path
+        self._spec = spec
+        self._name = name
+        self._unit_rows = unit_rows
+        self._committed = committed
+        self._checked: set[int] = set()
+        self._store: Any = None
+
+    def read(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
+        """The rows at the array indices, in the order asked for: [n, *row].
+
+        ValueError naming the array, the unit and the file if one is damaged, missing or another's.
+        """
+        out = np.empty((len(indices), *self._spec.row), self._spec.numpy_dtype)
+        self.start(out, range(len(indices)), indices)()
+        return out
+
+    def start(
+        self, out: np.ndarray, slots: Sequence[int], indices: np.ndarray | Sequence[int]
+    ) -> Callable[[], None]:
+        """Begin to read row `indices[i]` into `out[slots[i]]`, without a copy between.
+
+        TensorStore's threads do it. What is returned waits until all is there; errors, at once or
+        then, as `read`.
+        """
+        indices = np.asarray(indices, np.int64)
+        if self._store is None:
+            self._store = self._open()
+        for shard_row in np.unique(indices // self._spec.shard_rows).tolist():
+            if shard_row not in self._checked:
+                self._check(shard_row)
+        into, store = tensorstore.array(out), self._store
+        row_bytes = math.prod(self._spec.row) * self._spec.numpy_dtype.itemsize
+        rows = zip(map(int, slots), indices.tolist(), strict=True)
+        reads = ((index, into[slot].write(store[index])) for slot, index in rows)
+        started = deque(islice(reads, max(_READ_BYTES // row_bytes, 1)))
+
+        def finish() -> None:
+            while started:
+                self._finish(*started.popleft())
+                started.extend(islice(reads, 1))
+
+        return finish
+
+    def _finish(self, index: int, reading: Any) -> None:
+        try:
+            reading.result()
+        except Exception as error:
+            raise ValueError(
+                f"{self._path}: {self._where(index)} cannot be read: {error}"
+            ) from error
+
+    def _check(self, shard_row: int) -> None:
+        index = shard_row * self._spec.shard_rows
+        committed = {shard.name: shard for shard in self._committed(index // self._unit_rows)}
+        for file in self._spec.shard_names(shard_row):
+            of = self._where(index)
+            if file not in committed:
+                raise ValueError(f"{self._path / file}: {of}: the commit knows no such file")
+            require_shard(
+                self._path / file, committed[file], chunks=self._spec.chunks_per_shard, of=of
+            )
+        self._checked.add(shard_row)
+
+    def _open(self) -> Any:
+        file = self._path / METADATA
+        found = file.read_bytes() if file.exists() else b""
+        if found != metadata_bytes(self._spec):
+            raise ValueError(
+                f"{file}: {self._name}: {'not what was written' if found else 'missing'}; "
+                "the file was damaged or edited"
+            )
+        # Resolved: of a part in another cache the path has `..`, which TensorStore does not take.
+        where = {"driver": "file", "path": f"{self._path.resolve()}/"}
+        return open_array(where, self._spec, context=shared_context())
+
+    def _where(self, index: int) -> str:
+        unit, offset = divmod(index, self._unit_rows)
+        return f"{self._name}, unit {unit}, row {offset} of it"

@@ -1,0 +1,184 @@
+"""Tail draws: a set of ids with repeats, and a log-probability for each.
+
+`EXACT` keeps the drawn order and float32 bits. `QUANTISED` sorts a position's draws by the rank
+of their ids among all draws, stores distances between ranks, and log-probabilities as multiples
+of 1/8 nat below the last stored one: rounding is symmetric, so that weights stay right on
+average, to 7e-4.
+"""
+
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from decant.schemas.codecs import numbers
+from decant.schemas.codecs.block import Tables
+from decant.schemas.codecs.fast import permutation
+from decant.schemas.codecs.streams import (
+    by_position,
+    cells,
+    columns,
+    expand,
+    grid,
+    heights,
+    id_planes,
+    join,
+    lay,
+    packed,
+    small,
+    split,
+    squeeze,
+    summed,
+    unsmall,
+)
+from decant.schemas.targets.draws import Draws
+from decant.schemas.targets.targets import BETAS
+
+EXACT = 1
+QUANTISED = 2
+
+_PER_NAT = 8
+_ABOVE = _PER_NAT
+"""A level for each 1/8 nat that a draw may lie above the last stored one as it was rounded."""
+_ABSENT = 65535
+_RANK_FRAMES = 8
+_LOGPROB_FRAMES = 2
+_ENTRIES_PER_FRAME = 2048
+"""A frame carries its own Huffman table; it must be long enough to pay for it."""
+_HEADER = struct.Struct("<HB")
+
+
+def encode_exact(draws: Draws, *, vocabulary: int) -> bytes:
+    """Ids and float32 bits by byte plane, draw by draw."""
+    ids = np.ascontiguousarray(draws.ids.T, "<i4").view(np.uint8).reshape(*draws.ids.T.shape, 4)
+    values = np.ascontiguousarray(draws.logprobs.T, "<f4").view(np.uint8).reshape(ids.shape)
+    planes = [ids[..., byte] for byte in range(id_planes(vocabulary))]
+    planes += [values[..., byte] for byte in range(4)]
+    return _header(draws) + join([squeeze(np.ascontiguousarray(plane)) for plane in planes])
+
+
+def decode_exact(payloads: Sequence[bytes], *, positions: Sequence[int], vocabulary: int) -> Draws:
+    """What `encode_exact` was given, records one after another."""
+    m, betas = _read_header(payloads)
+    width = id_planes(vocabulary)
+    planes = grid((width + 4) * m, positions)
+    for cell, payload, n in zip(cells(positions), payloads, positions, strict=True):
+        sections = split(payload, start=_HEADER.size, count=width + 4)
+        lay(planes[:, cell], expand(sections, sizes=(width + 4) * [m * n]), [n])
+    of_number = by_position(planes, positions).reshape(-1, width + 4, m).transpose(0, 2, 1)
+    ids = np.zeros((*of_number.shape[:2], 4), np.uint8)
+    ids[..., :width] = of_number[..., :width]
+    values = np.ascontiguousarray(of_number[..., width:])
+    return _checked(ids.view("<i4")[..., 0], values.view("<f4")[..., 0], betas, vocabulary)
+
+
+def fit(
+    draws: Draws, *, order: Integer[np.ndarray, " listed"], vocabulary: int
+) -> dict[str, np.ndarray]:
+    """`draw-order`: drawn ids, the most frequent first, then those that top-k sets hold."""
+    counts = np.bincount(draws.ids.reshape(-1), minlength=vocabulary).astype(np.float64)
+    # Never drawn in the sample: in the order of top-k sets, below all that were.
+    counts[order] += np.linspace(0.5, 0.1, len(order))
+    listed = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    return {"draw-order": listed.astype(np.int32)}
+
+
+def encode_quantised(
+    draws: Draws, *, last: Float[np.ndarray, " n"], tables: Tables, vocabulary: int
+) -> bytes:
+    """Sections: raw bits of the distances, escapes, levels, symbols of the distances.
+
+    `last` is what each position's least stored log-probability decodes to.
+    """
+    _, rank = permutation(tables, vocabulary=vocabulary, name="draw-order")
+    below = _base(last) - np.where(np.isfinite(draws.logprobs), draws.logprobs, 0)
+    level = np.clip(np.rint(below * np.float32(_PER_NAT)), 0, _ABSENT - 1).astype(np.uint32)
+    level = np.where(np.isfinite(draws.logprobs), level, np.uint32(_ABSENT))
+    keys = np.sort(rank[draws.ids].astype(np.uint64) << np.uint64(16) | level, axis=1)
+    ranks = np.ascontiguousarray(keys.T >> np.uint64(16)).astype(np.int32)
+    ranks[1:] -= ranks[:-1].copy()
+    symbols, raw = numbers.encode(ranks)
+    codes, escapes = small(np.ascontiguousarray(keys.T & np.uint64(_ABSENT)).astype(np.uint32))
+    m, n = codes.shape
+    return _header(draws) + join(
+        [
+            raw,
+            escapes,
+            *(squeeze(codes[rows]) for rows in columns(m, _frames(m, n, most=_LOGPROB_FRAMES))),
+            *(squeeze(symbols[rows]) for rows in columns(m, _frames(m, n, most=_RANK_FRAMES))),
+        ]
+    )
+
+
+def decode_quantised(
+    payloads: Sequence[bytes],
+    *,
+    positions: Sequence[int],
+    last: Float[np.ndarray, " n"],
+    tables: Tables,
+    vocabulary: int,
+) -> Draws:
+    """The same draws in the order of their ids' ranks, records one after another; log-probs not
+    normalised."""
+    m, betas = _read_header(payloads)
+    codes, symbols = (grid(m, positions) for _ in range(2))
+    raw, escapes = [], []
+    for cell, payload, n in zip(cells(positions), payloads, positions, strict=True):
+        of_frames = [
+            *heights(m, _frames(m, n, most=_LOGPROB_FRAMES)),
+            *heights(m, _frames(m, n, most=_RANK_FRAMES)),
+        ]
+        own_raw, own_escapes, *frames = split(payload, start=_HEADER.size, count=2 + len(of_frames))
+        raw.append(own_raw)
+        escapes.append(own_escapes)
+        flat = expand(frames, sizes=[height * n for height in of_frames])
+        lay(codes[:, cell], flat[: m * n], [n])
+        lay(symbols[:, cell], flat[m * n :], [n])
+    ranks = summed(numbers.decode(symbols, raw))
+    if ranks.view(np.uint32).max() >= vocabulary:  # so is a sum that has left int32
+        raise ValueError("the rank of a draw outside the vocabulary")
+    order, _ = permutation(tables, vocabulary=vocabulary, name="draw-order")
+    levels = packed(unsmall(codes, escapes, columns=positions), positions)
+    logprobs = _base(last)[:, 0] - levels * np.float32(1 / _PER_NAT)
+    if levels.dtype != np.uint8:  # no escape, no absent draw
+        logprobs[levels == _ABSENT] = -np.inf
+    ids = order.take(packed(ranks, positions), mode="clip")
+    return Draws(ids.T, logprobs.T, betas)
+
+
+def _frames(m: int, n: int, *, most: int) -> int:
+    """Into how many an array [m, n] is cut: each is long enough to be a frame."""
+    return max(1, min(most, m * n // _ENTRIES_PER_FRAME))
+
+
+def _base(last: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 1"]:
+    return (np.where(np.isfinite(last), last, 0) + np.float32(_ABOVE / _PER_NAT))[:, None]
+
+
+def _header(draws: Draws) -> bytes:
+    return _HEADER.pack(draws.m, sum(1 << BETAS.index(beta) for beta in draws.betas))
+
+
+def form(payload: bytes) -> bytes:
+    """How many draws a position and from which nodes: what records decoded together share."""
+    return payload[: _HEADER.size]
+
+
+def _read_header(payloads: Sequence[bytes]) -> tuple[int, tuple[float, ...]]:
+    (header,) = {form(payload) for payload in payloads}
+    if len(header) < _HEADER.size:
+        raise ValueError(f"draws of {len(header)} bytes")
+    m, mask = _HEADER.unpack(header)
+    betas = tuple(beta for node, beta in enumerate(BETAS) if mask >> node & 1)
+    if not m or not betas or mask >> len(BETAS) or mask & 1:
+        raise ValueError(f"{m} draws from the nodes of mask {mask:#x}")
+    return m, betas
+
+
+def _checked(
+    ids: Integer[np.ndarray, "n m"], logprobs: np.ndarray, betas: tuple[float, ...], vocabulary: int
+) -> Draws:
+    if ids.size and (ids.min() < 0 or ids.max() >= vocabulary):
+        raise ValueError(f"a drawn id outside the vocabulary of {vocabulary}")
+    return Draws(ids.astype(np.int32, copy=False), logprobs.astype(np.float32, copy=False), betas)

@@ -1,0 +1,1 @@
+"""The JSON of a cache: manifest, plan, commits; and the statistics that calibration froze."""

@@ -1,0 +1,289 @@
+"""`manifest.json`: the only thing that readers open, and the only place that knows a cache.
+
+Replacing it is a compare-and-swap on the checksum that the writer had read.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from decant.schemas.disk import steps
+from decant.schemas.disk.array_record import FileEntry
+from decant.schemas.disk.atomic import read_json, write_json
+from decant.schemas.disk.identity import digest
+from decant.schemas.disk.layout import JOURNAL, MANIFEST
+from decant.schemas.disk.steps import Step
+from decant.schemas.signals import LogitsSignal, Signal, signal_from_json
+
+FORMAT = "decant-cache"
+VERSION = 2
+"""2: parts of some units of a plan, parts that lie in another cache, forgotten documents. A cache
+without any of these is written as version 1, byte for byte, and older releases read it; what they
+would read wrong they refuse by its number."""
+Split = Literal["train", "heldout"]
+SPLITS: tuple[Split, ...] = ("train", "heldout")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A committed range of rows. `tokens` excludes padding; `scored` counts targets."""
+
+    split: Split
+    rows: int
+    tokens: int
+    scored: int
+    files: dict[str, FileEntry]
+    """What holds it, by signal; `rows` is one of them."""
+    skipped_rows: tuple[int, ...] = ()
+    """Offsets of rows in which the teacher produced NaN: kept in place, never scored."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input file: its name below the corpus root and its sha256."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A document that `on_error = "skip"` left out: where it was and why."""
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """A document that must never be read again: its place, as in schemas.records.rows.Segment."""
+
+    source: int
+    """Number among the part's sources."""
+    document: int | None = None
+    """None: all of the source."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """An immutable set of rows with its signals and statistics."""
+
+    path: str
+    """Its directory, below the cache's; begins with `..` where it lies in another cache."""
+    rows_id: str
+    unit_rows: int
+    units: tuple[Unit, ...]
+    signals: dict[str, Signal]
+    statistics: dict[str, str]
+    """sha256 of each file under `statistics/`."""
+    sources: tuple[Source, ...]
+    skipped: tuple[Skipped, ...] = ()
+    duplicates: int = 0
+    """Documents left out because an earlier one, of this or an older part, had the same content."""
+    numbers: tuple[int, ...] = ()
+    """Which units of the directory's plan these are, rising; none: all of them."""
+    planned_units: int = 0
+    """Units of the directory's plan, if these are not all of them."""
+    forgotten: tuple[Forgotten, ...] = ()
+    forgotten_rows: tuple[tuple[int, int], ...] = ()
+    """(unit of the plan, offset) of rows that hold forgotten documents and nothing else."""
+    plan_sha256: str = ""
+    """Of a part that lies in another cache: of its `plan.json`, by which it is known again."""
+
+    @property
+    def unit_numbers(self) -> Sequence[int]:
+        """The number of each unit in the directory's plan: what its files are called by."""
+        return self.numbers or range(len(self.units))
+
+    @property
+    def numbered(self) -> Iterator[tuple[int, Unit]]:
+        """The units with these numbers."""
+        return zip(self.unit_numbers, self.units, strict=True)
+
+    @property
+    def slots(self) -> int:
+        """Rows that the directory's arrays have room for."""
+        return (self.planned_units or len(self.units)) * self.unit_rows
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it lies in another cache."""
+        return bool(self.plan_sha256)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a sealed cache holds."""
+
+    sequence_length: int
+    vocabulary_size: int
+    tokenizer: str
+    """Digest of the tokenizer; its files are in `tokenizer/`."""
+    parts: tuple[Part, ...]
+    format: str = FORMAT
+    cache_id: str = field(default="", compare=False)
+    """Hash of the canonical manifest; for people and audits."""
+
+    @property
+    def rows_ids(self) -> tuple[str, ...]:
+        """Identity of each part's rows, in order."""
+        return tuple(part.rows_id for part in self.parts)
+
+    @property
+    def rows_id(self) -> str:
+        """One name for all rows: the part's own when there is one."""
+        return self.rows_ids[0] if len(self.parts) == 1 else digest(list(self.rows_ids))
+
+    @property
+    def forgotten_id(self) -> str:
+        """One name for all that is forgotten; empty if nothing is."""
+        forgotten = [[dataclasses.asdict(f) for f in part.forgotten] for part in self.parts]
+        return digest(forgotten) if any(forgotten) else ""
+
+    @property
+    def signals(self) -> dict[str, Signal]:
+        """Signals that every part holds, as the first part describes them."""
+        first, *others = self.parts
+        return {
+            name: signal
+            for name, signal in first.signals.items()
+            if all(name in part.signals for part in others)
+        }
+
+    @property
+    def betas(self) -> tuple[float, ...]:
+        """Inverse temperatures of the nodes of `tail_logmass`; β = 0 included."""
+        return self.logits.betas
+
+    @property
+    def logits(self) -> LogitsSignal:
+        """The one signal that every cache holds."""
+        signal = self.signals["logits"]
+        assert isinstance(signal, LogitsSignal)
+        return signal
+
+
+def write_manifest(
+    cache: Path,
+    manifest: Manifest,
+    *,
+    replaces: str | None,
+    first: Callable[[], None] = lambda: None,
+) -> Manifest:
+    """Seal `cache`: write the manifest if the present one has id `replaces` (None: there is none),
+    after doing what must come `first`.
+
+    RuntimeError when someone else sealed in between. Returns the manifest with its `cache_id`.
+    """
+    value = manifest_to_json(manifest)
+    cache_id = digest(value)
+    with _sealing(cache):
+        present = _read(cache / MANIFEST).cache_id if (cache / MANIFEST).exists() else None
+        if present != replaces:
+            raise RuntimeError(
+                f"{cache}: another process sealed this cache meanwhile (expected "
+                f"{_short(replaces)}, found {_short(present)}); run again to build on its result"
+            )
+        steps.reached(Step.MANIFEST_LOCKED)
+        first()
+        write_json(cache / MANIFEST, {**value, "cache_id": cache_id}, kind="manifest")
+    return dataclasses.replace(manifest, cache_id=cache_id)
+
+
+def read_manifest(cache: Path, *, during_gc: bool = False) -> Manifest:
+    """The manifest of `cache`. ValueError if the cache is unsealed, foreign or damaged, or unless
+    `during_gc` if files of it are being exchanged."""
+    path = cache / MANIFEST
+    if not cache.is_dir():
+        raise ValueError(f"{cache}: no such cache directory (from {Path.cwd()})")
+    if not path.exists():
+        started = (cache / "parts").is_dir()
+        raise ValueError(
+            f"{cache}: not sealed, its capture has not finished; run the same `precompute` again "
+            "and it goes on where it stopped"
+            if started
+            else f"{cache}: not a cache, there is no {MANIFEST} in it"
+        )
+    if (cache / JOURNAL).exists() and not during_gc:
+        raise ValueError(
+            f"{cache}: `gc` is overwriting what was forgotten. Wait for it, or if it was stopped "
+            f"run `decant gc {cache}` again: it goes on where it was"
+        )
+    return _read(path)
+
+
+def _read(path: Path) -> Manifest:
+    value = read_json(path)
+    if value.get("format") != FORMAT:
+        raise ValueError(f"{path}: format {value.get('format')!r}, expected {FORMAT!r}")
+    version = value.pop("version", None)
+    if version not in (1, VERSION):
+        raise ValueError(
+            f"{path}: cache format version {version}, this release reads 1 and {VERSION}; "
+            "use the release that wrote it or a newer one"
+        )
+    try:
+        return manifest_from_json(value)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a manifest of version {version}: {error}") from error
+
+
+def _short(cache_id: str | None) -> str:
+    return cache_id[:12] if cache_id else "no manifest"
+
+
+@contextlib.contextmanager
+def _sealing(cache: Path) -> Iterator[None]:
+    # Two sealers on one file system take turns; the id then tells the second that it lost.
+    with (cache / ".seal.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+_SINCE_2 = ("numbers", "planned_units", "forgotten", "forgotten_rows", "plan_sha256")
+"""Fields of a part that are written only where they say something."""
+
+
+def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
+    """What stands in the file, without its id."""
+    value = dataclasses.asdict(manifest)
+    del value["cache_id"]
+    version = 1
+    for part in value["parts"]:
+        for name in _SINCE_2:
+            if part[name]:
+                version = VERSION
+            else:
+                del part[name]
+    return {**value, "version": version}
+
+
+def unit_from_json(value: dict[str, Any]) -> Unit:
+    """The unit that `dataclasses.asdict` turned into JSON."""
+    files = {name: FileEntry(**entry) for name, entry in value["files"].items()}
+    return Unit(**{**value, "files": files, "skipped_rows": tuple(value["skipped_rows"])})
+
+
+def _part_from_json(value: dict[str, Any]) -> Part:
+    signals = {name: signal_from_json(name, signal) for name, signal in value["signals"].items()}
+    return Part(
+        **{
+            **value,
+            "units": tuple(unit_from_json(unit) for unit in value["units"]),
+            "signals": signals,
+            "sources": tuple(Source(**source) for source in value["sources"]),
+            "skipped": tuple(Skipped(**skipped) for skipped in value["skipped"]),
+            "numbers": tuple(value.get("numbers", ())),
+            "forgotten": tuple(Forgotten(**place) for place in value.get("forgotten", ())),
+            "forgotten_rows": tuple((n, at) for n, at in value.get("forgotten_rows", ())),
+        }
+    )
+
+
+def manifest_from_json(value: dict[str, Any]) -> Manifest:
+    """What `manifest_to_json` gave, without its version."""
+    return Manifest(**{**value, "parts": tuple(_part_from_json(p) for p in value["parts"])})

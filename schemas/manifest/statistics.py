@@ -1,0 +1,51 @@
+"""What calibration froze beside the plan: named float64 or integer arrays, one .npy file each."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from decant.schemas.codecs import Tables
+from decant.schemas.disk.atomic import replacing
+from decant.schemas.disk.identity import file_sha256
+from decant.schemas.disk.layout import PartLayout
+
+_TABLE = "logits-"
+
+
+def save_statistics(part: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Write the arrays under the part's `statistics/`; sha256 by file name."""
+    directory = PartLayout(part).statistics
+    digests = {}
+    for name, array in sorted(arrays.items()):
+        path = directory / f"{name}.npy"
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+        digests[path.name] = file_sha256(path)
+    return digests
+
+
+def load_statistic(part: Path, name: str, *, sha256: str) -> np.ndarray:
+    """One array. ValueError if the file is missing or not what the manifest or plan names."""
+    path = PartLayout(part).statistics / name
+    if not path.is_file():
+        raise ValueError(f"{path}: the manifest names this file, but it is missing")
+    if file_sha256(path) != sha256:
+        raise ValueError(f"{path}: checksum mismatch, the file is damaged")
+    return np.load(path, allow_pickle=False)
+
+
+def table_arrays(tables: Tables) -> dict[str, np.ndarray]:
+    """The codec's tables under the names that they are stored by."""
+    return {_TABLE + name: array for name, array in tables.arrays().items()}
+
+
+def load_tables(part: Path, statistics: Mapping[str, str]) -> Tables:
+    """The codec's tables among a part's statistics."""
+    return Tables.from_arrays(
+        {
+            name.removeprefix(_TABLE).removesuffix(".npy"): load_statistic(part, name, sha256=sha)
+            for name, sha in statistics.items()
+            if name.startswith(_TABLE)
+        }
+    )

@@ -1,0 +1,1 @@
+"""From a sealed cache to numpy arrays."""

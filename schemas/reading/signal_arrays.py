@@ -1,0 +1,114 @@
+"""A signal that is stored in arrays, read by row: hidden states or attention maps of all parts."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from decant.schemas.arrays.reader import ArrayReader
+from decant.schemas.arrays.spec import ArraySpec, specs_of
+from decant.schemas.disk.array_record import FileEntry
+from decant.schemas.disk.layout import PartLayout
+from decant.schemas.disk.shards import Shard
+from decant.schemas.manifest.commits import load_commit, summary
+from decant.schemas.manifest.manifest import Manifest, Part
+from decant.schemas.signals import LogitsSignal, scale_name
+from decant.schemas.targets.attention import decode_log
+from decant.schemas.targets.hidden import decode_int8
+
+
+class SignalArrays:
+    """Opens each part's arrays at the first row that is read of them."""
+
+    def __init__(self, cache: Path, manifest: Manifest, name: str):
+        signal = manifest.signals[name]
+        assert not isinstance(signal, LogitsSignal)
+        self._cache = cache
+        self._manifest = manifest
+        self._name = name
+        self._signal = signal
+        # As the cache counts units: over all parts.
+        counts = [len(part.units) for part in manifest.parts]
+        self._first_unit = np.concatenate([[0], np.cumsum(counts)])
+        self._numbers = [np.array(part.unit_numbers) for part in manifest.parts]
+        self._of_part: dict[tuple, dict[str, ArrayReader]] = {}
+
+    def start(
+        self, units: np.ndarray, offsets: np.ndarray, *, decode: bool
+    ) -> Callable[[], dict[str, np.ndarray]]:
+        """Begin to read the rows `offsets` of `units` (numbered over all parts).
+
+        What is returned waits for them: an array [rows, …] or, of int8 states that are not decoded,
+        the scales beside it.
+        """
+        out = {
+            name: np.empty((len(units), *spec.row), spec.numpy_dtype)
+            for name, spec in self._specs(self._manifest.parts[0]).items()
+        }
+        parts = np.searchsorted(self._first_unit, units, side="right") - 1
+        reading = []
+        for number in np.unique(parts):
+            part, slots = self._manifest.parts[number], np.flatnonzero(parts == number)
+            in_part = self._numbers[number][units[slots] - self._first_unit[number]]
+            indices = in_part * part.unit_rows + offsets[slots]
+            for name, reader in self._readers(part).items():
+                reading.append(reader.start(out[name], slots.tolist(), indices))
+
+        def finish() -> dict[str, np.ndarray]:
+            for wait in reading:
+                wait()
+            return self._decoded(out) if decode else out
+
+        return finish
+
+    def _decoded(self, out: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        name, signal = self._name, self._signal
+        if signal.dtype == "uint8-log":
+            return {name: decode_log(out[name])}
+        if signal.dtype == "int8":
+            return {name: decode_int8(out[name], out[scale_name(name)])}
+        return out
+
+    def _readers(self, part: Part) -> dict[str, ArrayReader]:
+        # Parts of one directory have its arrays in common, but other units' commits.
+        key = (part.path, part.numbers)
+        if key not in self._of_part:
+            layout = PartLayout(self._cache / part.path)
+            sealed = dict(part.numbered)
+            self._of_part[key] = {
+                name: ArrayReader(
+                    layout.array(name),
+                    spec,
+                    name=name,
+                    unit_rows=part.unit_rows,
+                    committed=lambda unit, name=name: self._committed(
+                        layout, unit, sealed[unit].files[self._name]
+                    )[name],
+                )
+                for name, spec in self._specs(part).items()
+            }
+        return self._of_part[key]
+
+    def _specs(self, part: Part) -> dict[str, ArraySpec]:
+        signal = part.signals[self._name]
+        assert not isinstance(signal, LogitsSignal)
+        return specs_of(
+            signal,
+            name=self._name,
+            slots=part.slots,
+            sequence_length=self._manifest.sequence_length,
+        )
+
+    def _committed(
+        self, layout: PartLayout, unit: int, sealed: FileEntry
+    ) -> dict[str, Sequence[Shard]]:
+        """The files of a unit, by array name. ValueError if its commit is not the sealed one."""
+        path = layout.commit(self._name, unit)
+        if not path.is_file():
+            raise ValueError(f"{path}: the commit of {self._name}, unit {unit}, is missing")
+        commit = load_commit(path)
+        if summary(commit.shards, rows=sealed.records) != sealed:
+            raise ValueError(
+                f"{path}: not the commit of {self._name}, unit {unit}, that the manifest names"
+            )
+        return dict(commit.shards)

@@ -1,0 +1,1 @@
+"""One record a row: tokens, logits, and logits padded to arrays."""

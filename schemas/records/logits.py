@@ -1,0 +1,115 @@
+"""A logits record: which positions of a row are scored, how many ids each, and the coded fields."""
+
+import struct
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from decant.schemas import codecs
+from decant.schemas.codecs import Profile, Tables
+from decant.schemas.disk.frames import Block, Frame, Kind, unpack
+from decant.schemas.targets.targets import Targets
+
+_SCORED, _COUNTS = 16, 17  # below 16: the codecs' fields
+_BITMAP, _UNIFORM = 0, 1
+_ENTRIES_AT_ONCE = 1 << 17
+
+
+def encode_logits(
+    targets: Targets,
+    *,
+    row_key: bytes,
+    scored: np.ndarray,
+    profile: Profile,
+    tables: Tables,
+    vocabulary: int,
+) -> bytes:
+    """The record of one row. `scored` bool [S]; `targets` has one entry per True."""
+    assert len(targets) == scored.sum(), "one target for each scored position"
+    blocks = (
+        Block(_SCORED, _BITMAP, np.packbits(scored).tobytes()),
+        Block(_COUNTS, _UNIFORM, struct.pack("<I", targets.k)),
+        *codecs.encode(profile, targets, tables=tables, vocabulary=vocabulary),
+    )
+    return Frame(Kind.LOGITS, row_key, len(scored), blocks).pack()
+
+
+def field_bytes(data: bytes, *, where: str) -> dict[str, int]:
+    """Bytes of a record by what they hold: "top-k", "tail", "draws" and "framing"."""
+    frame = unpack(data, kind=Kind.LOGITS, where=where)
+    names = {codecs.TOPK: "top-k", codecs.TAIL: "tail", codecs.DRAWS: "draws"}
+    sizes = {names[b.field]: len(b.payload) for b in frame.blocks if b.field in names}
+    return {**sizes, "framing": len(data) - sum(sizes.values())}
+
+
+@dataclass(frozen=True, eq=False)
+class LogitsRecord:
+    """A record whose targets are still coded. `where` is its name in errors."""
+
+    where: str
+    row_key: bytes
+    scored: np.ndarray
+    """bool [S]"""
+    k: int
+    fields: tuple[Block, ...]
+
+    @property
+    def positions(self) -> int:
+        """How many are scored."""
+        return int(np.count_nonzero(self.scored))
+
+
+def open_logits(data: bytes, *, where: str) -> LogitsRecord:
+    """The record in `data`.
+
+    ValueError that begins with `where` if it is truncated, altered or newer than this release.
+    """
+    frame = unpack(data, kind=Kind.LOGITS, where=where)
+    bitmap = np.frombuffer(frame.block(_SCORED, where=where).payload, np.uint8)
+    if len(bitmap) != (frame.positions + 7) // 8:
+        raise ValueError(f"{where}: bitmap of {len(bitmap)} bytes for {frame.positions} positions")
+    scored = np.unpackbits(bitmap, count=frame.positions).view(bool)
+    counts = frame.block(_COUNTS, where=where)
+    if counts.codec != _UNIFORM or len(counts.payload) != 4:
+        raise ValueError(f"{where}: counts use codec {counts.codec}, which this release lacks")
+    (k,) = struct.unpack("<I", counts.payload)
+    fields = tuple(block for block in frame.blocks if block.field < _SCORED)
+    return LogitsRecord(where, frame.row_key, scored, k, fields)
+
+
+def batches(records: Sequence[LogitsRecord]) -> Iterator[list[int]]:
+    """Numbers of the records that are best decoded together; those without targets are left out.
+
+    They are of one form, and few enough for their arrays to stay in the processor's cache.
+    """
+    by_form = defaultdict(list)
+    for number, record in enumerate(records):
+        if record.positions:
+            by_form[record.k, codecs.form(record.fields)].append(number)
+    for (k, _), numbers in by_form.items():
+        at_once = max(1, _ENTRIES_AT_ONCE // (k * len(records[0].scored)))
+        for first in range(0, len(numbers), at_once):
+            yield numbers[first : first + at_once]
+
+
+def decode_logits(records: Sequence[LogitsRecord], *, tables: Tables, vocabulary: int) -> Targets:
+    """The targets of all scored positions, record after record, which are of one form.
+
+    ValueError that begins with the name of the record that is damaged or newer than this release.
+    """
+    try:
+        return codecs.decode(
+            [record.fields for record in records],
+            positions=[record.positions for record in records],
+            k=records[0].k,
+            vocabulary=vocabulary,
+            tables=tables,
+        )
+    except ValueError as error:
+        if len(records) == 1:
+            raise ValueError(f"{records[0].where}: {error}") from error
+        for record in records:  # whichever it is fails alone as well
+            decode_logits([record], tables=tables, vocabulary=vocabulary)
+        raise

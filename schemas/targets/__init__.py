@@ -1,0 +1,1 @@
+"""What a stored number means: top-k, tail mass, draws and prior; hidden states; attention maps."""

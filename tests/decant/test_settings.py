@@ -1,0 +1,131 @@
+"""A config file is a saved command line."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from decant.settings import parse
+
+
+@dataclass(frozen=True)
+class Inner:
+    length: int = 5
+    names: tuple[str, ...] = ("a",)
+    quick: bool = False
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Term:
+    weight: float = 1.0
+    layers: tuple[int, ...] = ()
+    mean: bool = False
+
+
+@dataclass(frozen=True)
+class Loss:
+    alpha: float = 0.5
+    terms: tuple[Term, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner = field(default_factory=Inner)
+    loss: Loss = field(default_factory=Loss)
+    output: Path = Path("out")
+
+
+def write(tmp_path: Path, text: str) -> str:
+    (tmp_path / "c.toml").write_text(text)
+    return str(tmp_path / "c.toml")
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    file = write(tmp_path, 'output = "x"\n[inner]\nlength = 7\nnames = ["b", "c"]\nquick = true\n')
+    config = parse(Outer, [file, "--inner.length", "9"], program="p")
+    assert config == Outer(Inner(9, ("b", "c"), quick=True), output=Path("x"))
+
+
+def test_a_typo_in_the_file_suggests_the_name(tmp_path):
+    with pytest.raises(ValueError, match=r"c\.toml: unknown key inner\.lenght; did you mean inner"):
+        parse(Outer, [write(tmp_path, "[inner]\nlenght = 7")], program="p")
+
+
+def test_a_typo_in_a_flag_suggests_the_name(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(Outer, ["--inner.lenght", "7"], program="p")
+    assert stopped.value.code == 2
+    assert "--inner.length" in capsys.readouterr().err
+
+
+def test_a_missing_and_a_broken_file_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.toml"):
+        parse(Outer, ["nowhere.toml"], program="p")
+    with pytest.raises(ValueError, match=r"c\.toml: not valid TOML"):
+        parse(Outer, [write(tmp_path, "[inner\n")], program="p")
+
+
+def test_false_in_the_file_is_false(tmp_path):
+    file = write(tmp_path, "[inner]\nquick = false\n")
+    assert not parse(Outer, [file], program="p").inner.quick
+
+
+TWO_TERMS = """
+output = "x"
+[loss]
+alpha = 0.25
+[[loss.terms]]
+weight = 2
+layers = [-1, 3]
+[[loss.terms]]
+"""
+
+
+def test_a_list_of_tables_is_a_tuple_of_dataclasses(tmp_path):
+    """The second table says nothing and is there all the same, with its defaults."""
+    config = parse(Outer, [write(tmp_path, TWO_TERMS)], program="p")
+    assert config == Outer(loss=Loss(0.25, (Term(2.0, (-1, 3)), Term())), output=Path("x"))
+    assert parse(Outer, [write(tmp_path, "")], program="p") == Outer()
+    assert parse(Outer, [], program="p") == Outer()
+
+
+def test_flags_change_an_entry_and_add_the_next(tmp_path):
+    flags = ["--loss.terms.0.weight=9", "--loss.terms.1.mean", "--loss.terms.2.layers", "-2", "4"]
+    config = parse(Outer, [write(tmp_path, TWO_TERMS), *flags], program="p")
+    expected = (Term(9.0, (-1, 3)), Term(mean=True), Term(layers=(-2, 4)))
+    assert config.loss == Loss(0.25, expected)
+    assert parse(Outer, flags[:1], program="p").loss.terms == (Term(9.0),)
+
+
+@pytest.mark.parametrize("flag", ["--loss.terms.1.weight", "--loss.terms.0.wieght"])
+def test_an_entry_after_a_gap_and_a_typo_in_one_are_refused(flag, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(Outer, [flag, "9"], program="p")
+    assert stopped.value.code == 2
+    assert flag in capsys.readouterr().err
+
+
+def test_a_typo_in_an_entry_is_named_by_its_number(tmp_path):
+    text = TWO_TERMS + "wieght = 3\n"
+    with pytest.raises(
+        ValueError,
+        match=r"unknown key loss.terms\[1\].wieght; did you mean loss.terms\[1\].weight\?",
+    ):
+        parse(Outer, [write(tmp_path, text)], program="p")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[loss.terms]\nweight = 2", r"loss.terms is a list of tables: write \[\[loss.terms\]\]"),
+        ("[loss]\nterms = [1, 2]", r"loss.terms is a list of tables: write \[\[loss.terms\]\]"),
+        ("[[loss]]\nalpha = 1", "loss is not a list of tables"),
+        ("[[output]]\nalpha = 1", "output is not a list of tables"),
+        ("[output]\nalpha = 1", "output is a single value, not a table"),
+        ('[inner]\nnames = ["a", "--b=1"]', "inner.names has '--b=1': write it without the dashes"),
+    ],
+)
+def test_a_value_of_another_shape_is_refused(text, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        parse(Outer, [write(tmp_path, text)], program="p")

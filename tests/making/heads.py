@@ -1,0 +1,90 @@
+"""Inputs of the fused head's tests, and the head as the trainer runs it."""
+
+from functools import partial
+
+import jax
+import numpy as np
+
+from decant.trainer.loss.chunk import Recipe
+from decant.trainer.loss.head import distillation_loss
+from decant.trainer.loss.student_view import Targets
+from tests.formulas import dense
+
+V, D, B, T, M = 512, 16, 2, 24, 6
+
+
+def make(seed=0, *, k=V, spread=3.0, vocabulary=V, batch=B, length=T):
+    """Teacher logits, hidden states, unembedding and targets padded as `Cache.read` does."""
+    rng = np.random.default_rng(seed)
+    teacher = rng.normal(size=(batch, length, vocabulary)) * spread
+    hidden = rng.normal(size=(batch, length, D)).astype(np.float32)
+    unembedding = (rng.normal(size=(D, vocabulary)) * 0.5).astype(np.float32)
+    labels = rng.integers(0, vocabulary, (batch, length)).astype(np.int32)
+    mask = rng.random((batch, length)) < 0.8
+    ids, logprobs, mass = dense.targets(teacher, k)
+    # Id 0, log-prob −inf, tail −inf where nothing is scored.
+    ids, logprobs = np.where(mask[..., None], ids, 0), np.where(mask[..., None], logprobs, -np.inf)
+    targets = Targets(labels, mask, ids, logprobs, np.where(mask[..., None], mass, -np.inf))
+    return teacher, hidden, unembedding, targets
+
+
+def with_draws(targets, teacher, *, m=M, seed=0, betas=(1.0,)):
+    """The same targets and m draws a position, of which some positions have fewer."""
+    drawn = dense.draws(teacher, targets.topk_ids, m=m, betas=betas, seed=seed)
+    there = targets.mask[..., None] & np.isfinite(drawn[1])
+    ids, logprobs, logweights = drawn
+    return targets._replace(
+        tail_ids=np.where(there, ids, 0).astype(np.int32),
+        tail_logprobs=np.where(there, logprobs, -np.inf).astype(np.float32),
+        tail_logweights=np.where(there, logweights, -np.inf).astype(np.float32),
+    )
+
+
+def prior_nodes(seed=0, *, vocabulary=V, spread=3.0):
+    """log π at the 7 nodes: not normalised, flatter towards β = 0, no straight line in β."""
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=vocabulary) * spread
+    nodes = dense.BETAS[:, None] * scores + rng.normal(size=(7, vocabulary)) * 0.3 - 2.0
+    return nodes.astype(np.float32)
+
+
+# Without LLVM's optimiser: compiling is most of what these tests do.
+@partial(
+    jax.jit,
+    static_argnames="recipe",
+    compiler_options={"xla_backend_optimization_level": 0},
+)
+def step(hidden, unembedding, targets, temperature, alpha, prior, *, recipe):
+    def loss(hidden, unembedding):
+        return distillation_loss(
+            hidden,
+            unembedding,
+            targets,
+            temperature=temperature,
+            alpha=alpha,
+            prior=prior,
+            recipe=recipe,
+        )
+
+    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(hidden, unembedding)
+
+
+def fused(hidden, unembedding, targets, *, temperature=1.0, alpha=1.0, prior=None, **recipe):
+    """Loss, Sums, ∂/∂hidden, ∂/∂unembedding as the trainer gets them."""
+    (value, sums), (d_hidden, d_unembedding) = step(
+        hidden, unembedding, targets, temperature, alpha, prior, recipe=Recipe(**recipe)
+    )
+    return float(value), sums, np.asarray(d_hidden), np.asarray(d_unembedding)
+
+
+def given_tail(tail, *, seed=0, k=8, **shape):
+    """`make`, with what the tail needs: teacher, hidden, unembedding, targets, prior."""
+    teacher, hidden, unembedding, targets = make(seed, k=k, **shape)
+    if tail == "sampled":
+        targets = with_draws(targets, teacher, seed=seed)
+    prior = prior_nodes(vocabulary=teacher.shape[-1]) if tail == "prior" else None
+    return teacher, hidden, unembedding, targets, prior
+
+
+def relative(a, b):
+    return np.abs(np.asarray(a, np.float64) - b).max() / np.abs(b).max()

@@ -1,0 +1,70 @@
+"""Caches that are whole but wrong: records changed, commits and manifest made right again."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from decant.schemas import Cache, open_cache
+from decant.schemas.disk.array_record import RecordReaders, write_records
+from decant.schemas.disk.layout import PartLayout
+from decant.schemas.manifest.commits import load_commit, write_commit
+from decant.schemas.manifest.manifest import read_manifest, write_manifest
+from decant.schemas.manifest.statistics import load_tables
+from decant.schemas.records.logits import decode_logits, encode_logits, open_logits
+from decant.schemas.targets.targets import Targets
+
+LOGITS = "logits"
+
+
+def copy_of(cache: Cache, to: Path) -> Path:
+    """The cache's files, elsewhere."""
+    shutil.copytree(cache.path, to)
+    return to
+
+
+def with_records(path: Path, units: dict[int, list[bytes]]) -> Cache:
+    """The cache at `path` with these records of logits in place of those of some units."""
+    manifest = read_manifest(path)
+    (part,) = manifest.parts
+    layout, sealed = PartLayout(path / part.path), list(part.units)
+    for number, records in units.items():
+        entry = write_records(layout.records(LOGITS, number), records)
+        commit = load_commit(layout.commit(LOGITS, number))
+        write_commit(layout.root, LOGITS, dataclasses.replace(commit, file=entry))
+        files = {**sealed[number].files, LOGITS: entry}
+        sealed[number] = dataclasses.replace(sealed[number], files=files)
+    part = dataclasses.replace(part, units=tuple(sealed))
+    new = dataclasses.replace(manifest, parts=(part,))
+    write_manifest(path, new, replaces=manifest.cache_id)
+    return open_cache(path)
+
+
+def records_of(path: Path, number: int) -> list[bytes]:
+    """The records of logits of a unit."""
+    (part,) = read_manifest(path).parts
+    entry = part.units[number].files[LOGITS]
+    file = PartLayout(path / part.path).records(LOGITS, number)
+    return RecordReaders().read(file, range(entry.records), expected=entry)
+
+
+def with_targets(path: Path, change: Callable[[Targets], Targets]) -> Cache:
+    """The cache at `path` with the targets of every row changed, encoded by its own codec."""
+    manifest = read_manifest(path)
+    (part,) = manifest.parts
+    tables = load_tables(path / part.path, part.statistics)
+    size, profile = manifest.vocabulary_size, manifest.logits.profile
+
+    def changed(record: bytes) -> bytes:
+        opened = open_logits(record, where="")
+        return encode_logits(
+            change(decode_logits([opened], tables=tables, vocabulary=size)),
+            row_key=opened.row_key,
+            scored=opened.scored,
+            profile=profile,
+            tables=tables,
+            vocabulary=size,
+        )
+
+    units = range(len(part.units))
+    return with_records(path, {n: [changed(r) for r in records_of(path, n)] for n in units})

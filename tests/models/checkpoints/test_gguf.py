@@ -1,0 +1,217 @@
+"""GGUF: the K quantisations by their published layout, and how each architecture is laid out."""
+
+import dataclasses
+import json
+
+import gguf
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Kind
+
+from decant.models import open_checkpoint, save_directory
+from decant.models.checkpoints.gguf_file import GgufFile
+from decant.models.checkpoints.safetensors_files import SafetensorsFiles
+from decant.models.numerics import logits
+from decant.models.rotary import Llama3Scaling
+from tests import paths
+from tests.making.models import CONFIG, final_states, random_decoder
+
+GOLDEN = paths.GOLDEN / "families"
+
+
+def half(block, at):
+    return float(np.frombuffer(block, np.float16, 1, at)[0])
+
+
+def q4_k(block):
+    """256 weights of 144 bytes: two halves, eight scales and eight minima of 6 bits, 4-bit codes.
+
+    Weight i of group g is scale · s_g · code − minimum · m_g.
+    """
+    scale, minimum, packed, codes = half(block, 0), half(block, 2), block[4:16], block[16:]
+    weights = []
+    for group in range(8):
+        if group < 4:
+            s, m = packed[group] & 63, packed[group + 4] & 63
+        else:
+            s = (packed[group + 4] & 15) | (packed[group - 4] >> 6) << 4
+            m = (packed[group + 4] >> 4) | (packed[group] >> 6) << 4
+        # Two groups share 32 bytes: the first has the low halves, the second the high ones.
+        shared = codes[32 * (group // 2) : 32 * (group // 2) + 32]
+        for byte in shared:
+            code = byte >> 4 if group % 2 else byte & 15
+            weights.append(scale * s * code - minimum * m)
+    return weights
+
+
+def q6_k(block):
+    """256 weights of 210 bytes: low 4 bits, high 2 bits, 16 signed 8-bit scales, one half."""
+    low, high = block[:128], block[128:192]
+    scales, scale = np.frombuffer(block, np.int8, 16, 192), half(block, 208)
+    weights = []
+    for i in range(256):
+        side, within = divmod(i, 128)  # each half of the block has its own bytes
+        quarter, column = divmod(within, 32)
+        byte = low[64 * side + 32 * (quarter % 2) + column]
+        four = byte >> 4 if quarter >= 2 else byte & 15
+        two = high[32 * side + column] >> 2 * quarter & 3
+        weights.append(scale * int(scales[i // 16]) * ((four | two << 4) - 32))
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "halves", "layout"),
+    [(Kind.Q4_K, 144, (0, 2), q4_k), (Kind.Q6_K, 210, (208,), q6_k)],
+    ids=["Q4_K", "Q6_K"],
+)
+def test_a_k_quantisation_is_read_as_its_layout_says(tmp_path, kind, size, halves, layout):
+    blocks = np.random.default_rng(0).integers(0, 256, (3, 2, size)).astype(np.uint8)
+    for at in halves:
+        scales = np.random.default_rng(at).uniform(-0.1, 0.1, (3, 2)).astype(np.float16)
+        blocks[..., at : at + 2] = scales[..., None].view(np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_tensor("weight", blocks.reshape(3, 2 * size), raw_dtype=kind)
+    write_out(writer)
+    read = GgufFile(tmp_path / "model.gguf").read("weight")
+    expected = [[w for block in row for w in layout(block.tobytes())] for row in blocks]
+    assert read.shape == (3, 512)
+    np.testing.assert_allclose(read, expected, rtol=1e-6, atol=1e-6)
+
+
+def write_out(writer):
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
+
+
+def converted(directory, path, *, architecture, extra=None, interleave=False):
+    """A Hugging Face directory as llama.cpp's converter writes it, in float32."""
+    fields = json.loads((directory / "config.json").read_text())
+    files = SafetensorsFiles(directory)
+    heads, kv_heads = fields["num_attention_heads"], fields["num_key_value_heads"]
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_context_length(fields["max_position_embeddings"])
+    writer.add_embedding_length(fields["hidden_size"])
+    writer.add_block_count(fields["num_hidden_layers"])
+    writer.add_feed_forward_length(fields["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    rope = fields.get("rope_parameters") or fields
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_layer_norm_rms_eps(fields["rms_norm_eps"])
+    writer.add_key_length(fields["head_dim"])
+    writer.add_value_length(fields["head_dim"])
+    writer.add_vocab_size(fields["vocab_size"])
+    if "num_experts_per_tok" in fields:
+        writer.add_expert_count(fields.get("num_experts") or fields["num_local_experts"])
+        writer.add_expert_used_count(fields["num_experts_per_tok"])
+        writer.add_expert_feed_forward_length(fields["moe_intermediate_size"])
+    experts = {}
+    for name in files.shapes:
+        array = np.asarray(files.read(name), np.float32)
+        stem, _, kind = name.rpartition(".")
+        if ".experts." in stem:
+            _, _, layer, _, _, expert, part = stem.split(".")
+            merged = experts.setdefault(f"blk.{layer}.ffn_{part.split('_')[0]}_exps.weight", {})
+            merged[int(expert)] = array
+            continue
+        if interleave and ("q_proj" in stem or "k_proj" in stem):
+            apart = (heads if "q_proj" in stem else kv_heads, 2, -1, array.shape[-1])
+            array = array.reshape(apart).swapaxes(1, 2).reshape(array.shape)
+        if stem.startswith("model.layers."):
+            _, _, layer, part = stem.split(".", 3)
+            writer.add_tensor(f"blk.{layer}.{NAMES[part]}.{kind}", array)
+        else:
+            writer.add_tensor(f"{NAMES[stem]}.{kind}", array)
+    for name, by_number in experts.items():
+        writer.add_tensor(name, np.stack([by_number[i] for i in range(len(by_number))]))
+    for name, array in (extra or {}).items():
+        writer.add_tensor(name, array)
+    write_out(writer)
+    return path
+
+
+def logits_of(model):
+    tokens = np.arange(20, dtype=np.int32)[None] * 7 % model.config.vocab_size
+    hidden, _ = model(tokens, np.ones_like(tokens), np.arange(20, dtype=np.int32)[None])
+    return logits(hidden[0], model.unembedding(), softcap=None)
+
+
+@pytest.mark.parametrize(
+    ("case", "architecture"),
+    [("llama", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3"), ("qwen3_moe", "qwen3moe")],
+)
+def test_an_architecture_is_read_as_the_checkpoint_it_was_made_from(tmp_path, case, architecture):
+    original = open_checkpoint(GOLDEN / case).load()
+    # Of Qwen's windows the converter writes nothing.
+    original.config = dataclasses.replace(original.config, windows=(None,))
+    original.blocks.config = original.config
+    interleave = architecture == "llama"
+    path = converted(
+        GOLDEN / case, tmp_path / "model.gguf", architecture=architecture, interleave=interleave
+    )
+    model = open_checkpoint(path).load()
+    eps = model.config.norm_eps  # float32 in GGUF
+    assert model.config == dataclasses.replace(original.config, norm_eps=eps)
+    np.testing.assert_allclose(logits_of(model), logits_of(original), rtol=1e-5, atol=1e-5)
+
+
+def test_llama_3s_scaling_is_told_from_what_frequencies_are_divided_by(tmp_path):
+    scaling = Llama3Scaling(32.0, 1.0, 4.0, 8192)
+    config = dataclasses.replace(CONFIG, rope_theta=500_000.0, rope_scaling=scaling)
+    save_directory(random_decoder(config), tmp_path / "hf", {})
+    original = open_checkpoint(tmp_path / "hf").load()
+    # Wavelengths of 6, 167, 4443 and 118,143 positions: up to 8192 / 4 kept, from 8192 divided.
+    ratio = 8192 * 500_000**-0.5 / (2 * np.pi)
+    kept = (ratio - 1) / (4 - 1)
+    divisors = np.array([1, 1, 1 / ((1 - kept) / 32 + kept), 32], np.float32)
+    path = converted(
+        tmp_path / "hf",
+        tmp_path / "model.gguf",
+        architecture="llama",
+        extra={"rope_freqs.weight": divisors},
+        interleave=True,
+    )
+    model = open_checkpoint(path).load()
+    assert model.config.rope_scaling == scaling
+    np.testing.assert_allclose(final_states(model), final_states(original), rtol=1e-5, atol=1e-5)
+
+
+def test_divisors_that_are_not_llama_3s_are_refused(tmp_path):
+    save_directory(random_decoder(CONFIG), tmp_path / "hf", {})
+    path = converted(
+        tmp_path / "hf",
+        tmp_path / "model.gguf",
+        architecture="llama",
+        extra={"rope_freqs.weight": np.array([1, 1, 2, 8], np.float32)},
+        interleave=True,
+    )
+    with pytest.raises(ValueError, match=r"rope_freqs.weight: not the scaling of Llama 3.1 to 3.3"):
+        _ = open_checkpoint(path).config
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3", "mixtral"])
+def test_architectures_that_we_cannot_read_are_refused_by_name(tmp_path, architecture):
+    path = converted(GOLDEN / "llama", tmp_path / "model.gguf", architecture=architecture)
+    with pytest.raises(ValueError, match=rf"general.architecture is '{architecture}'"):
+        _ = open_checkpoint(path).config

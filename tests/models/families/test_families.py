@@ -1,0 +1,239 @@
+"""Each family against what Hugging Face transformers computes of the same tiny checkpoint.
+
+The golden files are made by tests/golden/families/make.py (`make golden`): each document alone,
+float32, eager attention. Here documents are packed in rows, longer than the windows.
+
+Both sides sum the same float32 products, each in its own order: logits up to 15 then differ by up
+to 1.4e-5, states by 8e-6, probabilities by 1.1e-6. The tolerances are two to three times that. The
+smallest of forty mutations (eps doubled; then gelu without its tanh approximation, a window longer
+by one …) changes logits by 1.5e-3, most by 1 to 10.
+"""
+
+import dataclasses
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from decant.models import ModelConfig, open_checkpoint, save_directory
+from decant.models.checkpoints.cut import cut_layers
+from decant.models.numerics import logits
+from tests import paths
+
+GOLDEN = paths.GOLDEN / "families"
+CASES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
+# Document 0 fills the first row; 1 and 2 share the second with padding.
+ROWS = (((0, 24),), ((1, 9), (2, 12)))
+
+
+def packed(golden):
+    tokens, segments, positions = (np.zeros((2, 24), np.int32) for _ in range(3))
+    for row, documents in enumerate(ROWS):
+        start = 0
+        for segment, (i, length) in enumerate(documents, 1):
+            at = np.s_[row, start : start + length]
+            tokens[at], segments[at], positions[at] = golden[f"tokens_{i}"], segment, range(length)
+            start += length
+    return tokens, segments, positions
+
+
+def documents(array, *, axis):
+    """Each document's own part of [batch, time, …], time being `axis`."""
+    array = np.asarray(array)
+    for row, lengths in enumerate(ROWS):
+        start = 0
+        for i, length in lengths:
+            yield i, np.take(array[row], range(start, start + length), axis=axis - 1)
+            start += length
+
+
+@nnx.jit
+def everything(model, tokens, segments, positions):
+    layers = range(model.config.num_layers + 1)
+    final, hidden = model(tokens, segments, positions, hidden_layers=tuple(layers))
+    maps = [model.attention_maps(hidden[i], segments, positions, layer=i) for i in layers[:-1]]
+    flat = final.reshape(-1, final.shape[-1])
+    z = logits(flat, model.unembedding(), softcap=model.config.final_softcap)
+    return z.reshape(*tokens.shape, -1), hidden, maps
+
+
+@cache
+def case(name):
+    golden = dict(np.load(GOLDEN / name / "golden.npz"))
+    model = open_checkpoint(GOLDEN / name).load()
+    return golden, model, everything(model, *packed(golden))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_are_those_of_transformers(name):
+    golden, _, (ours, _, _) = case(name)
+    for i, mine in documents(ours, axis=1):
+        np.testing.assert_allclose(mine, golden[f"logits_{i}"], rtol=0, atol=3e-5)
+        assert np.abs(mine).max() > 4
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hidden_states_of_every_layer_are_those_of_transformers(name):
+    golden, model, (_, hidden, _) = case(name)
+    assert sorted(hidden) == list(range(model.config.num_layers + 1))
+    for layer, states in hidden.items():
+        for i, mine in documents(states, axis=1):
+            np.testing.assert_allclose(mine, golden[f"hidden_{i}"][layer], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_attention_maps_of_every_block_are_those_of_transformers(name):
+    golden, _, (_, _, maps) = case(name)
+    for layer, of_block in enumerate(maps):
+        for row, lengths in enumerate(ROWS):
+            # Nothing outside a document's own square, and nothing beyond its windows.
+            expected, start = np.zeros((4, 24, 24), np.float32), 0
+            for i, length in lengths:
+                inside = slice(start, start + length)
+                expected[:, inside, inside] = golden[f"maps_{i}"][layer]
+                start += length
+            np.testing.assert_allclose(
+                of_block[row, :, :start], expected[:, :start], rtol=0, atol=3e-6
+            )
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen3_moe"])
+def test_in_bfloat16_it_is_the_same_model_but_for_rounding(name):
+    golden, _, _ = case(name)
+    ours = everything(open_checkpoint(GOLDEN / name).load(dtype="bfloat16"), *packed(golden))[0]
+    errors = [np.abs(mine - golden[f"logits_{i}"]) for i, mine in documents(ours, axis=1)]
+    # The median, because a rounded score may choose another expert. Logits are 3 wide.
+    assert np.median(np.concatenate(errors)) < 0.05
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_exported_is_opened_again_as_the_same_model(name, tmp_path):
+    _, model, (expected, _, _) = case(name)
+    save_directory(model, tmp_path, {})
+    again = open_checkpoint(tmp_path)
+    assert again.config == model.config
+    golden, _, _ = case(name)
+    np.testing.assert_array_equal(everything(again.load(), *packed(golden))[0], expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_config_files_of_transformers_4_mean_the_same(name):
+    """It wrote rope_theta and rope_scaling where 5 writes rope_parameters."""
+    fields = json.loads((GOLDEN / name / "config.json").read_text())
+    rope = fields.pop("rope_parameters")
+    if name == "gemma3":
+        fields["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
+    fields["rope_theta"] = rope.pop("rope_theta")
+    fields["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    assert ModelConfig.from_hf(fields) == case(name)[1].config
+    # Before layer_types, the kinds of blocks followed from other fields.
+    fields.pop("layer_types", None)
+    assert ModelConfig.from_hf(fields) == case(name)[1].config
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_field_is_honoured_or_refused(name):
+    fields = json.loads((GOLDEN / name / "config.json").read_text())
+    with pytest.raises(ValueError, match=r"unknown field\(s\) attention_sinks"):
+        ModelConfig.from_hf(fields | {"attention_sinks": 4})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("qwen3_moe", {"mlp_only_layers": [0]}, r"mlp_only_layers = \[0\] is not supported"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step = 2"),
+        ("qwen3", {"attention_bias": True}, "attention_bias = True"),
+        ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation = 'gelu'"),
+        ("gemma2", {"layer_types": ["full_attention"]}, "layer_types holds 1"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
+        ("gemma3", {"model_type": "gemma3"}, "a model of images and text"),
+        ("llama3", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type = 'yarn'"),
+        ("llama3", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ("qwen2", {"layer_types": ["chunked_attention"] * 3}, "chunked_attention"),
+        ("mistral", {"quantization_config": {"bits": 4}}, "quantization_config"),
+    ],
+)
+def test_what_we_cannot_run_is_refused_by_name(name, change, message):
+    fields = json.loads((GOLDEN / name / "config.json").read_text())
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.from_hf(fields | change)
+
+
+def test_a_cap_that_is_null_is_off_and_one_that_is_absent_is_the_familys():
+    fields = json.loads((GOLDEN / "gemma2" / "config.json").read_text())
+    assert ModelConfig.from_hf(fields | {"final_logit_softcapping": None}).final_softcap is None
+    del fields["final_logit_softcapping"], fields["attn_logit_softcapping"]
+    config = ModelConfig.from_hf(fields)
+    assert (config.final_softcap, config.attention_softcap) == (30.0, 50.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("llama", {"windows": (6,)}, r"family 'llama' cannot say windows = \(6,\)"),
+        ("llama", {"qkv_bias": True}, r"cannot say qkv_bias = True \(but False\)"),
+        ("mistral", {"windows": (6, None)}, r"cannot say windows = \(6, None\) \(but \(6,\)\)"),
+        ("qwen2", {"windows": (6, 7, None)}, r"cannot say windows = \(6, 7, None\)"),
+        ("qwen3", {"final_softcap": 3.0}, r"cannot say final_softcap = 3.0"),
+        ("gemma2", {"norm_adds_one": False}, r"cannot say norm_adds_one"),
+        ("gemma2", {"query_scalar": 6.5}, r"cannot say query_scalar = 6.5 \(but 6.0\)"),
+    ],
+)
+def test_what_a_familys_files_cannot_say_is_not_saved(name, change, message):
+    config = dataclasses.replace(case(name)[1].config, **change)
+    with pytest.raises(ValueError, match=message):
+        config.to_hf()
+
+
+# Students cut from such teachers.
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "windows"),
+    [
+        ("gemma3", (0, 5, 6), (6, None, 6)),
+        ("gemma3", (5,), (None,)),
+        ("gemma2", (1, 2), (None, 6)),
+        ("qwen2", (0, 1), (None, 6)),
+        ("mistral", (0, 2), (6, 6)),
+        ("qwen3_moe", (0, 2), (None, None)),
+    ],
+)
+def test_a_cut_student_keeps_each_blocks_window_and_rotation(name, layers, windows, tmp_path):
+    golden, teacher, (_, states, maps) = case(name)
+    student = cut_layers(teacher, layers)
+    assert student.config.layer_windows == windows
+    _, segments, positions = packed(golden)
+    for ours, theirs in enumerate(layers):
+        # The same states into the same block.
+        again = student.attention_maps(states[theirs], segments, positions, layer=ours)
+        np.testing.assert_allclose(again, maps[theirs], atol=1e-6)
+    save_directory(student, tmp_path, {})
+    assert open_checkpoint(tmp_path).config == student.config
+
+
+def test_an_id_is_made_of_what_a_config_says_and_not_of_what_configs_can_say():
+    plain = case("llama")[1].config
+    # What teacher_id was made from before there were other fields.
+    assert plain.identity() == {
+        "vocab_size": 80,
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "num_layers": 3,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 16,
+        "rope_theta": 500.0,
+        "norm_eps": 1e-5,
+        "max_positions": 128,
+        "tie_embeddings": False,
+        "qkv_bias": False,
+        "family": "llama",
+    }
+    assert dataclasses.replace(plain, windows=(6,)).identity() == plain.identity() | {
+        "windows": (6,)
+    }

@@ -1,0 +1,158 @@
+"""One teacher a host, whatever starts workers there: real processes and real signals."""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from decant.pipelines.capture import lease as host
+from decant.pipelines.capture.job import precompute
+from decant.schemas.disk.layout import part_layout
+from decant.schemas.manifest.plan import read_plan
+from tests.making.caches import tiny_cache, tiny_settings
+from tests.paths import environment
+
+# A worker as a runner would start it: the DoFn and some units. Writes down when it loads a
+# teacher; with `stops`, is stopped before it writes its second unit, and stays when it is done.
+WORKER = """
+import os, signal, sys
+from pathlib import Path
+from decant.pipelines.capture import unit as capture, lease as host
+from decant.pipelines.teacher import inference as teacher
+part, marks, stops = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "stops"
+load, write = teacher.TeacherRunner.__init__, capture.write_records
+
+def loading(self, planned):
+    with marks.open("a") as file:
+        print(os.getpid(), file=file)
+    load(self, planned)
+
+def writing(path, records, **rest):
+    if stops and len(list(path.parent.glob("unit-*"))) == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return write(path, records, **rest)
+
+teacher.TeacherRunner.__init__, capture.write_records = loading, writing
+units = host.CaptureUnits(part, part / "plan.json")
+units.setup()
+for number in map(int, sys.argv[4:]):
+    units.process(number)
+if stops:
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("host")
+
+
+@pytest.fixture(scope="module")
+def in_process(root) -> str:
+    return tiny_cache(root).manifest.cache_id
+
+
+@pytest.fixture
+def planned(root, in_process, tmp_path):
+    """The settings of a cache that has a plan and no unit, and its part."""
+    config = tiny_settings(root, output=tmp_path / "cache")
+    shutil.copytree(root / "cache", config.output)
+    (config.output / "manifest.json").unlink()
+    part = part_layout(config.output, 0)
+    shutil.rmtree(part.commits)
+    shutil.rmtree(part.root / "logits")
+    return config, part.root.resolve()
+
+
+def worker(part: Path, units, *, stops: bool = False) -> subprocess.Popen:
+    marks = part.parent / "loaded"
+    command = [sys.executable, "-c", WORKER, str(part), str(marks), "stops" if stops else "runs"]
+    return subprocess.Popen(
+        [*command, *map(str, units)], env=environment(), stdin=subprocess.PIPE, text=True
+    )
+
+
+def loaded(part: Path) -> list[int]:
+    """Who loaded a teacher, in order."""
+    marks = part.parent / "loaded"
+    return [int(line) for line in marks.read_text().split()] if marks.exists() else []
+
+
+def wait_until(true, *, of: subprocess.Popen) -> None:
+    while not true():
+        assert of.poll() is None
+        time.sleep(0.01)
+
+
+def test_one_process_captures_for_all_and_when_it_is_killed_another_takes_over(planned, in_process):
+    config, part = planned
+    units = range(len(read_plan(part / "plan.json").rows.units))
+    first = worker(part, [], stops=True)
+    wait_until(lambda: host._lock_file(part).exists(), of=first)
+    second = worker(part, units)
+    try:
+        wait_until(lambda: state(first) == "T", of=second)
+        assert len(list((part / "commits").glob("logits-*"))) == 1
+        assert loaded(part) == [first.pid]
+        first.kill()
+        assert second.wait(120) == 0
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
+    assert loaded(part) == [first.pid, second.pid]
+    assert precompute(config).cache_id == in_process
+
+
+def state(process: subprocess.Popen) -> str:
+    return Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
+def test_an_error_of_a_unit_comes_back_to_whoever_asked(planned):
+    _, part = planned
+    (part / "rows" / "unit-00001.array_record").unlink()
+    units = host.CaptureUnits(part, part / "plan.json")
+    units.setup()
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-c", WORKER, str(part), str(part.parent / "loaded"), "runs", "1"],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "RuntimeError" in asked.stderr
+        assert "unit-00001.array_record: the manifest names this file, but it is missing" in (
+            asked.stderr
+        )
+        assert loaded(part) == []
+    finally:
+        host.leave(part)
+    assert not host._lock_file(part).exists()
+
+
+def test_an_idle_process_gives_the_teacher_up_and_one_that_needs_it_gets_it_at_once(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(host, "IDLE_SECONDS", 0.0)
+    with host._leased(tmp_path):
+        time.sleep(1.5)  # longer than it waits between looks: it is in use
+        assert host._lock_file(tmp_path).exists()
+    deadline = time.monotonic() + 20
+    while host._lock_file(tmp_path).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    monkeypatch.setattr(host, "IDLE_SECONDS", 1e9)
+    with host._leased(tmp_path):
+        pass
+    code = "import sys; from pathlib import Path; from types import SimpleNamespace as N; " + (
+        "from decant.pipelines.capture.lease import with_teacher; "
+        "with_teacher(N(part=Path(sys.argv[1])), print)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env=environment(), timeout=60
+    )
+    assert done.returncode == 0

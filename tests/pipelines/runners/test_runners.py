@@ -1,0 +1,191 @@
+"""The same pipeline on Beam's own runner, on processes of this machine and on a Dask cluster."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import apache_beam as beam
+import pytest
+from apache_beam.runners.dask.dask_runner import DaskOptions
+from apache_beam.runners.runner import PipelineRunner
+
+from decant.pipelines.capture.job import precompute
+from decant.pipelines.rows.sources import SourceFile
+from decant.pipelines.rows.tokenise import tokenise_workers
+from decant.pipelines.runners.run_pipeline import WorkerError, run_pipeline
+from tests.making.caches import tiny_cache, tiny_settings
+from tests.paths import environment
+
+with_changes = dataclasses.replace
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runners")
+
+
+@pytest.fixture(scope="module")
+def in_process(root) -> str:
+    return tiny_cache(root).manifest.cache_id
+
+
+def workers_of_this_process() -> list[int]:
+    children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    pids = [int(pid) for path in children for pid in path.read_text().split()]
+    return [
+        pid for pid in pids if "local_processes" in Path(f"/proc/{pid}/cmdline").read_text("latin1")
+    ]
+
+
+def killing_one(pids: list[int]) -> threading.Thread:
+    """Kill a worker as soon as there are two; which ones there were goes into `pids`."""
+
+    def kill() -> None:
+        while len(pids) < 2:
+            pids[:] = workers_of_this_process()
+            time.sleep(0.05)
+        os.kill(pids[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_killed_process_that_tokenises_is_an_error_and_a_rerun_gives_the_same_cache(
+    root, in_process
+):
+    config = tiny_settings(root, output=root / "processes")
+    config = with_changes(config, tokenise_workers=2)
+    pids: list[int] = []
+    killing_one(pids)
+    with pytest.raises(WorkerError, match=r"ended with SIGKILL.*run the same command again"):
+        precompute(config)
+    assert len(pids) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert precompute(config).cache_id == in_process
+
+
+def test_a_process_that_tokenises_gives_the_reason_not_a_traceback(tmp_path):
+    config = with_changes(tiny_settings(tmp_path), tokenise_workers=2)
+    broken = tmp_path / "corpus" / "broken.txt"
+    broken.write_bytes(b"ab\xff")
+    with pytest.raises(WorkerError) as raised:
+        precompute(config)
+    assert str(raised.value).startswith(f"{broken}: not UTF-8 at byte 2. Repair it, or set")
+
+
+def test_processes_are_as_many_as_have_enough_to_do():
+    def chosen(*megabytes: int) -> int:
+        files = [SourceFile("a", "a", size << 20, "") for size in megabytes]
+        return tokenise_workers(None, files)
+
+    assert chosen(1) == chosen(31, 30) == 1
+    assert chosen(10_000) == len(os.sched_getaffinity(0))
+    assert tokenise_workers(3, []) == 3
+    with pytest.raises(ValueError, match="tokenise_workers is 0; expected 1 or more"):
+        tokenise_workers(0, [])
+
+
+class Recorder(PipelineRunner):
+    """Runs nothing and remembers what Dask would be told."""
+
+    def __init__(self, told: list[DaskOptions]):
+        self._told = told
+
+    def run_pipeline(self, pipeline, options):
+        self._told.append(options.view_as(DaskOptions))
+        return SimpleNamespace(wait_until_finish=lambda: None)
+
+
+@pytest.mark.parametrize(
+    "runner", ["DaskRunner", "apache_beam.runners.dask.dask_runner.DaskRunner"]
+)
+@pytest.mark.parametrize(
+    ("options", "size", "count"),
+    [
+        ([], 1, None),
+        (["dask_client_address=tcp://nowhere:1"], 1, None),
+        (["dask_partition_size=5"], 5, None),
+        (["--dask_npartitions=3"], None, 3),
+    ],
+)
+def test_a_unit_is_one_dask_task_unless_options_say_otherwise(
+    monkeypatch, runner, options, size, count
+):
+    """Beam's default makes 128 of them one task, so that a cluster's other workers had none."""
+    told: list[DaskOptions] = []
+    monkeypatch.setattr(
+        "decant.pipelines.runners.run_pipeline.create_runner", lambda _: Recorder(told)
+    )
+    run_pipeline(lambda p: p | beam.Create([1]), runner=runner, options=options)
+    (given,) = told
+    assert (given.partition_size, given.npartitions) == (size, count)
+
+
+# A scheduler and two workers as processes of their own; prints the scheduler's address, then the
+# workers' process ids, and ends with its standard input.
+CLUSTER = """
+import sys
+from distributed import LocalCluster
+if __name__ == "__main__":
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50,
+        local_directory=sys.argv[1], host="127.0.0.1", protocol="tcp",
+    ) as cluster:
+        print(cluster.scheduler_address, *(w.pid for w in cluster.workers.values()), flush=True)
+        sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def dask(root):
+    """Address of a cluster, and its workers' process ids."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER, str(root / "dask-scratch")],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        address, *pids = process.stdout.readline().split()
+        yield address, [int(pid) for pid in pids]
+    finally:
+        process.communicate("", timeout=60)
+
+
+def test_a_dask_cluster_gives_the_same_cache_though_a_worker_is_killed_in_a_unit(
+    root, in_process, dask
+):
+    address, pids = dask
+    config = tiny_settings(root, output=root / "dask")
+    options = (f"dask_client_address={address}",)
+    config = with_changes(config, runner="DaskRunner", runner_options=options)
+    killed: list[int] = []
+
+    def kill_who_writes() -> None:
+        """The worker whose temporary file it is, once some units are done."""
+        rows = config.output / "parts" / "0000" / "logits"
+        while not killed:
+            if len(list(rows.glob("unit-*"))) >= 2:
+                writing = [int(path.name.split(".")[3]) for path in rows.glob(".*.tmp")]
+                killed.extend(pid for pid in pids if pid in writing)
+            time.sleep(0.001)
+        os.kill(killed[0], signal.SIGKILL)
+
+    threading.Thread(target=kill_who_writes, daemon=True).start()
+    assert precompute(config).cache_id == in_process
+    assert killed
+    assert not Path(f"/proc/{killed[0]}").exists()
+
+
+def test_a_process_that_tokenises_imports_no_jax():
+    code = "import sys, decant.pipelines.rows.tokenise; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=environment()).returncode == 0

@@ -1,0 +1,304 @@
+"""Documents forgotten by their place: never read again; then overwritten, killed anywhere."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from decant.models import open_checkpoint
+from decant.pipelines.__main__ import main
+from decant.pipelines.capture.job import precompute
+from decant.pipelines.config import Hidden
+from decant.pipelines.teacher.identity import digest_memory
+from decant.pipelines.upkeep import overwrite as purging
+from decant.pipelines.upkeep.forget import forget
+from decant.pipelines.upkeep.overwrite import purge
+from decant.pipelines.verification.structure import check_structure
+from decant.pipelines.verification.verify import verify
+from decant.schemas import Cache, open_cache
+from decant.schemas.disk.atomic import read_json
+from decant.schemas.disk.layout import PartLayout
+from decant.schemas.reading.units import read_unit_rows
+from decant.trainer.config import Data
+from decant.trainer.data.batches import Batches
+from tests.making.grown import COPY, LINES, NAMES, Grown, hashes, settings
+
+WHOLE = "document-000.txt"
+
+
+def line_offset(grown: Grown, number: int) -> int:
+    text = (grown.root / "corpus" / LINES).read_bytes()
+    return len(b"".join(text.splitlines(keepends=True)[:number]))
+
+
+def places(cache: Cache) -> list[list[tuple[slice, str, int]]]:
+    """By row: each segment's positions, source and document, as they were captured."""
+    found = []
+    for part in cache.manifest.parts:
+        for number, unit in part.numbered:
+            for row in read_unit_rows(cache.path / part.path, number, unit):
+                ends = np.cumsum(
+                    np.unique(row.segment_ids[row.segment_ids > 0], return_counts=True)[1]
+                )
+                starts = [0, *ends[:-1]]
+                origins = row.origins.tolist()
+                found.append(
+                    [
+                        (slice(start, end), part.sources[source].name, document)
+                        for start, end, (source, document, _) in zip(
+                            starts, ends, origins, strict=True
+                        )
+                    ]
+                )
+    return found
+
+
+@pytest.fixture
+def cache(grown, tmp_path) -> Cache:
+    return open_cache(grown.copied(tmp_path) / "cache")
+
+
+def expected_of(cache: Cache, forgotten) -> tuple[np.ndarray, dict[str, np.ndarray], list[int]]:
+    """Positions to vanish [rows, S], what is read without them, and rows that hold nothing else."""
+    rows = places(cache)
+    gone = np.zeros((len(rows), cache.manifest.sequence_length), bool)
+    empty = []
+    for number, segments in enumerate(rows):
+        for at, source, document in segments:
+            gone[number, at] |= forgotten(source, document)
+        if segments and all(forgotten(source, document) for _, source, document in segments):
+            empty.append(number)
+    read = cache.read(range(len(cache)), NAMES)
+    for name, array in read.items():
+        fill = -np.inf if name in LOGARITHMS else 0
+        if name == "attention/1":
+            for number in range(len(rows)):
+                array[number][:, gone[number]] = 0
+        else:
+            array[gone] = fill
+    return gone, read, empty
+
+
+LOGARITHMS = ("topk_logprobs", "tail_logmass", "tail_logprobs", "tail_logweights")
+
+
+def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], *, nats: float = 0) -> None:
+    """Equal, but for what is coded in levels and was coded again: within `nats`."""
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        off = nats if name in LOGARITHMS else 0
+        np.testing.assert_allclose(found[name], array, rtol=0, atol=off, err_msg=name)
+        if off:
+            same_places = found[name] == array
+            assert same_places.mean() > 0.99, name
+
+
+def test_what_is_forgotten_is_padding_and_everything_else_is_as_it_was(grown, cache):
+    document = line_offset(grown, 2)
+
+    def forgotten(source: str, at: int) -> bool:
+        return source == WHOLE or (source, at) == (LINES, document)
+
+    gone, expected, empty = expected_of(cache, forgotten)
+    assert gone.any(1).sum() > len(empty) > 0  # whole rows, and rows with neighbours
+    before = cache.read(cache.rows(), NAMES)
+    forget(cache.path, source=WHOLE)
+    _, forgot = forget(cache.path, source=LINES, documents=[document])
+    assert forgot.documents == {document}
+    after = open_cache(cache.path)
+    same(after.read(range(len(after)), NAMES), expected)
+    undecoded = after.read(range(len(after)), NAMES, decode=False)
+    assert not undecoded["hidden/1"][gone].any()
+    assert sorted(set(cache.rows().tolist()) - set(after.rows().tolist())) == empty
+    assert set(after.rows("train")) | set(after.rows("heldout")) == set(after.rows().tolist())
+    same(cache.read(cache.rows(), NAMES), before)  # who has it open reads on
+    report = verify(cache.path, rows=8, teacher=None, memory=digest_memory())
+    assert report.status == 0, report
+
+
+def test_a_release_that_would_read_it_all_the_same_refuses_it(grown, cache):
+    path = cache.path / "manifest.json"
+    assert read_json(path)["version"] == 1
+    forget(cache.path, source=WHOLE)
+    assert read_json(path)["version"] == 2
+
+
+def test_forgetting_again_changes_nothing(cache):
+    manifest, forgot = forget(cache.path, source=WHOLE)
+    file = cache.path / "manifest.json"
+    written = file.stat().st_ino
+    again, nothing = forget(cache.path, source=WHOLE)
+    assert again.cache_id == manifest.cache_id != cache.manifest.cache_id
+    assert file.stat().st_ino == written
+    assert (forgot.tokens > 0, nothing.tokens) == (True, 0)
+
+
+def test_what_the_cache_does_not_hold_is_an_error_that_names_it(grown, cache):
+    with pytest.raises(ValueError, match=r"no source is called document-00\.txt; did you mean doc"):
+        forget(cache.path, source="document-00.txt")
+    with pytest.raises(ValueError, match=rf"holds no document at 1 of {LINES}; .*inspect --row"):
+        forget(cache.path, source=LINES, documents=[line_offset(grown, 1), 1])
+    assert open_cache(cache.path).manifest.cache_id == cache.manifest.cache_id
+    sha256 = next(s.sha256 for s in cache.manifest.parts[0].sources if s.name == WHOLE)
+    _, forgot = forget(cache.path, source=sha256[:16])
+    assert forgot.tokens > 0
+
+
+def test_a_file_that_was_left_out_as_a_copy_is_forgotten_where_it_was_kept(cache):
+    _, forgot = forget(cache.path, source=COPY)
+    assert forgot.tokens > 0
+    _, of_the_first = forget(cache.path, source="document-001.txt")
+    assert of_the_first.tokens == 0
+
+
+def test_a_run_does_not_go_on_with_other_data_unnoticed(cache):
+    config = Data(batch_rows=2)
+    batches = Batches(cache, config=config)
+    state = batches.state()
+    batches.close()
+    # Rows with neighbours: their numbers stay.
+    forget(cache.path, source=LINES, documents=[0])
+    now = Batches(open_cache(cache.path), config=config)
+    with pytest.raises(ValueError, match="forgotten: saved None, now"):
+        now.restore(state)
+    now.close()
+
+
+def test_from_the_command_line_and_seen_by_inspect(grown, cache, capsys):
+    assert main(["forget", str(cache.path), "--source", LINES, "--document", "0"]) == 0
+    assert f"forgotten 1 documents of {LINES}, " in capsys.readouterr().out
+    assert main(["inspect", str(cache.path)]) == 0
+    assert "forgotten: 1 document" in capsys.readouterr().out
+    row = next(n for n, segments in enumerate(places(cache)) if segments[0][1] == LINES)
+    assert main(["inspect", str(cache.path), "--row", str(row)]) == 0
+    assert f"{LINES}, document {line_offset(grown, 0)}" not in capsys.readouterr().out
+    row = next(
+        n for n, segments in enumerate(places(cache)) if any(s[1] == WHOLE for s in segments)
+    )
+    assert main(["inspect", str(cache.path), "--row", str(row)]) == 0
+    assert f"{WHOLE}, document 0" in capsys.readouterr().out
+
+
+def test_gc_overwrites_it_and_nothing_else_changes(grown, cache):
+    document = line_offset(grown, 2)
+    forget(cache.path, source=WHOLE)
+    forget(cache.path, source=LINES, documents=[document])
+    forgetting = open_cache(cache.path)
+    expected = forgetting.read(range(len(forgetting)), NAMES)
+    before, raw = hashes(cache.path), _raw_tokens(cache)
+    counted = cache.read(range(len(cache)), ())["loss_mask"]
+    assert main(["gc", str(cache.path), "--dry-run"]) == 0
+    assert hashes(cache.path) == before
+    assert main(["gc", str(cache.path)]) == 0
+    found = open_cache(cache.path)
+    same(found.read(range(len(found)), NAMES), expected, nats=0.05)
+    np.testing.assert_array_equal(found.rows(), forgetting.rows())
+    tokenizer = open_checkpoint(grown.root / "teacher").tokenizer()
+    text = (grown.root / "corpus" / WHOLE).read_text()
+    ids = tokenizer.encode_batch([text])[0].astype("<u2").tobytes()[:32]
+    assert ids in raw
+    assert ids not in _raw_tokens(found)
+    gone = counted & ~expected["loss_mask"]
+    assert gone.any()
+    for name, array in _stored(found, ("hidden/1", "attention/1")).items():
+        assert not np.moveaxis(array, -2, 1)[gone].any(), name
+    assert check_structure(cache.path, found.manifest).problems == []
+    assert verify(cache.path, rows=8, teacher=None, memory=digest_memory()).status == 0
+    once = hashes(cache.path)
+    assert purge(cache.path) == 0
+    assert hashes(cache.path) == once
+
+
+def _stored(cache: Cache, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Arrays as they are on disk: read without knowing what is forgotten."""
+    manifest = cache.manifest
+    parts = [dataclasses.replace(p, forgotten=(), forgotten_rows=()) for p in manifest.parts]
+    bare = Cache(cache.path, dataclasses.replace(manifest, parts=tuple(parts)))
+    read = bare.read(range(len(bare)), names, decode=False)
+    return {name: read[name] for name in names}
+
+
+def _raw_tokens(cache: Cache) -> bytes:
+    """All tokens as they are on disk."""
+    rows = [
+        row.tokens
+        for part in cache.manifest.parts
+        for number, unit in part.numbered
+        for row in read_unit_rows(cache.path / part.path, number, unit)
+    ]
+    return np.concatenate(rows).astype("<u2").tobytes()
+
+
+@pytest.mark.parametrize("at", range(6))
+def test_gc_killed_between_any_two_files_is_finished_by_the_next(grown, cache, monkeypatch, at):
+    forget(cache.path, source=WHOLE)
+    forgetting = open_cache(cache.path)
+    expected = forgetting.read(range(len(forgetting)), NAMES)
+    with monkeypatch.context() as patch:
+        _dying(patch, at)
+        with pytest.raises(Killed):
+            purge(cache.path)
+    if (cache.path / "gc.json").exists():
+        with pytest.raises(ValueError, match=r"`gc` is overwriting what was forgotten"):
+            open_cache(cache.path)
+        with pytest.raises(ValueError, match=r"`gc` is overwriting what was forgotten"):
+            precompute(settings(cache.path.parent))
+        with pytest.raises(ValueError, match=r"`gc` is overwriting what was forgotten"):
+            purge(cache.path, dry_run=True)  # which finishes nothing
+    purge(cache.path)
+    found = open_cache(cache.path)
+    same(found.read(range(len(found)), NAMES), expected, nats=0.05)
+    assert check_structure(cache.path, found.manifest).problems == []
+    assert not (cache.path / "gc").exists()
+
+
+class Killed(BaseException):
+    pass
+
+
+def _dying(patch, at: int) -> None:
+    """Die before the journal, before and between the moves, or before its end."""
+
+    def die(*_, **__):
+        raise Killed
+
+    if at == 0:
+        patch.setattr(purging, "write_json", die)
+    elif at == 5:
+        unlink = Path.unlink
+
+        def unlinking(path, **how):
+            if path.name == "gc.json":
+                raise Killed
+            unlink(path, **how)
+
+        patch.setattr(Path, "unlink", unlinking)
+    else:
+        left, move = [0, 0, 1, 4, 9][at], purging.move
+
+        def moving(*paths):
+            nonlocal left
+            if not left:
+                raise Killed
+            left -= 1
+            move(*paths)
+
+        patch.setattr(purging, "move", moving)
+
+
+def test_signals_are_added_after_it_was_overwritten(grown, cache):
+    forget(cache.path, source=WHOLE)
+    plan = json.loads(PartLayout(cache.path / "parts/0000").plan.read_text())
+    canaries = {unit for unit, _ in plan["canary"]}
+    assert purge(cache.path) > 0
+    statistics = open_cache(cache.path).manifest.parts[0].statistics
+    assert canaries
+    assert not any(name.startswith("canary-") for name in statistics)
+    main(["gc", str(cache.path)])
+    more = Hidden(layers=(1, 2), dtype="int8", width=6)
+    precompute(settings(cache.path.parent, hidden=more))
+    found = open_cache(cache.path)
+    found.read(found.rows(), (*NAMES, "hidden/2"))
+    assert verify(cache.path, rows=8, teacher=None, memory=digest_memory()).status == 0

@@ -1,0 +1,243 @@
+"""What `verify` finds in the files of a cache, and what `--repair` makes of it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from decant.pipelines.capture import unit as capture
+from decant.pipelines.capture.job import precompute
+from decant.pipelines.config import Attention, Hidden
+from decant.pipelines.teacher.identity import digest_memory
+from decant.pipelines.upkeep.remove import remove_signals
+from decant.pipelines.verification.repair import repair
+from decant.pipelines.verification.structure import SURPLUS, Structure, check_structure
+from decant.schemas import Cache, open_cache
+from decant.schemas.disk.atomic import write_json
+from tests.making.arrays import flip
+from tests.making.caches import tiny_cache, tiny_settings, write_corpus
+
+SIGNALS = {
+    "hidden": Hidden(layers=(1,), dtype="int8", width=6),
+    "attention": Attention(layers=(0,)),
+    "profile": "compact",
+    "draws": 2,
+}
+PART = "parts/0000"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("structure")
+    write_corpus(root / "corpus", files=8, words=220)
+    return root
+
+
+@pytest.fixture(scope="module")
+def sealed(root) -> Cache:
+    """With a signal that was added after sealing."""
+    first = {**SIGNALS, "attention": Attention()}
+    precompute(tiny_settings(root, **first))
+    return tiny_cache(root, **SIGNALS)
+
+
+@pytest.fixture
+def path(sealed, tmp_path) -> Path:
+    return shutil.copytree(sealed.path, tmp_path / "cache")
+
+
+def structure(path: Path) -> Structure:
+    return check_structure(path, open_cache(path).manifest)
+
+
+def found(path: Path) -> list[tuple]:
+    return [(p.unit, p.signal, p.file) for p in structure(path).problems]
+
+
+def mended(path: Path):
+    cache = open_cache(path)
+    return repair(cache, structure(path), teacher=None, memory=digest_memory())
+
+
+def state(path: Path) -> dict[str, tuple[int, bytes]]:
+    """When each file was written, and what is in it."""
+    return {
+        str(file.relative_to(path)): (file.stat().st_mtime_ns, file.read_bytes())
+        for file in path.rglob("*")
+        if file.is_file() and file.name != ".seal.lock"
+    }
+
+
+def damage_truncated(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def damage_flipped(file: Path) -> None:
+    flip(file, file.stat().st_size // 2)
+
+
+DAMAGES = {"deleted": Path.unlink, "truncated": damage_truncated, "flipped": damage_flipped}
+KINDS = {
+    f"{PART}/rows/unit-00001.array_record": (1, "rows"),
+    f"{PART}/logits/unit-00001.array_record": (1, "logits"),
+    f"{PART}/commits/logits-unit-00001.json": (1, "logits"),
+    f"{PART}/commits/attention-0-unit-00002.json": (2, "attention/0"),
+    f"{PART}/hidden/1/zarr.json": (None, "hidden/1"),
+    f"{PART}/statistics/logits-order.npy": (None, ""),
+    f"{PART}/statistics/canary-ids.npy": (None, ""),
+    f"{PART}/plan.json": (None, ""),
+    f"{PART}/request.json": (None, ""),
+    "tokenizer/tokenizer.json": (None, ""),
+}
+
+
+def test_a_sealed_cache_has_no_problem_and_names_each_of_its_files(path):
+    report = structure(path)
+    assert report.problems == []
+    assert report.left_over == []
+    assert report.files == len(state(path))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", KINDS)
+def test_damage_to_any_file_is_told_with_its_unit_and_signal(path, file, damage):
+    DAMAGES[damage](path / file)
+    # What depends on a damaged file may be told too, but not before it.
+    unit, signal = KINDS[file]
+    assert (unit, signal, file) in [
+        (u, s, "tokenizer/tokenizer.json" if f == "tokenizer" else f) for u, s, f in found(path)
+    ]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("array", ["hidden/1", "hidden/1-scale", "attention/0"])
+def test_damage_to_a_shard_is_told_with_its_unit_and_signal(path, array, damage):
+    shards = sorted((path / PART / array).glob("c.*"))
+    DAMAGES[damage](shards[-1])
+    ((unit, signal, file),) = found(path)
+    assert signal == array.removesuffix("-scale")
+    assert file == f"{PART}/{array}/{shards[-1].name}"
+    assert unit is not None
+
+
+def test_every_problem_is_listed_with_what_was_expected(path):
+    layout = capture.PartLayout(path / PART)
+    layout.records("logits", 0).unlink()
+    damage_truncated(layout.records("rows", 3))
+    layout.commit("hidden/1", 2).unlink()
+    problems = {(p.unit, p.signal): (p.expected, p.got) for p in structure(path).problems}
+    size = layout.records("rows", 3).stat().st_size
+    assert problems == {
+        (0, "logits"): (f"{size + 1} bytes", "no file"),  # an ArrayRecord's least size
+        (3, "rows"): (f"{size + 1} bytes", f"{size} bytes"),
+        (2, "hidden/1"): ("the unit's commit", "no file"),
+    }
+
+
+def test_a_commit_of_another_unit_is_told(path):
+    commits = path / PART / "commits"
+    shutil.copy(commits / "logits-unit-00002.json", commits / "logits-unit-00001.json")
+    assert (1, "logits", f"{PART}/commits/logits-unit-00001.json") in found(path)
+    shutil.copy(commits / "hidden-1-unit-00002.json", commits / "hidden-1-unit-00003.json")
+    assert (3, "hidden/1", f"{PART}/commits/hidden-1-unit-00003.json") in found(path)
+
+
+def test_a_manifest_that_was_edited_with_its_checksum_is_told(path):
+    file = path / "manifest.json"
+    value = json.loads(file.read_bytes())
+    del value["checksum"]
+    value["parts"][0]["units"][0]["scored"] -= 1
+    write_json(file, value)
+    problems = structure(path).problems
+    assert any(p.file == "manifest.json" and p.expected.startswith("cache_id") for p in problems)
+    assert any(p.unit == 0 and p.signal == "rows" for p in problems)
+
+
+@pytest.mark.parametrize(
+    "file", ["notes.txt", f"{PART}/logits/unit-09999.array_record", f"{PART}/hidden/1/c.999.0.0"]
+)
+def test_a_file_that_nothing_names_is_told(path, file):
+    (path / file).write_bytes(b"x")
+    assert [(p.file, p.got) for p in structure(path).problems] == [(file, SURPLUS)]
+
+
+def test_what_a_removed_signal_leaves_is_no_problem(path):
+    remove_signals(path, ["attention/0"])
+    report = structure(path)
+    assert report.problems == []
+    assert f"{PART}/attention/0" in report.left_over
+
+
+def test_repair_restores_the_sealed_bytes_and_touches_nothing_else(path):
+    layout = capture.PartLayout(path / PART)
+    shards = sorted(layout.array("hidden/1").glob("c.*"))
+    damaged = [
+        layout.records("logits", 1),
+        layout.commit("logits", 2),
+        layout.commit("attention/0", 3),  # added later, in a capture of its own
+        shards[0],
+        layout.array("hidden/1") / "zarr.json",
+    ]
+    whole = state(path)
+    damage_truncated(damaged[0])
+    damaged[1].unlink()
+    damage_flipped(damaged[2])
+    damage_flipped(shards[0])
+    damaged[4].write_text("{}")
+    done = mended(path)
+    assert all(one.done for one in done), done
+    assert {one.where for one in done} == {
+        f"{PART}/hidden/1/zarr.json",
+        f"{PART}, unit 0, hidden/1",
+        f"{PART}, unit 1, logits",
+        f"{PART}, unit 2, logits",
+        f"{PART}, unit 3, attention/0",
+    }
+    assert structure(path).problems == []
+    after = state(path)
+    assert after.keys() == whole.keys()
+    names = {str(file.relative_to(path)) for file in damaged}
+    for name, (written, content) in after.items():
+        assert content == whole[name][1], name
+        assert (written == whole[name][0]) == (name not in names), name
+
+
+def test_what_comes_out_otherwise_replaces_nothing(path, monkeypatch):
+    """A capture that this machine or this code makes differently."""
+    original = capture.encode_logits
+
+    def other(targets, **settings):
+        return original(targets, **{**settings, "profile": "fast"})
+
+    monkeypatch.setattr(capture, "encode_logits", other)
+    layout = capture.PartLayout(path / PART)
+    damage_flipped(layout.records("logits", 1))
+    before = state(path)
+    (refused,) = mended(path)
+    assert not refused.done
+    assert "other bytes" in refused.why
+    assert state(path) == before
+
+
+def test_rows_and_statistics_are_beyond_repair_and_it_says_so(path):
+    layout = capture.PartLayout(path / PART)
+    damage_truncated(layout.records("rows", 1))
+    damage_truncated(layout.records("logits", 1))
+    (path / "notes.txt").write_text("x")
+    before = state(path)
+    done = mended(path)
+    assert not any(one.done for one in done)
+    assert any("come from the sources" in one.why for one in done)
+    assert state(path) == before
+
+    (layout.statistics / "logits-order.npy").unlink()
+    damage_truncated(layout.records("logits", 2))
+    assert any("statistics are damaged too" in one.why for one in mended(path))
+
+
+def test_nothing_is_captured_where_nothing_is_damaged(path, monkeypatch):
+    monkeypatch.setattr(
+        "decant.pipelines.verification.repair.capture_unit", lambda *_: pytest.fail("captured")
+    )
+    assert mended(path) == []

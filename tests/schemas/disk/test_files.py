@@ -1,0 +1,70 @@
+"""Files are whole or absent."""
+
+import json
+
+import pytest
+
+from decant.schemas.disk.array_record import RecordReaders, write_records
+from decant.schemas.disk.atomic import read_json, replacing, write_json
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail_midway() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half of the n")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_midway()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_records_are_read_in_the_order_asked_for(tmp_path):
+    path = tmp_path / "file"
+    entry = write_records(path, [b"a", b"", b"c" * 70_000])
+    assert entry.records == 3
+    assert entry.bytes == path.stat().st_size
+    read = RecordReaders().read(path, [2, 0, 1, 2], expected=entry)
+    assert read == [b"c" * 70_000, b"a", b"", b"c" * 70_000]
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path):
+    records = [b"x" * n for n in range(50)]
+    assert write_records(tmp_path / "a", records) == write_records(tmp_path / "b", records)
+
+
+def test_more_files_than_descriptors_can_be_read(tmp_path):
+    entries = [write_records(tmp_path / str(n), [bytes([n])]) for n in range(12)]
+    readers = RecordReaders(capacity=3)
+    for _ in range(2):
+        for n, entry in enumerate(entries):
+            assert readers.read(tmp_path / str(n), [0], expected=entry) == [bytes([n])]
+    assert len(readers._open) == 3
+
+
+def test_a_missing_and_a_truncated_file_are_named(tmp_path):
+    path = tmp_path / "file"
+    entry = write_records(path, [b"x" * 1000] * 300)
+    path.write_bytes(path.read_bytes()[:-70_000])
+    with pytest.raises(ValueError, match=r"file: expected \d+ bytes"):
+        RecordReaders().read(path, [0], expected=entry)
+    path.unlink()
+    with pytest.raises(ValueError, match="missing"):
+        RecordReaders().read(path, [0], expected=entry)
+
+
+def test_edited_json_is_refused(tmp_path):
+    path = tmp_path / "commit.json"
+    write_json(path, {"rows": 3})
+    assert read_json(path) == {"rows": 3}
+    edited = json.loads(path.read_text()) | {"rows": 4}
+    path.write_text(json.dumps(edited))
+    with pytest.raises(ValueError, match="checksum mismatch"):
+        read_json(path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"commit\.json: damaged"):
+        read_json(path)

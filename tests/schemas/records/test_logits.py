@@ -1,0 +1,97 @@
+"""Records of logits that are decoded together: as each alone, and an error names its own."""
+
+import numpy as np
+import pytest
+
+from decant.schemas.codecs import Profile, Tables, fit
+from decant.schemas.disk.frames import Kind, unpack
+from decant.schemas.records.logits import (
+    LogitsRecord,
+    batches,
+    decode_logits,
+    encode_logits,
+    open_logits,
+)
+from decant.schemas.targets.targets import Targets
+from tests.formulas import sampling
+from tests.schemas.codecs.test_codecs import zipf_logits
+
+PROFILES: tuple[Profile, ...] = ("lossless", "fast", "compact")
+VOCABULARY, LENGTH = 700, 60
+
+
+def targets_of(n: int, *, k: int = 8, m: int = 5, seed: int = 0) -> Targets:
+    logits = zipf_logits(max(n, 1), VOCABULARY, seed=seed)
+    # Levels and nodes far from the last one and from their prediction take the codecs' escapes.
+    logits[: n // 3, 0] += 80
+    starts = np.random.default_rng(seed).random(len(logits))
+    return sampling.with_draws(logits, starts, k=k, m=m, betas=(0.5, 1.0))[:n]
+
+
+def written(profile: Profile, sizes: list[int], **shape: int) -> tuple[list[bytes], Tables]:
+    """Records of rows with so many scored positions each, at the end of the row."""
+    tables = fit(profile, targets_of(280, seed=9, **shape), vocabulary=VOCABULARY)
+    records = [
+        encode_logits(
+            targets_of(n, seed=i, **shape),
+            row_key=bytes([i]) * 16,
+            scored=np.arange(LENGTH) >= LENGTH - n,
+            profile=profile,
+            tables=tables,
+            vocabulary=VOCABULARY,
+        )
+        for i, n in enumerate(sizes)
+    ]
+    return records, tables
+
+
+def opened(records: list[bytes]) -> list[LogitsRecord]:
+    return [open_logits(data, where=f"record {i}") for i, data in enumerate(records)]
+
+
+def arrays_of(targets: Targets) -> list[np.ndarray]:
+    assert targets.draws
+    return [
+        *(targets.ids, targets.logprobs, targets.tail_logmass),
+        *(targets.draws.ids, targets.draws.logprobs),
+    ]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_records_decode_together_as_each_alone(profile, monkeypatch):
+    # Several groups of positions in records of this size.
+    monkeypatch.setattr("decant.schemas.codecs.compact._ENTRIES_PER_FRAME", 16)
+    records, tables = written(profile, [60, 1, 37, 60])
+    records = opened(records)
+    shared = {"tables": tables, "vocabulary": VOCABULARY}
+    alone = [arrays_of(decode_logits([record], **shared)) for record in records]
+    together = arrays_of(decode_logits(records, **shared))
+    for each, whole in zip(zip(*alone, strict=True), together, strict=True):
+        np.testing.assert_array_equal(np.concatenate(each), whole)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_of_records_that_decode_together_the_damaged_one_is_named(profile):
+    records, tables = written(profile, [60, 37, 60])
+    frame = unpack(records[1], kind=Kind.LOGITS, where="")
+    for number, block in enumerate(frame.blocks[2:], start=2):  # what its checksum cannot see
+        blocks = list(frame.blocks)
+        blocks[number] = type(block)(block.field, block.codec, block.payload[:-1])
+        damaged = type(frame)(frame.kind, frame.row_key, frame.positions, tuple(blocks)).pack()
+        with pytest.raises(ValueError, match=r"^record 1: .*\d"):
+            decode_logits(
+                opened([records[0], damaged, records[2]]), tables=tables, vocabulary=VOCABULARY
+            )
+
+
+def test_batches_are_of_one_form_and_bounded_and_leave_out_rows_without_targets(monkeypatch):
+    first, _ = written("compact", [60, 0, 20, 60])
+    other_k, _ = written("compact", [60], k=4)
+    other_draws, _ = written("compact", [60, 60], m=3)
+    other_codec, _ = written("lossless", [10])
+    records = opened([*first, *other_k, *other_draws, *other_codec])
+    assert list(batches(records)) == [[0, 2, 3], [4], [5, 6], [7]]
+    monkeypatch.setattr("decant.schemas.records.logits._ENTRIES_AT_ONCE", 2 * 8 * LENGTH)
+    assert list(batches(records)) == [[0, 2], [3], [4], [5, 6], [7]]
+    monkeypatch.setattr("decant.schemas.records.logits._ENTRIES_AT_ONCE", 1)
+    assert list(batches(records)) == [[0], [2], [3], [4], [5], [6], [7]]

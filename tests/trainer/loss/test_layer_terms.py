@@ -1,0 +1,394 @@
+"""Terms in the step: through capture, codec and `Cache.read` against formulas written out here."""
+
+import dataclasses
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from decant.models import Decoder, ModelConfig, open_checkpoint
+from decant.models.mesh.sharding import make_mesh
+from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Optimiser, Train
+from decant.trainer.data.batches import Batches
+from decant.trainer.loss.chunk import Sums
+from decant.trainer.loss.layer_pairs import pairs, with_layers
+from decant.trainer.loss.projections import initial_projections, with_projections
+from decant.trainer.run.requirements import arrays, directions, fields
+from decant.trainer.run.student import parameters, teacher_config
+from decant.trainer.update.step import (
+    initial_state,
+    make_train_step,
+    mean_gradient,
+    to_device,
+    values_at,
+)
+from tests.formulas.slopes import apart, relative
+
+V = 512
+SMALL = ModelConfig(
+    vocab_size=V,
+    hidden_size=16,
+    intermediate_size=32,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    max_positions=64,
+    tie_embeddings=True,
+)
+# As wide as the teacher, with as many heads.
+TWIN = dataclasses.replace(SMALL, hidden_size=32, num_heads=4, num_kv_heads=2)
+
+MANY = Loss(
+    tail="bucket",
+    chunk_tokens=64,
+    alpha=0.7,
+    hidden=(
+        HiddenLoss(weight=0.5, student_layers=(0, 2), teacher_layers=(1, -1)),
+        HiddenLoss(weight=2.0, kind="cosine"),
+    ),
+    attention=(
+        AttentionLoss(weight=3.0),
+        AttentionLoss(kind="kl", student_layers=(1,), teacher_layers=(0,), normalize=False),
+    ),
+)
+PROJECTED = Loss(
+    tail="bucket",
+    chunk_tokens=64,
+    hidden=(
+        HiddenLoss(student_layers=(1, 2), teacher_layers=(1, 2), projection=True),
+        HiddenLoss(weight=0.5, kind="cosine", projection=True),
+    ),
+    attention=(AttentionLoss(kind="kl", average_heads=True),),
+)
+ALONG_DIRECTIONS = Loss(
+    tail="bucket",
+    chunk_tokens=64,
+    alpha=0.0,
+    hidden=(HiddenLoss(student_layers=(1, 2), teacher_layers=(1, 2)),),
+    attention=(AttentionLoss(weight=2.0, average_heads=True),),
+)
+
+
+def packed_rows(cache):
+    """Three rows among which are several segments and padding."""
+    rows = cache.rows(split="train")
+    segments = cache.read(rows, signals=())["segment_ids"]
+    most, padded = segments.max(1).argmax(), (segments == 0).any(1).argmax()
+    assert segments[most].max() > 1
+    assert segments[padded].min() == 0
+    return rows[[3, most, padded]]
+
+
+def given(loss, cache, shape, rows, *, tmp_path):
+    """All that an update of these rows takes."""
+    model = Decoder(shape, rngs=nnx.Rngs(1))
+    model.embedding.set_value(model.embedding[...] * 20)
+    model.blocks.query.set_value(model.blocks.query[...] * 100)
+    graph, params = parameters(model)
+    loss = with_layers(loss, cache=cache, teacher=teacher_config(cache), student=shape)
+    chosen = pairs(loss, cache=cache, student=shape)
+    made = initial_projections(chosen, width=shape.hidden_size, run=tmp_path, seed=0)
+    signals = ("logits", *chosen.signals)
+    batch = cache.read(rows, signals=signals, decode=False)
+    needed = (*fields(loss.tail), *arrays(chosen.signals, batch))
+    return SimpleNamespace(
+        loss=loss,
+        pairs=chosen,
+        graph=graph,
+        params=with_projections(params, jax.tree.map(jnp.asarray, made)),
+        batch={name: jnp.asarray(batch[name]) for name in needed},
+        decoded=cache.read(rows, signals=signals),
+        directions=directions(cache, pairs=chosen, mesh=make_mesh()),
+    )
+
+
+# Without LLVM's optimiser: compiling is most of what these tests do.
+@partial(
+    jax.jit,
+    static_argnames=("graph", "loss", "pairs", "microbatches"),
+    compiler_options={"xla_backend_optimization_level": 0},
+)
+def compiled(graph, params, batch, directions, *, loss, pairs, microbatches):
+    return mean_gradient(
+        graph,
+        params,
+        batch,
+        loss=loss,
+        values=values_at(loss, 0, steps=1),
+        vocabulary=V,
+        microbatches=microbatches,
+        pairs=pairs,
+        directions=directions,
+    )
+
+
+def gradient(it, *, microbatches=1, **changes):
+    it = SimpleNamespace(**{**vars(it), **changes})
+    return compiled(
+        it.graph,
+        it.params,
+        it.batch,
+        it.directions,
+        loss=it.loss,
+        pairs=it.pairs,
+        microbatches=microbatches,
+    )
+
+
+def textbook_terms(it, states, maps, projections):
+    """Each term's mean over pairs and counted tokens; written for numpy and jax.numpy alike.
+
+    `states` and `maps` are the student's by layer; the teacher's are what `Cache.read` decodes.
+    """
+    xp = np if isinstance(states[2], np.ndarray) else jnp
+    decoded, mask = it.decoded, it.decoded["loss_mask"]
+    segments = decoded["segment_ids"]
+    seen = (segments[:, :, None] == segments[:, None, :]) & np.tri(segments.shape[1], dtype=bool)
+    found = []
+    for number, term in enumerate(it.loss.hidden):
+        terms = []
+        layers = zip(term.student_layers, term.teacher_layers, strict=True)
+        for at, (ours, theirs) in enumerate(layers):
+            x, y = states[ours], np.float64(decoded[f"hidden/{theirs}"])
+            if term.projection:
+                x = x @ projections[f"hidden-{number}-{at}"]
+            elif f"hidden/{theirs}" in it.directions:
+                x = x @ np.float64(it.directions[f"hidden/{theirs}"])
+            if term.kind == "mse":
+                distance = ((x - y) ** 2).mean(-1)
+            else:
+                squares = xp.where(mask, (x**2).sum(-1) * (y**2).sum(-1), 1)
+                distance = 1 - (x * y).sum(-1) / xp.sqrt(squares)
+            terms.append(xp.where(mask, distance, 0).sum() / mask.sum())
+        found.append(sum(terms) / len(terms))
+    for term in it.loss.attention:
+        terms = []
+        for ours, theirs in zip(term.student_layers, term.teacher_layers, strict=True):
+            q, p = maps[ours], np.float64(decoded[f"attention/{theirs}"])
+            if term.average_heads:
+                q, p = q.mean(1, keepdims=True), p.mean(1, keepdims=True)
+            if term.normalize:
+                p = p / np.maximum(p.sum(-1, keepdims=True), 1e-300)
+                q = q / q.sum(-1, keepdims=True)
+            if term.kind == "mse":
+                rows = ((q - p) ** 2 * seen[:, None]).sum(-1) / seen.sum(-1)[:, None]
+            else:
+                some = p > 0
+                ratio = xp.log(np.where(some, p, 1)) - xp.log(xp.where(some, q, 1))
+                rows = xp.where(some, p * ratio, 0).sum(-1)
+            terms.append((rows.mean(1) * mask).sum() / mask.sum())
+        found.append(sum(terms) / len(terms))
+    return found
+
+
+def student_side(it, params):
+    model = nnx.merge(it.graph, {k: v for k, v in params.items() if k != "projections"})
+    rows = (it.batch["segment_ids"], it.batch["positions"])
+    _, states = model(it.batch["tokens"], *rows, hidden_layers=(0, 1, 2))
+    maps = {block: model.attention_maps(states[block], *rows, layer=block) for block in (0, 1)}
+    return states, maps, params.get("projections", {})
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape", "fixture"),
+    [
+        (MANY, TWIN, "layered_cache"),
+        (PROJECTED, SMALL, "layered_cache"),
+        (PROJECTED, SMALL, "narrow_cache"),
+        (ALONG_DIRECTIONS, TWIN, "narrow_cache"),
+    ],
+    ids=["as wide", "projected", "projected onto directions", "along directions"],
+)
+def test_every_term_s_value_and_gradient_are_the_formula_s(loss, shape, fixture, request, tmp_path):
+    cache = request.getfixturevalue(fixture)
+    it = given(loss, cache, shape, packed_rows(cache), tmp_path=tmp_path)
+    value, totals, whole = gradient(it)
+    count = it.decoded["loss_mask"].sum()
+
+    to_float64 = partial(jax.tree.map, lambda x: np.asarray(x, np.float64))
+    expected = textbook_terms(it, *to_float64(student_side(it, it.params)))
+    found = [float(x) / count for x in (*totals.terms.hidden, *totals.terms.attention)]
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-7)
+    head = (loss.alpha * totals.head.kl + (1 - loss.alpha) * totals.head.ce) / count
+    weights = [term.weight for term in (*loss.hidden, *loss.attention)]
+    np.testing.assert_allclose(value, head + np.dot(weights, expected), rtol=1e-5)
+
+    # What the terms add to the head's gradient, which has tests of its own.
+    bare = dataclasses.replace(it.loss, hidden=(), attention=())
+    student_only = {name: x for name, x in it.params.items() if name != "projections"}
+    _, _, without = gradient(
+        it, loss=bare, params=student_only, pairs=pairs(bare, cache=cache, student=shape)
+    )
+    without = {**jax.tree.map(jnp.zeros_like, it.params), **without}
+
+    def written_out(params):
+        return jnp.dot(
+            jnp.asarray(weights), jnp.stack(textbook_terms(it, *student_side(it, params)))
+        )
+
+    expected = jax.jit(
+        jax.grad(written_out), compiler_options={"xla_backend_optimization_level": 0}
+    )(it.params)
+    added = jax.tree.map(jnp.subtract, whole, without)
+    assert relative(added, expected) < 2e-4
+
+
+def test_what_is_compared_is_the_teacher_s_own(layered_cache, layered_root, tmp_path):
+    """The teacher as its own student differs by what codecs round away, a layer off by far more."""
+    rows = layered_cache.rows(split="train")[:2]
+    shape = open_checkpoint(layered_root / "teacher").config
+    everything = Loss(
+        tail="bucket",
+        hidden=(HiddenLoss(student_layers=(0, 1, 2), teacher_layers=(0, 1, 2), kind="cosine"),),
+        attention=(AttentionLoss(kind="kl"),),
+    )
+    crossed = Loss(
+        tail="bucket",
+        hidden=(HiddenLoss(student_layers=(0, 1, 2), teacher_layers=(1, 2, 1), kind="cosine"),),
+        attention=(AttentionLoss(kind="kl", student_layers=(0, 1), teacher_layers=(1, 0)),),
+    )
+    found = []
+    for loss in (everything, crossed):
+        it = given(loss, layered_cache, shape, rows, tmp_path=tmp_path)
+        it.graph, it.params = parameters(open_checkpoint(layered_root / "teacher").load())
+        totals = gradient(it)[1]
+        count = totals.head.count
+        found.append(
+            [float(totals.terms.hidden[0] / count), float(totals.terms.attention[0] / count)]
+        )
+    own, other = np.array(found)
+    assert np.all(np.abs(own) < [1e-4, 2e-3])
+    assert np.all(other > 10 * np.abs(own))
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape"), [(MANY, TWIN), (PROJECTED, SMALL)], ids=["as wide", "projected"]
+)
+def test_accumulating_microbatches_equals_one_batch(loss, shape, layered_cache, tmp_path):
+    """One full piece, one of five counted tokens, one of none: each is divided by all tokens."""
+    rows = layered_cache.rows(split="train")[:4]
+    it = given(loss, layered_cache, shape, rows, tmp_path=tmp_path)
+    mask = it.batch["loss_mask"].at[0, 5:].set(False).at[3].set(False)
+    it.batch = {**it.batch, "loss_mask": mask}
+    value, totals, whole = gradient(it)
+    other, sums, pieces = gradient(it, microbatches=4)
+    np.testing.assert_allclose(other, value, rtol=1e-6)
+    for one, another in zip(jax.tree.leaves(sums), jax.tree.leaves(totals), strict=True):
+        np.testing.assert_allclose(one, another, rtol=1e-6)
+    # Norms, because an entry in which positions cancel keeps the rounding of the largest.
+    assert apart(pieces, whole) < 1e-6
+
+
+def test_rows_without_targets_change_nothing_whatever_is_stored_there(layered_cache, tmp_path):
+    """As capture leaves a row in which the teacher gave NaN."""
+    rows = layered_cache.rows(split="train")[:3]
+    it = given(MANY, layered_cache, TWIN, rows, tmp_path=tmp_path)
+    value, _, expected = gradient(it, batch={name: x[:2] for name, x in it.batch.items()})
+    batch = {**it.batch, "loss_mask": it.batch["loss_mask"].at[2].set(False)}
+    for name in ("hidden/1", "hidden/2"):
+        batch[name] = batch[name].at[2].set(jnp.nan)
+    other, _, got = gradient(it, batch=batch)
+    np.testing.assert_allclose(other, value, rtol=1e-6)
+    assert apart(got, expected) < 1e-6
+
+
+def test_a_batch_is_read_as_it_is_stored_and_only_what_is_needed(narrow_cache):
+    batches = Batches(narrow_cache, config=Data(batch_rows=2), signals=("hidden/1", "attention/1"))
+    batch = batches.next()
+    batches.close()
+    assert {str(batch[name].dtype) for name in ("hidden/1", "attention/1")} == {"int8", "bfloat16"}
+    there = to_device(batch, mesh=make_mesh(), tail="bucket", signals=("hidden/1", "attention/1"))
+    assert set(there) - set(fields("bucket")) == {"hidden/1", "hidden/1-scale", "attention/1"}
+    assert set(to_device(batch, mesh=make_mesh(), tail="bucket")) == set(fields("bucket"))
+
+
+def one_update(it):
+    """The third of five, as a checkpoint gives the state back: the step and what it made of it."""
+    step = make_train_step(
+        it.graph,
+        config=Train(loss=it.loss),
+        vocabulary=V,
+        steps=5,
+        pairs=it.pairs,
+        directions=it.directions,
+    )
+
+    def update(batch):
+        state = initial_state(jax.tree.map(jnp.copy, it.params), config=Optimiser())
+        return step(state._replace(step=jnp.int32(2)), batch)
+
+    return update
+
+
+MOVING = Loss(
+    tail="bucket",
+    alpha=0.5,
+    temperature=2.0,
+    chunk_tokens=64,
+    hidden=(HiddenLoss(weight=0.0, weight_end=4.0, projection=True),),
+    attention=(
+        AttentionLoss(weight=3.0, average_heads=True),
+        AttentionLoss(weight=3.0, average_heads=True, kind="kl"),
+    ),
+)
+
+
+def test_a_step_learns_from_terms_reports_them_and_skips_what_is_not_finite(
+    layered_cache, tmp_path
+):
+    rows = layered_cache.rows(split="train")[:2]
+    it = given(MOVING, layered_cache, SMALL, rows, tmp_path=tmp_path)
+    update = one_update(it)
+    state, metrics = update(it.batch)
+    assert relative(state.params["projections"], it.params["projections"]) > 0
+    assert float(metrics["hidden[0].weight"]) == 2.0  # halfway
+    assert "attention[0].weight" not in metrics
+    # Several of a kind are reported by their mean, without their weights.
+    expected = (
+        0.5 * 4 * metrics["kl_loss"]
+        + 0.5 * metrics["ce_loss"]
+        + 2.0 * metrics["hidden_state_loss"]
+        + 3.0 * 2 * metrics["attention_loss"]
+    )
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
+
+    at = tuple(np.argwhere(np.asarray(it.batch["loss_mask"]))[0])
+    odd = it.batch["hidden/2"].at[at].set(jnp.nan)
+    state, metrics = update({**it.batch, "hidden/2": odd})
+    assert not np.isfinite(metrics["loss"])
+    assert metrics["skipped_in_a_row"] == 1
+    assert relative(state.params, it.params) == 0
+
+
+def test_a_run_of_logits_only_has_no_trace_of_terms(layered_cache, tmp_path):
+    """Neither an input nor an output more: the state, the fields of a batch, and the metrics."""
+    rows = layered_cache.rows(split="train")[:2]
+    loss = Loss(tail="bucket", chunk_tokens=64)
+    it = given(loss, layered_cache, SMALL, rows, tmp_path=tmp_path)
+    assert set(it.batch) == set(fields("bucket"))
+    state, metrics = one_update(it)(it.batch)
+    assert set(metrics) == {
+        "loss",
+        "kl_loss",
+        "ce_loss",
+        "agreement",
+        "tokens",
+        "alpha",
+        "temperature",
+        "grad_norm",
+        "learning_rate",
+        "skipped",
+        "skipped_in_a_row",
+    }
+    assert "projections" not in state.params
+    lowered = compiled.lower(
+        it.graph, it.params, it.batch, it.directions, loss=loss, pairs=it.pairs, microbatches=1
+    )
+    leaves = len(jax.tree.leaves(it.params))
+    assert len(jax.tree.leaves(lowered.in_avals)) == leaves + len(fields("bucket"))
+    assert len(jax.tree.leaves(lowered.out_info)) == 1 + len(Sums._fields) + leaves

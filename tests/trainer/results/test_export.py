@@ -1,0 +1,120 @@
+"""What is exported is whole: the same for the same seed, with its card, and the next teacher."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from decant.pipelines.capture.job import precompute
+from decant.pipelines.config import Teacher
+from decant.schemas import open_cache
+from decant.trainer.config import Data, Evaluate, Export
+from decant.trainer.results.evaluate import evaluate
+from decant.trainer.results.export import export
+from decant.trainer.run.loop import load_run, train
+from decant.trainer.run.metrics import read_metrics
+from decant.trainer.run.provenance import recorded_facts
+from tests.formulas.dense import log_softmax
+from tests.making.caches import tiny_settings
+
+
+@pytest.fixture(scope="module")
+def exported(noisy_run, drawn_cache, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "student"
+    return export(Export(run=noisy_run.run, cache=drawn_cache.path, output=out))
+
+
+def digests(directory):
+    files = sorted(directory.iterdir())
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_the_same_seed_gives_the_same_bytes(exported, noisy_run, drawn_cache, tmp_path):
+    """Trained again, in another directory: weights, card and all else."""
+    again = dataclasses.replace(noisy_run, run=tmp_path / "again")
+    train(again)
+    out = export(Export(run=again.run, cache=drawn_cache.path, output=tmp_path / "student"))
+    assert digests(out) == digests(exported)
+    other = dataclasses.replace(
+        noisy_run, run=tmp_path / "other", data=Data(batch_rows=2, steps=2, seed=1)
+    )
+    train(other)
+    out = export(Export(run=other.run, cache=drawn_cache.path, output=tmp_path / "third"))
+    names = ("model.safetensors", "README.md")
+    assert all(digests(out)[name] != digests(exported)[name] for name in names)
+    assert digests(out)["config.json"] == digests(exported)["config.json"]
+
+
+def test_the_exported_student_is_the_next_teacher(exported, noisy_run, root, tmp_path):
+    settings = tiny_settings(root, output=tmp_path / "next")
+    precompute(dataclasses.replace(settings, teacher=Teacher(model=str(exported), batch_rows=2)))
+    cache = open_cache(tmp_path / "next")
+    batch = cache.read(cache.rows()[:2])
+    graph, params = load_run(noisy_run.run, dtype="float32")
+    model = nnx.merge(graph, params)
+    hidden, _ = model(batch["tokens"], batch["segment_ids"], batch["positions"])
+    ours = log_softmax(np.asarray(hidden, np.float64) @ np.asarray(model.unembedding()))
+    mask = batch["loss_mask"]
+    stored = np.take_along_axis(ours, batch["topk_ids"], axis=-1)[mask]
+    np.testing.assert_allclose(batch["topk_logprobs"][mask], stored, atol=2e-5)
+
+
+def test_the_card_names_what_was_learned_from_and_how_well(
+    exported, noisy_run, drawn_cache, tmp_path
+):
+    text = (exported / "README.md").read_text("utf-8")
+    manifest = drawn_cache.manifest
+    logits = manifest.logits
+    for name in (manifest.cache_id, manifest.rows_id, logits.teacher_id, logits.signal_id):
+        assert name in text
+    assert "| loss.temperature_end | 2 |" in text
+    assert "| student.source | source |" in text
+    assert text.startswith("---\nlibrary_name: transformers\n")
+    look = [line for line in read_metrics(noisy_run.run) if "heldout_ce" in line][-1]
+    assert f"| cross-entropy, nats a token | {look['heldout_ce']:.5g} |" in text
+    assert str(tmp_path.parent) not in text  # nor any other place on this disk
+    assert "speculative" not in text  # which only a judgement says
+
+
+def test_a_judgement_of_the_same_checkpoint_is_in_the_card(noisy_run, drawn_cache, tmp_path):
+    run = shutil.copytree(noisy_run.run, tmp_path / "run")
+    found = evaluate(Evaluate(run=run, cache=drawn_cache.path, batch_rows=3))
+    out = export(Export(run=run, cache=drawn_cache.path, output=tmp_path / "out"))
+    text = (out / "README.md").read_text("utf-8")
+    low, high = found["heldout_acceptance"]
+    assert f"would keep of its tokens | {low:.5g} – {high:.5g} |" in text
+    assert f"| expected calibration error | {found['heldout_ece']:.5g} |" in text
+
+
+def test_generating_knows_where_a_text_ends(exported):
+    settings = json.loads((exported / "generation_config.json").read_text())
+    assert settings == {"eos_token_id": 0}  # `<end>`; the tokenizer begins texts with nothing
+
+
+def test_a_run_of_an_older_release_takes_its_card_from_the_cache(
+    exported, noisy_run, drawn_cache, tmp_path
+):
+    run = shutil.copytree(noisy_run.run, tmp_path / "run")
+    (run / "data.json").unlink()
+    assert recorded_facts(run) == []
+    out = export(Export(run=run, cache=drawn_cache.path, output=tmp_path / "student"))
+    assert digests(out) == digests(exported)
+
+
+def test_facts_count_rows_and_bytes(noisy_run, drawn_cache):
+    (found,) = recorded_facts(noisy_run.run)
+    rows = drawn_cache.read(drawn_cache.rows(split="train"))
+    assert found["train"] == {
+        "rows": len(rows["tokens"]),
+        "tokens": int((rows["segment_ids"] > 0).sum()),
+        "targets": int(rows["loss_mask"].sum()),
+    }
+    everything = drawn_cache.read(drawn_cache.rows())["loss_mask"].sum()
+    files = (drawn_cache.path / "parts" / "0000" / "logits").glob("*")
+    size = sum(path.stat().st_size for path in files)
+    assert found["bytes_per_token"]["logits"] == size / everything
+    assert found["bytes_per_token"].keys() == {"rows", "logits"}

@@ -1,0 +1,160 @@
+"""A report is one file that says what runs' files say."""
+
+import html
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from decant.schemas.disk.atomic import read_json, write_json
+from decant.trainer.__main__ import main
+from decant.trainer.config import Evaluate, Report
+from decant.trainer.results.charts import charts
+from decant.trainer.results.evaluate import evaluate
+from decant.trainer.results.report import report
+from decant.trainer.results.runs import compared, differences
+from decant.trainer.run.metrics import read_metrics
+
+
+@pytest.fixture(scope="module")
+def runs(noisy_run, drawn_cache, tmp_path_factory):
+    """One that was judged, and a fabricated other one: another α, and without what 0.5 adds."""
+    directory = tmp_path_factory.mktemp("runs")
+    first = shutil.copytree(noisy_run.run, directory / "first")
+    evaluate(Evaluate(run=first, cache=drawn_cache.path, batch_rows=3))
+    old = shutil.copytree(noisy_run.run, directory / "<old> & slow")
+    (old / "data.json").unlink()
+    write_json(old / "run.json", {**read_json(old / "run.json"), "loss.alpha": 0.25})
+    new = ("step_seconds", "mfu")
+    lines = [{k: v for k, v in x.items() if k not in new} for x in read_metrics(old)]
+    lines[-1]["heldout_kl_bound"] = 99.5
+    lines[1]["loss"] = None  # an update that was not finite
+    (old / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return first, old
+
+
+@pytest.fixture(scope="module")
+def made(runs, tmp_path_factory):
+    return report(Report(runs=runs, output=tmp_path_factory.mktemp("made") / "report"))
+
+
+def cells(page, table=0):
+    """Rows of a table as texts."""
+    body = re.findall(r"<tbody>(.*?)</tbody>", page, re.S)[table]
+    rows = re.findall(r"<tr>(.*?)</tr>", body, re.S)
+    strip = re.compile(r"<[^>]+>")
+    each = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in rows]
+    return [[html.unescape(strip.sub("", cell)) for cell in row] for row in each]
+
+
+def test_the_page_needs_nothing_else(made):
+    page = made.read_text("utf-8")
+    assert not re.search(r"https?://(?!www\.w3\.org)", page)
+    assert not re.search(r"<(script|link|iframe)|@import|url\(", page)
+    sources = re.findall(r'src="([^"]{0,26})', page)
+    assert len(sources) == 9
+    assert set(sources) == {"data:image/svg+xml;base64,"}
+    assert 'name="viewport"' in page
+
+
+def test_its_charts_are_pictures_too(made):
+    names = {path.name for path in made.parent.glob("*.png")}
+    assert {"learned.png", "heldout_kl_bound.png", "calibration.png"} <= names
+    assert len(names) == 10
+    for path in made.parent.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_summary_says_what_the_files_say(made, runs):
+    page = made.read_text("utf-8")
+    shown = {name: (first, old) for name, first, old in cells(page)}
+    look = [line for line in read_metrics(runs[0]) if "heldout_ce" in line][-1]
+    assert shown["learned from"] == ("α = 0.9, T = 3, bucket", "α = 0.25, T = 3, bucket")
+    assert shown["KL ≥ nats a token, T = 1"] == (f"{look['heldout_kl_bound']:.4f}", "99.5000")
+    (run, _) = compared(runs)
+    size = sum(run.caches[0]["bytes_per_token"].values())
+    assert shown["read bytes a token"] == (f"{size:,.1f}", "–")
+    assert shown["updates"] == ("2", "2")
+    low, high = run.measure("heldout_acceptance")
+    assert shown["accepted as a draft"] == (f"{low:.1%} – {high:.1%}", "–")
+    assert "MFU" not in shown  # of a CPU nothing is known
+    # The better KL is marked, in one run only.
+    assert page.count(f'"best">{look["heldout_kl_bound"]:.4f}<') == 1
+    assert '"best">99.5000<' not in page
+    assert "&lt;old&gt; &amp; slow" in page
+    assert "<old>" not in page
+
+
+def test_many_runs_are_below_each_other(runs, tmp_path):
+    many = [shutil.copytree(runs[0], tmp_path / f"run-{i}") for i in range(5)]
+    page = report(Report(runs=tuple(many), output=tmp_path / "out")).read_text("utf-8")
+    assert [row[0] for row in cells(page)] == [f"run-{i}α = 0.9, T = 3, bucket" for i in range(5)]
+
+
+def test_settings_that_differ_are_shown_side_by_side(made, runs):
+    assert differences(compared(runs)) == {"loss.alpha": [0.9, 0.25]}
+    assert cells(made.read_text("utf-8"), table=1) == [["loss.alpha", "0.9", "0.25"]]
+
+
+def test_time_is_what_updates_took(runs):
+    first, old = compared(runs)
+    lines = first.updates
+    assert first.seconds[2] == pytest.approx(sum(line["step_seconds"] for line in lines))
+    each = [1e6 * line["step_seconds"] / line["tokens"] for line in lines]
+    assert first.microseconds_per_token == pytest.approx(np.median(each))
+    assert (old.seconds, old.microseconds_per_token, old.bytes_per_token) == ({}, None, None)
+
+
+def test_with_fewer_lines_than_updates_time_is_the_same(runs, tmp_path):
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    lines = [{"step": step, "loss": 1.0, "tokens": 10, "step_seconds": 2.0} for step in (5, 10)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert compared([run])[0].seconds == {0: 0.0, 5: 10.0, 10: 20.0}
+
+
+def test_the_same_runs_give_the_same_page(made, runs, tmp_path):
+    again = report(Report(runs=runs, output=tmp_path / "again"))
+    assert again.read_bytes() == made.read_bytes()
+
+
+def test_a_judgement_of_an_older_checkpoint_is_not_taken_for_the_runs(runs, tmp_path):
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    write_json(run / "evaluation.json", {**read_json(run / "evaluation.json"), "step": 1})
+    (found,) = compared([run])
+    assert found.measure("heldout_acceptance") is None
+    assert found.measure("heldout_ce") == found.looks[-1]["heldout_ce"]
+
+
+def test_runs_of_one_name_are_told_apart(runs, tmp_path):
+    (tmp_path / "a").mkdir()
+    other = shutil.copytree(runs[0], tmp_path / "a" / "first")
+    parent = runs[0].parent.name
+    assert [run.name for run in compared([runs[0], other])] == [f"{parent}/first", "a/first"]
+
+
+def test_without_judgements_or_times_those_charts_are_left_out(runs):
+    names = charts(compared(runs[1:]))
+    assert "kl_over_time" not in names
+    assert "calibration" not in names
+
+
+def test_settings_are_text_and_hashes_are_told_by_their_beginning(runs, tmp_path):
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    bound = read_json(run / "run.json")
+    write_json(run / "run.json", {**bound, "student.source": "<b>"})
+    assert main(["report", str(run), "--output", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out/report.html").read_text("utf-8")
+    settings = dict(cells(page, table=2))
+    assert settings["student.source"] == "<b>"
+    assert "<b>" not in page
+    assert settings["rows_id"] == bound["rows_id"][:12]
+    assert 'class="best"' not in page  # one run is no better than others
+
+
+def test_the_command_takes_runs(runs, tmp_path, capsys):
+    assert main(["report", str(runs[0]), "--output", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "report.html")
+    assert main(["report", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
+    assert "is not the directory of a run" in capsys.readouterr().err

@@ -1,0 +1,156 @@
+"""Many students from one cache: stopped and gone on with, one that fails, one comparison."""
+
+import json
+import math
+
+import pytest
+
+from decant.trainer.__main__ import main
+from decant.trainer.data.batches import Batches
+from decant.trainer.results.sweep import read_sweep
+from decant.trainer.run.metrics import read_metrics
+
+BASE = """
+[base]
+heldout_rows = 2
+checkpoint_every = 3
+[base.student]
+init = "scratch"
+layers = 1
+[base.data]
+steps = 6
+[base.loss]
+tail = "bucket"
+chunk_tokens = 64
+"""
+
+
+def write(tmp_path, text, **values):
+    path = tmp_path / "sweep.toml"
+    path.write_text(text.format(**values))
+    return path
+
+
+def test_later_words_win_and_a_grid_is_every_combination(tmp_path):
+    (tmp_path / "train.toml").write_text('cache = "c"\n[loss]\nalpha = 0.1\ntemperature = 3.0\n')
+    path = write(
+        tmp_path,
+        """
+run = "runs/s"
+[base.loss]
+temperature = 2.0
+[grid]
+"optimiser.learning_rate" = [1e-3, 3e-3]
+[[students]]
+name = "a"
+[[students]]
+name = "b"
+[students.loss]
+alpha = 0.5
+""",
+    )
+    found = read_sweep(path, [str(tmp_path / "train.toml"), "--data.seed=7"])
+    assert list(found.students) == [f"{n}-learning_rate={r}" for n in "ab" for r in (1e-3, 3e-3)]
+    last = found.students["b-learning_rate=0.003"]
+    assert (last.loss.alpha, last.loss.temperature, last.data.seed) == (0.5, 2.0, 7)
+    assert (last.optimiser.learning_rate, str(last.cache)) == (3e-3, "c")
+    assert last.run == found.run / "b-learning_rate=0.003"
+    assert found.students["a-learning_rate=0.001"].loss.alpha == 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("studens = []", "unknown key studens; did you mean students"),
+        ('[[students]]\nname = "a"\n[[students]]\nname = "a"', "two students are called 'a'"),
+        ('[[students]]\nname = "a/b"', "a name is no path"),
+        ('[[students]]\nname = ".a"', "a name is no path"),
+        ('[[students]]\nrun = "x"', "have no `run` of their own"),
+        ("[grid.loss]\nalpha = 0.5", "expected a list of values"),
+        ("[grid.loss]\nalpha = []", "expected a list of values"),
+        ("[[students]]\n[students.loss]\nalpa = 1.0", "did you mean loss.alpha"),
+        ('[[students]]\n[[students]]\ncache = "other"', "held-out rows of one cache"),
+    ],
+)
+def test_a_sweep_that_means_nothing_is_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_sweep(write(tmp_path, text))
+
+
+def test_stopped_and_started_again_it_ends_in_one_comparison(cache, tmp_path, monkeypatch, capsys):
+    path = write(
+        tmp_path,
+        """
+run = "{run}"
+heldout_rows = 3
+[[students]]
+name = "taught"
+[[students]]
+name = "labels"
+[students.loss]
+alpha = 0.0
+"""
+        + BASE,
+        run=tmp_path / "sweep",
+    )
+    arguments = ["train", f"--cache={cache.path}", "--sweep", str(path)]
+    taken, batch = [], Batches.next
+
+    def next_batch(self):
+        taken.append(1)
+        if len(taken) == 11:  # in the second student, after its first checkpoint
+            raise KeyboardInterrupt
+        return batch(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "next", next_batch)
+        with pytest.raises(KeyboardInterrupt):
+            main(arguments)
+    first = (tmp_path / "sweep" / "taught" / "metrics.jsonl").read_bytes()
+    assert not (tmp_path / "sweep" / "comparison.json").exists()
+    assert main(arguments) == 0
+    assert (tmp_path / "sweep" / "taught" / "metrics.jsonl").read_bytes() == first
+    compared = json.loads((tmp_path / "sweep" / "comparison.json").read_text())
+    assert {s["name"]: s["settings"] for s in compared["students"]} == {
+        "taught": {"loss.alpha": 0.9},
+        "labels": {"loss.alpha": 0.0},
+    }
+    assert {s["step"] for s in compared["students"]} == {6}
+    assert len({s["heldout_tokens"] for s in compared["students"]}) == 1
+    assert compared["failed"] == {}
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("taught", "labels", "loss.alpha", "KL"))
+
+
+def test_one_that_goes_bad_does_not_stop_the_others(cache, tmp_path, capsys):
+    path = write(
+        tmp_path,
+        """
+run = "{run}"
+[[students]]
+name = "bad"
+max_bad_steps = 2
+[students.optimiser]
+learning_rate = 1e38
+warmup_steps = 1
+[[students]]
+name = "good"
+"""
+        + BASE,
+        run=tmp_path / "sweep",
+    )
+    assert main(["train", f"--cache={cache.path}", "--sweep", str(path)]) == 1
+    compared = json.loads((tmp_path / "sweep" / "comparison.json").read_text())
+    assert [s["name"] for s in compared["students"]] == ["good"]
+    assert math.isfinite(compared["students"][0]["heldout_kl_bound"])
+    assert "non-finite loss or gradient" in compared["failed"]["bad"]
+    assert read_metrics(tmp_path / "sweep" / "good")[-1]["step"] == 6
+    assert "bad failed" in capsys.readouterr().out
+
+
+def test_a_student_that_does_not_fit_is_known_before_any_begins(cache, tmp_path, capsys):
+    text = '[[students]]\n[[students]]\nname = "drawn"\n[students.loss]\ntail = "sampled"\n'
+    path = write(tmp_path, 'run = "{run}"\n' + text + BASE, run=tmp_path / "sweep")
+    assert main(["train", f"--cache={cache.path}", "--sweep", str(path)]) == 1
+    assert "student drawn: " in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()

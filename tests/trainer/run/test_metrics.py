@@ -1,0 +1,116 @@
+"""metrics.jsonl never repeats or contradicts a step, whatever happened to the run."""
+
+import json
+
+import pytest
+
+from decant.trainer.run.metrics import Metrics, read_metrics
+from tests.formulas.events import shown_by_tensorboard
+
+HELDOUT = ("heldout_kl_bound", "heldout_ce", "heldout_perplexity", "heldout_agreement")
+
+
+def line(step, **more):
+    return {"step": step, "loss": 1.0, "kl_loss": 1.0, "ce_loss": 1.0, **more}
+
+
+def write(run, *, after, steps, loss=1.0, seconds=(), judge=(), **mode):
+    metrics = Metrics(run, after=after, steps=9, **mode)
+    for number, step in enumerate(steps):
+        taken = seconds[number] if seconds else 2.0
+        metrics.log(line(step, loss=loss, tokens_per_second=1.0, step_seconds=taken))
+        if step in judge:
+            metrics.judged({"step": step, **dict.fromkeys(HELDOUT, loss)})
+    metrics.close()
+
+
+def test_going_on_from_a_checkpoint_drops_what_came_after_it(tmp_path):
+    write(tmp_path, after=None, steps=[1, 2, 3, 4, 5], loss=1.0)
+    write(tmp_path, after=3, steps=[4, 5, 6], loss=2.0)
+    got = [(line["step"], line["loss"]) for line in read_metrics(tmp_path)]
+    assert got == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 2.0)]
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_a_new_file(tmp_path):
+    write(tmp_path, after=None, steps=[1, 2], loss=1.0)
+    write(tmp_path, after=None, steps=[1], loss=2.0)
+    assert [line["loss"] for line in read_metrics(tmp_path)] == [2.0]
+
+
+def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line(1)) + '\n{"step": 2, "lo')
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1]
+
+
+def test_what_is_not_finite_is_null_because_json_has_no_name_for_it(tmp_path):
+    write(tmp_path, after=None, steps=[1], loss=float("nan"))
+    assert '"loss": null' in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_a_directory_without_a_run_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not the directory of a run"):
+        read_metrics(tmp_path / "elsewhere")
+
+
+def test_quiet_prints_nothing(tmp_path, capsys):
+    write(tmp_path, after=None, steps=[1, 2], judge=[2], quiet=True)
+    assert capsys.readouterr() == ("", "")
+    assert len(read_metrics(tmp_path)) == 3
+
+
+def test_as_json_standard_output_is_what_the_file_says_and_the_time_left(tmp_path, capsys):
+    write(tmp_path, after=None, steps=[1, 2, 3], seconds=[60.0, 2.0, 2.0], judge=[2], as_json=True)
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    lines = [json.loads(text) for text in printed.out.splitlines()]
+    extra = ("steps", "eta_seconds")
+    assert [{k: v for k, v in x.items() if k not in extra} for x in lines] == read_metrics(tmp_path)
+    assert [x["steps"] for x in lines] == [9] * 4
+    # Six updates of two seconds: the first one was compiled too and is not typical.
+    assert [x.get("eta_seconds") for x in lines] == [None, 14.0, None, 12.0]
+
+
+def test_a_line_says_how_long_a_step_takes_and_what_is_left(tmp_path, capsys):
+    write(tmp_path, after=None, steps=[1, 2], seconds=[60.0, 61.0])
+    assert "step      2  loss 1.0000  kl 1.0000  ce 1.0000  61 s  1 tokens/s  7:00 left" in (
+        capsys.readouterr().err
+    )
+
+
+def test_tensorboard_shows_what_the_file_says_whatever_lives_a_run_had(tmp_path):
+    write(tmp_path, after=None, steps=[1, 2, 3, 4, 5], judge=[2, 4])
+    last = max(tmp_path.glob("events.*"))
+    last.write_bytes(last.read_bytes()[:-7])  # killed while it wrote
+    write(tmp_path, after=3, steps=[4, 5, 6], loss=2.0, judge=[4])
+    write(tmp_path, after=6, steps=[])  # there was nothing left to do
+    write(tmp_path, after=6, steps=[7], loss=3.0)
+    shown = shown_by_tensorboard(tmp_path)
+    expected = {}
+    for one in read_metrics(tmp_path):
+        step = one.pop("step")
+        for name, value in one.items():
+            tag = name.replace("heldout_", "heldout/") if "heldout" in name else f"train/{name}"
+            expected.setdefault(tag, []).append((step, value))
+    assert shown == expected
+    assert [step for step, _ in shown["train/loss"]] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_run_that_starts_over_hides_all_events_of_its_first_life(tmp_path):
+    write(tmp_path, after=None, steps=[0, 1, 2], judge=[1])
+    write(tmp_path, after=None, steps=[1], loss=2.0)
+    assert shown_by_tensorboard(tmp_path)["train/loss"] == [(1, 2.0)]
+    assert "heldout/ce" not in shown_by_tensorboard(tmp_path)
+
+
+def test_a_kill_loses_no_event(tmp_path):
+    metrics = Metrics(tmp_path, after=None, steps=9)
+    metrics.log(line(1, tokens_per_second=1.0, step_seconds=2.0))
+    assert shown_by_tensorboard(tmp_path)["train/loss"] == [(1, 1.0)]
+    metrics.close()
+
+
+def test_what_is_not_finite_is_no_event(tmp_path):
+    write(tmp_path, after=None, steps=[1], loss=float("nan"))
+    shown = shown_by_tensorboard(tmp_path)
+    assert "train/loss" not in shown
+    assert shown["train/kl_loss"] == [(1, 1.0)]

@@ -1,0 +1,87 @@
+"""What an update costs, worked by hand, and how its speed is told."""
+
+import dataclasses
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from decant.models import ModelConfig
+from decant.trainer.run.speed import Clock, multiplying_parameters, peak_flops, update_flops
+
+CONFIG = ModelConfig(
+    vocab_size=100,
+    hidden_size=10,
+    intermediate_size=20,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+)
+
+
+def devices(*kinds):
+    return [SimpleNamespace(device_kind=kind) for kind in kinds]
+
+
+def test_parameters_that_multiply_are_the_matrices_and_the_head():
+    block = 10 * 24 + 2 * 10 * 12 + 24 * 10 + 3 * 10 * 20  # q, k and v, output, MLP
+    assert multiplying_parameters(CONFIG) == 3 * block + 10 * 100
+
+
+def test_of_experts_the_chosen_ones_and_the_router_multiply():
+    mixture = dataclasses.replace(CONFIG, num_experts=8, experts_per_token=2)
+    more = 3 * 10 * 20 + 10 * 8
+    assert multiplying_parameters(mixture) == multiplying_parameters(CONFIG) + 3 * more
+
+
+def test_an_updates_flops_count_windows_as_they_are():
+    windowed = dataclasses.replace(CONFIG, windows=(16, None, 1000))
+    matrices = 6 * multiplying_parameters(CONFIG)
+    assert update_flops(CONFIG, rows=2, length=64) == 128 * (matrices + 12 * 24 * 3 * 64)
+    assert update_flops(windowed, rows=2, length=64) == 128 * (matrices + 12 * 24 * (16 + 64 + 64))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "peak"),
+    [
+        (["NVIDIA H100 80GB HBM3"] * 2, 2 * 989e12),
+        (["NVIDIA H100 PCIe"], 756e12),
+        (["NVIDIA L4"], 121e12),
+        (["NVIDIA L40S"], 362e12),
+        (["TPU v5 lite"], 197e12),
+        (["TPU v5"], 459e12),
+        (["cpu"], None),
+        (["TPU v4", "a device of next year"], None),
+    ],
+)
+def test_peaks_are_known_by_kind_or_not_at_all(kinds, peak):
+    assert peak_flops(devices(*kinds)) == peak
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """The time, in a list."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_the_clock_tells_the_updates_since_it_was_read(now):
+    clock = Clock(flops=5e3, peak=1e6)
+    now[0] = 100.0  # not of an update: the loop judges and saves
+    clock.restart()
+    for _ in range(2):
+        now[0] += 0.05
+        clock.add(tokens=30)
+    assert clock.read() == {"step_seconds": 0.05, "tokens_per_second": 600.0, "mfu": 0.1}
+    now[0] += 0.1
+    clock.add(tokens=30)
+    assert clock.read() == {"step_seconds": 0.1, "tokens_per_second": 300.0, "mfu": 0.05}
+
+
+def test_without_a_known_peak_there_is_no_mfu(now):
+    clock = Clock(flops=5e3, peak=None)
+    now[0] += 0.1
+    clock.add(tokens=1)
+    assert clock.read().keys() == {"step_seconds", "tokens_per_second"}

@@ -1,0 +1,197 @@
+"""What training gives on meshes of eight simulated devices: `python -m …meshes_side CACHE OUT`.
+
+A process of its own, because a process simulates one number of devices only. Writes the losses of
+`STEPS` updates by mesh and signal, what their programs gather, and what the head gives by itself.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from decant.models import ModelConfig
+from decant.models.mesh.execution import Remat
+from decant.models.mesh.sharding import everywhere, place, student_mesh
+from decant.schemas import open_cache
+from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Optimiser, Train
+from decant.trainer.data.batches import Batches
+from decant.trainer.loss.chunk import Recipe
+from decant.trainer.loss.head import distillation_loss
+from decant.trainer.loss.layer_pairs import pairs, with_layers
+from decant.trainer.loss.projections import initial_projections, with_projections
+from decant.trainer.run.requirements import tail_prior
+from decant.trainer.run.student import parameters, teacher_config
+from decant.trainer.update.step import initial_state, make_train_step, to_device
+from tests.making.heads import given_tail, prior_nodes
+from tests.making.models import random_decoder
+
+STEPS, ROWS = 20, 8
+REMAT: dict[tuple[int, int, int], Remat] = {
+    (1, 1, 1): "none",
+    (8, 1, 1): "none",
+    (2, 2, 2): "dots",
+    (1, 4, 2): "block",
+}
+"""Meshes, and what they keep for the backward pass, which changes nothing either."""
+CHUNK = {"chunk_tokens": 64}
+SIGNALS = {
+    "prior, hidden, attention": Loss(
+        tail="prior",
+        temperature=2.0,
+        hidden=(HiddenLoss(weight=0.5, projection=True),),
+        attention=(AttentionLoss(weight=0.5, kind="kl"),),
+        **CHUNK,
+    ),
+    "bucket": Loss(tail="bucket", **CHUNK),
+    "sampled": Loss(tail="sampled", **CHUNK),
+    "renormalize": Loss(tail="renormalize", **CHUNK),
+}
+CASES = [
+    *(((1, 1, 1), signal) for signal in SIGNALS),
+    ((8, 1, 1), "prior, hidden, attention"),
+    ((2, 2, 2), "prior, hidden, attention"),
+    ((2, 2, 2), "bucket"),
+    ((1, 4, 2), "sampled"),
+    ((1, 4, 2), "renormalize"),
+]
+# 512 ids; the embedding has rows that are none, on the last device.
+STUDENT = ModelConfig(
+    vocab_size=520,
+    hidden_size=32,
+    intermediate_size=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    max_positions=256,
+    tie_embeddings=True,
+)
+IDS = 509
+"""Of the head alone: three columns more on the last of four devices would be padding."""
+ROUTES = (
+    ("bucket", "jsd"),
+    ("sampled", "forward_kl"),
+    ("prior", "forward_kl"),
+    ("prior", "reverse_kl"),
+)
+
+
+def main(cache_path: str, out: Path) -> None:
+    cache = open_cache(cache_path)
+    batches = Batches(cache, config=Data(batch_rows=ROWS), signals=SIGNALS_READ)
+    taken = [batches.next() for _ in range(STEPS)]
+    batches.close()
+    losses, facts = {}, {}
+    for sizes, name in CASES:
+        key = f"{sizes} {name}"
+        losses[key], facts[key] = run(cache, taken, SIGNALS[name], sizes)
+    np.savez(out / "losses.npz", **losses)
+    (out / "facts.json").write_text(json.dumps(facts))
+    np.savez(out / "heads.npz", **heads())
+
+
+SIGNALS_READ = ("hidden/2", "attention/0", "attention/1")
+
+
+def run(cache, batches, loss, sizes):
+    """Losses of the updates on a mesh, and facts about their program."""
+    mesh = student_mesh(
+        **dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)),
+        devices=jax.devices()[: np.prod(sizes)],
+    )
+    teacher = teacher_config(cache)
+    loss = with_layers(loss, cache=cache, teacher=teacher, student=STUDENT)
+    config = Train(loss=loss, data=Data(batch_rows=ROWS), remat=REMAT[sizes])
+    compared = pairs(loss, cache=cache, student=STUDENT)
+    model = random_decoder(STUDENT)
+    place(model, mesh)
+    graph, params = parameters(model)
+    projections = initial_projections(compared, width=32, run=Path("/nowhere"), seed=0)
+    there = {name: everywhere(x, mesh) for name, x in projections.items()}
+    state = initial_state(with_projections(params, there), config=Optimiser(), mesh=mesh)
+    step = make_train_step(
+        graph,
+        config=config,
+        vocabulary=512,
+        steps=STEPS,
+        prior=tail_prior(cache, loss=loss, mesh=mesh),
+        pairs=compared,
+        mesh=mesh,
+        places=jax.tree.map(lambda x: x.sharding, state),
+    )
+    first = to_device(batches[0], mesh=mesh, tail=loss.tail, signals=compared.signals)
+    program = step.lower(state, first).compile()
+    memory = program.memory_analysis()
+    facts = {
+        "gathers": re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", program.as_text()),
+        "state": sum(x.addressable_data(0).nbytes for x in jax.tree.leaves(state)),
+        "donated": memory.alias_size_in_bytes,
+        "embedding": state.params["embedding"].addressable_data(0).shape,
+        "up": state.params["blocks"]["up"].addressable_data(0).shape,
+    }
+    before = jax.tree.map(lambda x: x.sharding, state)
+    consumed, found = state, []
+    for batch in batches:
+        batch = to_device(batch, mesh=mesh, tail=loss.tail, signals=compared.signals)
+        state, metrics = program(state, batch, *step.given)
+        found.append(float(metrics["loss"]))
+    facts["deleted"] = all(x.is_deleted() for x in jax.tree.leaves(consumed))
+    facts["stays"] = before == jax.tree.map(lambda x: x.sharding, state)
+    return np.array(found), facts
+
+
+def heads():
+    """The head alone on (2, 2, 2): value, sums and gradients of each route."""
+    mesh, found = student_mesh(data=1, fsdp=2, tensor=4), {}
+    for tail, kind in ROUTES:
+        _, hidden, unembedding, targets, prior = given_tail(tail, **shape(tail))
+        recipe = Recipe(kind, 0.3, tail, 16, softcap=3.0 if tail == "bucket" else None)
+
+        @jax.jit
+        def step(hidden, unembedding, targets, prior, recipe=recipe):
+            def of(hidden, unembedding):
+                # Two columns of a padded checkpoint that are no ids.
+                padded = jnp.pad(unembedding, ((0, 0), (0, 2)), constant_values=9.0)
+                return distillation_loss(
+                    hidden,
+                    padded,
+                    targets,
+                    temperature=2.0,
+                    alpha=0.7,
+                    prior=prior,
+                    recipe=recipe,
+                    vocabulary=IDS,
+                    mesh=mesh,
+                )
+
+            return jax.value_and_grad(of, argnums=(0, 1), has_aux=True)(hidden, unembedding)
+
+        priors = {"": prior}
+        if (tail, kind) == ("prior", "forward_kl"):
+            priors["exhausted "] = exhausted(targets)
+        for name, given in priors.items():
+            (value, sums), (d_hidden, d_unembedding) = step(hidden, unembedding, targets, given)
+            parts = (value, *sums, d_hidden, d_unembedding)
+            found |= {f"{name}{tail} {kind} {i}": np.asarray(x) for i, x in enumerate(parts)}
+    return found
+
+
+def shape(tail):
+    """With every token stored the bucket is dense; the other tails have one."""
+    return {"vocabulary": IDS, "k": IDS if tail == "bucket" else 8}
+
+
+def exhausted(targets):
+    """A prior of which one position's stored token is nearly all."""
+    nodes = prior_nodes(1, vocabulary=IDS, spread=0.5)
+    nodes[:, targets.topk_ids[0, 3]] += 27.0
+    return nodes
+
+
+if __name__ == "__main__":
+    assert len(jax.devices()) == 8
+    main(sys.argv[1], Path(sys.argv[2]))

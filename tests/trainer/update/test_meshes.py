@@ -1,0 +1,100 @@
+"""The same student on one device and on eight, simulated in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from decant.trainer.loss.chunk import Sums
+from tests.formulas import dense
+from tests.making.heads import given_tail, relative
+from tests.trainer.update.meshes_side import CASES, ROUTES, STEPS, exhausted, shape
+
+ONE = (1, 1, 1)
+EIGHT = [case for case in CASES if case[0] != ONE]
+
+
+@pytest.fixture(scope="module")
+def run(layered_cache, tmp_path_factory) -> tuple[dict, dict, dict]:
+    """Losses by mesh and signal, facts about the programs, what the head gave."""
+    out = tmp_path_factory.mktemp("meshes")
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.trainer.update.meshes_side", layered_cache.path, out],
+        env={
+            **os.environ,
+            "XLA_FLAGS": flags,
+            # Threads of XLA's pool: with two cores' worth, eight devices that wait for one another
+            # in collectives may take them all and wait for ever.
+            "NPROC": "32",
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(Path.cwd()),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    losses, heads = (dict(np.load(out / f"{name}.npz")) for name in ("losses", "heads"))
+    return losses, json.loads((out / "facts.json").read_text()), heads
+
+
+@pytest.mark.parametrize(("mesh", "signal"), EIGHT)
+def test_eight_devices_give_the_losses_of_one(run, mesh, signal):
+    one, found = (run[0][f"{shape} {signal}"] for shape in (ONE, mesh))
+    assert len(one) == STEPS
+    assert one[-1] < one[0] - 0.1  # it learns, so that an update which is lost would show
+    np.testing.assert_allclose(found, one, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("mesh", "signal"), EIGHT)
+def test_weights_and_moments_lie_in_shares_and_stay_there(run, mesh, signal):
+    facts = run[1][f"{mesh} {signal}"]
+    _, fsdp, tensor = mesh
+    assert facts["embedding"] == [520 // tensor, 32 // fsdp]
+    assert facts["up"] == [2, 32 // fsdp, 64 // tensor]
+    assert facts["stays"]
+
+
+@pytest.mark.parametrize(("mesh", "signal"), CASES)
+def test_the_state_is_donated_to_the_next_one(run, mesh, signal):
+    facts = run[1][f"{mesh} {signal}"]
+    assert facts["deleted"]
+    assert facts["donated"] >= facts["state"]
+
+
+@pytest.mark.parametrize(("mesh", "signal"), [case for case in EIGHT if case[0][2] > 1])
+def test_logits_are_never_gathered(run, mesh, signal):
+    shapes = [[int(n) for n in s.split(",")] for s in run[1][f"{mesh} {signal}"]["gathers"]]
+    assert [260, 32] in shapes, "over fsdp the embedding is, one device's rows of it"
+    assert not [shape for shape in shapes if max(shape) >= 512]
+
+
+@pytest.mark.parametrize(("tail", "kind"), ROUTES)
+def test_a_shared_vocabulary_scores_like_the_dense_formula(run, tail, kind):
+    """Where four devices share 509 ids, and what is no id has large logits."""
+    names = [""] if (tail, kind) != ("prior", "forward_kl") else ["", "exhausted "]
+    for name in names:
+        teacher, hidden, unembedding, targets, prior = given_tail(tail, **shape(tail))
+        prior = exhausted(targets) if name else prior
+        settings = {"temperature": 2.0, "alpha": 0.7, "kind": kind, "mix": 0.3}
+        rows = (teacher, hidden, unembedding, targets.labels, targets.mask)
+        if tail == "sampled":
+            expected = dense.sampled_loss(
+                *rows, ids=targets.topk_ids, draws=targets[-3:], **settings
+            )
+        elif tail == "prior":
+            p = dense.with_prior(teacher, targets.topk_ids, prior, temperature=2.0)
+            expected = dense.loss(*rows, p=p, **settings)
+        else:
+            expected = dense.loss(*rows, softcap=3.0, **settings)
+        got = [run[2][f"{name}{tail} {kind} {i}"] for i in range(3 + len(Sums._fields))]
+        value, *sums, d_hidden, d_unembedding = got
+        np.testing.assert_allclose(value, expected[0], rtol=1e-5)
+        np.testing.assert_allclose(Sums(*sums).ce, expected[2], rtol=1e-5)
+        assert Sums(*sums).count == targets.mask.sum()
+        assert relative(d_hidden, expected[3]) < 2e-5
+        assert relative(d_unembedding, expected[4]) < 2e-5

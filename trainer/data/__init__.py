@@ -1,0 +1,1 @@
+"""Batches of rows, from one cache or a mixture."""

@@ -1,0 +1,111 @@
+"""The training loop's look at held-out rows: KL to the teacher, agreement, cross-entropy.
+
+The KL is taken at T = 1 with the tail as one category: a lower bound of the true one, which
+every cache can give whatever a student learned from. All that can be told of a student is
+`decant.trainer.results.evaluate`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from decant.models.mesh.execution import Execution
+from decant.schemas import Cache
+from decant.trainer.config import Loss
+from decant.trainer.loss.chunk import Sums
+from decant.trainer.update.step import Parameters, batch_sums, to_device, values_at
+
+Evaluator = Callable[[Parameters], dict[str, Any]]
+
+
+def make_evaluator(
+    graph: nnx.GraphDef,
+    *,
+    cache: Cache,
+    rows: int | None,
+    batch_rows: int,
+    chunk_tokens: int | None,
+    mesh: Mesh,
+) -> Evaluator:
+    """A function from parameters to metrics over `rows` held-out rows (None: all).
+
+    heldout_kl_bound and heldout_ce in nats a token, heldout_perplexity = exp(ce),
+    heldout_agreement: share of positions whose most likely token is the teacher's,
+    heldout_tokens.
+    """
+    numbers = heldout_rows(cache, rows)
+    batch_rows += -batch_rows % mesh.size
+    loss = Loss(alpha=1.0, temperature=1.0, tail="bucket", chunk_tokens=chunk_tokens)
+    values = values_at(loss, 0, steps=1)
+    vocabulary = cache.manifest.vocabulary_size
+
+    @jax.jit
+    def sums_of(params: Parameters, batch: dict) -> Sums:
+        _, totals = batch_sums(
+            graph,
+            params,
+            batch,
+            loss=loss,
+            values=values,
+            vocabulary=vocabulary,
+            execution=Execution(mesh),
+        )
+        return totals.head
+
+    def evaluate(params: Parameters) -> dict[str, Any]:
+        batches = (
+            sums_of(params, to_device(batch, mesh=mesh, tail="bucket"))
+            for batch in heldout_batches(cache, numbers, batch_rows=batch_rows)
+        )
+        totals = Sums(*np.sum([[float(x) for x in sums] for sums in batches], axis=0))
+        return _metrics(totals)
+
+    return evaluate
+
+
+def spread_rows(rows: np.ndarray, count: int | None) -> np.ndarray:
+    """`count` of the rows at even distances: which ones depends on the cache alone."""
+    if count is None or count >= len(rows):
+        return rows
+    return rows[np.arange(count) * len(rows) // count]
+
+
+def heldout_rows(cache: Cache, count: int | None) -> np.ndarray:
+    """The rows that every student is judged by. ValueError if there are none."""
+    numbers = spread_rows(cache.rows(split="heldout"), count)
+    if not len(numbers):
+        raise ValueError(
+            f"{cache.path}: no held-out rows to judge by; capture with a larger --corpus.heldout"
+        )
+    return numbers
+
+
+def heldout_batches(
+    cache: Cache, numbers: np.ndarray, *, batch_rows: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The rows as from `Cache.read`, and in the last batch repeats of its first that count
+    nothing, so that one shape is compiled."""
+    for start in range(0, len(numbers), batch_rows):
+        some = numbers[start : start + batch_rows]
+        batch = cache.read(np.concatenate([some, np.repeat(some[:1], batch_rows - len(some))]))
+        batch["loss_mask"][len(some) :] = False
+        yield batch
+
+
+def _metrics(totals: Sums) -> dict[str, Any]:
+    count = max(float(totals.count), 1.0)
+    ce = float(totals.ce) / count
+    return {
+        "heldout_kl_bound": float(totals.kl) / count,
+        "heldout_ce": ce,
+        "heldout_perplexity": math.exp(min(ce, 700.0)),
+        "heldout_agreement": float(totals.agreement) / count,
+        "heldout_tokens": int(count),
+    }

@@ -1,0 +1,1 @@
+"""Losses from a cache, and the fused head."""

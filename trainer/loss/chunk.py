@@ -1,0 +1,267 @@
+"""One chunk of tokens: logits → loss and, from the same logits, its gradient.
+
+With g_c = ∂D/∂log q_c over the k + 1 categories of `trainer.loss.divergences` and G = Σ_c g_c, the
+gradient with respect to the student's logits is
+    stored v:  β·(g_v − G·q_v)            tail v:  β·(g_tail·q_v/τ − G·q_v)
+whatever the divergence D. For forward KL g = −p and G = −1, which gives β·(q − p) and
+β·q_v·(1 − t/τ). To the tail's, `decant.trainer.loss.tails` adds β·(w·q_v/τ − ρ_v).
+
+Logits and gradient are those of this device's columns of the vocabulary; see `student_view`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from decant.models.mesh.vocabulary import Vocabulary
+from decant.trainer.loss.divergences import (
+    Divergence,
+    Tail,
+    divergence,
+    teacher_categories,
+    temperature_scale,
+)
+from decant.trainer.loss.student_view import StudentView, Targets, minus, put, stored, take_apart
+from decant.trainer.loss.tails import Inside, prior, sampled, spread_prior
+
+
+class Sums(NamedTuple):
+    """Sums over the counted positions, in nats; divide by the count of the *whole* batch."""
+
+    kl: Float[Array, ""]
+    """Forward KL at T, the teacher's entropy subtracted. By `tail`: `bucket`, a lower bound;
+    `sampled`, right on average; `prior`, an estimate; `renormalize`, that of another teacher."""
+    ce: Float[Array, ""]
+    """Hard-label cross-entropy at T = 1."""
+    agreement: Float[Array, ""]
+    """Positions whose most likely token is the teacher's; not one whose teacher's is not stored."""
+    count: Float[Array, ""]
+    taught: Float[Array, ""]
+    """Counted positions of which a teacher said anything: those of `kl` and `agreement`. The others
+    are learned from their label alone, as at α = 0."""
+
+
+class Recipe(NamedTuple):
+    """The part of the loss that is compiled in; temperature and α stay numbers."""
+
+    divergence: Divergence = "forward_kl"
+    mix: float = 0.5
+    tail: Tail = "bucket"
+    chunk_tokens: int | None = None
+    softcap: float | None = None
+    """Of the student's logits: its `config.final_softcap`."""
+
+    @property
+    def dense(self) -> bool:
+        """Whether every token is a category: the divergence has no shortcut for this tail."""
+        return self.tail == "prior" and self.divergence != "forward_kl"
+
+
+def tokens_at_once(asked: int | None, *, vocabulary: int) -> int:
+    """`Loss.chunk_tokens`, or what suits the devices where it is unset."""
+    if asked is not None:
+        return asked
+    # A CPU's caches hold few logits. The larger products of an accelerator's chunks, and fewer
+    # passes over the unembedding's gradient, were 10% of a 135M student's update on an H200.
+    return 256 if jax.default_backend() == "cpu" else max(1, _LOGITS_AT_ONCE // vocabulary)
+
+
+def positions_at_once(asked: int | None, *, rows: int, length: int, vocabulary: int) -> int:
+    """How many positions of every row a chunk takes: as many as `tokens_at_once` lets it.
+
+    Chunks are even, so that the last one is not mostly padding.
+    """
+    most = max(1, tokens_at_once(asked, vocabulary=vocabulary) // rows)
+    chunks = -(-length // most)
+    return -(-length // chunks)
+
+
+_LOGITS_AT_ONCE = 1 << 27
+
+
+class Weights(NamedTuple):
+    """The part of the loss that may change while training."""
+
+    temperature: Float[Array, ""]
+    alpha: Float[Array, ""]
+    log_prior: Float[Array, " here"] | None = None
+    """log π at this temperature, −inf where a column is no id; for tail = "prior"."""
+
+
+class Slope(NamedTuple):
+    """What the gradient is made of, times each position's weight."""
+
+    categories: Float[Array, "n categories"]
+    """In each category's log q."""
+    inside: Inside | None
+    hard: Float[Array, " n"]
+    """Weight of the hard label."""
+
+
+def chunk_loss(
+    logits: Float[Array, "n here"],
+    targets: Targets,
+    *,
+    recipe: Recipe,
+    weights: Weights,
+    vocabulary: Vocabulary,
+) -> tuple[Float[Array, ""], Sums]:
+    """The loss summed over a chunk, and its parts."""
+    view = _view(logits, targets, weights, vocabulary)
+    value, sums, _ = _loss(view, targets, recipe=recipe, weights=weights, vocabulary=vocabulary)
+    return value, sums
+
+
+def chunk_loss_and_gradient(
+    logits: Float[Array, "n here"],
+    targets: Targets,
+    *,
+    recipe: Recipe,
+    weights: Weights,
+    vocabulary: Vocabulary,
+) -> tuple[Float[Array, ""], Sums, Float[Array, "n here"]]:
+    """The loss summed over a chunk, its parts, and its gradient with respect to the logits."""
+    beta = 1 / weights.temperature
+    view = _view(logits, targets, weights, vocabulary)
+    value, sums, slope = _loss(view, targets, recipe=recipe, weights=weights, vocabulary=vocabulary)
+    if recipe.dense:
+        gradient = _dense_gradient(logits, view, slope, beta=beta, vocabulary=vocabulary)
+    else:
+        gradient = _gradient(view, slope, log_prior=weights.log_prior, beta=beta)
+        drawn = slope.inside and slope.inside.drawn
+        drawn = None if drawn is None else beta * drawn
+        gradient = minus(gradient, targets.tail_ids, drawn, vocabulary=vocabulary)
+    hard = slope.hard[:, None]
+    return value, sums, minus(gradient, targets.labels[:, None], hard, vocabulary=vocabulary)
+
+
+def _view(
+    logits: Float[Array, "n here"], targets: Targets, weights: Weights, vocabulary: Vocabulary
+) -> StudentView:
+    return take_apart(
+        logits,
+        targets,
+        beta=1 / weights.temperature,
+        vocabulary=vocabulary,
+        log_prior=weights.log_prior,
+    )
+
+
+def _loss(
+    view: StudentView,
+    targets: Targets,
+    *,
+    recipe: Recipe,
+    weights: Weights,
+    vocabulary: Vocabulary,
+) -> tuple[Float[Array, ""], Sums, Slope]:
+    """The loss sum, its parts, and its slope."""
+    logp, logq, inside = _sides(
+        view, targets, recipe=recipe, weights=weights, vocabulary=vocabulary
+    )
+
+    def of(kind: Divergence, logq: Array) -> Array:
+        return divergence(logp, logq, kind=kind, mix=recipe.mix)
+
+    # Each category's share of it depends on that category alone, wherever it is.
+    over = vocabulary.total if recipe.dense else lambda x: x
+    soft, pull = jax.vjp(lambda logq: of(recipe.divergence, logq), logq)
+    soft = over(soft)
+    if inside is not None:
+        soft += inside.value
+    kl = soft if recipe.divergence == "forward_kl" else over(of("forward_kl", logq))
+    ce = view.z_hard - view.label
+    highest = jnp.maximum(view.highest, jnp.max(view.head, axis=-1))
+    agrees = jnp.isfinite(view.head[:, 0]) & (view.head[:, 0] >= highest)
+    taught = jnp.any(stored(targets), axis=-1)
+    counted = targets.mask.astype(jnp.float32)
+    sums = Sums(
+        kl=jnp.sum(counted * kl),
+        ce=jnp.sum(counted * ce),
+        agreement=jnp.sum(counted * agrees),
+        count=jnp.sum(counted),
+        taught=jnp.sum(taught.astype(jnp.float32)),
+    )
+    alpha = jnp.where(taught, weights.alpha, 0.0)
+    factor = alpha * temperature_scale(weights.temperature, kind=recipe.divergence)
+    (categories,) = pull(counted * factor)
+    slope = Slope(categories, inside and inside.scaled(counted * factor), counted * (1 - alpha))
+    return jnp.sum(counted * (factor * soft + (1 - alpha) * ce)), sums, slope
+
+
+def _sides(
+    view: StudentView,
+    targets: Targets,
+    *,
+    recipe: Recipe,
+    weights: Weights,
+    vocabulary: Vocabulary,
+) -> tuple[Float[Array, "n categories"], Float[Array, "n categories"], Inside | None]:
+    """log p and log q over the categories, and what is known of the tail's inside besides."""
+    beta = 1 / weights.temperature
+    kept = stored(targets)
+    scored = jnp.any(kept, axis=-1, keepdims=True)
+    teacher = teacher_categories(
+        jnp.where(kept, targets.topk_logprobs, -jnp.inf),
+        jnp.where(scored, targets.tail_logmass, -jnp.inf),
+        beta=beta,
+        tail=recipe.tail,
+    )
+    logp, inside = teacher.logp, None
+    logq = jnp.concatenate([beta * view.head, view.tail_soft[:, None]], axis=-1)
+    if recipe.tail == "sampled":
+        inside = sampled(view, targets, teacher, beta=beta)
+    elif recipe.tail == "prior":
+        if weights.log_prior is None:
+            raise ValueError('tail = "prior" needs a prior: none was given')
+        if recipe.dense:
+            logp = spread_prior(view, teacher, weights.log_prior, vocabulary=vocabulary)
+            logq = put(beta * view.tail, view.columns, beta * view.head)
+        else:
+            inside = prior(view, teacher, weights.log_prior, beta=beta, vocabulary=vocabulary)
+    return logp, jnp.where(scored, logq - view.z_soft[:, None], -jnp.inf), inside
+
+
+def _gradient(
+    view: StudentView,
+    slope: Slope,
+    *,
+    log_prior: Float[Array, " here"] | None,
+    beta: Float[Array, ""],
+) -> Float[Array, "n here"]:
+    """The gradient in the logits, but for what labels and draws take away."""
+    categories = beta * slope.categories
+    total = jnp.sum(categories, axis=-1)
+    of_tail = categories[:, -1]
+    if slope.inside is not None:
+        of_tail += beta * slope.inside.mass
+    # q_v/τ = exp(β·logit − tail_soft) in the tail; an empty tail has no v, but must not be NaN.
+    share = jnp.where(jnp.isfinite(view.tail_soft), jnp.exp(beta * view.top - view.tail_soft), 0.0)
+    of_soft = of_tail * share - total * jnp.exp(beta * view.top - view.z_soft)
+    of_hard = slope.hard * jnp.exp(view.top - view.z_hard)
+    below = view.tail - view.top[:, None]
+    in_tail = of_soft[:, None] * jnp.exp(beta * below) + of_hard[:, None] * jnp.exp(below)
+    if slope.inside is not None and slope.inside.density is not None and log_prior is not None:
+        in_tail -= beta * slope.inside.density[:, None] * jnp.exp(log_prior)
+    q_head = jnp.exp(beta * view.head - view.z_soft[:, None])
+    in_head = categories[:, :-1] - total[:, None] * q_head
+    in_head += slope.hard[:, None] * jnp.exp(view.head - view.z_hard[:, None])
+    return put(in_tail, view.columns, in_head)
+
+
+def _dense_gradient(
+    logits: Float[Array, "n here"],
+    view: StudentView,
+    slope: Slope,
+    *,
+    beta: Float[Array, ""],
+    vocabulary: Vocabulary,
+) -> Float[Array, "n here"]:
+    """The same where every token is a category."""
+    total = vocabulary.total(jnp.sum(slope.categories, axis=-1))
+    soft = slope.categories - total[:, None] * jnp.exp(beta * logits - view.z_soft[:, None])
+    return beta * soft + slope.hard[:, None] * jnp.exp(logits - view.z_hard[:, None])

@@ -1,0 +1,104 @@
+"""Divergences between teacher and student over *categories*, given as log-probabilities.
+
+Most often these are k + 1: the stored tokens in the cache's order, then everything else
+together. Merging tokens can only lower a divergence (data processing), so each value is then a
+lower bound of the divergence over the full vocabulary and equal to it when every token is stored.
+What is known of the tail's inner shape is `decant.trainer.loss.tails`' to add.
+
+A category that does not exist has log-probability −inf on both sides and contributes neither
+value nor gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from decant.schemas.targets.targets import tail_logmass_at
+
+Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tv"]
+Tail = Literal["bucket", "sampled", "prior", "renormalize"]
+
+
+class Teacher(NamedTuple):
+    """The teacher's side at one temperature."""
+
+    logp: Float[Array, "tokens categories"]
+    """Stored tokens, then the tail. A position without a target is −inf throughout."""
+    log_normaliser: Float[Array, " tokens"]
+    """Z_β; 0 where there is no target."""
+    tail_logmass: Float[Array, " tokens"]
+    """A(β) of the unnormalised tail; −inf where it is empty."""
+
+
+def teacher_categories(
+    topk_logprobs: Float[Array, "tokens k"],
+    tail_logmass: Float[Array, "tokens nodes"],
+    *,
+    beta: Float[Array, ""] | float,
+    tail: Tail,
+) -> Teacher:
+    """log p of the teacher at inverse temperature β: k stored tokens, then the tail.
+
+    Z_β = log(Σ_K exp(β·logp) + exp A(β)); with tail = "renormalize" the tail is dropped and
+    the stored tokens alone sum to one. A position without a target is −inf throughout.
+    """
+    head = beta * topk_logprobs
+    mass = tail_logmass_at(tail_logmass, beta, xp=jnp)
+    if tail == "renormalize":
+        mass = jnp.full_like(mass, -jnp.inf)
+    unnormalised = jnp.concatenate([head, mass[:, None]], axis=-1)
+    normaliser = jax.nn.logsumexp(unnormalised, axis=-1, keepdims=True)
+    scored = jnp.isfinite(normaliser)
+    safe = jnp.where(scored, normaliser, 0.0)
+    return Teacher(
+        logp=jnp.where(scored, unnormalised - safe, -jnp.inf),
+        log_normaliser=safe[:, 0],
+        tail_logmass=mass,
+    )
+
+
+def divergence(
+    logp: Float[Array, "tokens categories"],
+    logq: Float[Array, "tokens categories"],
+    *,
+    kind: Divergence,
+    mix: float = 0.5,
+) -> Float[Array, " tokens"]:
+    """D(teacher p, student q) of each position in nats; `kind` and `mix` as in LossConfig."""
+    if kind == "forward_kl":
+        return _kl(logp, logq)
+    if kind == "reverse_kl":
+        return _kl(logq, logp)
+    if kind == "jsd":
+        middle = _log_mixture(logp, logq, mix)
+        return mix * _kl(logp, middle) + (1 - mix) * _kl(logq, middle)
+    return 0.5 * jnp.sum(jnp.abs(jnp.exp(logp) - jnp.exp(logq)), axis=-1)
+
+
+def temperature_scale(
+    temperature: Float[Array, ""] | float, *, kind: Divergence
+) -> Float[Array, ""] | float:
+    """The factor that keeps the gradient's size when T grows: T² (Hinton et al. 2015), T for TV."""
+    return temperature if kind == "tv" else temperature**2
+
+
+def _kl(
+    logp: Float[Array, "tokens categories"], logq: Float[Array, "tokens categories"]
+) -> Float[Array, " tokens"]:
+    # The double where: p·(log p − log q) at p = 0 is 0·(−inf), whose value *and* gradient are NaN.
+    present = jnp.isfinite(logp)
+    safe_p, safe_q = jnp.where(present, logp, 0.0), jnp.where(present, logq, 0.0)
+    return jnp.sum(jnp.where(present, jnp.exp(safe_p) * (safe_p - safe_q), 0.0), axis=-1)
+
+
+def _log_mixture(
+    logp: Float[Array, "tokens categories"], logq: Float[Array, "tokens categories"], mix: float
+) -> Float[Array, "tokens categories"]:
+    """log(mix·p + (1 − mix)·q), and 0 (any finite number) where both are absent."""
+    absent = jnp.isneginf(logp) & jnp.isneginf(logq)
+    safe_p, safe_q = jnp.where(absent, 0.0, logp), jnp.where(absent, 0.0, logq)
+    return jnp.logaddexp(jnp.log(mix) + safe_p, jnp.log1p(-mix) + safe_q)

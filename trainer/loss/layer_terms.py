@@ -1,0 +1,91 @@
+"""The loss's terms that compare layers: the student's forward pass against what the cache holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from decant.models import Decoder
+from decant.schemas.signals import scale_name
+from decant.schemas.targets.attention import decode_log
+from decant.schemas.targets.hidden import decode_int8
+from decant.trainer.loss.attention_maps import attention_loss
+from decant.trainer.loss.hidden_states import hidden_loss
+from decant.trainer.loss.layer_pairs import AttentionPair, HiddenPair, Pairs
+from decant.trainer.loss.loss_config import AttentionLoss, HiddenLoss, Loss
+
+Matrices = Mapping[str, Float[Array, "width stored"]]
+"""What the student's states pass: projections by their names, directions by their signals'."""
+
+
+class TermSums(NamedTuple):
+    """Of each term the mean over its pairs, summed over counted positions, without its λ."""
+
+    hidden: tuple[Float[Array, ""], ...] = ()
+    attention: tuple[Float[Array, ""], ...] = ()
+
+
+def term_sums(
+    model: Decoder,
+    states: Mapping[int, Float[Array, "batch position width"]],
+    batch: Mapping[str, Array],
+    *,
+    loss: Loss,
+    pairs: Pairs,
+    matrices: Matrices,
+) -> TermSums:
+    """Every term of the loss; `states` are the student's `pairs.hidden_layers`."""
+    return TermSums(
+        hidden=tuple(
+            _mean([_hidden(pair, term, states, batch, matrices) for pair in chosen])
+            for term, chosen in zip(loss.hidden, pairs.hidden, strict=True)
+        ),
+        attention=tuple(
+            _mean([_attention(pair, term, model, states, batch) for pair in chosen])
+            for term, chosen in zip(loss.attention, pairs.attention, strict=True)
+        ),
+    )
+
+
+def _hidden(
+    pair: HiddenPair, term: HiddenLoss, states: Mapping, batch: Mapping, matrices: Matrices
+) -> Float[Array, ""]:
+    stored, scale = batch[pair.signal], batch.get(scale_name(pair.signal))
+    matrix = pair.signal if pair.directions else pair.projection
+    return hidden_loss(
+        states[pair.student],
+        stored if scale is None else decode_int8(stored, scale, xp=jnp),
+        batch["loss_mask"],
+        kind=term.kind,
+        matrix=None if matrix is None else matrices[matrix],
+    )
+
+
+def _attention(
+    pair: AttentionPair, term: AttentionLoss, model: Decoder, states: Mapping, batch: Mapping
+) -> Float[Array, ""]:
+    # Training keeps its arguments only: maps are T² numbers a head, several times over.
+    @jax.checkpoint
+    def compare(inputs: Array, stored: Array) -> Float[Array, ""]:
+        maps = model.attention_maps(
+            inputs, batch["segment_ids"], batch["positions"], layer=pair.student, heads=pair.heads
+        )
+        return attention_loss(
+            maps,
+            decode_log(stored, xp=jnp) if stored.dtype == jnp.uint8 else stored,
+            batch["segment_ids"],
+            batch["loss_mask"],
+            kind=term.kind,
+            normalize=term.normalize,
+            average_heads=term.average_heads,
+        )
+
+    return compare(states[pair.student], batch[pair.signal])
+
+
+def _mean(values: list[Float[Array, ""]]) -> Float[Array, ""]:
+    return jnp.mean(jnp.stack(values))

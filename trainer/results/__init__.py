@@ -1,0 +1,1 @@
+"""After a run: evaluate, export, generate, report, compare, sweep."""

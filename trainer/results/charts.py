@@ -1,0 +1,205 @@
+"""Charts of a report: curves over updates and time, and what a judgement says by groups.
+
+Each is drawn once by matplotlib, for the page as SVG and for elsewhere as PNG.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from decant.trainer.results.evaluate import span
+from decant.trainer.results.runs import Compared
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#555555", "#8c510a")
+"""Okabe and Ito's, which are told apart by everybody; more runs get other dashes."""
+DASHES = ("-", "--", ":", "-.")
+LEGENDS = 6
+"""Runs that a legend in a chart has room for; the page names the colours anyway."""
+CURVES = {
+    "heldout_kl_bound": "Held out: KL to the teacher, nats a token (lower bound)",
+    "heldout_ce": "Held out: cross-entropy, nats a token",
+    "heldout_agreement": "Held out: likeliest token is the teacher's",
+}
+TRAINED = {"kl_loss": "Training: KL at T, nats", "ce_loss": "Training: cross-entropy, nats"}
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "decant",
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+    "legend.fontsize": 8.5,
+    "legend.framealpha": 0.8,
+}
+
+Draw = Callable[[Any], None]
+"""Puts a chart onto matplotlib's axes."""
+
+
+def colour(number: int) -> str:
+    """Of the run with this number."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def charts(runs: Sequence[Compared]) -> dict[str, Draw]:
+    """The charts that these runs have something for, by file name."""
+    found: dict[str, Draw] = {}
+    for name, title in CURVES.items():
+        found[name] = _curve(runs, name, title)
+    if any(run.seconds for run in runs):
+        found["kl_over_time"] = _over_time(runs)
+    for name, title in TRAINED.items():
+        found[name] = _trained(runs, name, title)
+    if any(run.judgement for run in runs):
+        found["by_frequency"] = _grouped(runs, "by_frequency", "next token's share of the text")
+        found["by_position"] = _grouped(runs, "by_position", "tokens before it in the document")
+        found["calibration"] = _calibration(runs)
+    return found
+
+
+def as_svg(draw: Draw) -> bytes:
+    """One chart; the same bytes for the same runs."""
+    return _drawn([draw], form="svg", size=(5.4, 3.5))
+
+
+def write_png(draws: Sequence[Draw], path: Path) -> None:
+    """Charts side by side."""
+    path.write_bytes(_drawn(draws, form="png", size=(4.8 * len(draws), 4.0)))
+
+
+def _drawn(draws: Sequence[Draw], *, form: str, size: tuple[float, float]) -> bytes:
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display needed
+    from matplotlib import pyplot
+
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = pyplot.subplots(1, len(draws), figsize=size, layout="constrained")
+        for draw, axis in zip(draws, np.atleast_1d(axes), strict=True):
+            draw(axis)
+        out = io.BytesIO()
+        metadata = {"Date": None} if form == "svg" else {"Software": None}
+        figure.savefig(out, format=form, dpi=130, metadata=metadata)
+        pyplot.close(figure)
+    return out.getvalue()
+
+
+def _line(axis: Any, number: int, run: Compared, x: Any, y: Any, **style: Any) -> None:
+    dashes = DASHES[number // len(COLOURS) % len(DASHES)]
+    axis.plot(x, y, color=colour(number), ls=dashes, lw=1.6, label=run.name, **style)
+
+
+def _finish(axis: Any, runs: Sequence[Compared], *, title: str, x: str) -> None:
+    axis.set_title(title, loc="left")
+    axis.set_xlabel(x)
+    if 1 < len(runs) <= LEGENDS:
+        axis.legend()
+
+
+def _curve(runs: Sequence[Compared], name: str, title: str) -> Draw:
+    def draw(axis: Any) -> None:
+        for number, run in enumerate(runs):
+            steps = [look["step"] for look in run.looks]
+            _line(axis, number, run, steps, _values(run.looks, name), marker="o", ms=3)
+        _leave_out_the_start(axis)
+        _finish(axis, runs, title=title, x="updates")
+
+    return draw
+
+
+def _over_time(runs: Sequence[Compared]) -> Draw:
+    def draw(axis: Any) -> None:
+        longest = max((max(run.seconds.values()) for run in runs if run.seconds), default=0.0)
+        scale, unit = (3600, "hours") if longest > 2 * 3600 else (60, "minutes")
+        for number, run in enumerate(runs):
+            looks = [look for look in run.looks if look["step"] in run.seconds]
+            times = [run.seconds[look["step"]] / scale for look in looks]
+            _line(axis, number, run, times, _values(looks, "heldout_kl_bound"), marker="o", ms=3)
+        _leave_out_the_start(axis)
+        title = "Held out: KL over time spent training"
+        _finish(axis, runs, title=title, x=f"{unit}, without judging and saving")
+
+    return draw
+
+
+def _trained(runs: Sequence[Compared], name: str, title: str) -> Draw:
+    def draw(axis: Any) -> None:
+        for number, run in enumerate(runs):
+            values = _values(run.updates, name)
+            steps = np.array([line["step"] for line in run.updates])
+            width = max(1, len(values) // 20)
+            smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+            if width > 1:
+                axis.plot(steps, values, color=colour(number), lw=0.6, alpha=0.25)
+            _line(axis, number, run, steps[width - 1 :], smooth)
+        _fit(axis, [line.get_ydata() for line in axis.get_lines() if line.get_alpha() is None])
+        _finish(axis, runs, title=f"{title} (running mean)", x="updates")
+
+    return draw
+
+
+def _grouped(runs: Sequence[Compared], by: str, of: str) -> Draw:
+    def draw(axis: Any) -> None:
+        named: dict[str, None] = {}
+        for run in runs:
+            named |= dict.fromkeys(_group(means) for means in (run.judgement or {}).get(by, ()))
+        places = {name: i for i, name in enumerate(named)}
+        judged = [(number, run) for number, run in enumerate(runs) if run.judgement]
+        width = 0.8 / max(len(judged), 1)
+        for offset, (number, run) in enumerate(judged):
+            groups = (run.judgement or {})[by]
+            x = np.array([places[_group(means)] for means in groups])
+            x = x + (offset - (len(judged) - 1) / 2) * width
+            heights = [means["kl_bound"] for means in groups]
+            axis.bar(x, heights, width, color=colour(number), label=run.name)
+        axis.set_xticks(range(len(places)), list(places), rotation=30, ha="right", fontsize=8)
+        axis.grid(axis="x", visible=False)
+        _finish(axis, [run for _, run in judged], title="KL ≥, nats", x=of)
+
+    return draw
+
+
+def _calibration(runs: Sequence[Compared]) -> Draw:
+    def draw(axis: Any) -> None:
+        axis.plot([0, 1], [0, 1], color="#bbbbbb", lw=1)
+        for number, run in enumerate(runs):
+            if run.judgement:
+                bins = run.judgement["calibration"]
+                x, y = ([one[name] for one in bins] for name in ("confidence", "accuracy"))
+                _line(axis, number, run, x, y, marker="o", ms=3)
+        judged = [run for run in runs if run.judgement]
+        title = "Calibration: how often right"
+        _finish(axis, judged, title=title, x="probability of the likeliest token")
+
+    return draw
+
+
+def _group(means: dict[str, Any]) -> str:
+    return means["frequency"] if "frequency" in means else span(means)
+
+
+def _values(lines: Sequence[dict[str, Any]], name: str) -> np.ndarray:
+    """A line that lacks it, or where it was not finite, leaves a gap."""
+    found = [line.get(name) for line in lines]
+    return np.array([np.nan if x is None else x for x in found], float)
+
+
+def _leave_out_the_start(axis: Any) -> None:
+    """Fit the height to all but each curve's first value, which dwarfs the others when cut."""
+    _fit(axis, [line.get_ydata()[1:] for line in axis.get_lines()])
+
+
+def _fit(axis: Any, curves: Sequence[np.ndarray]) -> None:
+    later = np.concatenate([np.asarray(curve, float) for curve in (*curves, [])])
+    later = later[np.isfinite(later)]
+    if len(later) > 1 and np.ptp(later) > 0:
+        margin = 0.05 * np.ptp(later)
+        axis.set_ylim(later.min() - margin, later.max() + margin)

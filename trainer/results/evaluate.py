@@ -1,0 +1,207 @@
+"""Judging a run's student on held-out rows from the cache alone: the command `evaluate`.
+
+What the numbers are says `trainer.judging.measures`; they are means over the positions that count.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from decant.models import open_checkpoint
+from decant.models.mesh.sharding import everywhere, student_mesh
+from decant.schemas import Cache, open_cache
+from decant.schemas.disk.atomic import read_json, write_json
+from decant.schemas.records.rows import next_tokens
+from decant.trainer.config import Evaluate, Loss
+from decant.trainer.judging.heldout import heldout_batches, heldout_rows, spread_rows
+from decant.trainer.judging.measures import Known, batch_measures
+from decant.trainer.judging.tally import (
+    Tally,
+    frequency_group,
+    frequency_groups,
+    position_group,
+    position_groups,
+)
+from decant.trainer.run.binding import settings_of
+from decant.trainer.run.checkpoint import Checkpoints
+from decant.trainer.run.loop import load_run
+from decant.trainer.run.student import INITIAL
+from decant.trainer.update.step import to_device
+
+FILE = "evaluation.json"
+COUNTED_TOKENS = 1 << 22
+"""Of training rows, in which tokens are counted to say how frequent each is."""
+
+
+def evaluate(config: Evaluate) -> dict[str, Any]:
+    """What a run's checkpoint is worth; also written to `evaluation.json` in the run.
+
+    Over all positions under `heldout_…`, the names of the training loop's look, and again by the
+    next token's frequency and by position. Without a tail prior or draws in the cache, the KLs
+    that need them are left out.
+    """
+    cache = open_cache(config.cache)
+    _check_tokenizer(config.run, cache)
+    mesh = student_mesh(fsdp=jax.device_count())
+    graph, params = load_run(config.run, dtype=config.dtype, checkpoint=config.checkpoint)
+    temperature = training_temperature(config.run)
+    compiled = jax.jit(
+        partial(
+            batch_measures,
+            graph,
+            vocabulary=cache.manifest.vocabulary_size,
+            chunk_tokens=Loss().chunk_tokens,
+        )
+    )
+    known = _known(cache, temperature=temperature, mesh=mesh)
+    numbers = heldout_rows(cache, config.heldout_rows)
+    tallies = (
+        Tally([{}]),
+        Tally(frequency_groups()),
+        Tally(position_groups(cache.manifest.sequence_length)),
+    )
+    shares = token_shares(cache)
+    tail = "sampled" if cache.manifest.logits.draws else "bucket"
+    batch_rows = config.batch_rows + -config.batch_rows % mesh.size
+    for batch in heldout_batches(cache, numbers, batch_rows=batch_rows):
+        found = compiled(params, to_device(batch, mesh=mesh, tail=tail), known)
+        counted = batch["loss_mask"]
+        measures = {
+            name: np.asarray(values)[counted]
+            for name, values in found._asdict().items()
+            if values is not None
+        }
+        labels, positions = next_tokens(batch["tokens"])[counted], batch["positions"][counted]
+        groups = np.zeros_like(labels), frequency_group(shares[labels]), position_group(positions)
+        for tally, group in zip(tallies, groups, strict=True):
+            tally.add(group, measures)
+    whole, by_frequency, by_position = tallies
+    judgement = {
+        "step": step_of(config.run, config.checkpoint),
+        "cache_id": cache.manifest.cache_id,
+        "rows": len(numbers),
+        "dtype": config.dtype,
+        "temperature": temperature,
+        **{f"heldout_{name}": value for name, value in whole.judged()[0].items()},
+        "calibration": whole.calibration(),
+        "by_frequency": by_frequency.judged(),
+        "by_position": by_position.judged(),
+    }
+    write_json(config.run / FILE, judgement)
+    return judgement
+
+
+def evaluation_of(run: Path) -> dict[str, Any] | None:
+    """The run's last judgement, if it was judged."""
+    return read_json(run / FILE) if (run / FILE).exists() else None
+
+
+def training_temperature(run: Path) -> float:
+    """T of both distributions at the end of a run."""
+    settings = settings_of(run)
+    end = settings.get("loss.temperature_end")
+    return float(settings["loss.temperature"] if end is None else end)
+
+
+def token_shares(cache: Cache) -> np.ndarray:
+    """How large a part of the training text each token is, float64 [vocabulary].
+
+    Counted where a token is learned from, in as many rows as hold `COUNTED_TOKENS`, spread evenly.
+    """
+    counts = np.zeros(cache.manifest.vocabulary_size)
+    count = max(1, COUNTED_TOKENS // cache.manifest.sequence_length)
+    rows = spread_rows(cache.rows(split="train"), count)
+    for start in range(0, len(rows), 256):
+        batch = cache.read(rows[start : start + 256], signals=())
+        labels = next_tokens(batch["tokens"])[batch["loss_mask"]]
+        counts += np.bincount(labels, minlength=len(counts))
+    return counts / max(counts.sum(), 1)
+
+
+COLUMNS = {
+    "kl_bound": ("KL ≥", "{:.4f}"),
+    "kl_estimate": ("KL ≈", "{:.4f}"),
+    "kl_unbiased": ("KL, draws", "{:.4f}"),
+    "kl_bound_at_temperature": ("at T ≥", "{:.4f}"),
+    "kl_estimate_at_temperature": ("at T ≈", "{:.4f}"),
+    "ce": ("CE", "{:.4f}"),
+    "perplexity": ("perplexity", "{:,.1f}"),
+    "agreement": ("top-1", "{:.1%}"),
+    "top5_agreement": ("top-5", "{:.1%}"),
+    "accuracy": ("right", "{:.1%}"),
+    "ece": ("ECE", "{:.3f}"),
+}
+"""How a table shows measures."""
+
+
+def as_table(judgement: dict[str, Any]) -> Table:
+    """What `evaluate` found, for the eye."""
+    prefix = "heldout_"
+    whole = {k.removeprefix(prefix): v for k, v in judgement.items() if k.startswith(prefix)}
+    shown = [name for name in COLUMNS if name in whole]
+    if judgement["temperature"] == 1:
+        shown = [name for name in shown if not name.endswith("at_temperature")]
+    title = f"{judgement['rows']} held-out rows, T = {judgement['temperature']:g}"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("positions", no_wrap=True)
+    for name in ("tokens", *(COLUMNS[name][0] for name in shown), "acceptance"):
+        table.add_column(name, justify="right")
+
+    def add(label: str, means: dict[str, Any], **style: Any) -> None:
+        cells = [COLUMNS[name][1].format(means[name]) for name in shown]
+        low, high = means["acceptance"]
+        acceptance = f"{low:.1%} – {high:.1%}"
+        table.add_row(label, f"{means['tokens']:,}", *cells, acceptance, **style)
+
+    add("all", whole, end_section=True)
+    for means in judgement["by_frequency"]:
+        last = means is judgement["by_frequency"][-1]
+        add(f"next token {means['frequency']}", means, end_section=last)
+    for means in judgement["by_position"]:
+        add(f"at {span(means)}", means)
+    return table
+
+
+def span(means: dict[str, Any]) -> str:
+    """`0`, `4–7`: which positions a group of them holds."""
+    start, end = means["position_from"], means["position_to"]
+    return str(start) if start == end else f"{start}–{end}"
+
+
+def _known(cache: Cache, *, temperature: float, mesh: Mesh) -> Known:
+    try:
+        prior = cache.tail_prior()
+    except ValueError:  # captured by version 0.1, which made none
+        prior = None
+    return Known(
+        None if temperature == 1 else everywhere(np.asarray(temperature, np.float32), mesh),
+        None if prior is None else everywhere(np.asarray(prior, np.float32), mesh),
+    )
+
+
+def step_of(run: Path, checkpoint: str) -> int:
+    """Updates that a run's checkpoint of this name has seen; 0 if there is none yet."""
+    checkpoints = Checkpoints(run, read_only=True)
+    step = checkpoints.called(checkpoint)
+    checkpoints.close()
+    return step or 0
+
+
+def _check_tokenizer(run: Path, cache: Cache) -> None:
+    if not (run / INITIAL).is_dir():
+        raise FileNotFoundError(f"{run / INITIAL}: not there; {run} is not the directory of a run")
+    ours = open_checkpoint(run / INITIAL).tokenizer().digest
+    if ours != cache.manifest.tokenizer:
+        raise ValueError(
+            f"{cache.path}: captured with tokenizer {cache.manifest.tokenizer[:12]}, but the "
+            f"student of {run} uses {ours[:12]}; token ids would not line up. Judge it on a cache "
+            "of a teacher with its tokenizer"
+        )

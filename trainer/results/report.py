@@ -1,0 +1,206 @@
+"""The command `report`: one page that compares runs, and its charts as pictures.
+
+The page needs nothing else, neither files nor a network; the same runs give the same page.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from decant.schemas.disk.atomic import write_bytes
+from decant.trainer.config import Report
+from decant.trainer.results.charts import CURVES, as_svg, charts, colour, write_png
+from decant.trainer.results.runs import ABSENT, Compared, compared, differences
+
+PAGE = "report.html"
+LEARNED = "learned.png"
+"""The three held-out curves in one picture."""
+
+SIDE_BY_SIDE = 4
+"""Runs that are shown as columns."""
+
+Value = Callable[[Compared], Any]
+MEASURES: tuple[tuple[str, str, Value, str, int], ...] = (
+    ("updates", "", lambda r: r.updates[-1]["step"] if r.updates else None, "{:,}", 0),
+    ("KL ≥", "nats a token, T = 1", lambda r: r.measure("heldout_kl_bound"), "{:.4f}", -1),
+    ("KL ≈", "tail by its prior", lambda r: r.measure("heldout_kl_estimate"), "{:.4f}", -1),
+    ("KL, draws", "right on average", lambda r: r.measure("heldout_kl_unbiased"), "{:.4f}", -1),
+    ("CE", "nats a token", lambda r: r.measure("heldout_ce"), "{:.4f}", -1),
+    ("perplexity", "", lambda r: r.measure("heldout_perplexity"), "{:,.1f}", -1),
+    ("top-1", "the teacher's", lambda r: r.measure("heldout_agreement"), "{:.1%}", 1),
+    ("top-5", "shared", lambda r: r.measure("heldout_top5_agreement"), "{:.1%}", 1),
+    ("right", "next token", lambda r: r.measure("heldout_accuracy"), "{:.1%}", 1),
+    ("ECE", "", lambda r: r.measure("heldout_ece"), "{:.3f}", -1),
+    ("accepted", "as a draft", lambda r: r.measure("heldout_acceptance"), "{:.1%}", 0),
+    ("read", "bytes a token", lambda r: r.bytes_per_token, "{:,.1f}", 0),
+    ("update", "µs a token", lambda r: r.microseconds_per_token, "{:,.1f}", 0),
+    ("trained", "minutes", lambda r: max(r.seconds.values(), default=0) / 60 or None, "{:,.1f}", 0),
+    ("MFU", "", lambda r: _last(r, "mfu"), "{:.1%}", 0),
+)
+"""Columns: name, unit, where from, how written, and which way is better (0: neither)."""
+
+
+def report(config: Report) -> Path:
+    """Write the page and the pictures; returns the page."""
+    runs = compared(config.runs)
+    drawn = charts(runs)
+    images = {name: as_svg(draw) for name, draw in drawn.items()}
+    config.output.mkdir(parents=True, exist_ok=True)
+    for name, draw in drawn.items():
+        write_png([draw], config.output / f"{name}.png")
+    write_png([drawn[name] for name in CURVES], config.output / LEARNED)
+    write_bytes(config.output / PAGE, page(runs, images).encode())
+    return config.output / PAGE
+
+
+def page(runs: Sequence[Compared], images: dict[str, bytes]) -> str:
+    """The HTML, charts included."""
+    title = f"{len(runs)} runs compared" if len(runs) > 1 else f"Run {runs[0].name}"
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        '<p class="note">Held-out rows, which no run was trained on. KL ≥ counts the teacher’s '
+        "tail as one token and is a lower bound; the others are there after "
+        "<code>decant evaluate</code>.</p>",
+        _summary(runs),
+        "<h2>What was learned</h2>",
+        _charts(images),
+        "<h2>What differs</h2>",
+        _differences(runs),
+        "<h2>What was read</h2>",
+        _read(runs),
+        "<h2>All settings</h2>",
+        *(_settings(run) for run in runs),
+    ]
+    template = Path(__file__).with_name("report.html").read_text("utf-8")
+    return template.replace("TITLE", escape(title)).replace("BODY", "\n".join(body))
+
+
+def _summary(runs: Sequence[Compared]) -> str:
+    """Runs below each other; a few of them side by side, which also a phone has room for."""
+    rows = [[_named(runs, number)] for number in range(len(runs))]
+    head = ["run"]
+    for name, unit, value, form, way in MEASURES:
+        values = [value(run) for run in runs]
+        if all(found is None for found in values):
+            continue
+        head.append(f"{escape(name)} <small>{escape(unit)}</small>" if unit else escape(name))
+        best = _best(values, way)
+        for row, found in zip(rows, values, strict=True):
+            row.append(_cell(_written(found, form), best=len(runs) > 1 and found == best))
+    if len(runs) > SIDE_BY_SIDE:
+        return _table(head, rows)
+    sides = [_named(runs, number, cell=False) for number in range(len(runs))]
+    kinds = [_cell("learned from", head=True), *(_cell(_wrapped(run.kind)) for run in runs)]
+    turned = [
+        [_cell(text, head=True), *cells]
+        for text, cells in zip(head[1:], zip(*(row[1:] for row in rows), strict=True), strict=True)
+    ]
+    return _table(["", *sides], [kinds, *turned])
+
+
+def _best(values: Sequence[Any], way: int) -> Any:
+    known = [value for value in values if value is not None]
+    if not way or not known:
+        return object()
+    return max(known) if way > 0 else min(known)
+
+
+def _charts(images: dict[str, bytes]) -> str:
+    figures = [
+        f'<img alt="{escape(name.replace("_", " "))}" '
+        f'src="data:image/svg+xml;base64,{base64.b64encode(image).decode()}">'
+        for name, image in images.items()
+    ]
+    return '<div class="charts">' + "\n".join(figures) + "</div>"
+
+
+def _differences(runs: Sequence[Compared]) -> str:
+    found = differences(runs)
+    if not found:
+        return "<p>One run only.</p>" if len(runs) == 1 else "<p>Nothing: the settings agree.</p>"
+    head = ["setting", *(_named(runs, number, cell=False) for number in range(len(runs)))]
+    rows = [
+        [_cell(escape(name), head=True), *(_cell(_setting(value)) for value in values)]
+        for name, values in found.items()
+    ]
+    return _table(head, rows, left=True)
+
+
+def _read(runs: Sequence[Compared]) -> str:
+    head = ["run", "cache", "teacher", "train rows", "train tokens", "bytes a token, by signal"]
+    rows = []
+    for number, run in enumerate(runs):
+        for cache in run.caches:
+            sizes = (f"{name} {size:,.1f}" for name, size in cache["bytes_per_token"].items())
+            cells = (
+                f"<code>{cache['cache_id'][:12]}</code>",
+                f"<code>{(cache['teacher_id'] or ABSENT)[:12]}</code>",
+                f"{cache['train']['rows']:,}",
+                f"{cache['train']['tokens']:,}",
+                escape(", ".join(sizes)),
+            )
+            rows.append([_named(runs, number), *map(_cell, cells)])
+    if not rows:
+        return "<p>Not written down: these runs began before 0.5.</p>"
+    return _table(head, rows, left=True)
+
+
+def _settings(run: Compared) -> str:
+    rows = [
+        [_cell(escape(name), head=True), _cell(_setting(value))]
+        for name, value in sorted(run.settings.items())
+    ]
+    table = _table(["setting", "value"], rows, left=True)
+    return f"<details><summary>{escape(run.name)}</summary>{table}</details>"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: bool = False) -> str:
+    first = "".join(f"<th>{text}</th>" for text in head)
+    rest = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
+    kind = ' class="left"' if left else ""
+    return (
+        f'<div class="wide"><table{kind}><thead><tr>{first}</tr></thead>'
+        f"<tbody>{rest}</tbody></table></div>"
+    )
+
+
+def _named(runs: Sequence[Compared], number: int, *, cell: bool = True) -> str:
+    """A run's name with its colour and what it learned from."""
+    run = runs[number]
+    text = f'<span class="chip" style="background:{colour(number)}"></span>{escape(run.name)}'
+    return _cell(f"{text}<br><small>{escape(run.kind)}</small>", head=True) if cell else text
+
+
+def _cell(text: str, *, head: bool = False, best: bool = False) -> str:
+    if head:
+        return f"<th>{text}</th>"
+    return f'<td class="best">{text}</td>' if best else f"<td>{text}</td>"
+
+
+def _wrapped(text: str) -> str:
+    return f'<div class="wrap">{escape(text)}</div>'
+
+
+def _written(value: Any, form: str) -> str:
+    if value is None:
+        return ABSENT
+    if isinstance(value, list):
+        return " – ".join(form.format(x) for x in value)
+    return form.format(value)
+
+
+def _setting(value: Any) -> str:
+    """Long names that are hashes by their beginning."""
+    if value is None:
+        return ABSENT
+    text = str(value)
+    is_hash = len(text) == 64 and all(c in "0123456789abcdef" for c in text)
+    return escape(text[:12] if is_hash else text)
+
+
+def _last(run: Compared, name: str) -> Any:
+    return next((line[name] for line in reversed(run.updates) if name in line), None)

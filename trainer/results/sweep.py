@@ -1,0 +1,189 @@
+"""Many students from one cache, one after the other, and how they compare.
+
+Each student is a run like any other, in a directory of its own: killed and started again, those
+that are done stay, and the one under way goes on. All are judged on the same held-out rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from decant.schemas import open_cache
+from decant.schemas.disk.atomic import write_bytes
+from decant.settings import parse_tables, read_table
+from decant.trainer.config import Evaluate, Train
+from decant.trainer.data.mixture import check_mixture, open_others
+from decant.trainer.results.evaluate import evaluate
+from decant.trainer.run.binding import settings_of
+from decant.trainer.run.checkpoint import latest_step
+from decant.trainer.run.loop import train
+from decant.trainer.run.requirements import check_cache, settled
+
+COMPARISON = "comparison.json"
+_KEYS = ("run", "heldout_rows", "base", "students", "grid")
+_COLUMNS = {
+    "heldout_kl_bound": "KL ≥",
+    "heldout_ce": "CE",
+    "heldout_perplexity": "perplexity",
+    "heldout_agreement": "agreement",
+}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is trained, by name, and where the comparison goes."""
+
+    run: Path
+    students: dict[str, Train]
+    heldout_rows: int | None = None
+    """Rows that all are judged by at the end; None: all."""
+
+
+def read_sweep(path: Path, arguments: Sequence[str] = ()) -> Sweep:
+    """The students of a sweep's file; `arguments` are a config file and flags for all of them.
+
+    A student's settings are, later ones first: flags, its own in `[[students]]`, those of `[grid]`
+    (one student for each combination of values), `[base]`, the config file.
+    """
+    table, flags = read_table(path), list(arguments)
+    for key in table:
+        if key not in _KEYS:
+            near = difflib.get_close_matches(key, _KEYS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(_KEYS)}"
+            raise ValueError(f"{path}: unknown key {key}; {hint}")
+    below = [table.get("base", {})]
+    if flags and not flags[0].startswith("-"):
+        below = [read_table(Path(flags.pop(0))), *below]
+    directory = Path(table.get("run", f"runs/{path.stem}"))
+    students: dict[str, Train] = {}
+    for name, own in _students(table, path=path):
+        program = f"{path}, student {name}"
+        config = parse_tables(Train, [*below, *own], flags, program=program, path=path)
+        if name in students:
+            raise ValueError(f"{path}: two students are called {name!r}; each has its own name")
+        students[name] = dataclasses.replace(config, run=directory / name)
+    caches = sorted({str(config.cache) for config in students.values()})
+    if len(caches) != 1:
+        raise ValueError(
+            f"{path}: students of a sweep are judged on the held-out rows of one cache, but these "
+            f"name {', '.join(caches)}. Give them one `cache`, and mix others in with data.caches"
+        )
+    return Sweep(directory, students, table.get("heldout_rows"))
+
+
+def _students(table: Mapping[str, Any], *, path: Path) -> Iterator[tuple[str, list[dict]]]:
+    """Name and tables of each student."""
+    grid, listed = _flat(table.get("grid", {})), table.get("students", [{}])
+    for number, student in enumerate(listed):
+        own = {key: value for key, value in student.items() if key != "name"}
+        called = student.get("name", "" if len(listed) == 1 and grid else f"student-{number}")
+        if "run" in own or "/" in called or called.startswith("."):
+            raise ValueError(
+                f"{path}: student {called or number}: its directory is its name in the sweep's "
+                "`run`; a name is no path, and students have no `run` of their own"
+            )
+        for values in itertools.product(*grid.values()):
+            chosen = dict(zip(grid, values, strict=True))
+            varied = [f"{key.rpartition('.')[2]}={value}" for key, value in chosen.items()]
+            name = "-".join([*([called] if called else []), *varied])
+            yield name, [_nested(key, value) for key, value in chosen.items()] + [own]
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, list]:
+    """Lists of values by dotted name, from `"loss.alpha" = […]` or `[grid.loss] alpha = […]`."""
+    flat: dict[str, list] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value:
+            flat[prefix + key] = value
+        else:
+            raise ValueError(f"grid: {prefix}{key} is {value!r}; expected a list of values")
+    return flat
+
+
+def _nested(name: str, value: Any) -> dict[str, Any]:
+    first, _, rest = name.partition(".")
+    return {first: _nested(rest, value) if rest else value}
+
+
+def sweep(config: Sweep, *, console: Console | None = None) -> bool:
+    """Train all students, or go on, and compare them: a table and `comparison.json`.
+
+    Whether all are done: not if one failed, or a signal stopped the sweep. Errors of settings are
+    ValueError before any student begins.
+    """
+    console = console or Console(soft_wrap=True, highlight=False)
+    for name, student in config.students.items():
+        _check(student, name)
+    failed: dict[str, str] = {}
+    for number, (name, student) in enumerate(config.students.items(), 1):
+        console.print(f"student {number} of {len(config.students)}: {name} in {student.run}")
+        try:
+            if not train(student):
+                return False  # It said how to go on.
+        except (FloatingPointError, ValueError, OSError) as error:
+            # The others do not depend on it.
+            console.print(f"error: {error}", markup=False)
+            failed[name] = str(error)
+    trained = {n: c for n, c in config.students.items() if n not in failed}
+    found = compare(trained, heldout_rows=config.heldout_rows)
+    document = {
+        "cache": str(next(iter(config.students.values())).cache),
+        "heldout_rows": config.heldout_rows,
+        "students": found,
+        "failed": failed,
+    }
+    write_bytes(config.run / COMPARISON, json.dumps(document, indent=1).encode())
+    console.print(table_of(found))
+    for name in failed:
+        console.print(f"{name} failed; see above. Run again and it goes on", markup=False)
+    return not failed
+
+
+def compare(students: Mapping[str, Train], *, heldout_rows: int | None) -> list[dict[str, Any]]:
+    """Each student's held-out metrics and the settings that not all share, the best KL first."""
+    bound = {name: settings_of(config.run) for name, config in students.items()}
+    keys = dict.fromkeys(key for settings in bound.values() for key in settings)
+    values = {key: {json.dumps(s.get(key)) for s in bound.values()} for key in keys}
+    differing = [key for key in keys if len(values[key]) > 1]
+    found = []
+    for name, config in students.items():
+        asked = Evaluate(
+            run=config.run, cache=config.cache, heldout_rows=heldout_rows, dtype=config.dtype
+        )
+        settings = {key: bound[name].get(key) for key in differing}
+        step = latest_step(config.run)
+        found.append({"name": name, "step": step, "settings": settings, **evaluate(asked)})
+    return sorted(found, key=lambda student: student["heldout_kl_bound"])
+
+
+def table_of(found: Sequence[Mapping[str, Any]]) -> Table:
+    """For the terminal."""
+    table = Table("student", "updates", *_COLUMNS.values(), "what it differs in")
+    for student in found:
+        settings = [f"{key} {value}" for key, value in student["settings"].items()]
+        metrics = [f"{student[name]:.4f}" for name in _COLUMNS]
+        table.add_row(student["name"], str(student["step"]), *metrics, ", ".join(settings))
+    return table
+
+
+def _check(config: Train, name: str) -> None:
+    """ValueError that says the student, if its settings do not fit the cache."""
+    try:
+        cache = open_cache(config.cache)
+        check_cache(cache, loss=config.loss)
+        config, pairs = settled(config, cache=cache)
+        check_mixture(cache, open_others(config.data), loss=config.loss, pairs=pairs)
+    except ValueError as error:
+        raise ValueError(f"student {name}: {error}") from error

@@ -1,0 +1,1 @@
+"""A run: its loop, directory, checkpoints and logs."""

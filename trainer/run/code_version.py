@@ -1,0 +1,25 @@
+"""The version of the code that trains. A run that goes on is bound to it, as to its data."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+
+import decant
+
+PACKAGES = ("schemas", "models", "trainer")
+"""Whose sources, beside the settings', decide what an update does."""
+
+
+@functools.cache
+def code_version() -> str:
+    """`0.7.0 1a2b3c4d5e6f`: the release and a hash of the sources."""
+    root = Path(decant.__file__).parent
+    paths = [root / "settings.py"]
+    for package in PACKAGES:
+        paths += (root / package).rglob("*.py")
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return f"{decant.__version__} {digest.hexdigest()[:12]}"

@@ -1,0 +1,150 @@
+"""`metrics.jsonl`, one object a line, and the same for TensorBoard and in the terminal.
+
+A line of training has `loss`; a line of judging has `heldout_…`. Lines are in order of `step`
+and no step contradicts another: going on from a checkpoint drops what came after it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from decant.schemas.disk.atomic import write_bytes
+from decant.trainer.run.tensorboard import EventFile
+
+FILE = "metrics.jsonl"
+SHOWN = {
+    "loss": "loss",
+    "kl_loss": "kl",
+    "ce_loss": "ce",
+    "hidden_state_loss": "hidden",
+    "attention_loss": "attention",
+}
+"""What of a line is for the eye too, if it is there."""
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """All lines of a run; a last line that a kill cut short is left out."""
+    path = run / FILE
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: not there; {run} is not the directory of a run")
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+class Metrics:
+    """Writes a run's metrics to its files and to the terminal."""
+
+    def __init__(
+        self,
+        run: Path,
+        *,
+        after: int | None,
+        steps: int,
+        quiet: bool = False,
+        as_json: bool = False,
+    ):
+        """Go on after the checkpoint of step `after` (None: there is none) in a run of `steps`.
+
+        Lines that an earlier life wrote after it are dropped. `quiet`: nothing is printed;
+        `as_json`: every line on standard output, with `steps` and `eta_seconds` besides.
+        """
+        path = run / FILE
+        if path.exists():
+            lines = read_metrics(run)
+            kept = [line for line in lines if after is not None and line["step"] <= after]
+            write_bytes(path, "".join(_json(line) for line in kept).encode())
+        self._file = path.open("a", encoding="utf-8")
+        self._events = EventFile(run, after=after)
+        self._steps, self._as_json = steps, as_json
+        self._console = Console(stderr=True, quiet=quiet)
+        self._draws = sys.stderr.isatty() and not quiet and not as_json
+        # Of the last lines: what the time that is left is guessed from.
+        self._recent: deque[float] = deque(maxlen=20)
+        self._progress = Progress(
+            TextColumn("train"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[now]}"),
+            console=self._console,
+            disable=not self._draws,
+        )
+        self._task = self._progress.add_task("train", total=steps, completed=after or 0, now="")
+        self._progress.start()
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """A line of training."""
+        left = self._seconds_left(metrics)
+        self._write(metrics, eta_seconds=left)
+        parts = [f"{label} {metrics[name]:.4f}" for name, label in SHOWN.items() if name in metrics]
+        parts.append(f"{metrics['step_seconds']:.3g} s")
+        parts.append(f"{metrics['tokens_per_second']:,.0f} tokens/s")
+        if "mfu" in metrics:
+            parts.append(f"MFU {metrics['mfu']:.1%}")
+        if left is not None:
+            parts.append(f"{_duration(left)} left")
+        now = "  ".join(parts)
+        self._progress.update(self._task, completed=metrics["step"], now=now)
+        if not self._draws and not self._as_json:
+            self._console.print(
+                f"step {metrics['step']:>6}  {now}", highlight=False, soft_wrap=True
+            )
+
+    def judged(self, metrics: dict[str, Any]) -> None:
+        """A line of judging."""
+        self._write(metrics)
+        if not self._as_json:
+            self.say(
+                f"step {metrics['step']:>6}  held out: KL ≥ {metrics['heldout_kl_bound']:.4f}, "
+                f"agreement {metrics['heldout_agreement']:.1%}, CE {metrics['heldout_ce']:.4f}, "
+                f"perplexity {metrics['heldout_perplexity']:,.1f}"
+            )
+
+    def say(self, text: str) -> None:
+        """Something for the eye only."""
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Stop drawing."""
+        self._progress.stop()
+        self._events.close()
+        self._file.close()
+
+    def _write(self, metrics: dict[str, Any], **printed: Any) -> None:
+        self._file.write(_json(metrics))
+        self._file.flush()
+        self._events.add(metrics)
+        if self._as_json:
+            print(_json({**metrics, "steps": self._steps, **printed}), end="", flush=True)
+
+    def _seconds_left(self, metrics: dict[str, Any]) -> float | None:
+        """None until there is an update that was not also compiled."""
+        self._recent.append(metrics["step_seconds"])
+        some = list(self._recent)
+        if len(some) < 2:
+            return None
+        # The median: a first update that was also compiled is still among few.
+        return round(sorted(some)[(len(some) - 1) // 2] * (self._steps - metrics["step"]), 1)
+
+
+def _duration(seconds: float) -> str:
+    """4:05, or 1:04:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _json(metrics: dict[str, Any]) -> str:
+    # JSON has no NaN; null keeps the line readable everywhere.
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in metrics.items()
+    }
+    return json.dumps(finite) + "\n"
