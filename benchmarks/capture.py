@@ -33,10 +33,10 @@ from decant.pipelines.teacher.targets import CHUNK_TOKENS
 from decant.schemas import codecs
 from decant.schemas.codecs import Profile
 from decant.schemas.disk.array_record import write_records
-from decant.schemas.manifest.plan import MeshShape, PlannedTeacher
+from decant.schemas.manifest.plan import PlannedTeacher, TeacherMesh
 from decant.schemas.records.logits import encode_logits
 from decant.schemas.records.rows import Row, Segment
-from decant.schemas.signals import Wanted
+from decant.schemas.signals import TargetSpec
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def main(options: Options) -> None:
         # Medians of turns taken side by side, so a busy machine slows both.
         ratio = statistics.median(b / c for b, c in zip(bare, captured, strict=True))
         tokens = (
-            default_batch_rows(options.sequence_length, mesh=MeshShape()) * options.sequence_length
+            default_batch_rows(options.sequence_length, mesh=TeacherMesh())
+            * options.sequence_length
         )
         rates = [tokens * options.batches / statistics.median(t) for t in (bare, captured)]
         table.add_row(dtype, f"{rates[0]:,.0f}", f"{rates[1]:,.0f}", f"{ratio:.3f}")
@@ -72,12 +73,12 @@ def measure(options: Options, dtype: str) -> tuple[list[float], list[float]]:
     """Seconds a turn of the bare forward and of capture."""
     checkpoint = open_checkpoint(options.model)
     vocabulary = checkpoint.tokenizer().size
-    batch = default_batch_rows(options.sequence_length, mesh=MeshShape())
+    batch = default_batch_rows(options.sequence_length, mesh=TeacherMesh())
     rows = real_rows(options.model, length=options.sequence_length, count=batch * options.batches)
     bare = BareTeacher(options.model, dtype, batch_rows=batch)
     planned = PlannedTeacher(options.model, "", dtype, vocabulary, options.sequence_length, batch)
     betas = (1.0,) if options.draws else ()
-    teacher, asked = TeacherRunner(planned), Asked(Wanted(options.k, options.draws, betas))
+    teacher, asked = TeacherRunner(planned), Asked(TargetSpec(options.k, options.draws, betas))
     sample = [output.targets for output in teacher.run(rows, asked)]
     tables = codecs.fit(options.profile, sample[0], vocabulary=vocabulary)
 

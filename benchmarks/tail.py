@@ -21,7 +21,7 @@ from decant.pipelines.teacher.sharded_head import Head
 from decant.pipelines.teacher.targets import targets
 from decant.schemas import open_cache
 from decant.schemas.codecs import NODES
-from decant.schemas.signals import Wanted
+from decant.schemas.signals import TargetSpec
 from decant.schemas.targets.targets import tail_logmass_at
 
 TEMPERATURES = (1.0, 1.1, 1.2, 1.4, 1.6, 1.8, 2.0, 2.4, 2.8, 3.2, 4.0, 5.5, 8.0, 16.0, 100.0)
@@ -66,7 +66,7 @@ def _errors(hidden: np.ndarray, unembedding: jax.Array, *, ks: list[int]) -> dic
             hidden,
             unembedding,
             jnp.zeros(len(hidden)),
-            wanted=Wanted(k, betas=NODES["lossless"]),
+            spec=TargetSpec(k, betas=NODES["lossless"]),
             head=Head(Vocabulary(unembedding.shape[1])),
         )
         ids, logprobs, mass = (
@@ -89,7 +89,7 @@ def _kl(top, rest, logprobs, mass, *, beta: float) -> np.ndarray:
     return (np.exp(p) * (p - q)).sum(axis=1)
 
 
-_targets = jax.jit(targets, static_argnames=("wanted", "head"))
+_targets = jax.jit(targets, static_argnames=("spec", "head"))
 
 
 def _arguments() -> argparse.Namespace:

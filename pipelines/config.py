@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from decant.schemas.codecs import NODES, Profile
-from decant.schemas.manifest.plan import MeshShape
-from decant.schemas.signals import AttentionDtype, HiddenDtype, Wanted
+from decant.schemas.manifest.plan import TeacherMesh
+from decant.schemas.signals import AttentionDtype, HiddenDtype, TargetSpec
 from decant.schemas.targets.targets import BETAS
 
 _MOST_DRAWS = 4096
@@ -62,7 +62,7 @@ class Teacher:
     quantize: Literal["none", "int8"] = "none"
     """`int8` keeps the blocks' matrices in one byte a number, with a scale for each output channel:
     half the memory of bfloat16, another teacher (its own teacher_id)."""
-    mesh: MeshShape = field(default_factory=MeshShape)
+    mesh: TeacherMesh = field(default_factory=TeacherMesh)
     """How the devices of a host share the work. Unset, each holds the whole model and takes its
     share of the batch."""
 
@@ -82,10 +82,10 @@ class Logits:
     """Temperatures whose tails are mixed to draw from, among 1, 8/7, 4/3, 2, 4 and 8: those that
     students will train at. (1.0, 2.0) serves both, each with half the draws."""
 
-    def wanted(self) -> Wanted:
+    def target_spec(self) -> TargetSpec:
         """What the teacher is asked for. ValueError for settings that contradict each other."""
         if not self.draws:
-            return Wanted(self.k, betas=NODES[self.profile])
+            return TargetSpec(self.k, betas=NODES[self.profile])
         if self.draws < 0 or self.draws > _MOST_DRAWS:
             raise ValueError(
                 f"signals.logits.draws is {self.draws}; expected 0 to {_MOST_DRAWS} draws"
@@ -97,7 +97,7 @@ class Logits:
                 f"signals.logits.draw_temperatures is {list(self.draw_temperatures)}; expected "
                 f"one or more of {known}, each once"
             )
-        return Wanted(self.k, self.draws, betas, NODES[self.profile])
+        return TargetSpec(self.k, self.draws, betas, NODES[self.profile])
 
     def settings(self) -> dict[str, Any]:
         """What decides the targets: goes into identities, without what has no effect."""
@@ -106,7 +106,7 @@ class Logits:
             settings["betas"] = list(NODES[self.profile])
         if self.draws:
             settings["draws"] = self.draws
-            settings["draw_betas"] = list(self.wanted().draw_betas)
+            settings["draw_betas"] = list(self.target_spec().draw_betas)
         return settings
 
     def _asks_for(self, beta: float) -> bool:

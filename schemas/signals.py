@@ -17,20 +17,31 @@ MEAN = "mean"
 
 
 @dataclass(frozen=True)
-class LogitsSignal:
-    """The teacher's next-token distributions, as decant.schemas.targets.targets defines them."""
+class TargetSpec:
+    """What is kept of each next-token distribution; `targets/targets.py` defines the terms."""
+
+    k: int
+    """Ids stored per position, at most."""
+    draws: int = 0
+    """m, tail draws stored per position, at most."""
+    draw_betas: tuple[float, ...] = ()
+    """β of the nodes whose tails the proposal mixes."""
+    betas: tuple[float, ...] = BETAS
+    """β of each node of `tail_logmass`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitsSignal(TargetSpec):
+    """The teacher's next-token distributions."""
 
     signal_id: str
     teacher_id: str
     profile: Profile
-    k: int
-    """Ids stored a position, at most."""
-    betas: tuple[float, ...] = BETAS
-    """Inverse temperatures of the nodes of `tail_logmass`."""
-    draws: int = 0
-    """m, draws from the tail a position, at most."""
-    draw_betas: tuple[float, ...] = ()
-    """Nodes whose tails the draws' proposal mixes."""
+
+    @property
+    def target_spec(self) -> TargetSpec:
+        """The fields that a teacher needs in order to compute these targets again."""
+        return TargetSpec(self.k, self.draws, self.draw_betas, self.betas)
 
 
 @dataclass(frozen=True)
@@ -110,18 +121,3 @@ def signal_from_json(name: str, value: dict[str, Any]) -> Signal:
         return AttentionSignal(**{**value, "heads": heads if heads == MEAN else tuple(heads)})
     tuples = {field: tuple(value.get(field, ())) for field in ("betas", "draw_betas")}
     return LogitsSignal(**{**value, **tuples})
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is kept of a position's distribution; as in LogitsSignal."""
-
-    k: int
-    draws: int = 0
-    draw_betas: tuple[float, ...] = ()
-    betas: tuple[float, ...] = BETAS
-
-    @classmethod
-    def of(cls, signal: LogitsSignal) -> "Wanted":
-        """What the signal holds."""
-        return cls(signal.k, signal.draws, signal.draw_betas, signal.betas)

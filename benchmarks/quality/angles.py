@@ -32,7 +32,7 @@ from decant.pipelines.teacher.targets import targets as exact_targets
 from decant.schemas import Cache, codecs
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.records.logits import decode_logits, encode_logits, open_logits
-from decant.schemas.signals import Wanted
+from decant.schemas.signals import TargetSpec
 from decant.schemas.targets.draws import Draws, logweights, starts
 from decant.schemas.targets.targets import Targets, joined
 from decant.trainer.config import Loss
@@ -202,18 +202,18 @@ def captured(logits: Logits, shop: Workshop, rows: np.ndarray) -> tuple[Batch, f
 
     The tables come from other rows. Padded to common shapes, so that each loss compiles once.
     """
-    wanted, vocabulary = logits.wanted(), shop.teacher.vocabulary
+    spec, vocabulary = logits.target_spec(), shop.teacher.vocabulary
     shared = {"tables": _tables(logits, shop), "vocabulary": vocabulary}
-    batch, size, positions = _empty(len(rows), wanted, shop.study.sequence_length), 0, 0
+    batch, size, positions = _empty(len(rows), spec, shop.study.sequence_length), 0, 0
     for i, row in enumerate(rows):
-        found, scored, key = _asked(shop, int(row), wanted)
+        found, scored, key = _asked(shop, int(row), spec)
         record = encode_logits(found, row_key=key, scored=scored, profile=logits.profile, **shared)
         got = decode_logits([open_logits(record, where="benchmark")], **shared)
         batch["topk_ids"][i, scored, : got.k] = got.ids
         batch["topk_logprobs"][i, scored, : got.k] = got.logprobs
         batch["tail_logmass"][i, scored] = got.tail_logmass
         if got.draws:
-            weights = logweights(got.draws, got.tail_logmass, nodes=wanted.betas)
+            weights = logweights(got.draws, got.tail_logmass, nodes=spec.betas)
             values = (got.draws.ids, got.draws.logprobs, weights)
             for name, x in zip(DRAWS_FIELDS, values, strict=True):
                 batch[name][i, scored, : got.draws.m] = x
@@ -224,7 +224,7 @@ def captured(logits: Logits, shop: Workshop, rows: np.ndarray) -> tuple[Batch, f
 @lru_cache
 def _tables(logits: Logits, shop: Workshop) -> codecs.Tables:
     others = _shuffled(shop.cache(ROWS))[-CALIBRATION_ROWS:]
-    sample = joined([_asked(shop, int(row), logits.wanted())[0] for row in others])
+    sample = joined([_asked(shop, int(row), logits.target_spec())[0] for row in others])
     return codecs.fit(logits.profile, sample, vocabulary=shop.teacher.vocabulary)
 
 
@@ -234,7 +234,7 @@ def _shuffled(cache: Cache) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _asked(shop: Workshop, row: int, wanted: Wanted) -> tuple[Targets, np.ndarray, bytes]:
+def _asked(shop: Workshop, row: int, spec: TargetSpec) -> tuple[Targets, np.ndarray, bytes]:
     """What the teacher says of a row as a capture asks it, which positions are scored, the key."""
     teacher = shop.teacher
     read = shop.cache(ROWS).read([row], signals=())
@@ -243,22 +243,22 @@ def _asked(shop: Workshop, row: int, wanted: Wanted) -> tuple[Targets, np.ndarra
     at = jnp.asarray(starts(key, positions=len(scored)))
     hidden = teacher.hidden(np.array([row]))[0]
     head = Head(Vocabulary(teacher.unembedding.shape[1]))
-    found = _targets(hidden, teacher.unembedding, at, wanted=wanted, head=head)
+    found = _targets(hidden, teacher.unembedding, at, spec=spec, head=head)
     of_row = {name: np.asarray(x)[scored] for name, x in found.items()}
     draws = None
-    if wanted.draws:
-        draws = Draws(of_row["draw_ids"], of_row["draw_logprobs"], wanted.draw_betas)
+    if spec.draws:
+        draws = Draws(of_row["draw_ids"], of_row["draw_logprobs"], spec.draw_betas)
     names = ("ids", "logprobs", "tail_logmass")
     return Targets(*(of_row[name] for name in names), draws=draws), scored, key
 
 
-_targets = jax.jit(exact_targets, static_argnames=("wanted", "head"))
+_targets = jax.jit(exact_targets, static_argnames=("spec", "head"))
 
 
-def _empty(rows: int, wanted: Wanted, length: int) -> Batch:
+def _empty(rows: int, spec: TargetSpec, length: int) -> Batch:
     k, m = 64, 32
-    shapes = {"topk_ids": k, "topk_logprobs": k, "tail_logmass": len(wanted.betas)}
-    if wanted.draws:
+    shapes = {"topk_ids": k, "topk_logprobs": k, "tail_logmass": len(spec.betas)}
+    if spec.draws:
         shapes |= dict.fromkeys(DRAWS_FIELDS, m)
     return {
         name: np.zeros((rows, length, last), np.int32)

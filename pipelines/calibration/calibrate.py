@@ -22,7 +22,7 @@ from decant.pipelines.teacher.batch_size import default_batch_rows, fitting_batc
 from decant.pipelines.teacher.inference import Asked, Observer, RowOutput, teacher_for
 from decant.schemas import codecs
 from decant.schemas.disk.identity import signal_id
-from decant.schemas.disk.layout import PartLayout
+from decant.schemas.disk.layout import LOGITS, PartLayout
 from decant.schemas.manifest.plan import Plan, PlannedRows, PlannedTeacher, write_plan
 from decant.schemas.manifest.statistics import load_statistic, save_statistics, table_arrays
 from decant.schemas.reading.units import read_unit_rows
@@ -91,7 +91,7 @@ def calibrate(job: CalibrateJob) -> None:
         unit_rows=job.rows.unit_rows,
     )
     moments, prior = Moments(_projected(arrays, job.known)), PriorSums(k=job.signals.logits.k)
-    asked = Asked(job.signals.logits.wanted())
+    asked = Asked(job.signals.logits.target_spec())
     planned = plan_teacher(job, dataclasses.replace(asked, arrays=arrays))
     outputs = run_sample(job.part, job.rows, planned, asked, observers=(prior, moments))
     found = {
@@ -114,7 +114,7 @@ def calibrate(job: CalibrateJob) -> None:
         tokenizer=job.tokenizer,
         rows=job.rows,
         teacher=planned,
-        signals={"logits": _describe_logits(job, digests), **signals},
+        signals={LOGITS: _describe_logits(job, digests), **signals},
         statistics=digests | directions | save_statistics(job.part, canary_targets),
         canary=canaries,
         on_error=job.on_error,
@@ -270,12 +270,12 @@ def _describe_logits(job: CalibrateJob, digests: dict[str, str]) -> LogitsSignal
         settings=job.signals.logits.settings(),
         statistics=digests,
     )
-    wanted = job.signals.logits.wanted()
+    spec = job.signals.logits.target_spec()
     return LogitsSignal(
-        identity,
-        job.teacher_id,
+        signal_id=identity,
+        teacher_id=job.teacher_id,
         profile=job.signals.logits.profile,
-        **dataclasses.asdict(wanted),
+        **dataclasses.asdict(spec),
     )
 
 

@@ -27,22 +27,21 @@ from decant.pipelines.calibration.calibrate import calibrate
 from decant.pipelines.capture.job import Capture
 from decant.pipelines.capture.part import PartCapture
 from decant.pipelines.capture.portions import Portion
-from decant.pipelines.capture.unit import LOGITS, capture_unit
+from decant.pipelines.capture.unit import capture_unit
 from decant.pipelines.config import Precompute
 from decant.pipelines.rows.sources import Shard, cut_shards
 from decant.pipelines.rows.tokenise import tokenise_some
 from decant.pipelines.teacher.batch_size import bytes_needed, default_batch_rows, device_bytes
 from decant.pipelines.teacher.inference import Asked
-from decant.pipelines.verification.structure import ROWS
 from decant.schemas.arrays.spec import ArraySpec
 from decant.schemas.disk.array_record import RecordReaders, write_records
-from decant.schemas.disk.layout import PartLayout, part_layout
+from decant.schemas.disk.layout import LOGITS, ROWS, PartLayout, part_layout
 from decant.schemas.manifest.commits import load_commit
 from decant.schemas.manifest.manifest import Unit
 from decant.schemas.manifest.plan import Plan, PlannedRows, read_plan
 from decant.schemas.reading.units import read_unit_rows
 from decant.schemas.records.rows import encode_row
-from decant.schemas.signals import LogitsSignal, Wanted
+from decant.schemas.signals import LogitsSignal
 
 _TOKENISED_BYTES = 8 << 20
 """Of the corpus, at least, if it has as many; whole shards."""
@@ -294,7 +293,7 @@ class _Measured:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         resident = peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
         found.batch_rows = teacher.batch_rows
-        found.device_bytes = bytes_needed(teacher, Asked(Wanted.of(logits), self.plan.arrays))
+        found.device_bytes = bytes_needed(teacher, Asked(logits.target_spec, self.plan.arrays))
         on_host = found.device_bytes if jax.default_backend() == "cpu" else 0
         found.host_bytes = max(resident, on_host) + of_a_unit
 

@@ -10,13 +10,12 @@ from decant.pipelines.capture.addition import Adding, add_signals, not_held
 from decant.pipelines.capture.part import PartCapture
 from decant.pipelines.capture.portions import divide, sealed_manifest
 from decant.pipelines.capture.seal import clean, seal
-from decant.pipelines.capture.unit import LOGITS
 from decant.pipelines.config import Precompute
 from decant.pipelines.rows.documents import recognised
 from decant.pipelines.rows.sources import find_sources
 from decant.pipelines.teacher.identity import digest_memory
 from decant.pipelines.teacher.opened import open_teacher
-from decant.schemas.disk.layout import part_layout
+from decant.schemas.disk.layout import LOGITS, part_layout
 from decant.schemas.manifest.manifest import Manifest, Part
 from decant.schemas.manifest.plan import read_plan
 
@@ -148,21 +147,21 @@ class Capture:
 
 def check_fits(config: Precompute, checkpoint: Checkpoint, *, vocabulary: int) -> None:
     """ValueError for settings that this teacher cannot serve."""
-    length, wanted = config.corpus.sequence_length, config.signals.logits.wanted()
+    length, spec = config.corpus.sequence_length, config.signals.logits.target_spec()
     if not 2 <= length <= checkpoint.config.max_positions:
         raise ValueError(
             f"corpus.sequence_length is {length}, but {checkpoint.title} was trained for 2 to "
             f"{checkpoint.config.max_positions} positions; choose a length in between"
         )
-    if not 1 <= wanted.k <= vocabulary - (wanted.draws > 0):
-        if wanted.draws:
+    if not 1 <= spec.k <= vocabulary - (spec.draws > 0):
+        if spec.draws:
             raise ValueError(
-                f"signals.logits asks for {wanted.k} ids and draws from the rest, but "
+                f"signals.logits asks for {spec.k} ids and draws from the rest, but "
                 f"{checkpoint.title} has {vocabulary} tokens; without draws k may be all of "
                 "them, with draws it must leave a tail"
             )
         raise ValueError(
-            f"signals.logits.k is {wanted.k}, but {checkpoint.title} has {vocabulary} tokens; "
+            f"signals.logits.k is {spec.k}, but {checkpoint.title} has {vocabulary} tokens; "
             f"choose 1 to {vocabulary}"
         )
     describe(config.signals, checkpoint.config, teacher_id="", length=length, unit_rows=1)

@@ -29,9 +29,10 @@ from decant.pipelines.runners.run_pipeline import Build, run_pipeline
 from decant.pipelines.teacher.opened import OpenedTeacher
 from decant.schemas.disk.array_record import require_file
 from decant.schemas.disk.identity import rows_id
-from decant.schemas.disk.layout import TOKENIZER, PartLayout
+from decant.schemas.disk.layout import ROWS, TOKENIZER, PartLayout
 from decant.schemas.manifest.manifest import Manifest, Source
-from decant.schemas.manifest.plan import Plan, PlannedRows, claim, read_plan, with_teacher_at
+from decant.schemas.manifest.plan import Plan, PlannedRows, read_plan, with_teacher_at
+from decant.schemas.manifest.request import claim
 from decant.schemas.signals import ArraySignal
 
 
@@ -122,7 +123,7 @@ class PartCapture:
     def _has_rows(self, rows: PlannedRows) -> bool:
         try:
             for number, unit in enumerate(rows.units):
-                require_file(self.layout.records("rows", number), unit.files["rows"])
+                require_file(self.layout.records(ROWS, number), unit.files[ROWS])
         except ValueError:
             return False
         return True

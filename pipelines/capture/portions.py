@@ -14,7 +14,7 @@ from decant.pipelines.rows.sources import SourceFile
 from decant.schemas.disk.atomic import read_json
 from decant.schemas.disk.layout import MANIFEST, PartLayout, part_layout
 from decant.schemas.manifest.manifest import Manifest, read_manifest
-from decant.schemas.manifest.plan import claimed_sources
+from decant.schemas.manifest.request import claimed_sources
 
 
 @dataclass(frozen=True)

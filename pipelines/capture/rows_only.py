@@ -31,7 +31,8 @@ from decant.schemas.disk.atomic import write_bytes
 from decant.schemas.disk.identity import rows_id
 from decant.schemas.disk.layout import MANIFEST, TOKENIZER, part_layout
 from decant.schemas.manifest.manifest import Manifest, Part, Source, read_manifest, write_manifest
-from decant.schemas.manifest.plan import PlannedRows, claim
+from decant.schemas.manifest.plan import PlannedRows
+from decant.schemas.manifest.request import claim
 
 
 def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manifest:

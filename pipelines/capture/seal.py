@@ -7,7 +7,7 @@ from pathlib import Path
 
 from decant.schemas.disk import steps
 from decant.schemas.disk.array_record import require_file
-from decant.schemas.disk.layout import MANIFEST, PartLayout
+from decant.schemas.disk.layout import MANIFEST, ROWS, PartLayout
 from decant.schemas.disk.steps import Step
 from decant.schemas.manifest.commits import Commit, read_commit
 from decant.schemas.manifest.manifest import Manifest, Part, Unit, read_manifest, write_manifest
@@ -115,7 +115,7 @@ def clean(layout: PartLayout, *, sealed: Manifest, path: str) -> None:
 
 
 def _checked(layout: PartLayout, number: int, unit: Unit, plan: Plan) -> Unit:
-    require_file(layout.records("rows", number), unit.files["rows"])
+    require_file(layout.records(ROWS, number), unit.files[ROWS])
     commits = {name: _commit(layout, name, number, plan) for name in plan.signals}
     files = {name: commit.file for name, commit in commits.items()}
     skipped = set(unit.skipped_rows).union(*(c.skipped_rows for c in commits.values()))

@@ -24,7 +24,7 @@ from decant.schemas.arrays.writer import ArrayWriter
 from decant.schemas.codecs import Tables
 from decant.schemas.disk import steps
 from decant.schemas.disk.array_record import write_records
-from decant.schemas.disk.layout import PartLayout
+from decant.schemas.disk.layout import LOGITS, PartLayout
 from decant.schemas.disk.steps import Step
 from decant.schemas.manifest.commits import Commit, read_commit, summary, write_commit
 from decant.schemas.manifest.plan import Plan, read_plan
@@ -32,9 +32,8 @@ from decant.schemas.manifest.statistics import load_statistic, load_tables
 from decant.schemas.reading.units import read_unit_rows
 from decant.schemas.records.logits import encode_logits
 from decant.schemas.records.rows import Row
-from decant.schemas.signals import LogitsSignal, Wanted
+from decant.schemas.signals import LogitsSignal, TargetSpec
 
-LOGITS = "logits"
 _Stamp = tuple[int, int, int]
 
 
@@ -93,9 +92,9 @@ def _worker(part: Path, plan: Plan) -> Worker:
     teacher = teacher_for(plan.teacher)
     logits = plan.signals.get(LOGITS)
     assert logits is None or isinstance(logits, LogitsSignal)
-    asked = Asked(Wanted.of(logits) if logits else None, plan.arrays, _directions(part, plan))
+    asked = Asked(logits.target_spec if logits else None, plan.arrays, _directions(part, plan))
     # Canaries are compared in their logits, whatever the plan captures.
-    compared = asked if logits else dataclasses.replace(asked, targets=Wanted(IDS))
+    compared = asked if logits else dataclasses.replace(asked, targets=TargetSpec(IDS))
     if plan.canary:
         canaries = teacher.run(read_canaries(part, plan), compared)
         check_canary(plan, part, [output.targets for output in canaries if output.targets])

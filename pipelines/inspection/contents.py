@@ -12,6 +12,7 @@ from rich.table import Table
 
 from decant.models.text.tokenizer import Tokenizer
 from decant.schemas import Cache
+from decant.schemas.disk.layout import LOGITS, ROWS
 from decant.schemas.manifest.manifest import SPLITS
 from decant.schemas.records.rows import PADDING
 from decant.schemas.signals import AttentionSignal, HiddenSignal, LogitsSignal, Signal
@@ -132,10 +133,10 @@ def sizes(cache: Cache, sample: Sequence[int] | np.ndarray) -> Table:
         found.update({name: entry.bytes for name, entry in unit.files.items()})
     scored = max(1, sum(unit.scored for unit in units))
     table = Table("signal", "what", "MB", "bytes a target", title="where the bytes go")
-    for name in ("rows", *manifest.signals):
+    for name in (ROWS, *manifest.signals):
         what = _described(manifest.signals[name]) if name in manifest.signals else "tokens"
         table.add_row(name, what, f"{found[name] / 1e6:,.1f}", f"{found[name] / scored:,.1f}")
-        if name == "logits" and len(sample):
+        if name == LOGITS and len(sample):
             fields = cache.logits_bytes(sample)
             targets = int(cache.read(sample, signals=())["loss_mask"].sum())
             each = {field: size / max(1, targets) for field, size in fields.items()}

@@ -23,7 +23,7 @@ from decant.pipelines.runners.run_pipeline import Build
 from decant.schemas.disk import steps
 from decant.schemas.disk.array_record import write_records
 from decant.schemas.disk.atomic import read_json, write_json
-from decant.schemas.disk.layout import PartLayout
+from decant.schemas.disk.layout import ROWS, PartLayout
 from decant.schemas.disk.steps import Step
 from decant.schemas.manifest.manifest import SPLITS, Skipped, Source, Split, Unit, unit_from_json
 from decant.schemas.manifest.plan import PlannedRows, planned_rows_from_json
@@ -295,7 +295,7 @@ class UnitWriter:
                 rows=len(self._pending),
                 tokens=int(sum((row.segment_ids > 0).sum() for row in self._pending)),
                 scored=int(sum(row.loss_mask.sum() for row in self._pending)),
-                files={"rows": entry},
+                files={ROWS: entry},
             )
         )
         keys = [(row.key, (number, offset)) for offset, row in enumerate(self._pending)]
@@ -324,7 +324,7 @@ def _gather(job: TokeniseJob, shards: list[Shard], *, rows_id: str) -> PlannedRo
         for unit in map(unit_from_json, commit["units"]):
             staged = _staged(job, shard.number, unit.split, counts[unit.split])
             counts[unit.split] += 1
-            final = layout.records("rows", len(units))
+            final = layout.records(ROWS, len(units))
             if staged.exists():
                 final.parent.mkdir(parents=True, exist_ok=True)
                 staged.replace(final)

@@ -17,13 +17,13 @@ from decant.models.mesh.sharding import DATA, TENSOR, batch_sharding, parameter_
 from decant.models.numerics import dtype_named
 from decant.pipelines.teacher.inference import Asked, forward, groups_of, mesh_of, row_targets
 from decant.pipelines.teacher.sharded_head import Head
-from decant.schemas.manifest.plan import MeshShape, PlannedTeacher
+from decant.schemas.manifest.plan import PlannedTeacher, TeacherMesh
 
 _SHARE = 0.9
 """Of a device's memory: the rest is for the batch before, fragments and whoever shares the host."""
 
 
-def default_batch_rows(sequence_length: int, *, mesh: MeshShape) -> int:
+def default_batch_rows(sequence_length: int, *, mesh: TeacherMesh) -> int:
     """About 2,048 tokens on CPU, 32,768 on accelerators; a multiple of the groups' number."""
     tokens = 2048 if jax.default_backend() == "cpu" else 32_768
     groups = max(1, groups_of(mesh))
@@ -80,8 +80,8 @@ def bytes_needed(planned: PlannedTeacher, asked: Asked) -> int:
         split = NamedSharding(mesh, P(None, TENSOR))
         unembedding = jax.ShapeDtypeStruct((width, columns), dtype, sharding=split)
         starts = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=of_rows)
-        program = jax.jit(row_targets, static_argnames=("wanted", "head"))
-        second = program.lower(hidden, unembedding, starts, wanted=asked.targets, head=head)
+        program = jax.jit(row_targets, static_argnames=("spec", "head"))
+        second = program.lower(hidden, unembedding, starts, spec=asked.targets, head=head)
         # The weights stay while targets are made; the head is there while the blocks run.
         weight_bytes = sum(
             math.prod(place.shard_shape(p.get_value().shape)) * p.get_value().dtype.itemsize

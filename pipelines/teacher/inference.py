@@ -22,9 +22,9 @@ from decant.models.numerics import dtype_named, precision_for
 from decant.pipelines.teacher.sharded_head import Head
 from decant.pipelines.teacher.states_and_maps import finite_rows, keeping, only_read, stored_states
 from decant.pipelines.teacher.targets import targets
-from decant.schemas.manifest.plan import MeshShape, PlannedTeacher
+from decant.schemas.manifest.plan import PlannedTeacher, TeacherMesh
 from decant.schemas.records.rows import Row, read_positions
-from decant.schemas.signals import MEAN, ArraySignal, AttentionSignal, HiddenSignal, Wanted
+from decant.schemas.signals import MEAN, ArraySignal, AttentionSignal, HiddenSignal, TargetSpec
 from decant.schemas.targets.draws import Draws, starts
 from decant.schemas.targets.targets import Targets
 
@@ -51,7 +51,7 @@ def unload() -> None:
 class Asked:
     """What is to come out for each row."""
 
-    targets: Wanted | None = None
+    targets: TargetSpec | None = None
     arrays: Mapping[str, ArraySignal] = field(default_factory=dict)
     """Signals by name."""
     directions: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -119,7 +119,7 @@ class TeacherRunner:
         self._unembedding = self._head.unembedding(model)
         # Several programs, so that calibration, which computes more, shares the larger ones.
         self._forward = jax.jit(partial(forward, graph), static_argnames="layers")
-        self._targets = jax.jit(row_targets, static_argnames=("wanted", "head"))
+        self._targets = jax.jit(row_targets, static_argnames=("spec", "head"))
         # The layer is an argument: all maps of a kind are one program.
         self._maps = jax.jit(partial(_maps, graph), static_argnames="signal")
 
@@ -158,7 +158,7 @@ class TeacherRunner:
                 on_device.hidden,
                 self._unembedding,
                 starts_BT,
-                wanted=asked.targets,
+                spec=asked.targets,
                 head=self._head,
             )
         return found
@@ -176,9 +176,9 @@ class TeacherRunner:
         missing = self.planned.batch_rows - len(rows)
         return jax.device_put(np.pad(rows, ((0, missing), (0, 0))), batch_sharding(self._mesh))
 
-    def _starts(self, batch: Sequence[Row], wanted: Wanted) -> np.ndarray:
+    def _starts(self, batch: Sequence[Row], spec: TargetSpec) -> np.ndarray:
         length = self.planned.sequence_length
-        if not wanted.draws:
+        if not spec.draws:
             return np.zeros((len(batch), length), np.float32)
         return np.stack([starts(row.key, positions=length) for row in batch])
 
@@ -209,13 +209,13 @@ def forward(graph, weights, tokens, segment_ids, positions, *, layers):
     return model(tokens, segment_ids, positions, hidden_layers=layers)
 
 
-def row_targets(hidden, unembedding, starts, *, wanted: Wanted, head: Head):
+def row_targets(hidden, unembedding, starts, *, spec: TargetSpec, head: Head):
     """Each device takes its rows and its part of the vocabulary; logits stay where they are."""
 
     def of_device(hidden, unembedding, starts):
         batch, time, width = hidden.shape
         flat = hidden.reshape(batch * time, width)
-        found = targets(flat, unembedding, starts.reshape(-1), wanted=wanted, head=head)
+        found = targets(flat, unembedding, starts.reshape(-1), spec=spec, head=head)
         return {name: x.reshape(batch, time, *x.shape[1:]) for name, x in found.items()}
 
     return head.on_each_device(of_device, hidden, unembedding, starts, out=P(DATA))
@@ -253,10 +253,10 @@ def _to_host(batch: Sequence[Row], found: dict[str, Any], asked: Asked) -> Itera
         yield RowOutput(bool(finite), targets, arrays, near)
 
 
-def _row_targets(of_row: dict[str, np.ndarray], wanted: Wanted) -> tuple[Targets, int]:
+def _row_targets(of_row: dict[str, np.ndarray], spec: TargetSpec) -> tuple[Targets, int]:
     drawn, near = None, 0
-    if wanted.draws:
-        drawn = Draws(of_row["draw_ids"], of_row["draw_logprobs"], wanted.draw_betas)
+    if spec.draws:
+        drawn = Draws(of_row["draw_ids"], of_row["draw_logprobs"], spec.draw_betas)
         near = int(of_row["near_edge"].sum())
     return Targets(of_row["ids"], of_row["logprobs"], of_row["tail_logmass"], drawn), near
 
@@ -276,7 +276,7 @@ def mesh_of(planned: PlannedTeacher) -> Mesh:
     return make_mesh(data=data, tensor=shape.tensor, expert=shape.expert)
 
 
-def groups_of(shape: MeshShape) -> int:
+def groups_of(shape: TeacherMesh) -> int:
     """Copies of the model that fit this host's devices."""
     return shape.data or jax.local_device_count() // (shape.tensor * shape.expert)
 

@@ -17,7 +17,7 @@ from decant.models.mesh.vocabulary import Vocabulary
 from decant.pipelines.teacher.sharded_head import Head
 from decant.pipelines.teacher.tail_draws import draw
 from decant.pipelines.teacher.top_k import top_k
-from decant.schemas.signals import Wanted
+from decant.schemas.signals import TargetSpec
 from decant.schemas.targets.targets import BETAS
 
 CHUNK_TOKENS = 256
@@ -28,7 +28,7 @@ def targets(
     unembedding: Float[Array, "width here"],
     starts: Float[Array, " tokens"],
     *,
-    wanted: Wanted,
+    spec: TargetSpec,
     head: Head,
     chunk: int = CHUNK_TOKENS,
 ) -> dict[str, Array]:
@@ -41,7 +41,7 @@ def targets(
 
     def one_chunk(hidden_C: Array, starts_C: Array) -> dict[str, Array]:
         logits = head.logits(hidden_C, unembedding)
-        return targets_of_logits(logits, starts_C, wanted=wanted, vocabulary=head.vocabulary)
+        return targets_of_logits(logits, starts_C, spec=spec, vocabulary=head.vocabulary)
 
     return over_chunks(one_chunk, hidden, starts, chunk=chunk)
 
@@ -67,18 +67,18 @@ def targets_of_logits(
     logits: Float[Array, "tokens here"],
     starts: Float[Array, " tokens"],
     *,
-    wanted: Wanted,
+    spec: TargetSpec,
     vocabulary: Vocabulary,
 ) -> dict[str, Array]:
     """The same, of logits that are there; those of padding are −inf."""
-    parts = split_off_top_k(logits, k=wanted.k, vocabulary=vocabulary, betas=wanted.betas)
+    parts = split_off_top_k(logits, k=spec.k, vocabulary=vocabulary, betas=spec.betas)
     found = {
         "ids": parts.ids,
         "logprobs": parts.top - parts.normaliser[:, None],
         "tail_logmass": parts.tail_logmass,
     }
-    if wanted.draws:
-        found |= _tail_draws(parts, starts, wanted=wanted, vocabulary=vocabulary)
+    if spec.draws:
+        found |= _tail_draws(parts, starts, spec=spec, vocabulary=vocabulary)
     return found
 
 
@@ -130,18 +130,18 @@ def in_tail(parts: Parts, *, vocabulary: Vocabulary) -> Bool[Array, "tokens here
 
 
 def _tail_draws(
-    parts: Parts, starts: Float[Array, " tokens"], *, wanted: Wanted, vocabulary: Vocabulary
+    parts: Parts, starts: Float[Array, " tokens"], *, spec: TargetSpec, vocabulary: Vocabulary
 ) -> dict[str, Array]:
     """m draws from the equal mixture of the tail at the nodes asked for."""
     logprobs = parts.logits - parts.normaliser[:, None]
     shares = [
-        jnp.exp(beta * logprobs - parts.tail_logmass[:, wanted.betas.index(beta), None])
-        for beta in wanted.draw_betas
+        jnp.exp(beta * logprobs - parts.tail_logmass[:, spec.betas.index(beta), None])
+        for beta in spec.draw_betas
     ]
     there = in_tail(parts, vocabulary=vocabulary)
     weights = jnp.where(there, sum(shares[1:], shares[0]), 0.0)
     total = float(len(shares))
-    points = (jnp.arange(wanted.draws) + starts[:, None]) * (total / wanted.draws)
+    points = (jnp.arange(spec.draws) + starts[:, None]) * (total / spec.draws)
     # Without the barrier XLA computes the weights once for their sums and again for the blocks.
     weights = lax.optimization_barrier(weights)
     drawn = draw(weights, points, values=parts.logits, vocabulary=vocabulary)

@@ -11,7 +11,7 @@ from typing import Any
 from decant.pipelines.upkeep.remove import without_signals
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk.identity import file_sha256
-from decant.schemas.disk.layout import MANIFEST, TOKENIZER, PartLayout
+from decant.schemas.disk.layout import MANIFEST, ROWS, TOKENIZER, PartLayout
 from decant.schemas.manifest.manifest import Manifest, Part, read_manifest, write_manifest
 from decant.schemas.signals import Signal
 
@@ -48,7 +48,7 @@ def merge(output: Path, caches: Sequence[Path]) -> Merged:
     for cache in opened:
         for part in cache.manifest.parts:
             place = (cache.path / part.path).resolve()
-            files = {unit.files["rows"].sha256 for unit in part.units}
+            files = {unit.files[ROWS].sha256 for unit in part.units}
             known = files & rows.keys()
             if known == files:
                 left_out.append(f"{place}, which has the rows of {rows[min(known)]}")

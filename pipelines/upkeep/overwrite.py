@@ -23,7 +23,7 @@ from decant.schemas.arrays.writer import ArrayWriter
 from decant.schemas.disk.array_record import FileEntry, RecordReaders, write_records
 from decant.schemas.disk.atomic import move, read_json, write_json
 from decant.schemas.disk.identity import digest
-from decant.schemas.disk.layout import JOURNAL, STAGED, PartLayout
+from decant.schemas.disk.layout import JOURNAL, LOGITS, ROWS, STAGED, PartLayout
 from decant.schemas.disk.shards import Shard
 from decant.schemas.manifest.commits import load_commit, summary, write_commit
 from decant.schemas.manifest.manifest import (
@@ -41,8 +41,6 @@ from decant.schemas.reading.units import read_unit_rows
 from decant.schemas.records.logits import decode_logits, encode_logits, open_logits
 from decant.schemas.records.rows import Row, encode_row
 from decant.schemas.signals import ArraySignal, LogitsSignal
-
-_LOGITS = "logits"
 
 
 def purge(cache: Path, *, dry_run: bool = False) -> int:
@@ -137,7 +135,7 @@ class _Purging:
         before = read_unit_rows(self.layout.root, number, unit)
         after = [self._without(row) for row in before]
         records = [encode_row(row) for row in after]
-        files = {"rows": write_records(self.staged.records("rows", number), records)}
+        files = {ROWS: write_records(self.staged.records(ROWS, number), records)}
         for name, signal in self.part.signals.items():
             commit = load_commit(self.layout.commit(name, number))
             if isinstance(signal, LogitsSignal):
@@ -160,9 +158,9 @@ class _Purging:
         before: Sequence[Row],
         after: Sequence[Row],
     ) -> FileEntry:
-        path = self.layout.records(_LOGITS, number)
+        path = self.layout.records(LOGITS, number)
         tables = load_tables(self.layout.root, self.part.statistics)
-        found = RecordReaders().read(path, range(unit.rows), expected=unit.files[_LOGITS])
+        found = RecordReaders().read(path, range(unit.rows), expected=unit.files[LOGITS])
         records = []
         for record, was, now in zip(found, before, after, strict=True):
             if now is was:
@@ -180,7 +178,7 @@ class _Purging:
                 vocabulary=self.vocabulary,
             )
             records.append(new)
-        return write_records(self.staged.records(_LOGITS, number), records)
+        return write_records(self.staged.records(LOGITS, number), records)
 
     def _arrays(
         self,

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from decant.schemas.disk.layout import LOGITS
 from decant.schemas.manifest.manifest import Manifest, Part, read_manifest, write_manifest
 from decant.schemas.signals import HiddenSignal
 
@@ -19,7 +20,7 @@ def remove_signals(cache: Path, names: Sequence[str]) -> Manifest:
             raise ValueError(
                 f"{cache}: no signal {name!r}; this cache holds {', '.join(manifest.signals)}"
             )
-        if name == "logits":
+        if name == LOGITS:
             raise ValueError(f"{cache}: every cache holds logits; delete the directory instead")
     parts = tuple(without_signals(part, set(names)) for part in manifest.parts)
     new = dataclasses.replace(manifest, parts=parts)

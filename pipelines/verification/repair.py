@@ -11,14 +11,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from decant.pipelines.capture.unit import LOGITS, capture_unit, provenance
+from decant.pipelines.capture.unit import capture_unit, provenance
 from decant.pipelines.teacher.identity import named_teacher
-from decant.pipelines.verification.structure import ROWS, Problem, Structure
+from decant.pipelines.verification.structure import Problem, Structure
 from decant.schemas import Cache
 from decant.schemas.arrays.spec import METADATA, create, specs_of
 from decant.schemas.disk.atomic import write_bytes
 from decant.schemas.disk.identity import file_sha256
-from decant.schemas.disk.layout import PartLayout
+from decant.schemas.disk.layout import LOGITS, ROWS, PartLayout
 from decant.schemas.manifest.commits import Commit, load_commit
 from decant.schemas.manifest.manifest import Part
 from decant.schemas.manifest.plan import Plan, as_sealed, read_plan, write_plan

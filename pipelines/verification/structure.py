@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from decant.pipelines.upkeep.garbage import unfinished, unnamed
 
 from decant.models.text.tokenizer import Tokenizer
+from decant.pipelines.upkeep.garbage import unfinished, unnamed
 from decant.schemas.arrays.spec import METADATA, ArraySpec, metadata_bytes, specs_of
 from decant.schemas.codecs import Tables
 from decant.schemas.disk.array_record import FileEntry, RecordReaders
 from decant.schemas.disk.atomic import read_json
 from decant.schemas.disk.identity import digest, file_sha256
-from decant.schemas.disk.layout import MANIFEST, TOKENIZER, PartLayout
+from decant.schemas.disk.layout import LOGITS, MANIFEST, ROWS, TOKENIZER, PartLayout
 from decant.schemas.disk.shards import Shard
 from decant.schemas.manifest.commits import load_commit, summary
 from decant.schemas.manifest.manifest import Manifest, Part, Unit
@@ -23,8 +23,6 @@ from decant.schemas.records.logits import decode_logits, open_logits
 from decant.schemas.records.rows import Row, decode_row, loss_mask
 from decant.schemas.signals import ArraySignal, LogitsSignal
 
-ROWS = "rows"
-LOGITS = "logits"
 _LOCK = ".seal.lock"
 
 

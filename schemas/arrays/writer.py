@@ -13,7 +13,7 @@ import tensorstore
 from decant.schemas.arrays.spec import ArraySpec
 from decant.schemas.arrays.zarr3 import open_array, shared_context
 from decant.schemas.disk.atomic import write_bytes
-from decant.schemas.disk.shards import Shard, describe
+from decant.schemas.disk.shards import Shard, describe_shard
 
 
 class ArrayWriter:
@@ -82,7 +82,7 @@ class ArrayWriter:
         data = encoded.read(name).result().value
         encoded.write(name, None).result()
         write_bytes(self._path / name, data, kind="array")
-        return describe(name, data, chunks=self._spec.chunks_per_shard)
+        return describe_shard(name, data, chunks=self._spec.chunks_per_shard)
 
     def _wait(self) -> None:
         if self._writing:

@@ -30,7 +30,7 @@ class Shard:
     """sha256 of the index and of every inner chunk's crc32c."""
 
 
-def describe(name: str, data: bytes, *, chunks: int) -> Shard:
+def describe_shard(name: str, data: bytes, *, chunks: int) -> Shard:
     """What a commit says of the file called `name` that holds `data`, `chunks` inner chunks."""
 
     def read(count: int, at: int) -> bytes:

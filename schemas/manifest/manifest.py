@@ -15,7 +15,7 @@ from decant.schemas.disk import steps
 from decant.schemas.disk.array_record import FileEntry
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.disk.identity import digest
-from decant.schemas.disk.layout import JOURNAL, MANIFEST
+from decant.schemas.disk.layout import JOURNAL, LOGITS, MANIFEST
 from decant.schemas.disk.steps import Step
 from decant.schemas.signals import LogitsSignal, Signal, signal_from_json
 
@@ -162,7 +162,7 @@ class Manifest:
     @property
     def logits(self) -> LogitsSignal:
         """The one signal that every cache holds."""
-        signal = self.signals["logits"]
+        signal = self.signals[LOGITS]
         assert isinstance(signal, LogitsSignal)
         return signal
 

@@ -1,18 +1,17 @@
 """What a part's capture has agreed on before it starts, so that a rerun cannot drift.
 
-`request.json` is what was asked for, written first: a directory belongs to one request.
-`plan.json` is what tokenising and calibration found and froze; capture obeys it.
+`plan.json` holds what tokenising and calibration chose; capture and every rerun obey it.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from decant.schemas.arrays.spec import ArraySpec, specs_of
 from decant.schemas.disk.atomic import read_json, write_json
-from decant.schemas.disk.identity import canonical_json, digest
+from decant.schemas.disk.identity import digest
 from decant.schemas.manifest.manifest import Part, Skipped, Source, Unit, unit_from_json
 from decant.schemas.signals import ArraySignal, LogitsSignal, Signal, signal_from_json
 
@@ -20,9 +19,6 @@ VERSION = 2
 """2: a mesh where 1, which is read too, had `tensor_parallel`."""
 CANARY = "canary-"
 """How the statistics begin that a worker is compared with."""
-_SOURCES = "sources"
-_NAMED = 5
-"""Files that an error names."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class PlannedRows:
 
 
 @dataclass(frozen=True)
-class MeshShape:
+class TeacherMesh:
     """How a host's devices share the work: `tensor` · `expert` of them hold one model."""
 
     data: int | None = None
@@ -63,7 +59,7 @@ class PlannedTeacher:
     vocabulary_size: int
     sequence_length: int
     batch_rows: int
-    mesh: MeshShape = MeshShape()
+    mesh: TeacherMesh = TeacherMesh()
     quantize: Literal["none", "int8"] = "none"
 
 
@@ -148,7 +144,7 @@ def with_teacher_at(model: str, path: Path) -> Plan:
 def _planned_teacher(value: dict[str, Any]) -> PlannedTeacher:
     rest = {k: v for k, v in value.items() if k not in ("mesh", "tensor_parallel")}
     mesh = value.get("mesh") or {"tensor": value.get("tensor_parallel", 1)}
-    return PlannedTeacher(**rest, mesh=MeshShape(**mesh))
+    return PlannedTeacher(**rest, mesh=TeacherMesh(**mesh))
 
 
 def planned_rows_from_json(value: dict[str, Any]) -> PlannedRows:
@@ -162,63 +158,6 @@ def planned_rows_from_json(value: dict[str, Any]) -> PlannedRows:
             "sample": _pairs(value["sample"]),
         }
     )
-
-
-def claim(
-    path: Path, request: Mapping[str, Any], *, sources: Collection[Source], cache: Path
-) -> None:
-    """Bind the directory to `request` by writing it, or check that it is bound to the same.
-
-    ValueError that names both sides of every difference, and the `sources` that are not what they
-    were, when it belongs to another.
-    """
-    if not path.exists():
-        named = [[source.name, source.sha256] for source in sources]
-        write_json(path, {**request, _SOURCES: named})
-        return
-    bound = read_json(path)
-    different = [
-        f"  {name}: there {_brief(bound.get(name))}, asked for {_brief(value)}"
-        for name, value in request.items()
-        # As JSON, which has no tuples.
-        if canonical_json(bound.get(name)) != canonical_json(value)
-    ]
-    if different:
-        changes = _changes(bound.get(_SOURCES), sources)
-        remedy = "Choose another output, or ask for what it holds."
-        if changes:
-            remedy = "Bring its files back as they were (new ones beside them make a new part), or "
-            remedy += "choose another output."
-        raise ValueError(
-            f"{cache}: this directory holds another capture\n"
-            + "\n".join([*different, *changes])
-            + f"\n{remedy}"
-        )
-
-
-def claimed_sources(request: Mapping[str, Any]) -> list[tuple[str, str]] | None:
-    """(name, sha256) of the files that a request names; releases until 0.3 did not write them."""
-    named = request.get(_SOURCES)
-    return None if named is None else [(name, sha256) for name, sha256 in named]
-
-
-def _changes(bound: list[list[str]] | None, sources: Collection[Source]) -> list[str]:
-    """A line of the files that are others; releases until 0.3 did not write down which they had."""
-    then = {tuple(source) for source in bound or ()}
-    now = {(source.name, source.sha256) for source in sources}
-    gone, new = ({name for name, _ in some} for some in (then - now, now - then))
-    found = [f"{name} has changed" for name in sorted(gone & new)]
-    found += [f"{name} is missing" for name in sorted(gone - new)]
-    found += [f"{name} is new" for name in sorted(new - gone)]
-    if not then or not found:
-        return []
-    more = f", and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    return [f"  files: {', '.join(found[:_NAMED])}{more}"]
-
-
-def _brief(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
 
 
 def _pairs(value: Any) -> tuple[tuple[int, int], ...]:

@@ -10,11 +10,11 @@ import numpy as np
 from decant.schemas.codecs import Tables
 from decant.schemas.disk.array_record import RecordReaders
 from decant.schemas.disk.frames import require_same_key
-from decant.schemas.disk.layout import TOKENIZER, PartLayout
+from decant.schemas.disk.layout import LOGITS, ROWS, TOKENIZER, PartLayout
 from decant.schemas.manifest.manifest import Manifest, Part, read_manifest
 from decant.schemas.manifest.statistics import load_statistic, load_tables
 from decant.schemas.reading.forgetting import Forgetting, erase
-from decant.schemas.reading.merged_parts import followed
+from decant.schemas.reading.merged_parts import refresh_parts
 from decant.schemas.records.logits import (
     LogitsRecord,
     batches,
@@ -22,7 +22,7 @@ from decant.schemas.records.logits import (
     field_bytes,
     open_logits,
 )
-from decant.schemas.records.padded import allocate, put, put_nothing
+from decant.schemas.records.padded import allocate_targets, clear_targets, fill_targets
 from decant.schemas.records.rows import decode_row
 from decant.schemas.targets.prior import COUNTS, SUMS, TailPrior, log_prior
 
@@ -39,7 +39,7 @@ def open_cache(path: str | Path) -> "Cache":
     its manifest is damaged, or a part in another cache that it refers to is gone.
     """
     path = Path(path)
-    return Cache(path, followed(path, read_manifest(path)))
+    return Cache(path, refresh_parts(path, read_manifest(path)))
 
 
 class Cache:
@@ -95,7 +95,7 @@ class Cache:
     def read(
         self,
         rows: Sequence[int] | np.ndarray,
-        signals: Sequence[str] = ("logits",),
+        signals: Sequence[str] = (LOGITS,),
         *,
         decode: bool = True,
     ) -> dict[str, np.ndarray]:
@@ -131,7 +131,7 @@ class Cache:
             if "/" in name
         ]
         keys, forgotten = self._put_rows(at, offsets, out)
-        if "logits" in signals:
+        if LOGITS in signals:
             self._put_logits(at, offsets, keys, out)
         for slot, (index, offset) in enumerate(zip(at.tolist(), offsets.tolist(), strict=True)):
             *_, unit = self._units[index]
@@ -141,7 +141,7 @@ class Cache:
         for finish in arrays:
             out |= finish()
         for slot, gone in forgotten.items():
-            erase(out, slot, gone, signals=("rows", *signals))
+            erase(out, slot, gone, signals=(ROWS, *signals))
         return out
 
     def origins(self, row: int) -> list[tuple[str, int, int]]:
@@ -150,7 +150,7 @@ class Cache:
         numbers = np.array([row])
         self._require_rows(numbers)
         at = np.searchsorted(self._first_row, numbers, side="right") - 1
-        ((record, where),) = self._records("rows", at, numbers - self._first_row[at])
+        ((record, where),) = self._records(ROWS, at, numbers - self._first_row[at])
         kept, _ = decode_row(record, where=where)
         part, *_ = self._units[int(at[0])]
         origins = kept.origins
@@ -213,7 +213,7 @@ class Cache:
         """Puts tokens and the like into `out`; the rows' keys, and positions of forgotten documents
         by slot."""
         keys, forgotten = [], {}
-        for slot, (record, where) in enumerate(self._records("rows", at, offsets)):
+        for slot, (record, where) in enumerate(self._records(ROWS, at, offsets)):
             row, key = decode_row(record, where=where)
             for name in ROW_FIELDS:
                 out[name][slot] = getattr(row, name)
@@ -227,15 +227,14 @@ class Cache:
 
     def _put_logits(self, at: np.ndarray, offsets: np.ndarray, keys: list[bytes], out) -> None:
         records = [
-            open_logits(record, where=where)
-            for record, where in self._records("logits", at, offsets)
+            open_logits(record, where=where) for record, where in self._records(LOGITS, at, offsets)
         ]
         scored = np.zeros(out["loss_mask"].shape, bool)
         for slot, (record, key) in enumerate(zip(records, keys, strict=True)):
             require_same_key(key, record.row_key, where=record.where)
             scored[slot] = record.scored
         out["loss_mask"] &= scored
-        put_nothing(out, np.flatnonzero(~scored))
+        clear_targets(out, np.flatnonzero(~scored))
         parts = [self._units[index][0] for index in at.tolist()]
         for part in {part.path: part for part in parts}.values():
             # By path: several parts of one directory have its tables in common.
@@ -251,7 +250,7 @@ class Cache:
         )
         length = self.manifest.sequence_length
         places = [slot * length + np.flatnonzero(r.scored) for slot, r in records.items()]
-        put(out, np.concatenate(places), targets=targets, nodes=self.manifest.betas)
+        fill_targets(out, np.concatenate(places), targets=targets, nodes=self.manifest.betas)
 
     def tail_prior(self) -> np.ndarray:
         """log π at the nodes `targets.BETAS`: float32 [7, vocabulary], of all parts as one.
@@ -287,8 +286,8 @@ class Cache:
             name: np.zeros((n, length), np.int32) for name in ROW_FIELDS[:3]
         }
         out["loss_mask"] = np.zeros((n, length), bool)
-        if "logits" in signals:
-            out |= allocate(n, length=length, signal=self.manifest.logits)
+        if LOGITS in signals:
+            out |= allocate_targets(n, length=length, spec=self.manifest.logits)
         return out
 
     def _tables(self, part: Part) -> Tables:
@@ -302,9 +301,9 @@ class Cache:
         for number in rows:
             at = int(np.searchsorted(self._first_row, number, side="right")) - 1
             *_, unit = self._units[at]
-            path = self._record_file(at, "logits")
+            path = self._record_file(at, LOGITS)
             offset = int(number - self._first_row[at])
-            expected = unit.files["logits"]
+            expected = unit.files[LOGITS]
             (record,) = self._readers.read(path, [offset], expected=expected)
             found.update(field_bytes(record, where=f"{path} record {offset}"))
         return dict(found)

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool
 
+from decant.schemas.disk.layout import LOGITS, ROWS
 from decant.schemas.manifest.manifest import Part
-from decant.schemas.records.padded import put_nothing
+from decant.schemas.records.padded import clear_targets
 from decant.schemas.records.rows import PADDING, Row
 
 _ROW = ("tokens", "segment_ids", "positions", "loss_mask")
@@ -45,11 +46,11 @@ def erase(
 ) -> None:
     """Clear the positions in what was read of these signals (or `rows`) for one row."""
     for name in signals:
-        if name == "rows":
+        if name == ROWS:
             for field in _ROW:
                 out[field][slot, forgotten] = 0
-        elif name == "logits":
-            put_nothing(out, slot * len(forgotten) + np.flatnonzero(forgotten))
+        elif name == LOGITS:
+            clear_targets(out, slot * len(forgotten) + np.flatnonzero(forgotten))
         elif name.startswith("attention/"):
             # Keys of a segment are seen by its own queries alone.
             out[name][slot][:, forgotten] = 0

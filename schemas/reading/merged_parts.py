@@ -17,7 +17,7 @@ def owner(place: Path) -> Path:
     return place.parents[len(Path(PARTS).parts)]
 
 
-def followed(cache: Path, manifest: Manifest) -> Manifest:
+def refresh_parts(cache: Path, manifest: Manifest) -> Manifest:
     """The manifest with its parts in other caches as they are now.
 
     ValueError that names the part if it is not where it was, if another lies there, or if it has
@@ -25,11 +25,11 @@ def followed(cache: Path, manifest: Manifest) -> Manifest:
     """
     if not any(part.elsewhere for part in manifest.parts):
         return manifest
-    parts = tuple(_followed(cache, part) if part.elsewhere else part for part in manifest.parts)
+    parts = tuple(_refresh_part(cache, part) if part.elsewhere else part for part in manifest.parts)
     return dataclasses.replace(manifest, parts=parts)
 
 
-def _followed(cache: Path, part: Part) -> Part:
+def _refresh_part(cache: Path, part: Part) -> Part:
     place = (cache / part.path).resolve()
     plan, home = PartLayout(place).plan, owner(place)
     if not plan.is_file() or not (home / MANIFEST).is_file():

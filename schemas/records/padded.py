@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Int
 
-from decant.schemas.signals import LogitsSignal
+from decant.schemas.signals import TargetSpec
 from decant.schemas.targets.draws import logweights
 from decant.schemas.targets.targets import Targets
 
@@ -22,10 +22,10 @@ _SHORT = 16
 """Positions a run below which one look-up of all is faster than copying run after run."""
 
 
-def allocate(n: int, *, length: int, signal: LogitsSignal) -> dict[str, np.ndarray]:
+def allocate_targets(n: int, *, length: int, spec: TargetSpec) -> dict[str, np.ndarray]:
     """The arrays, not filled: ids int32, all others float32."""
-    widths = dict.fromkeys(_NOTHING, signal.draws)
-    widths |= {"topk_ids": signal.k, "topk_logprobs": signal.k, "tail_logmass": len(signal.betas)}
+    widths = dict.fromkeys(_NOTHING, spec.draws)
+    widths |= {"topk_ids": spec.k, "topk_logprobs": spec.k, "tail_logmass": len(spec.betas)}
     return {
         name: np.empty((n, length, width), np.int32 if name.endswith("ids") else np.float32)
         for name, width in widths.items()
@@ -33,7 +33,7 @@ def allocate(n: int, *, length: int, signal: LogitsSignal) -> dict[str, np.ndarr
     }
 
 
-def put(
+def fill_targets(
     out: Mapping[str, np.ndarray],
     places: Int[np.ndarray, " positions"],
     *,
@@ -61,7 +61,7 @@ def put(
                 of_array[there] = found[here]
 
 
-def put_nothing(out: Mapping[str, np.ndarray], places: Int[np.ndarray, " positions"]) -> None:
+def clear_targets(out: Mapping[str, np.ndarray], places: Int[np.ndarray, " positions"]) -> None:
     """Fill in positions that have no target."""
     for name, array in _flat(out).items():
         array[places] = _NOTHING[name]

@@ -12,7 +12,7 @@ from decant.models.mesh.vocabulary import Vocabulary
 from decant.pipelines.teacher.sharded_head import Head
 from decant.pipelines.teacher.targets import targets
 from decant.schemas.codecs import Tables, decode, encode
-from decant.schemas.signals import Wanted
+from decant.schemas.signals import TargetSpec
 from decant.schemas.targets.targets import BETAS, EIGHTHS, Targets, tail_logmass_at
 from tests.formulas import sampling
 
@@ -41,7 +41,7 @@ def test_at_every_temperature_and_position_the_stored_tail_is_close(real, k, nod
         jnp.asarray(hidden),
         jnp.asarray(unembedding),
         jnp.zeros(TOKENS),
-        wanted=Wanted(k, betas=nodes),
+        spec=TargetSpec(k, betas=nodes),
         head=Head(Vocabulary(VOCABULARY)),
     )
     held = Targets(*(np.asarray(found[name]) for name in ("ids", "logprobs", "tail_logmass")))

@@ -7,14 +7,12 @@ from pathlib import Path
 
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk.array_record import RecordReaders, write_records
-from decant.schemas.disk.layout import PartLayout
+from decant.schemas.disk.layout import LOGITS, PartLayout
 from decant.schemas.manifest.commits import load_commit, write_commit
 from decant.schemas.manifest.manifest import read_manifest, write_manifest
 from decant.schemas.manifest.statistics import load_tables
 from decant.schemas.records.logits import decode_logits, encode_logits, open_logits
 from decant.schemas.targets.targets import Targets
-
-LOGITS = "logits"
 
 
 def copy_of(cache: Cache, to: Path) -> Path:

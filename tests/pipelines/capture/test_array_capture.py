@@ -226,14 +226,14 @@ def test_captured_twice_the_bytes_are_the_same(root, cache):
 def test_four_devices_store_what_one_stores(root, cache):
     """Two that split every matrix, two that split the batch."""
     script = (
-        "import sys, pathlib, dataclasses; from decant.schemas.manifest.plan import MeshShape;"
+        "import sys, pathlib, dataclasses; from decant.schemas.manifest.plan import TeacherMesh;"
         "from tests.making.caches import tiny_settings;"
         "from decant.pipelines.capture.job import precompute;"
         "from tests.pipelines.capture.test_array_capture import EVERY_LAYER, EVERY_MAP;"
         "root = pathlib.Path(sys.argv[1]);"
         "config = tiny_settings(root, hidden=EVERY_LAYER, attention=EVERY_MAP,"
         " output=root / 'four-devices');"
-        "teacher = dataclasses.replace(config.teacher, mesh=MeshShape(tensor=2));"
+        "teacher = dataclasses.replace(config.teacher, mesh=TeacherMesh(tensor=2));"
         "precompute(dataclasses.replace(config, teacher=teacher))"
     )
     environment = {

@@ -4,7 +4,6 @@ import hashlib
 
 import numpy as np
 import pytest
-from decant.pipelines.upkeep.garbage import delete, unnamed
 from rich.console import Console
 
 from decant.models import open_checkpoint
@@ -13,6 +12,7 @@ from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Hidden
 from decant.pipelines.inspection import contents as inspection
 from decant.pipelines.teacher.identity import digest_memory
+from decant.pipelines.upkeep.garbage import delete, unnamed
 from decant.pipelines.upkeep.remove import remove_signals
 from decant.pipelines.verification.repair import repair
 from decant.pipelines.verification.structure import check_structure

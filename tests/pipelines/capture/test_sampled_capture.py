@@ -85,13 +85,13 @@ def assert_same_draws(cache: Cache, again: Cache) -> None:
 def test_four_devices_draw_what_one_draws(root, cache):
     """Two that split every matrix, two that split the batch."""
     script = (
-        "import sys, pathlib; from decant.schemas.manifest.plan import MeshShape;"
+        "import sys, pathlib; from decant.schemas.manifest.plan import TeacherMesh;"
         "from tests.making.caches import tiny_settings;"
         "from decant.pipelines.capture.job import precompute; import dataclasses;"
         "root = pathlib.Path(sys.argv[1]);"
         f"config = tiny_settings(root, draws={M}, draw_temperatures={TEMPERATURES},"
         " output=root / 'four-devices');"
-        "teacher = dataclasses.replace(config.teacher, mesh=MeshShape(tensor=2));"
+        "teacher = dataclasses.replace(config.teacher, mesh=TeacherMesh(tensor=2));"
         "precompute(dataclasses.replace(config, teacher=teacher))"
     )
     environment = {

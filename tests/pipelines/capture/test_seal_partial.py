@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from decant.pipelines.upkeep.garbage import unnamed
 
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Attention, Hidden
 from decant.pipelines.teacher.identity import digest_memory
+from decant.pipelines.upkeep.garbage import unnamed
 from decant.pipelines.verification.structure import check_structure
 from decant.pipelines.verification.verify import verify
 from decant.schemas import Cache, open_cache

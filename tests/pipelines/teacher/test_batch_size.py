@@ -8,11 +8,11 @@ from decant.pipelines.capture.job import precompute
 from decant.pipelines.teacher.batch_size import bytes_needed, fitting_batch_rows
 from decant.pipelines.teacher.inference import Asked
 from decant.schemas.disk.atomic import read_json, write_json
-from decant.schemas.manifest.plan import MeshShape, PlannedTeacher, read_plan
-from decant.schemas.signals import Wanted
+from decant.schemas.manifest.plan import PlannedTeacher, TeacherMesh, read_plan
+from decant.schemas.signals import TargetSpec
 from tests.making.caches import tiny_settings, write_teacher
 
-ASKED = Asked(Wanted(8))
+ASKED = Asked(TargetSpec(8))
 
 
 @pytest.fixture(scope="module")
@@ -65,4 +65,4 @@ def test_auto_is_a_number_in_the_plan_and_changes_no_id(tmp_path):
     old = read_json(path) | {"version": 1}
     old["teacher"] = {k: v for k, v in old["teacher"].items() if k not in ("mesh", "quantize")}
     write_json(path, old | {"teacher": old["teacher"] | {"tensor_parallel": 2}})
-    assert read_plan(path).teacher.mesh == MeshShape(None, 2, 1)
+    assert read_plan(path).teacher.mesh == TeacherMesh(None, 2, 1)

@@ -26,8 +26,8 @@ import json, re, sys
 import jax, numpy as np
 from decant.pipelines.calibration.tail_prior import PriorSums
 from decant.pipelines.teacher.inference import Asked, TeacherRunner
-from decant.schemas.signals import Wanted
-from decant.schemas.manifest.plan import MeshShape, PlannedTeacher
+from decant.schemas.signals import TargetSpec
+from decant.schemas.manifest.plan import TeacherMesh, PlannedTeacher
 from decant.schemas.records.rows import Segment, build_row
 from tests.pipelines.teacher.test_meshes import DRAWS, K, MESHES, VOCABULARY
 
@@ -38,15 +38,15 @@ def row(*lengths):
              for n in lengths]
     return build_row(parts, length=24)
 rows = [row(24), row(9, 15), row(20), row(5, 6, 7), row(24), row(24), row(2, 3), row(24)] * 2
-wanted = Wanted(K, DRAWS, (0.5, 1.0))
+spec = TargetSpec(K, DRAWS, (0.5, 1.0))
 gathers = {}
 for data, tensor in MESHES:
     planned = PlannedTeacher(
         model=sys.argv[1], teacher_id="", dtype="float32", vocabulary_size=VOCABULARY,
-        sequence_length=24, batch_rows=8, mesh=MeshShape(data, tensor),
+        sequence_length=24, batch_rows=8, mesh=TeacherMesh(data, tensor),
     )
     runner, prior = TeacherRunner(planned), PriorSums(k=K)
-    found = list(runner.run(rows, Asked(wanted), observers=[prior]))
+    found = list(runner.run(rows, Asked(spec), observers=[prior]))
     fields = {
         name: np.concatenate([getattr(x.targets, name) for x in found])
         for name in ("ids", "logprobs", "tail_logmass")
@@ -59,13 +59,13 @@ for data, tensor in MESHES:
     np.savez(f"{sys.argv[2]}/{data}-{tensor}.npz", **fields)
 
     batch = runner._read(rows[:8], ())
-    starts = runner._on_device(runner._starts(rows[:8], wanted))
+    starts = runner._on_device(runner._starts(rows[:8], spec))
     programs = {
         "forward": runner._forward.lower(
             runner._weights, *(batch.inputs[n] for n in ("tokens", "segment_ids", "positions")),
             layers=()),
         "targets": runner._targets.lower(
-            batch.hidden, runner._unembedding, starts, wanted=wanted,
+            batch.hidden, runner._unembedding, starts, spec=spec,
             head=runner._head),
     }
     gathers[f"{data}-{tensor}"] = {

@@ -8,7 +8,7 @@ from decant.models.mesh.vocabulary import Vocabulary
 from decant.pipelines.teacher.sharded_head import Head
 from decant.pipelines.teacher.tail_draws import draw
 from decant.pipelines.teacher.targets import targets, targets_of_logits
-from decant.schemas.signals import Wanted
+from decant.schemas.signals import TargetSpec
 from decant.schemas.targets.draws import Draws, logweights, starts
 from decant.schemas.targets.targets import BETAS, tail_logmass_at
 from tests.formulas import sampling
@@ -20,9 +20,9 @@ def logits_of(vocabulary: int, *, n: int, seed: int = 0, spread: float = 3) -> n
     return np.random.default_rng(seed).normal(size=(n, vocabulary)).astype(np.float32) * spread
 
 
-def sampled(logits: np.ndarray, at: np.ndarray, wanted: Wanted) -> dict[str, np.ndarray]:
+def sampled(logits: np.ndarray, at: np.ndarray, spec: TargetSpec) -> dict[str, np.ndarray]:
     found = targets_of_logits(
-        jnp.asarray(logits), jnp.asarray(at), wanted=wanted, vocabulary=Vocabulary(logits.shape[1])
+        jnp.asarray(logits), jnp.asarray(at), spec=spec, vocabulary=Vocabulary(logits.shape[1])
     )
     return {name: np.asarray(x) for name, x in found.items()}
 
@@ -74,7 +74,7 @@ def test_a_token_is_drawn_as_often_as_the_proposal_says(betas):
     """Over starts spread evenly, the mean number of draws of v is m·r(v)."""
     vocabulary, k, m = 300, 5, 7
     logits = np.repeat(logits_of(vocabulary, n=1), len(MANY_STARTS), axis=0)
-    found = sampled(logits, MANY_STARTS, Wanted(k, m, betas))
+    found = sampled(logits, MANY_STARTS, TargetSpec(k, m, betas))
     often = np.bincount(found["draw_ids"].reshape(-1), minlength=vocabulary) / len(MANY_STARTS)
     r = sampling.proposal(logits[:1], k=k, betas=betas)[0]
     np.testing.assert_allclose(often, m * r, atol=3 * m / len(MANY_STARTS))
@@ -87,7 +87,7 @@ def test_a_token_is_drawn_as_often_as_the_proposal_says(betas):
 def test_weighted_draws_estimate_any_sum_over_the_tail(temperature):
     vocabulary, k, m, betas = 300, 5, 7, (0.5, 1.0)
     logits = np.repeat(logits_of(vocabulary, n=1), len(MANY_STARTS), axis=0)
-    found = sampled(logits, MANY_STARTS, Wanted(k, m, betas))
+    found = sampled(logits, MANY_STARTS, TargetSpec(k, m, betas))
     draws = Draws(found["draw_ids"], found["draw_logprobs"], betas)
     weights = logweights(draws, found["tail_logmass"], nodes=BETAS)
     function = np.random.default_rng(1).normal(size=vocabulary)
@@ -100,7 +100,7 @@ def test_weighted_draws_estimate_any_sum_over_the_tail(temperature):
 
 def test_of_equal_logits_only_those_outside_the_top_k_are_drawn():
     logits = np.zeros((64, 40), np.float32)
-    found = sampled(logits, MANY_STARTS[::63][:64], Wanted(7, 5, (1.0,)))
+    found = sampled(logits, MANY_STARTS[::63][:64], TargetSpec(7, 5, (1.0,)))
     np.testing.assert_array_equal(np.unique(found["draw_ids"]), np.arange(7, 40))
 
 
@@ -110,8 +110,8 @@ def test_the_chunk_changes_no_draw_that_is_not_counted_as_near(chunk):
     hidden = jnp.asarray(rng.normal(size=(30, 16)), jnp.float32)
     unembedding = jnp.asarray(rng.normal(size=(16, 3000)), jnp.float32)
     at = jnp.asarray(rng.random(30), jnp.float32)
-    wanted = Wanted(5, 8, (0.5, 1.0))
-    asked = {"wanted": wanted, "head": Head(Vocabulary(unembedding.shape[1]))}
+    spec = TargetSpec(5, 8, (0.5, 1.0))
+    asked = {"spec": spec, "head": Head(Vocabulary(unembedding.shape[1]))}
     whole = targets(hidden, unembedding, at, **asked)
     cut = targets(hidden, unembedding, at, **asked, chunk=chunk)
     surely = ~np.asarray(whole["near_edge"])
@@ -134,7 +134,7 @@ def test_starts_are_a_function_of_the_row_and_spread_evenly():
 def test_the_grid_is_exact_enough_between_nodes_for_draws_at_any_temperature():
     """Weights at T = 1.7, where no node is: against float64 sums over the tail."""
     logits = logits_of(2000, n=50)
-    found = sampled(logits, np.full(50, 0.3, np.float32), Wanted(8, 4, (1.0,)))
+    found = sampled(logits, np.full(50, 0.3, np.float32), TargetSpec(8, 4, (1.0,)))
     logp, tail = sampling.log_softmax(logits), sampling.tail_of(logits, 8)
     exact = np.log(np.where(tail, np.exp(logp / 1.7), 0).sum(1))
     np.testing.assert_allclose(tail_logmass_at(found["tail_logmass"], 1 / 1.7), exact, atol=1e-4)

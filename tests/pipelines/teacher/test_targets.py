@@ -8,7 +8,7 @@ from decant.models.mesh.vocabulary import Vocabulary
 from decant.pipelines.teacher.sharded_head import Head
 from decant.pipelines.teacher.targets import targets
 from decant.pipelines.teacher.targets import targets_of_logits as of_logits
-from decant.schemas.signals import Wanted
+from decant.schemas.signals import TargetSpec
 from decant.schemas.targets.targets import BETAS, EIGHTHS
 
 
@@ -16,7 +16,7 @@ def targets_of_logits(logits, *, k, betas=BETAS):
     return of_logits(
         logits,
         jnp.zeros(len(logits)),
-        wanted=Wanted(k, betas=betas),
+        spec=TargetSpec(k, betas=betas),
         vocabulary=Vocabulary(logits.shape[1]),
     )
 
@@ -84,7 +84,7 @@ def test_the_chunk_changes_nothing_but_rounding(chunk):
         jnp.asarray(hidden),
         jnp.asarray(head),
         jnp.zeros(10),
-        wanted=Wanted(5),
+        spec=TargetSpec(5),
         head=Head(Vocabulary(3000)),
         chunk=chunk,
     )

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from decant.pipelines.upkeep.garbage import unnamed
 
 from decant.pipelines.__main__ import main
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.teacher.identity import digest_memory
 from decant.pipelines.upkeep.forget import forget
+from decant.pipelines.upkeep.garbage import unnamed
 from decant.pipelines.upkeep.merge import merge
 from decant.pipelines.upkeep.remove import remove_signals
 from decant.pipelines.verification.verify import verify

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from decant.schemas.records.padded import allocate, put, put_nothing
-from decant.schemas.signals import LogitsSignal
+from decant.schemas.records.padded import allocate_targets, clear_targets, fill_targets
+from decant.schemas.signals import TargetSpec
 from decant.schemas.targets.draws import Draws
 from decant.schemas.targets.targets import BETAS, Targets
 
@@ -12,7 +12,7 @@ IDS = ("topk_ids", "tail_ids")
 
 
 def garbage(*, k: int, draws: int) -> dict[str, np.ndarray]:
-    out = allocate(2, length=3, signal=LogitsSignal("s", "t", "compact", k, draws=draws))
+    out = allocate_targets(2, length=3, spec=TargetSpec(k, draws))
     for array in out.values():
         array[...] = 7
     return out
@@ -27,8 +27,8 @@ def two_positions(*, k: int, m: int) -> Targets:
 
 def test_what_is_not_a_target_is_id_0_and_log_0():
     out = garbage(k=2, draws=2)
-    put(out, np.array([1, 5]), targets=two_positions(k=2, m=2), nodes=BETAS)
-    put_nothing(out, np.array([0, 2, 3, 4]))
+    fill_targets(out, np.array([1, 5]), targets=two_positions(k=2, m=2), nodes=BETAS)
+    clear_targets(out, np.array([0, 2, 3, 4]))
     for name, array in out.items():
         assert (array[:, 0] == (0 if name in IDS else -np.inf)).all()
     assert out["topk_ids"].tolist() == [[[0, 0], [0, 1], [0, 0]], [[0, 0], [0, 0], [2, 3]]]
@@ -45,10 +45,10 @@ def test_positions_are_put_at_their_places_in_long_runs_and_in_short_ones(share)
     n = int(scored.sum())
     ids = np.arange(1, 2 * n + 1, dtype=np.int32).reshape(n, 2)
     targets = Targets(ids, -ids.astype(np.float32), np.zeros((n, len(BETAS)), np.float32))
-    out = allocate(3, length=200, signal=LogitsSignal("s", "t", "compact", 2))
+    out = allocate_targets(3, length=200, spec=TargetSpec(2))
     for array in out.values():
         array[...] = 0
-    put(out, np.flatnonzero(scored), targets=targets, nodes=BETAS)
+    fill_targets(out, np.flatnonzero(scored), targets=targets, nodes=BETAS)
     expected = np.zeros((600, 2), np.int32)
     for at, its in zip(np.flatnonzero(scored), ids, strict=True):
         expected[at] = its
@@ -58,8 +58,8 @@ def test_positions_are_put_at_their_places_in_long_runs_and_in_short_ones(share)
 
 def test_a_part_with_fewer_ids_and_no_draws_is_padded():
     out = garbage(k=3, draws=2)
-    put(out, np.arange(6)[:2], targets=two_positions(k=1, m=0), nodes=BETAS)
-    put_nothing(out, np.arange(2, 6))
+    fill_targets(out, np.arange(6)[:2], targets=two_positions(k=1, m=0), nodes=BETAS)
+    clear_targets(out, np.arange(2, 6))
     assert out["topk_ids"][0].tolist() == [[0, 0, 0], [1, 0, 0], [0, 0, 0]]
     np.testing.assert_array_equal(out["topk_logprobs"][0, 1], [-1, -np.inf, -np.inf])
     for name in ("tail_ids", "tail_logprobs", "tail_logweights"):

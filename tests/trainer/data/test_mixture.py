@@ -44,7 +44,9 @@ class FakeCache(Cache):
         signals = {}
         if logits:
             betas = BETAS if nodes == 7 else EIGHTHS
-            signals["logits"] = LogitsSignal("s", teacher, "lossless", k, betas, draws, (1.0,))
+            signals["logits"] = LogitsSignal(
+                k, draws, (1.0,), betas, signal_id="s", teacher_id=teacher, profile="lossless"
+            )
         self.manifest = SimpleNamespace(
             rows_id=f"rows-{name}",
             forgotten_id="",
