@@ -40,8 +40,8 @@ from decant.trainer.loss.chunk import tokens_at_once
 from decant.trainer.loss.layer_pairs import pairs, with_layers
 from decant.trainer.run.binding import Bound
 from decant.trainer.run.checkpoint import Checkpoints
-from decant.trainer.run.loop import Training
-from decant.trainer.run.metrics import Metrics
+from decant.trainer.run.loop import TrainingLoop
+from decant.trainer.run.metrics_log import MetricsLog
 from decant.trainer.run.requirements import directions
 from decant.trainer.run.student import parameters
 from decant.trainer.update.step import initial_state, make_train_step, to_device
@@ -116,8 +116,8 @@ def main():
 def loop(config, batches, step, *, mesh, signals=()):
     """The trainer's loop as a function of state and `updates`, which neither judges nor saves."""
     with tempfile.TemporaryDirectory() as directory:
-        metrics = Metrics(Path(directory), after=None, steps=10**9, quiet=config.quiet)
-        training = Training(
+        metrics = MetricsLog(Path(directory), after=None, steps=10**9, quiet=config.quiet)
+        training = TrainingLoop(
             config=config,
             steps=0,
             signals=signals,

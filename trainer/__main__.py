@@ -63,7 +63,7 @@ def _command(name: str) -> Callable:
 
         return lambda config: print(report(config))
     if name == "train":
-        from decant.trainer.run.loop import train
+        from decant.trainer.run.train import train
 
         return train
     if name == "export":

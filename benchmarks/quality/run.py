@@ -33,8 +33,9 @@ from decant.pipelines.capture.job import precompute
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.trainer.config import Train
-from decant.trainer.run.loop import load_run, train
-from decant.trainer.run.metrics import read_metrics
+from decant.trainer.run.metrics_log import read_metrics
+from decant.trainer.run.train import train
+from decant.trainer.run.trained_student import load_student
 
 SAMPLE_ROWS = 4
 WARM_UP = 3
@@ -138,7 +139,7 @@ def _student(cell: Cell, config: Train, shop: Workshop) -> tuple[nnx.GraphDef, A
     lines = [line for line in read_metrics(config.run) if "loss" in line]
     if lines[-1]["step"] != config.data.steps:
         raise KeyboardInterrupt  # the trainer was asked to stop, saved, and returned
-    graph, params = load_run(config.run, dtype=config.dtype)
+    graph, params = load_student(config.run, dtype=config.dtype)
     return graph, params, [line["step_seconds"] for line in lines]
 
 

@@ -18,8 +18,8 @@ from decant.pipelines.runners.run_pipeline import WorkerError
 from decant.schemas import open_cache
 from decant.schemas.records.rows import next_tokens
 from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Student, Train
-from decant.trainer.run.loop import train
-from decant.trainer.run.metrics import read_metrics
+from decant.trainer.run.metrics_log import read_metrics
+from decant.trainer.run.train import train
 from tests.making.caches import WORDS, tiny_settings, write_teacher
 from tests.making.chats import DATED_OR_NOT, HEADERS, THINKING, chat_tokenizer, said
 

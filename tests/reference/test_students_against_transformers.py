@@ -12,8 +12,9 @@ from flax import nnx
 
 from decant.trainer.config import Data, Export, Generate, Loss, Student, Train
 from decant.trainer.results.export import export
-from decant.trainer.results.generate import completed, next_tokens
-from decant.trainer.run.loop import load_run, train
+from decant.trainer.results.generate import complete, make_sampler
+from decant.trainer.run.train import train
+from decant.trainer.run.trained_student import load_student
 from tests.making.caches import tiny_cache
 from tests.reference.test_models_against_transformers import PYTHON
 
@@ -62,7 +63,7 @@ def both(tmp_path_factory):
 def test_transformers_loads_a_student_with_equal_logits(both):
     run, theirs = both
     assert theirs["problems"] == {}
-    model = nnx.merge(*load_run(run, dtype="float32"))
+    model = nnx.merge(*load_student(run, dtype="float32"))
     tokens = np.arange(40, dtype=np.int32)[None] * 7 % 512
     hidden, _ = model(tokens, np.ones_like(tokens), np.arange(40, dtype=np.int32)[None])
     ours = np.asarray(hidden[0], np.float64) @ np.asarray(model.unembedding(), np.float64)
@@ -71,9 +72,9 @@ def test_transformers_loads_a_student_with_equal_logits(both):
 
 def test_transformers_generates_what_we_do_and_knows_the_end(both):
     run, theirs = both
-    graph, params = load_run(run, dtype="float32")
-    choose = next_tokens(graph, params, config=Generate(temperature=0.0), vocabulary=512)
-    (ours,) = completed(choose, PROMPT, samples=1, max_tokens=12, stop={theirs["eos"]})
+    graph, params = load_student(run, dtype="float32")
+    sampler = make_sampler(graph, params, config=Generate(temperature=0.0), vocabulary=512)
+    (ours,) = complete(sampler, PROMPT, samples=1, max_tokens=12, stop={theirs["eos"]})
     assert theirs["eos"] == 0
     assert theirs["greedy"] == ours
 

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from decant.pipelines.config import Attention, Hidden
 from decant.schemas import Cache
 from decant.trainer.config import Data, Loss, Student, Train
-from decant.trainer.run.loop import train
+from decant.trainer.run.train import train
 from tests.making.caches import tiny_cache, write_teacher
 
 

@@ -57,8 +57,8 @@ class Measures(NamedTuple):
     """and at most with this, which adds min of the two tails' masses."""
 
 
-class Known(NamedTuple):
-    """What is known of the teacher beside a batch."""
+class MeasureInputs(NamedTuple):
+    """Arrays that measures need besides a batch."""
 
     temperature: Float[Array, ""] | None
     """That training ended at; None: 1."""
@@ -70,7 +70,7 @@ def batch_measures(
     graph: nnx.GraphDef,
     params: Parameters,
     batch: Batch,
-    known: Known,
+    inputs: MeasureInputs,
     *,
     vocabulary: int,
     chunk_tokens: int | None,
@@ -95,20 +95,22 @@ def batch_measures(
     def of_chunk(chunk: tuple[Array, Targets]) -> Measures:
         states, some = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), chunk)
         logits = logits_of(states, matrix, softcap=model.config.final_softcap)
-        return jax.tree.map(lambda x: x.reshape(rows, step), chunk_measures(logits, some, known))
+        return jax.tree.map(lambda x: x.reshape(rows, step), chunk_measures(logits, some, inputs))
 
     found = jax.lax.map(of_chunk, jax.tree.map(cut, (hidden, targets)))
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, -1)[:, :length], found)
 
 
-def chunk_measures(logits: Float[Array, "n vocab"], targets: Targets, known: Known) -> Measures:
+def chunk_measures(
+    logits: Float[Array, "n vocab"], targets: Targets, inputs: MeasureInputs
+) -> Measures:
     """The measures of n positions."""
     one = jnp.float32(1)
-    bound, estimate, unbiased, view = _divergences(logits, targets, known, one)
+    bound, estimate, unbiased, view = _divergences(logits, targets, inputs, one)
     warm_bound, warm_estimate = bound, estimate
-    if known.temperature is not None:
+    if inputs.temperature is not None:
         undrawn = targets._replace(tail_ids=None)
-        warm_bound, warm_estimate, *_ = _divergences(logits, undrawn, known, known.temperature)
+        warm_bound, warm_estimate, *_ = _divergences(logits, undrawn, inputs, inputs.temperature)
     likeliest = jnp.argmax(logits, axis=-1)
     highest = jnp.max(logits, axis=-1)
     first = jnp.where(stored(targets)[:, 0], targets.topk_ids[:, 0], -1)
@@ -130,11 +132,14 @@ def chunk_measures(logits: Float[Array, "n vocab"], targets: Targets, known: Kno
 
 
 def _divergences(
-    logits: Float[Array, "n vocab"], targets: Targets, known: Known, temperature: Float[Array, ""]
+    logits: Float[Array, "n vocab"],
+    targets: Targets,
+    inputs: MeasureInputs,
+    temperature: Float[Array, ""],
 ) -> tuple[Array, Array | None, Array | None, StudentView]:
     """KL at T by the bucket, by the prior and by draws, each if it can be; and the view."""
     beta = 1 / temperature
-    log_prior = None if known.prior is None else prior_at(known.prior, beta=beta)
+    log_prior = None if inputs.prior is None else prior_at(inputs.prior, beta=beta)
     whole = Vocabulary(logits.shape[-1])
     view = take_apart(logits, targets, beta=beta, vocabulary=whole, log_prior=log_prior)
     there = targets.mask[:, None]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from decant.trainer.results.evaluate import span
-from decant.trainer.results.runs import Compared
+from decant.trainer.results.run_summary import RunSummary
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#555555", "#8c510a")
 """Okabe and Ito's, which are told apart by everybody; more runs get other dashes."""
@@ -49,7 +49,7 @@ def colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
-def charts(runs: Sequence[Compared]) -> dict[str, Draw]:
+def charts(runs: Sequence[RunSummary]) -> dict[str, Draw]:
     """The charts that these runs have something for, by file name."""
     found: dict[str, Draw] = {}
     for name, title in CURVES.items():
@@ -92,19 +92,19 @@ def _drawn(draws: Sequence[Draw], *, form: str, size: tuple[float, float]) -> by
     return out.getvalue()
 
 
-def _line(axis: Any, number: int, run: Compared, x: Any, y: Any, **style: Any) -> None:
+def _line(axis: Any, number: int, run: RunSummary, x: Any, y: Any, **style: Any) -> None:
     dashes = DASHES[number // len(COLOURS) % len(DASHES)]
     axis.plot(x, y, color=colour(number), ls=dashes, lw=1.6, label=run.name, **style)
 
 
-def _finish(axis: Any, runs: Sequence[Compared], *, title: str, x: str) -> None:
+def _finish(axis: Any, runs: Sequence[RunSummary], *, title: str, x: str) -> None:
     axis.set_title(title, loc="left")
     axis.set_xlabel(x)
     if 1 < len(runs) <= LEGENDS:
         axis.legend()
 
 
-def _curve(runs: Sequence[Compared], name: str, title: str) -> Draw:
+def _curve(runs: Sequence[RunSummary], name: str, title: str) -> Draw:
     def draw(axis: Any) -> None:
         for number, run in enumerate(runs):
             steps = [look["step"] for look in run.looks]
@@ -115,7 +115,7 @@ def _curve(runs: Sequence[Compared], name: str, title: str) -> Draw:
     return draw
 
 
-def _over_time(runs: Sequence[Compared]) -> Draw:
+def _over_time(runs: Sequence[RunSummary]) -> Draw:
     def draw(axis: Any) -> None:
         longest = max((max(run.seconds.values()) for run in runs if run.seconds), default=0.0)
         scale, unit = (3600, "hours") if longest > 2 * 3600 else (60, "minutes")
@@ -130,7 +130,7 @@ def _over_time(runs: Sequence[Compared]) -> Draw:
     return draw
 
 
-def _trained(runs: Sequence[Compared], name: str, title: str) -> Draw:
+def _trained(runs: Sequence[RunSummary], name: str, title: str) -> Draw:
     def draw(axis: Any) -> None:
         for number, run in enumerate(runs):
             values = _values(run.updates, name)
@@ -146,7 +146,7 @@ def _trained(runs: Sequence[Compared], name: str, title: str) -> Draw:
     return draw
 
 
-def _grouped(runs: Sequence[Compared], by: str, of: str) -> Draw:
+def _grouped(runs: Sequence[RunSummary], by: str, of: str) -> Draw:
     def draw(axis: Any) -> None:
         named: dict[str, None] = {}
         for run in runs:
@@ -167,7 +167,7 @@ def _grouped(runs: Sequence[Compared], by: str, of: str) -> Draw:
     return draw
 
 
-def _calibration(runs: Sequence[Compared]) -> Draw:
+def _calibration(runs: Sequence[RunSummary]) -> Draw:
     def draw(axis: Any) -> None:
         axis.plot([0, 1], [0, 1], color="#bbbbbb", lw=1)
         for number, run in enumerate(runs):

@@ -22,7 +22,7 @@ from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.records.rows import next_tokens
 from decant.trainer.config import Evaluate, Loss
 from decant.trainer.judging.heldout import heldout_batches, heldout_rows, spread_rows
-from decant.trainer.judging.measures import Known, batch_measures
+from decant.trainer.judging.measures import MeasureInputs, batch_measures
 from decant.trainer.judging.tally import (
     Tally,
     frequency_group,
@@ -30,10 +30,9 @@ from decant.trainer.judging.tally import (
     position_group,
     position_groups,
 )
-from decant.trainer.run.binding import settings_of
-from decant.trainer.run.checkpoint import Checkpoints
-from decant.trainer.run.loop import load_run
+from decant.trainer.run.binding import read_run_settings
 from decant.trainer.run.student import INITIAL
+from decant.trainer.run.trained_student import checkpoint_step, load_student
 from decant.trainer.update.step import to_device
 
 FILE = "evaluation.json"
@@ -51,7 +50,7 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     cache = open_cache(config.cache)
     _check_tokenizer(config.run, cache)
     mesh = student_mesh(fsdp=jax.device_count())
-    graph, params = load_run(config.run, dtype=config.dtype, checkpoint=config.checkpoint)
+    graph, params = load_student(config.run, dtype=config.dtype, checkpoint=config.checkpoint)
     temperature = training_temperature(config.run)
     compiled = jax.jit(
         partial(
@@ -61,7 +60,7 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
             chunk_tokens=Loss().chunk_tokens,
         )
     )
-    known = _known(cache, temperature=temperature, mesh=mesh)
+    inputs = _measure_inputs(cache, temperature=temperature, mesh=mesh)
     numbers = heldout_rows(cache, config.heldout_rows)
     tallies = (
         Tally([{}]),
@@ -72,7 +71,7 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     tail = "sampled" if cache.manifest.logits.draws else "bucket"
     batch_rows = config.batch_rows + -config.batch_rows % mesh.size
     for batch in heldout_batches(cache, numbers, batch_rows=batch_rows):
-        found = compiled(params, to_device(batch, mesh=mesh, tail=tail), known)
+        found = compiled(params, to_device(batch, mesh=mesh, tail=tail), inputs)
         counted = batch["loss_mask"]
         measures = {
             name: np.asarray(values)[counted]
@@ -85,7 +84,7 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
             tally.add(group, measures)
     whole, by_frequency, by_position = tallies
     judgement = {
-        "step": step_of(config.run, config.checkpoint),
+        "step": checkpoint_step(config.run, config.checkpoint),
         "cache_id": cache.manifest.cache_id,
         "rows": len(numbers),
         "dtype": config.dtype,
@@ -99,14 +98,14 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     return judgement
 
 
-def evaluation_of(run: Path) -> dict[str, Any] | None:
+def read_evaluation(run: Path) -> dict[str, Any] | None:
     """The run's last judgement, if it was judged."""
     return read_json(run / FILE) if (run / FILE).exists() else None
 
 
 def training_temperature(run: Path) -> float:
     """T of both distributions at the end of a run."""
-    settings = settings_of(run)
+    settings = read_run_settings(run)
     end = settings.get("loss.temperature_end")
     return float(settings["loss.temperature"] if end is None else end)
 
@@ -176,23 +175,15 @@ def span(means: dict[str, Any]) -> str:
     return str(start) if start == end else f"{start}–{end}"
 
 
-def _known(cache: Cache, *, temperature: float, mesh: Mesh) -> Known:
+def _measure_inputs(cache: Cache, *, temperature: float, mesh: Mesh) -> MeasureInputs:
     try:
         prior = cache.tail_prior()
     except ValueError:  # captured by version 0.1, which made none
         prior = None
-    return Known(
+    return MeasureInputs(
         None if temperature == 1 else everywhere(np.asarray(temperature, np.float32), mesh),
         None if prior is None else everywhere(np.asarray(prior, np.float32), mesh),
     )
-
-
-def step_of(run: Path, checkpoint: str) -> int:
-    """Updates that a run's checkpoint of this name has seen; 0 if there is none yet."""
-    checkpoints = Checkpoints(run, read_only=True)
-    step = checkpoints.called(checkpoint)
-    checkpoints.close()
-    return step or 0
 
 
 def _check_tokenizer(run: Path, cache: Cache) -> None:

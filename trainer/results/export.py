@@ -12,12 +12,11 @@ from decant.models import open_checkpoint, save_directory
 from decant.models.text.tokenizer import Tokenizer
 from decant.schemas import open_cache
 from decant.trainer.config import Export
-from decant.trainer.results.evaluate import step_of
-from decant.trainer.results.model_card import card
-from decant.trainer.run.binding import settings_of
-from decant.trainer.run.loop import load_run
-from decant.trainer.run.provenance import facts, recorded_facts
+from decant.trainer.results.model_card import model_card
+from decant.trainer.run.binding import read_run_settings
+from decant.trainer.run.data_facts import cache_facts, read_data_facts
 from decant.trainer.run.student import INITIAL
+from decant.trainer.run.trained_student import checkpoint_step, load_student
 
 GENERATION = "generation_config.json"
 CARD = "README.md"
@@ -25,16 +24,16 @@ CARD = "README.md"
 
 def export(config: Export) -> Path:
     """Write a checkpoint's student; returns the directory."""
-    graph, params = load_run(config.run, dtype="float32", checkpoint=config.checkpoint)
+    graph, params = load_student(config.run, dtype="float32", checkpoint=config.checkpoint)
     model = nnx.merge(graph, params)
     tokenizer = open_checkpoint(config.run / INITIAL).tokenizer()
-    caches = recorded_facts(config.run) or [facts(open_cache(config.cache))]
-    text = card(
+    caches = read_data_facts(config.run) or [cache_facts(open_cache(config.cache))]
+    text = model_card(
         model.config,
         name=config.output.name,
         run=config.run,
-        step=step_of(config.run, config.checkpoint),
-        settings=settings_of(config.run),
+        step=checkpoint_step(config.run, config.checkpoint),
+        settings=read_run_settings(config.run),
         caches=caches,
     )
     # Before the weights, which say that the directory is whole.

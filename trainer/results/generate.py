@@ -1,8 +1,8 @@
-"""A few samples from a run's student, for a look.
+"""The command `generate`: a few text samples from a run's student.
 
-Every token is one pass over whole rows of fixed length, so that one program is compiled and
-nothing is remembered between tokens: right for a look, wasteful for serving. A draw depends on the
-seed, the sample's number and its place in the text.
+Every new token costs one forward pass over whole rows of fixed length, without a key/value cache:
+one compiled program, fast enough for a few samples, too slow for serving. A token is drawn with a
+key made from the seed, the sample's number and the token's position.
 """
 
 from __future__ import annotations
@@ -20,16 +20,20 @@ from decant.models import open_checkpoint
 from decant.models.numerics import logits as logits_of
 from decant.models.text.tokenizer import Tokenizer
 from decant.trainer.config import Generate
-from decant.trainer.run.loop import load_run
 from decant.trainer.run.student import INITIAL
+from decant.trainer.run.trained_student import load_student
 from decant.trainer.update.step import Parameters
 
-NextTokens = Callable[[Int[np.ndarray, "sample position"], int], Int[np.ndarray, " sample"]]
-"""From rows and how much of them is text, the next token of each."""
+Sampler = Callable[[Int[np.ndarray, "sample position"], int], Int[np.ndarray, " sample"]]
+"""(rows, length): the token that follows the first `length` tokens of each row."""
 
 
 def generate(config: Generate) -> list[str]:
-    """The samples with their prompt, special tokens in sight."""
+    """The samples as text, each with its prompt and with special tokens spelled out.
+
+    Raises FileNotFoundError if the run does not exist, ValueError if prompt and `max_tokens`
+    exceed the student's positions or the tokenizer cannot make the prompt.
+    """
     if not (config.run / INITIAL).is_dir():
         raise FileNotFoundError(
             f"{config.run / INITIAL}: not there; {config.run} is not the directory of a run"
@@ -40,30 +44,34 @@ def generate(config: Generate) -> list[str]:
     if len(prompt) + config.max_tokens > longest:
         raise ValueError(
             f"{config.run}: a prompt of {len(prompt)} tokens and max_tokens = {config.max_tokens} "
-            f"are more than the {longest} positions that this student was made for; ask for "
-            f"at most {max(longest - len(prompt), 0)}"
+            f"are more than the {longest} positions of this student; set max_tokens to at most "
+            f"{max(longest - len(prompt), 0)}"
         )
-    graph, params = load_run(config.run, dtype=config.dtype, checkpoint=config.checkpoint)
-    choose = next_tokens(graph, params, config=config, vocabulary=tokenizer.size)
-    rows = completed(
-        choose,
+    graph, params = load_student(config.run, dtype=config.dtype, checkpoint=config.checkpoint)
+    samples = complete(
+        make_sampler(graph, params, config=config, vocabulary=tokenizer.size),
         prompt,
         samples=config.samples,
         max_tokens=config.max_tokens,
         stop={tokenizer.eos_id},
     )
-    return [tokenizer.decode(row) for row in rows]
+    return [tokenizer.decode(ids) for ids in samples]
 
 
 def prompt_ids(config: Generate, tokenizer: Tokenizer) -> list[int]:
-    """The prompt as rows have it: a document's beginning, or what a template makes of a message."""
+    """The prompt's ids, as a document begins in a row: BOS if the tokenizer has one, then text.
+
+    With `chat` the prompt is a user's message in the tokenizer's chat template.
+    """
     if not config.chat:
-        (ids,) = tokenizer.encode_batch([config.prompt])
-        begins = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-        found = [*begins, *ids.tolist()]
-        if not found:
-            raise ValueError("an empty prompt, and a tokenizer without a token to begin with")
-        return found
+        (text_ids,) = tokenizer.encode_batch([config.prompt])
+        bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        ids = [*bos, *text_ids.tolist()]
+        if not ids:
+            raise ValueError(
+                "the prompt is empty and the tokenizer has no BOS token; give --prompt some text"
+            )
+        return ids
     template = tokenizer.chat_template(date=config.chat_date)
     if template is None:
         raise ValueError(f"{config.run}: its tokenizer has no chat template; leave out --chat")
@@ -72,61 +80,64 @@ def prompt_ids(config: Generate, tokenizer: Tokenizer) -> list[int]:
     return tokenizer.encode_batch([text])[0].tolist()
 
 
-def completed(
-    choose: NextTokens,
+def complete(
+    sampler: Sampler,
     prompt: list[int],
     *,
     samples: int,
     max_tokens: int,
     stop: Collection[int],
 ) -> list[list[int]]:
-    """Ids of each sample, prompt included, up to `max_tokens` more or the first of `stop`."""
+    """Ids of each sample: the prompt and up to `max_tokens` more, ending after a `stop` id."""
     rows = np.zeros((samples, len(prompt) + max_tokens), np.int32)
     rows[:, : len(prompt)] = prompt
     ends = np.full(samples, rows.shape[1])
     for at in range(len(prompt), rows.shape[1]):
-        rows[:, at] = choose(rows, at)
-        going_on = ends == rows.shape[1]
-        ends[going_on & np.isin(rows[:, at], list(stop))] = at + 1
+        rows[:, at] = sampler(rows, at)
+        unfinished = ends == rows.shape[1]
+        ends[unfinished & np.isin(rows[:, at], list(stop))] = at + 1
         if (ends <= at + 1).all():
             break
     return [row[:end].tolist() for row, end in zip(rows, ends, strict=True)]
 
 
-def next_tokens(
+def make_sampler(
     graph: nnx.GraphDef, params: Parameters, *, config: Generate, vocabulary: int
-) -> NextTokens:
-    """What draws the next tokens of this student."""
+) -> Sampler:
+    """A sampler of this student by `config.temperature`, `top_p` and `seed`.
+
+    `vocabulary` is the tokenizer's size: ids above it, which a checkpoint may have as padding,
+    are never drawn.
+    """
 
     @jax.jit
-    def choose(
-        params: Parameters, rows: Int[Array, "sample position"], at: Int[Array, ""]
+    def next_ids(
+        params: Parameters, rows: Int[Array, "sample position"], length: Int[Array, ""]
     ) -> Int[Array, " sample"]:
         model = nnx.merge(graph, params)
-        # What lies after the text is seen by nothing before it.
-        places = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
-        hidden, _ = model(rows, jnp.ones_like(rows), places)
-        last = jnp.take(hidden, at - 1, axis=1)
-        # A checkpoint may pad its vocabulary; ids beyond the tokenizer's are no tokens.
+        # Attention is causal, so the zeros after `length` do not matter.
+        positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
+        hidden, _ = model(rows, jnp.ones_like(rows), positions)
+        last = jnp.take(hidden, length - 1, axis=1)
         logits = logits_of(
             last, model.unembedding()[:, :vocabulary], softcap=model.config.final_softcap
         )
         if config.temperature == 0:
             return jnp.argmax(logits, axis=-1)
         seed = jax.random.key(config.seed)
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(seed, i), at))(
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(seed, i), length))(
             jnp.arange(len(rows))
         )
-        draw = partial(drawn, top_p=config.top_p)
-        return jax.vmap(draw)(logits / config.temperature, keys)
+        sample = partial(sample_top_p, top_p=config.top_p)
+        return jax.vmap(sample)(logits / config.temperature, keys)
 
-    return lambda rows, at: np.asarray(choose(params, rows, at))
+    return lambda rows, length: np.asarray(next_ids(params, rows, length))
 
 
-def drawn(
+def sample_top_p(
     logits: Float[Array, " vocab"], key: Array, *, top_p: Float[Array, ""] | float
 ) -> Int[Array, ""]:
-    """A token out of the fewest likeliest whose probabilities make up `top_p`."""
+    """A token drawn from the fewest likeliest ones whose probabilities add up to `top_p`."""
     order = jnp.argsort(-logits)
     falling = logits[order]
     before = jnp.cumsum(jax.nn.softmax(falling)) - jax.nn.softmax(falling)

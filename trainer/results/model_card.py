@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from decant.models import ModelConfig
-from decant.trainer.results.evaluate import evaluation_of
-from decant.trainer.run.metrics import read_metrics
+from decant.trainer.results.evaluate import read_evaluation
+from decant.trainer.run.metrics_log import read_metrics
 from decant.trainer.run.speed import multiplying_parameters
 
 HEAD = """---
@@ -47,7 +47,7 @@ MEASURES = {
 """What of a judgement stands in the card, and in words."""
 
 
-def card(
+def model_card(
     config: ModelConfig,
     *,
     name: str,
@@ -97,7 +97,7 @@ def _data(cache: Mapping[str, Any]) -> dict[str, Any]:
 
 def _judged(run: Path, step: int) -> str:
     """The whole judgement if it is of this checkpoint, else the training loop's look at it."""
-    found = evaluation_of(run)
+    found = read_evaluation(run)
     if found is None or found["step"] != step:
         looks = [x for x in read_metrics(run) if "heldout_ce" in x and x["step"] == step]
         found = looks[-1] if looks else None

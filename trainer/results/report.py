@@ -14,7 +14,7 @@ from typing import Any
 from decant.schemas.disk.atomic import write_bytes
 from decant.trainer.config import Report
 from decant.trainer.results.charts import CURVES, as_svg, charts, colour, write_png
-from decant.trainer.results.runs import ABSENT, Compared, compared, differences
+from decant.trainer.results.run_summary import ABSENT, RunSummary, differences, read_run_summaries
 
 PAGE = "report.html"
 LEARNED = "learned.png"
@@ -23,7 +23,7 @@ LEARNED = "learned.png"
 SIDE_BY_SIDE = 4
 """Runs that are shown as columns."""
 
-Value = Callable[[Compared], Any]
+Value = Callable[[RunSummary], Any]
 MEASURES: tuple[tuple[str, str, Value, str, int], ...] = (
     ("updates", "", lambda r: r.updates[-1]["step"] if r.updates else None, "{:,}", 0),
     ("KL ≥", "nats a token, T = 1", lambda r: r.measure("heldout_kl_bound"), "{:.4f}", -1),
@@ -46,7 +46,7 @@ MEASURES: tuple[tuple[str, str, Value, str, int], ...] = (
 
 def report(config: Report) -> Path:
     """Write the page and the pictures; returns the page."""
-    runs = compared(config.runs)
+    runs = read_run_summaries(config.runs)
     drawn = charts(runs)
     images = {name: as_svg(draw) for name, draw in drawn.items()}
     config.output.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def report(config: Report) -> Path:
     return config.output / PAGE
 
 
-def page(runs: Sequence[Compared], images: dict[str, bytes]) -> str:
+def page(runs: Sequence[RunSummary], images: dict[str, bytes]) -> str:
     """The HTML, charts included."""
     title = f"{len(runs)} runs compared" if len(runs) > 1 else f"Run {runs[0].name}"
     body = [
@@ -79,7 +79,7 @@ def page(runs: Sequence[Compared], images: dict[str, bytes]) -> str:
     return template.replace("TITLE", escape(title)).replace("BODY", "\n".join(body))
 
 
-def _summary(runs: Sequence[Compared]) -> str:
+def _summary(runs: Sequence[RunSummary]) -> str:
     """Runs below each other; a few of them side by side, which also a phone has room for."""
     rows = [[_named(runs, number)] for number in range(len(runs))]
     head = ["run"]
@@ -118,7 +118,7 @@ def _charts(images: dict[str, bytes]) -> str:
     return '<div class="charts">' + "\n".join(figures) + "</div>"
 
 
-def _differences(runs: Sequence[Compared]) -> str:
+def _differences(runs: Sequence[RunSummary]) -> str:
     found = differences(runs)
     if not found:
         return "<p>One run only.</p>" if len(runs) == 1 else "<p>Nothing: the settings agree.</p>"
@@ -130,7 +130,7 @@ def _differences(runs: Sequence[Compared]) -> str:
     return _table(head, rows, left=True)
 
 
-def _read(runs: Sequence[Compared]) -> str:
+def _read(runs: Sequence[RunSummary]) -> str:
     head = ["run", "cache", "teacher", "train rows", "train tokens", "bytes a token, by signal"]
     rows = []
     for number, run in enumerate(runs):
@@ -149,7 +149,7 @@ def _read(runs: Sequence[Compared]) -> str:
     return _table(head, rows, left=True)
 
 
-def _settings(run: Compared) -> str:
+def _settings(run: RunSummary) -> str:
     rows = [
         [_cell(escape(name), head=True), _cell(_setting(value))]
         for name, value in sorted(run.settings.items())
@@ -168,7 +168,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: bool = F
     )
 
 
-def _named(runs: Sequence[Compared], number: int, *, cell: bool = True) -> str:
+def _named(runs: Sequence[RunSummary], number: int, *, cell: bool = True) -> str:
     """A run's name with its colour and what it learned from."""
     run = runs[number]
     text = f'<span class="chip" style="background:{colour(number)}"></span>{escape(run.name)}'
@@ -202,5 +202,5 @@ def _setting(value: Any) -> str:
     return escape(text[:12] if is_hash else text)
 
 
-def _last(run: Compared, name: str) -> Any:
+def _last(run: RunSummary, name: str) -> Any:
     return next((line[name] for line in reversed(run.updates) if name in line), None)

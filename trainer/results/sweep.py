@@ -24,10 +24,10 @@ from decant.settings import parse_tables, read_table
 from decant.trainer.config import Evaluate, Train
 from decant.trainer.data.mixture import check_mixture, open_others
 from decant.trainer.results.evaluate import evaluate
-from decant.trainer.run.binding import settings_of
+from decant.trainer.run.binding import read_run_settings
 from decant.trainer.run.checkpoint import latest_step
-from decant.trainer.run.loop import train
 from decant.trainer.run.requirements import check_cache, settled
+from decant.trainer.run.train import train
 
 COMPARISON = "comparison.json"
 _KEYS = ("run", "heldout_rows", "base", "students", "grid")
@@ -137,23 +137,25 @@ def sweep(config: Sweep, *, console: Console | None = None) -> bool:
             console.print(f"error: {error}", markup=False)
             failed[name] = str(error)
     trained = {n: c for n, c in config.students.items() if n not in failed}
-    found = compare(trained, heldout_rows=config.heldout_rows)
+    ranked = rank_students(trained, heldout_rows=config.heldout_rows)
     document = {
         "cache": str(next(iter(config.students.values())).cache),
         "heldout_rows": config.heldout_rows,
-        "students": found,
+        "students": ranked,
         "failed": failed,
     }
     write_bytes(config.run / COMPARISON, json.dumps(document, indent=1).encode())
-    console.print(table_of(found))
+    console.print(comparison_table(ranked))
     for name in failed:
         console.print(f"{name} failed; see above. Run again and it goes on", markup=False)
     return not failed
 
 
-def compare(students: Mapping[str, Train], *, heldout_rows: int | None) -> list[dict[str, Any]]:
+def rank_students(
+    students: Mapping[str, Train], *, heldout_rows: int | None
+) -> list[dict[str, Any]]:
     """Each student's held-out metrics and the settings that not all share, the best KL first."""
-    bound = {name: settings_of(config.run) for name, config in students.items()}
+    bound = {name: read_run_settings(config.run) for name, config in students.items()}
     keys = dict.fromkeys(key for settings in bound.values() for key in settings)
     values = {key: {json.dumps(s.get(key)) for s in bound.values()} for key in keys}
     differing = [key for key in keys if len(values[key]) > 1]
@@ -168,7 +170,7 @@ def compare(students: Mapping[str, Train], *, heldout_rows: int | None) -> list[
     return sorted(found, key=lambda student: student["heldout_kl_bound"])
 
 
-def table_of(found: Sequence[Mapping[str, Any]]) -> Table:
+def comparison_table(found: Sequence[Mapping[str, Any]]) -> Table:
     """For the terminal."""
     table = Table("student", "updates", *_COLUMNS.values(), "what it differs in")
     for student in found:

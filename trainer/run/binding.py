@@ -93,7 +93,7 @@ def bind(
     if not path.exists():
         write_json(path, now)
         return Bound(now)
-    was, changes = _completed(settings_of(config.run), now), changes_of(config.run)
+    was, changes = _completed(read_run_settings(config.run), now), read_run_changes(config.run)
     if differing := _differing(was, now):
         _refuse(Bound(now, config.allow), was, where=str(config.run))
         changes += [
@@ -105,12 +105,12 @@ def bind(
     return Bound(now, (*config.allow, *(change["name"] for change in changes)))
 
 
-def as_begun(cache: Cache, *, run: Path) -> Cache:
+def cache_at_start(cache: Cache, *, run: Path) -> Cache:
     """The cache with the parts that the run began with: those that it has gained since are other
     rows. Unchanged if there is no such run or the cache does not begin with its rows."""
     if not (run / BINDING).exists():
         return cache
-    began_with, parts = settings_of(run).get("rows_id"), cache.manifest.parts
+    began_with, parts = read_run_settings(run).get("rows_id"), cache.manifest.parts
     for count in range(1, len(parts)):
         first = dataclasses.replace(cache.manifest, parts=parts[:count])
         if first.rows_id == began_with:
@@ -118,12 +118,12 @@ def as_begun(cache: Cache, *, run: Path) -> Cache:
     return cache
 
 
-def settings_of(run: Path) -> dict[str, Any]:
+def read_run_settings(run: Path) -> dict[str, Any]:
     """What a run is bound to: its settings and its data."""
     return {name: value for name, value in read_json(run / BINDING).items() if name != _CHANGES}
 
 
-def changes_of(run: Path) -> list[dict[str, Any]]:
+def read_run_changes(run: Path) -> list[dict[str, Any]]:
     """What was changed by `--allow` while the run went on: `after` which update, `name`, `was`,
     `now`."""
     return read_json(run / BINDING).get(_CHANGES, [])
@@ -133,7 +133,7 @@ def with_saved_layers(config: Train) -> Train:
     """The settings in which terms without layers have those that the run began with."""
     if not (config.run / BINDING).exists():
         return config
-    saved = settings_of(config.run)
+    saved = read_run_settings(config.run)
 
     def of(name: str) -> Any:
         term = config.loss.terms[name]

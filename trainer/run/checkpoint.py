@@ -63,7 +63,7 @@ class Checkpoints:
         """Of all checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
-    def called(self, name: str) -> int | None:
+    def named_step(self, name: str) -> int | None:
         """The step of `last` (None: there is none yet), `best` (by KL), `best-ce`, or of a number.
 
         ValueError if there is no such checkpoint.

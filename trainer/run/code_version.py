@@ -1,4 +1,4 @@
-"""The version of the code that trains. A run that goes on is bound to it, as to its data."""
+"""The version of the training code; `run.json` records it, and a continued run must match it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import decant
 
 PACKAGES = ("schemas", "models", "trainer")
-"""Whose sources, beside the settings', decide what an update does."""
+"""Packages whose sources, with `settings.py`, decide what an update computes."""
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Keeping compiled programs, so that a run that goes on, or the next one, starts at once."""
+"""Compiled programs on disk, so that a continued run, or another one, need not compile again."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import jax
 DIRECTORY = "compiled"
 
 
-def keep_compiled(run: Path) -> None:
-    """Keep them beside the run's directory, where its neighbours look too.
+def keep_compiled_programs(run: Path) -> None:
+    """Let jax store compiled programs beside the run's directory, shared by the runs there.
 
-    JAX_COMPILATION_CACHE_DIR, if set, is obeyed instead. A program found there is the one that was
-    stored, so a run gives the same bits with it as without.
+    Does nothing if JAX_COMPILATION_CACHE_DIR is set. A program that is loaded is the one that was
+    stored, so results are the same to the bit with and without this cache.
     """
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         directory = run.absolute().parent / DIRECTORY / _processor()
@@ -23,7 +23,7 @@ def keep_compiled(run: Path) -> None:
 
 
 def _processor() -> str:
-    """What code for the host depends on: a directory may be shared by unlike machines."""
+    """Architecture and a hash of the processor's features: machines may share the directory."""
     flags = ""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

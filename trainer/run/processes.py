@@ -1,4 +1,4 @@
-"""Several processes that train one student together: how they meet, who writes, when they stop."""
+"""Several processes that train one student: how they connect, which one writes, when all stop."""
 
 from __future__ import annotations
 
@@ -16,87 +16,92 @@ from decant.trainer.config import Distributed
 T = TypeVar("T")
 
 
-def join(config: Distributed) -> None:
-    """Meet the other processes, before anything touches a device. Nothing to do for one alone.
+def join_processes(config: Distributed) -> None:
+    """Connect to the run's other processes; call this before anything touches a device.
 
-    Raises ValueError if it is not said how.
+    Does nothing for a run of one process. Raises ValueError if a setting is missing or the
+    processes cannot connect.
     """
     if config == Distributed() or jax.distributed.is_initialized():
         return
-    told = {
+    settings = {
         "coordinator": config.coordinator,
         "processes": config.processes,
         "process": config.process,
     }
-    missing = [f"distributed.{name}" for name, value in told.items() if value is None]
+    missing = [f"distributed.{name}" for name, value in settings.items() if value is None]
     if missing and not config.detect:
         raise ValueError(
-            f"{', '.join(missing)} not given: every process is told the address of process 0 "
-            "(coordinator, HOST:PORT), how many there are (processes) and which it is (process, "
-            "from 0). On Slurm, Open MPI, Kubernetes and TPU pods --distributed.detect finds all "
-            "three"
+            f"{', '.join(missing)} not given: every process needs the address of process 0 "
+            "(coordinator, HOST:PORT), the number of processes (processes) and its own number "
+            "from 0 (process). On Slurm, Open MPI, Kubernetes and TPU pods --distributed.detect "
+            "finds all three"
         )
     try:
         jax.distributed.initialize(config.coordinator, config.processes, config.process)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"distributed: the processes did not meet: {error}") from error
+        raise ValueError(f"distributed: the processes did not connect: {error}") from error
 
 
-def first() -> bool:
-    """Whether this is the process that writes the run's files; of the others all keep quiet."""
+def is_first_process() -> bool:
+    """Whether this process writes the run's files and prints; all others do neither."""
     return jax.process_index() == 0
 
 
-def in_turn(function: Callable[[], T]) -> T:
-    """`function()` by the first process, then by the others, who find its files there.
+def first_then_others(function: Callable[[], T]) -> T:
+    """Call `function` in the first process, then in the others, which find the first one's files.
 
-    If it fails in the first one it is an error in all, so that none waits for ever.
+    If it fails in the first process, every process raises an error, so that none waits forever.
     """
     if jax.process_count() == 1:
         return function()
     result, error = None, None
-    if first():
+    if is_first_process():
         try:
             result = function()
-        except (ValueError, OSError) as found:
-            error = found
+        except (ValueError, OSError) as caught:
+            error = caught
     failed = bool(multihost_utils.broadcast_one_to_all(np.bool_(error is not None)))
     if error is not None:
         raise error
     if failed:
-        raise ValueError("the first process could not begin; its output says why")
-    return result if first() else function()  # type: ignore[return-value]
+        raise ValueError("the first process could not begin; its output gives the reason")
+    return result if is_first_process() else function()  # type: ignore[return-value]
 
 
-class Agreement:
-    """Whether any process wants to stop: the same answer in all of them after the same update."""
+class StopAgreement:
+    """Whether any process wants to stop: all processes get the same answer after an update."""
 
     def __init__(self, mesh: Mesh):
         self._alone = jax.process_count() == 1
-        self._each = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._size = mesh.size
         self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
-        self._asked: jax.Array | None = None
+        self._pending: jax.Array | None = None
 
     def __call__(self, wish: bool) -> bool:
-        """The answer to the question before, so that no device waits for this one."""
+        """Submit this process's wish; return the answer to all wishes of the previous call.
+
+        The answer comes one call late, so that no device waits for it. A run of one process gets
+        its own wish at once.
+        """
         if self._alone:
             return wish
-        before = self._asked
+        previous = self._pending
         wishes = jax.make_array_from_callback(
-            (self._size,), self._each, lambda index: np.full(self._size, wish)[index]
+            (self._size,), self._split, lambda index: np.full(self._size, wish)[index]
         )
-        self._asked = self._any(wishes)
-        return before is not None and bool(before)
+        self._pending = self._any(wishes)
+        return previous is not None and bool(previous)
 
 
-class Silent:
-    """In place of `Metrics` in all processes but the first."""
+class SilentMetrics:
+    """Takes the place of `MetricsLog` in all processes but the first."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        """Every method does nothing."""
+        """A method that does nothing, for every name."""
 
-        def nothing(*_: Any, **__: Any) -> None:
+        def do_nothing(*_: Any, **__: Any) -> None:
             return None
 
-        return nothing
+        return do_nothing

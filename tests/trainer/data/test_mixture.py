@@ -17,8 +17,8 @@ from decant.trainer.config import Data, Loss, MixedCache, Student, Train
 from decant.trainer.data.batches import Batches, updates
 from decant.trainer.data.mixture import Reader, Turns, check_mixture, open_others
 from decant.trainer.loss.layer_pairs import HiddenPair, Pairs
-from decant.trainer.run.loop import train
-from decant.trainer.run.metrics import read_metrics
+from decant.trainer.run.metrics_log import read_metrics
+from decant.trainer.run.train import train
 from tests.making.caches import write_corpus
 
 

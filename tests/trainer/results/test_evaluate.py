@@ -16,7 +16,7 @@ from decant.schemas.manifest.manifest import read_manifest, write_manifest
 from decant.schemas.records.rows import next_tokens
 from decant.trainer.__main__ import main
 from decant.trainer.config import Evaluate
-from decant.trainer.judging.measures import Known, chunk_measures
+from decant.trainer.judging.measures import MeasureInputs, chunk_measures
 from decant.trainer.judging.tally import (
     BINS,
     Tally,
@@ -26,9 +26,9 @@ from decant.trainer.judging.tally import (
     position_groups,
 )
 from decant.trainer.loss.student_view import Targets
-from decant.trainer.results.evaluate import evaluate, evaluation_of, token_shares
-from decant.trainer.run.loop import load_run
-from decant.trainer.run.metrics import read_metrics
+from decant.trainer.results.evaluate import evaluate, read_evaluation, token_shares
+from decant.trainer.run.metrics_log import read_metrics
+from decant.trainer.run.trained_student import load_student
 from tests.formulas.dense import log_softmax
 from tests.making.caches import write_teacher
 from tests.trainer.update.test_step import teacher_logits
@@ -46,7 +46,7 @@ def run(noisy_run, tmp_path_factory):
 def counted(run, drawn_cache, root):
     """Of each counted held-out position, in float64: logits of both sides, label, place, draws."""
     batch = {k: jnp.asarray(v) for k, v in drawn_cache.read(heldout(drawn_cache)).items()}
-    graph, params = load_run(run, dtype="float32")
+    graph, params = load_student(run, dtype="float32")
     model = nnx.merge(graph, params)
     hidden, _ = model(batch["tokens"], batch["segment_ids"], batch["positions"])
     student = np.asarray(hidden, np.float64) @ np.asarray(model.unembedding(), np.float64)
@@ -147,7 +147,7 @@ def same(got, wanted, *, rtol=2e-5):
 def judged(run, drawn_cache):
     """What was found, and what the run's directory then says."""
     found = evaluate(Evaluate(run=run, cache=drawn_cache.path, batch_rows=3))
-    return found, evaluation_of(run)
+    return found, read_evaluation(run)
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ def test_what_is_masked_or_not_stored_does_not_matter():
         topk_logprobs=jnp.asarray(np.where(mask[:, None], logprobs, -np.inf)),
         tail_logmass=jnp.asarray(np.where(mask[:, None], mass, -np.inf), jnp.float32),
     )
-    got = jax.jit(chunk_measures)(logits, targets, Known(jnp.float32(2.0), None))
+    got = jax.jit(chunk_measures)(logits, targets, MeasureInputs(jnp.float32(2.0), None))
     assert got.kl_estimate is None
     assert got.kl_unbiased is None
     q = np.exp(log_softmax(logits))
@@ -281,7 +281,7 @@ def test_where_nothing_is_stored_nobody_agrees():
         topk_logprobs=jnp.full((1, 2), -jnp.inf),
         tail_logmass=(1 - jnp.array([[0, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 1]])) * jnp.log(4.0),
     )
-    got = jax.jit(chunk_measures)(jnp.array([[3.0, 2, 1, 0]]), targets, Known(None, None))
+    got = jax.jit(chunk_measures)(jnp.array([[3.0, 2, 1, 0]]), targets, MeasureInputs(None, None))
     assert (got.agreement, got.top5_agreement, got.acceptance_low) == (0, 0, 0)
     np.testing.assert_allclose([got.kl_bound[0], got.acceptance_high[0]], [0, 1], atol=1e-6)
 
@@ -295,7 +295,7 @@ def test_of_equal_logits_the_lower_id_is_the_likelier():
         topk_logprobs=jnp.full((1, 3), -2.0),
         tail_logmass=jnp.zeros((1, 7)),
     )
-    got = jax.jit(chunk_measures)(logits, targets, Known(None, None))
+    got = jax.jit(chunk_measures)(logits, targets, MeasureInputs(None, None))
     np.testing.assert_allclose(got.top5_agreement, [1 / 3])  # of 0 … 4 it is 4
 
 

@@ -15,9 +15,10 @@ from decant.schemas import open_cache
 from decant.trainer.config import Data, Evaluate, Export
 from decant.trainer.results.evaluate import evaluate
 from decant.trainer.results.export import export
-from decant.trainer.run.loop import load_run, train
-from decant.trainer.run.metrics import read_metrics
-from decant.trainer.run.provenance import recorded_facts
+from decant.trainer.run.data_facts import read_data_facts
+from decant.trainer.run.metrics_log import read_metrics
+from decant.trainer.run.train import train
+from decant.trainer.run.trained_student import load_student
 from tests.formulas.dense import log_softmax
 from tests.making.caches import tiny_settings
 
@@ -54,7 +55,7 @@ def test_the_exported_student_is_the_next_teacher(exported, noisy_run, root, tmp
     precompute(dataclasses.replace(settings, teacher=Teacher(model=str(exported), batch_rows=2)))
     cache = open_cache(tmp_path / "next")
     batch = cache.read(cache.rows()[:2])
-    graph, params = load_run(noisy_run.run, dtype="float32")
+    graph, params = load_student(noisy_run.run, dtype="float32")
     model = nnx.merge(graph, params)
     hidden, _ = model(batch["tokens"], batch["segment_ids"], batch["positions"])
     ours = log_softmax(np.asarray(hidden, np.float64) @ np.asarray(model.unembedding()))
@@ -100,13 +101,13 @@ def test_a_run_of_an_older_release_takes_its_card_from_the_cache(
 ):
     run = shutil.copytree(noisy_run.run, tmp_path / "run")
     (run / "data.json").unlink()
-    assert recorded_facts(run) == []
+    assert read_data_facts(run) == []
     out = export(Export(run=run, cache=drawn_cache.path, output=tmp_path / "student"))
     assert digests(out) == digests(exported)
 
 
 def test_facts_count_rows_and_bytes(noisy_run, drawn_cache):
-    (found,) = recorded_facts(noisy_run.run)
+    (found,) = read_data_facts(noisy_run.run)
     rows = drawn_cache.read(drawn_cache.rows(split="train"))
     assert found["train"] == {
         "rows": len(rows["tokens"]),

@@ -1,4 +1,4 @@
-"""Samples are the student's own: greedy ones by hand, drawn ones by their frequencies."""
+"""Samples: greedy ones against tokens worked out by hand, random ones by their frequencies."""
 
 import json
 
@@ -12,7 +12,13 @@ from decant.models import save_directory
 from decant.models.text.tokenizer import Tokenizer
 from decant.trainer.__main__ import main
 from decant.trainer.config import Generate
-from decant.trainer.results.generate import completed, drawn, generate, next_tokens, prompt_ids
+from decant.trainer.results.generate import (
+    complete,
+    generate,
+    make_sampler,
+    prompt_ids,
+    sample_top_p,
+)
 from tests.making.caches import tokenizer_files
 from tests.trainer.update.test_step import student
 
@@ -26,17 +32,17 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run that has not begun: its first student is what speaks."""
+    """A run without any update: `generate` uses its initial student."""
     path = tmp_path_factory.mktemp("run")
     graph, params = student()
     save_directory(nnx.merge(graph, params), path / "initial", tokenizer_files(512))
     return path
 
 
-def sampled(config, *, samples=1, max_tokens=6, stop=(), vocabulary=512):
+def samples_of(config, *, samples=1, max_tokens=6, stop=(), vocabulary=512):
     graph, params = student()
-    choose = next_tokens(graph, params, config=config, vocabulary=vocabulary)
-    return completed(choose, PROMPT, samples=samples, max_tokens=max_tokens, stop=stop)
+    sampler = make_sampler(graph, params, config=config, vocabulary=vocabulary)
+    return complete(sampler, PROMPT, samples=samples, max_tokens=max_tokens, stop=stop)
 
 
 def test_greedy_is_the_likeliest_token_of_each_unpadded_prefix():
@@ -47,63 +53,63 @@ def test_greedy_is_the_likeliest_token_of_each_unpadded_prefix():
         hidden, _ = model(row, np.ones_like(row), np.arange(len(ids), dtype=np.int32)[None])
         logits = np.asarray(hidden[0, -1], np.float64) @ np.asarray(model.unembedding())
         ids.append(int(np.argmax(logits)))
-    assert sampled(Generate(temperature=0.0)) == [ids]
+    assert samples_of(Generate(temperature=0.0)) == [ids]
 
 
 def test_a_sample_ends_with_the_first_token_that_stops_it():
-    (whole,) = sampled(Generate(temperature=0.0))
-    (short,) = sampled(Generate(temperature=0.0), stop={whole[4]})
+    (whole,) = samples_of(Generate(temperature=0.0))
+    (short,) = samples_of(Generate(temperature=0.0), stop={whole[4]})
     assert short == whole[: whole.index(whole[4], len(PROMPT)) + 1]
     rows = iter(np.array([[7, 8], [1, 9], [2, 1]]))
-    ended = completed(lambda *_: next(rows), [0], samples=2, max_tokens=5, stop={1})
-    assert ended == [[0, 7, 1], [0, 8, 9, 1]]  # nothing is asked for once all have ended
-    rows = iter(np.array([[1, 8], [1, 9], [1, 1]]))  # what is drawn after the end is not text
-    ended = completed(lambda *_: next(rows), [0], samples=2, max_tokens=5, stop={1})
+    ended = complete(lambda *_: next(rows), [0], samples=2, max_tokens=5, stop={1})
+    assert ended == [[0, 7, 1], [0, 8, 9, 1]]  # the sampler is not called after all have ended
+    rows = iter(np.array([[1, 8], [1, 9], [1, 1]]))  # tokens after the stop are dropped
+    ended = complete(lambda *_: next(rows), [0], samples=2, max_tokens=5, stop={1})
     assert ended == [[0, 1], [0, 8, 9, 1]]
 
 
-def test_ids_beyond_the_tokenizers_are_never_said():
-    (ids,) = sampled(Generate(temperature=0.0), max_tokens=1)
-    (others,) = sampled(Generate(temperature=0.0), max_tokens=1, vocabulary=ids[-1])
+def test_ids_above_the_tokenizers_are_never_drawn():
+    (ids,) = samples_of(Generate(temperature=0.0), max_tokens=1)
+    (others,) = samples_of(Generate(temperature=0.0), max_tokens=1, vocabulary=ids[-1])
     assert others[-1] < ids[-1]
 
 
 def test_the_same_seed_gives_the_same_samples_and_another_one_others():
-    first = sampled(Generate(temperature=2.0, seed=1), samples=3)
-    assert sampled(Generate(temperature=2.0, seed=1), samples=3) == first
-    assert sampled(Generate(temperature=2.0, seed=2), samples=3) != first
+    first = samples_of(Generate(temperature=2.0, seed=1), samples=3)
+    assert samples_of(Generate(temperature=2.0, seed=1), samples=3) == first
+    assert samples_of(Generate(temperature=2.0, seed=2), samples=3) != first
     assert first[0] != first[1]
 
 
-def test_draws_have_the_probabilities_of_the_nucleus():
+def test_top_p_draws_by_the_renormalised_probabilities():
     p = np.array([0.05, 0.4, 0.25, 0.2, 0.1])
     keys = jax.random.split(jax.random.key(0), 4000)
-    draw = jax.jit(jax.vmap(lambda key, top: drawn(jnp.log(p), key, top_p=top), (0, None)))
+    draw = jax.jit(jax.vmap(lambda key, top: sample_top_p(jnp.log(p), key, top_p=top), (0, None)))
     for top_p, kept in ((1.0, [0, 1, 2, 3, 4]), (0.8, [1, 2, 3]), (0.3, [1]), (1e-6, [1])):
-        found = np.bincount(np.asarray(draw(keys, top_p)), minlength=5) / len(keys)
+        frequencies = np.bincount(np.asarray(draw(keys, top_p)), minlength=5) / len(keys)
         expected = np.where(np.isin(np.arange(5), kept), p, 0)
-        np.testing.assert_allclose(found, expected / expected.sum(), atol=0.03)
+        np.testing.assert_allclose(frequencies, expected / expected.sum(), atol=0.03)
 
 
-def test_a_prompt_is_a_documents_beginning_or_a_message(tokenizer):
+def test_a_prompt_begins_a_document_or_is_a_chat_message(tokenizer):
     assert tokenizer.decode(prompt_ids(Generate(prompt="a cache"), tokenizer)) == "a cache"
     with pytest.raises(ValueError, match="no chat template; leave out --chat"):
         prompt_ids(Generate(chat=True), tokenizer)
     files = tokenizer_files(512)
     settings = json.loads(files["tokenizer_config.json"])
-    begins = {**settings, "bos_token": "<end>", "add_bos_token": True}
-    files["tokenizer_config.json"] = json.dumps(begins).encode()
-    begun = Tokenizer(files, where="here")
-    assert prompt_ids(Generate(prompt=""), begun) == [0]
+    with_bos = {**settings, "bos_token": "<end>", "add_bos_token": True}
+    files["tokenizer_config.json"] = json.dumps(with_bos).encode()
+    bos_tokenizer = Tokenizer(files, where="here")
+    assert prompt_ids(Generate(prompt=""), bos_tokenizer) == [0]
     template = (
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     chat = {**settings, "chat_template": template}
     files["tokenizer_config.json"] = json.dumps(chat).encode()
-    chats = Tokenizer(files, where="here")
-    ids = prompt_ids(Generate(prompt="a row", chat=True), chats)
-    assert chats.decode(ids) == "[user]a row[assistant]"
+    chat_tokenizer = Tokenizer(files, where="here")
+    ids = prompt_ids(Generate(prompt="a row", chat=True), chat_tokenizer)
+    assert chat_tokenizer.decode(ids) == "[user]a row[assistant]"
 
 
 def test_the_command_prints_samples(run, tokenizer, capsys):
@@ -120,11 +126,11 @@ def test_the_command_prints_samples(run, tokenizer, capsys):
     assert "is not the directory of a run" in capsys.readouterr().err
 
 
-def test_a_sample_is_over_with_the_tokenizers_end(run, monkeypatch):
-    def only_ends(*_, **__):
+def test_a_sample_ends_with_the_tokenizers_end_token(run, monkeypatch):
+    def always_end(*_, **__):
         return lambda rows, at: np.zeros(len(rows), np.int32)  # `<end>`
 
-    monkeypatch.setattr("decant.trainer.results.generate.next_tokens", only_ends)
+    monkeypatch.setattr("decant.trainer.results.generate.make_sampler", always_end)
     assert (
         generate(Generate(run=run, prompt="the row", samples=2, max_tokens=3))
         == ["the row<end>"] * 2
@@ -135,6 +141,6 @@ def test_a_sample_is_over_with_the_tokenizers_end(run, monkeypatch):
     ("wrong", "message"),
     [({"top_p": 0.0}, "top_p is 0"), ({"temperature": -1.0}, "temperature is -1")],
 )
-def test_what_cannot_be_drawn_by_is_refused(wrong, message):
+def test_settings_that_no_sample_can_have_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Generate(**wrong)

@@ -14,8 +14,8 @@ from decant.trainer.config import Evaluate, Report
 from decant.trainer.results.charts import charts
 from decant.trainer.results.evaluate import evaluate
 from decant.trainer.results.report import report
-from decant.trainer.results.runs import compared, differences
-from decant.trainer.run.metrics import read_metrics
+from decant.trainer.results.run_summary import differences, read_run_summaries
+from decant.trainer.run.metrics_log import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_the_summary_says_what_the_files_say(made, runs):
     look = [line for line in read_metrics(runs[0]) if "heldout_ce" in line][-1]
     assert shown["learned from"] == ("α = 0.9, T = 3, bucket", "α = 0.25, T = 3, bucket")
     assert shown["KL ≥ nats a token, T = 1"] == (f"{look['heldout_kl_bound']:.4f}", "99.5000")
-    (run, _) = compared(runs)
+    (run, _) = read_run_summaries(runs)
     size = sum(run.caches[0]["bytes_per_token"].values())
     assert shown["read bytes a token"] == (f"{size:,.1f}", "–")
     assert shown["updates"] == ("2", "2")
@@ -94,12 +94,12 @@ def test_many_runs_are_below_each_other(runs, tmp_path):
 
 
 def test_settings_that_differ_are_shown_side_by_side(made, runs):
-    assert differences(compared(runs)) == {"loss.alpha": [0.9, 0.25]}
+    assert differences(read_run_summaries(runs)) == {"loss.alpha": [0.9, 0.25]}
     assert cells(made.read_text("utf-8"), table=1) == [["loss.alpha", "0.9", "0.25"]]
 
 
 def test_time_is_what_updates_took(runs):
-    first, old = compared(runs)
+    first, old = read_run_summaries(runs)
     lines = first.updates
     assert first.seconds[2] == pytest.approx(sum(line["step_seconds"] for line in lines))
     each = [1e6 * line["step_seconds"] / line["tokens"] for line in lines]
@@ -111,7 +111,7 @@ def test_with_fewer_lines_than_updates_time_is_the_same(runs, tmp_path):
     run = shutil.copytree(runs[0], tmp_path / "run")
     lines = [{"step": step, "loss": 1.0, "tokens": 10, "step_seconds": 2.0} for step in (5, 10)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert compared([run])[0].seconds == {0: 0.0, 5: 10.0, 10: 20.0}
+    assert read_run_summaries([run])[0].seconds == {0: 0.0, 5: 10.0, 10: 20.0}
 
 
 def test_the_same_runs_give_the_same_page(made, runs, tmp_path):
@@ -122,7 +122,7 @@ def test_the_same_runs_give_the_same_page(made, runs, tmp_path):
 def test_a_judgement_of_an_older_checkpoint_is_not_taken_for_the_runs(runs, tmp_path):
     run = shutil.copytree(runs[0], tmp_path / "run")
     write_json(run / "evaluation.json", {**read_json(run / "evaluation.json"), "step": 1})
-    (found,) = compared([run])
+    (found,) = read_run_summaries([run])
     assert found.measure("heldout_acceptance") is None
     assert found.measure("heldout_ce") == found.looks[-1]["heldout_ce"]
 
@@ -131,11 +131,14 @@ def test_runs_of_one_name_are_told_apart(runs, tmp_path):
     (tmp_path / "a").mkdir()
     other = shutil.copytree(runs[0], tmp_path / "a" / "first")
     parent = runs[0].parent.name
-    assert [run.name for run in compared([runs[0], other])] == [f"{parent}/first", "a/first"]
+    assert [run.name for run in read_run_summaries([runs[0], other])] == [
+        f"{parent}/first",
+        "a/first",
+    ]
 
 
 def test_without_judgements_or_times_those_charts_are_left_out(runs):
-    names = charts(compared(runs[1:]))
+    names = charts(read_run_summaries(runs[1:]))
     assert "kl_over_time" not in names
     assert "calibration" not in names
 

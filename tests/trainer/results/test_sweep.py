@@ -8,7 +8,7 @@ import pytest
 from decant.trainer.__main__ import main
 from decant.trainer.data.batches import Batches
 from decant.trainer.results.sweep import read_sweep
-from decant.trainer.run.metrics import read_metrics
+from decant.trainer.run.metrics_log import read_metrics
 
 BASE = """
 [base]

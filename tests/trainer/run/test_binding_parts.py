@@ -8,7 +8,7 @@ from decant.schemas import Cache
 from decant.schemas.disk.atomic import write_json
 from decant.schemas.manifest.manifest import Forgotten, Manifest, Part, Unit
 from decant.trainer.config import Train
-from decant.trainer.run.binding import BINDING, as_begun, bind, changes_of
+from decant.trainer.run.binding import BINDING, bind, cache_at_start, read_run_changes
 
 
 def cache_of(path, *names: str, forgotten: tuple[Forgotten, ...] = ()) -> Cache:
@@ -30,16 +30,16 @@ def test_it_goes_on_with_the_parts_that_it_began_with(tmp_path, began_with):
     begun = cache_of(tmp_path, *began_with)
     begin(tmp_path / "run", begun)
     grown = cache_of(tmp_path, "a", "b", "c")
-    found = as_begun(grown, run=tmp_path / "run")
+    found = cache_at_start(grown, run=tmp_path / "run")
     assert found.manifest == begun.manifest
     assert len(found) == 3 * len(began_with)
 
 
 def test_a_new_run_has_all_parts_and_one_of_other_rows_is_left_to_the_binding(tmp_path):
     grown = cache_of(tmp_path, "a", "b")
-    assert as_begun(grown, run=tmp_path / "new") is grown
+    assert cache_at_start(grown, run=tmp_path / "new") is grown
     begin(tmp_path / "run", cache_of(tmp_path, "x"))
-    assert as_begun(grown, run=tmp_path / "run") is grown
+    assert cache_at_start(grown, run=tmp_path / "run") is grown
 
 
 def test_a_run_does_not_go_on_without_what_it_has_learned_from_unless_allowed(tmp_path):
@@ -49,7 +49,7 @@ def test_a_run_does_not_go_on_without_what_it_has_learned_from_unless_allowed(tm
     with pytest.raises(ValueError, match=r"forgotten: this run has None.*\n.*--allow cache"):
         bind(config, cache=less, steps=3)
     bind(dataclasses.replace(config, allow=("cache",)), cache=less, steps=3)
-    assert [change["name"] for change in changes_of(config.run)] == ["forgotten"]
+    assert [change["name"] for change in read_run_changes(config.run)] == ["forgotten"]
 
 
 def test_what_was_forgotten_in_the_old_parts_is_seen_and_in_new_ones_is_not(tmp_path):
@@ -59,5 +59,5 @@ def test_what_was_forgotten_in_the_old_parts_is_seen_and_in_new_ones_is_not(tmp_
     gone = [dataclasses.replace(p, forgotten=(Forgotten(0),)) for p in grown.parts]
     for parts, seen in (((grown.parts[0], gone[1]), ""), ((gone[0], grown.parts[1]), None)):
         cache = Cache(tmp_path, dataclasses.replace(grown, parts=parts))
-        found = as_begun(cache, run=tmp_path / "run").manifest.forgotten_id
+        found = cache_at_start(cache, run=tmp_path / "run").manifest.forgotten_id
         assert found == seen if seen == "" else found

@@ -58,22 +58,22 @@ def test_the_best_are_known_again_by_the_next_process(tmp_path):
     assert Checkpoints(tmp_path, keep=Keep(every=7)).due(42, judged=None)
     again.save(state_at(50), data={}, judged=judged(2.2))
     assert again.steps == [20, 50]
-    assert again.called("best") == 20
-    assert again.called("best-ce") == 50
-    assert (again.called("last"), again.called("20")) == (50, 20)
+    assert again.named_step("best") == 20
+    assert again.named_step("best-ce") == 50
+    assert (again.named_step("last"), again.named_step("20")) == (50, 20)
     with pytest.raises(
         ValueError, match=r"no checkpoint .30.; there are those after updates 20, 50"
     ):
-        again.called("30")
+        again.named_step("30")
     again.close()
 
 
 def test_without_a_judged_checkpoint_there_is_no_best(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.called("last") is None
+    assert checkpoints.named_step("last") is None
     checkpoints.save(state_at(5), data={})
     with pytest.raises(ValueError, match=r"no checkpoint was judged .* --keep\.best 1"):
-        checkpoints.called("best")
+        checkpoints.named_step("best")
     checkpoints.close()
 
 

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from decant.trainer.run.compilation_cache import keep_compiled
+from decant.trainer.run.compilation_cache import keep_compiled_programs
 
 
 @pytest.fixture(autouse=True)
@@ -15,15 +15,15 @@ def unset():
 
 
 def test_programs_are_kept_beside_the_run_where_its_neighbours_find_them(tmp_path):
-    keep_compiled(tmp_path / "runs" / "one")
+    keep_compiled_programs(tmp_path / "runs" / "one")
     first = jax.config.jax_compilation_cache_dir
     assert first.startswith(str(tmp_path / "runs" / "compiled"))
     jax.config.update("jax_compilation_cache_dir", None)
-    keep_compiled(tmp_path / "runs" / "two")
+    keep_compiled_programs(tmp_path / "runs" / "two")
     assert jax.config.jax_compilation_cache_dir == first
 
 
 def test_a_directory_that_jax_was_given_is_obeyed(tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "given"))
-    keep_compiled(tmp_path / "runs" / "one")
+    keep_compiled_programs(tmp_path / "runs" / "one")
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "given")

@@ -24,9 +24,9 @@ from decant.trainer.config import (
     Train,
 )
 from decant.trainer.data.batches import Batches
-from decant.trainer.run.loop import train
-from decant.trainer.run.metrics import read_metrics
-from decant.trainer.run.processes import join
+from decant.trainer.run.metrics_log import read_metrics
+from decant.trainer.run.processes import join_processes
+from decant.trainer.run.train import train
 
 STEPS = 20
 
@@ -150,7 +150,7 @@ def test_a_process_reads_its_own_rows_of_every_batch_and_no_others(layered_cache
 )
 def test_what_is_not_said_of_the_processes_is_named(config, message):
     with pytest.raises(ValueError, match=message):
-        join(config)
+        join_processes(config)
 
 
 def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_written(alone, tmp_path):

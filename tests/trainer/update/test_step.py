@@ -324,7 +324,7 @@ def test_a_step_learns_from_the_prior_that_it_was_made_with(cache):
 
 
 def test_microbatches_must_divide_the_batch(cache, tmp_path):
-    from decant.trainer.run.loop import train
+    from decant.trainer.run.train import train
 
     config = Train(
         cache=cache.path,

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from decant.trainer.results.evaluate import evaluation_of
-from decant.trainer.run.binding import settings_of
-from decant.trainer.run.metrics import read_metrics
-from decant.trainer.run.provenance import recorded_facts
+from decant.trainer.results.evaluate import read_evaluation
+from decant.trainer.run.binding import read_run_settings
+from decant.trainer.run.data_facts import read_data_facts
+from decant.trainer.run.metrics_log import read_metrics
 
 ABSENT = "–"
 """Stands for what is not there."""
 
 
 @dataclass(frozen=True)
-class Compared:
+class RunSummary:
     """One run."""
 
     path: Path
@@ -87,24 +87,24 @@ class Compared:
         return last.get(name)
 
 
-def compared(paths: Sequence[Path]) -> list[Compared]:
+def read_run_summaries(paths: Sequence[Path]) -> list[RunSummary]:
     """The runs, by names that tell them apart. FileNotFoundError for a directory without one."""
     names = _names(paths)
     return [
-        Compared(
+        RunSummary(
             path,
             name,
             # read_metrics first: it says what is wrong with a directory that is no run's.
             lines=read_metrics(path),
-            settings=settings_of(path),
-            judgement=evaluation_of(path),
-            caches=recorded_facts(path),
+            settings=read_run_settings(path),
+            judgement=read_evaluation(path),
+            caches=read_data_facts(path),
         )
         for path, name in zip(paths, names, strict=True)
     ]
 
 
-def differences(runs: Sequence[Compared]) -> dict[str, list[Any]]:
+def differences(runs: Sequence[RunSummary]) -> dict[str, list[Any]]:
     """Settings that are not the same in all runs, with each one's; None where there is none."""
     keys = sorted({key for run in runs for key in run.settings})
     values = {key: [run.settings.get(key) for run in runs] for key in keys}

@@ -1,7 +1,7 @@
-"""`data.json`: what a run learned from, for people who have the run and not the cache.
+"""`data.json`: ids and sizes of the caches that a run learns from, readable without the caches.
 
-Beside `run.json`, which decides whether a run may go on, this is for model cards and reports: it
-may change when the cache gains signals or rows, and nothing depends on it.
+Model cards and reports show them. `run.json` (`binding.py`) decides whether a run may continue;
+nothing depends on `data.json`, which may change when a cache gains signals or rows.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from decant.schemas.manifest.manifest import SPLITS
 FILE = "data.json"
 
 
-def facts(cache: Cache, *, signals: Sequence[str] = ()) -> dict[str, Any]:
-    """Names and sizes of a cache's rows, and of `logits` and these signals; no path in it.
+def cache_facts(cache: Cache, *, signals: Sequence[str] = ()) -> dict[str, Any]:
+    """Ids and sizes of a cache's rows, of `logits` and of `signals`; it contains no path.
 
-    `bytes_per_token` is by the positions with targets, everything included.
+    `bytes_per_token` is a signal's file bytes divided by the number of positions with targets.
     """
     manifest = cache.manifest
     units = [unit for part in manifest.parts for unit in part.units]
     scored = sum(unit.scored for unit in units)
-    logits = manifest.signals.get("logits")  # text alone has none
+    logits = manifest.signals.get("logits")  # None: the cache holds rows only
     read = [name for name in ("logits", *signals) if name in manifest.signals]
     names = ("rows", *read)
     sizes = {name: sum(unit.files[name].bytes for unit in units) for name in names}
@@ -52,11 +52,11 @@ def facts(cache: Cache, *, signals: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-def record_facts(run: Path, caches: Sequence[dict[str, Any]]) -> None:
-    """Write them into a run's directory."""
+def write_data_facts(run: Path, caches: Sequence[dict[str, Any]]) -> None:
+    """Write the facts of each cache into a run's directory."""
     write_json(run / FILE, {"caches": list(caches)})
 
 
-def recorded_facts(run: Path) -> list[dict[str, Any]]:
-    """Of each cache that a run reads; none if it began before there was this file."""
+def read_data_facts(run: Path) -> list[dict[str, Any]]:
+    """The facts of each cache that a run reads; empty if a release before 0.5 began the run."""
     return read_json(run / FILE)["caches"] if (run / FILE).exists() else []

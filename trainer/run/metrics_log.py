@@ -39,7 +39,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-class Metrics:
+class MetricsLog:
     """Writes a run's metrics to its files and to the terminal."""
 
     def __init__(

@@ -24,11 +24,11 @@ from decant.trainer.config import (
 from decant.trainer.data.batches import Batches
 from decant.trainer.results.evaluate import evaluate
 from decant.trainer.results.export import export
-from decant.trainer.results.runs import compared
-from decant.trainer.run.binding import settings_of
-from decant.trainer.run.loop import train
-from decant.trainer.run.metrics import read_metrics
+from decant.trainer.results.run_summary import read_run_summaries
+from decant.trainer.run.binding import read_run_settings
+from decant.trainer.run.metrics_log import read_metrics
 from decant.trainer.run.speed import SPEED
+from decant.trainer.run.train import train
 from tests.making.caches import tiny_cache
 
 STEPS = 9
@@ -91,7 +91,7 @@ def test_a_run_s_metrics_have_its_terms(undisturbed):
         [first["attention[0].weight"], last["attention[0].weight"]], [0.1, 1.0]
     )
     assert last["hidden_state_loss"] < first["hidden_state_loss"]
-    (run,) = compared([undisturbed.run])
+    (run,) = read_run_summaries([undisturbed.run])
     assert run.kind == "α = 0.5, T = 1, bucket, hidden states, attention maps"
 
 
@@ -129,7 +129,7 @@ def test_a_run_is_judged_and_exported_without_its_projections(undisturbed, layer
 
 
 def test_a_run_is_bound_to_the_signals_that_it_reads(undisturbed, layered_cache):
-    bound = settings_of(undisturbed.run)
+    bound = read_run_settings(undisturbed.run)
     read = {name: value for name, value in bound.items() if name.startswith("signal_id")}
     held = layered_cache.manifest.signals
     names = ("logits", "hidden/2", "attention/0", "attention/1")
@@ -145,11 +145,11 @@ def test_more_signals_strand_nobody_and_a_lost_one_is_named(layered_root, tmp_pa
     small = tiny_cache(layered_root, output=output, hidden=Hidden(layers=(2,)), attention=one)
     config = settings(small, tmp_path / "run", layered_root / "teacher")
     train_until(config, 5, monkeypatch)
-    bound = settings_of(config.run)
+    bound = read_run_settings(config.run)
     larger = tiny_cache(layered_root, output=output, hidden=Hidden(layers=(1, 2)), attention=every)
     assert {"hidden/1", "attention/0"} <= larger.manifest.signals.keys()
     train_until(config, 2, monkeypatch)
-    assert settings_of(config.run) == bound
+    assert read_run_settings(config.run) == bound
     remove_signals(larger.path, ["hidden/2"])
     with pytest.raises(ValueError, match=r"no hidden/2 in this cache, which holds .*hidden/1, "):
         train(config)

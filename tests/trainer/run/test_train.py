@@ -21,12 +21,12 @@ from decant.trainer.__main__ import main
 from decant.trainer.config import Data, Evaluate, Export, Keep, Loss, Optimiser, Student, Train
 from decant.trainer.results.evaluate import evaluate
 from decant.trainer.results.export import export
-from decant.trainer.run.binding import changes_of, settings_of
+from decant.trainer.run.binding import read_run_changes, read_run_settings
 from decant.trainer.run.checkpoint import latest_step
-from decant.trainer.run.loop import train
-from decant.trainer.run.metrics import read_metrics
+from decant.trainer.run.metrics_log import read_metrics
 from decant.trainer.run.speed import SPEED
 from decant.trainer.run.student import initial_student
+from decant.trainer.run.train import train
 from tests.formulas.events import shown_by_tensorboard
 from tests.making.caches import write_teacher
 from tests.pickles import pickles_below
@@ -247,10 +247,10 @@ def test_what_allow_names_may_change_and_is_written_down(cache, root, tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert lines[-1]["learning_rate"] < lines[3]["learning_rate"]
     assert lines[-1]["tokens"] > 1.5 * lines[3]["tokens"]
-    changes = {c["name"]: (c["after"], c["was"], c["now"]) for c in changes_of(first.run)}
+    changes = {c["name"]: (c["after"], c["was"], c["now"]) for c in read_run_changes(first.run)}
     assert changes["optimiser.learning_rate"] == (4, 1e-3, 5e-4)
     assert changes["data.batch_rows"] == (4, 2, 4)
-    assert settings_of(first.run)["optimiser.learning_rate"] == 5e-4
+    assert read_run_settings(first.run)["optimiser.learning_rate"] == 5e-4
     train(then)  # bound to what was allowed: it need not be said again
     with pytest.raises(ValueError, match=r"learning_rate: this run has 0\.0005, asked for 0\.001"):
         train(dataclasses.replace(then, optimiser=Optimiser()))
@@ -281,14 +281,14 @@ def test_other_code_is_refused_by_name_unless_allowed(undisturbed, tmp_path, mon
     config = dataclasses.replace(
         undisturbed, run=shutil.copytree(undisturbed.run, tmp_path / "run")
     )
-    assert len(settings_of(config.run)["code"]) >= 12
+    assert len(read_run_settings(config.run)["code"]) >= 12
     monkeypatch.setattr("decant.trainer.run.binding.code_version", lambda: "next year's")
     with pytest.raises(
         ValueError, match=r"code: this run has .*, asked for .next year's(.|\n)*code,"
     ):
         train(config)
     train(dataclasses.replace(config, allow=("code",)))
-    assert changes_of(config.run)[0]["now"] == "next year's"
+    assert read_run_changes(config.run)[0]["now"] == "next year's"
 
 
 def test_a_run_of_0_4_goes_on_where_its_code_is_allowed_to_differ(undisturbed, tmp_path):
@@ -297,7 +297,7 @@ def test_a_run_of_0_4_goes_on_where_its_code_is_allowed_to_differ(undisturbed, t
         undisturbed, run=shutil.copytree(undisturbed.run, tmp_path / "run")
     )
     of_0_5 = r"code|optimiser\.(name|schedule|decay_fraction|no_decay|freeze|momentum)"
-    bound = settings_of(config.run)
+    bound = read_run_settings(config.run)
     kept = {name: value for name, value in bound.items() if not re.fullmatch(of_0_5, name)}
     assert "loss.chunk_tokens" not in kept
     write_json(config.run / "run.json", {**kept, "loss.chunk_tokens": 256})

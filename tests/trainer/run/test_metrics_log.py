@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from decant.trainer.run.metrics import Metrics, read_metrics
+from decant.trainer.run.metrics_log import MetricsLog, read_metrics
 from tests.formulas.events import shown_by_tensorboard
 
 HELDOUT = ("heldout_kl_bound", "heldout_ce", "heldout_perplexity", "heldout_agreement")
@@ -15,7 +15,7 @@ def line(step, **more):
 
 
 def write(run, *, after, steps, loss=1.0, seconds=(), judge=(), **mode):
-    metrics = Metrics(run, after=after, steps=9, **mode)
+    metrics = MetricsLog(run, after=after, steps=9, **mode)
     for number, step in enumerate(steps):
         taken = seconds[number] if seconds else 2.0
         metrics.log(line(step, loss=loss, tokens_per_second=1.0, step_seconds=taken))
@@ -103,7 +103,7 @@ def test_a_run_that_starts_over_hides_all_events_of_its_first_life(tmp_path):
 
 
 def test_a_kill_loses_no_event(tmp_path):
-    metrics = Metrics(tmp_path, after=None, steps=9)
+    metrics = MetricsLog(tmp_path, after=None, steps=9)
     metrics.log(line(1, tokens_per_second=1.0, step_seconds=2.0))
     assert shown_by_tensorboard(tmp_path)["train/loss"] == [(1, 1.0)]
     metrics.close()

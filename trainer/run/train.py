@@ -1,0 +1,211 @@
+"""The command `train`: check the settings, build or restore the state, run the loop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from decant.models import Decoder
+from decant.models.mesh.accelerator import unused_accelerator
+from decant.models.mesh.sharding import rows_here, rows_split, student_mesh
+from decant.schemas import Cache, open_cache
+from decant.trainer.config import Optimiser, Train
+from decant.trainer.data.batches import Batches, updates
+from decant.trainer.data.mixture import check_mixture, open_others, taught
+from decant.trainer.judging.heldout import make_evaluator
+from decant.trainer.loss.layer_pairs import Pairs
+from decant.trainer.loss.projections import initial_projections
+from decant.trainer.run.binding import Bound, bind, cache_at_start
+from decant.trainer.run.checkpoint import Checkpoints, latest_step
+from decant.trainer.run.compilation_cache import keep_compiled_programs
+from decant.trainer.run.data_facts import cache_facts, write_data_facts
+from decant.trainer.run.loop import TrainingLoop
+from decant.trainer.run.metrics_log import MetricsLog
+from decant.trainer.run.processes import (
+    SilentMetrics,
+    first_then_others,
+    is_first_process,
+    join_processes,
+)
+from decant.trainer.run.requirements import check_cache, directions, settled, tail_prior
+from decant.trainer.run.speed import Clock, peak_flops, update_flops
+from decant.trainer.run.student import initial_student
+from decant.trainer.run.trained_student import graph_and_all_parameters
+from decant.trainer.update.step import TrainState, initial_state, make_train_step
+
+
+def train(config: Train) -> bool:
+    """Train a student, or continue its run from the newest checkpoint; see `Train`.
+
+    Returns True if the run has reached its last update, False if a signal stopped it before.
+    Raises ValueError for settings that do not fit the caches, the devices or the run.
+    """
+    join_processes(config.distributed)
+    if config.compilation_cache:
+        keep_compiled_programs(config.run)
+    cache = cache_at_start(open_cache(config.cache), run=config.run)
+    steps = updates(cache, config=config.data)
+    mesh = student_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    _check_batch(config, steps=steps, row_shards=rows_split(mesh))
+    check_cache(cache, loss=config.loss)
+    config, pairs = settled(config, cache=cache)
+    others = open_others(config.data)
+    check_mixture(cache, others, loss=config.loss, pairs=pairs)
+    prior = tail_prior(cache, loss=config.loss, mesh=mesh, others=taught(others))
+    principal_directions = directions(cache, pairs=pairs, mesh=mesh)
+    bound, student, projections = first_then_others(
+        lambda: _begin(config, cache=cache, others=others, steps=steps, pairs=pairs, mesh=mesh)
+    )
+    graph, state = _first_state(student, projections, config=config.optimiser, mesh=mesh)
+    flops = update_flops(
+        student.config, rows=config.data.batch_rows, length=cache.manifest.sequence_length
+    )
+    del student
+    with contextlib.ExitStack() as stack:
+        checkpoints = Checkpoints(config.run, keep=config.keep)
+        stack.callback(checkpoints.close)
+        batches = Batches(
+            cache,
+            config=config.data,
+            others=others,
+            signals=pairs.signals,
+            here=rows_here(mesh, config.data.batch_rows),
+        )
+        stack.callback(batches.close)
+        if checkpoints.latest is not None:
+            state, saved = checkpoints.restore(state)
+            bound.require_same(saved.get("binding"), where=f"{config.run}, its checkpoint")
+            batches.restore(saved, allows=bound.allows)
+        metrics = cast(MetricsLog, SilentMetrics())
+        if is_first_process():
+            metrics = MetricsLog(
+                config.run,
+                after=checkpoints.latest,
+                steps=steps,
+                quiet=config.quiet,
+                as_json=config.json,
+            )
+        stack.callback(metrics.close)
+        if notice := unused_accelerator():
+            metrics.say(notice)
+        loop = TrainingLoop(
+            config=config,
+            steps=steps,
+            signals=pairs.signals,
+            batches=batches,
+            checkpoints=checkpoints,
+            bound=bound,
+            metrics=metrics,
+            mesh=mesh,
+            step=make_train_step(
+                graph,
+                config=config,
+                vocabulary=cache.manifest.vocabulary_size,
+                steps=steps,
+                prior=prior,
+                pairs=pairs,
+                directions=principal_directions,
+                mesh=mesh,
+                places=jax.tree.map(lambda x: x.sharding, state),
+            ),
+            # Opened a second time, because a prefetching thread reads the cache above.
+            judge=make_evaluator(
+                graph,
+                cache=cache_at_start(open_cache(config.cache), run=config.run),
+                rows=config.heldout_rows,
+                batch_rows=config.data.batch_rows // config.data.microbatches,
+                chunk_tokens=config.loss.chunk_tokens,
+                mesh=mesh,
+            ),
+            clock=Clock(flops=flops, peak=peak_flops(mesh.devices.ravel().tolist())),
+        )
+        state = loop.run(state, stopping=stack.enter_context(_stop_signals()))
+        return int(state.step) == steps
+
+
+def _check_batch(config: Train, *, steps: int, row_shards: int) -> None:
+    """Raise ValueError unless a batch divides into microbatches and shards, and rows fill one."""
+    rows, microbatches = config.data.batch_rows, config.data.microbatches
+    if rows % (microbatches * row_shards):
+        raise ValueError(
+            f"data.batch_rows = {rows} does not divide into {microbatches} microbatches on "
+            f"{row_shards} devices (mesh.data · mesh.fsdp); choose a multiple of "
+            f"{microbatches * row_shards}"
+        )
+    if steps < 1:
+        raise ValueError(f"{config.cache}: its train rows do not fill one batch of {rows} rows")
+
+
+def _begin(
+    config: Train,
+    *,
+    cache: Cache,
+    others: Sequence[Cache],
+    steps: int,
+    pairs: Pairs,
+    mesh: Mesh,
+) -> tuple[Bound, Decoder, dict[str, np.ndarray]]:
+    """The run's binding, first student and projections, each written to or read from its directory.
+
+    Raises ValueError if the directory belongs to a run with other settings or data.
+    """
+    config.run.mkdir(parents=True, exist_ok=True)
+    bound = bind(
+        config,
+        cache=cache,
+        others=others,
+        steps=steps,
+        signals=pairs.signals,
+        after=latest_step(config.run),
+    )
+    if is_first_process():
+        write_data_facts(
+            config.run, [cache_facts(one, signals=pairs.signals) for one in (cache, *others)]
+        )
+    student = initial_student(
+        config.student,
+        cache=cache,
+        run=config.run,
+        dtype=config.dtype,
+        seed=config.data.seed,
+        mesh=mesh,
+    )
+    projections = initial_projections(
+        pairs, width=student.config.hidden_size, run=config.run, seed=config.data.seed
+    )
+    return bound, student, projections
+
+
+def _first_state(
+    model: Decoder, projections: dict[str, np.ndarray], *, config: Optimiser, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState]:
+    """The model's graph, and the state before the first update, sharded over the mesh."""
+    graph, params = graph_and_all_parameters(model, projections, mesh=mesh)
+    return graph, initial_state(params, config=config, mesh=mesh)
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list to which the first SIGINT or SIGTERM is appended; the next one acts as usual."""
+    stopping: list[int] = []
+    previous = {}
+
+    def stop(number: int, _frame: Any) -> None:
+        stopping.append(number)
+        for which, handler in previous.items():
+            signal.signal(which, handler)
+
+    for which in (signal.SIGINT, signal.SIGTERM):
+        previous[which] = signal.signal(which, stop)
+    try:
+        yield stopping
+    finally:
+        for which, handler in previous.items():
+            signal.signal(which, handler)

@@ -1,0 +1,60 @@
+"""A run's trained student: its graph and the parameters of one of its checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from decant.models import Decoder
+from decant.models.mesh.sharding import everywhere, student_mesh
+from decant.trainer.loss.projections import (
+    saved_projections,
+    with_projections,
+    without_projections,
+)
+from decant.trainer.run.checkpoint import Checkpoints
+from decant.trainer.run.student import parameters, saved_initial
+
+
+def load_student(
+    run: Path, *, dtype: str, checkpoint: str = "last"
+) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """Graph and parameters of a run's student, without projections.
+
+    `dtype` is the compute type; weights are float32. `checkpoint` is `last` (the initial student
+    if the run has no checkpoint yet), `best`, `best-ce` or a number of updates. Parameters are
+    sharded over all devices. Raises ValueError if there is no such checkpoint.
+    """
+    # Sharded, because a student that a mesh has trained may not fit one device.
+    mesh = student_mesh(fsdp=jax.device_count())
+    model, projections = saved_initial(run, dtype=dtype, mesh=mesh), saved_projections(run)
+    graph, params = graph_and_all_parameters(model, projections, mesh=mesh)
+    checkpoints = Checkpoints(run, read_only=True)
+    step = checkpoints.named_step(checkpoint)
+    if step is not None:
+        params = checkpoints.restore_parameters(params, step=step)
+    checkpoints.close()
+    return graph, without_projections(params)
+
+
+def checkpoint_step(run: Path, checkpoint: str) -> int:
+    """Number of updates of a run's checkpoint of this name; 0 if the run has none yet."""
+    checkpoints = Checkpoints(run, read_only=True)
+    step = checkpoints.named_step(checkpoint)
+    checkpoints.close()
+    return step or 0
+
+
+def graph_and_all_parameters(
+    model: Decoder, projections: dict[str, np.ndarray], *, mesh: Mesh
+) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """The model's graph, and one tree of its parameters and the projections trained beside it."""
+    graph, params = parameters(model)
+    # Projections are small, so every device holds them whole.
+    replicated = {name: everywhere(x, mesh) for name, x in projections.items()}
+    return graph, with_projections(params, replicated)
