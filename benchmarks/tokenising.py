@@ -24,8 +24,10 @@ from rich.table import Table
 
 from decant.models import open_checkpoint
 from decant.pipelines.config import Corpus
-from decant.pipelines.rows.sources import find_sources, settled
-from decant.pipelines.rows.tokenise import TokeniseJob, choose_unit_rows, tokenise
+from decant.pipelines.rows.rules import choose_unit_rows
+from decant.pipelines.rows.shard import TokeniseJob
+from decant.pipelines.rows.sources import find_sources, resolve_defaults
+from decant.pipelines.rows.tokenise import tokenise
 from decant.pipelines.runners.run_pipeline import run_pipeline
 from decant.schemas.disk.atomic import write_bytes
 
@@ -61,12 +63,12 @@ def tokenised(root: Path, place: Path, *, processes: int) -> float:
         part=place,
         tokenizer=root / "tokenizer",
         sources=tuple(sources),
-        corpus=settled(Corpus(), sources),
+        corpus=resolve_defaults(Corpus(), sources),
         unit_rows=choose_unit_rows(sources, length=Corpus().sequence_length),
     )
-    run = partial(run_pipeline, runner="FnApiRunner", options=(), processes=processes)
+    run = partial(run_pipeline, runner="FnApiRunner", options=())
     started = time.monotonic()
-    tokenise(job, rows_id="", run=run)
+    tokenise(job, rows_id="", run=run, processes=processes)
     return time.monotonic() - started
 
 

@@ -29,8 +29,8 @@ from decant.pipelines.capture.part import PartCapture
 from decant.pipelines.capture.portions import Portion
 from decant.pipelines.capture.unit import capture_unit
 from decant.pipelines.config import Precompute
-from decant.pipelines.rows.sources import Shard, cut_shards
-from decant.pipelines.rows.tokenise import tokenise_some
+from decant.pipelines.rows.sources import InputShard, cut_shards
+from decant.pipelines.rows.tokenise import tokenise_here
 from decant.pipelines.teacher.batch_size import bytes_needed, default_batch_rows, device_bytes
 from decant.pipelines.teacher.inference import Asked
 from decant.schemas.arrays.spec import ArraySpec
@@ -156,11 +156,10 @@ class _Measuring:
         self._judge(found)
         return found
 
-    def _tokenised(self) -> tuple[list[Shard], list[Shard], PlannedRows]:
+    def _tokenised(self) -> tuple[list[InputShard], list[InputShard], PlannedRows]:
         """All shards, those that were tokenised, and what came of them."""
         job = self.capture.tokenise_job()
-        assert job.corpus.shard_bytes, "settled"
-        shards = cut_shards(job.sources, shard_bytes=job.corpus.shard_bytes)
+        shards = cut_shards(job.sources, shard_bytes=job.shard_bytes)
         wanted, chosen, total = _TOKENISED_BYTES, [], 0
         # Spread over the corpus, whose files are often in some order.
         steps = np.random.default_rng(0).permutation(len(shards))
@@ -170,7 +169,7 @@ class _Measuring:
             chosen.append(shards[number])
             total += _bytes(shards[number])
         chosen.sort(key=lambda shard: shard.number)
-        return shards, chosen, tokenise_some(job, chosen)
+        return shards, chosen, tokenise_here(job, chosen)
 
     def _judge(self, found: Estimate) -> None:
         found.disk_free = shutil.disk_usage(_there(self.output)).free
@@ -336,7 +335,7 @@ class _FileSizes:
         return self._known[written] * rows / written
 
 
-def _bytes(shard: Shard) -> int:
+def _bytes(shard: InputShard) -> int:
     return sum(span.end - span.start for span in shard.spans)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 
 import apache_beam as beam
 from rich.console import Console
@@ -17,14 +17,10 @@ from decant.pipelines.capture.portions import Portion
 from decant.pipelines.capture.schedule import capture_plan, totals
 from decant.pipelines.capture.seal import seal
 from decant.pipelines.config import Corpus, Precompute
-from decant.pipelines.rows.sources import SourceFile, settled
-from decant.pipelines.rows.tokenise import (
-    TokeniseJob,
-    choose_unit_rows,
-    row_rules,
-    tokenise,
-    tokenise_workers,
-)
+from decant.pipelines.rows.rules import choose_unit_rows, row_rules
+from decant.pipelines.rows.shard import TokeniseJob
+from decant.pipelines.rows.sources import SourceFile, resolve_defaults
+from decant.pipelines.rows.tokenise import local_processes, tokenise
 from decant.pipelines.runners.run_pipeline import Build, run_pipeline
 from decant.pipelines.teacher.opened import OpenedTeacher
 from decant.schemas.disk.array_record import require_file
@@ -70,7 +66,7 @@ class PartCapture:
     def corpus(self) -> Corpus:
         """The settings with everything decided. A document is held out in whichever part it
         comes: the share is that of the first."""
-        corpus = settled(self.config.corpus, self.sources)
+        corpus = resolve_defaults(self.config.corpus, self.sources)
         if self.before:
             corpus = dataclasses.replace(corpus, heldout=self.before[0].corpus.heldout)
         return corpus
@@ -151,9 +147,13 @@ class PartCapture:
         )
 
     def _tokenise(self) -> PlannedRows:
-        workers = tokenise_workers(self.config.tokenise_workers, self.sources)
-        run = partial(self.run_beam, processes=workers)
-        rows = tokenise(self.tokenise_job(), rows_id=self.rows_id, run=run)
+        config = self.config
+        rows = tokenise(
+            self.tokenise_job(),
+            rows_id=self.rows_id,
+            run=self.run_beam,
+            processes=local_processes(config.tokenise_workers, self.sources, runner=config.runner),
+        )
         count, tokens = totals(rows.units)
         heldout = sum(unit.rows for unit in rows.units if unit.split == "heldout")
         more = "more " if self.before else ""
@@ -188,10 +188,10 @@ class PartCapture:
             on_error=self.config.corpus.on_error,
         )
 
-    def run_beam(self, build: Build, *, processes: int = 1) -> None:
+    def run_beam(self, build: Build) -> None:
         """Run a pipeline as the settings say."""
         runner, options = self.config.runner, self.config.runner_options
-        run_pipeline(build, runner=runner, options=options, processes=processes)
+        run_pipeline(build, runner=runner, options=options)
 
     def _request(self) -> dict:
         """What decides the part's content, in words that an error can show."""

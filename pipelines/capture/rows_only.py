@@ -16,14 +16,10 @@ from decant.pipelines.capture.schedule import totals
 from decant.pipelines.capture.seal import clean
 from decant.pipelines.config import Corpus, Tokenise
 from decant.pipelines.rows.documents import recognised
-from decant.pipelines.rows.sources import SourceFile, find_sources, settled
-from decant.pipelines.rows.tokenise import (
-    TokeniseJob,
-    choose_unit_rows,
-    row_rules,
-    tokenise,
-    tokenise_workers,
-)
+from decant.pipelines.rows.rules import choose_unit_rows, row_rules
+from decant.pipelines.rows.shard import TokeniseJob
+from decant.pipelines.rows.sources import SourceFile, find_sources, resolve_defaults
+from decant.pipelines.rows.tokenise import local_processes, tokenise
 from decant.pipelines.runners.run_pipeline import run_pipeline
 from decant.pipelines.teacher.identity import digest_memory
 from decant.schemas import Cache, open_cache
@@ -43,7 +39,7 @@ def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manife
     asked = _as_long(config.corpus, like)
     found = find_sources(asked.files, max_bytes=asked.max_bytes, memory=digest_memory())
     sources = recognised(found, text_field=asked.text_field)
-    corpus = settled(asked, sources)
+    corpus = resolve_defaults(asked, sources)
     template = _chat_template(corpus, tokenizer, sources, like=like)
     named = [Source(source.name, source.sha256) for source in sources]
     identity = rows_id(
@@ -76,8 +72,8 @@ def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manife
             run_pipeline,
             runner=config.runner,
             options=config.runner_options,
-            processes=tokenise_workers(config.tokenise_workers, sources),
         ),
+        processes=local_processes(config.tokenise_workers, sources, runner=config.runner),
     )
     sealed = _seal(config.output, rows, like=like.manifest)
     count, tokens = totals(rows.units)

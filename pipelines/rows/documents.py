@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from decant.pipelines.rows.records import Place, Record, located, read_records
-from decant.pipelines.rows.sources import Kind, Shard, SourceFile, Span
+from decant.pipelines.rows.sources import InputShard, Kind, SourceFile, Span
 from decant.schemas.disk.identity import canonical_json
 
 _CHAT = ("messages",)
@@ -55,7 +55,7 @@ Refuse = Callable[[Place, str], None]
 
 
 def read_documents(
-    shard: Shard, sources: Sequence[SourceFile], *, text_field: str, refuse: Refuse
+    shard: InputShard, sources: Sequence[SourceFile], *, text_field: str, refuse: Refuse
 ) -> Iterator[Document]:
     """Non-empty documents of `shard`, in order. The same inputs give the same documents.
 

@@ -78,7 +78,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Shard:
+class InputShard:
     """What one tokenise worker reads. Cut on the driver, from the sizes of files alone."""
 
     number: int
@@ -152,7 +152,7 @@ def _limited(files: list[tuple[Path, str]], max_bytes: int | None) -> list[tuple
     return taken
 
 
-def settled(corpus: Corpus, sources: Sequence[SourceFile]) -> Corpus:
+def resolve_defaults(corpus: Corpus, sources: Sequence[SourceFile]) -> Corpus:
     """The settings with everything decided that was left to depend on the corpus."""
     size = sum(source.bytes for source in sources)
     shard_bytes = min(max(size // 16, 1 << 20), 32 << 20)
@@ -164,7 +164,7 @@ def settled(corpus: Corpus, sources: Sequence[SourceFile]) -> Corpus:
     )
 
 
-def cut_shards(sources: Sequence[SourceFile], *, shard_bytes: int) -> list[Shard]:
+def cut_shards(sources: Sequence[SourceFile], *, shard_bytes: int) -> list[InputShard]:
     """Consecutive sources gathered to about `shard_bytes`; long files are cut where that can be
     done without reading them: JSON lines that are not compressed, and tables."""
     shards: list[list[Span]] = [[]]
@@ -176,7 +176,7 @@ def cut_shards(sources: Sequence[SourceFile], *, shard_bytes: int) -> list[Shard
                 filled = 0
             shards[-1].append(span)
             filled += span.end - span.start
-    return [Shard(i, tuple(spans)) for i, spans in enumerate(shards)]
+    return [InputShard(i, tuple(spans)) for i, spans in enumerate(shards)]
 
 
 def _spans(number: int, source: SourceFile, shard_bytes: int) -> list[Span]:

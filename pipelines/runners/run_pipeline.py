@@ -9,7 +9,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineRunner, create_runner
 
-from decant.pipelines.runners import local_processes
+from decant.pipelines.runners.worker_error import WorkerError
 
 Build = Callable[[beam.Pipeline], Any]
 IN_PROCESS = "FnApiRunner"
@@ -20,27 +20,18 @@ _ADDED = re.compile(r"\s*\[while running .*", re.DOTALL)
 _NAMED = re.compile(r"(?:ValueError|RuntimeError|FileNotFoundError): ")
 
 
-class WorkerError(RuntimeError):
-    """A step failed on a worker; the message is the worker's."""
-
-
-def run_pipeline(build: Build, *, runner: str, options: Sequence[str], processes: int = 1) -> None:
+def run_pipeline(build: Build, *, runner: str, options: Sequence[str]) -> None:
     """Build and run a pipeline to its end. WorkerError with the worker's own message.
 
-    Beam's own runner starts as many `processes` on this machine, or none for one; the others
-    have workers of their own. `options` are Beam's, with or without the leading dashes.
+    `options` are Beam's, with or without the leading dashes.
     """
     # On our own command line and in a config file they would be flags of ours.
     options = [o if o.startswith("--") else f"--{o}" for o in options]
-    if runner != IN_PROCESS:
-        processes = 1
-    if processes > 1:
-        options = [*options, f"--direct_num_workers={processes}"]
     if runner in _DASK and not any(o.startswith(("--dask_np", "--dask_pa")) for o in options):
         # Beam's default makes one task of 128 units.
         options = [*options, "--dask_partition_size=1"]
     try:
-        pipeline = beam.Pipeline(_engine(runner, processes), PipelineOptions(list(options)))
+        pipeline = beam.Pipeline(_engine(runner), PipelineOptions(list(options)))
         build(pipeline)
         _finish(pipeline)
     except Exception as error:
@@ -63,12 +54,12 @@ def _as_meant(text: str) -> str:
     return _NAMED.sub("", _ADDED.sub("", message).strip(), count=1)
 
 
-def _engine(runner: str, processes: int) -> PipelineRunner:
+def _engine(runner: str) -> PipelineRunner:
     if runner != IN_PROCESS:
         return create_runner(_DASK[1] if runner in _DASK else runner)
     # DirectRunner would try to download another engine first: what runs must not depend on
     # the network, so the in-process engine is named.
-    return FnApiRunner() if processes == 1 else local_processes.engine()
+    return FnApiRunner()
 
 
 def _finish(pipeline: beam.Pipeline) -> None:

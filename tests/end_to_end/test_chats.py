@@ -14,7 +14,7 @@ import zstandard
 from decant.models import open_checkpoint, save_directory
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Attention, Corpus, Hidden
-from decant.pipelines.runners.run_pipeline import WorkerError
+from decant.pipelines.runners.worker_error import WorkerError
 from decant.schemas import open_cache
 from decant.schemas.records.rows import next_tokens
 from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Student, Train

@@ -31,8 +31,8 @@ FULL = "No space left|File too large"
 WRITES = {
     "request": ("decant.schemas.manifest.plan", "write_json", 1),
     "tokenizer": ("decant.pipelines.teacher.opened", "write_bytes", 1),
-    "rows": ("decant.pipelines.rows.tokenise", "write_records", 2),
-    "a shard of rows": ("decant.pipelines.rows.tokenise", "write_json", 1),
+    "rows": ("decant.pipelines.rows.shard", "write_records", 2),
+    "a shard of rows": ("decant.pipelines.rows.shard", "write_json", 1),
     "statistics": ("decant.pipelines.calibration.calibrate", "save_statistics", 1),
     "plan": ("decant.pipelines.calibration.calibrate", "write_plan", 1),
     "metadata of an array": ("decant.pipelines.capture.schedule", "create", 1),

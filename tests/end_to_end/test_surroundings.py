@@ -15,7 +15,7 @@ from decant.pipelines.capture import job as precompute
 from decant.pipelines.capture import part as part_capture
 from decant.pipelines.config import Attention, Hidden
 from decant.pipelines.rows import tokenise
-from decant.pipelines.runners.run_pipeline import WorkerError
+from decant.pipelines.runners.worker_error import WorkerError
 from decant.schemas import open_cache
 from decant.schemas.disk.identity import file_sha256, remembered_sha256s
 from decant.schemas.disk.layout import part_layout

@@ -134,7 +134,7 @@ def test_a_cache_tokenised_by_another_tokenizer_is_found(root, monkeypatch):
         def from_files(cls, directory):
             return Tokenizer(files, where="another")
 
-    monkeypatch.setattr("decant.pipelines.rows.tokenise.Tokenizer", Other)
+    monkeypatch.setattr("decant.pipelines.rows.shard.Tokenizer", Other)
     cache = tiny_cache(root, output=root / "tokenizer")
     monkeypatch.undo()
     report = verified(cache, rows=4)

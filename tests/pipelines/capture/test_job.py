@@ -13,7 +13,7 @@ from decant.models import Decoder, open_checkpoint, save_directory
 from decant.pipelines.capture import unit as capture
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Hidden
-from decant.pipelines.runners.run_pipeline import WorkerError
+from decant.pipelines.runners.worker_error import WorkerError
 from decant.schemas import Cache, open_cache
 from decant.schemas.manifest.plan import write_plan
 from decant.schemas.records.rows import next_tokens

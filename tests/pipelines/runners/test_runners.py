@@ -17,8 +17,9 @@ from apache_beam.runners.runner import PipelineRunner
 
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.rows.sources import SourceFile
-from decant.pipelines.rows.tokenise import tokenise_workers
-from decant.pipelines.runners.run_pipeline import WorkerError, run_pipeline
+from decant.pipelines.rows.tokenise import local_processes
+from decant.pipelines.runners.run_pipeline import IN_PROCESS, run_pipeline
+from decant.pipelines.runners.worker_error import WorkerError
 from tests.making.caches import tiny_cache, tiny_settings
 from tests.paths import environment
 
@@ -38,9 +39,7 @@ def in_process(root) -> str:
 def workers_of_this_process() -> list[int]:
     children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
     pids = [int(pid) for path in children for pid in path.read_text().split()]
-    return [
-        pid for pid in pids if "local_processes" in Path(f"/proc/{pid}/cmdline").read_text("latin1")
-    ]
+    return [pid for pid in pids if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text("latin1")]
 
 
 def killing_one(pids: list[int]) -> threading.Thread:
@@ -83,13 +82,14 @@ def test_a_process_that_tokenises_gives_the_reason_not_a_traceback(tmp_path):
 def test_processes_are_as_many_as_have_enough_to_do():
     def chosen(*megabytes: int) -> int:
         files = [SourceFile("a", "a", size << 20, "") for size in megabytes]
-        return tokenise_workers(None, files)
+        return local_processes(None, files, runner=IN_PROCESS)
 
     assert chosen(1) == chosen(31, 30) == 1
     assert chosen(10_000) == len(os.sched_getaffinity(0))
-    assert tokenise_workers(3, []) == 3
+    assert local_processes(3, [], runner=IN_PROCESS) == 3
+    assert local_processes(3, [], runner="DaskRunner") == 1
     with pytest.raises(ValueError, match="tokenise_workers is 0; expected 1 or more"):
-        tokenise_workers(0, [])
+        local_processes(0, [], runner=IN_PROCESS)
 
 
 class Recorder(PipelineRunner):
@@ -187,5 +187,8 @@ def test_a_dask_cluster_gives_the_same_cache_though_a_worker_is_killed_in_a_unit
 
 
 def test_a_process_that_tokenises_imports_no_jax():
-    code = "import sys, decant.pipelines.rows.tokenise; sys.exit('jax' in sys.modules)"
+    code = (
+        "import sys, decant.pipelines.rows.shard, decant.pipelines.runners.process_pool;"
+        "sys.exit(bool({'jax', 'apache_beam'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], env=environment()).returncode == 0

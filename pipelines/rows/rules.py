@@ -1,0 +1,35 @@
+"""The rules that decide how a corpus becomes rows and units."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from decant.models.text.chat_template import ChatTemplate
+from decant.pipelines.config import Corpus
+from decant.pipelines.rows.marking import marking_rules
+from decant.pipelines.rows.packing import VERSION as PACKING_VERSION
+from decant.pipelines.rows.sources import SourceFile
+
+
+def row_rules(
+    corpus: Corpus, sources: Sequence[SourceFile], *, template: ChatTemplate | None = None
+) -> dict[str, Any]:
+    """What decides rows besides the text and the tokenizer; goes into rows_id."""
+    return marking_rules({source.kind for source in sources}, template) | {
+        "version": PACKING_VERSION,
+        "sequence_length": corpus.sequence_length,
+        "bos": "as the tokenizer",
+        "eos": "after every document",
+        "deduplicate": "exact",
+        "heldout": corpus.heldout,
+        "open_rows": corpus.open_rows,
+        "shard_bytes": corpus.shard_bytes,
+        "text_field": corpus.text_field,
+        "on_error": corpus.on_error,
+    }
+
+
+def choose_unit_rows(sources: Sequence[SourceFile], *, length: int) -> int:
+    """U: a power of two, about 4M tokens, at most 4,096 rows, small enough for 16 units."""
+    rows = sum(source.bytes for source in sources) / 4 / length  # about four bytes a token
+    limit = max(1, min(4096, (4 << 20) // length, int(rows / 16)))
+    return 1 << (limit.bit_length() - 1)

@@ -1,0 +1,199 @@
+"""One input shard: its documents to rows, its rows to files of units, and last its commit."""
+
+import dataclasses
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from decant.models.text.tokenizer import Tokenizer
+from decant.pipelines.config import Corpus
+from decant.pipelines.rows.documents import Document, Refuse, read_documents
+from decant.pipelines.rows.marking import Marked, mark, segments
+from decant.pipelines.rows.packing import Packer
+from decant.pipelines.rows.records import Place, located
+from decant.pipelines.rows.sources import InputShard, SourceFile
+from decant.schemas.disk.array_record import write_records
+from decant.schemas.disk.atomic import write_json
+from decant.schemas.disk.layout import ROWS, PartLayout
+from decant.schemas.manifest.manifest import SPLITS, Skipped, Split, Unit
+from decant.schemas.records.rows import Row, Segment, encode_row
+
+_CHARACTERS_A_BATCH = 1 << 20
+_BEFORE = Place(-1, 0)
+SAMPLE_ROWS = 4096  # train rows with the smallest keys that a shard offers to calibration
+
+
+@dataclass(frozen=True)
+class TokeniseJob:
+    """Everything a tokenise worker needs. `corpus` has its defaults resolved."""
+
+    part: Path
+    tokenizer: Path
+    sources: tuple[SourceFile, ...]
+    corpus: Corpus
+    unit_rows: int
+    older: tuple[SourceFile, ...] = ()
+    """Files of older parts: a document that one of them holds too is left out."""
+
+    @property
+    def shard_bytes(self) -> int:
+        """Bytes of input in a shard."""
+        assert self.corpus.shard_bytes, "resolve_defaults sets it"
+        return self.corpus.shard_bytes
+
+
+def document_hashes(
+    shard: InputShard, job: TokeniseJob
+) -> list[tuple[bytes, tuple[int | None, Place]]]:
+    """(first 16 bytes of the content's hash, (the shard's number, place)) of each document."""
+    return [(content, (shard.number, place)) for content, place in _hashes(shard, job, job.sources)]
+
+
+def older_document_hashes(
+    shard: InputShard, job: TokeniseJob
+) -> list[tuple[bytes, tuple[int | None, Place]]]:
+    """The same for a shard of `job.older`, whose documents have no shard and one place before all
+    others. ValueError if a file changed while it was read."""
+    hashes = [(content, (None, _BEFORE)) for content, _ in _hashes(shard, job, job.older)]
+    for number in {span.source for span in shard.spans}:
+        job.older[number].require_unchanged()
+    return hashes
+
+
+def _hashes(
+    shard: InputShard, job: TokeniseJob, sources: Sequence[SourceFile]
+) -> Iterator[tuple[bytes, Place]]:
+    for document in read_documents(
+        shard, sources, text_field=job.corpus.text_field, refuse=lambda place, why: None
+    ):
+        yield document.content_hash[:16], document.place
+
+
+def tokenise_shard(shard: InputShard, repeated: frozenset[Place], job: TokeniseJob) -> None:
+    """Write a shard's units and, last, its commit. Does nothing if the commit is there."""
+    commit = shard_commit(job, shard.number)
+    if commit.exists():
+        return
+    skipped: list[Skipped] = []
+
+    def refuse(place: Place, problem: str) -> None:
+        source = job.sources[place.source]
+        if job.corpus.on_error == "fail":
+            raise ValueError(
+                f'{source.path}: {problem}. Repair it, or set corpus.on_error = "skip".'
+            )
+        skipped.append(Skipped(source.name, problem))
+
+    documents = read_documents(shard, job.sources, text_field=job.corpus.text_field, refuse=refuse)
+    kept = (document for document in documents if document.place not in repeated)
+    writers = {split: UnitWriter(job, shard.number, split) for split in SPLITS}
+    packers = {split: Packer(job.corpus.sequence_length, job.corpus.open_rows) for split in writers}
+    for split, segment in _segments(kept, job, refuse=refuse):
+        for row in packers[split].add(segment):
+            writers[split].add(row)
+    for split, writer in writers.items():
+        for row in packers[split].finish():
+            writer.add(row)
+        writer.finish()
+    units = [unit for writer in writers.values() for unit in writer.units]
+    for number in {span.source for span in shard.spans}:
+        job.sources[number].require_unchanged()
+    write_json(
+        commit,
+        {
+            "units": [dataclasses.asdict(unit) for unit in units],
+            "sample": [(key.hex(), *place) for key, place in sorted(writers["train"].sample)],
+            "skipped": [dataclasses.asdict(item) for item in skipped],
+            "duplicates": len(repeated),
+        },
+        kind="shard",
+    )
+
+
+def _segments(
+    documents: Iterable[Document], job: TokeniseJob, *, refuse: Refuse
+) -> Iterator[tuple[Split, Segment]]:
+    tokenizer = Tokenizer.from_files(job.tokenizer)
+    for batch in _batches(_marked(documents, job, tokenizer, refuse=refuse)):
+        for marked, segment in zip(batch, segments(batch, tokenizer), strict=True):
+            yield _split(marked.document.content_hash, job.corpus.heldout or 0.0), segment
+
+
+def _marked(
+    documents: Iterable[Document], job: TokeniseJob, tokenizer: Tokenizer, *, refuse: Refuse
+) -> Iterator[Marked]:
+    chats = any(source.kind == "chat" for source in job.sources)
+    template = tokenizer.chat_template(date=job.corpus.chat_date) if chats else None
+    for document in documents:
+        try:
+            yield mark(document, tokenizer, template)
+        except ValueError as error:
+            place = document.place
+            refuse(place, located(str(error), place, job.sources[place.source]))
+
+
+def _split(content_hash: bytes, heldout: float) -> Split:
+    return "heldout" if int.from_bytes(content_hash[:8]) < heldout * 2**64 else "train"
+
+
+def _batches(documents: Iterable[Marked]) -> Iterator[list[Marked]]:
+    batch, characters = [], 0
+    for marked in documents:
+        batch.append(marked)
+        characters += len(marked.text)
+        if characters >= _CHARACTERS_A_BATCH:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+class UnitWriter:
+    """Gathers rows of one split into units of U and writes each as it fills."""
+
+    def __init__(self, job: TokeniseJob, shard: int, split: Split):
+        self._job, self._shard = job, shard
+        self._split: Split = split
+        self._pending: list[Row] = []
+        self.units: list[Unit] = []
+        self.sample: list[tuple[bytes, tuple[int, int]]] = []
+        """(row key, (unit of this writer, offset)) of the rows with the smallest keys."""
+
+    def add(self, row: Row) -> None:
+        """Take a row."""
+        self._pending.append(row)
+        if len(self._pending) == self._job.unit_rows:
+            self._flush()
+
+    def finish(self) -> None:
+        """Write the last, short unit."""
+        if self._pending:
+            self._flush()
+
+    def _flush(self) -> None:
+        number = len(self.units)
+        path = staged_unit(self._job, self._shard, self._split, number)
+        entry = write_records(path, [encode_row(row) for row in self._pending], kind="rows")
+        self.units.append(
+            Unit(
+                self._split,
+                rows=len(self._pending),
+                tokens=int(sum((row.segment_ids > 0).sum() for row in self._pending)),
+                scored=int(sum(row.loss_mask.sum() for row in self._pending)),
+                files={ROWS: entry},
+            )
+        )
+        keys = [(row.key, (number, offset)) for offset, row in enumerate(self._pending)]
+        self.sample = heapq.nsmallest(SAMPLE_ROWS, self.sample + keys)
+        self._pending = []
+
+
+def shard_commit(job: TokeniseJob, shard: int) -> Path:
+    """Where a finished shard's commit lies."""
+    return PartLayout(job.part).work / f"shard-{shard:05d}.json"
+
+
+def staged_unit(job: TokeniseJob, shard: int, split: Split, unit: int) -> Path:
+    """Where a shard's unit of rows lies until it gets its final name."""
+    return PartLayout(job.part).work / f"shard-{shard:05d}" / f"{split}-{unit:05d}.array_record"
