@@ -20,8 +20,13 @@ from decant.schemas import open_cache
 from decant.schemas.codecs import PROFILES, TAIL, TOPK, Profile, Tables, fit
 from decant.schemas.disk.frames import Kind, unpack
 from decant.schemas.reading.cache import Cache
-from decant.schemas.records.logits import batches, decode_logits, encode_logits, open_logits
-from decant.schemas.targets.targets import BETAS, Targets, joined, nodes_of, tail_logmass_at
+from decant.schemas.records.logits import (
+    decode_logits,
+    encode_logits,
+    group_for_decoding,
+    open_logits,
+)
+from decant.schemas.targets.targets import BETAS, Targets, join_targets, nodes_of, tail_logmass_at
 
 CALIBRATION_TOKENS = 1 << 18
 ROWS_AT_A_TIME = 16
@@ -53,7 +58,8 @@ class Measured:
         ]
         encoded = time.process_time()
         opened = [open_logits(record, where="benchmark") for record in records]
-        for some in batches(opened):  # As `Cache.read` does: one batch is let go before the next.
+        # As `Cache.read` does: one batch is let go before the next.
+        for some in group_for_decoding(opened):
             decode_logits([opened[i] for i in some], **shared)
         finished = time.process_time()
         positions = sum(len(targets) for targets, _ in rows)
@@ -117,7 +123,7 @@ def main():
     for k in options.k:
         if k > cache.manifest.logits.k:
             continue
-        sample = joined([read_targets(cache, row, k=k)[0] for row in calibration])
+        sample = join_targets([read_targets(cache, row, k=k)[0] for row in calibration])
         for profile in options.profiles:
             start = time.process_time()
             tables = fit(profile, sample, vocabulary=vocabulary)

@@ -20,7 +20,7 @@ from decant.schemas import open_cache
 from decant.schemas.codecs import PROFILES, Tables, fit
 from decant.schemas.reading.cache import Cache
 from decant.schemas.reading.units import read_unit_rows
-from decant.schemas.targets.targets import joined
+from decant.schemas.targets.targets import join_targets
 
 _MOSTLY = 0.9
 """Share of a row's tokens that makes it a row of a domain."""
@@ -35,7 +35,7 @@ def main():
 
     def tables_from(candidates: np.ndarray) -> Tables:
         count = len(calibration_rows(cache, rows, share=options.calibration))
-        sample = joined([read_targets(cache, r, k=options.k)[0] for r in candidates[:count]])
+        sample = join_targets([read_targets(cache, r, k=options.k)[0] for r in candidates[:count]])
         return fit(options.profile, sample, vocabulary=vocabulary)
 
     whole = tables_from(rows)

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from decant.schemas import open_cache
 from decant.schemas.arrays.reader import ArrayReader
-from decant.schemas.arrays.spec import ArraySpec, create, shard_rows
+from decant.schemas.arrays.spec import ArraySpec, create_array, shard_rows
 from decant.schemas.arrays.writer import ArrayWriter
 from decant.schemas.reading.cache import Cache
 from decant.schemas.signals import HiddenSignal, LogitsSignal
@@ -154,7 +154,7 @@ def _store(path: Path, rows: np.ndarray) -> tuple[ArrayReader, int]:
     """A reader of the array that holds `rows`, and its bytes on disk."""
     dtype, unit_rows = str(rows.dtype), len(rows)
     spec = ArraySpec(rows.shape, dtype, shard_rows(rows.shape[1:], dtype, unit_rows=unit_rows))
-    create(path, spec)
+    create_array(path, spec)
     writer = ArrayWriter(path, spec, first=0)
     for row in rows:
         writer.append(row)

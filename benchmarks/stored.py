@@ -22,7 +22,7 @@ from decant.pipelines.calibration.directions import Moments
 from decant.pipelines.calibration.signal_specs import describe
 from decant.pipelines.config import Attention, Hidden, Signals
 from decant.pipelines.teacher.inference import Asked, TeacherRunner
-from decant.schemas.arrays.spec import create, specs_of
+from decant.schemas.arrays.spec import create_array, specs_of
 from decant.schemas.arrays.writer import ArrayWriter
 from decant.schemas.manifest.plan import PlannedTeacher
 from decant.schemas.signals import HiddenSignal, scale_name
@@ -106,7 +106,7 @@ def written(name, signal, outputs, *, length: int) -> int:
     size = 0
     with tempfile.TemporaryDirectory() as scratch:
         for array, spec in specs_of(signal, name=name, slots=slots, sequence_length=length).items():
-            create(Path(scratch) / array, spec)
+            create_array(Path(scratch) / array, spec)
             writer = ArrayWriter(Path(scratch) / array, spec, first=0)
             for output in outputs:
                 writer.append(output.arrays[array])

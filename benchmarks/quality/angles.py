@@ -33,8 +33,8 @@ from decant.schemas import Cache, codecs
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.records.logits import decode_logits, encode_logits, open_logits
 from decant.schemas.signals import TargetSpec
-from decant.schemas.targets.draws import Draws, logweights, starts
-from decant.schemas.targets.targets import Targets, joined
+from decant.schemas.targets.draws import Draws, logweights, uniform_starts
+from decant.schemas.targets.targets import Targets, join_targets
 from decant.trainer.config import Loss
 from decant.trainer.run.requirements import DRAWS as DRAWS_FIELDS
 from decant.trainer.run.requirements import fields, tail_prior
@@ -224,7 +224,7 @@ def captured(logits: Logits, shop: Workshop, rows: np.ndarray) -> tuple[Batch, f
 @lru_cache
 def _tables(logits: Logits, shop: Workshop) -> codecs.Tables:
     others = _shuffled(shop.cache(ROWS))[-CALIBRATION_ROWS:]
-    sample = joined([_asked(shop, int(row), logits.target_spec())[0] for row in others])
+    sample = join_targets([_asked(shop, int(row), logits.target_spec())[0] for row in others])
     return codecs.fit(logits.profile, sample, vocabulary=shop.teacher.vocabulary)
 
 
@@ -240,7 +240,7 @@ def _asked(shop: Workshop, row: int, spec: TargetSpec) -> tuple[Targets, np.ndar
     read = shop.cache(ROWS).read([row], signals=())
     # Any key will do that is the row's own: draws are seeded by it.
     key, scored = hashlib.sha256(read["tokens"].tobytes()).digest()[:16], read["loss_mask"][0]
-    at = jnp.asarray(starts(key, positions=len(scored)))
+    at = jnp.asarray(uniform_starts(key, positions=len(scored)))
     hidden = teacher.hidden(np.array([row]))[0]
     head = Head(Vocabulary(teacher.unembedding.shape[1]))
     found = _targets(hidden, teacher.unembedding, at, spec=spec, head=head)

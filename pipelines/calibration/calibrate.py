@@ -28,7 +28,7 @@ from decant.schemas.manifest.statistics import load_statistic, save_statistics, 
 from decant.schemas.reading.units import read_unit_rows
 from decant.schemas.records.rows import Row
 from decant.schemas.signals import ArraySignal, HiddenSignal, LogitsSignal, Signal
-from decant.schemas.targets.targets import Targets, joined
+from decant.schemas.targets.targets import Targets, join_targets
 
 _MOST_TOKENS = 256 << 10
 _LEAST_TOKENS = 4096
@@ -224,7 +224,9 @@ def _save_logits_statistics(
     job: CalibrateJob, found: list[Targets], prior: PriorSums
 ) -> dict[str, str]:
     """Write the codec's tables and the tail prior; sha256 by file."""
-    tables = codecs.fit(job.signals.logits.profile, joined(found), vocabulary=job.vocabulary_size)
+    tables = codecs.fit(
+        job.signals.logits.profile, join_targets(found), vocabulary=job.vocabulary_size
+    )
     arrays = table_arrays(tables)
     if result := prior.result():
         arrays |= result.arrays()

@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from decant.pipelines.teacher.inference import OnDevice
-from decant.schemas.records.rows import read_positions
+from decant.schemas.records.rows import stored_positions
 
 
 class Moments:
@@ -26,7 +26,7 @@ class Moments:
     def see(self, batch: OnDevice) -> None:
         """Add a batch's; waits for it. A batch with NaN is left out."""
         inputs = batch.inputs
-        counted = read_positions(inputs["segment_ids"], inputs["loss_mask"], xp=jnp)
+        counted = stored_positions(inputs["segment_ids"], inputs["loss_mask"], xp=jnp)
         found = {i: jax.device_get(_moments(batch.layers[i], counted)) for i in self.layers}
         if not all(np.isfinite(products).all() for _, products in found.values()):
             return

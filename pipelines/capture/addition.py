@@ -27,9 +27,9 @@ from decant.pipelines.capture.seal import clean, seal_addition
 from decant.pipelines.runners.run_pipeline import Build
 from decant.schemas.disk.identity import digest
 from decant.schemas.disk.layout import PartLayout
-from decant.schemas.manifest.commits import read_commit
+from decant.schemas.manifest.commits import valid_commit
 from decant.schemas.manifest.manifest import Manifest, Part, Unit
-from decant.schemas.manifest.plan import Plan, as_sealed, read_plan, with_teacher_at
+from decant.schemas.manifest.plan import Plan, plan_as_sealed, read_plan, set_teacher_model
 from decant.schemas.signals import ArraySignal, LogitsSignal
 
 
@@ -110,7 +110,7 @@ def _captured(
     layout, run = PartLayout(adding.cache / directory), adding.run
     path = layout.addition(digest({name: settings(signal) for name, signal in new.items()}))
     if not path.exists():
-        base = as_sealed(read_plan(layout.plan), parts)
+        base = plan_as_sealed(read_plan(layout.plan), parts)
         sealed = dataclasses.replace(
             base,
             teacher=dataclasses.replace(base.teacher, model=adding.model),
@@ -130,7 +130,7 @@ def _captured(
                 | "Calibrate" >> beam.Map(with_teacher, calibrate_addition)
             )
         )
-    plan = with_teacher_at(adding.model, path)
+    plan = set_teacher_model(adding.model, path)
     _refuse_leftovers(layout, plan, cache=adding.cache)
     capture_plan(plan, path, part=layout.root, run=run, console=adding.console)
     return plan
@@ -160,7 +160,7 @@ def _refuse_leftovers(layout: PartLayout, plan: Plan, *, cache: Path) -> None:
     """ValueError if a removed signal's files lie where one of the same name would go."""
     for name, signal in plan.signals.items():
         for number in range(len(plan.rows.units)):
-            commit = read_commit(layout.root, name, number)
+            commit = valid_commit(layout.root, name, number)
             if commit and commit.signal_id != signal.signal_id:
                 raise ValueError(
                     f"{layout.commit(name, number)}: of another {name}, which was removed from "

@@ -27,7 +27,7 @@ from decant.schemas.disk.array_record import require_file
 from decant.schemas.disk.identity import rows_id
 from decant.schemas.disk.layout import ROWS, TOKENIZER, PartLayout
 from decant.schemas.manifest.manifest import Manifest, Source
-from decant.schemas.manifest.plan import Plan, PlannedRows, read_plan, with_teacher_at
+from decant.schemas.manifest.plan import Plan, PlannedRows, read_plan, set_teacher_model
 from decant.schemas.manifest.request import claim
 from decant.schemas.signals import ArraySignal
 
@@ -105,7 +105,7 @@ class PartCapture:
     def _plan(self, known: Mapping[str, Known]) -> Plan:
         """The frozen plan; makes it, and the rows it plans, if an earlier run has not."""
         if self.layout.plan.exists():
-            plan = with_teacher_at(self.teacher.model, self.layout.plan)
+            plan = set_teacher_model(self.teacher.model, self.layout.plan)
             if self._has_rows(plan.rows):
                 return plan
         rows = self._tokenise()

@@ -38,7 +38,7 @@ def sealed_manifest(cache: Path) -> Manifest | None:
         return None
     manifest = read_manifest(cache)
     for part in manifest.parts:
-        if part.elsewhere:
+        if part.in_other_cache:
             raise ValueError(
                 f"{cache}: refers to {(cache / part.path).resolve()}, a part of another cache. "
                 "Capture into that cache, then merge again"

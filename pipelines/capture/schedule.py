@@ -10,7 +10,7 @@ from decant.pipelines.capture.lease import CaptureUnits, leave
 from decant.pipelines.capture.progress import capture_progress
 from decant.pipelines.capture.unit import is_committed
 from decant.pipelines.runners.run_pipeline import Build
-from decant.schemas.arrays.spec import create
+from decant.schemas.arrays.spec import create_array
 from decant.schemas.disk.layout import PartLayout
 from decant.schemas.manifest.manifest import Unit
 from decant.schemas.manifest.plan import Plan
@@ -70,7 +70,7 @@ def totals(units: Sequence[Unit]) -> tuple[int, int]:
 def _create_arrays(plan: Plan, part: Path, *, console: Console) -> None:
     for name, signal in plan.arrays.items():
         for array, spec in plan.specs(name).items():
-            create(PartLayout(part).array(array), spec)
+            create_array(PartLayout(part).array(array), spec)
         if isinstance(signal, HiddenSignal) and signal.directions:
             console.print(
                 f"{name}: {signal.width} of {signal.teacher_width} directions keep "

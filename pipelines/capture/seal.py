@@ -9,7 +9,7 @@ from decant.schemas.disk import steps
 from decant.schemas.disk.array_record import require_file
 from decant.schemas.disk.layout import MANIFEST, ROWS, PartLayout
 from decant.schemas.disk.steps import Step
-from decant.schemas.manifest.commits import Commit, read_commit
+from decant.schemas.manifest.commits import Commit, valid_commit
 from decant.schemas.manifest.manifest import Manifest, Part, Unit, read_manifest, write_manifest
 from decant.schemas.manifest.plan import Plan, read_plan, rows_id_of
 
@@ -95,7 +95,7 @@ def _gained(cache: Path, part: Part, plan: Plan) -> Part:
     return dataclasses.replace(
         part,
         # Those of the manifest: other signals may have been added since the plan was made.
-        units=tuple(_checked(layout, n, unit, plan) for n, unit in part.numbered),
+        units=tuple(_checked(layout, n, unit, plan) for n, unit in part.numbered_units),
         signals={**part.signals, **plan.signals},
         statistics={**part.statistics, **plan.statistics},
     )
@@ -125,13 +125,13 @@ def _checked(layout: PartLayout, number: int, unit: Unit, plan: Plan) -> Unit:
 
 
 def _stands(layout: PartLayout, name: str, number: int, plan: Plan) -> bool:
-    commit = read_commit(layout.root, name, number)
+    commit = valid_commit(layout.root, name, number)
     return commit is not None and commit.signal_id == plan.signals[name].signal_id
 
 
 def _commit(layout: PartLayout, name: str, number: int, plan: Plan) -> Commit:
     path = layout.commit(name, number)
-    commit = read_commit(layout.root, name, number)
+    commit = valid_commit(layout.root, name, number)
     if commit is None:
         raise ValueError(
             f"{path}: no valid commit of unit {number}; run again, only what is missing is captured"

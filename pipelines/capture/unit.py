@@ -26,7 +26,7 @@ from decant.schemas.disk import steps
 from decant.schemas.disk.array_record import write_records
 from decant.schemas.disk.layout import LOGITS, PartLayout
 from decant.schemas.disk.steps import Step
-from decant.schemas.manifest.commits import Commit, read_commit, summary, write_commit
+from decant.schemas.manifest.commits import Commit, summarise_shards, valid_commit, write_commit
 from decant.schemas.manifest.plan import Plan, read_plan
 from decant.schemas.manifest.statistics import load_statistic, load_tables
 from decant.schemas.reading.units import read_unit_rows
@@ -133,7 +133,7 @@ def capture_unit(number: int, part: Path, plan_path: Path) -> None:
         write_commit(part, LOGITS, commit)
     for name, found in shards.items():
         identity = worker.plan.signals[name].signal_id
-        file = summary(found, rows=unit.rows)
+        file = summarise_shards(found, rows=unit.rows)
         skipped = tuple(seen.skipped)
         write_commit(part, name, Commit(number, identity, file, made_by, skipped, shards=found))
     steps.reached(Step.UNIT_COMMITTED)
@@ -141,7 +141,7 @@ def capture_unit(number: int, part: Path, plan_path: Path) -> None:
 
 def is_committed(part: Path, plan: Plan, number: int) -> bool:
     """Whether every signal of the plan has its commit of the unit."""
-    return all(read_commit(part, name, number) for name in plan.signals)
+    return all(valid_commit(part, name, number) for name in plan.signals)
 
 
 @dataclass

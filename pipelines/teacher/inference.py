@@ -23,9 +23,9 @@ from decant.pipelines.teacher.sharded_head import Head
 from decant.pipelines.teacher.states_and_maps import finite_rows, keeping, only_read, stored_states
 from decant.pipelines.teacher.targets import targets
 from decant.schemas.manifest.plan import PlannedTeacher, TeacherMesh
-from decant.schemas.records.rows import Row, read_positions
+from decant.schemas.records.rows import Row, stored_positions
 from decant.schemas.signals import MEAN, ArraySignal, AttentionSignal, HiddenSignal, TargetSpec
-from decant.schemas.targets.draws import Draws, starts
+from decant.schemas.targets.draws import Draws, uniform_starts
 from decant.schemas.targets.targets import Targets
 
 _lock = threading.Lock()
@@ -180,13 +180,13 @@ class TeacherRunner:
         length = self.planned.sequence_length
         if not spec.draws:
             return np.zeros((len(batch), length), np.float32)
-        return np.stack([starts(row.key, positions=length) for row in batch])
+        return np.stack([uniform_starts(row.key, positions=length) for row in batch])
 
     def _stored(
         self, name: str, signal: ArraySignal, batch: OnDevice, directions: np.ndarray | None
     ) -> dict[str, jax.Array]:
         states, segment_ids = batch.layers[signal.layer], batch.inputs["segment_ids"]
-        read = _read_positions(segment_ids, batch.inputs["loss_mask"])
+        read = _stored_positions(segment_ids, batch.inputs["loss_mask"])
         if isinstance(signal, HiddenSignal):
             stored = _stored_states(states, read, directions, dtype=signal.dtype)
             return {name + suffix: array for suffix, array in stored.items()}
@@ -199,7 +199,7 @@ class TeacherRunner:
 
 
 _finite_rows = jax.jit(finite_rows)
-_read_positions = jax.jit(partial(read_positions, xp=jnp))
+_stored_positions = jax.jit(partial(stored_positions, xp=jnp))
 _stored_states = jax.jit(stored_states, static_argnames="dtype")
 
 

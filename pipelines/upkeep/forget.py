@@ -18,7 +18,7 @@ from decant.schemas.manifest.manifest import (
     read_manifest,
     write_manifest,
 )
-from decant.schemas.reading.forgetting import Forgetting, holds_nothing_else
+from decant.schemas.reading.forgetting import Forgetting, is_wholly_forgotten
 from decant.schemas.reading.units import read_unit_rows
 
 _SHORTEST_SHA256 = 12
@@ -49,7 +49,7 @@ def forget(cache: Path, *, source: str, documents: Sequence[int] = ()) -> tuple[
     forgot, parts = Forgot(), []
     for part in manifest.parts:
         numbers = [n for n, s in enumerate(part.sources) if s.sha256 == sha256]
-        if numbers and part.elsewhere:
+        if numbers and part.in_other_cache:
             home = (cache / part.path).resolve()
             raise ValueError(
                 f"{cache}: {source} is in a part of another cache, {home}; forget it there, and "
@@ -95,7 +95,7 @@ def _without(
     new = {Forgotten(number, document) for number in numbers for document in wanted}
     now = dataclasses.replace(part, forgotten=tuple(sorted({*part.forgotten, *new}, key=_order)))
     forgetting, empty = Forgetting(now), set(part.forgotten_rows)
-    for number, unit in part.numbered:
+    for number, unit in part.numbered_units:
         for offset, row in enumerate(read_unit_rows(cache / part.path, number, unit)):
             gone = forgetting.segments(row.origins)
             ours = gone & np.isin(row.origins[:, 0], numbers)
@@ -107,7 +107,7 @@ def _without(
                 continue
             forgot.tokens += int(positions.sum() - known.sum())
             forgot.rows += 1
-            if holds_nothing_else(row, positions):
+            if is_wholly_forgotten(row, positions):
                 forgot.empty_rows += 1
                 empty.add((number, offset))
     return dataclasses.replace(now, forgotten_rows=tuple(sorted(empty)))

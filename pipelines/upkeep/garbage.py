@@ -42,7 +42,7 @@ def _directories(manifest: Manifest) -> dict[str, list[Part]]:
     """The cache's own parts by path."""
     found: dict[str, list[Part]] = {}
     for part in manifest.parts:
-        if not part.elsewhere:
+        if not part.in_other_cache:
             found.setdefault(part.path, []).append(part)
     return found
 

@@ -111,7 +111,7 @@ def _replaced(output: Path, caches: Sequence[Path]) -> str | None:
             raise ValueError(f"{output}: holds a capture that is not sealed; choose another output")
         return None
     present = read_manifest(output)
-    if not all(part.elsewhere for part in present.parts):
+    if not all(part.in_other_cache for part in present.parts):
         raise ValueError(f"{output}: is a cache with parts of its own; choose another output")
     return present.cache_id
 

@@ -25,7 +25,7 @@ from decant.schemas.disk.atomic import move, read_json, write_json
 from decant.schemas.disk.identity import digest
 from decant.schemas.disk.layout import JOURNAL, LOGITS, ROWS, STAGED, PartLayout
 from decant.schemas.disk.shards import Shard
-from decant.schemas.manifest.commits import load_commit, summary, write_commit
+from decant.schemas.manifest.commits import load_commit, summarise_shards, write_commit
 from decant.schemas.manifest.manifest import (
     Part,
     Unit,
@@ -49,7 +49,7 @@ def purge(cache: Path, *, dry_run: bool = False) -> int:
         _finish(cache)
     manifest, staged = read_manifest(cache), cache / STAGED
     shutil.rmtree(staged, ignore_errors=True)
-    own = [part for part in manifest.parts if part.forgotten and not part.elsewhere]
+    own = [part for part in manifest.parts if part.forgotten and not part.in_other_cache]
     purging = {
         id(part): _Purging(cache, part, manifest.sequence_length, manifest.vocabulary_size)
         for part in own
@@ -101,7 +101,9 @@ class _Purging:
         self.length = length
         self.vocabulary = vocabulary
         self.forgetting = Forgetting(part)
-        self.units = {number: unit for number, unit in part.numbered if self._holds(number, unit)}
+        self.units = {
+            number: unit for number, unit in part.numbered_units if self._holds(number, unit)
+        }
         """Those that hold something forgotten, by number."""
 
     def _holds(self, number: int, unit: Unit) -> bool:
@@ -121,7 +123,7 @@ class _Purging:
         """The part as it will be; its new files are staged."""
         units = tuple(
             self._written(number, unit) if number in self.units else unit
-            for number, unit in self.part.numbered
+            for number, unit in self.part.numbered_units
         )
         plan = self.layout.plan
         # Rows alone, without a teacher, have none.
@@ -143,7 +145,7 @@ class _Purging:
                 commit = dataclasses.replace(commit, file=file)
             else:
                 shards = self._arrays(name, signal, number, before, commit.shards)
-                file = summary(shards, rows=unit.rows)
+                file = summarise_shards(shards, rows=unit.rows)
                 commit = dataclasses.replace(commit, file=file, shards=shards)
             write_commit(self.staged.root, name, commit)
             files[name] = file

@@ -22,7 +22,7 @@ from decant.pipelines.verification.tolerances import (
 )
 from decant.schemas import Cache
 from decant.schemas.manifest.manifest import Part
-from decant.schemas.records.rows import next_tokens, read_positions
+from decant.schemas.records.rows import next_tokens, stored_positions
 from decant.schemas.signals import MEAN, AttentionSignal, HiddenSignal, LogitsSignal, Signal
 
 TEMPERATURES = (1, 2, 4)
@@ -248,7 +248,7 @@ class _Hidden(_Judge):
         self.directions = directions
 
     def see(self, said: Said, stored: Stored, at: np.ndarray) -> None:
-        read = read_positions(stored["segment_ids"], stored["loss_mask"])[at]
+        read = stored_positions(stored["segment_ids"], stored["loss_mask"])[at]
         own = said.hidden[self.signal.layer][read].astype(np.float64)
         own = own if self.directions is None else own @ self.directions
         off = np.linalg.norm(stored[self.name][at[read]].astype(np.float64) - own, axis=1)
@@ -257,7 +257,7 @@ class _Hidden(_Judge):
         self._add("error of a state, relative", off / length, limits)
 
     def outside(self, stored: Stored) -> None:
-        read = read_positions(stored["segment_ids"], stored["loss_mask"])
+        read = stored_positions(stored["segment_ids"], stored["loss_mask"])
         self.must_be_zero += int((~read).sum())
         self.not_zero += int((stored[self.name][~read] != 0).any(-1).sum())
 
@@ -275,7 +275,7 @@ class _Attention(_Judge):
         self.signal = signal
 
     def see(self, said: Said, stored: Stored, at: np.ndarray) -> None:
-        read = read_positions(stored["segment_ids"], stored["loss_mask"])[at]
+        read = stored_positions(stored["segment_ids"], stored["loss_mask"])[at]
         own = said.maps[self.signal.layer].astype(np.float64)
         heads = self.signal.heads
         own = own.mean(0, keepdims=True) if heads == MEAN else own[list(heads)]
@@ -288,7 +288,7 @@ class _Attention(_Judge):
         self._add("a query's total variation", distance, limits)
 
     def outside(self, stored: Stored) -> None:
-        read = read_positions(stored["segment_ids"], stored["loss_mask"])
+        read = stored_positions(stored["segment_ids"], stored["loss_mask"])
         self.must_be_zero += int((~read).sum())
         self.not_zero += int((stored[self.name][:, ~read] != 0).any((0, 2)).sum())
 

@@ -15,13 +15,13 @@ from decant.pipelines.capture.unit import capture_unit, provenance
 from decant.pipelines.teacher.identity import named_teacher
 from decant.pipelines.verification.structure import Problem, Structure
 from decant.schemas import Cache
-from decant.schemas.arrays.spec import METADATA, create, specs_of
+from decant.schemas.arrays.spec import METADATA, create_array, specs_of
 from decant.schemas.disk.atomic import write_bytes
 from decant.schemas.disk.identity import file_sha256
 from decant.schemas.disk.layout import LOGITS, ROWS, PartLayout
 from decant.schemas.manifest.commits import Commit, load_commit
 from decant.schemas.manifest.manifest import Part
-from decant.schemas.manifest.plan import Plan, as_sealed, read_plan, write_plan
+from decant.schemas.manifest.plan import Plan, plan_as_sealed, read_plan, write_plan
 from decant.schemas.signals import LogitsSignal
 
 
@@ -55,7 +55,7 @@ def repair(
         }
         if not damaged:
             continue
-        if part.elsewhere:
+        if part.in_other_cache:
             place = (cache.path / part.path).resolve()
             why = f"it belongs to another cache: `verify --repair` that one, {place.parents[1]}"
             done += [Repair(f"{place}, unit {number}", False, why) for number in sorted(damaged)]
@@ -102,7 +102,7 @@ def _metadata(cache: Cache, part: Part, structure: Structure) -> Iterator[Repair
         for array, spec in specs.items():
             file = (layout.array(array) / METADATA).relative_to(cache.path).as_posix()
             if file in damaged:
-                create(layout.array(array), spec)
+                create_array(layout.array(array), spec)
                 yield Repair(file, True)
 
 
@@ -140,21 +140,21 @@ class _Unit:
         for name in ("rows", "statistics"):
             (staged.root / name).symlink_to((self.layout.root / name).resolve())
         plan = dataclasses.replace(
-            as_sealed(self.plan, [self.part]),
+            plan_as_sealed(self.plan, [self.part]),
             signals={n: s for n, s in self.part.signals.items() if n in together},
             statistics=self.part.statistics,
         )
         write_plan(staged.plan, plan)
         for name in plan.arrays:
             for array, spec in plan.specs(name).items():
-                create(staged.array(array), spec)
+                create_array(staged.array(array), spec)
         capture_unit(self.number, staged.root, staged.plan)
 
     def _put(self, name: str, staged: PartLayout) -> Repair:
         """Take over what was made, if it is what the manifest names."""
         where = f"{self.part.path}, unit {self.number}, {name}"
         commit = load_commit(staged.commit(name, self.number))
-        sealed = dict(self.part.numbered)[self.number].files[name]
+        sealed = dict(self.part.numbered_units)[self.number].files[name]
         if commit.file != sealed:
             return Repair(
                 where,

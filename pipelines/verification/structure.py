@@ -15,7 +15,7 @@ from decant.schemas.disk.atomic import read_json
 from decant.schemas.disk.identity import digest, file_sha256
 from decant.schemas.disk.layout import LOGITS, MANIFEST, ROWS, TOKENIZER, PartLayout
 from decant.schemas.disk.shards import Shard
-from decant.schemas.manifest.commits import load_commit, summary
+from decant.schemas.manifest.commits import load_commit, summarise_shards
 from decant.schemas.manifest.manifest import Manifest, Part, Unit
 from decant.schemas.manifest.plan import read_plan, rows_id_of
 from decant.schemas.manifest.statistics import load_tables
@@ -166,7 +166,7 @@ class _PartCheck:
         for name, specs in self.specs.items():
             for array, spec in specs.items():
                 self._metadata(name, self.layout.array(array) / METADATA, spec)
-        for number, unit in self.part.numbered:
+        for number, unit in self.part.numbered_units:
             rows = self._rows(number, unit)
             if LOGITS in unit.files:
                 self._logits(number, unit, rows)
@@ -345,7 +345,7 @@ class _PartCheck:
             return None
         sealed = self.part.signals[name].signal_id
         listed = name in self.arrays
-        found = summary(commit.shards, rows=entry.records) if listed else commit.file
+        found = summarise_shards(commit.shards, rows=entry.records) if listed else commit.file
         wrong = [
             (f"unit {number}", f"unit {commit.unit}", commit.unit == number),
             (

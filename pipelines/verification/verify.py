@@ -93,7 +93,7 @@ def sample_rows(manifest: Manifest, structure: Structure, *, rows: int) -> list[
     for part in manifest.parts:
         damaged = structure.damaged(part)
         gone = set(part.forgotten_rows)
-        for number, unit in part.numbered:
+        for number, unit in part.numbered_units:
             if number not in damaged:
                 candidates += [
                     first + i

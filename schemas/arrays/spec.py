@@ -91,7 +91,7 @@ def specs_of(
     return specs
 
 
-def create(path: Path, spec: ArraySpec) -> None:
+def create_array(path: Path, spec: ArraySpec) -> None:
     """Write the metadata of an array, whoever else does so at the same time."""
     wanted, file = metadata_bytes(spec), path / METADATA
     if not file.exists() or file.read_bytes() != wanted:

@@ -15,7 +15,7 @@ from decant.schemas.codecs import draws_field as draws
 from decant.schemas.codecs import tail_field as tail
 from decant.schemas.codecs.block import DRAWS, TAIL, TOPK, Block, Tables
 from decant.schemas.codecs.levels import STEPS, quantiser, quantiser_of
-from decant.schemas.codecs.normalise import normalised
+from decant.schemas.codecs.normalise import normalise
 from decant.schemas.targets.draws import Draws
 from decant.schemas.targets.targets import BETAS, EIGHTHS, Targets
 
@@ -31,7 +31,7 @@ __all__ = [
     "decode",
     "encode",
     "fit",
-    "form",
+    "group_key",
 ]
 
 Profile = Literal["lossless", "fast", "compact"]
@@ -96,10 +96,10 @@ def encode(profile: Profile, targets: Targets, *, tables: Tables, vocabulary: in
     return blocks
 
 
-def form(blocks: Sequence[Block]) -> tuple[tuple[int, int, bytes], ...]:
+def group_key(blocks: Sequence[Block]) -> tuple[tuple[int, int, bytes], ...]:
     """What the blocks of records that are decoded together share: fields, codecs, kind of draws."""
     return tuple(
-        (block.field, block.codec, draws.form(block.payload) if block.field == DRAWS else b"")
+        (block.field, block.codec, draws.header_of(block.payload) if block.field == DRAWS else b"")
         for block in blocks
     )
 
@@ -152,7 +152,7 @@ def decode(
     last = levels[:, -1]
     values = tail.decode_quantised(of[TAIL], last=last, k=k, **shape)
     logprob = quantiser_of(tables).logprob
-    logprobs, values, shift = normalised(logprob.take(levels, mode="clip"), values)
+    logprobs, values, shift = normalise(logprob.take(levels, mode="clip"), values)
     if DRAWS not in of:
         return Targets(ids, logprobs, values)
     last_logprob = logprob.take(last, mode="clip")

@@ -42,7 +42,7 @@ class Tables:
             )
         return self.by_name[name]
 
-    def derived(self, name: str, build: Callable[["Tables"], Any]) -> Any:
+    def compute_once(self, name: str, build: Callable[["Tables"], Any]) -> Any:
         """`build(self)`, computed once: tables are small on disk and expand in memory."""
         if name not in self._memo:
             self._memo[name] = build(self)

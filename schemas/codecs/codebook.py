@@ -100,7 +100,7 @@ def codebook(tables: Tables, *, vocabulary: int) -> Codebook:
             ),
         )
 
-    return tables.derived(f"codebook {vocabulary}", build)
+    return tables.compute_once(f"codebook {vocabulary}", build)
 
 
 def _costs(inverse: Integer[np.ndarray, "listed orders"], *, depth: int) -> np.ndarray:

@@ -20,18 +20,18 @@ from decant.schemas.codecs.fast import ID_BITS
 from decant.schemas.codecs.levels import LEVEL_BITS, MINUS_INFINITY
 from decant.schemas.codecs.streams import (
     cells,
-    columns,
-    expand,
+    column_runs,
+    compress,
+    cumsum_in_place,
+    decompress,
+    escape,
+    fill_columns,
     grid,
-    heights,
     join,
-    lay,
-    small,
+    run_heights,
     spans,
     split,
-    squeeze,
-    summed,
-    unsmall,
+    unescape,
 )
 
 _MOST_LISTED = 1 << 16
@@ -84,19 +84,19 @@ def encode(
     levels &= np.uint32(MINUS_INFINITY)
     last = levels.max(0)
     symbols, raw = numbers.encode(_gaps(places))
-    relative, relative_escapes = small(last - levels)
-    last, last_escapes = small(last)
+    relative, relative_escapes = escape(last - levels)
+    last, last_escapes = escape(last)
     sizes = np.bincount(group, minlength=groups)
     return bytes([groups]) + join(
         [
-            squeeze(chosen[by_group].astype(np.uint8)),
-            squeeze(group.astype(np.uint8)),
-            squeeze(last),
+            compress(chosen[by_group].astype(np.uint8)),
+            compress(group.astype(np.uint8)),
+            compress(last),
             last_escapes,
             relative_escapes,
             raw,
-            *(squeeze(relative[rows]) for rows in columns(k, _LEVEL_COLUMNS)),
-            *(squeeze(symbols[cell]) for cell in _cells(k, sizes)),
+            *(compress(relative[rows]) for rows in column_runs(k, _LEVEL_COLUMNS)),
+            *(compress(symbols[cell]) for cell in _cells(k, sizes)),
         ]
     )
 
@@ -121,15 +121,15 @@ def decode(
         strict=True,
     )
     chosen, group, last, relative = *codes[:2], codes[2:3], codes[3:]
-    last = unsmall(last, last_escapes, columns=positions).astype(np.uint32, copy=False)
+    last = unescape(last, last_escapes, columns=positions).astype(np.uint32, copy=False)
     if chosen.max() >= book.orders or last.max() > MINUS_INFINITY:
         raise ValueError(_OUTSIDE)
     places = numbers.decode(symbols, raw)
     places[1:] += 1
     # A sum that has left int32 is large as well.
-    if summed(places).view(np.uint32).max() >= book.depth + vocabulary:
+    if cumsum_in_place(places).view(np.uint32).max() >= book.depth + vocabulary:
         raise ValueError("a place outside the vocabulary")
-    keys = last - unsmall(relative, relative_escapes, columns=positions)
+    keys = last - unescape(relative, relative_escapes, columns=positions)
     if keys.max() > MINUS_INFINITY:  # a difference below zero has wrapped
         raise ValueError("a level of log-probability outside its range")
     keys <<= np.uint32(ID_BITS)
@@ -154,18 +154,18 @@ def _expand(
     groups = payload[0] if payload else 0
     if not 1 <= groups <= _MOST_GROUPS:
         raise ValueError(f"{groups} groups of positions; 1 to {_MOST_GROUPS} can be")
-    of_levels, of_symbols = heights(k, _LEVEL_COLUMNS), heights(k, _SYMBOL_COLUMNS)
+    of_levels, of_symbols = run_heights(k, _LEVEL_COLUMNS), run_heights(k, _SYMBOL_COLUMNS)
     chosen, group, last, last_escapes, relative_escapes, raw, *frames = split(
         payload, start=1, count=6 + len(of_levels) + groups * len(of_symbols)
     )
     levels, of_groups = frames[: len(of_levels)], frames[len(of_levels) :]
     sizes = [n, n, n, *(height * n for height in of_levels)]
-    lay(codes, expand([chosen, group, last, *levels], sizes=sizes), [n])
+    fill_columns(codes, decompress([chosen, group, last, *levels], sizes=sizes), [n])
     of_group = np.bincount(codes[1], minlength=groups).tolist()
     if len(of_group) > groups:
         raise ValueError(_OUTSIDE)
     sizes = [height * size for size in of_group for height in of_symbols]
-    lay(symbols, expand(of_groups, sizes=sizes), of_group)
+    fill_columns(symbols, decompress(of_groups, sizes=sizes), of_group)
     return last_escapes, relative_escapes, raw
 
 
@@ -173,7 +173,7 @@ def _cells(k: int, sizes: Integer[np.ndarray, " groups"]) -> list[tuple[slice, s
     """Where each frame of symbols lies in [k, n], the positions being sorted by group."""
     ends = np.cumsum(sizes)
     spans = [slice(int(end - size), int(end)) for size, end in zip(sizes, ends, strict=True)]
-    return [(rows, span) for span in spans for rows in columns(k, _SYMBOL_COLUMNS)]
+    return [(rows, span) for span in spans for rows in column_runs(k, _SYMBOL_COLUMNS)]
 
 
 def _group(places: Integer[np.ndarray, "n k"], *, count: int) -> Integer[np.ndarray, " n"]:

@@ -12,25 +12,23 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Integer
 
-from decant.schemas.codecs import numbers
+from decant.schemas.codecs import lossless, numbers
 from decant.schemas.codecs.block import Tables
 from decant.schemas.codecs.fast import permutation
 from decant.schemas.codecs.streams import (
-    by_position,
     cells,
-    columns,
-    expand,
+    column_runs,
+    compress,
+    cumsum_in_place,
+    decompress,
+    escape,
+    fill_columns,
+    gather_columns,
     grid,
-    heights,
-    id_planes,
     join,
-    lay,
-    packed,
-    small,
+    run_heights,
     split,
-    squeeze,
-    summed,
-    unsmall,
+    unescape,
 )
 from decant.schemas.targets.draws import Draws
 from decant.schemas.targets.targets import BETAS
@@ -50,27 +48,17 @@ _HEADER = struct.Struct("<HB")
 
 
 def encode_exact(draws: Draws, *, vocabulary: int) -> bytes:
-    """Ids and float32 bits by byte plane, draw by draw."""
-    ids = np.ascontiguousarray(draws.ids.T, "<i4").view(np.uint8).reshape(*draws.ids.T.shape, 4)
-    values = np.ascontiguousarray(draws.logprobs.T, "<f4").view(np.uint8).reshape(ids.shape)
-    planes = [ids[..., byte] for byte in range(id_planes(vocabulary))]
-    planes += [values[..., byte] for byte in range(4)]
-    return _header(draws) + join([squeeze(np.ascontiguousarray(plane)) for plane in planes])
+    """The header, then ids and float32 bits as `codecs/lossless.py` stores them."""
+    return _header(draws) + lossless.encode(draws.ids, draws.logprobs, vocabulary=vocabulary)
 
 
 def decode_exact(payloads: Sequence[bytes], *, positions: Sequence[int], vocabulary: int) -> Draws:
-    """What `encode_exact` was given, records one after another."""
+    """The draws that `encode_exact` was given, records one after another."""
     m, betas = _read_header(payloads)
-    width = id_planes(vocabulary)
-    planes = grid((width + 4) * m, positions)
-    for cell, payload, n in zip(cells(positions), payloads, positions, strict=True):
-        sections = split(payload, start=_HEADER.size, count=width + 4)
-        lay(planes[:, cell], expand(sections, sizes=(width + 4) * [m * n]), [n])
-    of_number = by_position(planes, positions).reshape(-1, width + 4, m).transpose(0, 2, 1)
-    ids = np.zeros((*of_number.shape[:2], 4), np.uint8)
-    ids[..., :width] = of_number[..., :width]
-    values = np.ascontiguousarray(of_number[..., width:])
-    return _checked(ids.view("<i4")[..., 0], values.view("<f4")[..., 0], betas, vocabulary)
+    ids, logprobs = lossless.decode(
+        payloads, start=_HEADER.size, positions=positions, k=m, vocabulary=vocabulary
+    )
+    return Draws(ids, logprobs, betas)
 
 
 def fit(
@@ -99,14 +87,17 @@ def encode_quantised(
     ranks = np.ascontiguousarray(keys.T >> np.uint64(16)).astype(np.int32)
     ranks[1:] -= ranks[:-1].copy()
     symbols, raw = numbers.encode(ranks)
-    codes, escapes = small(np.ascontiguousarray(keys.T & np.uint64(_ABSENT)).astype(np.uint32))
+    codes, escapes = escape(np.ascontiguousarray(keys.T & np.uint64(_ABSENT)).astype(np.uint32))
     m, n = codes.shape
     return _header(draws) + join(
         [
             raw,
             escapes,
-            *(squeeze(codes[rows]) for rows in columns(m, _frames(m, n, most=_LOGPROB_FRAMES))),
-            *(squeeze(symbols[rows]) for rows in columns(m, _frames(m, n, most=_RANK_FRAMES))),
+            *(
+                compress(codes[rows])
+                for rows in column_runs(m, _frames(m, n, most=_LOGPROB_FRAMES))
+            ),
+            *(compress(symbols[rows]) for rows in column_runs(m, _frames(m, n, most=_RANK_FRAMES))),
         ]
     )
 
@@ -126,24 +117,24 @@ def decode_quantised(
     raw, escapes = [], []
     for cell, payload, n in zip(cells(positions), payloads, positions, strict=True):
         of_frames = [
-            *heights(m, _frames(m, n, most=_LOGPROB_FRAMES)),
-            *heights(m, _frames(m, n, most=_RANK_FRAMES)),
+            *run_heights(m, _frames(m, n, most=_LOGPROB_FRAMES)),
+            *run_heights(m, _frames(m, n, most=_RANK_FRAMES)),
         ]
         own_raw, own_escapes, *frames = split(payload, start=_HEADER.size, count=2 + len(of_frames))
         raw.append(own_raw)
         escapes.append(own_escapes)
-        flat = expand(frames, sizes=[height * n for height in of_frames])
-        lay(codes[:, cell], flat[: m * n], [n])
-        lay(symbols[:, cell], flat[m * n :], [n])
-    ranks = summed(numbers.decode(symbols, raw))
+        flat = decompress(frames, sizes=[height * n for height in of_frames])
+        fill_columns(codes[:, cell], flat[: m * n], [n])
+        fill_columns(symbols[:, cell], flat[m * n :], [n])
+    ranks = cumsum_in_place(numbers.decode(symbols, raw))
     if ranks.view(np.uint32).max() >= vocabulary:  # so is a sum that has left int32
         raise ValueError("the rank of a draw outside the vocabulary")
     order, _ = permutation(tables, vocabulary=vocabulary, name="draw-order")
-    levels = packed(unsmall(codes, escapes, columns=positions), positions)
+    levels = gather_columns(unescape(codes, escapes, columns=positions), positions)
     logprobs = _base(last)[:, 0] - levels * np.float32(1 / _PER_NAT)
     if levels.dtype != np.uint8:  # no escape, no absent draw
         logprobs[levels == _ABSENT] = -np.inf
-    ids = order.take(packed(ranks, positions), mode="clip")
+    ids = order.take(gather_columns(ranks, positions), mode="clip")
     return Draws(ids.T, logprobs.T, betas)
 
 
@@ -160,13 +151,13 @@ def _header(draws: Draws) -> bytes:
     return _HEADER.pack(draws.m, sum(1 << BETAS.index(beta) for beta in draws.betas))
 
 
-def form(payload: bytes) -> bytes:
+def header_of(payload: bytes) -> bytes:
     """How many draws a position and from which nodes: what records decoded together share."""
     return payload[: _HEADER.size]
 
 
 def _read_header(payloads: Sequence[bytes]) -> tuple[int, tuple[float, ...]]:
-    (header,) = {form(payload) for payload in payloads}
+    (header,) = {header_of(payload) for payload in payloads}
     if len(header) < _HEADER.size:
         raise ValueError(f"draws of {len(header)} bytes")
     m, mask = _HEADER.unpack(header)
@@ -174,11 +165,3 @@ def _read_header(payloads: Sequence[bytes]) -> tuple[int, tuple[float, ...]]:
     if not m or not betas or mask >> len(BETAS) or mask & 1:
         raise ValueError(f"{m} draws from the nodes of mask {mask:#x}")
     return m, betas
-
-
-def _checked(
-    ids: Integer[np.ndarray, "n m"], logprobs: np.ndarray, betas: tuple[float, ...], vocabulary: int
-) -> Draws:
-    if ids.size and (ids.min() < 0 or ids.max() >= vocabulary):
-        raise ValueError(f"a drawn id outside the vocabulary of {vocabulary}")
-    return Draws(ids.astype(np.int32, copy=False), logprobs.astype(np.float32, copy=False), betas)

@@ -10,16 +10,16 @@ from decant.schemas.codecs.levels import LEVEL_BITS, MINUS_INFINITY
 from decant.schemas.codecs.streams import (
     by_position,
     cells,
-    expand,
+    compress,
+    cumsum_in_place,
+    decompress,
+    escape,
+    fill_columns,
     grid,
     id_planes,
     join,
-    lay,
-    small,
     split,
-    squeeze,
-    summed,
-    unsmall,
+    unescape,
 )
 
 ID_BITS = 32 - LEVEL_BITS
@@ -51,7 +51,7 @@ def permutation(
         rank[order] = np.arange(vocabulary, dtype=np.int32)
         return order, rank
 
-    return tables.derived(f"permutation {name} {vocabulary}", build)
+    return tables.compute_once(f"permutation {name} {vocabulary}", build)
 
 
 def encode(
@@ -68,13 +68,13 @@ def encode(
     levels = keys >> np.uint32(ID_BITS)
     differences = levels.copy()
     differences[1:] -= levels[:-1]
-    codes, escapes = small(differences)
+    codes, escapes = escape(differences)
     _, rank = permutation(tables, vocabulary=vocabulary)
     ranks = rank.take(keys & np.uint32((1 << ID_BITS) - 1), mode="clip")
     planes = [
-        squeeze((ranks >> 8 * byte).astype(np.uint8)) for byte in range(id_planes(vocabulary))
+        compress((ranks >> 8 * byte).astype(np.uint8)) for byte in range(id_planes(vocabulary))
     ]
-    return join([escapes, squeeze(codes[:_FIRST_RANKS]), squeeze(codes[_FIRST_RANKS:]), *planes])
+    return join([escapes, compress(codes[:_FIRST_RANKS]), compress(codes[_FIRST_RANKS:]), *planes])
 
 
 def decode(
@@ -93,9 +93,11 @@ def decode(
     for cell, payload, n in zip(cells(positions), payloads, positions, strict=True):
         own_escapes, *frames = split(payload, count=3 + planes)
         escapes.append(own_escapes)
-        lay(codes[:, cell], expand(frames, sizes=[height * n for height in heights]), [n])
-    levels = unsmall(codes[:k], escapes, columns=positions).astype(np.uint16)
-    if summed(levels).max() > MINUS_INFINITY:
+        fill_columns(
+            codes[:, cell], decompress(frames, sizes=[height * n for height in heights]), [n]
+        )
+    levels = unescape(codes[:k], escapes, columns=positions).astype(np.uint16)
+    if cumsum_in_place(levels).max() > MINUS_INFINITY:
         raise ValueError("a level of log-probability outside its range")
     ranks = codes[k : 2 * k].astype(np.uint16 if planes < 3 else np.uint32)
     for byte, plane in enumerate(codes[2 * k :].reshape(-1, *ranks.shape), start=1):

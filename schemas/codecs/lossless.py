@@ -7,34 +7,42 @@ import numpy as np
 from decant.schemas.codecs.streams import (
     by_position,
     cells,
-    expand,
+    compress,
+    decompress,
+    fill_columns,
     grid,
     id_planes,
     join,
-    lay,
     split,
-    squeeze,
 )
 
 
 def encode(ids: np.ndarray, logprobs: np.ndarray, *, vocabulary: int) -> bytes:
     """A section a byte plane, ids first. Neighbours in a plane are of equal rank, so alike."""
-    of_ids = np.ascontiguousarray(ids.T, "<i4").view(np.uint8).reshape(*ids.T.shape, 4)
-    of_values = np.ascontiguousarray(logprobs.T, "<f4").view(np.uint8).reshape(*ids.T.shape, 4)
-    wanted = of_ids[..., : id_planes(vocabulary)]
-    planes = [np.ascontiguousarray(np.moveaxis(p, -1, 0)) for p in (wanted, of_values)]
-    return join([squeeze(plane) for part in planes for plane in part])
+    id_bytes = np.ascontiguousarray(ids.T, "<i4").view(np.uint8).reshape(*ids.T.shape, 4)
+    float_bytes = np.ascontiguousarray(logprobs.T, "<f4").view(np.uint8).reshape(*ids.T.shape, 4)
+    planes = [id_bytes[..., byte] for byte in range(id_planes(vocabulary))]
+    planes += [float_bytes[..., byte] for byte in range(4)]
+    return join([compress(np.ascontiguousarray(plane)) for plane in planes])
 
 
 def decode(
-    payloads: Sequence[bytes], *, positions: Sequence[int], k: int, vocabulary: int
+    payloads: Sequence[bytes],
+    *,
+    positions: Sequence[int],
+    k: int,
+    vocabulary: int,
+    start: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids int32 and log-probs float32, [n, k], bit by bit as encoded; records one after another."""
+    """Ids int32 and log-probabilities float32, [n, k], bit for bit; records one after another.
+
+    The sections begin at byte `start` of each payload.
+    """
     width = id_planes(vocabulary)
     planes = grid((width + 4) * k, positions)
     for cell, payload, n in zip(cells(positions), payloads, positions, strict=True):
-        sections = split(payload, count=width + 4)
-        lay(planes[:, cell], expand(sections, sizes=(width + 4) * [k * n]), [n])
+        sections = split(payload, start=start, count=width + 4)
+        fill_columns(planes[:, cell], decompress(sections, sizes=(width + 4) * [k * n]), [n])
     of_number = by_position(planes, positions).reshape(-1, width + 4, k).transpose(0, 2, 1)
     ids = np.zeros((*of_number.shape[:2], 4), np.uint8)
     ids[..., :width] = of_number[..., :width]

@@ -8,7 +8,7 @@ from decant.schemas.targets.targets import BETAS
 _BETAS = np.array(BETAS, np.float32)
 
 
-def normalised(
+def normalise(
     logprobs: Float[np.ndarray, "n k"],
     tail_logmass: Float[np.ndarray, "n 7"],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -43,22 +43,22 @@ class _Zstd(threading.local):
 _zstd = _Zstd()
 
 
-def squeeze(values: np.ndarray) -> bytes:
+def compress(values: np.ndarray) -> bytes:
     """The bytes of an array, entropy-coded; as they are where that would not be smaller."""
     raw = values.tobytes()
     frame = _zstd.compressor.compress(raw)[_HEADER_BYTES:]
     return frame if len(frame) < len(raw) else raw
 
 
-def expand(sections: Sequence[bytes], *, sizes: Sequence[int]) -> UInt8[np.ndarray, " total"]:
+def decompress(sections: Sequence[bytes], *, sizes: Sequence[int]) -> UInt8[np.ndarray, " total"]:
     """The bytes that `squeeze` was given for each section, `sizes` of them, one after another."""
-    decompress = _zstd.decompressor.decompress
+    inflate = _zstd.decompressor.decompress
     try:
         inflated = [
             section
             if len(section) == size
             # No limit of its own, one frame, nothing behind it. A size of 0 would not be looked at.
-            else decompress(_SIZED.pack(_SIZE_FOLLOWS, size or 1) + section, 0, False, False)
+            else inflate(_SIZED.pack(_SIZE_FOLLOWS, size or 1) + section, 0, False, False)
             for section, size in zip(sections, sizes, strict=True)
         ]
     except zstandard.ZstdError as error:
@@ -91,7 +91,7 @@ def cells(columns: Sequence[int]) -> list[slice]:
     return [slice(i * width, i * width + count) for i, count in enumerate(columns)]
 
 
-def lay(
+def fill_columns(
     out: UInt8[np.ndarray, "rows total"], flat: UInt8[np.ndarray, " n"], columns: Sequence[int]
 ) -> None:
     """Side by side in `out` the arrays [rows, columns[i]] that `flat` holds in turn."""
@@ -111,7 +111,7 @@ def by_position(
     return out
 
 
-def packed(
+def gather_columns(
     values: Shaped[np.ndarray, "rows all"], columns: Sequence[int]
 ) -> Shaped[np.ndarray, "rows total"]:
     """The columns of a grid, without what is between records."""
@@ -124,16 +124,16 @@ def id_planes(vocabulary: int) -> int:
 
 
 @lru_cache
-def columns(k: int, most: int) -> tuple[slice, ...]:
+def column_runs(k: int, most: int) -> tuple[slice, ...]:
     """`most` runs of k columns of about equal length, or as many as there are."""
     count = min(most, k)
     return tuple(slice(k * i // count, k * (i + 1) // count) for i in range(count))
 
 
 @lru_cache
-def heights(k: int, most: int) -> tuple[int, ...]:
+def run_heights(k: int, most: int) -> tuple[int, ...]:
     """How many columns there are in each of `columns`."""
-    return tuple(run.stop - run.start for run in columns(k, most))
+    return tuple(run.stop - run.start for run in column_runs(k, most))
 
 
 def join(sections: list[bytes]) -> bytes:
@@ -175,7 +175,7 @@ def _read_varint(payload: bytes, at: int) -> tuple[int, int]:
     raise ValueError(f"payload of {len(payload)} bytes ends inside its table of sections")
 
 
-def small(values: np.ndarray, *, dtype: str = "<u2") -> tuple[np.ndarray, bytes]:
+def escape(values: np.ndarray, *, dtype: str = "<u2") -> tuple[np.ndarray, bytes]:
     """Non-negative integers as bytes, and beside them those above 254, which became 255."""
     escaped = values >= 255
     if not escaped.any():
@@ -183,7 +183,7 @@ def small(values: np.ndarray, *, dtype: str = "<u2") -> tuple[np.ndarray, bytes]
     return np.where(escaped, 255, values).astype(np.uint8), values[escaped].astype(dtype).tobytes()
 
 
-def unsmall(
+def unescape(
     codes: UInt8[np.ndarray, "rows all"],
     escapes: Sequence[bytes],
     *,
@@ -208,7 +208,7 @@ def unsmall(
     return values
 
 
-def summed(rows: np.ndarray) -> np.ndarray:
+def cumsum_in_place(rows: np.ndarray) -> np.ndarray:
     """`rows` [k, n], in place, each added to the sum of those before it."""
     for i in range(1, len(rows)):  # a tenth of np.cumsum's time for rows of this length
         rows[i] += rows[i - 1]

@@ -15,15 +15,15 @@ from decant.schemas.codecs.block import Tables
 from decant.schemas.codecs.streams import (
     by_position,
     cells,
-    expand,
+    compress,
+    decompress,
+    escape,
+    fill_columns,
+    gather_columns,
     grid,
     join,
-    lay,
-    packed,
-    small,
     split,
-    squeeze,
-    unsmall,
+    unescape,
 )
 from decant.schemas.targets.targets import BETAS, EIGHTHS, tail_size_logmass
 
@@ -51,7 +51,7 @@ def exact_codec(values: Float[np.ndarray, "n nodes"]) -> int:
 def encode_exact(values: Float[np.ndarray, "n nodes"]) -> bytes:
     """The float32 bits of the nodes β > 0, by byte plane."""
     planes = np.ascontiguousarray(values[:, 1:], "<f4").view(np.uint8)
-    return squeeze(np.ascontiguousarray(planes.T))
+    return compress(np.ascontiguousarray(planes.T))
 
 
 def decode_exact(
@@ -61,7 +61,7 @@ def decode_exact(
     bytes_each = 4 * (len(_NODES_OF[codec]) - 1)
     planes = grid(bytes_each, positions)
     for cell, payload, n in zip(cells(positions), payloads, positions, strict=True):
-        lay(planes[:, cell], expand([payload], sizes=[bytes_each * n]), [n])
+        fill_columns(planes[:, cell], decompress([payload], sizes=[bytes_each * n]), [n])
     nodes = by_position(planes, positions).view("<f4")
     return _with_count(nodes.T, vocabulary=vocabulary, k=k)
 
@@ -102,8 +102,8 @@ def encode_quantised(
     residual = np.empty((_NODES, len(values)), np.int64)
     for node, coefficients in enumerate(_coefficients(tables)):
         residual[node] = known[_GIVEN + node] - _predict(known, coefficients)
-    codes, escapes = small(residual << 1 ^ residual >> 63, dtype="<u4")
-    return join([escapes, *map(squeeze, codes)])
+    codes, escapes = escape(residual << 1 ^ residual >> 63, dtype="<u4")
+    return join([escapes, *map(compress, codes)])
 
 
 def decode_quantised(
@@ -124,8 +124,8 @@ def decode_quantised(
     for cell, payload, n in zip(cells(positions), payloads, positions, strict=True):
         own_escapes, *frames = split(payload, count=1 + _NODES)
         escapes.append(own_escapes)
-        lay(codes[:, cell], expand(frames, sizes=_NODES * [n]), [n])
-    folded = packed(unsmall(codes, escapes, columns=positions, dtype="<u4"), positions)
+        fill_columns(codes[:, cell], decompress(frames, sizes=_NODES * [n]), [n])
+    folded = gather_columns(unescape(codes, escapes, columns=positions, dtype="<u4"), positions)
     folded = folded.astype(np.int16 if folded.dtype == np.uint8 else np.int64)
     known = _known(last, vocabulary=vocabulary, k=k)
     levels = known[_GIVEN:]

@@ -18,11 +18,11 @@ def replacing(path: Path, *, kind: steps.File = "other") -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     try:
         yield temporary
-        steps.of_file(kind, "written")
+        steps.file_reached(kind, "written")
         _fsync(temporary)
-        steps.of_file(kind, "flushed")
+        steps.file_reached(kind, "flushed")
         temporary.replace(path)
-        steps.of_file(kind, "named")
+        steps.file_reached(kind, "named")
         _fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)

@@ -50,7 +50,7 @@ def reached(step: Step) -> None:
     """Called once a step is taken. Does nothing: tests put what they like in its place."""
 
 
-def of_file(kind: File, moment: Moment) -> None:
+def file_reached(kind: File, moment: Moment) -> None:
     """A file has come this far."""
     if kind != "other":
         reached(Step(f"{kind} {moment}"))

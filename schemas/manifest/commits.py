@@ -31,7 +31,7 @@ class Commit:
     """Of a signal that is stored in arrays: their files, by array name."""
 
 
-def summary(shards: dict[str, tuple[Shard, ...]], *, rows: int) -> FileEntry:
+def summarise_shards(shards: dict[str, tuple[Shard, ...]], *, rows: int) -> FileEntry:
     """All shards of a unit as one entry: their bytes, the hash of their list, the unit's rows."""
     return FileEntry(
         sum(shard.bytes for of_array in shards.values() for shard in of_array),
@@ -47,7 +47,7 @@ def write_commit(part: Path, signal: str, commit: Commit) -> None:
     )
 
 
-def read_commit(part: Path, signal: str, unit: int) -> Commit | None:
+def valid_commit(part: Path, signal: str, unit: int) -> Commit | None:
     """The commit of a unit and signal if it stands: whole, its files there in their sizes."""
     layout = PartLayout(part)
     path = layout.commit(signal, unit)

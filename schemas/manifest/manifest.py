@@ -100,7 +100,7 @@ class Part:
         return self.numbers or range(len(self.units))
 
     @property
-    def numbered(self) -> Iterator[tuple[int, Unit]]:
+    def numbered_units(self) -> Iterator[tuple[int, Unit]]:
         """The units with these numbers."""
         return zip(self.unit_numbers, self.units, strict=True)
 
@@ -110,7 +110,7 @@ class Part:
         return (self.planned_units or len(self.units)) * self.unit_rows
 
     @property
-    def elsewhere(self) -> bool:
+    def in_other_cache(self) -> bool:
         """Whether it lies in another cache."""
         return bool(self.plan_sha256)
 

@@ -97,12 +97,14 @@ def rows_id_of(rows: PlannedRows, numbers: Sequence[int]) -> str:
     return digest({"rows": rows.rows_id, "units": list(numbers)})
 
 
-def as_sealed(plan: Plan, parts: Sequence[Part]) -> Plan:
+def plan_as_sealed(plan: Plan, parts: Sequence[Part]) -> Plan:
     """The plan with its units as the directory's parts were sealed: rows left out for NaN too.
 
     Without canary rows if one of them was overwritten since: the teacher says something else of it.
     """
-    units = dict(enumerate(plan.rows.units)) | dict(n for part in parts for n in part.numbered)
+    units = dict(enumerate(plan.rows.units)) | dict(
+        n for part in parts for n in part.numbered_units
+    )
     rows = dataclasses.replace(plan.rows, units=tuple(units[n] for n in sorted(units)))
     sealed = {name for part in parts for name in part.statistics}
     kept = any(name.startswith(CANARY) for name in sealed)
@@ -132,7 +134,7 @@ def read_plan(path: Path) -> Plan:
     )
 
 
-def with_teacher_at(model: str, path: Path) -> Plan:
+def set_teacher_model(model: str, path: Path) -> Plan:
     """The plan at `path`, which workers read, with the same teacher where it is now."""
     plan = read_plan(path)
     if plan.teacher.model != model:

@@ -17,9 +17,9 @@ from decant.schemas.reading.forgetting import Forgetting, erase
 from decant.schemas.reading.merged_parts import refresh_parts
 from decant.schemas.records.logits import (
     LogitsRecord,
-    batches,
     decode_logits,
     field_bytes,
+    group_for_decoding,
     open_logits,
 )
 from decant.schemas.records.padded import allocate_targets, clear_targets, fill_targets
@@ -53,7 +53,9 @@ class Cache:
         self._paths: dict[tuple[int, str], Path] = {}
         self._tables_of: dict[str, Tables] = {}
         self._arrays: dict[str, SignalArrays] = {}
-        self._units = [(part, *numbered) for part in manifest.parts for numbered in part.numbered]
+        self._units = [
+            (part, *numbered) for part in manifest.parts for numbered in part.numbered_units
+        ]
         counts = [unit.rows for _, _, unit in self._units]
         self._first_row = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self._forgotten = {part.path: Forgetting(part) for part in manifest.parts if part.forgotten}
@@ -239,7 +241,7 @@ class Cache:
         for part in {part.path: part for part in parts}.values():
             # By path: several parts of one directory have its tables in common.
             slots = [slot for slot, its in enumerate(parts) if its.path == part.path]
-            for some in batches([records[slot] for slot in slots]):
+            for some in group_for_decoding([records[slot] for slot in slots]):
                 self._put_targets(part, {slots[i]: records[slots[i]] for i in some}, out)
 
     def _put_targets(self, part: Part, records: dict[int, LogitsRecord], out) -> None:

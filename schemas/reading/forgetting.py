@@ -36,7 +36,7 @@ class Forgetting:
         return gone[row.segment_ids]
 
 
-def holds_nothing_else(row: Row, forgotten: Bool[np.ndarray, " time"]) -> bool:
+def is_wholly_forgotten(row: Row, forgotten: Bool[np.ndarray, " time"]) -> bool:
     """Whether all of the row that is not padding is forgotten."""
     return bool(forgotten[row.segment_ids != PADDING].all())
 

@@ -23,9 +23,11 @@ def refresh_parts(cache: Path, manifest: Manifest) -> Manifest:
     ValueError that names the part if it is not where it was, if another lies there, or if it has
     lost a signal.
     """
-    if not any(part.elsewhere for part in manifest.parts):
+    if not any(part.in_other_cache for part in manifest.parts):
         return manifest
-    parts = tuple(_refresh_part(cache, part) if part.elsewhere else part for part in manifest.parts)
+    parts = tuple(
+        _refresh_part(cache, part) if part.in_other_cache else part for part in manifest.parts
+    )
     return dataclasses.replace(manifest, parts=parts)
 
 

@@ -10,7 +10,7 @@ from decant.schemas.arrays.spec import ArraySpec, specs_of
 from decant.schemas.disk.array_record import FileEntry
 from decant.schemas.disk.layout import PartLayout
 from decant.schemas.disk.shards import Shard
-from decant.schemas.manifest.commits import load_commit, summary
+from decant.schemas.manifest.commits import load_commit, summarise_shards
 from decant.schemas.manifest.manifest import Manifest, Part
 from decant.schemas.signals import LogitsSignal, scale_name
 from decant.schemas.targets.attention import decode_log
@@ -74,7 +74,7 @@ class SignalArrays:
         key = (part.path, part.numbers)
         if key not in self._of_part:
             layout = PartLayout(self._cache / part.path)
-            sealed = dict(part.numbered)
+            sealed = dict(part.numbered_units)
             self._of_part[key] = {
                 name: ArrayReader(
                     layout.array(name),
@@ -107,7 +107,7 @@ class SignalArrays:
         if not path.is_file():
             raise ValueError(f"{path}: the commit of {self._name}, unit {unit}, is missing")
         commit = load_commit(path)
-        if summary(commit.shards, rows=sealed.records) != sealed:
+        if summarise_shards(commit.shards, rows=sealed.records) != sealed:
             raise ValueError(
                 f"{path}: not the commit of {self._name}, unit {unit}, that the manifest names"
             )

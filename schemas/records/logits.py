@@ -79,7 +79,7 @@ def open_logits(data: bytes, *, where: str) -> LogitsRecord:
     return LogitsRecord(where, frame.row_key, scored, k, fields)
 
 
-def batches(records: Sequence[LogitsRecord]) -> Iterator[list[int]]:
+def group_for_decoding(records: Sequence[LogitsRecord]) -> Iterator[list[int]]:
     """Numbers of the records that are best decoded together; those without targets are left out.
 
     They are of one form, and few enough for their arrays to stay in the processor's cache.
@@ -87,7 +87,7 @@ def batches(records: Sequence[LogitsRecord]) -> Iterator[list[int]]:
     by_form = defaultdict(list)
     for number, record in enumerate(records):
         if record.positions:
-            by_form[record.k, codecs.form(record.fields)].append(number)
+            by_form[record.k, codecs.group_key(record.fields)].append(number)
     for (k, _), numbers in by_form.items():
         at_once = max(1, _ENTRIES_AT_ONCE // (k * len(records[0].scored)))
         for first in range(0, len(numbers), at_once):

@@ -84,7 +84,7 @@ def loss_mask(segment_ids: np.ndarray, counted: np.ndarray) -> np.ndarray:
     return mask
 
 
-def read_positions(segment_ids: Any, loss_mask: Any, *, xp: Any = np) -> Any:
+def stored_positions(segment_ids: Any, loss_mask: Any, *, xp: Any = np) -> Any:
     """Positions whose hidden states and maps are stored, bool [..., S]: those that are scored, and
     the last of each segment, which reads a token that may have been learned."""
     last = segment_ids != next_tokens(segment_ids, xp=xp)

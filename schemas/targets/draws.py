@@ -48,7 +48,7 @@ class Draws:
         return self.ids.shape[1]
 
 
-def starts(row_key: bytes, *, positions: int) -> Float[np.ndarray, " positions"]:
+def uniform_starts(row_key: bytes, *, positions: int) -> Float[np.ndarray, " positions"]:
     """The uniform start in [0, 1) of each position's points, a function of the row's content.
 
     float32 with 24 random bits, from SHAKE-256: the same on every machine and for ever.

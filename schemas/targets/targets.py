@@ -55,7 +55,7 @@ class Targets:
         return self.ids.shape[1]
 
 
-def joined(parts: Sequence[Targets]) -> Targets:
+def join_targets(parts: Sequence[Targets]) -> Targets:
     """The positions of all parts, in order; one part at least, all of the same shapes."""
 
     def all_of(values: Sequence[Any], name: str) -> np.ndarray:

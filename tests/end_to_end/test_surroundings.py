@@ -86,7 +86,9 @@ def test_a_capture_goes_on_from_another_place_after_it_was_moved(
 ):
     monkeypatch.chdir(copy)
     interrupted(
-        tiny_settings(Path(), **SIGNALS), monkeypatch, "decant.pipelines.capture.schedule.create"
+        tiny_settings(Path(), **SIGNALS),
+        monkeypatch,
+        "decant.pipelines.capture.schedule.create_array",
     )
     moved = copy.rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
@@ -182,7 +184,7 @@ def worker(part: Path, *, unit: int, stops: bool) -> subprocess.Popen:
 
 def test_two_workers_of_one_unit_of_which_one_wakes_after_the_seal(root, undisturbed, monkeypatch):
     config = tiny_settings(root, **SIGNALS, output=root / "zombie")
-    interrupted(config, monkeypatch, "decant.pipelines.capture.schedule.create")
+    interrupted(config, monkeypatch, "decant.pipelines.capture.schedule.create_array")
     part = part_layout(config.output, 0).root.resolve()
     zombie = worker(part, unit=1, stops=True)
     other = worker(part, unit=1, stops=False)

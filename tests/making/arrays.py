@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from decant.schemas.arrays.reader import ArrayReader
-from decant.schemas.arrays.spec import ArraySpec, create
+from decant.schemas.arrays.spec import ArraySpec, create_array
 from decant.schemas.arrays.writer import ArrayWriter
 from decant.schemas.disk.shards import Shard
 from tests.paths import environment
@@ -30,7 +30,7 @@ def some_rows(spec: ArraySpec, count: int, *, seed: int = 0) -> np.ndarray:
 
 
 def write(path: Path, spec: ArraySpec, rows, *, unit: int = 0) -> tuple[Shard, ...]:
-    create(path, spec)
+    create_array(path, spec)
     writer = ArrayWriter(path, spec, first=unit * UNIT_ROWS)
     for row in rows:
         writer.append(row)

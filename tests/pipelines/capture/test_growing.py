@@ -57,7 +57,7 @@ def test_every_token_of_the_new_files_is_scored_once_and_copies_of_old_ones_are_
 def test_a_document_is_held_out_by_its_content_in_whichever_part_it_comes(grown):
     heldout = {"train": set(), "heldout": set()}
     for number, part in enumerate(grown.cache.manifest.parts):
-        for unit_number, unit in part.numbered:
+        for unit_number, unit in part.numbered_units:
             root = part_layout(grown.cache.path, number).root
             for row in read_unit_rows(root, unit_number, unit):
                 names = {part.sources[source].name for source in row.origins[:, 0]}

@@ -106,7 +106,7 @@ def _require_rows_of(whole: Cache, cache: Cache) -> None:
     order = [
         np.arange(first[number], first[number + 1])
         for sealed in cache.manifest.parts
-        for number, _ in sealed.numbered
+        for number, _ in sealed.numbered_units
     ]
     rows = np.concatenate(order)
     assert sorted(rows.tolist()) == list(range(len(whole)))

@@ -9,7 +9,7 @@ from decant.pipelines.teacher.sharded_head import Head
 from decant.pipelines.teacher.tail_draws import draw
 from decant.pipelines.teacher.targets import targets, targets_of_logits
 from decant.schemas.signals import TargetSpec
-from decant.schemas.targets.draws import Draws, logweights, starts
+from decant.schemas.targets.draws import Draws, logweights, uniform_starts
 from decant.schemas.targets.targets import BETAS, tail_logmass_at
 from tests.formulas import sampling
 
@@ -122,13 +122,13 @@ def test_the_chunk_changes_no_draw_that_is_not_counted_as_near(chunk):
 
 
 def test_starts_are_a_function_of_the_row_and_spread_evenly():
-    first, again, other = (starts(key * 16, positions=4096) for key in (b"a", b"a", b"b"))
+    first, again, other = (uniform_starts(key * 16, positions=4096) for key in (b"a", b"a", b"b"))
     np.testing.assert_array_equal(first, again)
     assert (first != other).mean() > 0.99
     assert 0 <= first.min() <= first.max() < 1
     counts = np.histogram(first, bins=16, range=(0, 1))[0]
     assert np.abs(counts - 256).max() < 80  # five standard deviations
-    np.testing.assert_array_equal(starts(b"a" * 16, positions=9), first[:9])
+    np.testing.assert_array_equal(uniform_starts(b"a" * 16, positions=9), first[:9])
 
 
 def test_the_grid_is_exact_enough_between_nodes_for_draws_at_any_temperature():

@@ -37,7 +37,7 @@ def places(cache: Cache) -> list[list[tuple[slice, str, int]]]:
     """By row: each segment's positions, source and document, as they were captured."""
     found = []
     for part in cache.manifest.parts:
-        for number, unit in part.numbered:
+        for number, unit in part.numbered_units:
             for row in read_unit_rows(cache.path / part.path, number, unit):
                 ends = np.cumsum(
                     np.unique(row.segment_ids[row.segment_ids > 0], return_counts=True)[1]
@@ -225,7 +225,7 @@ def _raw_tokens(cache: Cache) -> bytes:
     rows = [
         row.tokens
         for part in cache.manifest.parts
-        for number, unit in part.numbered
+        for number, unit in part.numbered_units
         for row in read_unit_rows(cache.path / part.path, number, unit)
     ]
     return np.concatenate(rows).astype("<u2").tobytes()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorstore
 
-from decant.schemas.arrays.spec import METADATA, ArraySpec, create
+from decant.schemas.arrays.spec import METADATA, ArraySpec, create_array
 from decant.schemas.arrays.writer import ArrayWriter
 from tests.making.arrays import DTYPES, flip, reader, same_bits, some_rows, spec_of, start, write
 
@@ -146,7 +146,7 @@ def test_no_flipped_byte_of_the_metadata_goes_unnoticed(array):
 
 def test_a_row_of_another_shape_or_type_is_refused_when_written(tmp_path):
     spec = spec_of()
-    create(tmp_path, spec)
+    create_array(tmp_path, spec)
     writer = ArrayWriter(tmp_path, spec, first=0)
     for wrong in (np.zeros((1, 5), spec.numpy_dtype), np.zeros(spec.row, np.float32)):
         with pytest.raises(ValueError, match=r"expected a row of bfloat16 \(6, 5\), got"):
@@ -160,11 +160,11 @@ from pathlib import Path
 import numpy as np
 from decant.schemas.arrays.reader import ArrayReader
 from decant.schemas.arrays.writer import ArrayWriter
-from decant.schemas.arrays.spec import ArraySpec, create
+from decant.schemas.arrays.spec import ArraySpec, create_array
 
 path = Path(sys.argv[1])
 spec = ArraySpec((128, 16), "uint8", 1)
-create(path, spec)
+create_array(path, spec)
 rows = np.arange(128 * 16, dtype=np.uint32).reshape(128, 16).astype(np.uint8)
 writer = ArrayWriter(path, spec, first=0)
 for row in rows:

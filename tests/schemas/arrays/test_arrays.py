@@ -213,13 +213,13 @@ import sys
 from pathlib import Path
 import numpy as np
 from decant.schemas.arrays.writer import ArrayWriter
-from decant.schemas.arrays.spec import ArraySpec, create
+from decant.schemas.arrays.spec import ArraySpec, create_array
 
 path = Path(sys.argv[1])
 spec = ArraySpec((64, 1024, 1024), "uint8", 4)
 generator = np.random.default_rng(0)
 rows = [generator.integers(0, 256, spec.row, dtype=np.uint8) for _ in range(4)]
-create(path, spec)
+create_array(path, spec)
 writer = ArrayWriter(path, spec, first=0)
 for n in range(14):
     writer.append(rows[n % 4] + np.uint8(n))

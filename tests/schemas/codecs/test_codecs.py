@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decant.schemas.codecs import TAIL, TOPK, Block, Tables, decode, encode, fit
-from decant.schemas.codecs.streams import join, split, squeeze
+from decant.schemas.codecs.streams import compress, join, split
 from decant.schemas.targets.targets import BETAS, Targets
 
 QUANTISED = ("fast", "compact")
@@ -286,7 +286,7 @@ def with_section(blocks, section: int, values, *, of: int, skip: int = 0):
     """The top-k payload with one of its `of` sections replaced, its frame intact."""
     payload = blocks[0].payload
     sections = split(payload[skip:], count=of)
-    sections[section] = squeeze(np.asarray(values, np.uint8))
+    sections[section] = compress(np.asarray(values, np.uint8))
     return replaced(blocks, TOPK, payload[:skip] + join(sections))
 
 
@@ -299,7 +299,7 @@ def test_streams_that_are_whole_but_say_the_impossible_are_an_error():
     with pytest.raises(ValueError, match="a level of log-probability"):
         decoded(rising_by_254, tables)
     # An escape of four bytes for each node: 2^31 units of 1/32 nat.
-    nodes = join([b"\xff" * 4 * 240, *[squeeze(np.full(40, 255, np.uint8))] * 6])
+    nodes = join([b"\xff" * 4 * 240, *[compress(np.full(40, 255, np.uint8))] * 6])
     with pytest.raises(ValueError, match="tail log-mass outside"):
         decoded(replaced(blocks, TAIL, nodes), tables)
 

@@ -9,8 +9,17 @@ from decant.schemas.codecs import bits
 from decant.schemas.codecs.block import Tables
 from decant.schemas.codecs.codebook import codebook
 from decant.schemas.codecs.levels import MINUS_INFINITY, STEPS, quantiser
-from decant.schemas.codecs.normalise import normalised
-from decant.schemas.codecs.streams import cells, expand, grid, join, small, split, squeeze, unsmall
+from decant.schemas.codecs.normalise import normalise
+from decant.schemas.codecs.streams import (
+    cells,
+    compress,
+    decompress,
+    escape,
+    grid,
+    join,
+    split,
+    unescape,
+)
 
 pairs = st.lists(st.tuples(st.integers(0, 24), st.integers(0, 2**24 - 1)), max_size=200)
 
@@ -56,7 +65,7 @@ def test_bits_are_stored_least_significant_first():
 def test_normalising_makes_one_distribution_and_leaves_an_impossible_one_alone():
     logprobs = np.stack([np.log([0.5, 0.25]), [-np.inf] * 2]).astype(np.float32)
     nodes = np.stack([np.log([0.5] * 7), [-np.inf] * 7]).astype(np.float32)
-    head, tail, shift = normalised(logprobs, nodes)
+    head, tail, shift = normalise(logprobs, nodes)
     np.testing.assert_allclose(shift[:, 0], [np.log(1.25), 0], rtol=1e-6)
     # 0.5 + 0.25 + 0.5 = 1.25; at β = 1/2 the factor counts half.
     np.testing.assert_allclose(np.exp(head[0]), [0.4, 0.2], rtol=1e-6)
@@ -103,25 +112,25 @@ def test_levels_keep_the_order_and_log_zero_is_one_of_its_own():
 @given(st.binary(max_size=3000), st.integers(0, 3))
 def test_streams_come_back_and_never_grow(data, repeat):
     values = np.frombuffer(data * (1 + repeat), np.uint8)
-    section = squeeze(values)
+    section = compress(values)
     assert len(section) <= len(values)
-    np.testing.assert_array_equal(expand([section], sizes=[len(values)]), values)
+    np.testing.assert_array_equal(decompress([section], sizes=[len(values)]), values)
 
 
 def test_a_stream_of_another_length_than_is_expected_is_an_error():
     values = np.arange(2000) % 7
-    section = squeeze(values.astype(np.uint8))
+    section = compress(values.astype(np.uint8))
     assert len(section) < 1000
     for size in (0, 1, 1999, 2001):
         with pytest.raises(ValueError, match=r"damaged|are expected"):
-            expand([section], sizes=[size])
+            decompress([section], sizes=[size])
     one_byte = bytes([1 << 3 | 1, 0, 0, 97])  # zstd's last block, raw
-    assert expand([one_byte], sizes=[1]).tolist() == [97]
+    assert decompress([one_byte], sizes=[1]).tolist() == [97]
     with pytest.raises(ValueError, match="0 are expected"):
-        expand([one_byte], sizes=[0])
+        decompress([one_byte], sizes=[0])
     for damaged in (section[:-1], section + b"\0", section + section, b""):
         with pytest.raises(ValueError, match="damaged"):
-            expand([damaged], sizes=[2000])
+            decompress([damaged], sizes=[2000])
 
 
 def test_sections_must_fill_the_payload():
@@ -136,12 +145,12 @@ def test_sections_must_fill_the_payload():
 @given(st.lists(st.integers(0, 4095), max_size=50))
 def test_escaped_bytes_come_back(values):
     values = np.array(values, np.uint32)
-    codes, escapes = small(values)
+    codes, escapes = escape(values)
     assert len(escapes) == 2 * (values >= 255).sum()
     codes, columns = codes[None], [len(values)]
-    np.testing.assert_array_equal(unsmall(codes, [escapes], columns=columns), values[None])
+    np.testing.assert_array_equal(unescape(codes, [escapes], columns=columns), values[None])
     with pytest.raises(ValueError, match="escaped"):
-        unsmall(codes, [escapes + b"\0\0"], columns=columns)
+        unescape(codes, [escapes + b"\0\0"], columns=columns)
 
 
 def hand_made() -> Tables:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from decant.schemas.codecs import DRAWS, Block, Profile, Tables, decode, encode, fit
-from decant.schemas.codecs.streams import join, split, squeeze
+from decant.schemas.codecs.streams import compress, join, split
 from decant.schemas.targets.draws import logweights
-from decant.schemas.targets.targets import BETAS, Targets, joined
+from decant.schemas.targets.targets import BETAS, Targets, join_targets
 from tests.formulas import sampling
 from tests.schemas.codecs.test_codecs import replaced, zipf_logits
 
@@ -119,7 +119,7 @@ def test_ranks_beyond_the_vocabulary_are_an_error():
     payload = blocks[2].payload
     _, escapes, levels, _ = split(payload, start=3, count=4)
     # 12 distances of at least 64 each, symbol 24 with 5 raw bits, pass rank 700.
-    symbols = squeeze(np.full(12 * 40, 24, np.uint8))
+    symbols = compress(np.full(12 * 40, 24, np.uint8))
     far = payload[:3] + join([bytes(12 * 40 * 5 // 8), escapes, levels, symbols])
     with pytest.raises(ValueError, match="the rank of a draw"):
         decoded(replaced(blocks, DRAWS, far), tables)
@@ -150,6 +150,6 @@ def test_the_same_draws_give_the_same_bytes(profile):
 
 def test_joined_parts_keep_their_draws():
     targets = example("compact", 30, 100)
-    again = joined([targets[:10], targets[10:]])
+    again = join_targets([targets[:10], targets[10:]])
     np.testing.assert_array_equal(again.draws.ids, targets.draws.ids)
     assert again.draws.betas == targets.draws.betas

@@ -7,9 +7,9 @@ from decant.schemas.codecs import Profile, Tables, fit
 from decant.schemas.disk.frames import Kind, unpack
 from decant.schemas.records.logits import (
     LogitsRecord,
-    batches,
     decode_logits,
     encode_logits,
+    group_for_decoding,
     open_logits,
 )
 from decant.schemas.targets.targets import Targets
@@ -90,8 +90,8 @@ def test_batches_are_of_one_form_and_bounded_and_leave_out_rows_without_targets(
     other_draws, _ = written("compact", [60, 60], m=3)
     other_codec, _ = written("lossless", [10])
     records = opened([*first, *other_k, *other_draws, *other_codec])
-    assert list(batches(records)) == [[0, 2, 3], [4], [5, 6], [7]]
+    assert list(group_for_decoding(records)) == [[0, 2, 3], [4], [5, 6], [7]]
     monkeypatch.setattr("decant.schemas.records.logits._ENTRIES_AT_ONCE", 2 * 8 * LENGTH)
-    assert list(batches(records)) == [[0, 2], [3], [4], [5, 6], [7]]
+    assert list(group_for_decoding(records)) == [[0, 2], [3], [4], [5, 6], [7]]
     monkeypatch.setattr("decant.schemas.records.logits._ENTRIES_AT_ONCE", 1)
-    assert list(batches(records)) == [[0], [2], [3], [4], [5], [6], [7]]
+    assert list(group_for_decoding(records)) == [[0], [2], [3], [4], [5], [6], [7]]
