@@ -69,6 +69,17 @@ def _parsed(
     return tyro.cli(config_type, args=flags, prog=program)
 
 
+def parse_flags(config_type: type[Config], arguments: Sequence[str], *, program: str) -> Config:
+    """Frozen `config_type` from arguments and flags alone, for a command without a config file.
+
+    Exits with tyro's message and status 2 if an argument is wrong or missing.
+    """
+    import tyro  # not at the top, as in `_parsed`
+
+    pairs_off = (tyro.conf.FlagCreatePairsOff,)
+    return tyro.cli(config_type, args=arguments, prog=program, config=pairs_off)
+
+
 def read_table(path: Path) -> dict[str, Any]:
     """A TOML file. FileNotFoundError or ValueError that says what is wrong with it."""
     if not path.is_file():

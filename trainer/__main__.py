@@ -1,86 +1,59 @@
-"""The trainer's command line: train, evaluate, export, generate, report."""
-
-from __future__ import annotations
+"""`python -m decant.trainer COMMAND …`: run a command that trains, judges or exports students."""
 
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from decant.menu import STUDENTS, menu, unknown
 from decant.settings import parse
 from decant.trainer.config import Evaluate, Export, Generate, Report, Train
 
-COMMANDS: dict[str, type] = {
-    "train": Train,
-    "evaluate": Evaluate,
-    "export": Export,
-    "generate": Generate,
-    "report": Report,
-}
+# Every function here imports its job itself, so that --help and a typo in a config file do not
+# wait for jax.
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command; errors that the user can mend are printed without a traceback."""
+    """Run a command and return its exit status; a user's mistakes are told without a traceback."""
     if not arguments or arguments[0] not in COMMANDS:
-        asked = arguments[0] if arguments else None
-        help_wanted = asked in ("-h", "--help")
-        text = (
-            "usage: decant COMMAND [CONFIG.toml] [--flag value …]\n"
-            "       decant train [CONFIG.toml] [--flag value …] --sweep SWEEP.toml\n\n"
-        ) + "\n".join(f"  {name:<10}{config.__doc__}" for name, config in COMMANDS.items())
-        unknown = f"unknown command {asked!r}\n" if asked and not help_wanted else ""
-        print(unknown + text, file=sys.stdout if help_wanted else sys.stderr)
-        return 0 if help_wanted else 2
-    name, *rest = arguments
-    if name == "report" and rest and not rest[0].startswith("-") and not rest[0].endswith(".toml"):
-        rest = ["--runs", *rest]
+        asked = arguments[0] if arguments else ""
+        text = menu({"Commands": STUDENTS})
+        if asked in ("-h", "--help"):
+            print(text)
+            return 0
+        print(unknown(asked, STUDENTS) if asked else text, file=sys.stderr)
+        return 2
     try:
-        if name == "train" and "--sweep" in rest:
-            return _sweep(rest)
-        config = parse(COMMANDS[name], rest, program=f"decant {name}")
-        _command(name)(config)
+        return COMMANDS[arguments[0]](list(arguments[1:]))
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _train(arguments: list[str]) -> int:
+    """`train [CONFIG.toml] [--flag value …] [--sweep SWEEP.toml]`."""
+    if "--sweep" in arguments:
+        return _sweep(arguments)
+    config = parse(Train, arguments, program="decant train")
+    from decant.trainer.run.train import train
+
+    train(config)
     return 0
 
 
 def _sweep(arguments: list[str]) -> int:
-    """`train [CONFIG.toml] [--flag value …] --sweep SWEEP.toml`, the file and flags for all."""
+    """Train every student of a sweep file; the config file and the flags hold for all of them."""
     at = arguments.index("--sweep")
-    path, rest = arguments[at + 1 : at + 2], arguments[:at] + arguments[at + 2 :]
+    path, shared = arguments[at + 1 : at + 2], arguments[:at] + arguments[at + 2 :]
     if not path:
-        raise ValueError("--sweep: name the file that says which students; see the README")
+        raise ValueError("--sweep: name the TOML file that lists the students")
     from decant.trainer.results.sweep import read_sweep, sweep
 
-    return 0 if sweep(read_sweep(Path(path[0]), rest)) else 1
+    return 0 if sweep(read_sweep(Path(path[0]), shared)) else 1
 
 
-def _command(name: str) -> Callable:
-    # Imported here, so that --help and a config typo do not wait for jax.
-    if name == "report":
-        from decant.trainer.results.report import report
-
-        return lambda config: print(report(config))
-    if name == "train":
-        from decant.trainer.run.train import train
-
-        return train
-    if name == "export":
-        from decant.trainer.results.export import export
-
-        return lambda config: print(export(config))
-    return _generate if name == "generate" else _evaluate
-
-
-def _generate(config: Generate) -> None:
-    from decant.trainer.results.generate import generate
-
-    for number, text in enumerate(generate(config)):
-        print(f"── sample {number}, seed {config.seed} ──\n{text}\n")
-
-
-def _evaluate(config: Evaluate) -> None:
+def _evaluate(arguments: list[str]) -> int:
+    config = parse(Evaluate, arguments, program="decant evaluate")
     from rich.console import Console
 
     from decant.trainer.results.evaluate import as_table, evaluate
@@ -90,7 +63,45 @@ def _evaluate(config: Evaluate) -> None:
         Console(width=None if sys.stdout.isatty() else 200).print(as_table(judgement))
     else:
         print(json.dumps(judgement, indent=2))
+    return 0
 
+
+def _report(arguments: list[str]) -> int:
+    """`report RUN…` or `report [CONFIG.toml] [--runs RUN…]`."""
+    if arguments and not arguments[0].startswith("-") and not arguments[0].endswith(".toml"):
+        arguments = ["--runs", *arguments]
+    config = parse(Report, arguments, program="decant report")
+    from decant.trainer.results.report import report
+
+    print(report(config))
+    return 0
+
+
+def _generate(arguments: list[str]) -> int:
+    config = parse(Generate, arguments, program="decant generate")
+    from decant.trainer.results.generate import generate
+
+    for number, text in enumerate(generate(config)):
+        print(f"── sample {number}, seed {config.seed} ──\n{text}\n")
+    return 0
+
+
+def _export(arguments: list[str]) -> int:
+    config = parse(Export, arguments, program="decant export")
+    from decant.trainer.results.export import export
+
+    print(export(config))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "report": _report,
+    "generate": _generate,
+    "export": _export,
+}
+"""By name: a function of the arguments after the name, which returns the exit status."""
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

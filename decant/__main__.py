@@ -1,0 +1,38 @@
+"""`decant COMMAND …`: find the command's package and hand it the arguments."""
+
+import sys
+from collections.abc import Sequence
+
+from decant import __version__
+from decant.menu import CACHES, GROUPS, STUDENTS, menu, unknown
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command. Returns the exit status: 2 if there is no such command."""
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    # Imported here: the menu must not wait for tyro, nor a command for the other package.
+    if name in CACHES:
+        from decant.pipelines.__main__ import main as run_pipelines
+
+        return run_pipelines([name, *rest])
+    if name in STUDENTS:
+        from decant.trainer.__main__ import main as run_trainer
+
+        return run_trainer([name, *rest])
+    if name == "--version":
+        print(f"decant {__version__}")
+        return 0
+    if name in ("-h", "--help"):
+        print(menu(GROUPS))
+        return 0
+    print(unknown(name, CACHES | STUDENTS) if name else menu(GROUPS), file=sys.stderr)
+    return 2
+
+
+def run() -> None:
+    """The console script `decant`."""
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,320 @@
+"""The commands of `decant.pipelines`: their arguments, and what they print."""
+
+import dataclasses
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from decant.pipelines.config import Precompute, Tokenise
+from decant.settings import parse, parse_flags
+
+# Every function here imports its job itself, so that --help and a typo in a config file do not
+# wait for jax and Beam.
+
+CacheArgument = Annotated[Path, Positional, arg(metavar="CACHE")]
+
+
+@dataclass(frozen=True)
+class Plan(Precompute):
+    """Estimate a capture's bytes, hours and files. Takes the settings of `precompute`."""
+
+    json: bool = False
+    """Print one JSON document instead of a table."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Check every file of a sealed cache, then its targets.
+
+    Each file is compared with its commit and the manifest. Then the teacher reads some rows again,
+    one document at a time and without any of capture's numerics, and the stored targets are
+    compared with its outputs. Exit status: 0 all is right, 1 something is wrong, 2 the check
+    could not be made.
+    """
+
+    cache: CacheArgument
+    """The sealed cache."""
+    rows: int = 16
+    """Rows that the teacher reads again, spread over the cache. 0 checks files only."""
+    teacher: str | None = None
+    """Where the teacher is now. Unset: where the cache's plan says."""
+    json: bool = False
+    """Print one JSON document instead of a table."""
+    repair: bool = False
+    """Capture the units with damaged or missing files again."""
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Show a sealed cache's contents, bytes by signal and the teacher's entropy; or one row."""
+
+    cache: CacheArgument
+    """The sealed cache."""
+    row: int | None = None
+    """Show this row, token by token, instead of the whole cache."""
+    html: Path | None = None
+    """Write the row as a web page to this file. Without --row: row 0."""
+    top: int = 5
+    """Alternatives to show for each token of a row."""
+    sample: int = 64
+    """Rows to read for the histograms."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Make OUTPUT a cache of all parts of other caches of the same teacher and tokenizer.
+
+    Nothing is copied: OUTPUT refers to the parts by relative paths, so the caches can be moved
+    together. Opening OUTPUT is an error if one of them is gone. OUTPUT forgets the documents that
+    they forget; to take in parts that they gain, merge into the same OUTPUT again. Documents that
+    several caches hold are not looked for.
+    """
+
+    output: Annotated[Path, Positional, arg(metavar="OUTPUT")]
+    """Directory of the merged cache."""
+    caches: Annotated[tuple[Path, ...], Positional, arg(metavar="CACHE…")]
+    """The caches to merge."""
+
+    def __post_init__(self) -> None:
+        """Refuse an empty list of caches."""
+        if not self.caches:
+            raise ValueError("merge: name the caches to merge after the output directory")
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Take documents out of a sealed cache for good.
+
+    Readers that open the cache from then on get padding in the documents' places: no tokens,
+    targets, hidden states or attention maps. Rows that held nothing else are left out. Other
+    documents keep their rows, and readers that have the cache open go on as before. The bytes stay
+    on disk until `gc` overwrites them. A training run that began before is refused: start it anew.
+    """
+
+    cache: CacheArgument
+    """The sealed cache."""
+    source: str
+    """Name of the corpus file in the manifest, relative to the corpus's directory, or the beginning
+    of its sha256."""
+    document: tuple[int, ...] = ()
+    """Documents of that file: the byte offset of a JSON line, or the record number in a table, from
+    0. `inspect --row` shows them. Unset: every document of the file."""
+
+
+@dataclass(frozen=True)
+class Remove:
+    """Unlink signals from a sealed cache. Their files stay until `gc`."""
+
+    cache: CacheArgument
+    """The sealed cache."""
+    signals: Annotated[tuple[str, ...], Positional, arg(metavar="SIGNAL…")]
+    """Names such as hidden/12."""
+
+    def __post_init__(self) -> None:
+        """Refuse an empty list of signals."""
+        if not self.signals:
+            raise ValueError("remove: name the signals to unlink, such as hidden/12")
+
+
+@dataclass(frozen=True)
+class CollectGarbage:
+    """Delete the files that a sealed cache's manifest does not name, and overwrite the forgotten.
+
+    Files of removed signals and of unfinished additions are deleted. Units that hold forgotten
+    documents are written again without them. Captures under way are left alone. Nobody may add to
+    the cache, or read it by an older manifest, at the same time. If it is stopped, run it again.
+    """
+
+    cache: CacheArgument
+    """The sealed cache."""
+    dry_run: bool = False
+    """Only say what would be deleted."""
+
+
+def _plan(arguments: list[str]) -> int:
+    config = parse(Plan, arguments, program="decant plan")
+    from rich.console import Console
+
+    from decant.pipelines.capture.estimate import estimate, show
+
+    given = {f.name: getattr(config, f.name) for f in dataclasses.fields(Precompute)}
+    # Progress goes to standard error, so that standard output holds the document alone.
+    progress = Console(stderr=True, soft_wrap=True, highlight=False)
+    estimated = estimate(Precompute(**given), console=progress)
+    if config.json:
+        print(json.dumps(dataclasses.asdict(estimated), indent=1))
+    else:
+        show(estimated, Console(soft_wrap=True, highlight=False))
+    return 1 if estimated.problems else 0
+
+
+def _precompute(arguments: list[str]) -> int:
+    config = parse(Precompute, arguments, program="decant precompute")
+    from decant.pipelines.capture.job import precompute
+    from decant.schemas import open_cache
+
+    precompute(config)
+    cache = open_cache(config.output)
+    units = [unit for part in cache.manifest.parts for unit in part.units]
+    size = sum(entry.bytes for unit in units for entry in unit.files.values())
+    scored = sum(unit.scored for unit in units)
+    print(
+        f"sealed {config.output}: {len(cache):,} rows, {scored:,} positions with targets, "
+        f"{size / 1e6:.1f} MB, cache_id {cache.manifest.cache_id}"
+    )
+    if config.seal_partial:
+        print("part of a capture: the same command without --seal-partial captures the rest")
+    return 0
+
+
+def _tokenise(arguments: list[str]) -> int:
+    config = parse(Tokenise, arguments, program="decant tokenise")
+    from decant.pipelines.capture.rows_only import tokenise_only
+
+    manifest = tokenise_only(config)
+    rows = sum(unit.rows for part in manifest.parts for unit in part.units)
+    print(
+        f"sealed {config.output}, for [[data.caches]] of a training run: {rows:,} rows, cache_id "
+        f"{manifest.cache_id}"
+    )
+    return 0
+
+
+def _verify(arguments: list[str]) -> int:
+    config = parse_flags(Verify, arguments, program="decant verify")
+    if config.rows < 0:
+        print(f"error: --rows is {config.rows}; it must be 0 or more", file=sys.stderr)
+        return 2
+    from decant.pipelines.verification.verify import verify_and_tell
+
+    return verify_and_tell(
+        config.cache,
+        rows=config.rows,
+        teacher=config.teacher,
+        mend=config.repair,
+        as_json=config.json,
+    )
+
+
+def _inspect(arguments: list[str]) -> int:
+    config = parse_flags(Inspect, arguments, program="decant inspect")
+    from rich.console import Console
+
+    from decant.models.text.tokenizer import tokenizer_of
+    from decant.pipelines.inspection import contents as inspection
+    from decant.pipelines.inspection.row_page import row_page
+    from decant.schemas import open_cache
+
+    cache, console = open_cache(config.cache), Console(highlight=False)
+    if "logits" not in cache.manifest.signals:
+        if config.row is not None or config.html:
+            raise ValueError(
+                f"{config.cache}: holds rows without targets; leave out --row and --html"
+            )
+        console.print(inspection.contents(cache))
+        console.print("rows alone, without a teacher's targets")
+        return 0
+    if config.row is None and not config.html:
+        rows = cache.rows()
+        sample = rows[:: max(1, len(rows) // max(1, config.sample))][: config.sample]
+        console.print(inspection.contents(cache), inspection.sizes(cache, sample), sep="\n")
+        console.print(inspection.distributions(cache, sample), markup=False)
+        if gone := inspection.forgotten(cache):
+            console.print(gone, markup=False)
+        return 0
+    row = config.row or 0
+    if not 0 <= row < len(cache):
+        raise ValueError(f"{config.cache}: row {row} asked for; it has 0 to {len(cache) - 1}")
+    tokens = inspection.tokens_of(cache, row, tokenizer_of(cache), top=config.top)
+    if config.html:
+        config.html.write_text(row_page(cache, row, tokens), "utf-8")
+        print(f"{config.html}: row {row}, {config.html.stat().st_size / 1e6:.1f} MB")
+    else:
+        console.print(inspection.row_table(tokens))
+        for line in inspection.origins(cache, row):
+            print(line)
+    return 0
+
+
+def _merge(arguments: list[str]) -> int:
+    config = parse_flags(Merge, arguments, program="decant merge")
+    from decant.pipelines.upkeep.merge import merge
+    from decant.schemas import open_cache
+
+    merged = merge(config.output, config.caches)
+    for cache in merged.left_out:
+        print(f"left out: {cache}")
+    for name, why in merged.lost.items():
+        print(f"{name} is not in {config.output}: {why}")
+    print(
+        f"{config.output}: {len(open_cache(config.output)):,} rows in "
+        f"{len(merged.manifest.parts)} parts, cache_id {merged.manifest.cache_id}"
+    )
+    return 0
+
+
+def _forget(arguments: list[str]) -> int:
+    config = parse_flags(Forget, arguments, program="decant forget")
+    from decant.pipelines.upkeep.forget import forget
+
+    manifest, forgot = forget(config.cache, source=config.source, documents=config.document)
+    print(
+        f"{config.cache}: forgot {len(forgot.documents):,} documents of {config.source}, "
+        f"{forgot.tokens:,} tokens in {forgot.rows:,} rows; {forgot.empty_rows:,} of the rows held "
+        f"nothing else. cache_id {manifest.cache_id}. The bytes stay on disk until "
+        f"`decant gc {config.cache}`"
+    )
+    return 0
+
+
+def _remove(arguments: list[str]) -> int:
+    config = parse_flags(Remove, arguments, program="decant remove")
+    from decant.pipelines.upkeep.remove import remove_signals
+
+    manifest = remove_signals(config.cache, config.signals)
+    print(
+        f"{config.cache} now holds {', '.join(manifest.signals)}, cache_id {manifest.cache_id}; "
+        f"to delete the files: decant gc {config.cache}"
+    )
+    return 0
+
+
+def _gc(arguments: list[str]) -> int:
+    config = parse_flags(CollectGarbage, arguments, program="decant gc")
+    from decant.pipelines.upkeep.garbage import delete, unnamed
+    from decant.pipelines.upkeep.overwrite import purge
+
+    units = purge(config.cache, dry_run=config.dry_run)
+    if units:
+        done = "hold forgotten documents" if config.dry_run else "written again without them"
+        print(f"{units:12,} units {done}")
+    sizes: Counter[Path] = Counter()
+    for path, size in unnamed(config.cache):
+        # There is one commit file a unit: their directory is printed, not each file.
+        sizes[path if path.is_dir() else path.parent] += size
+        if not config.dry_run:
+            delete(path)
+    for path, size in sizes.items():
+        print(f"{size / 1e6:12,.1f} MB  in {path.relative_to(config.cache)}")
+    print(f"{sizes.total() / 1e6:12,.1f} MB  {'could go' if config.dry_run else 'deleted'}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "plan": _plan,
+    "precompute": _precompute,
+    "tokenise": _tokenise,
+    "verify": _verify,
+    "inspect": _inspect,
+    "merge": _merge,
+    "forget": _forget,
+    "remove": _remove,
+    "gc": _gc,
+}
+"""By name: a function of the arguments after the name, which returns the exit status."""

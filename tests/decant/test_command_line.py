@@ -1,0 +1,105 @@
+"""The menu, and what every command answers before its job is imported."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+import decant
+from decant import menu
+from decant.__main__ import main
+from decant.pipelines.__main__ import COMMANDS as PIPELINES
+from decant.trainer.__main__ import COMMANDS as TRAINER
+from tests.paths import environment
+
+ALL = menu.CACHES | menu.STUDENTS
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "decant", *arguments]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+
+
+def test_the_menu_names_every_command_once():
+    assert list(menu.CACHES) == list(PIPELINES)
+    assert list(menu.STUDENTS) == list(TRAINER)
+    assert not set(PIPELINES) & set(TRAINER)
+
+
+def test_the_menu_answers_in_under_half_a_second():
+    """The fastest of three, because other tests run beside this one."""
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = run("--help")
+        seconds.append(time.perf_counter() - began)
+    assert done.returncode == 0
+    assert all(f"\n  {name} " in done.stdout for name in ALL)
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_help_of_a_command_is_no_error_and_needs_no_jax(name):
+    code = (
+        "import sys; from decant.__main__ import main\n"
+        f"try: main([{name!r}, '--help'])\n"
+        "except SystemExit as done: assert not done.code\n"
+        "sys.exit(str({'jax', 'flax', 'apache_beam', 'tensorstore'} & set(sys.modules) or ''))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""
+    assert f"usage: decant {name}" in done.stdout
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"decant {decant.__version__}\n"
+
+
+@pytest.mark.parametrize("help_flag", ["-h", "--help"])
+def test_help_is_no_error(help_flag, capsys):
+    assert main([help_flag]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("asked", "near"), [("precomput", "precompute"), ("trian", "train")])
+def test_an_unknown_command_is_told_the_nearest_one(asked, near, capsys):
+    assert main([asked]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert f"unknown command {asked!r}; did you mean {near}?" in printed.err
+
+
+def test_without_a_command_the_menu_is_an_error(capsys):
+    assert main([]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "precompute" in printed.err
+
+
+@pytest.mark.parametrize("package", ["pipelines", "trainer"])
+def test_a_package_runs_its_own_commands(package):
+    command = [sys.executable, "-m", f"decant.{package}"]
+    for arguments, status in ((["--help"], 0), ([], 2), (["nothing", "--help"], 2)):
+        done = subprocess.run(
+            [*command, *arguments], env=environment(), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == status
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["merge", "out"], ["remove", "cache"], ["forget", "cache"], ["verify"], ["gc", "--dry-run"]],
+)
+def test_a_missing_argument_ends_with_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+
+
+def test_a_negative_number_of_rows_cannot_be_verified(capsys):
+    assert main(["verify", "cache", "--rows", "-1"]) == 2
+    assert "--rows is -1" in capsys.readouterr().err
