@@ -11,8 +11,8 @@ import pytest
 
 from tests.paths import ROOT
 
-# From the lowest level up. Rooms of one level do not import each other. A package's `__init__` offers
-# names from its rooms to other packages, so no room of the package imports it.
+# From the lowest level up. Rooms of one level do not import each other. A package's `__init__`
+# offers names from its rooms to other packages, so no room of the package imports it.
 LEVELS = {
     "decant": [
         ["__init__", "settings", "menu"],
