@@ -85,7 +85,7 @@ def test_verify_repairs_no_rows_and_says_so(path, capsys):
 def test_inspect_counts_rows_and_tokens_by_split(made, capsys):
     assert main(["inspect", str(made.path)]) == 0
     printed = capsys.readouterr().out
-    assert "rows alone" in printed
+    assert "rows without targets" in printed
     for split in ("train", "heldout"):
         (line,) = [line for line in printed.splitlines() if line.startswith(f"│ {split} ")]
         rows = made.rows(split=split)
@@ -97,4 +97,4 @@ def test_inspect_counts_rows_and_tokens_by_split(made, capsys):
 @pytest.mark.parametrize("asked", [["--row=0"], ["--html=page.html"]])
 def test_inspect_has_no_row_to_show(made, asked, capsys):
     assert main(["inspect", str(made.path), *asked]) == 1
-    assert "rows alone" in capsys.readouterr().err
+    assert "rows without targets" in capsys.readouterr().err

@@ -168,7 +168,7 @@ def test_a_run_does_not_go_on_with_other_data_unnoticed(cache):
 
 def test_from_the_command_line_and_seen_by_inspect(grown, cache, capsys):
     assert main(["forget", str(cache.path), "--source", LINES, "--document", "0"]) == 0
-    assert f"forgotten 1 documents of {LINES}, " in capsys.readouterr().out
+    assert f"forgot 1 documents of {LINES}, " in capsys.readouterr().out
     assert main(["inspect", str(cache.path)]) == 0
     assert "forgotten: 1 document" in capsys.readouterr().out
     row = next(n for n, segments in enumerate(places(cache)) if segments[0][1] == LINES)

@@ -448,11 +448,6 @@ def test_errors_of_the_user_are_one_message_without_a_traceback(tmp_path, capsys
     assert "loss.temperature is 0.5" in capsys.readouterr().err
 
 
-def test_an_unknown_command_lists_the_known_ones(capsys):
-    assert main(["trian"]) == 2
-    assert "evaluate" in capsys.readouterr().err
-
-
 def test_a_runs_events_are_its_metrics(undisturbed):
     shown = shown_by_tensorboard(undisturbed.run)
     lines = read_metrics(undisturbed.run)
