@@ -1,8 +1,7 @@
-"""What a run's directory is bound to: `run.json`.
+"""`run.json`: the data, settings and code that a run must be continued with.
 
-It says which rows, signals, student, settings and code the run belongs to; everything else in the
-directory (initial student, checkpoints, metrics) means nothing without it. Every checkpoint has a
-copy. What changed on the way, because `--allow` named it, is written down too.
+Every checkpoint holds a copy of these values, its binding. `run.json` also records each value that
+changed during the run because `--allow` permitted it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ from decant.trainer.run.code_version import code_version
 
 BINDING = "run.json"
 _CHANGES = "changes"
-# Where and how often, not what: these may change when a run goes on.
+# Paths, frequencies, devices and output: they cannot change results but for rounding, so a
+# continued run may change them.
 FREE = (
     "cache",
     "run",
@@ -41,34 +41,37 @@ FREE = (
     "json",
 )
 _NEVER = {
-    r"student\.(?!source$).*": "the student is what the run began with",
-    r"optimiser\.(name|freeze)": "the moments that were saved are of another shape",
+    r"student\.(?!source$).*": "a run cannot change its student",
+    r"optimiser\.(name|freeze)": "the saved moments have another shape",
 }
-"""What cannot be allowed, and why."""
+"""Patterns of settings that `--allow` cannot permit to change, each with the reason."""
 _CHUNK = "loss.chunk_tokens"
-"""As free as the mesh; runs of 0.5 and before were bound to it."""
+"""Free to change since 0.6; `run.json` of older releases holds it."""
 _PROJECTED = re.compile(r"(loss\.hidden\[\d+\])\.(projection|student_layers|teacher_layers)")
 _TABLES = ("loss.hidden", "loss.attention", "data.caches")
-"""Settings that are lists of tables."""
+"""Settings that are lists of TOML tables."""
 _CODE_BEFORE = "0.4.0 or older"
-"""What runs were made by that did not write down their code."""
+"""Stands for the code version of a run whose `run.json` does not record one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """What a run is bound to, and by which names it may differ from what a checkpoint says."""
+    """The values that a run is bound to, and the names that `--allow` permits to differ."""
 
     values: dict[str, Any]
     allow: tuple[str, ...] = ()
 
     def allows(self, name: str) -> bool:
-        """Whether this may be another than it was."""
-        return any(_stands_for(given, name) for given in self.allow)
+        """Whether the value called `name` may differ."""
+        return any(_covers(given, name) for given in self.allow)
 
     def require_same(self, saved: Mapping[str, Any] | None, *, where: str) -> None:
-        """ValueError if a checkpoint's copy says otherwise; None is of a release without one."""
+        """Raise ValueError if a checkpoint's copy differs in a value that may not.
+
+        `saved` is None in a checkpoint of a release that kept no copy. `where` begins the message.
+        """
         if saved is not None:
-            _refuse(self, _completed(saved, self.values), where=where)
+            _require_allowed(self, _with_defaults(saved, self.values), where=where)
 
 
 def bind(
@@ -80,62 +83,65 @@ def bind(
     signals: Sequence[str] = (),
     after: int = 0,
 ) -> Bound:
-    """Tie the run's directory to its data and settings, or check that it is tied to these.
+    """Write `run.json` for a new run; for an existing run, check that it has the same values.
 
-    `others` are `config.data.caches`, `signals` what is read beside `logits`, `after` the step of
-    the run's newest checkpoint. What `config.allow` names may differ, and is bound anew.
+    `others` are the caches of `config.data.caches`, `signals` the signals read besides `logits`,
+    `after` the step of the run's newest checkpoint. Values that `config.allow` names may differ;
+    `run.json` then takes the new value and records the change.
 
-    Raises ValueError that lists what differs.
+    Raises ValueError that lists the values that differ without permission.
     """
-    now = binding(config, cache=cache, others=others, steps=steps, signals=signals)
+    now = binding_values(config, cache=cache, others=others, steps=steps, signals=signals)
     _require_names(config.allow, known=now)
     path = config.run / BINDING
     if not path.exists():
         write_json(path, now)
         return Bound(now)
-    was, changes = _completed(read_run_settings(config.run), now), read_run_changes(config.run)
+    was, changes = _with_defaults(read_run_settings(config.run), now), read_run_changes(config.run)
     if differing := _differing(was, now):
-        _refuse(Bound(now, config.allow), was, where=str(config.run))
+        _require_allowed(Bound(now, config.allow), was, where=str(config.run))
         changes += [
             {"after": after, "name": name, "was": was.get(name), "now": now.get(name)}
             for name in differing
         ]
         write_json(path, {**now, _CHANGES: changes})
-    # A kill may have come between the change and the first checkpoint that knows of it.
+    # Recorded changes stay allowed: the newest checkpoint may still hold the values before them.
     return Bound(now, (*config.allow, *(change["name"] for change in changes)))
 
 
 def cache_at_start(cache: Cache, *, run: Path) -> Cache:
-    """The cache with the parts that the run began with: those that it has gained since are other
-    rows. Unchanged if there is no such run or the cache does not begin with its rows."""
+    """The cache without the parts that were added after the run began.
+
+    Added parts hold other rows, so they would change the run's order of rows. The cache is returned
+    unchanged if the run is new, or if none of its first parts are the run's rows.
+    """
     if not (run / BINDING).exists():
         return cache
-    began_with, parts = read_run_settings(run).get("rows_id"), cache.manifest.parts
+    rows_id, parts = read_run_settings(run).get("rows_id"), cache.manifest.parts
     for count in range(1, len(parts)):
         first = dataclasses.replace(cache.manifest, parts=parts[:count])
-        if first.rows_id == began_with:
+        if first.rows_id == rows_id:
             return Cache(cache.path, first)
     return cache
 
 
 def read_run_settings(run: Path) -> dict[str, Any]:
-    """What a run is bound to: its settings and its data."""
+    """The values that a run is bound to: settings by dotted name, ids of its data, code version."""
     return {name: value for name, value in read_json(run / BINDING).items() if name != _CHANGES}
 
 
 def read_run_changes(run: Path) -> list[dict[str, Any]]:
-    """What was changed by `--allow` while the run went on: `after` which update, `name`, `was`,
-    `now`."""
+    """Values that `--allow` let change: each with `after` (the update), `name`, `was` and `now`."""
     return read_json(run / BINDING).get(_CHANGES, [])
 
 
 def with_saved_layers(config: Train) -> Train:
-    """The settings in which terms without layers have those that the run began with."""
+    """The settings, with layers from `run.json` in each loss term that leaves its layers unset."""
     if not (config.run / BINDING).exists():
         return config
     saved = read_run_settings(config.run)
 
-    def of(name: str) -> Any:
+    def saved_term(name: str) -> Any:
         term = config.loss.terms[name]
         if term.teacher_layers:
             return term
@@ -145,13 +151,13 @@ def with_saved_layers(config: Train) -> Train:
 
     loss = dataclasses.replace(
         config.loss,
-        hidden=tuple(of(f"hidden[{i}]") for i in range(len(config.loss.hidden))),
-        attention=tuple(of(f"attention[{i}]") for i in range(len(config.loss.attention))),
+        hidden=tuple(saved_term(f"hidden[{i}]") for i in range(len(config.loss.hidden))),
+        attention=tuple(saved_term(f"attention[{i}]") for i in range(len(config.loss.attention))),
     )
     return dataclasses.replace(config, loss=loss)
 
 
-def binding(
+def binding_values(
     config: Train,
     *,
     cache: Cache,
@@ -159,36 +165,40 @@ def binding(
     steps: int,
     signals: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What must stay the same for a run to go on, flat: `loss.alpha`, `signal_id logits`, …
+    """The values that a continued run must match, by name: `loss.alpha`, `signal_id logits`, …
 
-    Of a cache the rows and the signals that training reads: adding another strands nobody.
+    Of a cache they include the ids of its rows and of the signals that training reads, so a cache
+    may gain other signals.
     """
     settings = dataclasses.asdict(config)
     for name in FREE:
         del settings[name]
     for number, other in enumerate(others):
         mixed = settings["data"]["caches"][number]
-        del mixed["path"]  # Where it lies is free, what it holds is not.
-        mixed |= _read_of(other, signals)
-    flat = dict(_flatten(settings)) | _read_of(cache, signals)
+        del mixed["path"]  # A cache may move; the ids of its contents must stay.
+        mixed |= _data_ids(other, signals)
+    flat = dict(_flatten(settings)) | _data_ids(cache, signals)
     del flat[_CHUNK]
     return json.loads(json.dumps({**flat, "steps": steps, "code": code_version()}, default=str))
 
 
-def _read_of(cache: Cache, signals: Sequence[str]) -> dict[str, str]:
-    """The rows and signals that are read of a cache."""
+def _data_ids(cache: Cache, signals: Sequence[str]) -> dict[str, str]:
+    """Ids of a cache's rows and of its signals that a run reads."""
     held = cache.manifest.signals
-    read = {
+    ids = {
         f"signal_id {name}": held[name].signal_id for name in ("logits", *signals) if name in held
     }
     if forgotten := cache.manifest.forgotten_id:
-        # Nor may a run go on that has learned from what must be forgotten.
-        read["forgotten"] = forgotten
-    return {"rows_id": cache.manifest.rows_id, **read}
+        # A run that has learned from rows that were forgotten since must not continue.
+        ids["forgotten"] = forgotten
+    return {"rows_id": cache.manifest.rows_id, **ids}
 
 
-def _completed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run was bound to, with what its release did not have: defaults do what was done."""
+def _with_defaults(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The saved values, with defaults for settings that the run's release did not have.
+
+    The default of a new setting is always what older releases did.
+    """
     defaults = json.loads(json.dumps(dict(_flatten(dataclasses.asdict(Train()))), default=str))
     missing = {name: value for name, value in defaults.items() if name in now}
     known = {name: value for name, value in saved.items() if name != _CHUNK}
@@ -199,10 +209,10 @@ def _differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
 
 
-def _refuse(bound: Bound, was: Mapping[str, Any], *, where: str) -> None:
-    """ValueError if something differs that was not allowed to, or cannot be."""
+def _require_allowed(bound: Bound, was: Mapping[str, Any], *, where: str) -> None:
+    """Raise ValueError if a value differs that is not allowed to, or that never may."""
     now = bound.values
-    never = {name: why for name in _differing(was, now) if (why := _never(name, was, now))}
+    never = {name: why for name in _differing(was, now) if (why := _why_never(name, was, now))}
     refused = [name for name in _differing(was, now) if name in never or not bound.allows(name)]
     if not refused:
         return
@@ -211,29 +221,29 @@ def _refuse(bound: Bound, was: Mapping[str, Any], *, where: str) -> None:
         + (f" (never allowed: {never[name]})" if name in never else "")
         for name in refused
     ]
-    names = " ".join(sorted({_allowed_by(name) for name in refused}))
-    regardless = "" if never else f", go on regardless with --allow {names}"
+    names = " ".join(sorted({_allow_name(name) for name in refused}))
+    permit = "" if never else f", permit the change with --allow {names}"
     raise ValueError(
-        f"{where}: this run was started with other data or settings and cannot go on with these:\n"
+        f"{where}: this run began with other data or settings, so it cannot continue with these:\n"
         + "\n".join(lines)
-        + f"\nRestore them{regardless}, or start anew with another --run directory"
+        + f"\nRestore them{permit}, or begin a new run in another --run directory"
     )
 
 
-def _never(name: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Why this difference cannot be allowed; None if it can."""
+def _why_never(name: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Why `--allow` cannot permit this difference; None if it can."""
     for pattern, why in _NEVER.items():
         if re.fullmatch(pattern, name):
             return why
-    found = _PROJECTED.fullmatch(name)
-    # Only a trained projection is part of what was saved.
-    if found and any(values.get(f"{found[1]}.projection") for values in (was, now)):
-        return "the projections that were saved are others"
+    term = _PROJECTED.fullmatch(name)
+    # Without a projection, nothing of the term is saved.
+    if term and any(values.get(f"{term[1]}.projection") for values in (was, now)):
+        return "the saved projections would not fit"
     return None
 
 
-def _stands_for(given: str, name: str) -> bool:
-    """Whether `--allow given` lets `name` differ: itself, what it holds or decides."""
+def _covers(given: str, name: str) -> bool:
+    """Whether `--allow given` lets `name` differ: `name` itself, a field of it or a consequence."""
     if given == "cache" and (
         name in ("rows_id", "steps", "forgotten") or name.startswith("signal_id ")
     ):
@@ -243,18 +253,18 @@ def _stands_for(given: str, name: str) -> bool:
     return name == given or name.startswith((f"{given}.", f"{given}["))
 
 
-def _allowed_by(name: str) -> str:
-    """What to say to `--allow` for it."""
+def _allow_name(name: str) -> str:
+    """The name to give to `--allow` so that `name` may differ."""
     if name in ("rows_id", "forgotten") or name.startswith("signal_id "):
         return "cache"
     return "data.steps" if name == "steps" else name
 
 
 def _require_names(allow: Sequence[str], *, known: Mapping[str, Any]) -> None:
-    """ValueError for a name that is not one."""
+    """Raise ValueError if `allow` contains a name that is no setting."""
     names = {*known, "cache", *_TABLES}
     for given in allow:
-        if given not in names and not any(_stands_for(given, name) for name in names):
+        if given not in names and not any(_covers(given, name) for name in names):
             near = difflib.get_close_matches(given, names, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"allow: no setting is called {given!r}{hint}")
@@ -265,7 +275,7 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{name}.")
         elif prefix + name in _TABLES:
-            # No table leaves no trace, so that runs from before there were any go on.
+            # An empty list adds no name: runs of releases without the setting still match.
             for number, table in enumerate(value):
                 yield from _flatten(table, f"{prefix}{name}[{number}].")
         else:

@@ -1,8 +1,8 @@
-"""Checkpoints of a run.
+"""Checkpoints of a run: saving, restoring, and which ones are kept.
 
-One is written whole or not at all (Orbax: temporary name, then rename) and holds the position in
-the data and what the run is bound to, so that a killed run continues to the identical sequence of
-losses, and a checkpoint that was put elsewhere still says whose it is.
+A checkpoint is written whole or not at all (Orbax writes under a temporary name, then renames). It
+holds the training state, the position in the data and the run's binding. A killed run therefore
+continues with identical losses, and a checkpoint that was moved still names its run's data.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BEST: dict[str, By] = {"best": "kl", "best-ce": "ce"}
 
 
 def latest_step(run: Path) -> int:
-    """Step of a run's newest checkpoint; 0 if there is none."""
+    """Number of updates of a run's newest checkpoint; 0 if there is none."""
     directory = run / CHECKPOINTS
     steps = ocp.utils.checkpoint_steps(directory) if directory.is_dir() else []
     return max(steps, default=0)
@@ -38,35 +38,38 @@ class Checkpoints:
     """The checkpoints of one run."""
 
     def __init__(self, run: Path, *, keep: Keep = Keep(), read_only: bool = False):  # noqa: B008
-        """`read_only` neither writes nor clears up: another process may be training."""
+        """`keep` says which checkpoints a save leaves.
+
+        With `read_only` nothing is written or deleted, because another process may be training.
+        """
         self._run, self._keep = run, keep
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_Policy(self),
             create=not read_only,
             read_only=read_only,
             save_interval_steps=0 if read_only else 1,
-            # Not asynchronous: on CPU the step donates the very buffers that would be written.
+            # Not asynchronous: on CPU the next update would donate the buffers being written.
             enable_async_checkpointing=False,
         )
-        with _quiet():  # Orbax warns of what `read_only` means.
+        with _quiet():  # Orbax warns about `read_only`.
             self._manager = ocp.CheckpointManager((run / CHECKPOINTS).absolute(), options=options)
-        # In memory, because all processes must come to the same answer from it.
+        # Held-out metrics by step. In memory, because all processes must decide alike by them.
         self._judged = {step: self._judged_at(step) for step in self._manager.all_steps()}
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest checkpoint."""
+        """Step of the newest checkpoint; None if there is none."""
         return self._manager.latest_step()
 
     @property
     def steps(self) -> list[int]:
-        """Of all checkpoints, in order."""
+        """Steps of all checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
     def named_step(self, name: str) -> int | None:
-        """The step of `last` (None: there is none yet), `best` (by KL), `best-ce`, or of a number.
+        """The step of the checkpoint `last`, `best` (by held-out KL), `best-ce` or a number of updates.
 
-        ValueError if there is no such checkpoint.
+        None for `last` if there is no checkpoint. Raises ValueError for any other missing one.
         """
         if name == "last":
             return self.latest
@@ -75,19 +78,22 @@ class Checkpoints:
             if not scores:
                 raise ValueError(
                     f"{self._run}: no checkpoint was judged on held-out rows when it was saved. "
-                    "Train with --keep.best 1, or ask for --checkpoint last"
+                    "Train with --keep.best 1, or use --checkpoint last"
                 )
             return min(scores, key=lambda step: (scores[step], step))
         if not name.isdecimal() or int(name) not in self.steps:
             there = ", ".join(map(str, self.steps)) or "none"
             raise ValueError(
-                f"{self._run}: no checkpoint {name!r}; there are those after updates {there}. Ask "
-                "for one of them, `last` or `best`"
+                f"{self._run}: no checkpoint {name!r}; the run has checkpoints after updates "
+                f"{there}. Use one of these numbers, `last` or `best`"
             )
         return int(name)
 
     def due(self, step: int, *, judged: Mapping[str, Any] | None) -> bool:
-        """Whether the rules of keeping ask for a checkpoint here, beside the regular ones."""
+        """Whether `keep` asks for a checkpoint at this step, besides the regular ones.
+
+        `judged` are the held-out metrics at this step, None if it was not judged.
+        """
         if self._keep.every and step % self._keep.every == 0:
             return True
         if not self._keep.best or judged is None:
@@ -100,9 +106,9 @@ class Checkpoints:
     def save(
         self, state: TrainState, *, data: dict[str, Any], judged: Mapping[str, Any] | None = None
     ) -> None:
-        """Write the state and what belongs to it, unless this step is already saved.
+        """Write the state and `data`, unless this step is already saved.
 
-        `judged` are the held-out metrics of this very state, if it was judged.
+        `judged` are the held-out metrics of this state, None if it was not judged.
         """
         step = int(state.step)
         if step == self.latest:
@@ -117,48 +123,48 @@ class Checkpoints:
         )
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint in the shapes and places of `like`, and what was saved with it."""
-        found = self._manager.restore(
+        """The newest checkpoint's state, with the shapes and shardings of `like`, and its data."""
+        saved = self._manager.restore(
             self.latest,
             args=ocp.args.Composite(
                 state=ocp.args.StandardRestore(_abstract(like._asdict())),
                 data=ocp.args.JsonRestore(),
             ),
         )
-        return TrainState(**found["state"]), found["data"]
+        return TrainState(**saved["state"]), saved["data"]
 
     def restore_parameters(self, like: Parameters, *, step: int) -> Parameters:
-        """The parameters alone of the checkpoint after `step` updates, whatever optimised them."""
+        """The parameters of the checkpoint after `step` updates, whatever its optimiser was."""
         wanted = {"params": _abstract(like)}
         restore = ocp.args.PyTreeRestore(
             wanted,
             restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
             partial_restore=True,
         )
-        found = self._manager.restore(step, args=ocp.args.Composite(state=restore))
-        return found["state"]["params"]
+        saved = self._manager.restore(step, args=ocp.args.Composite(state=restore))
+        return saved["state"]["params"]
 
     def close(self) -> None:
         """Wait for Orbax's threads."""
         self._manager.close()
 
     def kept(self, steps: Sequence[int]) -> set[int]:
-        """Which of these checkpoints stay."""
+        """The steps, out of these, whose checkpoints `keep` preserves."""
         keep, scores = self._keep, self._scores(self._keep.best_by)
         best = sorted((scores[step], step) for step in steps if step in scores)[: keep.best]
         numbered = {step for step in steps if keep.every and step % keep.every == 0}
         return {*sorted(steps)[-max(1, keep.last) :], *(step for _, step in best), *numbered}
 
     def _scores(self, by: By) -> dict[int, float]:
-        """Of the checkpoints that were judged, by step."""
-        return {step: _score(found, by) for step, found in self._judged.items() if found}
+        """Score of each checkpoint that was judged, by step."""
+        return {step: _score(judged, by) for step, judged in self._judged.items() if judged}
 
     def _judged_at(self, step: int) -> dict[str, Any] | None:
         try:
             args = ocp.args.Composite(data=ocp.args.JsonRestore())
             return self._manager.restore(step, args=args)["data"].get("judged")
         except (OSError, ValueError, KeyError):
-            return None  # Its deletion was cut short by a kill: nobody wants it.
+            return None  # A kill interrupted the deletion of this checkpoint.
 
 
 class _Policy(PreservationPolicy):
@@ -166,7 +172,7 @@ class _Policy(PreservationPolicy):
         self._checkpoints = checkpoints
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        """As Orbax asks for it."""
+        """Whether Orbax preserves each of these checkpoints."""
         kept = self._checkpoints.kept([checkpoint.step for checkpoint in checkpoints])
         return [checkpoint.step in kept for checkpoint in checkpoints]
 
@@ -183,7 +189,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _score(judged: Mapping[str, Any], by: By) -> float:
-    """Less is better; what is not a number is worst."""
+    """The metric to compare checkpoints by, lower is better; infinite if it is missing or NaN."""
     score = judged.get(_JUDGED[by])
     return score if score is not None and math.isfinite(score) else math.inf
 

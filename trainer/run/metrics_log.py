@@ -1,7 +1,8 @@
-"""`metrics.jsonl`, one object a line, and the same for TensorBoard and in the terminal.
+"""Logs a run's metrics: to `metrics.jsonl`, to TensorBoard events and to the terminal.
 
-A line of training has `loss`; a line of judging has `heldout_…`. Lines are in order of `step`
-and no step contradicts another: going on from a checkpoint drops what came after it.
+`metrics.jsonl` holds one JSON object a line. An update's line has `loss`, a held-out evaluation's
+line has `heldout_…`. Lines are in order of `step`; a run that continues from a checkpoint drops the
+lines after it, so no two lines contradict each other.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ SHOWN = {
     "hidden_state_loss": "hidden",
     "attention_loss": "attention",
 }
-"""What of a line is for the eye too, if it is there."""
+"""Metrics that the terminal shows, with their labels there."""
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All lines of a run; a last line that a kill cut short is left out."""
+    """All lines of a run's `metrics.jsonl`, without a last line that a kill cut short.
+
+    Raises FileNotFoundError if the directory holds no run.
+    """
     path = run / FILE
     if not path.exists():
         raise FileNotFoundError(f"{path}: not there; {run} is not the directory of a run")
@@ -40,7 +44,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Writes a run's metrics to its files and to the terminal."""
+    """Writes a run's metrics to its files and prints them."""
 
     def __init__(
         self,
@@ -51,10 +55,11 @@ class MetricsLog:
         quiet: bool = False,
         as_json: bool = False,
     ):
-        """Go on after the checkpoint of step `after` (None: there is none) in a run of `steps`.
+        """Open the files of a run of `steps` updates.
 
-        Lines that an earlier life wrote after it are dropped. `quiet`: nothing is printed;
-        `as_json`: every line on standard output, with `steps` and `eta_seconds` besides.
+        `after` is the step of the checkpoint that the run continues from, None if there is none;
+        lines after it are dropped. With `quiet` nothing is printed. With `as_json` every line goes
+        to standard output too, with `steps` and `eta_seconds` added.
         """
         path = run / FILE
         if path.exists():
@@ -65,8 +70,8 @@ class MetricsLog:
         self._events = EventFile(run, after=after)
         self._steps, self._as_json = steps, as_json
         self._console = Console(stderr=True, quiet=quiet)
-        self._draws = sys.stderr.isatty() and not quiet and not as_json
-        # Of the last lines: what the time that is left is guessed from.
+        self._shows_bar = sys.stderr.isatty() and not quiet and not as_json
+        # Seconds an update of the last lines, to estimate the time left.
         self._recent: deque[float] = deque(maxlen=20)
         self._progress = Progress(
             TextColumn("train"),
@@ -74,13 +79,13 @@ class MetricsLog:
             MofNCompleteColumn(),
             TextColumn("{task.fields[now]}"),
             console=self._console,
-            disable=not self._draws,
+            disable=not self._shows_bar,
         )
         self._task = self._progress.add_task("train", total=steps, completed=after or 0, now="")
         self._progress.start()
 
     def log(self, metrics: dict[str, Any]) -> None:
-        """A line of training."""
+        """Write and show an update's line."""
         left = self._seconds_left(metrics)
         self._write(metrics, eta_seconds=left)
         parts = [f"{label} {metrics[name]:.4f}" for name, label in SHOWN.items() if name in metrics]
@@ -92,13 +97,13 @@ class MetricsLog:
             parts.append(f"{_duration(left)} left")
         now = "  ".join(parts)
         self._progress.update(self._task, completed=metrics["step"], now=now)
-        if not self._draws and not self._as_json:
+        if not self._shows_bar and not self._as_json:
             self._console.print(
                 f"step {metrics['step']:>6}  {now}", highlight=False, soft_wrap=True
             )
 
     def judged(self, metrics: dict[str, Any]) -> None:
-        """A line of judging."""
+        """Write and show a held-out evaluation's line."""
         self._write(metrics)
         if not self._as_json:
             self.say(
@@ -108,11 +113,11 @@ class MetricsLog:
             )
 
     def say(self, text: str) -> None:
-        """Something for the eye only."""
+        """Print text that is no metric."""
         self._console.print(text, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Stop drawing."""
+        """Stop the progress bar and close the files."""
         self._progress.stop()
         self._events.close()
         self._file.close()
@@ -125,24 +130,24 @@ class MetricsLog:
             print(_json({**metrics, "steps": self._steps, **printed}), end="", flush=True)
 
     def _seconds_left(self, metrics: dict[str, Any]) -> float | None:
-        """None until there is an update that was not also compiled."""
+        """Estimated seconds to the last update; None at the first line, whose update was compiled."""
         self._recent.append(metrics["step_seconds"])
-        some = list(self._recent)
-        if len(some) < 2:
+        seconds = sorted(self._recent)
+        if len(seconds) < 2:
             return None
-        # The median: a first update that was also compiled is still among few.
-        return round(sorted(some)[(len(some) - 1) // 2] * (self._steps - metrics["step"]), 1)
+        # The lower median leaves out the first update's compilation while there are few lines.
+        return round(seconds[(len(seconds) - 1) // 2] * (self._steps - metrics["step"]), 1)
 
 
 def _duration(seconds: float) -> str:
-    """4:05, or 1:04:05."""
+    """Seconds as 4:05 or 1:04:05."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _json(metrics: dict[str, Any]) -> str:
-    # JSON has no NaN; null keeps the line readable everywhere.
+    # JSON has no NaN and no infinity, so both become null.
     finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in metrics.items()

@@ -1,7 +1,7 @@
-"""How fast updates are: seconds, tokens, and the share of the device's peak that is used.
+"""Speed of updates: seconds, tokens per second, and the share of the devices' peak FLOP/s (MFU).
 
-MFU (model FLOPs utilisation, as PaLM's report defines it) counts the multiplications of the model,
-not those of rematerialisation, and counts padding, which costs what tokens cost.
+MFU is model FLOPs utilisation as PaLM's report defines it. It counts the model's own products, not
+the repeated ones of rematerialisation. It counts padding, which costs as much as tokens do.
 """
 
 from __future__ import annotations
@@ -29,48 +29,49 @@ PEAK_FLOPS: dict[str, float] = {
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
 }
-"""Dense bfloat16 products and sums a second of one device, from its vendor's data sheet, by how
-`jax.Device.device_kind` begins; the first that fits."""
+"""Peak dense bfloat16 FLOP/s of one device, from the vendor's data sheet. A key is the beginning of
+`jax.Device.device_kind`; the first key that matches counts."""
 
 SPEED = ("step_seconds", "tokens_per_second", "mfu")
-"""What of a line of metrics differs between two runs that are the same."""
+"""Metrics of speed: the only ones that differ between two identical runs."""
 
 
 class Clock:
-    """Measures updates that are reported one by one, without what lies between them."""
+    """Measures the time of updates, without the evaluations and checkpoints between them."""
 
     def __init__(self, *, flops: float | None = None, peak: float | None = None):
-        """`flops` of one update, `peak` of all devices a second; None: no MFU."""
+        """`flops`: FLOPs of one update. `peak`: FLOP/s of all devices. MFU needs both."""
         self._flops, self._peak = flops, peak
         self.restart()
 
     def restart(self) -> None:
-        """Measure from here: judging and saving are not training."""
+        """Begin a new measurement, after an evaluation or a checkpoint."""
         self._since, self._updates, self._tokens = time.perf_counter(), 0, 0
 
     def add(self, tokens: int) -> None:
-        """One more update, of so many counted tokens, is done."""
+        """Count one finished update of `tokens` counted tokens."""
         self._updates += 1
         self._tokens += tokens
 
     def read(self) -> dict[str, float]:
-        """`SPEED` of the updates since the last reading or restart; measures on from here."""
+        """The metrics `SPEED` of the updates since the last reading or restart; then restarts."""
         seconds = (time.perf_counter() - self._since) / self._updates
-        found = {
+        speed = {
             "step_seconds": round(seconds, 6),
             "tokens_per_second": round(self._tokens / self._updates / seconds, 1),
         }
         if self._flops is not None and self._peak is not None:
-            found["mfu"] = round(self._flops / seconds / self._peak, 4)
+            speed["mfu"] = round(self._flops / seconds / self._peak, 4)
         self.restart()
-        return found
+        return speed
 
 
 def update_flops(config: ModelConfig, *, rows: int, length: int) -> float:
-    """Forward and backward pass of `rows` · `length` positions: 6 a parameter that multiplies,
-    and attention's 12 · heads · head_dim a position, visible key and block.
+    """FLOPs of the forward and backward pass of `rows` rows of `length` positions.
 
-    Every key of a row (or window) counts, though half of them are masked: so does everybody else.
+    Each position costs 6 FLOPs a multiplying parameter, and in each block 12 · heads · head_dim a
+    visible key. Every key of a row (or window) counts as visible although half are masked, as is
+    usual for MFU.
     """
     keys = sum(min(window or length, length) for window in config.layer_windows)
     attention = 12 * config.num_heads * config.head_dim * keys
@@ -78,8 +79,10 @@ def update_flops(config: ModelConfig, *, rows: int, length: int) -> float:
 
 
 def multiplying_parameters(config: ModelConfig) -> int:
-    """Entries of the matrices that each token passes: of experts the chosen ones, and the head,
-    but not the embedding, which is looked up."""
+    """Number of matrix entries that each token is multiplied with.
+
+    They include the chosen experts and the head, but not the embedding, which is looked up.
+    """
     c = config
     attention = c.hidden_size * c.head_dim * 2 * (c.num_heads + c.num_kv_heads)
     experts = c.experts_per_token if c.num_experts else 1
@@ -88,7 +91,7 @@ def multiplying_parameters(config: ModelConfig) -> int:
 
 
 def peak_flops(devices: Sequence[Any] | None = None) -> float | None:
-    """Of all devices (default: all there are) together; None where one's is not known."""
+    """Peak FLOP/s of `devices` (default: all) together; None if one of them is not in the table."""
     kinds = [device.device_kind for device in (jax.devices() if devices is None else devices)]
     peaks = [next((p for name, p in PEAK_FLOPS.items() if k.startswith(name)), None) for k in kinds]
     return None if None in peaks else sum(peak for peak in peaks if peak)

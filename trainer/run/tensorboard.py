@@ -1,12 +1,11 @@
-"""The same metrics as TensorBoard's event files, `events.out.tfevents.…` in the run's directory.
+"""Metrics as TensorBoard event files, `events.out.tfevents.…` in the run's directory.
 
-Made of tensorboardX's messages, but not by its `SummaryWriter`: that one writes from a thread,
-through a queue of pickles, up to two minutes late, and a kill would lose what it held. Here a line
-is with the operating system when `add` returns.
+The events are tensorboardX's messages, but its `SummaryWriter` is not used: it writes from a
+thread, through a queue of pickles, up to two minutes late, so a kill would lose events. Here an
+event has reached the operating system when `add` returns.
 
-Every life of a run has its own file. What an earlier life wrote after the checkpoint that this one
-goes on from is hidden by the mark that TensorBoard knows for this: a new session that starts at a
-step.
+Every process that continues a run begins a file of its own, with a session-start event at the step
+that it continues from. TensorBoard then hides older events from that step on.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from typing import Any, BinaryIO
 
 PREFIX = "events.out.tfevents"
 GROUPS = {"heldout_": "heldout/"}
-"""Names that begin so are shown together; all others are of training."""
+"""Metric prefixes and the groups they are shown in; all other metrics are in `train/`."""
 
 
 class EventFile:
-    """One life's events. The file appears with the first of them."""
+    """The event file of one process; it is created with its first event."""
 
     def __init__(self, run: Path, *, after: int | None):
-        """In a run that goes on after step `after`; None: it begins."""
+        """`after`: the step of the checkpoint that the run continues from; None for a new run."""
         self._run, self._after = run, after
         self._file: BinaryIO | None = None
 
     def add(self, metrics: dict[str, Any]) -> None:
-        """A line of metrics: each number but the step under its name."""
+        """Write one line of metrics as an event at `metrics["step"]`."""
         from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
         values = [
@@ -61,9 +60,9 @@ class EventFile:
 
 
 def _write(file: BinaryIO, **fields: Any) -> None:
-    """An event as a TFRecord: its length and its bytes, each with a checksum."""
-    # Imported here: half a second that --help and other commands need not wait for. Pyright sees
-    # no names, because protobuf makes the classes at run time.
+    """Write an event as a TFRecord: its length and its bytes, each with a checksum."""
+    # Imported here, because it takes half a second that --help and other commands do not need.
+    # Pyright sees no names, because protobuf makes the classes at run time.
     from tensorboardX.proto.event_pb2 import Event  # pyright: ignore
     from tensorboardX.record_writer import masked_crc32c
 

@@ -62,7 +62,7 @@ def test_the_best_are_known_again_by_the_next_process(tmp_path):
     assert again.named_step("best-ce") == 50
     assert (again.named_step("last"), again.named_step("20")) == (50, 20)
     with pytest.raises(
-        ValueError, match=r"no checkpoint .30.; there are those after updates 20, 50"
+        ValueError, match=r"no checkpoint .30.; the run has checkpoints after updates 20, 50"
     ):
         again.named_step("30")
     again.close()

@@ -261,9 +261,12 @@ def test_what_allow_names_may_change_and_is_written_down(cache, root, tmp_path):
     [
         (
             {"student": Student(layers=2)},
-            r"student.layers: .* \(never allowed: the student is what",
+            r"student.layers: .* \(never allowed: a run cannot change its student",
         ),
-        ({"optimiser": Optimiser(name="muon")}, r"optimiser.name: .* \(never allowed: the moments"),
+        (
+            {"optimiser": Optimiser(name="muon")},
+            r"optimiser.name: .* \(never allowed: the saved moments",
+        ),
         ({"optimiser": Optimiser(freeze=("head",))}, r"optimiser.freeze: .* \(never allowed"),
         ({"allow": ("optimizer",)}, r"no setting is called 'optimizer'; did you mean optimiser"),
     ],
