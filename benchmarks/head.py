@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from decant.models.numerics import contract
-from decant.trainer.loss.chunk import Recipe
-from decant.trainer.loss.head import distillation_loss
-from decant.trainer.loss.student_view import Targets
+from decant.trainer.loss.chunk_loss import Recipe
+from decant.trainer.loss.fused_head import distillation_loss
+from decant.trainer.loss.targets import BatchTargets
 
 DRAWS = 32
 BASE, NAIVE = "fused cross-entropy", "naive distillation"
@@ -36,7 +36,7 @@ def main():
 
     def distil(tail):
         recipe = Recipe(tail=tail, chunk_tokens=options.chunk)
-        needed = targets if tail == "sampled" else Targets(*targets[:5])
+        needed = targets if tail == "sampled" else BatchTargets(*targets[:5])
 
         def loss(hidden, unembedding, prior, temperature):
             return distillation_loss(
@@ -168,7 +168,7 @@ def _inputs(options):
     mass = np.linspace(np.log(options.vocabulary - options.k), -1, 7)
     labels = rng.integers(0, options.vocabulary, shape)
     mass = np.broadcast_to(mass, (*shape, 7))
-    targets = Targets(
+    targets = BatchTargets(
         labels=jnp.asarray(labels, jnp.int32),
         mask=jnp.ones(shape, bool),
         topk_ids=jnp.asarray(ids),

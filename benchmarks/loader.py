@@ -23,12 +23,14 @@ from decant.models.checkpoints.cut import spread
 from decant.models.mesh.sharding import student_mesh
 from decant.schemas import Cache, open_cache
 from decant.schemas.signals import AttentionSignal, HiddenSignal
-from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Optimiser, Train
+from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Optimiser
 from decant.trainer.data.batches import Batches
+from decant.trainer.loss.batch_fields import to_device
 from decant.trainer.loss.layer_pairs import pairs, with_layers
+from decant.trainer.loss.objective import Objective, Tables
 from decant.trainer.run.requirements import directions, tail_prior
 from decant.trainer.run.student import parameters, teacher_config
-from decant.trainer.update.step import initial_state, make_train_step, to_device
+from decant.trainer.update.step import initial_state, make_train_step
 from tests.making.models import random_decoder
 
 
@@ -54,18 +56,18 @@ def measure(cache: Cache, loss: Loss, options) -> tuple[float, float]:
     shape = teacher.of_layers(layers)
     loss = with_layers(loss, cache=cache, teacher=teacher, student=shape, cut_from=layers)
     compared = pairs(loss, cache=cache, student=shape)
-    config = Train(loss=loss, data=Data(batch_rows=options.rows), dtype=options.dtype)
+    config = Data(batch_rows=options.rows)
     graph, params = parameters(random_decoder(shape, scale=0.02, dtype=np.dtype(options.dtype)))
     step = make_train_step(
-        graph,
-        config=config,
-        vocabulary=cache.manifest.vocabulary_size,
+        Objective(graph, loss, vocabulary=cache.manifest.vocabulary_size, pairs=compared),
+        optimiser=Optimiser(),
         steps=10**6,
-        prior=tail_prior(cache, loss=loss, mesh=mesh),
-        pairs=compared,
-        directions=directions(cache, pairs=compared, mesh=mesh),
+        tables=Tables(
+            prior=tail_prior(cache, loss=loss, mesh=mesh),
+            directions=directions(cache, pairs=compared, mesh=mesh),
+        ),
     )
-    batches = Batches(cache, config=config.data, signals=compared.signals)
+    batches = Batches(cache, config=config, signals=compared.signals)
     batch = to_device(batches.next(), mesh=mesh, tail=loss.tail, signals=compared.signals)
     state, _ = jax.block_until_ready(step(initial_state(params, config=Optimiser()), batch))
     tokens, loaded, updated = batch["tokens"].size, [], []

@@ -30,16 +30,19 @@ from rich.table import Table
 from benchmarks.training import loop, make_teacher
 from benchmarks.update import hard_labels
 from decant.models import Decoder, ModelConfig
+from decant.models.mesh.execution import Execution
 from decant.models.mesh.sharding import student_mesh
 from decant.schemas import open_cache
 from decant.trainer.config import Data, Loss, Train
 from decant.trainer.data.batches import Batches
-from decant.trainer.loss.chunk import tokens_at_once
+from decant.trainer.loss import objective as objective_module
+from decant.trainer.loss.batch_fields import to_device
+from decant.trainer.loss.objective import Objective, Tables
+from decant.trainer.loss.position_chunks import tokens_at_once
 from decant.trainer.run.requirements import tail_prior
 from decant.trainer.run.speed import multiplying_parameters, peak_flops, update_flops
 from decant.trainer.run.student import parameters
-from decant.trainer.update import step as step_module
-from decant.trainer.update.step import initial_state, make_train_step, to_device
+from decant.trainer.update.step import initial_state, make_train_step
 
 SHAPES = {
     # hidden, MLP, blocks, heads, heads of keys, head's width, tied
@@ -76,13 +79,18 @@ def main():
 
     def compiled(head=None):
         step = make_train_step(
-            graph, config=config, vocabulary=vocabulary, steps=NEVER, prior=prior, mesh=mesh
+            Objective(
+                graph, config.loss, vocabulary=vocabulary, execution=Execution(mesh, config.remat)
+            ),
+            optimiser=config.optimiser,
+            steps=NEVER,
+            tables=Tables(prior=prior),
         )
         with mock.patch.object(
-            step_module, "distillation_loss", head or step_module.distillation_loss
+            objective_module, "distillation_loss", head or objective_module.distillation_loss
         ):
             program = step.lower(state, batch).compile()
-        return lambda state, batch: program(state, batch, *step.given)
+        return lambda state, batch: program(state, batch, step.tables)
 
     cached, hard = compiled(), compiled(hard_labels)
     kinds = {HARD: repeated(hard, batch, options), CACHED: repeated(cached, batch, options)}

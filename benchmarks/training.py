@@ -36,15 +36,17 @@ from decant.models.numerics import logits
 from decant.schemas import open_cache
 from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Train
 from decant.trainer.data.batches import Batches
-from decant.trainer.loss.chunk import tokens_at_once
+from decant.trainer.loss.batch_fields import to_device
 from decant.trainer.loss.layer_pairs import pairs, with_layers
+from decant.trainer.loss.objective import Objective, Tables
+from decant.trainer.loss.position_chunks import tokens_at_once
 from decant.trainer.run.binding import Bound
 from decant.trainer.run.checkpoint import Checkpoints
 from decant.trainer.run.loop import TrainingLoop
 from decant.trainer.run.metrics_log import MetricsLog
 from decant.trainer.run.requirements import directions
 from decant.trainer.run.student import parameters
-from decant.trainer.update.step import initial_state, make_train_step, to_device
+from decant.trainer.update.step import initial_state, make_train_step
 
 
 def main():
@@ -72,12 +74,10 @@ def main():
     compared = pairs(config.loss, cache=cache, student=student.config)
     graph, params = parameters(student)
     step = make_train_step(
-        graph,
-        config=config,
-        vocabulary=cache.manifest.vocabulary_size,
+        Objective(graph, config.loss, vocabulary=cache.manifest.vocabulary_size, pairs=compared),
+        optimiser=config.optimiser,
         steps=never,
-        pairs=compared,
-        directions=directions(cache, pairs=compared, mesh=mesh),
+        tables=Tables(directions=directions(cache, pairs=compared, mesh=mesh)),
     )
     batches = Batches(cache, config=config.data, signals=compared.signals)
     fixed = to_device(batches.next(), mesh=mesh, tail=config.loss.tail, signals=compared.signals)

@@ -26,11 +26,13 @@ from rich.table import Table
 
 from benchmarks.head import fused_cross_entropy
 from decant.models import Decoder, ModelConfig
+from decant.models.mesh.execution import Execution
 from decant.models.numerics import contract
-from decant.trainer.config import Data, Loss, Optimiser, Train
-from decant.trainer.loss.chunk import Sums
+from decant.trainer.config import Loss, Optimiser
+from decant.trainer.loss import objective as objective_module
+from decant.trainer.loss.chunk_loss import HeadSums
+from decant.trainer.loss.objective import Objective, Tables
 from decant.trainer.run.student import parameters
-from decant.trainer.update import step as step_module
 from decant.trainer.update.step import initial_state, make_train_step
 from tests.making.models import random_decoder
 
@@ -81,23 +83,23 @@ def main():
 def lower(model: Decoder, batch, loss, options, *, head=None, prior=None, remat="none"):
     """The compiled update: (program, what it takes besides state and batch)."""
     graph, params = parameters(model)
-    config = Train(
-        loss=dataclasses.replace(loss, chunk_tokens=options.chunk),
-        data=Data(batch_rows=options.rows),
-        dtype=options.dtype,
-        remat=remat,
-    )
     step = make_train_step(
-        graph,
-        config=config,
-        vocabulary=options.vocabulary,
+        Objective(
+            graph,
+            dataclasses.replace(loss, chunk_tokens=options.chunk),
+            vocabulary=options.vocabulary,
+            execution=Execution(remat=remat),
+        ),
+        optimiser=Optimiser(),
         steps=1000,
-        prior=prior if loss.tail == "prior" else None,
+        tables=Tables(prior=prior if loss.tail == "prior" else None),
     )
     needed = batch if loss.tail == "sampled" else {k: v for k, v in batch.items() if k not in DRAWN}
     state = jax.eval_shape(lambda: initial_state(params, config=Optimiser()))
-    with mock.patch.object(step_module, "distillation_loss", head or step_module.distillation_loss):
-        return step.lower(state, needed).compile(), needed, step.given
+    with mock.patch.object(
+        objective_module, "distillation_loss", head or objective_module.distillation_loss
+    ):
+        return step.lower(state, needed).compile(), needed, step.tables
 
 
 DRAWN = ("tail_ids", "tail_logprobs", "tail_logweights")
@@ -132,7 +134,7 @@ def dense_online(teacher):
 def _only(value, targets):
     zero = jnp.float32(0)
     count = jnp.sum(targets.mask.astype(jnp.float32))
-    return Sums(zero, value, zero, count, taught=count)
+    return HeadSums(zero, value, zero, count, taught=count)
 
 
 def time_updates(lowered, model, options):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from decant.models.mesh.execution import Remat
-from decant.trainer.loss.loss_config import AttentionLoss, HiddenLoss, Loss
+from decant.trainer.loss.settings import AttentionLoss, HiddenLoss, Loss
 
 __all__ = [
     "AttentionLoss",
@@ -23,11 +23,11 @@ __all__ = [
     "HiddenLoss",
     "Keep",
     "Loss",
-    "MeshShape",
     "MixedCache",
     "Optimiser",
     "Report",
     "Student",
+    "StudentMesh",
     "Train",
 ]
 
@@ -139,7 +139,7 @@ class Optimiser:
 
 
 @dataclass(frozen=True)
-class MeshShape:
+class StudentMesh:
     """How the devices of all processes share the work. Results are those of one but for rounding,
     and a run may go on with another shape."""
 
@@ -197,7 +197,7 @@ class Train:
     optimiser: Optimiser = field(default_factory=Optimiser)
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of matmul operands; weights, moments, normalisation and all sums are float32 always."""
-    mesh: MeshShape = field(default_factory=MeshShape)
+    mesh: StudentMesh = field(default_factory=StudentMesh)
     distributed: Distributed = field(default_factory=Distributed)
     remat: Remat = "none"
     """What of each block is kept for the backward pass instead of being computed again: `none`,

@@ -36,10 +36,12 @@ from decant.schemas.signals import TargetSpec
 from decant.schemas.targets.draws import Draws, logweights, uniform_starts
 from decant.schemas.targets.targets import Targets, join_targets
 from decant.trainer.config import Loss
-from decant.trainer.run.requirements import DRAWS as DRAWS_FIELDS
-from decant.trainer.run.requirements import fields, tail_prior
+from decant.trainer.loss.batch_fields import DRAWS as DRAWS_FIELDS
+from decant.trainer.loss.batch_fields import loss_fields
+from decant.trainer.loss.objective import Objective, Tables, scheduled_values
+from decant.trainer.run.requirements import tail_prior
 from decant.trainer.run.student import parameters
-from decant.trainer.update.step import mean_gradient, values_at
+from decant.trainer.update.step import mean_gradient
 
 BATCHES = 3
 CALIBRATION_ROWS = 16
@@ -168,19 +170,16 @@ class Gradients:
             self._compiled[loss] = jax.jit(
                 partial(
                     mean_gradient,
-                    self.graph,
-                    loss=loss,
-                    vocabulary=self.shop.teacher.vocabulary,
-                    microbatches=1,
+                    Objective(self.graph, loss, vocabulary=self.shop.teacher.vocabulary),
                 )
             )
         prior = tail_prior(self.shop.cache(ROWS), loss=loss, mesh=make_mesh())
         batch = {**self._rows(rows), **targets}
         found = self._compiled[loss](
             self.params,
-            {name: jnp.asarray(batch[name]) for name in fields(loss.tail)},
-            values=values_at(loss, 0, steps=1),
-            prior=prior,
+            {name: jnp.asarray(batch[name]) for name in loss_fields(loss.tail)},
+            values=scheduled_values(loss, 0, steps=1),
+            tables=Tables(prior=prior),
         )
         return _vector(found[2])
 

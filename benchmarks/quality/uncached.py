@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.quality.teacher import DenseTeacher
+from decant.models.mesh.execution import Execution
 from decant.models.mesh.sharding import make_mesh
 from decant.models.numerics import logits as head
 from decant.schemas import open_cache
@@ -26,9 +27,11 @@ from decant.schemas.records.rows import next_tokens
 from decant.schemas.targets.targets import BETAS
 from decant.trainer.config import Loss, Train
 from decant.trainer.data.batches import Batches
+from decant.trainer.loss.batch_fields import to_device
+from decant.trainer.loss.objective import Objective
 from decant.trainer.run.student import initial_student, parameters
 from decant.trainer.update.optimiser import learning_rate
-from decant.trainer.update.step import initial_state, make_train_step, to_device, updated
+from decant.trainer.update.step import initial_state, make_train_step, updated_state
 
 NODES = len(BETAS)
 RS_KD_FIELDS = ("topk_ids", "topk_logprobs", "tail_logmass")
@@ -59,7 +62,15 @@ def train_rs_kd(
 
     def make_step(graph):
         return make_train_step(
-            graph, config=config, vocabulary=teacher.vocabulary, steps=config.data.steps or 0
+            Objective(
+                graph,
+                config.loss,
+                vocabulary=teacher.vocabulary,
+                execution=Execution(remat=config.remat),
+            ),
+            optimiser=config.optimiser,
+            steps=config.data.steps or 0,
+            microbatches=config.data.microbatches,
         )
 
     return _train(config, targets=targets, make_step=make_step)
@@ -112,7 +123,7 @@ def make_dense_step(graph: nnx.GraphDef, *, config: Train, unembedding: jax.Arra
         loss, gradient = dense_gradient(
             graph, state.params, batch, unembedding=unembedding, loss=config.loss
         )
-        state = updated(
+        state = updated_state(
             state,
             gradient,
             rate=jnp.float32(rate(state.step + 1)),

@@ -14,8 +14,9 @@ from benchmarks.quality.teacher import logprobs
 from decant.models import open_checkpoint
 from decant.pipelines.config import Logits
 from decant.trainer.config import Loss
+from decant.trainer.loss.objective import Objective, scheduled_values
 from decant.trainer.run.student import parameters
-from decant.trainer.update.step import mean_gradient, values_at
+from decant.trainer.update.step import mean_gradient
 from tests.making.caches import write_corpus, write_teacher
 
 
@@ -81,9 +82,9 @@ def test_the_dense_gradient_is_the_trainer_s_when_every_token_is_stored(shop):
     params = jax.tree.map(lambda x: x * 1.1, params)
     read, whole = (jax.tree.map(jnp.asarray, batch) for batch in (read, whole))
     loss = Loss(alpha=0.7, temperature=2.0, tail="bucket")
-    ours = partial(mean_gradient, graph, vocabulary=teacher.vocabulary, microbatches=1)
-    value, _, expected = jax.jit(partial(ours, loss=loss))(
-        params, whole, values=values_at(loss, 0, steps=1)
+    objective = Objective(graph, loss, vocabulary=teacher.vocabulary)
+    value, _, expected = jax.jit(partial(mean_gradient, objective))(
+        params, whole, values=scheduled_values(loss, 0, steps=1)
     )
     batch = {**read, "teacher_hidden": teacher.hidden(rows)}
     dense_gradient = jax.jit(partial(uncached.dense_gradient, graph, loss=loss))

@@ -15,9 +15,9 @@ import pytest
 
 from decant.models import open_checkpoint
 from decant.schemas import Cache
-from decant.trainer.loss.chunk import Recipe
-from decant.trainer.loss.head import distillation_loss
-from decant.trainer.loss.student_view import Targets
+from decant.trainer.loss.chunk_loss import Recipe
+from decant.trainer.loss.fused_head import distillation_loss
+from decant.trainer.loss.targets import BatchTargets
 from tests.formulas import sampling
 from tests.making.caches import WORDS, tiny_cache
 
@@ -58,10 +58,10 @@ def gradients(hidden, unembedding, batch, directions, *, temperature, tail):
     """For each row, the gradient in the unembedding along each direction: [rows, directions]."""
 
     def of_row(row):
-        targets = Targets(
+        targets = BatchTargets(
             labels=jnp.zeros(row["loss_mask"].shape, jnp.int32)[None],
             mask=row["loss_mask"][None],
-            **{name: row[name][None] for name in Targets._fields[2:]},
+            **{name: row[name][None] for name in BatchTargets._fields[2:]},
         )
         gradient = jax.grad(
             lambda w: distillation_loss(
@@ -75,7 +75,7 @@ def gradients(hidden, unembedding, batch, directions, *, temperature, tail):
         )(unembedding)
         return jnp.einsum("dv,xdv->x", gradient, directions)
 
-    names = ("loss_mask", *Targets._fields[2:])
+    names = ("loss_mask", *BatchTargets._fields[2:])
     return jax.lax.map(of_row, {name: batch[name] for name in names})
 
 

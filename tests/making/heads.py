@@ -5,9 +5,9 @@ from functools import partial
 import jax
 import numpy as np
 
-from decant.trainer.loss.chunk import Recipe
-from decant.trainer.loss.head import distillation_loss
-from decant.trainer.loss.student_view import Targets
+from decant.trainer.loss.chunk_loss import Recipe
+from decant.trainer.loss.fused_head import distillation_loss
+from decant.trainer.loss.targets import BatchTargets
 from tests.formulas import dense
 
 V, D, B, T, M = 512, 16, 2, 24, 6
@@ -24,7 +24,7 @@ def make(seed=0, *, k=V, spread=3.0, vocabulary=V, batch=B, length=T):
     ids, logprobs, mass = dense.targets(teacher, k)
     # Id 0, log-prob −inf, tail −inf where nothing is scored.
     ids, logprobs = np.where(mask[..., None], ids, 0), np.where(mask[..., None], logprobs, -np.inf)
-    targets = Targets(labels, mask, ids, logprobs, np.where(mask[..., None], mass, -np.inf))
+    targets = BatchTargets(labels, mask, ids, logprobs, np.where(mask[..., None], mass, -np.inf))
     return teacher, hidden, unembedding, targets
 
 
@@ -70,7 +70,7 @@ def step(hidden, unembedding, targets, temperature, alpha, prior, *, recipe):
 
 
 def fused(hidden, unembedding, targets, *, temperature=1.0, alpha=1.0, prior=None, **recipe):
-    """Loss, Sums, ∂/∂hidden, ∂/∂unembedding as the trainer gets them."""
+    """Loss, HeadSums, ∂/∂hidden, ∂/∂unembedding as the trainer gets them."""
     (value, sums), (d_hidden, d_unembedding) = step(
         hidden, unembedding, targets, temperature, alpha, prior, recipe=Recipe(**recipe)
     )

@@ -18,8 +18,8 @@ from decant.schemas import BETAS, Cache, open_cache
 from decant.schemas.signals import AttentionSignal, HiddenSignal
 from decant.schemas.targets.targets import nodes_of
 from decant.trainer.config import Data, Loss
+from decant.trainer.loss.batch_fields import DRAWS, check_targets
 from decant.trainer.loss.layer_pairs import Pairs
-from decant.trainer.run.requirements import DRAWS, check_cache
 
 _BLOCK = 1 << 16
 _GOLDEN = 2654435769
@@ -105,7 +105,7 @@ def check_mixture(cache: Cache, others: Sequence[Cache], *, loss: Loss, pairs: P
                     "--corpus.sequence-length"
                 )
     for other in taught(others):
-        check_cache(other, loss=loss)
+        check_targets(other, loss=loss)
         for name in pairs.signals:
             _check_signal(cache, other, name)
         teachers = [c.manifest.logits.teacher_id for c in (cache, other)]

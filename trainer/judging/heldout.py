@@ -13,50 +13,45 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
 
 from decant.models.mesh.execution import Execution
 from decant.schemas import Cache
 from decant.trainer.config import Loss
-from decant.trainer.loss.chunk import Sums
-from decant.trainer.update.step import Parameters, batch_sums, to_device, values_at
+from decant.trainer.loss.batch_fields import to_device
+from decant.trainer.loss.chunk_loss import HeadSums
+from decant.trainer.loss.objective import Objective, batch_sums, scheduled_values
+from decant.trainer.loss.projections import Parameters
 
 Evaluator = Callable[[Parameters], dict[str, Any]]
 
 
 def make_evaluator(
-    graph: nnx.GraphDef,
-    *,
-    cache: Cache,
-    rows: int | None,
-    batch_rows: int,
-    chunk_tokens: int | None,
-    mesh: Mesh,
+    objective: Objective, *, cache: Cache, rows: int | None, batch_rows: int
 ) -> Evaluator:
     """A function from parameters to metrics over `rows` held-out rows (None: all).
+
+    Of `objective` it takes the student, the vocabulary, the mesh and `chunk_tokens`.
 
     heldout_kl_bound and heldout_ce in nats a token, heldout_perplexity = exp(ce),
     heldout_agreement: share of positions whose most likely token is the teacher's,
     heldout_tokens.
     """
+    mesh = objective.execution.mesh
+    assert mesh is not None
     numbers = heldout_rows(cache, rows)
     batch_rows += -batch_rows % mesh.size
-    loss = Loss(alpha=1.0, temperature=1.0, tail="bucket", chunk_tokens=chunk_tokens)
-    values = values_at(loss, 0, steps=1)
-    vocabulary = cache.manifest.vocabulary_size
+    chunk_tokens = objective.loss.chunk_tokens
+    judging = Objective(
+        objective.graph,
+        Loss(alpha=1.0, temperature=1.0, tail="bucket", chunk_tokens=chunk_tokens),
+        vocabulary=objective.vocabulary,
+        execution=Execution(mesh),
+    )
+    values = scheduled_values(judging.loss, 0, steps=1)
 
     @jax.jit
-    def sums_of(params: Parameters, batch: dict) -> Sums:
-        _, totals = batch_sums(
-            graph,
-            params,
-            batch,
-            loss=loss,
-            values=values,
-            vocabulary=vocabulary,
-            execution=Execution(mesh),
-        )
+    def sums_of(params: Parameters, batch: dict) -> HeadSums:
+        _, totals = batch_sums(judging, params, batch, values=values)
         return totals.head
 
     def evaluate(params: Parameters) -> dict[str, Any]:
@@ -64,7 +59,7 @@ def make_evaluator(
             sums_of(params, to_device(batch, mesh=mesh, tail="bucket"))
             for batch in heldout_batches(cache, numbers, batch_rows=batch_rows)
         )
-        totals = Sums(*np.sum([[float(x) for x in sums] for sums in batches], axis=0))
+        totals = HeadSums(*np.sum([[float(x) for x in sums] for sums in batches], axis=0))
         return _metrics(totals)
 
     return evaluate
@@ -99,7 +94,7 @@ def heldout_batches(
         yield batch
 
 
-def _metrics(totals: Sums) -> dict[str, Any]:
+def _metrics(totals: HeadSums) -> dict[str, Any]:
     count = max(float(totals.count), 1.0)
     ce = float(totals.ce) / count
     return {

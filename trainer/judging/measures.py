@@ -15,13 +15,23 @@ from jaxtyping import Array, Bool, Float, Int
 
 from decant.models.mesh.vocabulary import Vocabulary
 from decant.models.numerics import logits as logits_of
-from decant.schemas.records.rows import next_tokens
-from decant.trainer.loss.chunk import positions_at_once
+from decant.trainer.loss.batch_fields import Batch
 from decant.trainer.loss.divergences import divergence, teacher_categories
-from decant.trainer.loss.student_view import StudentView, Targets, stored, take_apart
-from decant.trainer.loss.tails import prior, prior_at, sampled
-from decant.trainer.run.requirements import DRAWS, TOPK
-from decant.trainer.update.step import Batch, Parameters
+from decant.trainer.loss.objective import Objective
+from decant.trainer.loss.position_chunks import (
+    cut_positions,
+    flatten_rows,
+    join_positions,
+    positions_at_once,
+)
+from decant.trainer.loss.projections import Parameters
+from decant.trainer.loss.student_view import StudentView, summarise_logits
+from decant.trainer.loss.tail_corrections import (
+    correction_from_draws,
+    correction_from_prior,
+    log_prior_at,
+)
+from decant.trainer.loss.targets import BatchTargets
 
 TOP = 5
 """How many of the likeliest tokens `top5_agreement` compares."""
@@ -67,42 +77,31 @@ class MeasureInputs(NamedTuple):
 
 
 def batch_measures(
-    graph: nnx.GraphDef,
-    params: Parameters,
-    batch: Batch,
-    inputs: MeasureInputs,
-    *,
-    vocabulary: int,
-    chunk_tokens: int | None,
+    objective: Objective, params: Parameters, batch: Batch, inputs: MeasureInputs
 ) -> Measures:
     """[rows, positions] of each measure; what a position without a target has means nothing."""
-    model = nnx.merge(graph, params)
+    model = nnx.merge(objective.graph, params)
     hidden, _ = model(batch["tokens"], batch["segment_ids"], batch["positions"])
     # A checkpoint may pad its vocabulary; ids beyond the tokenizer's have no target.
-    matrix = model.unembedding()[:, :vocabulary].astype(hidden.dtype)
-    targets = Targets(
-        labels=next_tokens(batch["tokens"], xp=jnp),
-        mask=batch["loss_mask"],
-        **{name: batch[name] for name in (*TOPK, *DRAWS) if name in batch},
-    )
+    matrix = model.unembedding()[:, : objective.vocabulary].astype(hidden.dtype)
     rows, length, _ = hidden.shape
-    step = positions_at_once(chunk_tokens, rows=rows, length=length, vocabulary=vocabulary)
+    step = positions_at_once(
+        objective.loss.chunk_tokens, rows=rows, length=length, vocabulary=objective.vocabulary
+    )
 
-    def cut(x: Array) -> Array:  # along positions: rows stay on the device that has them
-        x = jnp.pad(x, [(0, 0), (0, -length % step)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(rows, -1, step, *x.shape[2:]), 1, 0)
-
-    def of_chunk(chunk: tuple[Array, Targets]) -> Measures:
-        states, some = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), chunk)
+    def measure_chunk(chunk: tuple[Array, BatchTargets]) -> Measures:
+        states, targets = flatten_rows(chunk)
         logits = logits_of(states, matrix, softcap=model.config.final_softcap)
-        return jax.tree.map(lambda x: x.reshape(rows, step), chunk_measures(logits, some, inputs))
+        measures = chunk_measures(logits, targets, inputs)
+        return jax.tree.map(lambda x: x.reshape(rows, step), measures)
 
-    found = jax.lax.map(of_chunk, jax.tree.map(cut, (hidden, targets)))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, -1)[:, :length], found)
+    chunks = cut_positions((hidden, BatchTargets.of(batch)), step)
+    measures = jax.lax.map(measure_chunk, chunks)
+    return jax.tree.map(lambda x: join_positions(x, length=length), measures)
 
 
 def chunk_measures(
-    logits: Float[Array, "n vocab"], targets: Targets, inputs: MeasureInputs
+    logits: Float[Array, "n vocab"], targets: BatchTargets, inputs: MeasureInputs
 ) -> Measures:
     """The measures of n positions."""
     one = jnp.float32(1)
@@ -113,7 +112,7 @@ def chunk_measures(
         warm_bound, warm_estimate, *_ = _divergences(logits, undrawn, inputs, inputs.temperature)
     likeliest = jnp.argmax(logits, axis=-1)
     highest = jnp.max(logits, axis=-1)
-    first = jnp.where(stored(targets)[:, 0], targets.topk_ids[:, 0], -1)
+    first = jnp.where(targets.stored[:, 0], targets.topk_ids[:, 0], -1)
     low, high = _acceptance(view, targets)
     return Measures(
         kl_bound=bound,
@@ -133,18 +132,18 @@ def chunk_measures(
 
 def _divergences(
     logits: Float[Array, "n vocab"],
-    targets: Targets,
+    targets: BatchTargets,
     inputs: MeasureInputs,
     temperature: Float[Array, ""],
 ) -> tuple[Array, Array | None, Array | None, StudentView]:
     """KL at T by the bucket, by the prior and by draws, each if it can be; and the view."""
     beta = 1 / temperature
-    log_prior = None if inputs.prior is None else prior_at(inputs.prior, beta=beta)
+    log_prior = None if inputs.prior is None else log_prior_at(inputs.prior, beta=beta)
     whole = Vocabulary(logits.shape[-1])
-    view = take_apart(logits, targets, beta=beta, vocabulary=whole, log_prior=log_prior)
+    view = summarise_logits(logits, targets, beta=beta, vocabulary=whole, log_prior=log_prior)
     there = targets.mask[:, None]
     teacher = teacher_categories(
-        jnp.where(stored(targets), targets.topk_logprobs, -jnp.inf),
+        jnp.where(targets.stored, targets.topk_logprobs, -jnp.inf),
         targets.tail_logmass,
         beta=beta,
         tail="bucket",
@@ -153,26 +152,29 @@ def _divergences(
     bound = divergence(teacher.logp, jnp.where(there, logq, -jnp.inf), kind="forward_kl")
     estimate = unbiased = None
     if log_prior is not None:
-        estimate = bound + prior(view, teacher, log_prior, beta=beta, vocabulary=whole).value
+        estimate = (
+            bound
+            + correction_from_prior(view, teacher, log_prior, beta=beta, vocabulary=whole).value
+        )
     if targets.tail_ids is not None:
-        unbiased = bound + sampled(view, targets, teacher, beta=beta).value
+        unbiased = bound + correction_from_draws(view, targets, teacher, beta=beta).value
     return bound, estimate, unbiased, view
 
 
 def _acceptance(
-    view: StudentView, targets: Targets
+    view: StudentView, targets: BatchTargets
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """Both ends of Σ_v min(p_v, q_v)."""
-    kept = stored(targets)
+    kept = targets.stored
     p = jnp.where(kept, jnp.exp(jnp.where(kept, targets.topk_logprobs, 0.0)), 0.0)
     low = jnp.sum(jnp.minimum(p, jnp.exp(view.head - view.z_hard[:, None])), axis=-1)
     tails = jnp.exp(targets.tail_logmass[:, -1]), jnp.exp(view.tail_hard - view.z_hard)
     return low, low + jnp.minimum(*tails)
 
 
-def _shared_top(logits: Float[Array, "n vocab"], targets: Targets) -> Float[Array, " n"]:
+def _shared_top(logits: Float[Array, "n vocab"], targets: BatchTargets) -> Float[Array, " n"]:
     """By counting what is likelier than each, which sorts nothing: a pass over the logits each."""
-    kept = stored(targets)[:, :TOP]
+    kept = targets.stored[:, :TOP]
     ids = jnp.arange(logits.shape[-1])
 
     def among(column: Int[Array, " n"]) -> Bool[Array, " n"]:

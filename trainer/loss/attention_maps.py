@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from decant.models.decoder.attention import visible
-from decant.trainer.loss.loss_config import AttentionKind
+from decant.trainer.loss.settings import AttentionKind
 
 FLOOR = 1e-30
 """Least probability of the student that the KL tells from zero, whose logarithm is −∞."""

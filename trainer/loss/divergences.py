@@ -3,7 +3,7 @@
 Most often these are k + 1: the stored tokens in the cache's order, then everything else
 together. Merging tokens can only lower a divergence (data processing), so each value is then a
 lower bound of the divergence over the full vocabulary and equal to it when every token is stored.
-What is known of the tail's inner shape is `decant.trainer.loss.tails`' to add.
+What is known of the tail's inner shape is `decant.trainer.loss.tail_corrections`' to add.
 
 A category that does not exist has log-probability −inf on both sides and contributes neither
 value nor gradient.
@@ -23,7 +23,7 @@ Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tv"]
 Tail = Literal["bucket", "sampled", "prior", "renormalize"]
 
 
-class Teacher(NamedTuple):
+class TeacherCategories(NamedTuple):
     """The teacher's side at one temperature."""
 
     logp: Float[Array, "tokens categories"]
@@ -40,7 +40,7 @@ def teacher_categories(
     *,
     beta: Float[Array, ""] | float,
     tail: Tail,
-) -> Teacher:
+) -> TeacherCategories:
     """log p of the teacher at inverse temperature β: k stored tokens, then the tail.
 
     Z_β = log(Σ_K exp(β·logp) + exp A(β)); with tail = "renormalize" the tail is dropped and
@@ -54,7 +54,7 @@ def teacher_categories(
     normaliser = jax.nn.logsumexp(unnormalised, axis=-1, keepdims=True)
     scored = jnp.isfinite(normaliser)
     safe = jnp.where(scored, normaliser, 0.0)
-    return Teacher(
+    return TeacherCategories(
         logp=jnp.where(scored, unnormalised - safe, -jnp.inf),
         log_normaliser=safe[:, 0],
         tail_logmass=mass,

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from decant.models.numerics import contract
-from decant.trainer.loss.loss_config import HiddenKind
+from decant.trainer.loss.settings import HiddenKind
 
 
 def hidden_loss(

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 from decant.models import ModelConfig
 from decant.schemas import Cache
 from decant.schemas.signals import MEAN, AttentionSignal, HiddenSignal, attention_name, hidden_name
-from decant.trainer.loss.loss_config import AttentionLoss, HiddenLoss, Loss
+from decant.trainer.loss.settings import AttentionLoss, HiddenLoss, Loss
 
 AnyTerm = TypeVar("AnyTerm", HiddenLoss, AttentionLoss)
 

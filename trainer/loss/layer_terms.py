@@ -16,7 +16,7 @@ from decant.schemas.targets.hidden import decode_int8
 from decant.trainer.loss.attention_maps import attention_loss
 from decant.trainer.loss.hidden_states import hidden_loss
 from decant.trainer.loss.layer_pairs import AttentionPair, HiddenPair, Pairs
-from decant.trainer.loss.loss_config import AttentionLoss, HiddenLoss, Loss
+from decant.trainer.loss.settings import AttentionLoss, HiddenLoss, Loss
 
 Matrices = Mapping[str, Float[Array, "width stored"]]
 """What the student's states pass: projections by their names, directions by their signals'."""

@@ -19,6 +19,9 @@ FILE = "projections.safetensors"
 PROJECTIONS = "projections"
 """Their place among the parameters, beside the student's `blocks`."""
 
+Parameters = dict[str, Any]
+"""The student's arrays in nested dicts; projections, if there are any, under `PROJECTIONS`."""
+
 
 def initial_projections(pairs: Pairs, *, width: int, run: Path, seed: int) -> dict[str, np.ndarray]:
     """The run's first projections [width, stored], by name: as saved when it began, else made.

@@ -15,22 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from decant.models.mesh.vocabulary import Vocabulary
 from decant.models.numerics import contract
-
-
-class Targets(NamedTuple):
-    """What positions are scored against; the label of position t is the token at t + 1."""
-
-    labels: Int[Array, "*position"]
-    mask: Bool[Array, "*position"]
-    topk_ids: Int[Array, "*position k"]
-    topk_logprobs: Float[Array, "*position k"]
-    tail_logmass: Float[Array, "*position nodes"]
-    tail_ids: Int[Array, "*position m"] | None = None
-    """Drawn from the tail, possibly several times; for tail = "sampled" only, as the next two."""
-    tail_logprobs: Float[Array, "*position m"] | None = None
-    """At T = 1, over the full vocabulary; −inf where there is no draw."""
-    tail_logweights: Float[Array, "*position m"] | None = None
-    """−log(m·r(v)) for a proposal r over the tail; −inf where there is no draw."""
+from decant.trainer.loss.targets import BatchTargets
 
 
 class StudentView(NamedTuple):
@@ -61,20 +46,20 @@ class StudentView(NamedTuple):
     """log Σ exp(β·logit) over the vocabulary."""
 
 
-def take_apart(
+def summarise_logits(
     logits: Float[Array, "n here"],
-    targets: Targets,
+    targets: BatchTargets,
     *,
     beta: Float[Array, ""],
     vocabulary: Vocabulary,
     log_prior: Float[Array, " here"] | None = None,
 ) -> StudentView:
     """Gather the stored columns and reduce the rest, each pass over the logits once."""
-    kept, width = stored(targets), logits.shape[-1]
-    here, columns = _columns_here(targets.topk_ids, width=width, vocabulary=vocabulary)
+    kept, width = targets.stored, logits.shape[-1]
+    here, columns = _local_columns(targets.topk_ids, width=width, vocabulary=vocabulary)
     # An index outside for what is not stored, each another one: scatters drop those.
     columns = jnp.where(kept & here, columns, width + jnp.arange(kept.shape[-1]))
-    label, topk, drawn = _gathered(logits, targets, vocabulary=vocabulary)
+    label, topk, drawn = _gather_logits(logits, targets, vocabulary=vocabulary)
     head = jnp.where(kept, topk, -jnp.inf)
     expected = None
     if log_prior is not None:
@@ -83,7 +68,7 @@ def take_apart(
         expected = contract("nv,v->n", finite, jnp.exp(log_prior))
     # −inf, but made of all that was read off the logits: XLA need not keep a copy of them for that.
     read = head if expected is None else head + expected[:, None]
-    tail = put(logits, columns, read - jnp.inf)
+    tail = set_columns(logits, columns, read - jnp.inf)
     highest = vocabulary.largest(jnp.max(tail, axis=-1))
     top = jnp.where(jnp.isfinite(highest), highest, 0.0)
     below = tail - top[:, None]
@@ -107,7 +92,7 @@ def take_apart(
     )
 
 
-def minus(
+def subtract_at_ids(
     x: Float[Array, "n here"],
     ids: Int[Array, "n some"] | None,
     values: Float[Array, "n some"] | None,
@@ -117,18 +102,18 @@ def minus(
     """`x` with values taken away at ids, which may repeat."""
     if ids is None or values is None:
         return x
-    here, columns = _columns_here(ids, width=x.shape[-1], vocabulary=vocabulary)
+    here, columns = _local_columns(ids, width=x.shape[-1], vocabulary=vocabulary)
     columns = jnp.where(here, columns, x.shape[-1])
     return x.at[jnp.arange(len(ids))[:, None], columns].add(-values, mode="drop")
 
 
-def _gathered(
-    logits: Float[Array, "n here"], targets: Targets, *, vocabulary: Vocabulary
+def _gather_logits(
+    logits: Float[Array, "n here"], targets: BatchTargets, *, vocabulary: Vocabulary
 ) -> tuple[Float[Array, " n"], Float[Array, "n k"], Float[Array, "n m"] | None]:
     """Logits of labels, stored ids and draws, wherever their columns are: one sum for all."""
     wanted = [targets.labels[:, None], targets.topk_ids]
     wanted += [] if targets.tail_ids is None else [targets.tail_ids]
-    here, columns = _columns_here(
+    here, columns = _local_columns(
         jnp.concatenate(wanted, axis=-1), width=logits.shape[-1], vocabulary=vocabulary
     )
     found = jnp.take_along_axis(logits, columns, axis=-1)
@@ -138,7 +123,7 @@ def _gathered(
     return label[:, 0], topk, None if targets.tail_ids is None else drawn
 
 
-def _columns_here(
+def _local_columns(
     ids: Int[Array, "n some"], *, width: int, vocabulary: Vocabulary
 ) -> tuple[Bool[Array, "n some"], Int[Array, "n some"]]:
     """Whether each id's column is this device's, and its number, or some other here."""
@@ -147,13 +132,7 @@ def _columns_here(
     return here, jnp.where(here, columns, 0)
 
 
-def stored(targets: Targets) -> Bool[Array, "n k"]:
-    """Which columns hold a target."""
-    # Not where a position is not scored: padding repeats id 0, and scatters promise unique ids.
-    return jnp.isfinite(targets.topk_logprobs) & targets.mask[:, None]
-
-
-def put(
+def set_columns(
     x: Float[Array, "n here"],
     columns: Int[Array, "n k"],
     values: Float[Array, "n k"] | float,

@@ -19,14 +19,14 @@ from decant.models.mesh.sharding import DATA, FSDP, TENSOR, rows_axes
 from decant.models.mesh.vocabulary import Vocabulary
 
 
-class Split(NamedTuple):
+class VocabularySplit(NamedTuple):
     """Hashable, so that compiled programs may depend on it. Without a mesh all is here."""
 
     vocabulary: Vocabulary
     mesh: Mesh | None = None
 
     @classmethod
-    def of(cls, mesh: Mesh | None, *, size: int) -> Split:
+    def of(cls, mesh: Mesh | None, *, size: int) -> VocabularySplit:
         """The split of a vocabulary of `size` ids."""
         if mesh is None or mesh.size == 1:
             return cls(Vocabulary(size))

@@ -30,10 +30,11 @@ from decant.trainer.judging.tally import (
     position_group,
     position_groups,
 )
+from decant.trainer.loss.batch_fields import to_device
+from decant.trainer.loss.objective import Objective
 from decant.trainer.run.binding import read_run_settings
 from decant.trainer.run.student import INITIAL
 from decant.trainer.run.trained_student import checkpoint_step, load_student
-from decant.trainer.update.step import to_device
 
 FILE = "evaluation.json"
 COUNTED_TOKENS = 1 << 22
@@ -55,9 +56,7 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     compiled = jax.jit(
         partial(
             batch_measures,
-            graph,
-            vocabulary=cache.manifest.vocabulary_size,
-            chunk_tokens=Loss().chunk_tokens,
+            Objective(graph, Loss(), vocabulary=cache.manifest.vocabulary_size),
         )
     )
     inputs = _measure_inputs(cache, temperature=temperature, mesh=mesh)

@@ -20,9 +20,9 @@ from decant.models import open_checkpoint
 from decant.models.numerics import logits as logits_of
 from decant.models.text.tokenizer import Tokenizer
 from decant.trainer.config import Generate
+from decant.trainer.loss.projections import Parameters
 from decant.trainer.run.student import INITIAL
 from decant.trainer.run.trained_student import load_student
-from decant.trainer.update.step import Parameters
 
 Sampler = Callable[[Int[np.ndarray, "sample position"], int], Int[np.ndarray, " sample"]]
 """(rows, length): the token that follows the first `length` tokens of each row."""

@@ -23,10 +23,11 @@ from decant.schemas.disk.atomic import write_bytes
 from decant.settings import parse_tables, read_table
 from decant.trainer.config import Evaluate, Train
 from decant.trainer.data.mixture import check_mixture, open_others
+from decant.trainer.loss.batch_fields import check_targets
 from decant.trainer.results.evaluate import evaluate
 from decant.trainer.run.binding import read_run_settings
 from decant.trainer.run.checkpoint import latest_step
-from decant.trainer.run.requirements import check_cache, settled
+from decant.trainer.run.requirements import settled
 from decant.trainer.run.train import train
 
 COMPARISON = "comparison.json"
@@ -184,7 +185,7 @@ def _check(config: Train, name: str) -> None:
     """ValueError that says the student, if its settings do not fit the cache."""
     try:
         cache = open_cache(config.cache)
-        check_cache(cache, loss=config.loss)
+        check_targets(cache, loss=config.loss)
         config, pairs = settled(config, cache=cache)
         check_mixture(cache, open_others(config.data), loss=config.loss, pairs=pairs)
     except ValueError as error:

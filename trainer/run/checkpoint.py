@@ -19,7 +19,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from decant.trainer.config import Keep
-from decant.trainer.update.step import Parameters, TrainState
+from decant.trainer.loss.projections import Parameters
+from decant.trainer.update.step import TrainState
 
 CHECKPOINTS = "checkpoints"
 By = Literal["kl", "ce"]

@@ -15,12 +15,13 @@ from jax.sharding import Mesh
 from decant.trainer.config import Train
 from decant.trainer.data.batches import Batches
 from decant.trainer.judging.heldout import Evaluator
+from decant.trainer.loss.batch_fields import to_device
 from decant.trainer.run.binding import Bound
 from decant.trainer.run.checkpoint import Checkpoints
 from decant.trainer.run.metrics_log import MetricsLog
 from decant.trainer.run.processes import StopAgreement
 from decant.trainer.run.speed import Clock
-from decant.trainer.update.step import TrainState, to_device
+from decant.trainer.update.step import TrainState
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,16 @@ from jax.sharding import Mesh
 
 from decant.models import Decoder
 from decant.models.mesh.accelerator import unused_accelerator
+from decant.models.mesh.execution import Execution
 from decant.models.mesh.sharding import rows_here, rows_split, student_mesh
 from decant.schemas import Cache, open_cache
 from decant.trainer.config import Optimiser, Train
 from decant.trainer.data.batches import Batches, updates
 from decant.trainer.data.mixture import check_mixture, open_others, taught
 from decant.trainer.judging.heldout import make_evaluator
+from decant.trainer.loss.batch_fields import check_targets
 from decant.trainer.loss.layer_pairs import Pairs
+from decant.trainer.loss.objective import Objective, Tables
 from decant.trainer.loss.projections import initial_projections
 from decant.trainer.run.binding import Bound, bind, cache_at_start
 from decant.trainer.run.checkpoint import Checkpoints, latest_step
@@ -34,7 +37,7 @@ from decant.trainer.run.processes import (
     is_first_process,
     join_processes,
 )
-from decant.trainer.run.requirements import check_cache, directions, settled, tail_prior
+from decant.trainer.run.requirements import directions, settled, tail_prior
 from decant.trainer.run.speed import Clock, peak_flops, update_flops
 from decant.trainer.run.student import initial_student
 from decant.trainer.run.trained_student import graph_and_all_parameters
@@ -54,12 +57,14 @@ def train(config: Train) -> bool:
     steps = updates(cache, config=config.data)
     mesh = student_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     _check_batch(config, steps=steps, row_shards=rows_split(mesh))
-    check_cache(cache, loss=config.loss)
+    check_targets(cache, loss=config.loss)
     config, pairs = settled(config, cache=cache)
     others = open_others(config.data)
     check_mixture(cache, others, loss=config.loss, pairs=pairs)
-    prior = tail_prior(cache, loss=config.loss, mesh=mesh, others=taught(others))
-    principal_directions = directions(cache, pairs=pairs, mesh=mesh)
+    tables = Tables(
+        prior=tail_prior(cache, loss=config.loss, mesh=mesh, others=taught(others)),
+        directions=directions(cache, pairs=pairs, mesh=mesh),
+    )
     bound, student, projections = first_then_others(
         lambda: _begin(config, cache=cache, others=others, steps=steps, pairs=pairs, mesh=mesh)
     )
@@ -68,6 +73,13 @@ def train(config: Train) -> bool:
         student.config, rows=config.data.batch_rows, length=cache.manifest.sequence_length
     )
     del student
+    objective = Objective(
+        graph,
+        config.loss,
+        vocabulary=cache.manifest.vocabulary_size,
+        pairs=pairs,
+        execution=Execution(mesh, config.remat),
+    )
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(config.run, keep=config.keep)
         stack.callback(checkpoints.close)
@@ -105,24 +117,19 @@ def train(config: Train) -> bool:
             metrics=metrics,
             mesh=mesh,
             step=make_train_step(
-                graph,
-                config=config,
-                vocabulary=cache.manifest.vocabulary_size,
+                objective,
+                optimiser=config.optimiser,
                 steps=steps,
-                prior=prior,
-                pairs=pairs,
-                directions=principal_directions,
-                mesh=mesh,
+                microbatches=config.data.microbatches,
+                tables=tables,
                 places=jax.tree.map(lambda x: x.sharding, state),
             ),
             # Opened a second time, because a prefetching thread reads the cache above.
             judge=make_evaluator(
-                graph,
+                objective,
                 cache=cache_at_start(open_cache(config.cache), run=config.run),
                 rows=config.heldout_rows,
                 batch_rows=config.data.batch_rows // config.data.microbatches,
-                chunk_tokens=config.loss.chunk_tokens,
-                mesh=mesh,
             ),
             clock=Clock(flops=flops, peak=peak_flops(mesh.devices.ravel().tolist())),
         )

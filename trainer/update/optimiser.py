@@ -15,10 +15,10 @@ import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from decant.trainer.config import Optimiser
+from decant.trainer.update.freezing import TrainedPart
 from decant.trainer.update.parameter_names import (
     STACKED,
     Path,
-    Trained,
     Tree,
     matches,
     names,
@@ -44,21 +44,21 @@ _MATRICES = {
 """Axes of a block's matrices, counted from the last: those before are layers and experts."""
 
 
-def optimiser(config: Optimiser) -> optax.GradientTransformation:
+def make_optimiser(config: Optimiser) -> optax.GradientTransformation:
     """From gradients to what the learning rate, applied outside, is multiplied with.
 
     Frozen parameters have no moments and a direction of zero.
     """
 
     def init(params: Tree) -> Any:
-        trained = Trained(params, freeze=config.freeze)
-        return _chain(config, decay=decayed(params, config)).init(trained.of(params))
+        trained = TrainedPart(params, freeze=config.freeze)
+        return _chain(config, decay=decayed(params, config)).init(trained.select(params))
 
     def update(updates: Tree, state: Any, params: Tree = None) -> tuple[Tree, Any]:
-        trained = Trained(params, freeze=config.freeze)
+        trained = TrainedPart(params, freeze=config.freeze)
         chain = _chain(config, decay=decayed(params, config))
-        moves, state = chain.update(trained.of(updates), state, trained.of(params))
-        return trained.spread(moves, like=params), state
+        moves, state = chain.update(trained.select(updates), state, trained.select(params))
+        return trained.with_zeros(moves, like=params), state
 
     return optax.GradientTransformation(init, update)
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
 
 
-def like_parameters(abstract: Any, *, params: dict[str, Any], mesh: Mesh) -> Any:
+def moment_shardings(abstract: Any, *, params: dict[str, Any], mesh: Mesh) -> Any:
     """A sharding for each array of an optimiser's state.
 
     Those of a parameter's name and shape lie like it; the rest (counters, factored moments) is

@@ -12,19 +12,19 @@ from flax import nnx
 
 from decant.models import Decoder, ModelConfig, open_checkpoint
 from decant.models.mesh.sharding import make_mesh
-from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Optimiser, Train
+from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Optimiser
 from decant.trainer.data.batches import Batches
-from decant.trainer.loss.chunk import Sums
+from decant.trainer.loss.batch_fields import loss_fields, signal_fields, to_device
+from decant.trainer.loss.chunk_loss import HeadSums
 from decant.trainer.loss.layer_pairs import pairs, with_layers
+from decant.trainer.loss.objective import Objective, Tables, scheduled_values
 from decant.trainer.loss.projections import initial_projections, with_projections
-from decant.trainer.run.requirements import arrays, directions, fields
+from decant.trainer.run.requirements import directions
 from decant.trainer.run.student import parameters, teacher_config
 from decant.trainer.update.step import (
     initial_state,
     make_train_step,
     mean_gradient,
-    to_device,
-    values_at,
 )
 from tests.formulas.slopes import apart, relative
 
@@ -95,70 +95,57 @@ def given(loss, cache, shape, rows, *, tmp_path):
     made = initial_projections(chosen, width=shape.hidden_size, run=tmp_path, seed=0)
     signals = ("logits", *chosen.signals)
     batch = cache.read(rows, signals=signals, decode=False)
-    needed = (*fields(loss.tail), *arrays(chosen.signals, batch))
+    needed = (*loss_fields(loss.tail), *signal_fields(chosen.signals, batch))
     return SimpleNamespace(
-        loss=loss,
-        pairs=chosen,
-        graph=graph,
+        objective=Objective(graph, loss, vocabulary=V, pairs=chosen),
         params=with_projections(params, jax.tree.map(jnp.asarray, made)),
         batch={name: jnp.asarray(batch[name]) for name in needed},
         decoded=cache.read(rows, signals=signals),
-        directions=directions(cache, pairs=chosen, mesh=make_mesh()),
+        tables=Tables(directions=directions(cache, pairs=chosen, mesh=make_mesh())),
     )
 
 
 # Without LLVM's optimiser: compiling is most of what these tests do.
 @partial(
     jax.jit,
-    static_argnames=("graph", "loss", "pairs", "microbatches"),
+    static_argnames=("objective", "microbatches"),
     compiler_options={"xla_backend_optimization_level": 0},
 )
-def compiled(graph, params, batch, directions, *, loss, pairs, microbatches):
+def compiled(objective, params, batch, tables, *, microbatches):
     return mean_gradient(
-        graph,
+        objective,
         params,
         batch,
-        loss=loss,
-        values=values_at(loss, 0, steps=1),
-        vocabulary=V,
+        values=scheduled_values(objective.loss, 0, steps=1),
         microbatches=microbatches,
-        pairs=pairs,
-        directions=directions,
+        tables=tables,
     )
 
 
-def gradient(it, *, microbatches=1, **changes):
-    it = SimpleNamespace(**{**vars(it), **changes})
-    return compiled(
-        it.graph,
-        it.params,
-        it.batch,
-        it.directions,
-        loss=it.loss,
-        pairs=it.pairs,
-        microbatches=microbatches,
-    )
+def gradient(case, *, microbatches=1, **changes):
+    case = SimpleNamespace(**{**vars(case), **changes})
+    return compiled(case.objective, case.params, case.batch, case.tables, microbatches=microbatches)
 
 
-def textbook_terms(it, states, maps, projections):
+def textbook_terms(case, states, maps, projections):
     """Each term's mean over pairs and counted tokens; written for numpy and jax.numpy alike.
 
     `states` and `maps` are the student's by layer; the teacher's are what `Cache.read` decodes.
     """
     xp = np if isinstance(states[2], np.ndarray) else jnp
-    decoded, mask = it.decoded, it.decoded["loss_mask"]
+    decoded, mask = case.decoded, case.decoded["loss_mask"]
     segments = decoded["segment_ids"]
     seen = (segments[:, :, None] == segments[:, None, :]) & np.tri(segments.shape[1], dtype=bool)
     found = []
-    for number, term in enumerate(it.loss.hidden):
+    for number, term in enumerate(case.objective.loss.hidden):
         terms = []
         layers = zip(term.student_layers, term.teacher_layers, strict=True)
         for at, (ours, theirs) in enumerate(layers):
             x, y = states[ours], np.float64(decoded[f"hidden/{theirs}"])
             if term.projection:
                 x = x @ projections[f"hidden-{number}-{at}"]
-            elif f"hidden/{theirs}" in it.directions:
-                x = x @ np.float64(it.directions[f"hidden/{theirs}"])
+            elif f"hidden/{theirs}" in case.tables.directions:
+                x = x @ np.float64(case.tables.directions[f"hidden/{theirs}"])
             if term.kind == "mse":
                 distance = ((x - y) ** 2).mean(-1)
             else:
@@ -166,7 +153,7 @@ def textbook_terms(it, states, maps, projections):
                 distance = 1 - (x * y).sum(-1) / xp.sqrt(squares)
             terms.append(xp.where(mask, distance, 0).sum() / mask.sum())
         found.append(sum(terms) / len(terms))
-    for term in it.loss.attention:
+    for term in case.objective.loss.attention:
         terms = []
         for ours, theirs in zip(term.student_layers, term.teacher_layers, strict=True):
             q, p = maps[ours], np.float64(decoded[f"attention/{theirs}"])
@@ -186,10 +173,10 @@ def textbook_terms(it, states, maps, projections):
     return found
 
 
-def student_side(it, params):
-    model = nnx.merge(it.graph, {k: v for k, v in params.items() if k != "projections"})
-    rows = (it.batch["segment_ids"], it.batch["positions"])
-    _, states = model(it.batch["tokens"], *rows, hidden_layers=(0, 1, 2))
+def student_side(case, params):
+    model = nnx.merge(case.objective.graph, {k: v for k, v in params.items() if k != "projections"})
+    rows = (case.batch["segment_ids"], case.batch["positions"])
+    _, states = model(case.batch["tokens"], *rows, hidden_layers=(0, 1, 2))
     maps = {block: model.attention_maps(states[block], *rows, layer=block) for block in (0, 1)}
     return states, maps, params.get("projections", {})
 
@@ -206,12 +193,12 @@ def student_side(it, params):
 )
 def test_every_term_s_value_and_gradient_are_the_formula_s(loss, shape, fixture, request, tmp_path):
     cache = request.getfixturevalue(fixture)
-    it = given(loss, cache, shape, packed_rows(cache), tmp_path=tmp_path)
-    value, totals, whole = gradient(it)
-    count = it.decoded["loss_mask"].sum()
+    case = given(loss, cache, shape, packed_rows(cache), tmp_path=tmp_path)
+    value, totals, whole = gradient(case)
+    count = case.decoded["loss_mask"].sum()
 
     to_float64 = partial(jax.tree.map, lambda x: np.asarray(x, np.float64))
-    expected = textbook_terms(it, *to_float64(student_side(it, it.params)))
+    expected = textbook_terms(case, *to_float64(student_side(case, case.params)))
     found = [float(x) / count for x in (*totals.terms.hidden, *totals.terms.attention)]
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-7)
     head = (loss.alpha * totals.head.kl + (1 - loss.alpha) * totals.head.ce) / count
@@ -219,21 +206,22 @@ def test_every_term_s_value_and_gradient_are_the_formula_s(loss, shape, fixture,
     np.testing.assert_allclose(value, head + np.dot(weights, expected), rtol=1e-5)
 
     # What the terms add to the head's gradient, which has tests of its own.
-    bare = dataclasses.replace(it.loss, hidden=(), attention=())
-    student_only = {name: x for name, x in it.params.items() if name != "projections"}
-    _, _, without = gradient(
-        it, loss=bare, params=student_only, pairs=pairs(bare, cache=cache, student=shape)
+    bare = dataclasses.replace(case.objective.loss, hidden=(), attention=())
+    student_only = {name: x for name, x in case.params.items() if name != "projections"}
+    objective = dataclasses.replace(
+        case.objective, loss=bare, pairs=pairs(bare, cache=cache, student=shape)
     )
-    without = {**jax.tree.map(jnp.zeros_like, it.params), **without}
+    _, _, without = gradient(case, objective=objective, params=student_only)
+    without = {**jax.tree.map(jnp.zeros_like, case.params), **without}
 
     def written_out(params):
         return jnp.dot(
-            jnp.asarray(weights), jnp.stack(textbook_terms(it, *student_side(it, params)))
+            jnp.asarray(weights), jnp.stack(textbook_terms(case, *student_side(case, params)))
         )
 
     expected = jax.jit(
         jax.grad(written_out), compiler_options={"xla_backend_optimization_level": 0}
-    )(it.params)
+    )(case.params)
     added = jax.tree.map(jnp.subtract, whole, without)
     assert relative(added, expected) < 2e-4
 
@@ -254,9 +242,10 @@ def test_what_is_compared_is_the_teacher_s_own(layered_cache, layered_root, tmp_
     )
     found = []
     for loss in (everything, crossed):
-        it = given(loss, layered_cache, shape, rows, tmp_path=tmp_path)
-        it.graph, it.params = parameters(open_checkpoint(layered_root / "teacher").load())
-        totals = gradient(it)[1]
+        case = given(loss, layered_cache, shape, rows, tmp_path=tmp_path)
+        graph, case.params = parameters(open_checkpoint(layered_root / "teacher").load())
+        case.objective = dataclasses.replace(case.objective, graph=graph)
+        totals = gradient(case)[1]
         count = totals.head.count
         found.append(
             [float(totals.terms.hidden[0] / count), float(totals.terms.attention[0] / count)]
@@ -272,11 +261,11 @@ def test_what_is_compared_is_the_teacher_s_own(layered_cache, layered_root, tmp_
 def test_accumulating_microbatches_equals_one_batch(loss, shape, layered_cache, tmp_path):
     """One full piece, one of five counted tokens, one of none: each is divided by all tokens."""
     rows = layered_cache.rows(split="train")[:4]
-    it = given(loss, layered_cache, shape, rows, tmp_path=tmp_path)
-    mask = it.batch["loss_mask"].at[0, 5:].set(False).at[3].set(False)
-    it.batch = {**it.batch, "loss_mask": mask}
-    value, totals, whole = gradient(it)
-    other, sums, pieces = gradient(it, microbatches=4)
+    case = given(loss, layered_cache, shape, rows, tmp_path=tmp_path)
+    mask = case.batch["loss_mask"].at[0, 5:].set(False).at[3].set(False)
+    case.batch = {**case.batch, "loss_mask": mask}
+    value, totals, whole = gradient(case)
+    other, sums, pieces = gradient(case, microbatches=4)
     np.testing.assert_allclose(other, value, rtol=1e-6)
     for one, another in zip(jax.tree.leaves(sums), jax.tree.leaves(totals), strict=True):
         np.testing.assert_allclose(one, another, rtol=1e-6)
@@ -287,12 +276,12 @@ def test_accumulating_microbatches_equals_one_batch(loss, shape, layered_cache, 
 def test_rows_without_targets_change_nothing_whatever_is_stored_there(layered_cache, tmp_path):
     """As capture leaves a row in which the teacher gave NaN."""
     rows = layered_cache.rows(split="train")[:3]
-    it = given(MANY, layered_cache, TWIN, rows, tmp_path=tmp_path)
-    value, _, expected = gradient(it, batch={name: x[:2] for name, x in it.batch.items()})
-    batch = {**it.batch, "loss_mask": it.batch["loss_mask"].at[2].set(False)}
+    case = given(MANY, layered_cache, TWIN, rows, tmp_path=tmp_path)
+    value, _, expected = gradient(case, batch={name: x[:2] for name, x in case.batch.items()})
+    batch = {**case.batch, "loss_mask": case.batch["loss_mask"].at[2].set(False)}
     for name in ("hidden/1", "hidden/2"):
         batch[name] = batch[name].at[2].set(jnp.nan)
-    other, _, got = gradient(it, batch=batch)
+    other, _, got = gradient(case, batch=batch)
     np.testing.assert_allclose(other, value, rtol=1e-6)
     assert apart(got, expected) < 1e-6
 
@@ -303,23 +292,16 @@ def test_a_batch_is_read_as_it_is_stored_and_only_what_is_needed(narrow_cache):
     batches.close()
     assert {str(batch[name].dtype) for name in ("hidden/1", "attention/1")} == {"int8", "bfloat16"}
     there = to_device(batch, mesh=make_mesh(), tail="bucket", signals=("hidden/1", "attention/1"))
-    assert set(there) - set(fields("bucket")) == {"hidden/1", "hidden/1-scale", "attention/1"}
-    assert set(to_device(batch, mesh=make_mesh(), tail="bucket")) == set(fields("bucket"))
+    assert set(there) - set(loss_fields("bucket")) == {"hidden/1", "hidden/1-scale", "attention/1"}
+    assert set(to_device(batch, mesh=make_mesh(), tail="bucket")) == set(loss_fields("bucket"))
 
 
-def one_update(it):
+def one_update(case):
     """The third of five, as a checkpoint gives the state back: the step and what it made of it."""
-    step = make_train_step(
-        it.graph,
-        config=Train(loss=it.loss),
-        vocabulary=V,
-        steps=5,
-        pairs=it.pairs,
-        directions=it.directions,
-    )
+    step = make_train_step(case.objective, optimiser=Optimiser(), steps=5, tables=case.tables)
 
     def update(batch):
-        state = initial_state(jax.tree.map(jnp.copy, it.params), config=Optimiser())
+        state = initial_state(jax.tree.map(jnp.copy, case.params), config=Optimiser())
         return step(state._replace(step=jnp.int32(2)), batch)
 
     return update
@@ -342,10 +324,10 @@ def test_a_step_learns_from_terms_reports_them_and_skips_what_is_not_finite(
     layered_cache, tmp_path
 ):
     rows = layered_cache.rows(split="train")[:2]
-    it = given(MOVING, layered_cache, SMALL, rows, tmp_path=tmp_path)
-    update = one_update(it)
-    state, metrics = update(it.batch)
-    assert relative(state.params["projections"], it.params["projections"]) > 0
+    case = given(MOVING, layered_cache, SMALL, rows, tmp_path=tmp_path)
+    update = one_update(case)
+    state, metrics = update(case.batch)
+    assert relative(state.params["projections"], case.params["projections"]) > 0
     assert float(metrics["hidden[0].weight"]) == 2.0  # halfway
     assert "attention[0].weight" not in metrics
     # Several of a kind are reported by their mean, without their weights.
@@ -357,21 +339,21 @@ def test_a_step_learns_from_terms_reports_them_and_skips_what_is_not_finite(
     )
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
 
-    at = tuple(np.argwhere(np.asarray(it.batch["loss_mask"]))[0])
-    odd = it.batch["hidden/2"].at[at].set(jnp.nan)
-    state, metrics = update({**it.batch, "hidden/2": odd})
+    at = tuple(np.argwhere(np.asarray(case.batch["loss_mask"]))[0])
+    odd = case.batch["hidden/2"].at[at].set(jnp.nan)
+    state, metrics = update({**case.batch, "hidden/2": odd})
     assert not np.isfinite(metrics["loss"])
     assert metrics["skipped_in_a_row"] == 1
-    assert relative(state.params, it.params) == 0
+    assert relative(state.params, case.params) == 0
 
 
 def test_a_run_of_logits_only_has_no_trace_of_terms(layered_cache, tmp_path):
     """Neither an input nor an output more: the state, the fields of a batch, and the metrics."""
     rows = layered_cache.rows(split="train")[:2]
     loss = Loss(tail="bucket", chunk_tokens=64)
-    it = given(loss, layered_cache, SMALL, rows, tmp_path=tmp_path)
-    assert set(it.batch) == set(fields("bucket"))
-    state, metrics = one_update(it)(it.batch)
+    case = given(loss, layered_cache, SMALL, rows, tmp_path=tmp_path)
+    assert set(case.batch) == set(loss_fields("bucket"))
+    state, metrics = one_update(case)(case.batch)
     assert set(metrics) == {
         "loss",
         "kl_loss",
@@ -386,9 +368,7 @@ def test_a_run_of_logits_only_has_no_trace_of_terms(layered_cache, tmp_path):
         "skipped_in_a_row",
     }
     assert "projections" not in state.params
-    lowered = compiled.lower(
-        it.graph, it.params, it.batch, it.directions, loss=loss, pairs=it.pairs, microbatches=1
-    )
-    leaves = len(jax.tree.leaves(it.params))
-    assert len(jax.tree.leaves(lowered.in_avals)) == leaves + len(fields("bucket"))
-    assert len(jax.tree.leaves(lowered.out_info)) == 1 + len(Sums._fields) + leaves
+    lowered = compiled.lower(case.objective, case.params, case.batch, case.tables, microbatches=1)
+    leaves = len(jax.tree.leaves(case.params))
+    assert len(jax.tree.leaves(lowered.in_avals)) == leaves + len(loss_fields("bucket"))
+    assert len(jax.tree.leaves(lowered.out_info)) == 1 + len(HeadSums._fields) + leaves

@@ -25,7 +25,7 @@ from decant.trainer.judging.tally import (
     position_group,
     position_groups,
 )
-from decant.trainer.loss.student_view import Targets
+from decant.trainer.loss.targets import BatchTargets
 from decant.trainer.results.evaluate import evaluate, read_evaluation, token_shares
 from decant.trainer.run.metrics_log import read_metrics
 from decant.trainer.run.trained_student import load_student
@@ -247,7 +247,7 @@ def test_what_is_masked_or_not_stored_does_not_matter():
     tail[0, ids[0, 2]] = True
     mass = np.log((tail[..., None] * np.exp(teacher[..., None] * betas)).sum(1))
     mask = np.array([1, 1, 0, 1, 1, 0, 1, 1], bool)
-    targets = Targets(
+    targets = BatchTargets(
         labels=jnp.asarray(rng.integers(20, size=8)),
         mask=jnp.asarray(mask),
         topk_ids=jnp.asarray(np.where(mask[:, None], ids, 0)),
@@ -274,7 +274,7 @@ def test_what_is_masked_or_not_stored_does_not_matter():
 
 def test_where_nothing_is_stored_nobody_agrees():
     """Not even with id 0, which stands in the columns that hold nothing."""
-    targets = Targets(
+    targets = BatchTargets(
         labels=jnp.array([1]),
         mask=jnp.array([True]),
         topk_ids=jnp.zeros((1, 2), jnp.int32),
@@ -288,7 +288,7 @@ def test_where_nothing_is_stored_nobody_agrees():
 
 def test_of_equal_logits_the_lower_id_is_the_likelier():
     logits = jnp.zeros((1, 9))
-    targets = Targets(
+    targets = BatchTargets(
         labels=jnp.zeros(1, jnp.int32),
         mask=jnp.ones(1, bool),
         topk_ids=jnp.asarray([[4, 5, 6]], jnp.int32),

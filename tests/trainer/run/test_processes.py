@@ -19,8 +19,8 @@ from decant.trainer.config import (
     Distributed,
     HiddenLoss,
     Loss,
-    MeshShape,
     Student,
+    StudentMesh,
     Train,
 )
 from decant.trainer.data.batches import Batches
@@ -154,7 +154,7 @@ def test_what_is_not_said_of_the_processes_is_named(config, message):
 
 
 def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_written(alone, tmp_path):
-    config = dataclasses.replace(alone, run=tmp_path / "run", mesh=MeshShape(fsdp=2, tensor=2))
+    config = dataclasses.replace(alone, run=tmp_path / "run", mesh=StudentMesh(fsdp=2, tensor=2))
     with pytest.raises(ValueError, match=r"fsdp = 2, tensor = 2 needs 4 devices.* there are 1"):
         train(config)
     assert not config.run.exists()

@@ -14,18 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from decant.models import ModelConfig
-from decant.models.mesh.execution import Remat
+from decant.models.mesh.execution import Execution, Remat
 from decant.models.mesh.sharding import everywhere, place, student_mesh
 from decant.schemas import open_cache
-from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Optimiser, Train
+from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Optimiser
 from decant.trainer.data.batches import Batches
-from decant.trainer.loss.chunk import Recipe
-from decant.trainer.loss.head import distillation_loss
+from decant.trainer.loss.batch_fields import to_device
+from decant.trainer.loss.chunk_loss import Recipe
+from decant.trainer.loss.fused_head import distillation_loss
 from decant.trainer.loss.layer_pairs import pairs, with_layers
+from decant.trainer.loss.objective import Objective, Tables
 from decant.trainer.loss.projections import initial_projections, with_projections
 from decant.trainer.run.requirements import tail_prior
 from decant.trainer.run.student import parameters, teacher_config
-from decant.trainer.update.step import initial_state, make_train_step, to_device
+from decant.trainer.update.step import initial_state, make_train_step
 from tests.making.heads import given_tail, prior_nodes
 from tests.making.models import random_decoder
 
@@ -105,7 +107,6 @@ def run(cache, batches, loss, sizes):
     )
     teacher = teacher_config(cache)
     loss = with_layers(loss, cache=cache, teacher=teacher, student=STUDENT)
-    config = Train(loss=loss, data=Data(batch_rows=ROWS), remat=REMAT[sizes])
     compared = pairs(loss, cache=cache, student=STUDENT)
     model = random_decoder(STUDENT)
     place(model, mesh)
@@ -114,13 +115,16 @@ def run(cache, batches, loss, sizes):
     there = {name: everywhere(x, mesh) for name, x in projections.items()}
     state = initial_state(with_projections(params, there), config=Optimiser(), mesh=mesh)
     step = make_train_step(
-        graph,
-        config=config,
-        vocabulary=512,
+        Objective(
+            graph,
+            loss,
+            vocabulary=512,
+            pairs=compared,
+            execution=Execution(mesh, REMAT[sizes]),
+        ),
+        optimiser=Optimiser(),
         steps=STEPS,
-        prior=tail_prior(cache, loss=loss, mesh=mesh),
-        pairs=compared,
-        mesh=mesh,
+        tables=Tables(prior=tail_prior(cache, loss=loss, mesh=mesh)),
         places=jax.tree.map(lambda x: x.sharding, state),
     )
     first = to_device(batches[0], mesh=mesh, tail=loss.tail, signals=compared.signals)
@@ -137,7 +141,7 @@ def run(cache, batches, loss, sizes):
     consumed, found = state, []
     for batch in batches:
         batch = to_device(batch, mesh=mesh, tail=loss.tail, signals=compared.signals)
-        state, metrics = program(state, batch, *step.given)
+        state, metrics = program(state, batch, step.tables)
         found.append(float(metrics["loss"]))
     facts["deleted"] = all(x.is_deleted() for x in jax.tree.leaves(consumed))
     facts["stays"] = before == jax.tree.map(lambda x: x.sharding, state)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from decant.trainer.loss.chunk import Sums
+from decant.trainer.loss.chunk_loss import HeadSums
 from tests.formulas import dense
 from tests.making.heads import given_tail, relative
 from tests.trainer.update.meshes_side import CASES, ROUTES, STEPS, exhausted, shape
@@ -91,10 +91,10 @@ def test_a_shared_vocabulary_scores_like_the_dense_formula(run, tail, kind):
             expected = dense.loss(*rows, p=p, **settings)
         else:
             expected = dense.loss(*rows, softcap=3.0, **settings)
-        got = [run[2][f"{name}{tail} {kind} {i}"] for i in range(3 + len(Sums._fields))]
+        got = [run[2][f"{name}{tail} {kind} {i}"] for i in range(3 + len(HeadSums._fields))]
         value, *sums, d_hidden, d_unembedding = got
         np.testing.assert_allclose(value, expected[0], rtol=1e-5)
-        np.testing.assert_allclose(Sums(*sums).ce, expected[2], rtol=1e-5)
-        assert Sums(*sums).count == targets.mask.sum()
+        np.testing.assert_allclose(HeadSums(*sums).ce, expected[2], rtol=1e-5)
+        assert HeadSums(*sums).count == targets.mask.sum()
         assert relative(d_hidden, expected[3]) < 2e-5
         assert relative(d_unembedding, expected[4]) < 2e-5

@@ -9,25 +9,26 @@ import pytest
 from flax import nnx
 
 from decant.models import Decoder, ModelConfig, open_checkpoint
+from decant.models.mesh.execution import Execution
 from decant.models.mesh.sharding import make_mesh
 from decant.models.numerics import logits as logits_of
 from decant.schemas.records.rows import next_tokens
 from decant.trainer.config import Data, Loss, Optimiser, Train
 from decant.trainer.judging.heldout import make_evaluator, spread_rows
-from decant.trainer.run.requirements import fields
+from decant.trainer.loss.batch_fields import loss_fields
+from decant.trainer.loss.objective import Objective, Tables, scheduled_values
 from decant.trainer.run.student import parameters
 from decant.trainer.update.step import (
     initial_state,
     make_train_step,
     mean_gradient,
-    updated,
-    values_at,
+    updated_state,
 )
 from tests.formulas import dense
 from tests.making.heads import prior_nodes
 
 V = 512
-FIELDS = fields("bucket")
+FIELDS = loss_fields("bucket")
 
 
 def student(seed=1, vocabulary=V, **kwargs):
@@ -50,30 +51,27 @@ def student(seed=1, vocabulary=V, **kwargs):
 # Without LLVM's optimiser: compiling is most of what these tests do.
 @partial(
     jax.jit,
-    static_argnames=("graph", "loss", "microbatches"),
+    static_argnames=("objective", "microbatches"),
     compiler_options={"xla_backend_optimization_level": 0},
 )
-def compiled_gradient(graph, params, batch, prior, *, loss, microbatches):
+def compiled_gradient(objective, params, batch, tables, *, microbatches):
     return mean_gradient(
-        graph,
+        objective,
         params,
         batch,
-        loss=loss,
-        values=values_at(loss, 0, steps=1),
-        vocabulary=V,
+        values=scheduled_values(objective.loss, 0, steps=1),
         microbatches=microbatches,
-        prior=prior,
+        tables=tables,
     )
 
 
 def gradient(graph, params, batch, *, microbatches=1, prior=None, **settings):
     loss = Loss(**{"chunk_tokens": 64, "tail": "bucket", **settings})
     return compiled_gradient(
-        graph,
+        Objective(graph, loss, vocabulary=V),
         params,
-        {name: batch[name] for name in fields(loss.tail)},
-        prior,
-        loss=loss,
+        {name: batch[name] for name in loss_fields(loss.tail)},
+        Tables(prior=prior),
         microbatches=microbatches,
     )
 
@@ -143,7 +141,10 @@ def test_held_out_figures_are_those_of_the_dense_formula(whole_cache, root):
     agree = np.argmax(hidden @ model.unembedding(), -1) == np.argmax(teacher, -1)
     # Batches of 2 leave a last one of 1, which is padded.
     judge = make_evaluator(
-        graph, cache=whole_cache, rows=5, batch_rows=2, chunk_tokens=32, mesh=make_mesh()
+        Objective(graph, Loss(chunk_tokens=32), vocabulary=V, execution=Execution(make_mesh())),
+        cache=whole_cache,
+        rows=5,
+        batch_rows=2,
     )
     got = judge(params)
     assert got["heldout_tokens"] == mask.sum()
@@ -228,10 +229,10 @@ def test_under_bfloat16_weights_and_moments_stay_float32(cache):
     half_graph, params = student(dtype=jnp.bfloat16)
     batch = read(cache, cache.rows(split="train")[:2])
     step = make_train_step(
-        half_graph, config=Train(loss=Loss(tail="bucket"), dtype="bfloat16"), vocabulary=V, steps=9
+        Objective(half_graph, Loss(tail="bucket"), vocabulary=V), optimiser=Optimiser(), steps=9
     )
     state = initial_state(params, config=Optimiser())
-    after, metrics = jax.eval_shape(step.compiled, state, batch, *step.given)
+    after, metrics = jax.eval_shape(step.compiled, state, batch, step.tables)
     numbers = [x for x in jax.tree.leaves((after, metrics)) if x.dtype != jnp.int32]
     assert len(numbers) > 3 * len(jax.tree.leaves(params))
     assert {x.dtype for x in numbers} == {jnp.dtype(jnp.float32)}
@@ -261,7 +262,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
 
     @jax.jit
     def apply(state, gradient, finite):
-        return updated(state, gradient, rate=jnp.float32(0.1), finite=finite, config=config)
+        return updated_state(state, gradient, rate=jnp.float32(0.1), finite=finite, config=config)
 
     first = apply(state, ones, True)
     assert relative(first.params, state.params) > 0
@@ -277,13 +278,15 @@ def test_a_non_finite_gradient_under_a_finite_loss_is_noticed(cache, monkeypatch
     graph, params = student()
     batch = read(cache, cache.rows(split="train")[:2])
 
-    def exploding(graph, params, batch, **kwargs):
-        loss, sums, gradient = mean_gradient(graph, params, batch, **kwargs)
+    def exploding(objective, params, batch, **kwargs):
+        loss, sums, gradient = mean_gradient(objective, params, batch, **kwargs)
         return loss, sums, {**gradient, "final_norm": gradient["final_norm"] * jnp.inf}
 
     monkeypatch.setattr("decant.trainer.update.step.mean_gradient", exploding)
     before = np.asarray(params["embedding"])
-    step = make_train_step(graph, config=Train(loss=Loss(tail="bucket")), vocabulary=V, steps=10)
+    step = make_train_step(
+        Objective(graph, Loss(tail="bucket"), vocabulary=V), optimiser=Optimiser(), steps=10
+    )
     state, metrics = step(initial_state(params, config=Optimiser()), batch)
     assert np.isfinite(metrics["loss"])
     assert metrics["skipped_in_a_row"] == 1
@@ -302,7 +305,7 @@ def test_alpha_and_temperature_follow_the_step_and_are_reported(cache):
         chunk_tokens=64,
         tail="bucket",
     )
-    step = make_train_step(graph, config=Train(loss=moving), vocabulary=V, steps=5)
+    step = make_train_step(Objective(graph, moving, vocabulary=V), optimiser=Optimiser(), steps=5)
     expected, _, _ = gradient(graph, params, batch, alpha=0.75, temperature=3.0)
     state = initial_state(params, config=Optimiser())
     _, metrics = step(state._replace(step=jnp.int32(2)), batch)  # as a checkpoint gives it back
@@ -313,11 +316,16 @@ def test_alpha_and_temperature_follow_the_step_and_are_reported(cache):
 def test_a_step_learns_from_the_prior_that_it_was_made_with(cache):
     batch = read(cache, cache.rows(split="train")[:2])
     graph, params = student()
-    config = Train(loss=Loss(tail="prior", alpha=1.0, chunk_tokens=64))
+    loss = Loss(tail="prior", alpha=1.0, chunk_tokens=64)
     prior = jnp.asarray(prior_nodes())
     expected, _, _ = gradient(graph, params, batch, alpha=1.0, tail="prior", prior=prior)
     bucket, _, _ = gradient(graph, params, batch, alpha=1.0)
-    step = make_train_step(graph, config=config, vocabulary=V, steps=5, prior=prior)
+    step = make_train_step(
+        Objective(graph, loss, vocabulary=V),
+        optimiser=Optimiser(),
+        steps=5,
+        tables=Tables(prior=prior),
+    )
     _, metrics = step(initial_state(params, config=Optimiser()), batch)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
     assert metrics["loss"] > bucket + 0.005

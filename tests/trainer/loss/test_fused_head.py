@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decant.trainer.loss.chunk import Recipe, positions_at_once, tokens_at_once
-from decant.trainer.loss.student_view import Targets
+from decant.trainer.loss.chunk_loss import Recipe
+from decant.trainer.loss.position_chunks import positions_at_once, tokens_at_once
+from decant.trainer.loss.targets import BatchTargets
 from tests.formulas import dense
 from tests.making.heads import B, D, T, V, fused, given_tail, make, prior_nodes, relative, step
 
@@ -75,7 +76,7 @@ def test_masked_positions_have_exactly_no_gradient(tail, kind):
 
 def test_two_stored_tokens_and_a_tail_of_two_by_hand():
     """Teacher (½, ¼ | ⅛, ⅛), student uniform: ½ln2 + ¼ln1 + ¼ln(¼ / ½) = ¼ ln 2."""
-    targets = Targets(
+    targets = BatchTargets(
         labels=np.array([[1]], np.int32),
         mask=np.array([[True]]),
         topk_ids=np.array([[[0, 1]]], np.int32),
@@ -176,7 +177,7 @@ def test_finite_when_the_tail_is_nearly_nothing_or_nearly_everything(tail, kind,
         ids, logprobs = np.zeros_like(ids), logp[..., :1].astype(np.float32)
         betas = np.array([0, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 1])
         mass = (np.log(V - 1) + betas * logp[..., 1:2]).astype(np.float32)
-    targets = Targets(np.zeros((1, 2), np.int32), np.ones((1, 2), bool), ids, logprobs, mass)
+    targets = BatchTargets(np.zeros((1, 2), np.int32), np.ones((1, 2), bool), ids, logprobs, mass)
     if tail == "sampled":  # The tail is flat: log p is its mass over 511, r is 1/511.
         drawn = np.broadcast_to(np.array([5, 5, 511], np.int32), (1, 2, 3))
         even = np.float32(np.log(V - 1))

@@ -4,7 +4,7 @@ With g_c = ∂D/∂log q_c over the k + 1 categories of `trainer.loss.divergence
 gradient with respect to the student's logits is
     stored v:  β·(g_v − G·q_v)            tail v:  β·(g_tail·q_v/τ − G·q_v)
 whatever the divergence D. For forward KL g = −p and G = −1, which gives β·(q − p) and
-β·q_v·(1 − t/τ). To the tail's, `decant.trainer.loss.tails` adds β·(w·q_v/τ − ρ_v).
+β·q_v·(1 − t/τ). To the tail's, `decant.trainer.loss.tail_corrections` adds β·(w·q_v/τ − ρ_v).
 
 Logits and gradient are those of this device's columns of the vocabulary; see `student_view`.
 """
@@ -25,12 +25,23 @@ from decant.trainer.loss.divergences import (
     teacher_categories,
     temperature_scale,
 )
-from decant.trainer.loss.student_view import StudentView, Targets, minus, put, stored, take_apart
-from decant.trainer.loss.tails import Inside, prior, sampled, spread_prior
+from decant.trainer.loss.student_view import (
+    StudentView,
+    set_columns,
+    subtract_at_ids,
+    summarise_logits,
+)
+from decant.trainer.loss.tail_corrections import (
+    TailCorrection,
+    correction_from_draws,
+    correction_from_prior,
+    dense_teacher_logp,
+)
+from decant.trainer.loss.targets import BatchTargets
 
 
-class Sums(NamedTuple):
-    """Sums over the counted positions, in nats; divide by the count of the *whole* batch."""
+class HeadSums(NamedTuple):
+    """HeadSums over the counted positions, in nats; divide by the count of the *whole* batch."""
 
     kl: Float[Array, ""]
     """Forward KL at T, the teacher's entropy subtracted. By `tail`: `bucket`, a lower bound;
@@ -61,29 +72,7 @@ class Recipe(NamedTuple):
         return self.tail == "prior" and self.divergence != "forward_kl"
 
 
-def tokens_at_once(asked: int | None, *, vocabulary: int) -> int:
-    """`Loss.chunk_tokens`, or what suits the devices where it is unset."""
-    if asked is not None:
-        return asked
-    # A CPU's caches hold few logits. The larger products of an accelerator's chunks, and fewer
-    # passes over the unembedding's gradient, were 10% of a 135M student's update on an H200.
-    return 256 if jax.default_backend() == "cpu" else max(1, _LOGITS_AT_ONCE // vocabulary)
-
-
-def positions_at_once(asked: int | None, *, rows: int, length: int, vocabulary: int) -> int:
-    """How many positions of every row a chunk takes: as many as `tokens_at_once` lets it.
-
-    Chunks are even, so that the last one is not mostly padding.
-    """
-    most = max(1, tokens_at_once(asked, vocabulary=vocabulary) // rows)
-    chunks = -(-length // most)
-    return -(-length // chunks)
-
-
-_LOGITS_AT_ONCE = 1 << 27
-
-
-class Weights(NamedTuple):
+class LossInputs(NamedTuple):
     """The part of the loss that may change while training."""
 
     temperature: Float[Array, ""]
@@ -97,72 +86,77 @@ class Slope(NamedTuple):
 
     categories: Float[Array, "n categories"]
     """In each category's log q."""
-    inside: Inside | None
+    inside: TailCorrection | None
     hard: Float[Array, " n"]
     """Weight of the hard label."""
 
 
 def chunk_loss(
     logits: Float[Array, "n here"],
-    targets: Targets,
+    targets: BatchTargets,
     *,
     recipe: Recipe,
-    weights: Weights,
+    inputs: LossInputs,
     vocabulary: Vocabulary,
-) -> tuple[Float[Array, ""], Sums]:
+) -> tuple[Float[Array, ""], HeadSums]:
     """The loss summed over a chunk, and its parts."""
-    view = _view(logits, targets, weights, vocabulary)
-    value, sums, _ = _loss(view, targets, recipe=recipe, weights=weights, vocabulary=vocabulary)
+    view = _view(logits, targets, inputs, vocabulary)
+    value, sums, _ = _loss(view, targets, recipe=recipe, inputs=inputs, vocabulary=vocabulary)
     return value, sums
 
 
 def chunk_loss_and_gradient(
     logits: Float[Array, "n here"],
-    targets: Targets,
+    targets: BatchTargets,
     *,
     recipe: Recipe,
-    weights: Weights,
+    inputs: LossInputs,
     vocabulary: Vocabulary,
-) -> tuple[Float[Array, ""], Sums, Float[Array, "n here"]]:
+) -> tuple[Float[Array, ""], HeadSums, Float[Array, "n here"]]:
     """The loss summed over a chunk, its parts, and its gradient with respect to the logits."""
-    beta = 1 / weights.temperature
-    view = _view(logits, targets, weights, vocabulary)
-    value, sums, slope = _loss(view, targets, recipe=recipe, weights=weights, vocabulary=vocabulary)
+    beta = 1 / inputs.temperature
+    view = _view(logits, targets, inputs, vocabulary)
+    value, sums, slope = _loss(view, targets, recipe=recipe, inputs=inputs, vocabulary=vocabulary)
     if recipe.dense:
         gradient = _dense_gradient(logits, view, slope, beta=beta, vocabulary=vocabulary)
     else:
-        gradient = _gradient(view, slope, log_prior=weights.log_prior, beta=beta)
+        gradient = _gradient(view, slope, log_prior=inputs.log_prior, beta=beta)
         drawn = slope.inside and slope.inside.drawn
         drawn = None if drawn is None else beta * drawn
-        gradient = minus(gradient, targets.tail_ids, drawn, vocabulary=vocabulary)
+        gradient = subtract_at_ids(gradient, targets.tail_ids, drawn, vocabulary=vocabulary)
     hard = slope.hard[:, None]
-    return value, sums, minus(gradient, targets.labels[:, None], hard, vocabulary=vocabulary)
+    return (
+        value,
+        sums,
+        subtract_at_ids(gradient, targets.labels[:, None], hard, vocabulary=vocabulary),
+    )
 
 
 def _view(
-    logits: Float[Array, "n here"], targets: Targets, weights: Weights, vocabulary: Vocabulary
+    logits: Float[Array, "n here"],
+    targets: BatchTargets,
+    inputs: LossInputs,
+    vocabulary: Vocabulary,
 ) -> StudentView:
-    return take_apart(
+    return summarise_logits(
         logits,
         targets,
-        beta=1 / weights.temperature,
+        beta=1 / inputs.temperature,
         vocabulary=vocabulary,
-        log_prior=weights.log_prior,
+        log_prior=inputs.log_prior,
     )
 
 
 def _loss(
     view: StudentView,
-    targets: Targets,
+    targets: BatchTargets,
     *,
     recipe: Recipe,
-    weights: Weights,
+    inputs: LossInputs,
     vocabulary: Vocabulary,
-) -> tuple[Float[Array, ""], Sums, Slope]:
+) -> tuple[Float[Array, ""], HeadSums, Slope]:
     """The loss sum, its parts, and its slope."""
-    logp, logq, inside = _sides(
-        view, targets, recipe=recipe, weights=weights, vocabulary=vocabulary
-    )
+    logp, logq, inside = _sides(view, targets, recipe=recipe, inputs=inputs, vocabulary=vocabulary)
 
     def of(kind: Divergence, logq: Array) -> Array:
         return divergence(logp, logq, kind=kind, mix=recipe.mix)
@@ -177,17 +171,17 @@ def _loss(
     ce = view.z_hard - view.label
     highest = jnp.maximum(view.highest, jnp.max(view.head, axis=-1))
     agrees = jnp.isfinite(view.head[:, 0]) & (view.head[:, 0] >= highest)
-    taught = jnp.any(stored(targets), axis=-1)
+    taught = jnp.any(targets.stored, axis=-1)
     counted = targets.mask.astype(jnp.float32)
-    sums = Sums(
+    sums = HeadSums(
         kl=jnp.sum(counted * kl),
         ce=jnp.sum(counted * ce),
         agreement=jnp.sum(counted * agrees),
         count=jnp.sum(counted),
         taught=jnp.sum(taught.astype(jnp.float32)),
     )
-    alpha = jnp.where(taught, weights.alpha, 0.0)
-    factor = alpha * temperature_scale(weights.temperature, kind=recipe.divergence)
+    alpha = jnp.where(taught, inputs.alpha, 0.0)
+    factor = alpha * temperature_scale(inputs.temperature, kind=recipe.divergence)
     (categories,) = pull(counted * factor)
     slope = Slope(categories, inside and inside.scaled(counted * factor), counted * (1 - alpha))
     return jnp.sum(counted * (factor * soft + (1 - alpha) * ce)), sums, slope
@@ -195,15 +189,15 @@ def _loss(
 
 def _sides(
     view: StudentView,
-    targets: Targets,
+    targets: BatchTargets,
     *,
     recipe: Recipe,
-    weights: Weights,
+    inputs: LossInputs,
     vocabulary: Vocabulary,
-) -> tuple[Float[Array, "n categories"], Float[Array, "n categories"], Inside | None]:
+) -> tuple[Float[Array, "n categories"], Float[Array, "n categories"], TailCorrection | None]:
     """log p and log q over the categories, and what is known of the tail's inside besides."""
-    beta = 1 / weights.temperature
-    kept = stored(targets)
+    beta = 1 / inputs.temperature
+    kept = targets.stored
     scored = jnp.any(kept, axis=-1, keepdims=True)
     teacher = teacher_categories(
         jnp.where(kept, targets.topk_logprobs, -jnp.inf),
@@ -214,15 +208,17 @@ def _sides(
     logp, inside = teacher.logp, None
     logq = jnp.concatenate([beta * view.head, view.tail_soft[:, None]], axis=-1)
     if recipe.tail == "sampled":
-        inside = sampled(view, targets, teacher, beta=beta)
+        inside = correction_from_draws(view, targets, teacher, beta=beta)
     elif recipe.tail == "prior":
-        if weights.log_prior is None:
+        if inputs.log_prior is None:
             raise ValueError('tail = "prior" needs a prior: none was given')
         if recipe.dense:
-            logp = spread_prior(view, teacher, weights.log_prior, vocabulary=vocabulary)
-            logq = put(beta * view.tail, view.columns, beta * view.head)
+            logp = dense_teacher_logp(view, teacher, inputs.log_prior, vocabulary=vocabulary)
+            logq = set_columns(beta * view.tail, view.columns, beta * view.head)
         else:
-            inside = prior(view, teacher, weights.log_prior, beta=beta, vocabulary=vocabulary)
+            inside = correction_from_prior(
+                view, teacher, inputs.log_prior, beta=beta, vocabulary=vocabulary
+            )
     return logp, jnp.where(scored, logq - view.z_soft[:, None], -jnp.inf), inside
 
 
@@ -250,7 +246,7 @@ def _gradient(
     q_head = jnp.exp(beta * view.head - view.z_soft[:, None])
     in_head = categories[:, :-1] - total[:, None] * q_head
     in_head += slope.hard[:, None] * jnp.exp(view.head - view.z_hard[:, None])
-    return put(in_tail, view.columns, in_head)
+    return set_columns(in_tail, view.columns, in_head)
 
 
 def _dense_gradient(

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from decant.trainer.loss.tails import prior_at
+from decant.trainer.loss.tail_corrections import log_prior_at
 from tests.formulas import dense
 from tests.making.heads import B, T, V, fused, given_tail, make, prior_nodes, relative, with_draws
 
@@ -197,5 +197,5 @@ def test_log_prior_is_a_straight_line_between_nodes_and_itself_at_them():
     for beta, shares in expected:
         line = sum(share * nodes[i] for i, share in shares.items())
         np.testing.assert_allclose(
-            prior_at(jnp.float32(nodes), beta=beta), dense.log_softmax(line), atol=2e-5
+            log_prior_at(jnp.float32(nodes), beta=beta), dense.log_softmax(line), atol=2e-5
         )

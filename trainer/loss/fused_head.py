@@ -8,7 +8,6 @@ and one float32 gradient of the unembedding. All sums are float32 whatever the m
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,23 +16,28 @@ from jaxtyping import Array, Float
 
 from decant.models.numerics import contract, soft_cap_slope
 from decant.models.numerics import logits as logits_of
-from decant.trainer.loss.chunk import (
+from decant.trainer.loss.chunk_loss import (
+    HeadSums,
+    LossInputs,
     Recipe,
-    Sums,
-    Weights,
     chunk_loss,
     chunk_loss_and_gradient,
+)
+from decant.trainer.loss.position_chunks import (
+    cut_positions,
+    flatten_rows,
+    join_positions,
     positions_at_once,
 )
-from decant.trainer.loss.student_view import Targets
-from decant.trainer.loss.tails import prior_at
-from decant.trainer.loss.vocabulary_split import Split
+from decant.trainer.loss.tail_corrections import log_prior_at
+from decant.trainer.loss.targets import BatchTargets
+from decant.trainer.loss.vocabulary_split import VocabularySplit
 
 
 def distillation_loss(
     hidden: Float[Array, "batch position width"],
     unembedding: Float[Array, "width vocab"],
-    targets: Targets,
+    targets: BatchTargets,
     *,
     temperature: Float[Array, ""] | float,
     alpha: Float[Array, ""] | float,
@@ -41,7 +45,7 @@ def distillation_loss(
     recipe: Recipe = Recipe(),  # noqa: B008  (immutable)
     vocabulary: int | None = None,
     mesh: Mesh | None = None,
-) -> tuple[Float[Array, ""], Sums]:
+) -> tuple[Float[Array, ""], HeadSums]:
     """Σ over counted positions of α·T²·D(p ‖ q) + (1 − α)·CE, and its parts.
 
     Differentiable in `hidden` and `unembedding`; the parts carry no gradient. The loss is a sum:
@@ -52,57 +56,57 @@ def distillation_loss(
     are ids (None: all); a checkpoint may pad it. On a `mesh` rows are split over `data` and `fsdp`,
     the vocabulary over `tensor`.
     """
-    split = Split.of(mesh, size=vocabulary or unembedding.shape[-1])
+    split = VocabularySplit.of(mesh, size=vocabulary or unembedding.shape[-1])
     log_prior = None
     if recipe.tail == "prior" and prior is not None:
-        log_prior = prior_at(prior, beta=1 / temperature)
+        log_prior = log_prior_at(prior, beta=1 / temperature)
         missing = unembedding.shape[-1] - log_prior.shape[-1]
         log_prior = jnp.pad(log_prior, (0, missing), constant_values=-jnp.inf)
         log_prior = split.columns(log_prior, fill=-jnp.inf)
-    weights = Weights(jnp.float32(temperature), jnp.float32(alpha), log_prior)
-    return _fused(recipe, split, hidden, split.columns(unembedding, fill=0.0), targets, weights)
+    inputs = LossInputs(jnp.float32(temperature), jnp.float32(alpha), log_prior)
+    return _fused(recipe, split, hidden, split.columns(unembedding, fill=0.0), targets, inputs)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _fused(recipe, split, hidden, unembedding, targets, weights):
+def _fused(recipe, split, hidden, unembedding, targets, inputs):
     """The loss alone: what runs when nobody asks for gradients."""
     matrix = unembedding.astype(hidden.dtype)
 
-    def on_device(hidden, matrix, targets, weights):
+    def on_device(hidden, matrix, targets, inputs):
         def body(totals, chunk):
-            chunk_hidden, chunk_targets = _flat(chunk)
+            chunk_hidden, chunk_targets = flatten_rows(chunk)
             logits = logits_of(chunk_hidden, matrix, softcap=recipe.softcap)
             new = chunk_loss(
                 split.vocabulary.without_padding(logits),
                 chunk_targets,
                 recipe=recipe,
-                weights=weights,
+                inputs=inputs,
                 vocabulary=split.vocabulary,
             )
             return jax.tree.map(jnp.add, totals, new), None
 
         step = _chunk_length(hidden, matrix, recipe)
-        totals, _ = jax.lax.scan(body, _zero(), _chunks((hidden, targets), step))
+        totals, _ = jax.lax.scan(body, _zero_sums(), cut_positions((hidden, targets), step))
         return split.over_rows(totals)
 
-    arrays = (hidden, matrix, targets, weights)
-    return split.run(on_device, *arrays, splits=_splits(split, weights), out=PartitionSpec())
+    arrays = (hidden, matrix, targets, inputs)
+    return split.run(on_device, *arrays, splits=_splits(split, inputs), out=PartitionSpec())
 
 
-def _fused_forward(recipe, split, hidden, unembedding, targets, weights):
+def _fused_forward(recipe, split, hidden, unembedding, targets, inputs):
     # Cast before devices that hold shares of it send them round.
     matrix = unembedding.astype(hidden.dtype)
 
-    def on_device(hidden, matrix, targets, weights):
+    def on_device(hidden, matrix, targets, inputs):
         def body(carry, chunk):
             totals, d_matrix = carry
-            chunk_hidden, chunk_targets = _flat(chunk)
+            chunk_hidden, chunk_targets = flatten_rows(chunk)
             logits = logits_of(chunk_hidden, matrix, softcap=recipe.softcap)
             value, sums, d_logits = chunk_loss_and_gradient(
                 split.vocabulary.without_padding(logits),
                 chunk_targets,
                 recipe=recipe,
-                weights=weights,
+                inputs=inputs,
                 vocabulary=split.vocabulary,
             )
             # All of the loss is in terms of capped logits; the product made those below the cap.
@@ -113,10 +117,11 @@ def _fused_forward(recipe, split, hidden, unembedding, targets, weights):
             return (totals, d_matrix), d_hidden.astype(hidden.dtype).reshape(chunk[0].shape)
 
         step = _chunk_length(hidden, matrix, recipe)
-        start = (_zero(), jnp.zeros(matrix.shape, jnp.float32))
-        (totals, d_matrix), d_hidden = jax.lax.scan(body, start, _chunks((hidden, targets), step))
-        d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape[0], -1, hidden.shape[2])
-        d_hidden = d_hidden[:, : hidden.shape[1]]
+        start = (_zero_sums(), jnp.zeros(matrix.shape, jnp.float32))
+        (totals, d_matrix), d_hidden = jax.lax.scan(
+            body, start, cut_positions((hidden, targets), step)
+        )
+        d_hidden = join_positions(d_hidden, length=hidden.shape[1])
         return split.over_rows(totals), d_hidden, split.matrix_over_rows(d_matrix)
 
     totals, d_hidden, d_matrix = split.run(
@@ -124,8 +129,8 @@ def _fused_forward(recipe, split, hidden, unembedding, targets, weights):
         hidden,
         matrix,
         targets,
-        weights,
-        splits=_splits(split, weights),
+        inputs,
+        splits=_splits(split, inputs),
         out=(PartitionSpec(), split.rows, split.matrix_gradient(matrix.shape[0])),
     )
     return totals, (d_hidden, d_matrix.astype(unembedding.dtype))
@@ -140,10 +145,10 @@ def _fused_backward(_recipe, _split, gradients, cotangents):
 _fused.defvjp(_fused_forward, _fused_backward)
 
 
-def _splits(split: Split, weights: Weights) -> tuple:
-    """Of hidden states, matrix, targets and weights."""
-    everywhere = Weights(*[PartitionSpec()] * 2, None)  # type: ignore[arg-type]
-    prior = None if weights.log_prior is None else split.vocab
+def _splits(split: VocabularySplit, inputs: LossInputs) -> tuple:
+    """Of hidden states, matrix, targets and inputs."""
+    everywhere = LossInputs(*[PartitionSpec()] * 2, None)  # type: ignore[arg-type]
+    prior = None if inputs.log_prior is None else split.vocab
     return split.rows, split.matrix, split.rows, everywhere._replace(log_prior=prior)  # type: ignore[arg-type]
 
 
@@ -157,23 +162,5 @@ def _chunk_length(
     return positions_at_once(recipe.chunk_tokens, rows=rows, length=length, vocabulary=vocabulary)
 
 
-def _chunks(arrays: Any, step: int) -> Any:
-    """[batch, position, …] → [chunk, batch, step, …], the last one padded with zeros (masked).
-
-    Chunks are cut from positions, so that a batch whose rows lie on several devices stays there.
-    """
-
-    def cut(x):
-        x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % step)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, step, *x.shape[2:]), 1, 0)
-
-    return jax.tree.map(cut, arrays)
-
-
-def _flat(chunk: Any) -> Any:
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), chunk)
-
-
-def _zero() -> tuple[Float[Array, ""], Sums]:
-    zero = jnp.float32(0)
-    return zero, Sums(zero, zero, zero, zero, zero)
+def _zero_sums() -> tuple[Float[Array, ""], HeadSums]:
+    return jnp.float32(0), HeadSums.zero()

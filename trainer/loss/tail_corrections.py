@@ -18,8 +18,9 @@ from jaxtyping import Array, Float
 
 from decant.models.mesh.vocabulary import Vocabulary
 from decant.schemas.targets.targets import BETAS
-from decant.trainer.loss.divergences import Teacher
-from decant.trainer.loss.student_view import StudentView, Targets, put
+from decant.trainer.loss.divergences import TeacherCategories
+from decant.trainer.loss.student_view import StudentView, set_columns
+from decant.trainer.loss.targets import BatchTargets
 
 FLOOR = -60.0
 """Least log π: its exponential and that one's inverse are float32 numbers. Whoever has no tail
@@ -29,7 +30,7 @@ ENOUGH = 1 / 16
 """Share of π in a tail below which subtracting would lose more than four bits."""
 
 
-class Inside(NamedTuple):
+class TailCorrection(NamedTuple):
     """ρ of n positions and what it adds."""
 
     value: Float[Array, " n"]
@@ -41,14 +42,14 @@ class Inside(NamedTuple):
     density: Float[Array, " n"] | None = None
     """ρ_v = density · π_v at each tail token."""
 
-    def scaled(self, factor: Float[Array, " n"]) -> Inside:
+    def scaled(self, factor: Float[Array, " n"]) -> TailCorrection:
         """All of it times a number for each position."""
         return jax.tree.map(lambda x: x * factor.reshape(-1, *[1] * (x.ndim - 1)), self)
 
 
-def sampled(
-    view: StudentView, targets: Targets, teacher: Teacher, *, beta: Float[Array, ""]
-) -> Inside:
+def correction_from_draws(
+    view: StudentView, targets: BatchTargets, teacher: TeacherCategories, *, beta: Float[Array, ""]
+) -> TailCorrection:
     """From draws: ω_i = p(v_i) / (m·r(v_i)), on average the teacher's tail."""
     ids, logprobs, logweights = targets[-3:]
     if view.drawn is None or ids is None or logprobs is None or logweights is None:
@@ -61,14 +62,14 @@ def sampled(
     weight = logp - teacher.log_normaliser[:, None] + jnp.where(there, logweights, 0.0)
     omega = jnp.where(there, jnp.exp(weight), 0.0)
     log_ratio = logp - teacher.tail_logmass[:, None] - beta * view.drawn + view.tail_soft[:, None]
-    return Inside(
+    return TailCorrection(
         value=jnp.sum(jnp.where(there, omega * log_ratio, 0.0), axis=-1),
         mass=jnp.sum(omega, axis=-1),
         drawn=omega,
     )
 
 
-def prior_at(
+def log_prior_at(
     nodes: Float[Array, "nodes vocab"], *, beta: Float[Array, ""] | float
 ) -> Float[Array, " vocab"]:
     """log π at β: linear between `BETAS`, for each id; sums to one over the vocabulary."""
@@ -78,21 +79,21 @@ def prior_at(
     return jnp.maximum(log_prior - jax.nn.logsumexp(log_prior), FLOOR)
 
 
-def prior(
+def correction_from_prior(
     view: StudentView,
-    teacher: Teacher,
+    teacher: TeacherCategories,
     log_prior: Float[Array, " here"],
     *,
     beta: Float[Array, ""],
     vocabulary: Vocabulary,
-) -> Inside:
+) -> TailCorrection:
     """From a prior: p_v = t·π_v/Π over the tail, Π the tail's share of π."""
     share, cross = _prior_sums(view, log_prior, beta=beta, vocabulary=vocabulary)
     t = jnp.exp(teacher.logp[:, -1])
     some = share > 0
     safe = jnp.where(some, share, 1.0)
     kl = cross / safe - jnp.log(safe) + jnp.where(some, view.tail_soft, 0.0)
-    return Inside(
+    return TailCorrection(
         value=t * kl, mass=jnp.where(some, t, 0.0), density=jnp.where(some, t / safe, 0.0)
     )
 
@@ -132,9 +133,9 @@ def _prior_sums(
     return vocabulary.both(*jax.lax.cond(enough, lambda: (share, cross), masked))
 
 
-def spread_prior(
+def dense_teacher_logp(
     view: StudentView,
-    teacher: Teacher,
+    teacher: TeacherCategories,
     log_prior: Float[Array, " here"],
     *,
     vocabulary: Vocabulary,
@@ -144,4 +145,4 @@ def spread_prior(
     in_tail = ~jnp.isneginf(view.tail)
     share = vocabulary.total(jnp.sum(jnp.where(in_tail, jnp.exp(log_prior), 0.0), axis=-1))
     level = teacher.logp[:, -1] - jnp.log(jnp.where(share > 0, share, 1.0))
-    return put(level[:, None] + log_prior, view.columns, teacher.logp[:, :-1])
+    return set_columns(level[:, None] + log_prior, view.columns, teacher.logp[:, :-1])

@@ -1,0 +1,80 @@
+"""Which arrays of a batch the loss reads, whether a cache has them, and their way to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from decant.models.mesh.sharding import rows_here, split_rows
+from decant.schemas import Cache
+from decant.schemas.signals import scale_name
+from decant.trainer.loss.divergences import Tail
+from decant.trainer.loss.settings import Loss
+
+ROWS = ("tokens", "segment_ids", "positions", "loss_mask")
+TOPK = ("topk_ids", "topk_logprobs", "tail_logmass")
+DRAWS = ("tail_ids", "tail_logprobs", "tail_logweights")
+
+Batch = dict[str, Array]
+"""Arrays by their name in `Cache.read`, each with a row a sequence."""
+
+
+def loss_fields(tail: Tail) -> tuple[str, ...]:
+    """Names of the arrays that every loss with this `tail` reads."""
+    return (*ROWS, *TOPK, *DRAWS) if tail == "sampled" else (*ROWS, *TOPK)
+
+
+def signal_fields(signals: Sequence[str], batch: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of the arrays that hold these signals in a batch: the signals and their scales."""
+    scales = [scale_name(signal) for signal in signals]
+    return [*signals, *(scale for scale in scales if scale in batch)]
+
+
+def to_device(
+    batch: dict[str, np.ndarray],
+    *,
+    mesh: Mesh,
+    rows: int | None = None,
+    tail: Tail = "bucket",
+    signals: Sequence[str] = (),
+) -> Batch:
+    """The arrays that the loss reads, with their rows split over the mesh.
+
+    `rows` is the number of rows of the batch over all processes; `batch` then holds the rows of
+    this process (`rows_here`). None: `batch` holds all rows.
+    """
+    needed = (*loss_fields(tail), *signal_fields(signals, batch))
+    if rows is None:
+        rows = len(batch["tokens"])
+        here = rows_here(mesh, rows)
+        batch = {name: batch[name][here] for name in needed}
+    return {name: split_rows(batch[name], count=rows, mesh=mesh) for name in needed}
+
+
+def check_targets(cache: Cache, *, loss: Loss) -> None:
+    """ValueError if the cache's logits lack the targets that the loss reads."""
+    if "logits" not in cache.manifest.signals:
+        raise ValueError(
+            f"{cache.path}: holds rows only (made by `decant tokenise`) and no teacher's targets. "
+            "Use it as one of [[data.caches]], mixed with a main cache that has targets"
+        )
+    logits = cache.manifest.logits
+    if loss.tail != "sampled":
+        return
+    if not logits.draws:
+        raise ValueError(
+            f"{cache.path}: captured without draws from the tail, which loss.tail = sampled learns "
+            "from. Use --loss.tail prior or bucket, or capture with --signals.logits.draws 16"
+        )
+    highest = max(loss.schedules["temperature"].ends)
+    drawn_at = 1 / min(logits.draw_betas)
+    if highest > drawn_at + 1e-6:
+        raise ValueError(
+            f"{cache.path}: its tails were drawn from at T up to {drawn_at:.4g}, but "
+            f"loss.temperature goes up to {highest:.4g}, where a few draws would weigh more than "
+            "all others. Use --loss.tail prior or bucket, or capture with "
+            f"--signals.logits.draw-temperatures 1 {highest:.4g}"
+        )

@@ -1,0 +1,142 @@
+"""The loss of a whole batch: the fused head's sums plus the terms that compare layers.
+
+`Objective` is the static part of the loss: a compiled program depends on it. What may change
+between updates (batch, parameters, schedule values, tables) is passed as arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from decant.models.mesh.execution import ALONE, Execution
+from decant.trainer.loss.batch_fields import Batch
+from decant.trainer.loss.chunk_loss import HeadSums, Recipe
+from decant.trainer.loss.fused_head import distillation_loss
+from decant.trainer.loss.layer_pairs import NO_PAIRS, Pairs
+from decant.trainer.loss.layer_terms import Matrices, TermSums, term_sums
+from decant.trainer.loss.projections import PROJECTIONS, Parameters, without_projections
+from decant.trainer.loss.settings import Loss
+from decant.trainer.loss.targets import BatchTargets
+
+ScheduledValues = dict[str, Array]
+"""α, T and each λ of one update, named as in `Loss.schedules`."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Everything that the loss of a batch is compiled for. Hashable, for `jax.jit`."""
+
+    graph: nnx.GraphDef
+    """The student without its parameters."""
+    loss: Loss
+    vocabulary: int
+    """Ids of the tokenizer. A checkpoint may pad its unembedding with more columns, which get no
+    probability."""
+    pairs: Pairs = NO_PAIRS
+    """The layers that the terms of `loss` compare."""
+    execution: Execution = ALONE
+
+
+class Tables(NamedTuple):
+    """Arrays that every update of a run reads beside its batch."""
+
+    # Arguments of the compiled update: as constants they would add megabytes to its program.
+    prior: Float[Array, "nodes vocab"] | None = None
+    """The tail prior at the nodes of `BETAS`, for tail = "prior"."""
+    directions: Matrices | None = None
+    """Principal directions by signal, for the pairs with `directions`."""
+
+
+NO_TABLES = Tables()
+
+
+class Totals(NamedTuple):
+    """HeadSums over the counted positions of a batch."""
+
+    head: HeadSums
+    terms: TermSums
+
+
+def scheduled_values(loss: Loss, step: Int[Array, ""] | int, *, steps: int) -> ScheduledValues:
+    """α, T and each λ of the update that follows `step` others, in a run of `steps` updates."""
+    return {name: schedule.at(step, steps=steps) for name, schedule in loss.schedules.items()}
+
+
+def reported_values(loss: Loss, values: ScheduledValues) -> ScheduledValues:
+    """The values that an update reports: α, T, and each λ that changes over the run."""
+    moving = {name for name, schedule in loss.schedules.items() if schedule.end is not None}
+    return {name: values[name] for name in values if name in {"alpha", "temperature"} | moving}
+
+
+def batch_sums(
+    objective: Objective,
+    params: Parameters,
+    batch: Batch,
+    *,
+    values: ScheduledValues,
+    tables: Tables = NO_TABLES,
+) -> tuple[Float[Array, ""], Totals]:
+    """The loss summed over a batch's counted positions, and its parts."""
+    loss, pairs = objective.loss, objective.pairs
+    model = nnx.merge(objective.graph, without_projections(params))
+    hidden, states = model(
+        batch["tokens"],
+        batch["segment_ids"],
+        batch["positions"],
+        hidden_layers=pairs.hidden_layers,
+        execution=objective.execution,
+    )
+    value, head = distillation_loss(
+        hidden,
+        model.unembedding(),
+        BatchTargets.of(batch),
+        temperature=values["temperature"],
+        alpha=values["alpha"],
+        prior=tables.prior,
+        recipe=Recipe(
+            loss.divergence,
+            loss.mix,
+            loss.tail,
+            loss.chunk_tokens,
+            softcap=model.config.final_softcap,
+        ),
+        vocabulary=objective.vocabulary,
+        mesh=objective.execution.mesh,
+    )
+    matrices = {**params.get(PROJECTIONS, {}), **(tables.directions or {})}
+    # Rows of a cache without a teacher's targets have no teacher's states either.
+    taught = batch["loss_mask"] & jnp.isfinite(batch["topk_logprobs"][..., 0])
+    compared = {**batch, "loss_mask": taught}
+    terms = term_sums(model, states, compared, loss=loss, pairs=pairs, matrices=matrices)
+    weights = [values[f"{name}.weight"] for name in loss.terms]
+    for weight, term in zip(weights, (*terms.hidden, *terms.attention), strict=True):
+        value += weight * term
+    return value, Totals(head, terms)
+
+
+def zero_totals(loss: Loss) -> Totals:
+    """Totals of no positions."""
+    zero = jnp.float32(0)
+    terms = TermSums((zero,) * len(loss.hidden), (zero,) * len(loss.attention))
+    return Totals(HeadSums.zero(), terms)
+
+
+def means(totals: Totals) -> dict[str, Array]:
+    """The sums as metrics: means over positions, and `tokens`, the number of positions."""
+    sums, terms = totals
+    count, taught = jnp.maximum(sums.count, 1), jnp.maximum(sums.taught, 1)
+    metrics = {
+        "kl_loss": sums.kl / taught,
+        "ce_loss": sums.ce / count,
+        "agreement": sums.agreement / taught,
+        "tokens": sums.count,
+    }
+    kinds = {"hidden_state_loss": terms.hidden, "attention_loss": terms.attention}
+    return metrics | {
+        name: sum(values) / len(values) / taught for name, values in kinds.items() if values
+    }
