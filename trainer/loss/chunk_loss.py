@@ -55,6 +55,11 @@ class HeadSums(NamedTuple):
     """Counted positions of which a teacher said anything: those of `kl` and `agreement`. The others
     are learned from their label alone, as at α = 0."""
 
+    @classmethod
+    def zero(cls) -> HeadSums:
+        """Sums over no positions."""
+        return cls(*[jnp.float32(0)] * len(cls._fields))
+
 
 class Recipe(NamedTuple):
     """The part of the loss that is compiled in; temperature and α stay numbers."""

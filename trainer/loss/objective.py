@@ -91,10 +91,11 @@ def batch_sums(
         hidden_layers=pairs.hidden_layers,
         execution=objective.execution,
     )
+    targets = BatchTargets.of(batch)
     value, head = distillation_loss(
         hidden,
         model.unembedding(),
-        BatchTargets.of(batch),
+        targets,
         temperature=values["temperature"],
         alpha=values["alpha"],
         prior=tables.prior,
