@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from decant.trainer.config import Optimiser
-from decant.trainer.update.optimiser import decayed, learning_rate, optimiser
+from decant.trainer.update.optimiser import decayed, learning_rate, make_optimiser
 from decant.trainer.update.parameter_names import names
 
 LAYERS, D, H, K, F = 3, 8, 2, 4, 12
@@ -32,7 +32,7 @@ def parameters(seed=0, **sizes):
 
 def moved(config, *, updates=3):
     """The parameters after some updates at a rate of 0.1, with any gradients."""
-    transform, params = optimiser(config), parameters()
+    transform, params = make_optimiser(config), parameters()
     state = transform.init(params)
     step = jax.jit(transform.update)
     for number in range(updates):
@@ -85,7 +85,7 @@ def test_muon_leaves_embeddings_norms_and_biases_to_adam():
 
 def test_muon_s_updates_are_of_adam_s_size():
     """So that one learning rate serves both: a root mean square near 0.2, whatever the shape."""
-    transform, params = optimiser(Optimiser(name="muon", weight_decay=0.0)), parameters()
+    transform, params = make_optimiser(Optimiser(name="muon", weight_decay=0.0)), parameters()
     update = jax.jit(transform.update)
     direction, _ = update(parameters(seed=10), transform.init(params), params)
     for name in ("query", "output", "gate"):
@@ -138,7 +138,7 @@ def test_frozen_gradients_are_not_part_of_the_clipped_norm():
     """The rest moves as if there were nothing else."""
     config = Optimiser(freeze=("embedding",), clip_norm=1.0, epsilon=1.0)
     params, gradient = parameters(), parameters(seed=10)
-    transform = optimiser(config)
+    transform = make_optimiser(config)
     huge = {**gradient, "embedding": gradient["embedding"] * 1e6}
     found, _ = transform.update(huge, transform.init(params), params)
     expected, _ = transform.update(gradient, transform.init(params), params)
@@ -155,7 +155,7 @@ def test_frozen_gradients_are_not_part_of_the_clipped_norm():
 )
 def test_patterns_that_mean_nothing_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        optimiser(Optimiser(**settings)).init(parameters())
+        make_optimiser(Optimiser(**settings)).init(parameters())
 
 
 def test_layers_have_names_of_their_own():
@@ -173,7 +173,7 @@ def test_weight_decay_leaves_norms_and_biases_alone():
     assert not mask["blocks", "query_bias"]
     assert not decayed(parameters(), Optimiser(no_decay=("embedding",)))["embedding",]
     still = jax.tree.map(jnp.zeros_like, parameters())
-    transform = optimiser(Optimiser(weight_decay=0.5))
+    transform = make_optimiser(Optimiser(weight_decay=0.5))
     direction, _ = transform.update(still, transform.init(still), parameters())
     np.testing.assert_allclose(direction["embedding"], parameters()["embedding"] * 0.5)
     assert not direction["final_norm"].any()
