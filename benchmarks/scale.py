@@ -151,7 +151,7 @@ def _status(what: str) -> int:
 def capture(rows: int, directory: Path) -> dict:
     """Run `precompute` over text for about so many rows; what it took after imports."""
     from decant.pipelines.capture import job as precompute
-    from decant.pipelines.capture import part as part_capture
+    from decant.pipelines.capture import step_inputs
     from decant.pipelines.teacher import inference as teacher
     from tests.making.caches import tiny_settings, write_teacher
 
@@ -166,7 +166,7 @@ def capture(rows: int, directory: Path) -> dict:
         corpus=replace(precompute_settings.corpus, files=(str(directory / "corpus" / "*.jsonl"),)),
         tokenise_workers=1,
     )
-    part_capture.choose_unit_rows = lambda sources, length: UNIT_ROWS
+    step_inputs.choose_unit_rows = lambda sources, length: UNIT_ROWS
     started, before = time.monotonic(), time.process_time()
     manifest = precompute.precompute(config)
     seconds, cpu = time.monotonic() - started, time.process_time() - before

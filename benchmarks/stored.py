@@ -19,7 +19,7 @@ from rich.table import Table
 from benchmarks.capture import real_rows
 from decant.models import open_checkpoint
 from decant.pipelines.calibration.directions import Moments
-from decant.pipelines.calibration.signal_specs import describe
+from decant.pipelines.calibration.signal_specs import describe_arrays
 from decant.pipelines.config import Attention, Hidden, Signals
 from decant.pipelines.teacher.inference import Asked, TeacherRunner
 from decant.schemas.arrays.spec import create_array, specs_of
@@ -69,7 +69,7 @@ BYTES = ("B/token", "plain bfloat16")
 def measure(teacher, rows, signals: Signals, *, own: "Own", options):
     """A table row for each signal of one kind."""
     length = options.sequence_length
-    described = describe(
+    described = describe_arrays(
         signals,
         own.config,
         teacher_id="",

@@ -141,7 +141,8 @@ def _plan(arguments: list[str]) -> int:
     config = parse(Plan, arguments, program="decant plan")
     from rich.console import Console
 
-    from decant.pipelines.capture.estimate import estimate, show
+    from decant.pipelines.capture.estimate import estimate
+    from decant.pipelines.capture.estimate_report import print_estimate
 
     given = {f.name: getattr(config, f.name) for f in dataclasses.fields(Precompute)}
     # Progress goes to standard error, so that standard output holds the document alone.
@@ -150,7 +151,7 @@ def _plan(arguments: list[str]) -> int:
     if config.json:
         print(json.dumps(dataclasses.asdict(estimated), indent=1))
     else:
-        show(estimated, Console(soft_wrap=True, highlight=False))
+        print_estimate(estimated, Console(soft_wrap=True, highlight=False))
     return 1 if estimated.problems else 0
 
 
@@ -288,9 +289,9 @@ def _remove(arguments: list[str]) -> int:
 def _gc(arguments: list[str]) -> int:
     config = parse_flags(CollectGarbage, arguments, program="decant gc")
     from decant.pipelines.upkeep.garbage import delete, unnamed
-    from decant.pipelines.upkeep.overwrite import purge
+    from decant.pipelines.upkeep.overwrite import overwrite_forgotten
 
-    units = purge(config.cache, dry_run=config.dry_run)
+    units = overwrite_forgotten(config.cache, dry_run=config.dry_run)
     if units:
         done = "hold forgotten documents" if config.dry_run else "written again without them"
         print(f"{units:12,} units {done}")

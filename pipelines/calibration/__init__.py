@@ -1,1 +1,1 @@
-"""What is measured on a sample and frozen before capture."""
+"""The teacher on a sample of rows: everything that is measured there and frozen before capture."""

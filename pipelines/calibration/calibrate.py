@@ -1,7 +1,7 @@
-"""One Beam step before capture: the teacher runs on a planned sample and freezes the tables.
+"""Calibration, the step before capture: the teacher reads a sample and the plan is frozen.
 
-It runs on a worker so that a driver without accelerators can start a capture. What it finds goes
-to `statistics/` and the plan, written last; a rerun finds the plan and obeys it.
+It writes `statistics/` first and the plan last; a rerun that finds the plan obeys it. Calibration
+is a Beam step, so that a driver without accelerators can start a capture.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ import numpy as np
 from decant.models import ModelConfig
 from decant.pipelines import config
 from decant.pipelines.calibration import canary
-from decant.pipelines.calibration.directions import Moments
-from decant.pipelines.calibration.signal_specs import describe, named
+from decant.pipelines.calibration.directions import KnownDirections, Moments
+from decant.pipelines.calibration.signal_specs import describe_arrays, with_signal_id
 from decant.pipelines.calibration.tail_prior import PriorSums
 from decant.pipelines.teacher.batch_size import default_batch_rows, fitting_batch_rows
 from decant.pipelines.teacher.inference import Asked, Observer, RowOutput, teacher_for
@@ -24,45 +24,20 @@ from decant.schemas import codecs
 from decant.schemas.disk.identity import signal_id
 from decant.schemas.disk.layout import LOGITS, PartLayout
 from decant.schemas.manifest.plan import Plan, PlannedRows, PlannedTeacher, write_plan
-from decant.schemas.manifest.statistics import load_statistic, save_statistics, table_arrays
+from decant.schemas.manifest.statistics import save_statistics, table_arrays
 from decant.schemas.reading.units import read_unit_rows
 from decant.schemas.records.rows import Row
-from decant.schemas.signals import ArraySignal, HiddenSignal, LogitsSignal, Signal
+from decant.schemas.signals import ArraySignal, HiddenSignal, LogitsSignal
 from decant.schemas.targets.targets import Targets, join_targets
 
 _MOST_TOKENS = 256 << 10
 _LEAST_TOKENS = 4096
-
-
-@dataclass(frozen=True)
-class Known:
-    """Directions that an older part's states are projected onto: so are those of all parts, or
-    nobody could learn from them together."""
-
-    part: Path
-    file: str
-    """Among the part's statistics."""
-    sha256: str
-    variance_kept: float
-    """On the older part's sample."""
-
-
-def known_directions(
-    cache: Path, signals: Mapping[str, Signal], statistics: Mapping[str, str], *, path: str
-) -> dict[str, Known]:
-    """By signal, those of the part at `path` below the cache."""
-    return {
-        name: Known(
-            (cache / path).absolute(), s.directions, statistics[s.directions], s.variance_kept
-        )
-        for name, s in signals.items()
-        if isinstance(s, HiddenSignal) and s.directions
-    }
+"""Limits of the sample's size, which is 5% of the corpus between them."""
 
 
 @dataclass(frozen=True)
 class CalibrateJob:
-    """Everything calibration needs: the rows, and what was asked for."""
+    """Everything that calibrating a new part needs."""
 
     part: Path
     tokenizer: str
@@ -74,40 +49,42 @@ class CalibrateJob:
     vocabulary_size: int
     sequence_length: int
     on_error: str
-    known: Mapping[str, Known] = field(default_factory=dict)
-    """Of an older part, by signal."""
+    """Goes into the plan; see `Corpus.on_error`."""
+    known: Mapping[str, KnownDirections] = field(default_factory=dict)
+    """Directions to reuse, by signal name; other projected signals get their own."""
 
 
 def calibrate(job: CalibrateJob) -> None:
-    """Run the teacher on the sample and write the part's statistics and, last, its plan.
+    """Run the teacher on the sample, write the part's statistics and, last, its plan.
 
-    ValueError when no sampled row gives finite targets.
+    ValueError if no sampled row gives finite targets.
     """
-    arrays = describe(
+    arrays = describe_arrays(
         job.signals,
         job.model,
         teacher_id=job.teacher_id,
         length=job.sequence_length,
         unit_rows=job.rows.unit_rows,
     )
-    moments, prior = Moments(_projected(arrays, job.known)), PriorSums(k=job.signals.logits.k)
+    moments = Moments(_layers_to_project(arrays, job.known))
+    prior = PriorSums(k=job.signals.logits.k)
     asked = Asked(job.signals.logits.target_spec())
     planned = plan_teacher(job, dataclasses.replace(asked, arrays=arrays))
     outputs = run_sample(job.part, job.rows, planned, asked, observers=(prior, moments))
-    found = {
+    targets = {
         place: output.targets
         for place, output in outputs.items()
         if output.finite and output.targets is not None
     }
-    if not found:
+    if not targets:
         raise ValueError(
             f"{planned.model}: gave NaN on every one of {len(outputs)} calibration rows; the "
             f"checkpoint is damaged or {planned.dtype} is too narrow for it"
         )
-    digests = _save_logits_statistics(job, list(found.values()), prior)
-    canaries = tuple(found)[: canary.ROWS]
-    canary_targets = canary.canary_arrays([found[place] for place in canaries])
-    signals, directions = frozen(
+    digests = _save_logits_statistics(job, list(targets.values()), prior)
+    canaries = tuple(targets)[: canary.ROWS]
+    canary_arrays = canary.canary_arrays([targets[place] for place in canaries])
+    signals, directions = freeze_signals(
         arrays, moments, part=job.part, rows_id=job.rows.rows_id, known=job.known
     )
     plan = Plan(
@@ -115,7 +92,7 @@ def calibrate(job: CalibrateJob) -> None:
         rows=job.rows,
         teacher=planned,
         signals={LOGITS: _describe_logits(job, digests), **signals},
-        statistics=digests | directions | save_statistics(job.part, canary_targets),
+        statistics=digests | directions | save_statistics(job.part, canary_arrays),
         canary=canaries,
         on_error=job.on_error,
     )
@@ -123,27 +100,30 @@ def calibrate(job: CalibrateJob) -> None:
 
 
 @dataclass(frozen=True)
-class AddJob:
-    """Everything that planning more signals of a sealed part needs."""
+class AdditionJob:
+    """Everything that planning more signals for a sealed part needs."""
 
     part: Path
     path: Path
-    """Where the plan goes."""
+    """Where the plan of the addition is written."""
     sealed: Plan
-    """The part's own plan, with the units as they were sealed."""
+    """The part's own plan, with its units as the manifest has them."""
     arrays: Mapping[str, ArraySignal]
-    """What is added, as `describe` gives it."""
-    known: Mapping[str, Known] = field(default_factory=dict)
-    """Of an older part, by signal."""
+    """The signals to add, by name, from `describe_arrays`."""
+    known: Mapping[str, KnownDirections] = field(default_factory=dict)
+    """Directions to reuse, by signal name."""
 
 
-def calibrate_addition(job: AddJob) -> None:
-    """Write the plan of signals that a sealed part gains; the teacher runs if they need it to."""
-    sealed, moments = job.sealed, Moments(_projected(job.arrays, job.known))
+def calibrate_addition(job: AdditionJob) -> None:
+    """Write the plan of the signals that a sealed part gains.
+
+    The teacher runs only if a new signal needs principal directions that no part has.
+    """
+    sealed, moments = job.sealed, Moments(_layers_to_project(job.arrays, job.known))
     if moments.layers:
         run_sample(job.part, sealed.rows, sealed.teacher, Asked(), observers=(moments,))
     rows_id = sealed.rows.rows_id
-    signals, directions = frozen(
+    signals, directions = freeze_signals(
         job.arrays, moments, part=job.part, rows_id=rows_id, known=job.known
     )
     kept = sealed.statistics if sealed.canary else {}
@@ -160,47 +140,44 @@ def run_sample(
     *,
     observers: Sequence[Observer],
 ) -> dict[tuple[int, int], RowOutput]:
-    """What the teacher gives for the sampled rows, by (unit, offset)."""
+    """The teacher's outputs for the sampled rows, by (unit, offset)."""
     sample = sample_places(rows, length=planned.sequence_length)
-    outputs = teacher_for(planned).run(_read_places(part, rows, sample), asked, observers=observers)
+    outputs = teacher_for(planned).run(_read_rows(part, rows, sample), asked, observers=observers)
     return dict(zip(sample, outputs, strict=True))
 
 
-def frozen(
+def freeze_signals(
     arrays: Mapping[str, ArraySignal],
     moments: Moments,
     *,
     part: Path,
     rows_id: str,
-    known: Mapping[str, Known],
+    known: Mapping[str, KnownDirections],
 ) -> tuple[dict[str, ArraySignal], dict[str, str]]:
-    """The signals with their identities, and sha256 of the directions written for them.
+    """Write the directions of projected signals.
 
-    ValueError if the sample has too few tokens for as many directions.
+    Returns the signals with their signal_id, and the sha256 of each directions file. ValueError if
+    the sample has too few tokens to find a signal's directions.
     """
     signals: dict[str, ArraySignal] = {}
     written: dict[str, str] = {}
     for name, signal in arrays.items():
         if not (isinstance(signal, HiddenSignal) and signal.width < signal.teacher_width):
-            signals[name] = named(signal, rows_id=rows_id)
+            signals[name] = with_signal_id(signal, rows_id=rows_id)
             continue
         if name in known:
-            directions, share = _loaded(known[name]), known[name].variance_kept
+            directions, share = known[name].load(), known[name].variance_kept
         else:
-            directions, share = _found(signal, moments)
+            directions, share = _find_directions(signal, moments)
         digests = save_statistics(part, {f"hidden-{signal.layer}-directions": directions})
         ((file, sha256),) = digests.items()
         described = dataclasses.replace(signal, directions=file, variance_kept=share)
-        signals[name] = named(described, rows_id=rows_id, directions=sha256)
+        signals[name] = with_signal_id(described, rows_id=rows_id, directions=sha256)
         written |= digests
     return signals, written
 
 
-def _loaded(known: Known) -> np.ndarray:
-    return load_statistic(known.part, known.file, sha256=known.sha256)
-
-
-def _found(signal: HiddenSignal, moments: Moments) -> tuple[np.ndarray, float]:
+def _find_directions(signal: HiddenSignal, moments: Moments) -> tuple[np.ndarray, float]:
     if moments.tokens <= signal.width:
         raise ValueError(
             f"signals.hidden.width is {signal.width}, but the calibration sample gave only "
@@ -209,8 +186,10 @@ def _found(signal: HiddenSignal, moments: Moments) -> tuple[np.ndarray, float]:
     return moments.directions(signal.layer, width=signal.width)
 
 
-def _projected(arrays: Mapping[str, ArraySignal], known: Mapping[str, Known]) -> list[int]:
-    """Hidden layers of which the leading directions alone are kept and must be found."""
+def _layers_to_project(
+    arrays: Mapping[str, ArraySignal], known: Mapping[str, KnownDirections]
+) -> list[int]:
+    """Hidden layers whose states are projected onto directions that are not known yet."""
     return [
         signal.layer
         for name, signal in arrays.items()
@@ -221,11 +200,11 @@ def _projected(arrays: Mapping[str, ArraySignal], known: Mapping[str, Known]) ->
 
 
 def _save_logits_statistics(
-    job: CalibrateJob, found: list[Targets], prior: PriorSums
+    job: CalibrateJob, targets: list[Targets], prior: PriorSums
 ) -> dict[str, str]:
-    """Write the codec's tables and the tail prior; sha256 by file."""
+    """Write the codec's tables and the tail prior. Returns the sha256 of each file."""
     tables = codecs.fit(
-        job.signals.logits.profile, join_targets(found), vocabulary=job.vocabulary_size
+        job.signals.logits.profile, join_targets(targets), vocabulary=job.vocabulary_size
     )
     arrays = table_arrays(tables)
     if result := prior.result():
@@ -234,9 +213,10 @@ def _save_logits_statistics(
 
 
 def plan_teacher(job: CalibrateJob, asked: Asked) -> PlannedTeacher:
-    """The teacher with every shape decided, on the devices of this worker, for what capture asks.
+    """The teacher with every shape decided, for this worker's devices.
 
-    ValueError if not even one row a device fits into memory.
+    `asked` is everything that capture will compute: it decides the memory a batch takes. ValueError
+    if not even one row a device fits into memory.
     """
     rows = job.teacher.batch_rows
     decided = rows if isinstance(rows, int) else None
@@ -256,11 +236,14 @@ def plan_teacher(job: CalibrateJob, asked: Asked) -> PlannedTeacher:
 
 
 def sample_places(rows: PlannedRows, *, length: int) -> tuple[tuple[int, int], ...]:
-    """(unit, offset) of the sampled rows: the smallest keys, so a pseudo-random choice that
-    neither order nor parallelism changes. 5% of the corpus within 4k and 256k tokens."""
+    """(unit, offset) of the rows to calibrate on: 5% of the corpus, 4k to 256k tokens.
+
+    The rows with the smallest keys: a pseudo-random choice that does not depend on the order of
+    files or on parallelism. `length` is the number of tokens in a row.
+    """
     tokens = sum(unit.tokens for unit in rows.units)
     wanted = min(max(tokens // 20, _LEAST_TOKENS), _MOST_TOKENS)
-    # A part that grew by little may hold nothing but held-out documents: then those.
+    # A small new part may hold only held-out documents; then any row may be sampled.
     every = ((n, offset) for n, unit in enumerate(rows.units) for offset in range(unit.rows))
     return (rows.sample or tuple(every))[: max(1, -(-wanted // length))]
 
@@ -272,21 +255,20 @@ def _describe_logits(job: CalibrateJob, digests: dict[str, str]) -> LogitsSignal
         settings=job.signals.logits.settings(),
         statistics=digests,
     )
-    spec = job.signals.logits.target_spec()
     return LogitsSignal(
         signal_id=identity,
         teacher_id=job.teacher_id,
         profile=job.signals.logits.profile,
-        **dataclasses.asdict(spec),
+        **dataclasses.asdict(job.signals.logits.target_spec()),
     )
 
 
-def _read_places(part: Path, rows: PlannedRows, places: Sequence[tuple[int, int]]) -> list[Row]:
+def _read_rows(part: Path, rows: PlannedRows, places: Sequence[tuple[int, int]]) -> list[Row]:
     return [
         read_unit_rows(part, unit, rows.units[unit], offsets=[offset])[0] for unit, offset in places
     ]
 
 
 def read_canaries(part: Path, plan: Plan) -> list[Row]:
-    """The rows that a worker re-runs before its first unit."""
-    return _read_places(part, plan.rows, plan.canary)
+    """The canary rows, which each worker runs before its first unit."""
+    return _read_rows(part, plan.rows, plan.canary)

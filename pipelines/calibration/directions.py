@@ -1,6 +1,8 @@
-"""Leading principal directions of a layer's hidden states, from the calibration sample."""
+"""Principal directions that hidden states are projected onto: found on the sample, or reused."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +10,51 @@ import numpy as np
 from jax import lax
 
 from decant.pipelines.teacher.inference import OnDevice
+from decant.schemas.manifest.statistics import load_statistic
 from decant.schemas.records.rows import stored_positions
+from decant.schemas.signals import HiddenSignal, Signal
+
+
+@dataclass(frozen=True)
+class KnownDirections:
+    """Where the directions of an older part are stored.
+
+    Every part of a cache uses the same directions: a student could not learn from states that
+    were projected in two ways.
+    """
+
+    part: Path
+    file: str
+    """File name under the part's `statistics/`."""
+    sha256: str
+    variance_kept: float
+    """Share of the variance that these directions keep on the older part's sample."""
+
+    def load(self) -> np.ndarray:
+        """The directions, float32 [D, width]. ValueError if the file is not the sealed one."""
+        return load_statistic(self.part, self.file, sha256=self.sha256)
+
+
+def known_directions(
+    cache: Path, signals: Mapping[str, Signal], statistics: Mapping[str, str], *, path: str
+) -> dict[str, KnownDirections]:
+    """Directions of the part at `path` below the cache, by signal name.
+
+    `statistics` maps each of the part's statistics files to its sha256.
+    """
+    return {
+        name: KnownDirections(
+            (cache / path).absolute(), s.directions, statistics[s.directions], s.variance_kept
+        )
+        for name, s in signals.items()
+        if isinstance(s, HiddenSignal) and s.directions
+    }
 
 
 class Moments:
-    """Observes a run: count, sum and sum of products of each layer's states, in float64.
+    """Observes a run: counts tokens and sums states and their products for each layer.
 
-    Products of one batch are summed on the device in float32.
+    The products of one batch are summed on the device in float32, batches on the host in float64.
     """
 
     def __init__(self, layers: Sequence[int]):
@@ -24,27 +64,28 @@ class Moments:
         self._products: dict[int, np.ndarray] = {}
 
     def see(self, batch: OnDevice) -> None:
-        """Add a batch's; waits for it. A batch with NaN is left out."""
+        """Add the batch's states; blocks until the device is done. Ignores a batch with NaN."""
         inputs = batch.inputs
         counted = stored_positions(inputs["segment_ids"], inputs["loss_mask"], xp=jnp)
-        found = {i: jax.device_get(_moments(batch.layers[i], counted)) for i in self.layers}
-        if not all(np.isfinite(products).all() for _, products in found.values()):
+        moments = {i: jax.device_get(_moments(batch.layers[i], counted)) for i in self.layers}
+        if not all(np.isfinite(products).all() for _, products in moments.values()):
             return
         self.tokens += int(counted.sum())
-        for layer, (total, products) in found.items():
+        for layer, (total, products) in moments.items():
             self._sums[layer] = self._sums.get(layer, 0) + total.astype(np.float64)
             self._products[layer] = self._products.get(layer, 0) + products.astype(np.float64)
 
     def directions(self, layer: int, *, width: int) -> tuple[np.ndarray, float]:
-        """Orthonormal directions float32 [D, width], by falling variance, and the share kept.
+        """Orthonormal directions float32 [D, width], largest variance first, and the share kept.
 
-        Those of the centred covariance: the share is of the variance round the layer's mean.
+        They are eigenvectors of the centred covariance. The share is the part of the variance
+        around the layer's mean that the `width` directions keep.
         """
         mean = self._sums[layer] / self.tokens
         covariance = self._products[layer] / self.tokens - np.outer(mean, mean)
         variances, vectors = np.linalg.eigh(covariance)
         kept = vectors[:, ::-1][:, :width]
-        # An eigenvector's sign is the library's choice: the largest coordinate is made positive.
+        # The library chooses an eigenvector's sign: we make its largest coordinate positive.
         signs = np.sign(np.take_along_axis(kept, np.abs(kept).argmax(0)[None], 0))
         share = variances[::-1][:width].sum() / variances.sum()
         return (kept * signs).astype(np.float32), float(share)

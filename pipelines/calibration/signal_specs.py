@@ -1,4 +1,4 @@
-"""From settings to descriptions: which hidden states and attention maps, of which teacher."""
+"""Turns the settings of hidden states and attention maps into signals of a given teacher."""
 
 import dataclasses
 from typing import Any, Literal
@@ -16,17 +16,18 @@ from decant.schemas.signals import (
     hidden_name,
 )
 
-_NAMELESS = ""
-"""Stands for signal_id until what calibration froze is known."""
+_NO_ID = ""
+"""Placeholder for signal_id, which depends on directions that calibration has yet to find."""
 
 
-def describe(
+def describe_arrays(
     signals: Signals, model: ModelConfig, *, teacher_id: str, length: int, unit_rows: int
 ) -> dict[str, ArraySignal]:
-    """The array signals asked for, by name, with layers and heads numbered from 0.
+    """The array signals asked for, by name; layers, blocks and heads are numbered from 0.
 
-    ValueError that names the setting for what this teacher does not have. `named` gives them
-    their signal_id.
+    `length` is the number of tokens in a row, `unit_rows` the rows of a full unit. ValueError that
+    names the setting if the teacher lacks a layer, block or head. The signals have no signal_id
+    until `with_signal_id`.
     """
     _check_width(signals.hidden, model)
     described: dict[str, ArraySignal] = {}
@@ -34,7 +35,7 @@ def describe(
         hidden = signals.hidden
         width = model.hidden_size if hidden.width == "full" else hidden.width
         described[hidden_name(layer)] = HiddenSignal(
-            _NAMELESS,
+            _NO_ID,
             teacher_id,
             layer=layer,
             dtype=hidden.dtype,
@@ -47,7 +48,7 @@ def describe(
         stored = (1 if heads == MEAN else len(heads), length, length)
         dtype = signals.attention.dtype
         described[attention_name(layer)] = AttentionSignal(
-            _NAMELESS,
+            _NO_ID,
             teacher_id,
             layer=layer,
             dtype=dtype,
@@ -60,8 +61,10 @@ def describe(
     return described
 
 
-def named(signal: ArraySignal, *, rows_id: str, directions: str | None = None) -> ArraySignal:
-    """The signal with its identity; `directions` is the sha256 of what states are projected on."""
+def with_signal_id(
+    signal: ArraySignal, *, rows_id: str, directions: str | None = None
+) -> ArraySignal:
+    """The signal with its signal_id. `directions`: sha256 of its principal directions, if any."""
     identity = signal_id(
         rows=rows_id,
         teacher=signal.teacher_id,
@@ -72,7 +75,7 @@ def named(signal: ArraySignal, *, rows_id: str, directions: str | None = None) -
 
 
 def settings(signal: ArraySignal) -> dict[str, Any]:
-    """What decides the stored values, besides rows and teacher."""
+    """The settings that the stored values depend on, besides the rows and the teacher."""
     names = (
         ("layer", "dtype", "width")
         if isinstance(signal, HiddenSignal)
@@ -82,13 +85,16 @@ def settings(signal: ArraySignal) -> dict[str, Any]:
 
 
 def least_bytes(signal: ArraySignal, *, length: int) -> int:
-    """Bytes of one row that compression will not go below, by what was measured: bfloat16 states
-    shrink by a quarter; half of a map is above the diagonal, and the rest shrinks to two thirds."""
+    """A lower bound on the compressed bytes of one row of `length` tokens.
+
+    By measurement: bfloat16 states shrink by a quarter; half of a map is above the diagonal, and
+    the other half shrinks to two thirds.
+    """
     if isinstance(signal, HiddenSignal):
-        a_position = 1.4 * signal.width if signal.dtype == "bfloat16" else 0.7 * signal.width
-        return int(length * a_position)
-    a_key = 0.6 if signal.dtype == "bfloat16" else 0.2
-    return int(signal.stored_heads * length**2 * a_key)
+        per_position = 1.4 * signal.width if signal.dtype == "bfloat16" else 0.7 * signal.width
+        return int(length * per_position)
+    per_key = 0.6 if signal.dtype == "bfloat16" else 0.2
+    return int(signal.stored_heads * length**2 * per_key)
 
 
 def _hidden_layers(hidden: Hidden, model: ModelConfig) -> list[int]:

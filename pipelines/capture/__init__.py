@@ -1,1 +1,1 @@
-"""Rows → signals: units, commits, seals."""
+"""From sources to a sealed cache: `job` runs `part`, workers run `unit`, `seal` comes last."""

@@ -1,11 +1,10 @@
-"""Signals that a sealed cache gains: same rows and teacher, its files left as they are.
+"""Adds signals to a sealed cache: same rows, same teacher; files that are there stay unchanged.
 
-Readers have the old manifest until the new one takes its place. What is under way stands in a
-plan of its own, so that a rerun goes on where it stopped.
+An addition in progress has a plan file of its own, so that a rerun goes on where it stopped.
+Readers see the old manifest until the new one replaces it.
 """
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,29 +13,29 @@ from typing import Literal
 import apache_beam as beam
 from rich.console import Console
 
-from decant.pipelines.calibration.calibrate import (
-    AddJob,
-    Known,
-    calibrate_addition,
-    known_directions,
-)
-from decant.pipelines.calibration.signal_specs import least_bytes, settings
-from decant.pipelines.capture.lease import with_teacher
-from decant.pipelines.capture.schedule import capture_plan
+from decant.pipelines.calibration.calibrate import AdditionJob, calibrate_addition
+from decant.pipelines.calibration.directions import KnownDirections, known_directions
+from decant.pipelines.calibration.signal_specs import settings
+from decant.pipelines.capture.disk_space import require_space
+from decant.pipelines.capture.remaining_units import capture_remaining
 from decant.pipelines.capture.seal import clean, seal_addition
+from decant.pipelines.capture.teacher_lease import with_teacher
 from decant.pipelines.runners.run_pipeline import Build
 from decant.schemas.disk.identity import digest
 from decant.schemas.disk.layout import PartLayout
 from decant.schemas.manifest.commits import valid_commit
-from decant.schemas.manifest.manifest import Manifest, Part, Unit
+from decant.schemas.manifest.manifest import Manifest, Part
 from decant.schemas.manifest.plan import Plan, plan_as_sealed, read_plan, set_teacher_model
 from decant.schemas.signals import ArraySignal, LogitsSignal
 
 
-def not_held(
+def lacking_signals(
     asked: Mapping[str, ArraySignal], parts: Sequence[Part], *, cache: Path
 ) -> dict[str, ArraySignal]:
-    """Those of `asked` that a part lacks. ValueError if one has it with other settings."""
+    """The signals of `asked` that at least one part lacks.
+
+    ValueError if a part has one of them with other settings.
+    """
     for part in parts:
         for name in asked.keys() & part.signals.keys():
             held = part.signals[name]
@@ -56,12 +55,14 @@ def not_held(
 
 @dataclass(frozen=True)
 class Adding:
-    """How signals are added: by which teacher, and by what."""
+    """The settings that all directories of one addition share."""
 
     cache: Path
     model: str
+    """Where workers open the teacher."""
     on_error: Literal["fail", "skip"]
     run: Callable[[Build], None]
+    """Runs a Beam pipeline."""
     console: Console
 
 
@@ -69,13 +70,14 @@ def add_signals(
     new: Mapping[str, Mapping[str, ArraySignal]],
     *,
     manifest: Manifest,
-    known: Mapping[str, Known],
+    known: Mapping[str, KnownDirections],
     adding: Adding,
 ) -> Manifest:
-    """Capture `new`, the signals that each of the cache's directories lacks, by its path, for the
-    rows of all its parts, and seal them all at once.
+    """Capture the signals that part directories lack, then seal all of them at once.
 
-    `known` are directions of parts that have a signal; others take those of the first directory.
+    `new` maps a directory's path to the signals that it lacks, by name. `known` are directions of
+    parts that have a signal already; a signal that no part has takes those found in the first
+    directory.
     """
     cache, plans = adding.cache, {}
     names = {name: None for signals in new.values() for name in signals}
@@ -83,30 +85,29 @@ def add_signals(
         f"{cache}: sealed with {', '.join(manifest.signals)}; adding {', '.join(names)}"
     )
     units = [unit for part in manifest.parts if part.path in new for unit in part.units]
-    shapes = {name: signal for signals in new.values() for name, signal in signals.items()}
+    arrays = {name: signal for signals in new.values() for name, signal in signals.items()}
     begun = any(PartLayout(cache / path).additions for path in new)
     if not begun:
-        require_space(shapes, cache=cache, units=units, length=manifest.sequence_length)
+        require_space(arrays, cache=cache, units=units, length=manifest.sequence_length)
     for path, signals in new.items():
         parts = [part for part in manifest.parts if part.path == path]
-        plans[path] = _captured(signals, path, parts, known=known, adding=adding)
-        found = plans[path]
-        known = known_directions(cache, found.signals, found.statistics, path=path) | dict(known)
+        plan = plans[path] = _capture_directory(signals, path, parts, known=known, adding=adding)
+        known = known_directions(cache, plan.signals, plan.statistics, path=path) | dict(known)
     gained = seal_addition(cache, manifest, plans)
     for path in new:
         clean(PartLayout(cache / path), sealed=gained, path=path)
     return gained
 
 
-def _captured(
+def _capture_directory(
     new: Mapping[str, ArraySignal],
     directory: str,
     parts: Sequence[Part],
     *,
-    known: Mapping[str, Known],
+    known: Mapping[str, KnownDirections],
     adding: Adding,
 ) -> Plan:
-    """The plan of signals that a directory gains, all its units captured."""
+    """Capture the signals `new` for all units of a directory; returns their plan."""
     layout, run = PartLayout(adding.cache / directory), adding.run
     path = layout.addition(digest({name: settings(signal) for name, signal in new.items()}))
     if not path.exists():
@@ -116,12 +117,12 @@ def _captured(
             teacher=dataclasses.replace(base.teacher, model=adding.model),
             on_error=adding.on_error,
         )
-        job = AddJob(
+        job = AdditionJob(
             part=layout.root.resolve(),
             path=path.resolve(),
             sealed=sealed,
             arrays=new,
-            known={name: found for name, found in known.items() if name in new},
+            known={name: directions for name, directions in known.items() if name in new},
         )
         run(
             lambda pipeline: (
@@ -132,32 +133,12 @@ def _captured(
         )
     plan = set_teacher_model(adding.model, path)
     _refuse_leftovers(layout, plan, cache=adding.cache)
-    capture_plan(plan, path, part=layout.root, run=run, console=adding.console)
+    capture_remaining(plan, path, part=layout.root, run=run, console=adding.console)
     return plan
 
 
-def require_space(
-    arrays: Mapping[str, ArraySignal], *, cache: Path, units: Sequence[Unit], length: int
-) -> None:
-    """ValueError if the disk can't hold the units' arrays, however well they compress: what is not
-    scored takes nothing."""
-    rows, scored = (sum(getattr(unit, name) for unit in units) for name in ("rows", "scored"))
-    least = {
-        name: scored * least_bytes(signal, length=length) // length
-        for name, signal in arrays.items()
-    }
-    free = shutil.disk_usage(cache).free
-    if sum(least.values()) > free:
-        sizes = ", ".join(f"{name} {size / 1e9:,.1f} GB" for name, size in least.items())
-        raise ValueError(
-            f"{cache}: {free / 1e9:,.1f} GB free, but {rows:,} rows of {length} tokens take at "
-            f"least {sum(least.values()) / 1e9:,.1f} GB ({sizes}); ask for fewer layers or heads, "
-            "for narrower numbers (signals.hidden.dtype, signals.hidden.width), or for less text"
-        )
-
-
 def _refuse_leftovers(layout: PartLayout, plan: Plan, *, cache: Path) -> None:
-    """ValueError if a removed signal's files lie where one of the same name would go."""
+    """ValueError if files of a removed signal lie where a new one of that name would be written."""
     for name, signal in plan.signals.items():
         for number in range(len(plan.rows.units)):
             commit = valid_commit(layout.root, name, number)

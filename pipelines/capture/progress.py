@@ -1,7 +1,7 @@
-"""A live bar of a capture: rows, rows/s, tokens/s, time left, and what was done before.
+"""The progress bar of a capture: rows, rows/s, tokens/s, time left.
 
-Only for the eye; what is certain stands in the commits. Rows of this process are counted as they
-are encoded; units of workers elsewhere appear with their commits.
+For display only; the commits decide what is done. Rows of this process are counted as they are
+encoded, rows of other workers when their unit is committed.
 """
 
 import contextlib
@@ -17,32 +17,32 @@ _LOG_SECONDS = 30.0
 
 
 class Counter:
-    """Rows that this process has done, added to from worker threads."""
+    """Counts the rows that this process has captured, from any thread."""
 
     def __init__(self):
         self.rows = 0
         self._lock = threading.Lock()
 
     def add(self, rows: int) -> None:
-        """Count some more."""
+        """Add `rows` to the count."""
         with self._lock:
             self.rows += rows
 
 
-done_here = Counter()
+rows_done = Counter()
 
 
 @contextlib.contextmanager
 def capture_progress(
     *, rows: int, tokens: int, before: int, committed: Callable[[], int]
 ) -> Iterator[None]:
-    """Show progress over `rows` of which `before` were done by an earlier run.
+    """Show progress over a capture of `rows` rows with `tokens` tokens in all.
 
-    `tokens` is their number, for the rate; `committed()` counts rows with a commit. Without a
-    terminal a line is printed every half minute instead.
+    An earlier run has done `before` of the rows. `committed()` returns the number of rows in
+    committed units, `before` included. Without a terminal, a line is printed every 30 seconds.
     """
     console = Console(soft_wrap=True, highlight=False)
-    start, began = done_here.rows, time.monotonic()
+    start, began = rows_done.rows, time.monotonic()
     tokens_a_row = tokens / max(rows, 1)
     stop = threading.Event()
     columns = (
@@ -58,7 +58,7 @@ def capture_progress(
         def watch() -> None:
             logged = time.monotonic()
             while not stop.wait(_POLL_SECONDS):
-                done = max(before + done_here.rows - start, committed())
+                done = max(before + rows_done.rows - start, committed())
                 rate = (done - before) / (time.monotonic() - began)
                 text = f"{rate:.1f} rows/s  {rate * tokens_a_row:,.0f} tokens/s"
                 bar.update(task, completed=min(done, rows), rate=text)

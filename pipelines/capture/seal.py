@@ -1,4 +1,4 @@
-"""Sealing: every commit is read again against the plan, then the manifest appears at once."""
+"""Sealing: check every commit against the plan again, then write the manifest atomically."""
 
 import dataclasses
 import shutil
@@ -11,30 +11,30 @@ from decant.schemas.disk.layout import MANIFEST, ROWS, PartLayout
 from decant.schemas.disk.steps import Step
 from decant.schemas.manifest.commits import Commit, valid_commit
 from decant.schemas.manifest.manifest import Manifest, Part, Unit, read_manifest, write_manifest
-from decant.schemas.manifest.plan import Plan, read_plan, rows_id_of
+from decant.schemas.manifest.plan import Plan, PlannedRows, read_plan, rows_id_of
 
 
 def seal(cache: Path, layout: PartLayout, plan: Plan, *, partial: bool = False) -> Manifest:
-    """Append the plan's units that no part has yet to the manifest, as a part; or if `partial`
-    those of them that are committed.
+    """Append the units that the manifest lacks to it, as one new part.
 
-    ValueError that names the first unit that is missing or differs from the plan, or if none is
-    committed. Commits of another plan never get in: their signal_id differs.
+    `partial` takes only the units that are committed; otherwise all must be. ValueError that names
+    the first unit whose commit is missing or differs from the plan, or says that no unit is left to
+    seal in part. A commit of another plan is refused by its signal_id.
     """
-    # As it is now, not as it was when the capture began: it may have been sealed in part meanwhile.
+    # Read now, not when the capture began: a partial seal may have replaced it meanwhile.
     manifest = read_manifest(cache) if (cache / MANIFEST).exists() else _empty(plan)
     path = layout.root.relative_to(cache).as_posix()
     done = {n for part in manifest.parts if part.path == path for n in part.unit_numbers}
     left = [n for n in range(len(plan.rows.units)) if n not in done]
     if partial:
-        left = [n for n in left if all(_stands(layout, name, n, plan) for name in plan.signals)]
+        left = [n for n in left if _is_committed(layout, n, plan)]
         if not left:
             raise ValueError(
                 f"{layout.root}: no unit is committed that is not sealed already, so there is "
                 "nothing to seal; run without --seal-partial first"
             )
     if left:
-        part = _part(layout, plan, path=path, numbers=left, first=not done)
+        part = _sealed_part(layout, plan, path=path, numbers=left, first=not done)
         steps.reached(Step.COMMITS_CHECKED)
         present = manifest.cache_id or None
         grown = dataclasses.replace(manifest, parts=(*manifest.parts, part))
@@ -54,9 +54,12 @@ def _empty(plan: Plan) -> Manifest:
     )
 
 
-def _part(layout: PartLayout, plan: Plan, *, path: str, numbers: list[int], first: bool) -> Part:
+def _sealed_part(
+    layout: PartLayout, plan: Plan, *, path: str, numbers: list[int], first: bool
+) -> Part:
+    """The part made of the units `numbers`; `first` if it is the directory's first part."""
     rows, whole = plan.rows, len(numbers) == len(plan.rows.units)
-    units = tuple(_checked(layout, n, rows.units[n], plan) for n in numbers)
+    units = tuple(_checked_unit(layout, n, rows.units[n], plan) for n in numbers)
     return Part(
         path=path,
         rows_id=rows_id_of(rows, numbers),
@@ -65,7 +68,7 @@ def _part(layout: PartLayout, plan: Plan, *, path: str, numbers: list[int], firs
         signals=plan.signals,
         statistics=plan.statistics,
         sources=rows.sources,
-        # Of the plan's documents; told once.
+        # They belong to the whole directory, so only its first part lists them.
         skipped=rows.skipped if first else (),
         duplicates=rows.duplicates if first else 0,
         numbers=() if whole else tuple(numbers),
@@ -74,13 +77,14 @@ def _part(layout: PartLayout, plan: Plan, *, path: str, numbers: list[int], firs
 
 
 def seal_addition(cache: Path, manifest: Manifest, plans: dict[str, Plan]) -> Manifest:
-    """Replace `manifest` by one whose parts have the signals of their directories' plans besides
-    their own; `plans` are by the parts' path.
+    """Replace `manifest` by one whose parts also have the signals of `plans`.
 
-    Until then readers have the old one. RuntimeError if somebody else replaced it meanwhile.
+    `plans` are the plans of the additions, by the path of the part directory. ValueError for a
+    commit that is missing or differs. RuntimeError if another process replaced the manifest
+    meanwhile.
     """
     parts = tuple(
-        _gained(cache, part, plans[part.path]) if part.path in plans else part
+        _part_with_signals(cache, part, plans[part.path]) if part.path in plans else part
         for part in manifest.parts
     )
     steps.reached(Step.COMMITS_CHECKED)
@@ -90,20 +94,46 @@ def seal_addition(cache: Path, manifest: Manifest, plans: dict[str, Plan]) -> Ma
     return sealed
 
 
-def _gained(cache: Path, part: Part, plan: Plan) -> Part:
+def _part_with_signals(cache: Path, part: Part, plan: Plan) -> Part:
     layout = PartLayout(cache / part.path)
     return dataclasses.replace(
         part,
-        # Those of the manifest: other signals may have been added since the plan was made.
-        units=tuple(_checked(layout, n, unit, plan) for n, unit in part.numbered_units),
+        # From the manifest, not the plan: other signals may have been added since it was made.
+        units=tuple(_checked_unit(layout, n, unit, plan) for n, unit in part.numbered_units),
         signals={**part.signals, **plan.signals},
         statistics={**part.statistics, **plan.statistics},
     )
 
 
+def seal_rows(cache: Path, layout: PartLayout, rows: PlannedRows, *, like: Manifest) -> Manifest:
+    """Seal a cache of rows without signals; `like` is the manifest of the cache to mix it with."""
+    part = Part(
+        path=layout.root.relative_to(cache).as_posix(),
+        rows_id=rows.rows_id,
+        unit_rows=rows.unit_rows,
+        units=rows.units,
+        signals={},
+        statistics={},
+        sources=rows.sources,
+        skipped=rows.skipped,
+        duplicates=rows.duplicates,
+    )
+    manifest = Manifest(
+        sequence_length=like.sequence_length,
+        vocabulary_size=like.vocabulary_size,
+        tokenizer=like.tokenizer,
+        parts=(part,),
+    )
+    sealed = write_manifest(cache, manifest, replaces=None)
+    clean(layout, sealed=sealed, path=part.path)
+    return sealed
+
+
 def clean(layout: PartLayout, *, sealed: Manifest, path: str) -> None:
-    """Remove what an unfinished capture needed and what killed writers left behind, of the
-    directory that the manifest calls `path`."""
+    """Delete scratch files of a finished capture, and temporary files of killed writers.
+
+    `path` is the part directory's name in the manifest `sealed`.
+    """
     held: Iterable[set[str]] = [set(p.signals) for p in sealed.parts if p.path == path]
     for addition in layout.additions:
         if all(read_plan(addition).signals.keys() <= signals for signals in held):
@@ -114,9 +144,10 @@ def clean(layout: PartLayout, *, sealed: Manifest, path: str) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _checked(layout: PartLayout, number: int, unit: Unit, plan: Plan) -> Unit:
+def _checked_unit(layout: PartLayout, number: int, unit: Unit, plan: Plan) -> Unit:
+    """The unit with the files and skipped rows of its commits added."""
     require_file(layout.records(ROWS, number), unit.files[ROWS])
-    commits = {name: _commit(layout, name, number, plan) for name in plan.signals}
+    commits = {name: _checked_commit(layout, name, number, plan) for name in plan.signals}
     files = {name: commit.file for name, commit in commits.items()}
     skipped = set(unit.skipped_rows).union(*(c.skipped_rows for c in commits.values()))
     return dataclasses.replace(
@@ -124,12 +155,13 @@ def _checked(layout: PartLayout, number: int, unit: Unit, plan: Plan) -> Unit:
     )
 
 
-def _stands(layout: PartLayout, name: str, number: int, plan: Plan) -> bool:
-    commit = valid_commit(layout.root, name, number)
-    return commit is not None and commit.signal_id == plan.signals[name].signal_id
+def _is_committed(layout: PartLayout, number: int, plan: Plan) -> bool:
+    """Whether every signal of the plan has a commit of the unit, and none is of another plan."""
+    commits = {name: valid_commit(layout.root, name, number) for name in plan.signals}
+    return all(c and c.signal_id == plan.signals[name].signal_id for name, c in commits.items())
 
 
-def _commit(layout: PartLayout, name: str, number: int, plan: Plan) -> Commit:
+def _checked_commit(layout: PartLayout, name: str, number: int, plan: Plan) -> Commit:
     path = layout.commit(name, number)
     commit = valid_commit(layout.root, name, number)
     if commit is None:

@@ -1,7 +1,7 @@
-"""Capturing one unit: its rows through the teacher into files, and its commits last.
+"""One unit in a worker: its rows go through the teacher into files; its commits are written last.
 
-A unit's files are functions of the plan alone, so doing one twice, or twice at once, leaves the
-same bytes.
+The files depend on the plan alone: capturing a unit twice, even at the same time, leaves the same
+bytes.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import numpy as np
 
 from decant.pipelines.calibration.calibrate import read_canaries
 from decant.pipelines.calibration.canary import IDS, check_canary
-from decant.pipelines.capture.progress import done_here
+from decant.pipelines.capture.progress import rows_done
 from decant.pipelines.teacher.inference import Asked, RowOutput, TeacherRunner, teacher_for
 from decant.schemas.arrays.writer import ArrayWriter
 from decant.schemas.codecs import Tables
@@ -39,7 +39,7 @@ _Stamp = tuple[int, int, int]
 
 @dataclass(frozen=True, eq=False)
 class Worker:
-    """What a process needs to capture units of one plan, made once and checked once."""
+    """What a process needs to capture units of one plan. Made once, checked by canary rows."""
 
     part: Path
     plan: Plan
@@ -54,46 +54,49 @@ _made: dict[tuple[Path, Path, _Stamp], Worker] = {}
 
 
 def worker_for(part: Path, plan_path: Path) -> Worker:
-    """This process's worker for the plan of `part` at `plan_path`; another plan's replaces it.
+    """This process's worker for the plan file of `part`. It replaces the worker of another plan.
 
-    RuntimeError if its canary rows differ from the plan's.
+    RuntimeError if the teacher gives other targets for the canary rows than the plan has.
     """
     with _lock:
         key = part, plan_path, _stamp(plan_path)
         if key not in _made:
             _made.clear()
-            _made[key] = _worker(part, plan_at(plan_path))
+            _made[key] = _make_worker(part, current_plan(plan_path))
         return _made[key]
 
 
 def forget_worker() -> None:
-    """Let go of this process's worker, and so of its teacher."""
+    """Drop this process's worker, and with it its reference to the teacher."""
     with _lock:
         _made.clear()
 
 
-def plan_at(path: Path) -> Plan:
-    """The plan that is at `path` now. One of 10,000 units takes a tenth of a second to read."""
-    return _plan_at(path, _stamp(path))
+def current_plan(path: Path) -> Plan:
+    """The plan that the file holds now.
+
+    Cached, because reading a plan of 10,000 units takes a tenth of a second.
+    """
+    return _cached_plan(path, _stamp(path))
 
 
 @lru_cache(maxsize=2)
-def _plan_at(path: Path, stamp: _Stamp) -> Plan:
+def _cached_plan(path: Path, stamp: _Stamp) -> Plan:
     return read_plan(path)
 
 
 def _stamp(path: Path) -> _Stamp:
-    """What differs as soon as the file is replaced."""
+    """Inode, modification time and size: one of them changes when the file is replaced."""
     stat = path.stat()
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-def _worker(part: Path, plan: Plan) -> Worker:
+def _make_worker(part: Path, plan: Plan) -> Worker:
     teacher = teacher_for(plan.teacher)
     logits = plan.signals.get(LOGITS)
     assert logits is None or isinstance(logits, LogitsSignal)
-    asked = Asked(logits.target_spec if logits else None, plan.arrays, _directions(part, plan))
-    # Canaries are compared in their logits, whatever the plan captures.
+    asked = Asked(logits.target_spec if logits else None, plan.arrays, _load_directions(part, plan))
+    # Canary rows are compared by their logits, also if the plan captures none.
     compared = asked if logits else dataclasses.replace(asked, targets=TargetSpec(IDS))
     if plan.canary:
         canaries = teacher.run(read_canaries(part, plan), compared)
@@ -103,23 +106,27 @@ def _worker(part: Path, plan: Plan) -> Worker:
 
 
 def capture_unit(number: int, part: Path, plan_path: Path) -> None:
-    """Write what the plan holds of unit `number`, and its commits. Does nothing if they stand."""
-    if is_committed(part, plan_at(plan_path), number):
+    """Write the files of unit `number` for every signal of the plan, then its commits.
+
+    Does nothing if all commits are there. ValueError if a row gives NaN and the plan does not skip
+    such rows; RuntimeError from `worker_for`.
+    """
+    if is_committed(part, current_plan(plan_path), number):
         return
     worker = worker_for(part, plan_path)
     unit = worker.plan.rows.units[number]
     rows = read_unit_rows(part, number, unit)
     steps.reached(Step.UNIT_BEGUN)
-    seen = _Seen(skipped=list(unit.skipped_rows))
+    tally = _Tally(skipped=list(unit.skipped_rows))
     writers = _array_writers(worker, number)
-    outputs = _stored(worker, number, rows, seen=seen)
-    records = list(_records(worker, rows, outputs, writers=writers, seen=seen))
-    shards = {
+    outputs = _run_teacher(worker, number, rows, tally=tally)
+    records = list(_encode(worker, rows, outputs, writers=writers))
+    shards_by_signal = {
         signal: {name: writer.finish() for name, writer in of_signal.items()}
         for signal, of_signal in writers.items()
     }
     steps.reached(Step.UNIT_COMPUTED)
-    layout, made_by = PartLayout(part), provenance()
+    layout, made_by, skipped = PartLayout(part), provenance(), tuple(tally.skipped)
     if worker.logits:
         file = write_records(layout.records(LOGITS, number), records, kind="logits")
         commit = Commit(
@@ -127,34 +134,35 @@ def capture_unit(number: int, part: Path, plan_path: Path) -> None:
             worker.logits.signal_id,
             file,
             made_by,
-            tuple(seen.skipped),
-            seen.draws_near_edge,
+            skipped,
+            tally.draws_near_edge,
         )
         write_commit(part, LOGITS, commit)
-    for name, found in shards.items():
-        identity = worker.plan.signals[name].signal_id
-        file = summarise_shards(found, rows=unit.rows)
-        skipped = tuple(seen.skipped)
-        write_commit(part, name, Commit(number, identity, file, made_by, skipped, shards=found))
+    for name, shards in shards_by_signal.items():
+        signal_id = worker.plan.signals[name].signal_id
+        file = summarise_shards(shards, rows=unit.rows)
+        commit = Commit(number, signal_id, file, made_by, skipped, shards=shards)
+        write_commit(part, name, commit)
     steps.reached(Step.UNIT_COMMITTED)
 
 
 def is_committed(part: Path, plan: Plan, number: int) -> bool:
-    """Whether every signal of the plan has its commit of the unit."""
+    """Whether the unit has a commit for every signal of the plan."""
     return all(valid_commit(part, name, number) for name in plan.signals)
 
 
 @dataclass
-class _Seen:
-    """What came up while a unit was captured."""
+class _Tally:
+    """Counts of one unit, complete after its last row; they go into its commits."""
 
     skipped: list[int] = field(default_factory=list)
-    """Offsets of rows left unscored for NaN, now or when another signal was captured."""
+    """Offsets of rows that are stored unscored, for NaN in this capture or an earlier one."""
     draws_near_edge: int = 0
+    """Draws that another rounding might change; see `RowOutput.near_edge`."""
 
 
 def _array_writers(worker: Worker, number: int) -> dict[str, dict[str, ArrayWriter]]:
-    """Writers of the unit's arrays, by signal and array name."""
+    """Writers of the unit's arrays, by signal name, then by array name."""
     plan, layout = worker.plan, PartLayout(worker.part)
     first = number * plan.rows.unit_rows
     return {
@@ -166,18 +174,21 @@ def _array_writers(worker: Worker, number: int) -> dict[str, dict[str, ArrayWrit
     }
 
 
-def _stored(worker: Worker, number: int, rows: list[Row], *, seen: _Seen) -> Iterator[RowOutput]:
-    """The teacher's outputs of the unit's rows, those with NaN marked and listed in `seen`.
+def _run_teacher(
+    worker: Worker, number: int, rows: list[Row], *, tally: _Tally
+) -> Iterator[RowOutput]:
+    """The teacher's outputs for the unit's rows; adds rows with NaN and draw counts to `tally`.
 
-    ValueError with their numbers after the last row, if the plan does not skip such rows.
+    A row that an earlier capture skipped comes out as not finite. After the last row, ValueError
+    with the numbers of rows that gave NaN, if the plan does not skip such rows.
     """
     plan, bad = worker.plan, []
     for offset, output in enumerate(worker.teacher.run(rows, worker.asked)):
-        if offset in seen.skipped:
+        if offset in tally.skipped:
             output = dataclasses.replace(output, finite=False)
         elif not output.finite:
             bad.append(offset)
-        seen.draws_near_edge += output.near_edge
+        tally.draws_near_edge += output.near_edge
         yield output
     if bad and plan.on_error == "fail":
         first = sum(unit.rows for unit in plan.rows.units[:number])
@@ -186,40 +197,42 @@ def _stored(worker: Worker, number: int, rows: list[Row], *, seen: _Seen) -> Ite
             f"(unit {number}); nothing of this unit was committed. Try teacher.dtype = "
             '"float32", or set corpus.on_error = "skip" to leave such rows out.'
         )
-    seen.skipped = sorted(seen.skipped + bad)
+    tally.skipped = sorted(tally.skipped + bad)
 
 
-def _records(
+def _encode(
     worker: Worker,
     rows: list[Row],
     outputs: Iterator[RowOutput],
     *,
     writers: Mapping[str, Mapping[str, ArrayWriter]],
-    seen: _Seen,
 ) -> Iterator[bytes]:
-    """One record of logits a row, if they are captured; the arrays' rows go to their writers."""
+    """Append each row's arrays to their writers; yield its logits record, if logits are captured.
+
+    A row that is not finite is stored as zeros, and its record without targets.
+    """
     for row, output in zip(rows, outputs, strict=True):
         for of_signal in writers.values():
             for name, writer in of_signal.items():
-                stored = output.arrays[name]
-                writer.append(stored if output.finite else np.zeros_like(stored))
+                array = output.arrays[name]
+                writer.append(array if output.finite else np.zeros_like(array))
         if worker.logits and output.targets is not None:
-            scored, found = row.loss_mask, output.targets
+            scored, targets = row.loss_mask, output.targets
             if not output.finite:
-                scored, found = scored & False, found[:0]
+                scored, targets = scored & False, targets[:0]
             yield encode_logits(
-                found,
+                targets,
                 row_key=row.key,
                 scored=scored,
                 profile=worker.logits.profile,
                 tables=worker.tables,
                 vocabulary=worker.plan.teacher.vocabulary_size,
             )
-        done_here.add(1)
+        rows_done.add(1)
 
 
 def provenance() -> dict[str, str]:
-    """What rounding may depend on. Equal provenance gives equal bytes."""
+    """What rounding may depend on: jax's version and the devices. Equal values give equal bytes."""
     device = jax.local_devices()[0]
     return {
         "jax": version("jax"),
@@ -229,8 +242,8 @@ def provenance() -> dict[str, str]:
     }
 
 
-def _directions(part: Path, plan: Plan) -> dict[str, np.ndarray]:
-    """What each signal's states are projected onto, of those that are."""
+def _load_directions(part: Path, plan: Plan) -> dict[str, np.ndarray]:
+    """The directions of each projected signal, float32 [D, width], by signal name."""
     names = {name: getattr(signal, "directions", None) for name, signal in plan.arrays.items()}
     return {
         name: load_statistic(part, file, sha256=plan.statistics[file])

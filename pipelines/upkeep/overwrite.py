@@ -43,7 +43,7 @@ from decant.schemas.records.rows import Row, encode_row
 from decant.schemas.signals import ArraySignal, LogitsSignal
 
 
-def purge(cache: Path, *, dry_run: bool = False) -> int:
+def overwrite_forgotten(cache: Path, *, dry_run: bool = False) -> int:
     """Write units with forgotten documents again without them. Returns their number."""
     if (cache / JOURNAL).exists() and not dry_run:
         _finish(cache)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from decant.models.text.tokenizer import tokenizer_of
-from decant.pipelines.capture import part as part_capture
+from decant.pipelines.capture import step_inputs
 from decant.pipelines.config import Attention, Hidden
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk.atomic import read_json
@@ -44,7 +44,7 @@ def cache(tmp_path_factory) -> Cache:
     root = tmp_path_factory.mktemp("damage")
     write_corpus(root / "corpus", files=4, words=60)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(part_capture, "choose_unit_rows", lambda sources, length: 2)
+        patch.setattr(step_inputs, "choose_unit_rows", lambda sources, length: 2)
         return tiny_cache(
             root,
             profile="compact",

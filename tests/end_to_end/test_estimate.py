@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from decant.pipelines.__main__ import main
-from decant.pipelines.capture.estimate import estimate, show
+from decant.pipelines.capture.estimate import estimate
+from decant.pipelines.capture.estimate_report import print_estimate
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Attention, Hidden
 from decant.schemas import open_cache
@@ -85,7 +86,7 @@ def test_it_says_when_it_will_not_fit_and_leaves_nothing_behind(
         f"free on the disk of {output}",
         "each device's memory",
     ]
-    show(found, Console())
+    print_estimate(found, Console())
     assert "it will not fit" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == [scratch]
     assert list(scratch.iterdir()) == []

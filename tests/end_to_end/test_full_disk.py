@@ -35,7 +35,7 @@ WRITES = {
     "a shard of rows": ("decant.pipelines.rows.shard", "write_json", 1),
     "statistics": ("decant.pipelines.calibration.calibrate", "save_statistics", 1),
     "plan": ("decant.pipelines.calibration.calibrate", "write_plan", 1),
-    "metadata of an array": ("decant.pipelines.capture.schedule", "create_array", 1),
+    "metadata of an array": ("decant.pipelines.capture.remaining_units", "create_array", 1),
     "an array": ("decant.schemas.arrays.reader", "write_bytes", 3),
     "logits": ("decant.pipelines.capture.unit", "write_records", 2),
     "commit": ("decant.pipelines.capture.unit", "write_commit", 2),

@@ -88,7 +88,7 @@ def test_a_capture_goes_on_from_another_place_after_it_was_moved(
     interrupted(
         tiny_settings(Path(), **SIGNALS),
         monkeypatch,
-        "decant.pipelines.capture.schedule.create_array",
+        "decant.pipelines.capture.remaining_units.create_array",
     )
     moved = copy.rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
@@ -109,13 +109,13 @@ def edit(file: Path, *, keep_times: bool = False) -> None:
 def test_a_source_that_changes_once_its_rows_are_written_changes_nothing(
     undisturbed, copy, monkeypatch
 ):
-    original, changed = part_capture.capture_plan, copy / "corpus" / "document-001.txt"
+    original, changed = part_capture.capture_remaining, copy / "corpus" / "document-001.txt"
 
     def after_edit(*args, **kwargs):
         edit(changed)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(part_capture, "capture_plan", after_edit)
+    monkeypatch.setattr(part_capture, "capture_remaining", after_edit)
     assert tiny_cache(copy, **SIGNALS).manifest.cache_id == undisturbed
 
 
@@ -184,7 +184,7 @@ def worker(part: Path, *, unit: int, stops: bool) -> subprocess.Popen:
 
 def test_two_workers_of_one_unit_of_which_one_wakes_after_the_seal(root, undisturbed, monkeypatch):
     config = tiny_settings(root, **SIGNALS, output=root / "zombie")
-    interrupted(config, monkeypatch, "decant.pipelines.capture.schedule.create_array")
+    interrupted(config, monkeypatch, "decant.pipelines.capture.remaining_units.create_array")
     part = part_layout(config.output, 0).root.resolve()
     zombie = worker(part, unit=1, stops=True)
     other = worker(part, unit=1, stops=False)
@@ -224,10 +224,10 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 from pathlib import Path
 import numpy as np
-from decant.pipelines.capture import part as part_capture, job as precompute
+from decant.pipelines.capture import job as precompute, step_inputs
 from decant.schemas import open_cache
 from tests.making.caches import tiny_settings, write_corpus
-part_capture.choose_unit_rows = lambda sources, length: 1
+step_inputs.choose_unit_rows = lambda sources, length: 1
 root = Path(sys.argv[1])
 write_corpus(root / "corpus", files=8, words=500)
 config = tiny_settings(root, sequence_length=16, shard_bytes=1 << 20, batch_rows=1)

@@ -14,7 +14,7 @@ from decant.pipelines.config import Hidden
 from decant.pipelines.teacher.identity import digest_memory
 from decant.pipelines.upkeep import overwrite as purging
 from decant.pipelines.upkeep.forget import forget
-from decant.pipelines.upkeep.overwrite import purge
+from decant.pipelines.upkeep.overwrite import overwrite_forgotten
 from decant.pipelines.verification.structure import check_structure
 from decant.pipelines.verification.verify import verify
 from decant.schemas import Cache, open_cache
@@ -207,7 +207,7 @@ def test_gc_overwrites_it_and_nothing_else_changes(grown, cache):
     assert check_structure(cache.path, found.manifest).problems == []
     assert verify(cache.path, rows=8, teacher=None, memory=digest_memory()).status == 0
     once = hashes(cache.path)
-    assert purge(cache.path) == 0
+    assert overwrite_forgotten(cache.path) == 0
     assert hashes(cache.path) == once
 
 
@@ -239,15 +239,15 @@ def test_gc_killed_between_any_two_files_is_finished_by_the_next(grown, cache, m
     with monkeypatch.context() as patch:
         _dying(patch, at)
         with pytest.raises(Killed):
-            purge(cache.path)
+            overwrite_forgotten(cache.path)
     if (cache.path / "gc.json").exists():
         with pytest.raises(ValueError, match=r"`gc` is overwriting what was forgotten"):
             open_cache(cache.path)
         with pytest.raises(ValueError, match=r"`gc` is overwriting what was forgotten"):
             precompute(settings(cache.path.parent))
         with pytest.raises(ValueError, match=r"`gc` is overwriting what was forgotten"):
-            purge(cache.path, dry_run=True)  # which finishes nothing
-    purge(cache.path)
+            overwrite_forgotten(cache.path, dry_run=True)  # which finishes nothing
+    overwrite_forgotten(cache.path)
     found = open_cache(cache.path)
     same(found.read(range(len(found)), NAMES), expected, nats=0.05)
     assert check_structure(cache.path, found.manifest).problems == []
@@ -292,7 +292,7 @@ def test_signals_are_added_after_it_was_overwritten(grown, cache):
     forget(cache.path, source=WHOLE)
     plan = json.loads(PartLayout(cache.path / "parts/0000").plan.read_text())
     canaries = {unit for unit, _ in plan["canary"]}
-    assert purge(cache.path) > 0
+    assert overwrite_forgotten(cache.path) > 0
     statistics = open_cache(cache.path).manifest.parts[0].statistics
     assert canaries
     assert not any(name.startswith("canary-") for name in statistics)

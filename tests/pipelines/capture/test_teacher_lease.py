@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from decant.pipelines.capture import lease as host
+from decant.pipelines.capture import teacher_lease
 from decant.pipelines.capture.job import precompute
+from decant.pipelines.capture.remaining_units import CaptureUnits
 from decant.schemas.disk.layout import part_layout
 from decant.schemas.manifest.plan import read_plan
 from tests.making.caches import tiny_cache, tiny_settings
@@ -20,10 +21,11 @@ from tests.paths import environment
 WORKER = """
 import os, signal, sys
 from pathlib import Path
-from decant.pipelines.capture import unit as capture, lease as host
+from decant.pipelines.capture import unit
+from decant.pipelines.capture.remaining_units import CaptureUnits
 from decant.pipelines.teacher import inference as teacher
 part, marks, stops = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "stops"
-load, write = teacher.TeacherRunner.__init__, capture.write_records
+load, write = teacher.TeacherRunner.__init__, unit.write_records
 
 def loading(self, planned):
     with marks.open("a") as file:
@@ -35,8 +37,8 @@ def writing(path, records, **rest):
         os.kill(os.getpid(), signal.SIGSTOP)
     return write(path, records, **rest)
 
-teacher.TeacherRunner.__init__, capture.write_records = loading, writing
-units = host.CaptureUnits(part, part / "plan.json")
+teacher.TeacherRunner.__init__, unit.write_records = loading, writing
+units = CaptureUnits(part, part / "plan.json")
 units.setup()
 for number in map(int, sys.argv[4:]):
     units.process(number)
@@ -91,7 +93,7 @@ def test_one_process_captures_for_all_and_when_it_is_killed_another_takes_over(p
     config, part = planned
     units = range(len(read_plan(part / "plan.json").rows.units))
     first = worker(part, [], stops=True)
-    wait_until(lambda: host._lock_file(part).exists(), of=first)
+    wait_until(lambda: teacher_lease._lock_file(part).exists(), of=first)
     second = worker(part, units)
     try:
         wait_until(lambda: state(first) == "T", of=second)
@@ -114,7 +116,7 @@ def state(process: subprocess.Popen) -> str:
 def test_an_error_of_a_unit_comes_back_to_whoever_asked(planned):
     _, part = planned
     (part / "rows" / "unit-00001.array_record").unlink()
-    units = host.CaptureUnits(part, part / "plan.json")
+    units = CaptureUnits(part, part / "plan.json")
     units.setup()
     try:
         asked = subprocess.run(
@@ -130,26 +132,26 @@ def test_an_error_of_a_unit_comes_back_to_whoever_asked(planned):
         )
         assert loaded(part) == []
     finally:
-        host.leave(part)
-    assert not host._lock_file(part).exists()
+        teacher_lease.release_lease(part)
+    assert not teacher_lease._lock_file(part).exists()
 
 
 def test_an_idle_process_gives_the_teacher_up_and_one_that_needs_it_gets_it_at_once(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(host, "IDLE_SECONDS", 0.0)
-    with host._leased(tmp_path):
+    monkeypatch.setattr(teacher_lease, "IDLE_SECONDS", 0.0)
+    with teacher_lease._leased(tmp_path):
         time.sleep(1.5)  # longer than it waits between looks: it is in use
-        assert host._lock_file(tmp_path).exists()
+        assert teacher_lease._lock_file(tmp_path).exists()
     deadline = time.monotonic() + 20
-    while host._lock_file(tmp_path).exists():
+    while teacher_lease._lock_file(tmp_path).exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    monkeypatch.setattr(host, "IDLE_SECONDS", 1e9)
-    with host._leased(tmp_path):
+    monkeypatch.setattr(teacher_lease, "IDLE_SECONDS", 1e9)
+    with teacher_lease._leased(tmp_path):
         pass
     code = "import sys; from pathlib import Path; from types import SimpleNamespace as N; " + (
-        "from decant.pipelines.capture.lease import with_teacher; "
+        "from decant.pipelines.capture.teacher_lease import with_teacher; "
         "with_teacher(N(part=Path(sys.argv[1])), print)"
     )
     done = subprocess.run(

@@ -1,4 +1,7 @@
-"""Capturing every unit of a plan that lacks a commit, through Beam, with progress."""
+"""The Beam step that captures every unit of a plan that has no commit yet, with a progress bar.
+
+Only unit numbers travel through Beam; workers read the plan and write files and commits themselves.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,8 +9,8 @@ from pathlib import Path
 import apache_beam as beam
 from rich.console import Console
 
-from decant.pipelines.capture.lease import CaptureUnits, leave
 from decant.pipelines.capture.progress import capture_progress
+from decant.pipelines.capture.teacher_lease import capture_on_host, release_lease, take_lease
 from decant.pipelines.capture.unit import is_committed
 from decant.pipelines.runners.run_pipeline import Build
 from decant.schemas.arrays.spec import create_array
@@ -17,11 +20,29 @@ from decant.schemas.manifest.plan import Plan
 from decant.schemas.signals import HiddenSignal
 
 
-def capture_plan(
+class CaptureUnits(beam.DoFn):
+    """Captures the units whose numbers it gets, of `part`, by the plan file at `plan`."""
+
+    def __init__(self, part: Path, plan: Path):
+        self._part, self._plan = part, plan
+
+    def setup(self) -> None:
+        """Take the host's lease if it is free, before another process starts to load a teacher."""
+        take_lease(self._part)
+
+    def process(self, number: int) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Capture a unit, here or in the process of this host that has the teacher."""
+        capture_on_host(number, self._part, self._plan)
+
+
+def capture_remaining(
     plan: Plan, path: Path, *, part: Path, run: Callable[[Build], None], console: Console
 ) -> None:
-    """Capture what the plan at `path` holds of `part`; only units and commits go through Beam."""
-    # Workers may have another working directory.
+    """Capture every unit of `part` that lacks a commit of one of the plan's signals.
+
+    `plan` is the content of the file at `path`, which workers read. `run` runs a Beam pipeline.
+    """
+    # Absolute, because workers may have another working directory.
     part, path, units = part.resolve(), path.resolve(), plan.rows.units
     rows, tokens = totals(units)
     done = {n for n in range(len(units)) if is_committed(part, plan, n)}
@@ -37,16 +58,16 @@ def capture_plan(
     layout = PartLayout(part)
     commits = {n: {layout.commit(name, n).name for name in plan.signals} for n in todo}
 
-    def finished() -> list[int]:
-        # One look at the directory: of 10,000 units, asking for each would take a core.
-        there = {path.name for path in layout.commits.glob("*.json")}
-        return [n for n in todo if commits[n] <= there]
+    def finished_units() -> list[int]:
+        # One listing of the directory: one query per unit would keep a core busy at 10,000 units.
+        present = {path.name for path in layout.commits.glob("*.json")}
+        return [n for n in todo if commits[n] <= present]
 
-    def committed() -> int:
-        return before + sum(units[n].rows for n in finished())
+    def committed_rows() -> int:
+        return before + sum(units[n].rows for n in finished_units())
 
     try:
-        with capture_progress(rows=rows, tokens=tokens, before=before, committed=committed):
+        with capture_progress(rows=rows, tokens=tokens, before=before, committed=committed_rows):
             run(
                 lambda pipeline: (
                     pipeline
@@ -56,14 +77,14 @@ def capture_plan(
                 )
             )
     except KeyboardInterrupt as stop:
-        there = len(done) + len(finished())
-        raise KeyboardInterrupt(f"{there} of {len(units)} units are done") from stop
+        count = len(done) + len(finished_units())
+        raise KeyboardInterrupt(f"{count} of {len(units)} units are done") from stop
     finally:
-        leave(part)  # where the runner works in this process
+        release_lease(part)  # this process has it if the runner works in this process
 
 
 def totals(units: Sequence[Unit]) -> tuple[int, int]:
-    """Rows and tokens of units."""
+    """Rows and tokens of `units`."""
     return sum(unit.rows for unit in units), sum(unit.tokens for unit in units)
 
 

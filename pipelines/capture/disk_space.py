@@ -1,0 +1,39 @@
+"""Refuses, before a worker starts, a capture whose arrays cannot fit on the disk."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from decant.pipelines.calibration.signal_specs import least_bytes
+from decant.schemas.manifest.manifest import Unit
+from decant.schemas.signals import ArraySignal
+
+
+def require_space(
+    arrays: Mapping[str, ArraySignal], *, cache: Path, units: Sequence[Unit], length: int
+) -> None:
+    """ValueError if the disk of `cache` cannot hold the arrays of `units`, however compressible.
+
+    Only positions with a target are counted: the others compress to nothing. `length` is the number
+    of tokens in a row.
+    """
+    rows, scored = (sum(getattr(unit, name) for unit in units) for name in ("rows", "scored"))
+    least = {
+        name: scored * least_bytes(signal, length=length) // length
+        for name, signal in arrays.items()
+    }
+    free = free_bytes(cache)
+    if sum(least.values()) > free:
+        sizes = ", ".join(f"{name} {size / 1e9:,.1f} GB" for name, size in least.items())
+        raise ValueError(
+            f"{cache}: {free / 1e9:,.1f} GB free, but {rows:,} rows of {length} tokens take at "
+            f"least {sum(least.values()) / 1e9:,.1f} GB ({sizes}); ask for fewer layers or heads, "
+            "for narrower numbers (signals.hidden.dtype, signals.hidden.width), or for less text"
+        )
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes on the disk that `path` is on, or will be on once it is created."""
+    path = path.absolute()
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    return shutil.disk_usage(existing).free

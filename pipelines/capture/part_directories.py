@@ -1,0 +1,123 @@
+"""Assigns the corpus's files to the cache's part directories; new files make a new directory.
+
+A directory keeps the files that it was begun with. If one of them has changed or is missing,
+`PartCapture.claim` refuses to go on: the cache still holds rows of the old file.
+"""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from decant.pipelines.rows.sources import SourceFile
+from decant.schemas.disk.atomic import read_json
+from decant.schemas.disk.layout import MANIFEST, PartLayout, part_layout
+from decant.schemas.manifest.manifest import Manifest, read_manifest
+from decant.schemas.manifest.request import claimed_sources
+
+
+@dataclass(frozen=True)
+class PartDirectory:
+    """One directory `parts/NNNN` and the files that its rows are made from.
+
+    It holds one part, or several if it was sealed in steps (`--seal-partial`).
+    """
+
+    number: int
+    layout: PartLayout
+    sources: tuple[SourceFile, ...]
+    older: tuple[SourceFile, ...]
+    """Files of the directories before this one."""
+    begun: bool
+    """Whether an earlier run has claimed the directory."""
+    complete: bool
+    """Whether all of its planned units are sealed."""
+
+
+def sealed_manifest(cache: Path) -> Manifest | None:
+    """The cache's manifest, or None if it is not sealed.
+
+    ValueError if it refers to parts of other caches, as a merged cache does: those are captured in
+    their own cache.
+    """
+    if not (cache / MANIFEST).exists():
+        return None
+    manifest = read_manifest(cache)
+    for part in manifest.parts:
+        if part.in_other_cache:
+            raise ValueError(
+                f"{cache}: refers to {(cache / part.path).resolve()}, a part of another cache. "
+                "Capture into that cache, then merge again"
+            )
+    return manifest
+
+
+def assign_files(
+    cache: Path, manifest: Manifest | None, sources: Sequence[SourceFile]
+) -> tuple[PartDirectory, ...]:
+    """The cache's part directories in order, each with its files among `sources`.
+
+    Files that belong to no directory make a new one at the end. A directory of which files have
+    changed or are missing gets the files that are left; `PartCapture.claim` then names the others.
+    """
+    left = list(sources)
+    directories: list[PartDirectory] = []
+    number = 0
+    while (layout := part_layout(cache, number)).request.exists() or (number == 0 or left):
+        bound = _bound_files(layout, cache, manifest)
+        own, rest = (left, []) if bound is None else _split_by_owner(bound, left)
+        older = tuple(source for directory in directories for source in directory.sources)
+        directories.append(
+            PartDirectory(
+                number,
+                layout,
+                tuple(own),
+                older,
+                begun=layout.request.exists(),
+                complete=_is_complete(layout, cache, manifest),
+            )
+        )
+        left, number = rest, number + 1
+    return tuple(directories)
+
+
+def _bound_files(
+    layout: PartLayout, cache: Path, manifest: Manifest | None
+) -> list[tuple[str, str]] | None:
+    """(name, sha256) of the files that the directory was begun with.
+
+    None if it is new, or was begun by a release that did not record them.
+    """
+    for part in manifest.parts if manifest else ():
+        if cache / part.path == layout.root:
+            return [(source.name, source.sha256) for source in part.sources]
+    return claimed_sources(read_json(layout.request)) if layout.request.exists() else None
+
+
+def _split_by_owner(
+    bound: Sequence[tuple[str, str]], sources: Sequence[SourceFile]
+) -> tuple[list[SourceFile], list[SourceFile]]:
+    """The sources that `bound` names, in the order of `bound`, and all others.
+
+    A file that has changed counts as bound by its name; a missing file is left out.
+    """
+    exact: dict[tuple[str, str], list[SourceFile]] = defaultdict(list)
+    by_name: dict[str, list[SourceFile]] = defaultdict(list)
+    for source in sources:
+        exact[source.name, source.sha256].append(source)
+    own = [exact[key].pop(0) if exact[key] else None for key in bound]
+    for source in itertools.chain.from_iterable(exact.values()):
+        by_name[source.name].append(source)
+    for at, (name, _) in enumerate(bound):
+        if own[at] is None and by_name[name]:
+            own[at] = by_name[name].pop(0)
+    present = [source for source in own if source]
+    chosen = {id(source) for source in present}
+    return present, [source for source in sources if id(source) not in chosen]
+
+
+def _is_complete(layout: PartLayout, cache: Path, manifest: Manifest | None) -> bool:
+    parts = [p for p in manifest.parts if cache / p.path == layout.root] if manifest else []
+    planned = [part.planned_units or len(part.units) for part in parts]
+    return bool(parts) and sum(len(part.units) for part in parts) == planned[0]

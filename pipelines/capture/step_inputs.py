@@ -1,0 +1,140 @@
+"""The settings turned into inputs of each step: source files, rows_id, jobs, array signals.
+
+The capture of a part, `tokenise` without a teacher and `plan` all build their steps from these.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from decant.models.text.chat_template import ChatTemplate
+from decant.models.text.tokenizer import Tokenizer
+from decant.pipelines.calibration.calibrate import CalibrateJob
+from decant.pipelines.calibration.directions import KnownDirections
+from decant.pipelines.calibration.signal_specs import describe_arrays
+from decant.pipelines.config import Corpus, Precompute
+from decant.pipelines.rows.documents import recognised
+from decant.pipelines.rows.rules import choose_unit_rows, row_rules
+from decant.pipelines.rows.shard import TokeniseJob
+from decant.pipelines.rows.sources import SourceFile, find_sources, resolve_defaults
+from decant.pipelines.teacher.identity import digest_memory
+from decant.pipelines.teacher.opened import OpenedTeacher
+from decant.schemas.disk.identity import rows_id
+from decant.schemas.disk.layout import TOKENIZER, PartLayout
+from decant.schemas.manifest.plan import PlannedRows
+from decant.schemas.signals import ArraySignal
+
+
+def corpus_sources(corpus: Corpus) -> tuple[SourceFile, ...]:
+    """The files that `corpus.files` names, hashed, each with the kind of its documents."""
+    files = find_sources(corpus.files, max_bytes=corpus.max_bytes, memory=digest_memory())
+    return tuple(recognised(files, text_field=corpus.text_field))
+
+
+def decided_corpus(
+    corpus: Corpus, sources: Sequence[SourceFile], *, first: Corpus | None = None
+) -> Corpus:
+    """The settings with every default filled in for these sources.
+
+    `first` is the decided corpus of the cache's first part. Later parts keep its held-out share, so
+    that a document is held out or not whichever part it comes in.
+    """
+    corpus = resolve_defaults(corpus, sources)
+    return dataclasses.replace(corpus, heldout=first.heldout) if first else corpus
+
+
+def chat_template(
+    corpus: Corpus, tokenizer: Tokenizer, sources: Sequence[SourceFile], *, missing: str
+) -> ChatTemplate | None:
+    """The template that renders chats; None if no source holds chats.
+
+    ValueError if the tokenizer has no template. `missing` is the end of that error: who lacks the
+    template, and what to do.
+    """
+    chats = [source.path for source in sources if source.kind == "chat"]
+    template = tokenizer.chat_template(date=corpus.chat_date) if chats else None
+    if chats and not template:
+        raise ValueError(f"{chats[0]} holds chats, but {missing}")
+    return template
+
+
+def identify_rows(
+    corpus: Corpus,
+    sources: Sequence[SourceFile],
+    tokenizer: Tokenizer,
+    *,
+    template: ChatTemplate | None,
+    after: Sequence[str] = (),
+) -> str:
+    """rows_id of all rows of `sources`; `corpus` is decided.
+
+    `after` holds the rows_ids of earlier parts, whose documents are left out of this one.
+    """
+    rules = row_rules(corpus, sources, template=template)
+    if after:
+        rules["after"] = list(after)
+    return rows_id(
+        tokenizer=tokenizer.digest,
+        rules=rules,
+        sources=[(source.name, source.sha256) for source in sources],
+    )
+
+
+def tokenise_job(
+    cache: Path,
+    layout: PartLayout,
+    corpus: Corpus,
+    sources: Sequence[SourceFile],
+    *,
+    older: Sequence[SourceFile] = (),
+) -> TokeniseJob:
+    """The job that writes the rows of `sources` below `layout`; `corpus` is decided.
+
+    `older` are the sources of earlier parts. The cache must have its tokenizer when the job runs.
+    """
+    # Absolute, because workers may have another working directory.
+    return TokeniseJob(
+        part=layout.root.absolute(),
+        tokenizer=(cache / TOKENIZER).absolute(),
+        sources=tuple(sources),
+        corpus=corpus,
+        unit_rows=choose_unit_rows(sources, length=corpus.sequence_length),
+        older=tuple(older),
+    )
+
+
+def calibrate_job(
+    config: Precompute,
+    teacher: OpenedTeacher,
+    rows: PlannedRows,
+    *,
+    part: PartLayout,
+    known: Mapping[str, KnownDirections],
+) -> CalibrateJob:
+    """The job that calibrates `teacher` on `rows` and writes the plan of `part`."""
+    return CalibrateJob(
+        part=part.root.absolute(),
+        tokenizer=teacher.tokenizer.digest,
+        rows=rows,
+        teacher=dataclasses.replace(config.teacher, model=teacher.model),
+        model=teacher.checkpoint.config,
+        signals=config.signals,
+        teacher_id=teacher.teacher_id,
+        vocabulary_size=teacher.vocabulary,
+        sequence_length=config.corpus.sequence_length,
+        on_error=config.corpus.on_error,
+        known=known,
+    )
+
+
+def array_signals(
+    config: Precompute, teacher: OpenedTeacher, *, unit_rows: int
+) -> dict[str, ArraySignal]:
+    """The hidden states and attention maps asked for, by name, still without a signal_id."""
+    return describe_arrays(
+        config.signals,
+        teacher.checkpoint.config,
+        teacher_id=teacher.teacher_id,
+        length=config.corpus.sequence_length,
+        unit_rows=unit_rows,
+    )
