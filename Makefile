@@ -22,16 +22,16 @@ help: ## this menu
 setup: $(READY) ## make .venv from the lock files (ACCEL=cpu|cuda12|cuda13|tpu, PYTHON=…)
 
 precompute: $(READY) ## run the teacher once and seal a cache (CONFIG=file.toml ARGS="--flag value")
-	@$(BIN)/python -m decant precompute $(CONFIG) $(ARGS)
+	@$(BIN)/decant precompute $(CONFIG) $(ARGS)
 
 train: $(READY) ## train a student from the cache (CONFIG=file.toml ARGS="--flag value")
-	@$(BIN)/python -m decant train $(CONFIG) $(ARGS)
+	@$(BIN)/decant train $(CONFIG) $(ARGS)
 
 demo: precompute train ## both, then the student judged and a page of what it learned
-	@$(BIN)/python -m decant evaluate --table
-	@$(BIN)/python -m decant report
+	@$(BIN)/decant evaluate --table
+	@$(BIN)/decant report
 
-check: $(READY) ## linters, formatting, types, import contracts
+check: $(READY) ## linters, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -81,4 +81,6 @@ $(READY): $(LOCK) locks/embedded-teacher.lock
 		|| $(BIN)/python -m pip install -q --require-hashes -r $(LOCK)
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --require-hashes -r locks/embedded-teacher.lock \
 		|| $(BIN)/python -m pip install -q --no-deps --require-hashes -r locks/embedded-teacher.lock
+	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e . \
+		|| $(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	@rm -f .venv/.ready-*; touch $@

@@ -219,7 +219,7 @@ def _inspect(arguments: list[str]) -> int:
                 f"{config.cache}: holds rows without targets; leave out --row and --html"
             )
         console.print(inspection.contents(cache))
-        console.print("rows alone, without a teacher's targets")
+        console.print("rows without targets: no teacher read them")
         return 0
     if config.row is None and not config.html:
         rows = cache.rows()
