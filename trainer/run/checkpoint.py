@@ -68,7 +68,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def named_step(self, name: str) -> int | None:
-        """The step of checkpoint `last`, `best` (by held-out KL), `best-ce` or a number of updates.
+        """The step of the checkpoint `last`, `best` (by held-out KL), `best-ce` or a given number.
 
         None for `last` if there is no checkpoint. Raises ValueError for any other missing one.
         """

@@ -130,7 +130,7 @@ class MetricsLog:
             print(_json({**metrics, "steps": self._steps, **printed}), end="", flush=True)
 
     def _seconds_left(self, metrics: dict[str, Any]) -> float | None:
-        """Estimated seconds to the last update; None at the first line (compiling)."""
+        """Estimated seconds to the last update; None at the first line, which includes compiling."""
         self._recent.append(metrics["step_seconds"])
         seconds = sorted(self._recent)
         if len(seconds) < 2:
