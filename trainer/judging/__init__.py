@@ -1,1 +1,1 @@
-"""What a student is worth on held-out rows."""
+"""Measures of a student on held-out rows, for the training loop and the command `evaluate`."""

@@ -1,6 +1,6 @@
-"""Charts of a report: curves over updates and time, and what a judgement says by groups.
+"""Charts of a report: curves over updates and over time, and evaluations by group.
 
-Each is drawn once by matplotlib, for the page as SVG and for elsewhere as PNG.
+matplotlib draws each chart as SVG for the page and as PNG for other uses.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from decant.trainer.results.evaluate import span
+from decant.trainer.results.evaluate import position_range
 from decant.trainer.results.run_summary import RunSummary
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#555555", "#8c510a")
-"""Okabe and Ito's, which are told apart by everybody; more runs get other dashes."""
+"""Okabe and Ito's colours, distinct for colour-blind readers too; more runs get other dashes."""
 DASHES = ("-", "--", ":", "-.")
 LEGENDS = 6
-"""Runs that a legend in a chart has room for; the page names the colours anyway."""
+"""Most runs that a chart has a legend for; the page's table shows the colours in any case."""
 CURVES = {
     "heldout_kl_bound": "Held out: KL to the teacher, nats a token (lower bound)",
     "heldout_ce": "Held out: cross-entropy, nats a token",
@@ -41,41 +41,41 @@ _STYLE: Any = {
 }
 
 Draw = Callable[[Any], None]
-"""Puts a chart onto matplotlib's axes."""
+"""Draws a chart onto matplotlib axes."""
 
 
 def colour(number: int) -> str:
-    """Of the run with this number."""
+    """Colour of the run with this number."""
     return COLOURS[number % len(COLOURS)]
 
 
 def charts(runs: Sequence[RunSummary]) -> dict[str, Draw]:
-    """The charts that these runs have something for, by file name."""
-    found: dict[str, Draw] = {}
+    """The charts for which at least one run has data, by file name."""
+    drawn: dict[str, Draw] = {}
     for name, title in CURVES.items():
-        found[name] = _curve(runs, name, title)
+        drawn[name] = _curve(runs, name, title)
     if any(run.seconds for run in runs):
-        found["kl_over_time"] = _over_time(runs)
+        drawn["kl_over_time"] = _over_time(runs)
     for name, title in TRAINED.items():
-        found[name] = _trained(runs, name, title)
-    if any(run.judgement for run in runs):
-        found["by_frequency"] = _grouped(runs, "by_frequency", "next token's share of the text")
-        found["by_position"] = _grouped(runs, "by_position", "tokens before it in the document")
-        found["calibration"] = _calibration(runs)
-    return found
+        drawn[name] = _trained(runs, name, title)
+    if any(run.evaluation for run in runs):
+        drawn["by_frequency"] = _grouped(runs, "by_frequency", "next token's share of the text")
+        drawn["by_position"] = _grouped(runs, "by_position", "tokens before it in the document")
+        drawn["calibration"] = _calibration(runs)
+    return drawn
 
 
 def as_svg(draw: Draw) -> bytes:
-    """One chart; the same bytes for the same runs."""
-    return _drawn([draw], form="svg", size=(5.4, 3.5))
+    """One chart as SVG; the same runs give the same bytes."""
+    return _render([draw], form="svg", size=(5.4, 3.5))
 
 
 def write_png(draws: Sequence[Draw], path: Path) -> None:
-    """Charts side by side."""
-    path.write_bytes(_drawn(draws, form="png", size=(4.8 * len(draws), 4.0)))
+    """Write charts side by side as one PNG."""
+    path.write_bytes(_render(draws, form="png", size=(4.8 * len(draws), 4.0)))
 
 
-def _drawn(draws: Sequence[Draw], *, form: str, size: tuple[float, float]) -> bytes:
+def _render(draws: Sequence[Draw], *, form: str, size: tuple[float, float]) -> bytes:
     import matplotlib
 
     matplotlib.use("Agg")  # no display needed
@@ -107,9 +107,9 @@ def _finish(axis: Any, runs: Sequence[RunSummary], *, title: str, x: str) -> Non
 def _curve(runs: Sequence[RunSummary], name: str, title: str) -> Draw:
     def draw(axis: Any) -> None:
         for number, run in enumerate(runs):
-            steps = [look["step"] for look in run.looks]
-            _line(axis, number, run, steps, _values(run.looks, name), marker="o", ms=3)
-        _leave_out_the_start(axis)
+            steps = [line["step"] for line in run.heldout]
+            _line(axis, number, run, steps, _values(run.heldout, name), marker="o", ms=3)
+        _fit_without_first(axis)
         _finish(axis, runs, title=title, x="updates")
 
     return draw
@@ -120,10 +120,10 @@ def _over_time(runs: Sequence[RunSummary]) -> Draw:
         longest = max((max(run.seconds.values()) for run in runs if run.seconds), default=0.0)
         scale, unit = (3600, "hours") if longest > 2 * 3600 else (60, "minutes")
         for number, run in enumerate(runs):
-            looks = [look for look in run.looks if look["step"] in run.seconds]
-            times = [run.seconds[look["step"]] / scale for look in looks]
-            _line(axis, number, run, times, _values(looks, "heldout_kl_bound"), marker="o", ms=3)
-        _leave_out_the_start(axis)
+            lines = [line for line in run.heldout if line["step"] in run.seconds]
+            times = [run.seconds[line["step"]] / scale for line in lines]
+            _line(axis, number, run, times, _values(lines, "heldout_kl_bound"), marker="o", ms=3)
+        _fit_without_first(axis)
         title = "Held out: KL over time spent training"
         _finish(axis, runs, title=title, x=f"{unit}, without judging and saving")
 
@@ -150,19 +150,19 @@ def _grouped(runs: Sequence[RunSummary], by: str, of: str) -> Draw:
     def draw(axis: Any) -> None:
         named: dict[str, None] = {}
         for run in runs:
-            named |= dict.fromkeys(_group(means) for means in (run.judgement or {}).get(by, ()))
+            named |= dict.fromkeys(_group(means) for means in (run.evaluation or {}).get(by, ()))
         places = {name: i for i, name in enumerate(named)}
-        judged = [(number, run) for number, run in enumerate(runs) if run.judgement]
-        width = 0.8 / max(len(judged), 1)
-        for offset, (number, run) in enumerate(judged):
-            groups = (run.judgement or {})[by]
+        evaluated = [(number, run) for number, run in enumerate(runs) if run.evaluation]
+        width = 0.8 / max(len(evaluated), 1)
+        for offset, (number, run) in enumerate(evaluated):
+            groups = (run.evaluation or {})[by]
             x = np.array([places[_group(means)] for means in groups])
-            x = x + (offset - (len(judged) - 1) / 2) * width
+            x = x + (offset - (len(evaluated) - 1) / 2) * width
             heights = [means["kl_bound"] for means in groups]
             axis.bar(x, heights, width, color=colour(number), label=run.name)
         axis.set_xticks(range(len(places)), list(places), rotation=30, ha="right", fontsize=8)
         axis.grid(axis="x", visible=False)
-        _finish(axis, [run for _, run in judged], title="KL ≥, nats", x=of)
+        _finish(axis, [run for _, run in evaluated], title="KL ≥, nats", x=of)
 
     return draw
 
@@ -171,29 +171,29 @@ def _calibration(runs: Sequence[RunSummary]) -> Draw:
     def draw(axis: Any) -> None:
         axis.plot([0, 1], [0, 1], color="#bbbbbb", lw=1)
         for number, run in enumerate(runs):
-            if run.judgement:
-                bins = run.judgement["calibration"]
+            if run.evaluation:
+                bins = run.evaluation["calibration"]
                 x, y = ([one[name] for one in bins] for name in ("confidence", "accuracy"))
                 _line(axis, number, run, x, y, marker="o", ms=3)
-        judged = [run for run in runs if run.judgement]
+        evaluated = [run for run in runs if run.evaluation]
         title = "Calibration: how often right"
-        _finish(axis, judged, title=title, x="probability of the likeliest token")
+        _finish(axis, evaluated, title=title, x="probability of the likeliest token")
 
     return draw
 
 
 def _group(means: dict[str, Any]) -> str:
-    return means["frequency"] if "frequency" in means else span(means)
+    return means["frequency"] if "frequency" in means else position_range(means)
 
 
 def _values(lines: Sequence[dict[str, Any]], name: str) -> np.ndarray:
-    """A line that lacks it, or where it was not finite, leaves a gap."""
-    found = [line.get(name) for line in lines]
-    return np.array([np.nan if x is None else x for x in found], float)
+    """The metric in each line; NaN, which leaves a gap, where it is missing or not finite."""
+    values = [line.get(name) for line in lines]
+    return np.array([np.nan if x is None else x for x in values], float)
 
 
-def _leave_out_the_start(axis: Any) -> None:
-    """Fit the height to all but each curve's first value, which dwarfs the others when cut."""
+def _fit_without_first(axis: Any) -> None:
+    """Fit the height to all values but each curve's first, which is far above the others."""
     _fit(axis, [line.get_ydata()[1:] for line in axis.get_lines()])
 
 

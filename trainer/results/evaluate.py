@@ -1,6 +1,6 @@
-"""Judging a run's student on held-out rows from the cache alone: the command `evaluate`.
+"""The command `evaluate`: measure a run's student on a cache's held-out rows.
 
-What the numbers are says `trainer.judging.measures`; they are means over the positions that count.
+The numbers are means over counted positions of the measures in `judging/measures.py`.
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ from decant.trainer.run.trained_student import checkpoint_step, load_student
 
 FILE = "evaluation.json"
 COUNTED_TOKENS = 1 << 22
-"""Of training rows, in which tokens are counted to say how frequent each is."""
+"""Training tokens that are read to count how frequent each token is."""
 
 
 def evaluate(config: Evaluate) -> dict[str, Any]:
-    """What a run's checkpoint is worth; also written to `evaluation.json` in the run.
+    """Evaluate a run's checkpoint; also writes the result to `evaluation.json` in the run.
 
-    Over all positions under `heldout_…`, the names of the training loop's look, and again by the
-    next token's frequency and by position. Without a tail prior or draws in the cache, the KLs
-    that need them are left out.
+    `heldout_…` are means over all positions, named as in `metrics.jsonl`; `by_frequency` and
+    `by_position` give means for groups of positions. KLs that need a tail prior or draws are left
+    out if the cache has none. Raises ValueError if the cache has another tokenizer, no held-out
+    rows, or the run no such checkpoint; FileNotFoundError if there is no run.
     """
     cache = open_cache(config.cache)
     _check_tokenizer(config.run, cache)
@@ -70,11 +71,11 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     tail = "sampled" if cache.manifest.logits.draws else "bucket"
     batch_rows = config.batch_rows + -config.batch_rows % mesh.size
     for batch in heldout_batches(cache, numbers, batch_rows=batch_rows):
-        found = compiled(params, to_device(batch, mesh=mesh, tail=tail), inputs)
+        at_positions = compiled(params, to_device(batch, mesh=mesh, tail=tail), inputs)
         counted = batch["loss_mask"]
         measures = {
             name: np.asarray(values)[counted]
-            for name, values in found._asdict().items()
+            for name, values in at_positions._asdict().items()
             if values is not None
         }
         labels, positions = next_tokens(batch["tokens"])[counted], batch["positions"][counted]
@@ -82,37 +83,37 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
         for tally, group in zip(tallies, groups, strict=True):
             tally.add(group, measures)
     whole, by_frequency, by_position = tallies
-    judgement = {
+    evaluation = {
         "step": checkpoint_step(config.run, config.checkpoint),
         "cache_id": cache.manifest.cache_id,
         "rows": len(numbers),
         "dtype": config.dtype,
         "temperature": temperature,
-        **{f"heldout_{name}": value for name, value in whole.judged()[0].items()},
+        **{f"heldout_{name}": value for name, value in whole.means()[0].items()},
         "calibration": whole.calibration(),
-        "by_frequency": by_frequency.judged(),
-        "by_position": by_position.judged(),
+        "by_frequency": by_frequency.means(),
+        "by_position": by_position.means(),
     }
-    write_json(config.run / FILE, judgement)
-    return judgement
+    write_json(config.run / FILE, evaluation)
+    return evaluation
 
 
 def read_evaluation(run: Path) -> dict[str, Any] | None:
-    """The run's last judgement, if it was judged."""
+    """The run's last evaluation; None if `evaluate` was never run on it."""
     return read_json(run / FILE) if (run / FILE).exists() else None
 
 
 def training_temperature(run: Path) -> float:
-    """T of both distributions at the end of a run."""
+    """The loss's temperature at the end of a run."""
     settings = read_run_settings(run)
     end = settings.get("loss.temperature_end")
     return float(settings["loss.temperature"] if end is None else end)
 
 
 def token_shares(cache: Cache) -> np.ndarray:
-    """How large a part of the training text each token is, float64 [vocabulary].
+    """Share of each token among the training labels, float64 [vocabulary].
 
-    Counted where a token is learned from, in as many rows as hold `COUNTED_TOKENS`, spread evenly.
+    Labels are counted in train rows spread evenly, as many as hold `COUNTED_TOKENS` tokens.
     """
     counts = np.zeros(cache.manifest.vocabulary_size)
     count = max(1, COUNTED_TOKENS // cache.manifest.sequence_length)
@@ -137,17 +138,17 @@ COLUMNS = {
     "accuracy": ("right", "{:.1%}"),
     "ece": ("ECE", "{:.3f}"),
 }
-"""How a table shows measures."""
+"""Columns of the table: measure, title and format."""
 
 
-def as_table(judgement: dict[str, Any]) -> Table:
-    """What `evaluate` found, for the eye."""
+def as_table(evaluation: dict[str, Any]) -> Table:
+    """An evaluation as a table for the terminal."""
     prefix = "heldout_"
-    whole = {k.removeprefix(prefix): v for k, v in judgement.items() if k.startswith(prefix)}
+    whole = {k.removeprefix(prefix): v for k, v in evaluation.items() if k.startswith(prefix)}
     shown = [name for name in COLUMNS if name in whole]
-    if judgement["temperature"] == 1:
+    if evaluation["temperature"] == 1:
         shown = [name for name in shown if not name.endswith("at_temperature")]
-    title = f"{judgement['rows']} held-out rows, T = {judgement['temperature']:g}"
+    title = f"{evaluation['rows']} held-out rows, T = {evaluation['temperature']:g}"
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("positions", no_wrap=True)
     for name in ("tokens", *(COLUMNS[name][0] for name in shown), "acceptance"):
@@ -160,16 +161,16 @@ def as_table(judgement: dict[str, Any]) -> Table:
         table.add_row(label, f"{means['tokens']:,}", *cells, acceptance, **style)
 
     add("all", whole, end_section=True)
-    for means in judgement["by_frequency"]:
-        last = means is judgement["by_frequency"][-1]
+    for means in evaluation["by_frequency"]:
+        last = means is evaluation["by_frequency"][-1]
         add(f"next token {means['frequency']}", means, end_section=last)
-    for means in judgement["by_position"]:
-        add(f"at {span(means)}", means)
+    for means in evaluation["by_position"]:
+        add(f"at {position_range(means)}", means)
     return table
 
 
-def span(means: dict[str, Any]) -> str:
-    """`0`, `4–7`: which positions a group of them holds."""
+def position_range(means: dict[str, Any]) -> str:
+    """A group's positions as text: `0`, `4–7`."""
     start, end = means["position_from"], means["position_to"]
     return str(start) if start == end else f"{start}–{end}"
 
@@ -177,7 +178,7 @@ def span(means: dict[str, Any]) -> str:
 def _measure_inputs(cache: Cache, *, temperature: float, mesh: Mesh) -> MeasureInputs:
     try:
         prior = cache.tail_prior()
-    except ValueError:  # captured by version 0.1, which made none
+    except ValueError:  # captured by release 0.1, which stored none
         prior = None
     return MeasureInputs(
         None if temperature == 1 else everywhere(np.asarray(temperature, np.float32), mesh),
@@ -192,6 +193,6 @@ def _check_tokenizer(run: Path, cache: Cache) -> None:
     if ours != cache.manifest.tokenizer:
         raise ValueError(
             f"{cache.path}: captured with tokenizer {cache.manifest.tokenizer[:12]}, but the "
-            f"student of {run} uses {ours[:12]}; token ids would not line up. Judge it on a cache "
-            "of a teacher with its tokenizer"
+            f"student of {run} uses {ours[:12]}; token ids would not line up. Evaluate it on a "
+            "cache captured with its tokenizer"
         )

@@ -1,5 +1,7 @@
-"""A run's student as a Hugging Face directory: what transformers, a next run and a next capture
-can load, with a model card of what it learned and how well."""
+"""The command `export`: write a run's student as a Hugging Face directory with a model card.
+
+transformers, another run (`student.source`) and another capture (`teacher.model`) can load it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ CARD = "README.md"
 
 
 def export(config: Export) -> Path:
-    """Write a checkpoint's student; returns the directory."""
+    """Write the student of a checkpoint into `config.output`; returns that directory."""
     graph, params = load_student(config.run, dtype="float32", checkpoint=config.checkpoint)
     model = nnx.merge(graph, params)
     tokenizer = open_checkpoint(config.run / INITIAL).tokenizer()
@@ -36,7 +38,7 @@ def export(config: Export) -> Path:
         settings=read_run_settings(config.run),
         caches=caches,
     )
-    # Before the weights, which say that the directory is whole.
+    # Written before the weights, because weights mark the directory as complete.
     config.output.mkdir(parents=True, exist_ok=True)
     (config.output / CARD).write_text(text, "utf-8")
     (config.output / GENERATION).write_text(_generation(tokenizer), "utf-8")
@@ -45,6 +47,6 @@ def export(config: Export) -> Path:
 
 
 def _generation(tokenizer: Tokenizer) -> str:
-    """What generating needs: without it transformers would not know where a text ends."""
+    """`generation_config.json`: without it transformers would not know the end-of-text token."""
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     return json.dumps({k: v for k, v in ids.items() if v is not None}, indent=2) + "\n"

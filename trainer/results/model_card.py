@@ -1,6 +1,6 @@
-"""An exported student's model card: what it is, what it learned from and how good it became.
+"""The model card of an exported student: its shape, data, held-out metrics and settings.
 
-The same run gives the same card; places on a disk are not in it.
+The same run gives the same card; the card contains no absolute path.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
 
 MEASURES = {
     "heldout_kl_bound": "KL to the teacher at T = 1, nats a token, at least",
-    "heldout_kl_estimate": "the same, estimated with the corpus' mean tail",
+    "heldout_kl_estimate": "the same, estimated with the mean tail of the corpus",
     "heldout_kl_unbiased": "the same, from draws of the tail",
     "heldout_ce": "cross-entropy, nats a token",
     "heldout_perplexity": "perplexity",
     "heldout_agreement": "likeliest token is the teacher's",
-    "heldout_top5_agreement": "shared of the teacher's five likeliest",
-    "heldout_accuracy": "likeliest token is the next one",
+    "heldout_top5_agreement": "share of the teacher's five likeliest tokens in the student's five",
+    "heldout_accuracy": "likeliest token is the next token",
     "heldout_ece": "expected calibration error",
-    "heldout_acceptance": "speculative decoding would keep of its tokens",
-    "heldout_tokens": "tokens judged",
+    "heldout_acceptance": "share of its draft tokens that speculative decoding keeps",
+    "heldout_tokens": "tokens evaluated",
 }
-"""What of a judgement stands in the card, and in words."""
+"""Metrics in the card, with their descriptions."""
 
 
 def model_card(
@@ -56,24 +56,27 @@ def model_card(
     settings: Mapping[str, Any],
     caches: Sequence[Mapping[str, Any]],
 ) -> str:
-    """The README.md of a student after `step` updates of the run with these settings."""
+    """The text of README.md for a student after `step` updates of a run.
+
+    `settings` are the run's from `run.json`, `caches` the facts from its `data.json`.
+    """
     kinds = ("loss.", "data.", "student.", "optimiser.")
     chosen = [k for kind in kinds for k in sorted(settings) if k.startswith(kind)]
-    shown = {k: _placeless(settings[k]) for k in chosen}
+    shown = {k: _without_directory(settings[k]) for k in chosen}
     sections = [
         f"{HEAD}\n# {name}\n",
         f"A student of {config.num_layers} blocks and width {config.hidden_size} "
         f"(family {config.family}, {multiplying_parameters(config) / 1e6:,.1f} million parameters "
-        "that multiply, the head's included) that learned from a cache of what its teacher said, "
-        f"in {step:,} updates.\n",
+        "in matrix products, the head included), distilled in "
+        f"{step:,} updates from a cache of its teacher's outputs.\n",
         USE.format(name=name),
-        "## Learned from\n",
+        "## Training data\n",
         *(_table(_data(cache)) for cache in caches),
-        "## Held out\n",
-        _judged(run, step),
+        "## Held-out metrics\n",
+        _metrics(run, step),
         "## Settings\n",
         _table(shown),
-        "Its license is that of the weights that it began from and of what it was trained on.\n",
+        "License: that of the initial weights and of the training data.\n",
     ]
     return "\n".join(sections)
 
@@ -84,26 +87,26 @@ def _data(cache: Mapping[str, Any]) -> dict[str, Any]:
         "cache_id": cache["cache_id"],
         "teacher_id": cache["teacher_id"],
         "rows_id": cache["rows_id"],
-        **{f"signal_id {name}": found for name, found in cache["signal_ids"].items()},
+        **{f"signal_id {name}": signal_id for name, signal_id in cache["signal_ids"].items()},
         "train": f"{train['rows']:,} rows of {cache['sequence_length']} positions, "
         f"{train['tokens']:,} tokens, {train['targets']:,} with targets, "
         f"from {cache['sources']:,} files",
         "held out": f"{heldout['rows']:,} rows, {heldout['tokens']:,} tokens",
         "logits": f"top {logits['k']} and {logits['draws']} draws, `{logits['profile']}`"
         if logits["k"]
-        else "none: text alone",
+        else "none: rows only",
     }
 
 
-def _judged(run: Path, step: int) -> str:
-    """The whole judgement if it is of this checkpoint, else the training loop's look at it."""
-    found = read_evaluation(run)
-    if found is None or found["step"] != step:
-        looks = [x for x in read_metrics(run) if "heldout_ce" in x and x["step"] == step]
-        found = looks[-1] if looks else None
-    if found is None:
-        return "Not judged: `decant evaluate` before exporting does.\n"
-    return _table({text: found[key] for key, text in MEASURES.items() if key in found})
+def _metrics(run: Path, step: int) -> str:
+    """The evaluation if it is of this checkpoint, else the training loop's held-out metrics."""
+    metrics = read_evaluation(run)
+    if metrics is None or metrics["step"] != step:
+        lines = [x for x in read_metrics(run) if "heldout_ce" in x and x["step"] == step]
+        metrics = lines[-1] if lines else None
+    if metrics is None:
+        return "Not evaluated: run `decant evaluate` before `decant export`.\n"
+    return _table({text: metrics[key] for key, text in MEASURES.items() if key in metrics})
 
 
 def _table(rows: Mapping[str, Any]) -> str:
@@ -119,8 +122,8 @@ def _shown(value: Any) -> str:
     return "–" if value is None else str(value).replace("|", "\\|")
 
 
-def _placeless(value: Any) -> Any:
-    """The last part of a path that says where it is on somebody's disk."""
+def _without_directory(value: Any) -> Any:
+    """The value, with an absolute path (or each in a list) shortened to its last part."""
     if isinstance(value, list):
-        return [_placeless(one) for one in value]
+        return [_without_directory(one) for one in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

@@ -1,6 +1,6 @@
-"""The command `report`: one page that compares runs, and its charts as pictures.
+"""The command `report`: one HTML page that compares runs, and its charts as PNGs.
 
-The page needs nothing else, neither files nor a network; the same runs give the same page.
+The page needs no other file and no network; the same runs give the same page.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from decant.trainer.results.charts import CURVES, as_svg, charts, colour, write_
 from decant.trainer.results.run_summary import ABSENT, RunSummary, differences, read_run_summaries
 
 PAGE = "report.html"
-LEARNED = "learned.png"
-"""The three held-out curves in one picture."""
+HELDOUT_CHARTS = "learned.png"
+"""File of the three held-out curves in one picture."""
 
 SIDE_BY_SIDE = 4
-"""Runs that are shown as columns."""
+"""Most runs that the table shows as columns; more runs are shown as lines."""
 
 Value = Callable[[RunSummary], Any]
 MEASURES: tuple[tuple[str, str, Value, str, int], ...] = (
@@ -41,37 +41,40 @@ MEASURES: tuple[tuple[str, str, Value, str, int], ...] = (
     ("trained", "minutes", lambda r: max(r.seconds.values(), default=0) / 60 or None, "{:,.1f}", 0),
     ("MFU", "", lambda r: _last(r, "mfu"), "{:.1%}", 0),
 )
-"""Columns: name, unit, where from, how written, and which way is better (0: neither)."""
+"""Of each measure: name, unit, value of a run, format, and sign of better values (0: neither)."""
 
 
 def report(config: Report) -> Path:
-    """Write the page and the pictures; returns the page."""
+    """Write the page and the pictures into `config.output`; returns the page's path.
+
+    Raises FileNotFoundError for a directory that holds no run.
+    """
     runs = read_run_summaries(config.runs)
     drawn = charts(runs)
     images = {name: as_svg(draw) for name, draw in drawn.items()}
     config.output.mkdir(parents=True, exist_ok=True)
     for name, draw in drawn.items():
         write_png([draw], config.output / f"{name}.png")
-    write_png([drawn[name] for name in CURVES], config.output / LEARNED)
+    write_png([drawn[name] for name in CURVES], config.output / HELDOUT_CHARTS)
     write_bytes(config.output / PAGE, page(runs, images).encode())
     return config.output / PAGE
 
 
 def page(runs: Sequence[RunSummary], images: dict[str, bytes]) -> str:
-    """The HTML, charts included."""
+    """The page's HTML; `images` are the charts as SVG, by name."""
     title = f"{len(runs)} runs compared" if len(runs) > 1 else f"Run {runs[0].name}"
     body = [
         f"<h1>{escape(title)}</h1>",
-        '<p class="note">Held-out rows, which no run was trained on. KL ≥ counts the teacher’s '
-        "tail as one token and is a lower bound; the others are there after "
-        "<code>decant evaluate</code>.</p>",
+        '<p class="note">Measured on held-out rows, on which no run was trained. KL ≥ counts the '
+        "teacher’s tail as one token and is a lower bound. Run <code>decant evaluate</code> on a "
+        "run to get the other KLs.</p>",
         _summary(runs),
-        "<h2>What was learned</h2>",
+        "<h2>Curves</h2>",
         _charts(images),
-        "<h2>What differs</h2>",
+        "<h2>Settings that differ</h2>",
         _differences(runs),
-        "<h2>What was read</h2>",
-        _read(runs),
+        "<h2>Caches</h2>",
+        _caches(runs),
         "<h2>All settings</h2>",
         *(_settings(run) for run in runs),
     ]
@@ -80,21 +83,21 @@ def page(runs: Sequence[RunSummary], images: dict[str, bytes]) -> str:
 
 
 def _summary(runs: Sequence[RunSummary]) -> str:
-    """Runs below each other; a few of them side by side, which also a phone has room for."""
+    """The table of measures: few runs as columns, which fit a phone; more runs as lines."""
     rows = [[_named(runs, number)] for number in range(len(runs))]
     head = ["run"]
     for name, unit, value, form, way in MEASURES:
         values = [value(run) for run in runs]
-        if all(found is None for found in values):
+        if all(one is None for one in values):
             continue
         head.append(f"{escape(name)} <small>{escape(unit)}</small>" if unit else escape(name))
         best = _best(values, way)
-        for row, found in zip(rows, values, strict=True):
-            row.append(_cell(_written(found, form), best=len(runs) > 1 and found == best))
+        for row, one in zip(rows, values, strict=True):
+            row.append(_cell(_formatted(one, form), best=len(runs) > 1 and one == best))
     if len(runs) > SIDE_BY_SIDE:
         return _table(head, rows)
     sides = [_named(runs, number, cell=False) for number in range(len(runs))]
-    kinds = [_cell("learned from", head=True), *(_cell(_wrapped(run.kind)) for run in runs)]
+    kinds = [_cell("loss", head=True), *(_cell(_wrapped(run.kind)) for run in runs)]
     turned = [
         [_cell(text, head=True), *cells]
         for text, cells in zip(head[1:], zip(*(row[1:] for row in rows), strict=True), strict=True)
@@ -119,18 +122,18 @@ def _charts(images: dict[str, bytes]) -> str:
 
 
 def _differences(runs: Sequence[RunSummary]) -> str:
-    found = differences(runs)
-    if not found:
-        return "<p>One run only.</p>" if len(runs) == 1 else "<p>Nothing: the settings agree.</p>"
+    differing = differences(runs)
+    if not differing:
+        return "<p>One run only.</p>" if len(runs) == 1 else "<p>None: all settings agree.</p>"
     head = ["setting", *(_named(runs, number, cell=False) for number in range(len(runs)))]
     rows = [
         [_cell(escape(name), head=True), *(_cell(_setting(value)) for value in values)]
-        for name, values in found.items()
+        for name, values in differing.items()
     ]
     return _table(head, rows, left=True)
 
 
-def _read(runs: Sequence[RunSummary]) -> str:
+def _caches(runs: Sequence[RunSummary]) -> str:
     head = ["run", "cache", "teacher", "train rows", "train tokens", "bytes a token, by signal"]
     rows = []
     for number, run in enumerate(runs):
@@ -145,7 +148,7 @@ def _read(runs: Sequence[RunSummary]) -> str:
             )
             rows.append([_named(runs, number), *map(_cell, cells)])
     if not rows:
-        return "<p>Not written down: these runs began before 0.5.</p>"
+        return "<p>Not recorded: releases before 0.5 began these runs.</p>"
     return _table(head, rows, left=True)
 
 
@@ -169,7 +172,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: bool = F
 
 
 def _named(runs: Sequence[RunSummary], number: int, *, cell: bool = True) -> str:
-    """A run's name with its colour and what it learned from."""
+    """A run's name with its colour, and in a table cell its loss in a few words."""
     run = runs[number]
     text = f'<span class="chip" style="background:{colour(number)}"></span>{escape(run.name)}'
     return _cell(f"{text}<br><small>{escape(run.kind)}</small>", head=True) if cell else text
@@ -185,7 +188,7 @@ def _wrapped(text: str) -> str:
     return f'<div class="wrap">{escape(text)}</div>'
 
 
-def _written(value: Any, form: str) -> str:
+def _formatted(value: Any, form: str) -> str:
     if value is None:
         return ABSENT
     if isinstance(value, list):
@@ -194,7 +197,7 @@ def _written(value: Any, form: str) -> str:
 
 
 def _setting(value: Any) -> str:
-    """Long names that are hashes by their beginning."""
+    """A setting as HTML, a hash shortened to its first 12 characters."""
     if value is None:
         return ABSENT
     text = str(value)

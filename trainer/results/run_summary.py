@@ -1,4 +1,4 @@
-"""What a report says of a run: its settings, curves, judgement and costs, read from its files."""
+"""A run as the report shows it: settings, curves, evaluation and costs, read from its files."""
 
 from __future__ import annotations
 
@@ -16,46 +16,53 @@ from decant.trainer.run.data_facts import read_data_facts
 from decant.trainer.run.metrics_log import read_metrics
 
 ABSENT = "–"
-"""Stands for what is not there."""
+"""Text for a value that a run does not have."""
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run."""
+    """One run's files, and what follows from them."""
 
     path: Path
     name: str
+    """The shortest end of the path that no other run of the report has."""
     settings: dict[str, Any]
+    """From `run.json`."""
     lines: list[dict[str, Any]]
-    judgement: dict[str, Any] | None
-    """What `evaluate` last found."""
+    """From `metrics.jsonl`."""
+    evaluation: dict[str, Any] | None
+    """From `evaluation.json`; None if `evaluate` was never run."""
     caches: list[dict[str, Any]]
+    """From `data.json`, one for each cache."""
 
     @cached_property
     def updates(self) -> list[dict[str, Any]]:
-        """Lines of training."""
+        """Lines of `metrics.jsonl` about updates."""
         return [line for line in self.lines if "loss" in line]
 
     @cached_property
-    def looks(self) -> list[dict[str, Any]]:
-        """Lines of judging."""
+    def heldout(self) -> list[dict[str, Any]]:
+        """Lines of `metrics.jsonl` about held-out rows."""
         return [line for line in self.lines if "heldout_ce" in line]
 
     @cached_property
     def seconds(self) -> dict[int, float]:
-        """Training time by step, judging and saving left out; empty for runs before 0.5."""
-        elapsed, before, found = 0.0, 0, {0: 0.0}
+        """Seconds of training up to each step, without evaluations and checkpoints.
+
+        Empty for a run of a release before 0.5, which logged no times.
+        """
+        elapsed, before, seconds = 0.0, 0, {0: 0.0}
         for line in self.updates:
             if "step_seconds" not in line:
                 return {}
             elapsed += line["step_seconds"] * (line["step"] - before)
             before = line["step"]
-            found[before] = elapsed
-        return found if self.updates else {}
+            seconds[before] = elapsed
+        return seconds if self.updates else {}
 
     @property
     def kind(self) -> str:
-        """What it learned from, in a few words."""
+        """The run's loss in a few words: α, T, tail, further terms."""
         alpha, temperature = self.settings["loss.alpha"], self.settings["loss.temperature"]
         kind = "hard labels" if alpha == 0 else f"α = {alpha:g}, T = {temperature:g}"
         if alpha:
@@ -67,37 +74,40 @@ class RunSummary:
 
     @property
     def microseconds_per_token(self) -> float | None:
-        """Of a usual update, by its counted tokens."""
-        each = [
+        """Median over updates of the time a counted token; None if no times were logged."""
+        times = [
             x["step_seconds"] / max(x["tokens"], 1) for x in self.updates if "step_seconds" in x
         ]
-        return 1e6 * float(np.median(each)) if each else None
+        return 1e6 * float(np.median(times)) if times else None
 
     @property
     def bytes_per_token(self) -> float | None:
-        """That an update reads of the caches, by counted tokens; their mean if there are more."""
+        """Bytes that training reads a counted token, the mean over the caches; None if unknown."""
         sums = [sum(cache["bytes_per_token"].values()) for cache in self.caches]
         return float(np.mean(sums)) if sums else None
 
     def measure(self, name: str) -> Any:
-        """`heldout_…` of the judgement if it is of the run's end, else of the last look."""
-        last = self.looks[-1] if self.looks else {}
-        if self.judgement and self.judgement["step"] >= last.get("step", 0):
-            last = {**last, **self.judgement}
+        """The metric `heldout_…` at the run's end; None if it was not measured.
+
+        It comes from the evaluation, unless the training loop measured a later step.
+        """
+        last = self.heldout[-1] if self.heldout else {}
+        if self.evaluation and self.evaluation["step"] >= last.get("step", 0):
+            last = {**last, **self.evaluation}
         return last.get(name)
 
 
 def read_run_summaries(paths: Sequence[Path]) -> list[RunSummary]:
-    """The runs, by names that tell them apart. FileNotFoundError for a directory without one."""
+    """Summaries of the runs. Raises FileNotFoundError for a directory that holds no run."""
     names = _names(paths)
     return [
         RunSummary(
             path,
             name,
-            # read_metrics first: it says what is wrong with a directory that is no run's.
+            # First, because its error is the clearest for a directory that holds no run.
             lines=read_metrics(path),
             settings=read_run_settings(path),
-            judgement=read_evaluation(path),
+            evaluation=read_evaluation(path),
             caches=read_data_facts(path),
         )
         for path, name in zip(paths, names, strict=True)
@@ -105,18 +115,18 @@ def read_run_summaries(paths: Sequence[Path]) -> list[RunSummary]:
 
 
 def differences(runs: Sequence[RunSummary]) -> dict[str, list[Any]]:
-    """Settings that are not the same in all runs, with each one's; None where there is none."""
+    """Settings that differ between runs: name and each run's value, None for a missing one."""
     keys = sorted({key for run in runs for key in run.settings})
     values = {key: [run.settings.get(key) for run in runs] for key in keys}
-    return {key: found for key, found in values.items() if any(x != found[0] for x in found)}
+    return {key: each for key, each in values.items() if any(x != each[0] for x in each)}
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """As many last parts of each path as it takes to tell them apart."""
+    """For each path the last parts that make all names differ."""
     parts = [path.resolve().parts for path in paths]
     longest = max(map(len, parts), default=1)
     for count in range(1, longest + 1):
-        names = ["/".join(some[-count:]) for some in parts]
+        names = ["/".join(path_parts[-count:]) for path_parts in parts]
         if len(set(names)) == len(set(parts)):
             return names
     return [str(path) for path in paths]

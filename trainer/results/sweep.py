@@ -1,7 +1,7 @@
-"""Many students from one cache, one after the other, and how they compare.
+"""`train --sweep`: train several students from one cache, one after another, and compare them.
 
-Each student is a run like any other, in a directory of its own: killed and started again, those
-that are done stay, and the one under way goes on. All are judged on the same held-out rows.
+Each student is an ordinary run in a directory of its own. A sweep that is started again keeps
+finished students and continues the unfinished one. All are evaluated on the same held-out rows.
 """
 
 from __future__ import annotations
@@ -42,19 +42,22 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is trained, by name, and where the comparison goes."""
+    """The students to train and the rows to compare them on."""
 
     run: Path
+    """Directory of the comparison; each student's run is a directory in it."""
     students: dict[str, Train]
+    """Settings of each student, by name."""
     heldout_rows: int | None = None
-    """Rows that all are judged by at the end; None: all."""
+    """Held-out rows for the comparison at the end, spread evenly; None: all."""
 
 
 def read_sweep(path: Path, arguments: Sequence[str] = ()) -> Sweep:
-    """The students of a sweep's file; `arguments` are a config file and flags for all of them.
+    """Read a sweep file; `arguments` are a config file and flags that hold for all students.
 
-    A student's settings are, later ones first: flags, its own in `[[students]]`, those of `[grid]`
-    (one student for each combination of values), `[base]`, the config file.
+    Settings of a student, the strongest first: flags, its table in `[[students]]`, its values of
+    `[grid]` (one student for each combination), `[base]`, the config file. Raises ValueError for
+    unknown keys, equal names, or students with different caches.
     """
     table, flags = read_table(path), list(arguments)
     for key in table:
@@ -71,27 +74,27 @@ def read_sweep(path: Path, arguments: Sequence[str] = ()) -> Sweep:
         program = f"{path}, student {name}"
         config = parse_tables(Train, [*below, *own], flags, program=program, path=path)
         if name in students:
-            raise ValueError(f"{path}: two students are called {name!r}; each has its own name")
+            raise ValueError(f"{path}: two students are called {name!r}; give each its own name")
         students[name] = dataclasses.replace(config, run=directory / name)
     caches = sorted({str(config.cache) for config in students.values()})
     if len(caches) != 1:
         raise ValueError(
-            f"{path}: students of a sweep are judged on the held-out rows of one cache, but these "
-            f"name {', '.join(caches)}. Give them one `cache`, and mix others in with data.caches"
+            f"{path}: a sweep compares students on the held-out rows of one cache, but these "
+            f"have {', '.join(caches)}. Give all the same `cache` and add others in data.caches"
         )
     return Sweep(directory, students, table.get("heldout_rows"))
 
 
 def _students(table: Mapping[str, Any], *, path: Path) -> Iterator[tuple[str, list[dict]]]:
-    """Name and tables of each student."""
+    """Name of each student, and its tables of settings, the weakest first."""
     grid, listed = _flat(table.get("grid", {})), table.get("students", [{}])
     for number, student in enumerate(listed):
         own = {key: value for key, value in student.items() if key != "name"}
         called = student.get("name", "" if len(listed) == 1 and grid else f"student-{number}")
         if "run" in own or "/" in called or called.startswith("."):
             raise ValueError(
-                f"{path}: student {called or number}: its directory is its name in the sweep's "
-                "`run`; a name is no path, and students have no `run` of their own"
+                f"{path}: student {called or number}: a student's directory is its name inside the "
+                "sweep's `run`, so the name must not be a path, and a student has no `run`"
             )
         for values in itertools.product(*grid.values()):
             chosen = dict(zip(grid, values, strict=True))
@@ -101,7 +104,7 @@ def _students(table: Mapping[str, Any], *, path: Path) -> Iterator[tuple[str, li
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, list]:
-    """Lists of values by dotted name, from `"loss.alpha" = […]` or `[grid.loss] alpha = […]`."""
+    """Values by dotted name, from `"loss.alpha" = […]` or `[grid.loss] alpha = […]`."""
     flat: dict[str, list] = {}
     for key, value in table.items():
         if isinstance(value, dict):
@@ -109,20 +112,23 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, list]:
         elif isinstance(value, list) and value:
             flat[prefix + key] = value
         else:
-            raise ValueError(f"grid: {prefix}{key} is {value!r}; expected a list of values")
+            raise ValueError(
+                f"grid: {prefix}{key} is {value!r}; expected a list of values, not empty"
+            )
     return flat
 
 
 def _nested(name: str, value: Any) -> dict[str, Any]:
+    """`{"loss": {"alpha": value}}` for `loss.alpha`."""
     first, _, rest = name.partition(".")
     return {first: _nested(rest, value) if rest else value}
 
 
 def sweep(config: Sweep, *, console: Console | None = None) -> bool:
-    """Train all students, or go on, and compare them: a table and `comparison.json`.
+    """Train all students, print a table that compares them and write `comparison.json`.
 
-    Whether all are done: not if one failed, or a signal stopped the sweep. Errors of settings are
-    ValueError before any student begins.
+    Returns False if a student failed or a signal stopped the sweep. Raises ValueError for settings
+    that do not fit the cache, before any student begins.
     """
     console = console or Console(soft_wrap=True, highlight=False)
     for name, student in config.students.items():
@@ -132,9 +138,9 @@ def sweep(config: Sweep, *, console: Console | None = None) -> bool:
         console.print(f"student {number} of {len(config.students)}: {name} in {student.run}")
         try:
             if not train(student):
-                return False  # It said how to go on.
+                return False  # A signal came; `train` has printed how to continue.
         except (FloatingPointError, ValueError, OSError) as error:
-            # The others do not depend on it.
+            # The other students do not depend on this one.
             console.print(f"error: {error}", markup=False)
             failed[name] = str(error)
     trained = {n: c for n, c in config.students.items() if n not in failed}
@@ -148,33 +154,35 @@ def sweep(config: Sweep, *, console: Console | None = None) -> bool:
     write_bytes(config.run / COMPARISON, json.dumps(document, indent=1).encode())
     console.print(comparison_table(ranked))
     for name in failed:
-        console.print(f"{name} failed; see above. Run again and it goes on", markup=False)
+        console.print(
+            f"{name} failed; its error is above. Run the sweep again to continue it", markup=False
+        )
     return not failed
 
 
 def rank_students(
     students: Mapping[str, Train], *, heldout_rows: int | None
 ) -> list[dict[str, Any]]:
-    """Each student's held-out metrics and the settings that not all share, the best KL first."""
+    """Each student's held-out metrics and the settings that differ, the lowest KL bound first."""
     bound = {name: read_run_settings(config.run) for name, config in students.items()}
     keys = dict.fromkeys(key for settings in bound.values() for key in settings)
     values = {key: {json.dumps(s.get(key)) for s in bound.values()} for key in keys}
     differing = [key for key in keys if len(values[key]) > 1]
-    found = []
+    ranked = []
     for name, config in students.items():
-        asked = Evaluate(
+        evaluation = Evaluate(
             run=config.run, cache=config.cache, heldout_rows=heldout_rows, dtype=config.dtype
         )
         settings = {key: bound[name].get(key) for key in differing}
         step = latest_step(config.run)
-        found.append({"name": name, "step": step, "settings": settings, **evaluate(asked)})
-    return sorted(found, key=lambda student: student["heldout_kl_bound"])
+        ranked.append({"name": name, "step": step, "settings": settings, **evaluate(evaluation)})
+    return sorted(ranked, key=lambda student: student["heldout_kl_bound"])
 
 
-def comparison_table(found: Sequence[Mapping[str, Any]]) -> Table:
-    """For the terminal."""
-    table = Table("student", "updates", *_COLUMNS.values(), "what it differs in")
-    for student in found:
+def comparison_table(ranked: Sequence[Mapping[str, Any]]) -> Table:
+    """The result of `rank_students` as a table for the terminal."""
+    table = Table("student", "updates", *_COLUMNS.values(), "settings that differ")
+    for student in ranked:
         settings = [f"{key} {value}" for key, value in student["settings"].items()]
         metrics = [f"{student[name]:.4f}" for name in _COLUMNS]
         table.add_row(student["name"], str(student["step"]), *metrics, ", ".join(settings))
@@ -182,7 +190,7 @@ def comparison_table(found: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _check(config: Train, name: str) -> None:
-    """ValueError that says the student, if its settings do not fit the cache."""
+    """Raise ValueError, with the student's name, if its settings do not fit the cache."""
     try:
         cache = open_cache(config.cache)
         check_targets(cache, loss=config.loss)

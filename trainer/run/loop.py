@@ -88,7 +88,7 @@ class TrainingLoop:
 
     def _judge(self, step: int, state: TrainState) -> dict[str, Any]:
         judged = self.judge(state.params)
-        self.metrics.judged({"step": step, **judged})
+        self.metrics.log_heldout({"step": step, **judged})
         return judged
 
 
@@ -122,7 +122,7 @@ class _DelayedMetrics:
         if bad:
             values["skipped_rows"] = rows.tolist()
         if bad or step % self._config.log_every == 0:
-            self._metrics.log({**values, **self._clock.read()})
+            self._metrics.log_update({**values, **self._clock.read()})
         if values["skipped_in_a_row"] >= self._config.max_bad_steps:
             raise FloatingPointError(
                 f"{self._config.run}: {values['skipped_in_a_row']} updates in a row had a "

@@ -84,7 +84,7 @@ class MetricsLog:
         self._task = self._progress.add_task("train", total=steps, completed=after or 0, now="")
         self._progress.start()
 
-    def log(self, metrics: dict[str, Any]) -> None:
+    def log_update(self, metrics: dict[str, Any]) -> None:
         """Write and show an update's line."""
         left = self._seconds_left(metrics)
         self._write(metrics, eta_seconds=left)
@@ -102,7 +102,7 @@ class MetricsLog:
                 f"step {metrics['step']:>6}  {now}", highlight=False, soft_wrap=True
             )
 
-    def judged(self, metrics: dict[str, Any]) -> None:
+    def log_heldout(self, metrics: dict[str, Any]) -> None:
         """Write and show a held-out evaluation's line."""
         self._write(metrics)
         if not self._as_json:
@@ -130,7 +130,7 @@ class MetricsLog:
             print(_json({**metrics, "steps": self._steps, **printed}), end="", flush=True)
 
     def _seconds_left(self, metrics: dict[str, Any]) -> float | None:
-        """Estimated seconds to the last update; None at the first line, which includes compiling."""
+        """Estimated seconds to the last update; None at the first line (compiling included)."""
         self._recent.append(metrics["step_seconds"])
         seconds = sorted(self._recent)
         if len(seconds) < 2:

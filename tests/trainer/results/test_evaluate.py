@@ -1,4 +1,4 @@
-"""A judgement is what float64 formulas over the whole vocabulary give, for any k."""
+"""Measures against float64 formulas over the whole vocabulary, for k below and at V."""
 
 import dataclasses
 import json
@@ -38,13 +38,13 @@ T, NODE = 2.0, 3  # β = 1/2 is the fourth node of the prior
 
 @pytest.fixture(scope="module")
 def run(noisy_run, tmp_path_factory):
-    """A copy of it, whose judgements are nobody else's."""
+    """A copy of the run, so that its `evaluation.json` belongs to this module."""
     return shutil.copytree(noisy_run.run, tmp_path_factory.mktemp("judged") / "run")
 
 
 @pytest.fixture(scope="module")
 def counted(run, drawn_cache, root):
-    """Of each counted held-out position, in float64: logits of both sides, label, place, draws."""
+    """Arrays over counted held-out positions: float64 logits of both models, labels, draws."""
     batch = {k: jnp.asarray(v) for k, v in drawn_cache.read(heldout(drawn_cache)).items()}
     graph, params = load_student(run, dtype="float32")
     model = nnx.merge(graph, params)
@@ -66,7 +66,7 @@ def heldout(cache):
 
 
 def expected(counted, *, k, prior=None, some=slice(None)):
-    """Means by formulas that know the whole vocabulary; `prior` is π [nodes, V]."""
+    """Means by formulas over the whole vocabulary; `prior` is π [nodes, V]."""
     z, s = counted["teacher"][some], counted["student"][some]
     labels = counted["labels"][some]
     n = np.arange(len(z))
@@ -132,8 +132,8 @@ def pi(cache):
     return nodes / nodes.sum(-1, keepdims=True)
 
 
-def whole(judgement):
-    return {k.removeprefix("heldout_"): v for k, v in judgement.items() if k.startswith("held")}
+def whole(evaluation):
+    return {k.removeprefix("heldout_"): v for k, v in evaluation.items() if k.startswith("held")}
 
 
 def same(got, wanted, *, rtol=2e-5):
@@ -144,25 +144,25 @@ def same(got, wanted, *, rtol=2e-5):
 
 
 @pytest.fixture(scope="module")
-def judged(run, drawn_cache):
-    """What was found, and what the run's directory then says."""
-    found = evaluate(Evaluate(run=run, cache=drawn_cache.path, batch_rows=3))
-    return found, read_evaluation(run)
+def evaluated(run, drawn_cache):
+    """The result of `evaluate`, and `evaluation.json` after it."""
+    result = evaluate(Evaluate(run=run, cache=drawn_cache.path, batch_rows=3))
+    return result, read_evaluation(run)
 
 
 @pytest.fixture(scope="module")
-def judgement(judged):
-    return judged[0]
+def evaluation(evaluated):
+    return evaluated[0]
 
 
-def test_with_a_tail_every_measure_is_its_formula(judgement, counted, drawn_cache):
-    got = whole(judgement)
+def test_with_a_tail_every_measure_is_its_formula(evaluation, counted, drawn_cache):
+    got = whole(evaluation)
     same(got, expected(counted, k=8, prior=pi(drawn_cache)))
-    # There is something to tell apart.
+    # The measures are neither trivial nor equal to each other.
     assert got["kl_bound"] > 0.1
     assert 0.05 < got["agreement"] < 0.95
     assert got["kl_bound_at_temperature"] < 0.9 * got["kl_bound"]
-    assert judgement["temperature"] == T
+    assert evaluation["temperature"] == T
 
 
 def test_with_every_token_stored_every_measure_is_its_formula(run, counted, whole_cache):
@@ -171,18 +171,18 @@ def test_with_every_token_stored_every_measure_is_its_formula(run, counted, whol
     assert got["acceptance"][0] == got["acceptance"][1]
 
 
-def test_bounds_are_bounds(judgement, counted):
+def test_bounds_are_bounds(evaluation, counted):
     truth = expected(counted, k=512)
-    got = whole(judgement)
+    got = whole(evaluation)
     assert got["kl_bound"] < truth["kl_bound"]
     assert got["kl_bound_at_temperature"] < truth["kl_bound_at_temperature"]
     low, high = got["acceptance"]
     assert low < truth["acceptance"][0] < high
 
 
-def test_by_position_is_the_same_for_some_of_the_positions(judgement, counted, drawn_cache):
-    groups = judgement["by_position"]
-    assert sum(group["tokens"] for group in groups) == judgement["heldout_tokens"]
+def test_groups_by_position_are_the_formulas_over_these_positions(evaluation, counted, drawn_cache):
+    groups = evaluation["by_position"]
+    assert sum(group["tokens"] for group in groups) == evaluation["heldout_tokens"]
     for group in groups:
         group = dict(group)
         start, end = group.pop("position_from"), group.pop("position_to")
@@ -190,13 +190,13 @@ def test_by_position_is_the_same_for_some_of_the_positions(judgement, counted, d
         same(group, expected(counted, k=8, prior=pi(drawn_cache), some=some), rtol=1e-4)
 
 
-def test_by_frequency_is_the_same_for_some_of_the_labels(judgement, counted, drawn_cache):
+def test_groups_by_frequency_are_the_formulas_over_these_labels(evaluation, counted, drawn_cache):
     text = drawn_cache.read(drawn_cache.rows(split="train"))
     counts = Counter(next_tokens(text["tokens"])[text["loss_mask"]].tolist())
     shares = np.array([counts[label] / counts.total() for label in counted["labels"].tolist()])
-    groups = judgement["by_frequency"]
+    groups = evaluation["by_frequency"]
     assert len(groups) >= 2
-    assert sum(group["tokens"] for group in groups) == judgement["heldout_tokens"]
+    assert sum(group["tokens"] for group in groups) == evaluation["heldout_tokens"]
     for group in groups:
         group = dict(group)
         low, high = group.pop("share_from"), group.pop("share_to")
@@ -205,22 +205,24 @@ def test_by_frequency_is_the_same_for_some_of_the_labels(judgement, counted, dra
         same(group, expected(counted, k=8, prior=pi(drawn_cache), some=some), rtol=1e-4)
 
 
-def test_the_training_loops_look_agrees(judgement, run):
+def test_the_training_loops_held_out_metrics_agree(evaluation, run):
     last = [line for line in read_metrics(run) if "heldout_ce" in line][-1]
-    assert last["step"] == judgement["step"] == 2
+    assert last["step"] == evaluation["step"] == 2
     for name in ("kl_bound", "ce", "perplexity", "agreement", "tokens"):
-        np.testing.assert_allclose(judgement[f"heldout_{name}"], last[f"heldout_{name}"], rtol=1e-6)
+        np.testing.assert_allclose(
+            evaluation[f"heldout_{name}"], last[f"heldout_{name}"], rtol=1e-6
+        )
 
 
-def test_a_judgement_is_kept_in_the_run(judged):
-    judgement, kept = judged
-    assert kept == judgement
-    bins = judgement["calibration"]
-    assert sum(one["tokens"] for one in bins) == judgement["heldout_tokens"]
+def test_an_evaluation_is_kept_in_the_run(evaluated):
+    evaluation, kept = evaluated
+    assert kept == evaluation
+    bins = evaluation["calibration"]
+    assert sum(one["tokens"] for one in bins) == evaluation["heldout_tokens"]
 
 
-def test_a_cache_of_two_parts_is_judged_as_a_whole(judgement, run, drawn_cache, tmp_path):
-    """The second part has the same rows: everything counts twice and no mean moves."""
+def test_a_cache_of_two_parts_is_evaluated_as_a_whole(evaluation, run, drawn_cache, tmp_path):
+    """The second part repeats the rows: every position counts twice and no mean changes."""
     path = shutil.copytree(drawn_cache.path, tmp_path / "two")
     shutil.copytree(path / "parts" / "0000", path / "parts" / "0001")
     manifest = read_manifest(path)
@@ -228,7 +230,7 @@ def test_a_cache_of_two_parts_is_judged_as_a_whole(judgement, run, drawn_cache, 
     two = (part, dataclasses.replace(part, path="parts/0001"))
     write_manifest(path, dataclasses.replace(manifest, parts=two), replaces=manifest.cache_id)
     got = evaluate(Evaluate(run=run, cache=path, batch_rows=3))
-    wanted = whole(judgement) | {"tokens": 2 * judgement["heldout_tokens"]}
+    wanted = whole(evaluation) | {"tokens": 2 * evaluation["heldout_tokens"]}
     same(whole(got), wanted, rtol=1e-6)
     np.testing.assert_allclose(token_shares(open_cache(path)), token_shares(drawn_cache))
 
@@ -272,8 +274,8 @@ def test_what_is_masked_or_not_stored_does_not_matter():
     assert all(np.isfinite(x).all() for x in got if x is not None)
 
 
-def test_where_nothing_is_stored_nobody_agrees():
-    """Not even with id 0, which stands in the columns that hold nothing."""
+def test_a_position_without_stored_ids_counts_as_no_agreement():
+    """Not even with id 0, which fills columns without a stored id."""
     targets = BatchTargets(
         labels=jnp.array([1]),
         mask=jnp.array([True]),
@@ -323,7 +325,7 @@ def test_confidence_of_one_is_in_the_last_bin():
     one |= {"acceptance_low": np.zeros(2), "acceptance_high": np.ones(2)}
     tally.add(np.zeros(2, np.int64), one)
     (bin_,) = tally.calibration()
-    assert (bin_["to"], bin_["tokens"], tally.judged()[0]["ece"]) == (1.0, 2, 0.0)
+    assert (bin_["to"], bin_["tokens"], tally.means()[0]["ece"]) == (1.0, 2, 0.0)
 
 
 def test_the_command_prints_json_or_a_table(run, drawn_cache, capsys):

@@ -1,4 +1,4 @@
-"""What is exported is whole: the same for the same seed, with its card, and the next teacher."""
+"""An exported student: the same bytes for the same seed, a model card, usable as a teacher."""
 
 import dataclasses
 import hashlib
@@ -35,7 +35,7 @@ def digests(directory):
 
 
 def test_the_same_seed_gives_the_same_bytes(exported, noisy_run, drawn_cache, tmp_path):
-    """Trained again, in another directory: weights, card and all else."""
+    """Trained again in another directory: weights, card and all other files."""
     again = dataclasses.replace(noisy_run, run=tmp_path / "again")
     train(again)
     out = export(Export(run=again.run, cache=drawn_cache.path, output=tmp_path / "student"))
@@ -64,7 +64,7 @@ def test_the_exported_student_is_the_next_teacher(exported, noisy_run, root, tmp
     np.testing.assert_allclose(batch["topk_logprobs"][mask], stored, atol=2e-5)
 
 
-def test_the_card_names_what_was_learned_from_and_how_well(
+def test_the_card_names_the_data_and_the_held_out_metrics(
     exported, noisy_run, drawn_cache, tmp_path
 ):
     text = (exported / "README.md").read_text("utf-8")
@@ -75,25 +75,25 @@ def test_the_card_names_what_was_learned_from_and_how_well(
     assert "| loss.temperature_end | 2 |" in text
     assert "| student.source | source |" in text
     assert text.startswith("---\nlibrary_name: transformers\n")
-    look = [line for line in read_metrics(noisy_run.run) if "heldout_ce" in line][-1]
-    assert f"| cross-entropy, nats a token | {look['heldout_ce']:.5g} |" in text
-    assert str(tmp_path.parent) not in text  # nor any other place on this disk
-    assert "speculative" not in text  # which only a judgement says
+    last = [line for line in read_metrics(noisy_run.run) if "heldout_ce" in line][-1]
+    assert f"| cross-entropy, nats a token | {last['heldout_ce']:.5g} |" in text
+    assert str(tmp_path.parent) not in text  # no absolute path
+    assert "speculative" not in text  # only an evaluation measures it
 
 
-def test_a_judgement_of_the_same_checkpoint_is_in_the_card(noisy_run, drawn_cache, tmp_path):
+def test_an_evaluation_of_the_same_checkpoint_is_in_the_card(noisy_run, drawn_cache, tmp_path):
     run = shutil.copytree(noisy_run.run, tmp_path / "run")
-    found = evaluate(Evaluate(run=run, cache=drawn_cache.path, batch_rows=3))
+    evaluation = evaluate(Evaluate(run=run, cache=drawn_cache.path, batch_rows=3))
     out = export(Export(run=run, cache=drawn_cache.path, output=tmp_path / "out"))
     text = (out / "README.md").read_text("utf-8")
-    low, high = found["heldout_acceptance"]
-    assert f"would keep of its tokens | {low:.5g} – {high:.5g} |" in text
-    assert f"| expected calibration error | {found['heldout_ece']:.5g} |" in text
+    low, high = evaluation["heldout_acceptance"]
+    assert f"speculative decoding keeps | {low:.5g} – {high:.5g} |" in text
+    assert f"| expected calibration error | {evaluation['heldout_ece']:.5g} |" in text
 
 
-def test_generating_knows_where_a_text_ends(exported):
+def test_the_generation_config_names_the_end_token(exported):
     settings = json.loads((exported / "generation_config.json").read_text())
-    assert settings == {"eos_token_id": 0}  # `<end>`; the tokenizer begins texts with nothing
+    assert settings == {"eos_token_id": 0}  # `<end>`; the tokenizer has no BOS
 
 
 def test_a_run_of_an_older_release_takes_its_card_from_the_cache(
@@ -107,9 +107,9 @@ def test_a_run_of_an_older_release_takes_its_card_from_the_cache(
 
 
 def test_facts_count_rows_and_bytes(noisy_run, drawn_cache):
-    (found,) = read_data_facts(noisy_run.run)
+    (facts,) = read_data_facts(noisy_run.run)
     rows = drawn_cache.read(drawn_cache.rows(split="train"))
-    assert found["train"] == {
+    assert facts["train"] == {
         "rows": len(rows["tokens"]),
         "tokens": int((rows["segment_ids"] > 0).sum()),
         "targets": int(rows["loss_mask"].sum()),
@@ -117,5 +117,5 @@ def test_facts_count_rows_and_bytes(noisy_run, drawn_cache):
     everything = drawn_cache.read(drawn_cache.rows())["loss_mask"].sum()
     files = (drawn_cache.path / "parts" / "0000" / "logits").glob("*")
     size = sum(path.stat().st_size for path in files)
-    assert found["bytes_per_token"]["logits"] == size / everything
-    assert found["bytes_per_token"].keys() == {"rows", "logits"}
+    assert facts["bytes_per_token"]["logits"] == size / everything
+    assert facts["bytes_per_token"].keys() == {"rows", "logits"}

@@ -1,4 +1,4 @@
-"""A report is one file that says what runs' files say."""
+"""A report shows what the files of its runs say, in one file."""
 
 import html
 import json
@@ -20,7 +20,7 @@ from decant.trainer.run.metrics_log import read_metrics
 
 @pytest.fixture(scope="module")
 def runs(noisy_run, drawn_cache, tmp_path_factory):
-    """One that was judged, and a fabricated other one: another α, and without what 0.5 adds."""
+    """An evaluated run, and a made-up one with another α and without what release 0.5 added."""
     directory = tmp_path_factory.mktemp("runs")
     first = shutil.copytree(noisy_run.run, directory / "first")
     evaluate(Evaluate(run=first, cache=drawn_cache.path, batch_rows=3))
@@ -49,7 +49,7 @@ def cells(page, table=0):
     return [[html.unescape(strip.sub("", cell)) for cell in row] for row in each]
 
 
-def test_the_page_needs_nothing_else(made):
+def test_the_page_needs_no_other_file(made):
     page = made.read_text("utf-8")
     assert not re.search(r"https?://(?!www\.w3\.org)", page)
     assert not re.search(r"<(script|link|iframe)|@import|url\(", page)
@@ -59,7 +59,7 @@ def test_the_page_needs_nothing_else(made):
     assert 'name="viewport"' in page
 
 
-def test_its_charts_are_pictures_too(made):
+def test_its_charts_are_written_as_png_too(made):
     names = {path.name for path in made.parent.glob("*.png")}
     assert {"learned.png", "heldout_kl_bound.png", "calibration.png"} <= names
     assert len(names) == 10
@@ -67,27 +67,27 @@ def test_its_charts_are_pictures_too(made):
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_summary_says_what_the_files_say(made, runs):
+def test_the_first_table_shows_what_the_files_say(made, runs):
     page = made.read_text("utf-8")
     shown = {name: (first, old) for name, first, old in cells(page)}
-    look = [line for line in read_metrics(runs[0]) if "heldout_ce" in line][-1]
-    assert shown["learned from"] == ("α = 0.9, T = 3, bucket", "α = 0.25, T = 3, bucket")
-    assert shown["KL ≥ nats a token, T = 1"] == (f"{look['heldout_kl_bound']:.4f}", "99.5000")
+    last = [line for line in read_metrics(runs[0]) if "heldout_ce" in line][-1]
+    assert shown["loss"] == ("α = 0.9, T = 3, bucket", "α = 0.25, T = 3, bucket")
+    assert shown["KL ≥ nats a token, T = 1"] == (f"{last['heldout_kl_bound']:.4f}", "99.5000")
     (run, _) = read_run_summaries(runs)
     size = sum(run.caches[0]["bytes_per_token"].values())
     assert shown["read bytes a token"] == (f"{size:,.1f}", "–")
     assert shown["updates"] == ("2", "2")
     low, high = run.measure("heldout_acceptance")
     assert shown["accepted as a draft"] == (f"{low:.1%} – {high:.1%}", "–")
-    assert "MFU" not in shown  # of a CPU nothing is known
-    # The better KL is marked, in one run only.
-    assert page.count(f'"best">{look["heldout_kl_bound"]:.4f}<') == 1
+    assert "MFU" not in shown  # the peak of a CPU is not known
+    # The lower KL is marked.
+    assert page.count(f'"best">{last["heldout_kl_bound"]:.4f}<') == 1
     assert '"best">99.5000<' not in page
     assert "&lt;old&gt; &amp; slow" in page
     assert "<old>" not in page
 
 
-def test_many_runs_are_below_each_other(runs, tmp_path):
+def test_more_than_four_runs_are_lines_of_the_table(runs, tmp_path):
     many = [shutil.copytree(runs[0], tmp_path / f"run-{i}") for i in range(5)]
     page = report(Report(runs=tuple(many), output=tmp_path / "out")).read_text("utf-8")
     assert [row[0] for row in cells(page)] == [f"run-{i}α = 0.9, T = 3, bucket" for i in range(5)]
@@ -102,8 +102,8 @@ def test_time_is_what_updates_took(runs):
     first, old = read_run_summaries(runs)
     lines = first.updates
     assert first.seconds[2] == pytest.approx(sum(line["step_seconds"] for line in lines))
-    each = [1e6 * line["step_seconds"] / line["tokens"] for line in lines]
-    assert first.microseconds_per_token == pytest.approx(np.median(each))
+    times = [1e6 * line["step_seconds"] / line["tokens"] for line in lines]
+    assert first.microseconds_per_token == pytest.approx(np.median(times))
     assert (old.seconds, old.microseconds_per_token, old.bytes_per_token) == ({}, None, None)
 
 
@@ -119,15 +119,15 @@ def test_the_same_runs_give_the_same_page(made, runs, tmp_path):
     assert again.read_bytes() == made.read_bytes()
 
 
-def test_a_judgement_of_an_older_checkpoint_is_not_taken_for_the_runs(runs, tmp_path):
+def test_an_evaluation_of_an_older_checkpoint_is_not_shown(runs, tmp_path):
     run = shutil.copytree(runs[0], tmp_path / "run")
     write_json(run / "evaluation.json", {**read_json(run / "evaluation.json"), "step": 1})
-    (found,) = read_run_summaries([run])
-    assert found.measure("heldout_acceptance") is None
-    assert found.measure("heldout_ce") == found.looks[-1]["heldout_ce"]
+    (summary,) = read_run_summaries([run])
+    assert summary.measure("heldout_acceptance") is None
+    assert summary.measure("heldout_ce") == summary.heldout[-1]["heldout_ce"]
 
 
-def test_runs_of_one_name_are_told_apart(runs, tmp_path):
+def test_runs_with_the_same_name_get_longer_names(runs, tmp_path):
     (tmp_path / "a").mkdir()
     other = shutil.copytree(runs[0], tmp_path / "a" / "first")
     parent = runs[0].parent.name
@@ -137,13 +137,13 @@ def test_runs_of_one_name_are_told_apart(runs, tmp_path):
     ]
 
 
-def test_without_judgements_or_times_those_charts_are_left_out(runs):
+def test_without_evaluations_or_times_their_charts_are_left_out(runs):
     names = charts(read_run_summaries(runs[1:]))
     assert "kl_over_time" not in names
     assert "calibration" not in names
 
 
-def test_settings_are_text_and_hashes_are_told_by_their_beginning(runs, tmp_path):
+def test_settings_are_escaped_and_hashes_shortened(runs, tmp_path):
     run = shutil.copytree(runs[0], tmp_path / "run")
     bound = read_json(run / "run.json")
     write_json(run / "run.json", {**bound, "student.source": "<b>"})

@@ -1,4 +1,4 @@
-"""Many students from one cache: stopped and gone on with, one that fails, one comparison."""
+"""Sweeps: how settings combine, a sweep that is stopped and continued, and one with a failure."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def write(tmp_path, text, **values):
     return path
 
 
-def test_later_words_win_and_a_grid_is_every_combination(tmp_path):
+def test_stronger_settings_win_and_a_grid_is_every_combination(tmp_path):
     (tmp_path / "train.toml").write_text('cache = "c"\n[loss]\nalpha = 0.1\ntemperature = 3.0\n')
     path = write(
         tmp_path,
@@ -49,13 +49,13 @@ name = "b"
 alpha = 0.5
 """,
     )
-    found = read_sweep(path, [str(tmp_path / "train.toml"), "--data.seed=7"])
-    assert list(found.students) == [f"{n}-learning_rate={r}" for n in "ab" for r in (1e-3, 3e-3)]
-    last = found.students["b-learning_rate=0.003"]
+    read = read_sweep(path, [str(tmp_path / "train.toml"), "--data.seed=7"])
+    assert list(read.students) == [f"{n}-learning_rate={r}" for n in "ab" for r in (1e-3, 3e-3)]
+    last = read.students["b-learning_rate=0.003"]
     assert (last.loss.alpha, last.loss.temperature, last.data.seed) == (0.5, 2.0, 7)
     assert (last.optimiser.learning_rate, str(last.cache)) == (3e-3, "c")
-    assert last.run == found.run / "b-learning_rate=0.003"
-    assert found.students["a-learning_rate=0.001"].loss.alpha == 0.1
+    assert last.run == read.run / "b-learning_rate=0.003"
+    assert read.students["a-learning_rate=0.001"].loss.alpha == 0.1
 
 
 @pytest.mark.parametrize(
@@ -63,21 +63,21 @@ alpha = 0.5
     [
         ("studens = []", "unknown key studens; did you mean students"),
         ('[[students]]\nname = "a"\n[[students]]\nname = "a"', "two students are called 'a'"),
-        ('[[students]]\nname = "a/b"', "a name is no path"),
-        ('[[students]]\nname = ".a"', "a name is no path"),
-        ('[[students]]\nrun = "x"', "have no `run` of their own"),
+        ('[[students]]\nname = "a/b"', "the name must not be a path"),
+        ('[[students]]\nname = ".a"', "the name must not be a path"),
+        ('[[students]]\nrun = "x"', "a student has no `run`"),
         ("[grid.loss]\nalpha = 0.5", "expected a list of values"),
         ("[grid.loss]\nalpha = []", "expected a list of values"),
         ("[[students]]\n[students.loss]\nalpa = 1.0", "did you mean loss.alpha"),
         ('[[students]]\n[[students]]\ncache = "other"', "held-out rows of one cache"),
     ],
 )
-def test_a_sweep_that_means_nothing_is_refused(tmp_path, text, message):
+def test_a_malformed_sweep_is_refused(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         read_sweep(write(tmp_path, text))
 
 
-def test_stopped_and_started_again_it_ends_in_one_comparison(cache, tmp_path, monkeypatch, capsys):
+def test_a_sweep_stopped_and_continued_ends_in_one_comparison(cache, tmp_path, monkeypatch, capsys):
     path = write(
         tmp_path,
         """
@@ -110,19 +110,19 @@ alpha = 0.0
     assert not (tmp_path / "sweep" / "comparison.json").exists()
     assert main(arguments) == 0
     assert (tmp_path / "sweep" / "taught" / "metrics.jsonl").read_bytes() == first
-    compared = json.loads((tmp_path / "sweep" / "comparison.json").read_text())
-    assert {s["name"]: s["settings"] for s in compared["students"]} == {
+    comparison = json.loads((tmp_path / "sweep" / "comparison.json").read_text())
+    assert {s["name"]: s["settings"] for s in comparison["students"]} == {
         "taught": {"loss.alpha": 0.9},
         "labels": {"loss.alpha": 0.0},
     }
-    assert {s["step"] for s in compared["students"]} == {6}
-    assert len({s["heldout_tokens"] for s in compared["students"]}) == 1
-    assert compared["failed"] == {}
+    assert {s["step"] for s in comparison["students"]} == {6}
+    assert len({s["heldout_tokens"] for s in comparison["students"]}) == 1
+    assert comparison["failed"] == {}
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("taught", "labels", "loss.alpha", "KL"))
 
 
-def test_one_that_goes_bad_does_not_stop_the_others(cache, tmp_path, capsys):
+def test_a_student_that_fails_does_not_stop_the_others(cache, tmp_path, capsys):
     path = write(
         tmp_path,
         """
@@ -140,15 +140,17 @@ name = "good"
         run=tmp_path / "sweep",
     )
     assert main(["train", f"--cache={cache.path}", "--sweep", str(path)]) == 1
-    compared = json.loads((tmp_path / "sweep" / "comparison.json").read_text())
-    assert [s["name"] for s in compared["students"]] == ["good"]
-    assert math.isfinite(compared["students"][0]["heldout_kl_bound"])
-    assert "non-finite loss or gradient" in compared["failed"]["bad"]
+    comparison = json.loads((tmp_path / "sweep" / "comparison.json").read_text())
+    assert [s["name"] for s in comparison["students"]] == ["good"]
+    assert math.isfinite(comparison["students"][0]["heldout_kl_bound"])
+    assert "non-finite loss or gradient" in comparison["failed"]["bad"]
     assert read_metrics(tmp_path / "sweep" / "good")[-1]["step"] == 6
     assert "bad failed" in capsys.readouterr().out
 
 
-def test_a_student_that_does_not_fit_is_known_before_any_begins(cache, tmp_path, capsys):
+def test_a_student_that_does_not_fit_the_cache_is_refused_before_any_begins(
+    cache, tmp_path, capsys
+):
     text = '[[students]]\n[[students]]\nname = "drawn"\n[students.loss]\ntail = "sampled"\n'
     path = write(tmp_path, 'run = "{run}"\n' + text + BASE, run=tmp_path / "sweep")
     assert main(["train", f"--cache={cache.path}", "--sweep", str(path)]) == 1

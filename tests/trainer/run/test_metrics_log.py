@@ -18,9 +18,9 @@ def write(run, *, after, steps, loss=1.0, seconds=(), judge=(), **mode):
     metrics = MetricsLog(run, after=after, steps=9, **mode)
     for number, step in enumerate(steps):
         taken = seconds[number] if seconds else 2.0
-        metrics.log(line(step, loss=loss, tokens_per_second=1.0, step_seconds=taken))
+        metrics.log_update(line(step, loss=loss, tokens_per_second=1.0, step_seconds=taken))
         if step in judge:
-            metrics.judged({"step": step, **dict.fromkeys(HELDOUT, loss)})
+            metrics.log_heldout({"step": step, **dict.fromkeys(HELDOUT, loss)})
     metrics.close()
 
 
@@ -104,7 +104,7 @@ def test_a_run_that_starts_over_hides_all_events_of_its_first_life(tmp_path):
 
 def test_a_kill_loses_no_event(tmp_path):
     metrics = MetricsLog(tmp_path, after=None, steps=9)
-    metrics.log(line(1, tokens_per_second=1.0, step_seconds=2.0))
+    metrics.log_update(line(1, tokens_per_second=1.0, step_seconds=2.0))
     assert shown_by_tensorboard(tmp_path)["train/loss"] == [(1, 1.0)]
     metrics.close()
 
