@@ -28,8 +28,9 @@ from decant.trainer.data.batches import Batches
 from decant.trainer.loss.batch_fields import to_device
 from decant.trainer.loss.layer_pairs import pairs, with_layers
 from decant.trainer.loss.objective import Objective, Tables
-from decant.trainer.run.requirements import directions, tail_prior
-from decant.trainer.run.student import parameters, teacher_config
+from decant.trainer.run.initial_student import teacher_config
+from decant.trainer.run.loss_inputs import principal_directions, tail_prior
+from decant.trainer.run.student_parameters import graph_and_parameters
 from decant.trainer.update.step import initial_state, make_train_step
 from tests.making.models import random_decoder
 
@@ -57,14 +58,16 @@ def measure(cache: Cache, loss: Loss, options) -> tuple[float, float]:
     loss = with_layers(loss, cache=cache, teacher=teacher, student=shape, cut_from=layers)
     compared = pairs(loss, cache=cache, student=shape)
     config = Data(batch_rows=options.rows)
-    graph, params = parameters(random_decoder(shape, scale=0.02, dtype=np.dtype(options.dtype)))
+    graph, params = graph_and_parameters(
+        random_decoder(shape, scale=0.02, dtype=np.dtype(options.dtype))
+    )
     step = make_train_step(
         Objective(graph, loss, vocabulary=cache.manifest.vocabulary_size, pairs=compared),
         optimiser=Optimiser(),
         steps=10**6,
         tables=Tables(
             prior=tail_prior(cache, loss=loss, mesh=mesh),
-            directions=directions(cache, pairs=compared, mesh=mesh),
+            directions=principal_directions(cache, pairs=compared, mesh=mesh),
         ),
     )
     batches = Batches(cache, config=config, signals=compared.signals)

@@ -39,9 +39,9 @@ from decant.trainer.loss import objective as objective_module
 from decant.trainer.loss.batch_fields import to_device
 from decant.trainer.loss.objective import Objective, Tables
 from decant.trainer.loss.position_chunks import tokens_at_once
-from decant.trainer.run.requirements import tail_prior
+from decant.trainer.run.loss_inputs import tail_prior
 from decant.trainer.run.speed import multiplying_parameters, peak_flops, update_flops
-from decant.trainer.run.student import parameters
+from decant.trainer.run.student_parameters import graph_and_parameters
 from decant.trainer.update.step import initial_state, make_train_step
 
 SHAPES = {
@@ -71,7 +71,7 @@ def main():
         quiet=True,
     )
     shape = model_config(options.student, cache)
-    graph, params = parameters(decoder(shape, param_dtype="float32"))
+    graph, params = graph_and_parameters(decoder(shape, param_dtype="float32"))
     prior = tail_prior(cache, loss=config.loss, mesh=mesh)
     batches = Batches(cache, config=config.data)
     batch = to_device(batches.next(), mesh=mesh, tail=config.loss.tail)

@@ -43,9 +43,9 @@ from decant.trainer.loss.position_chunks import tokens_at_once
 from decant.trainer.run.binding import Bound
 from decant.trainer.run.checkpoint import Checkpoints
 from decant.trainer.run.loop import TrainingLoop
+from decant.trainer.run.loss_inputs import principal_directions
 from decant.trainer.run.metrics_log import MetricsLog
-from decant.trainer.run.requirements import directions
-from decant.trainer.run.student import parameters
+from decant.trainer.run.student_parameters import graph_and_parameters
 from decant.trainer.update.step import initial_state, make_train_step
 
 
@@ -72,12 +72,12 @@ def main():
         checkpoint_every=never,
     )
     compared = pairs(config.loss, cache=cache, student=student.config)
-    graph, params = parameters(student)
+    graph, params = graph_and_parameters(student)
     step = make_train_step(
         Objective(graph, config.loss, vocabulary=cache.manifest.vocabulary_size, pairs=compared),
         optimiser=config.optimiser,
         steps=never,
-        tables=Tables(directions=directions(cache, pairs=compared, mesh=mesh)),
+        tables=Tables(directions=principal_directions(cache, pairs=compared, mesh=mesh)),
     )
     batches = Batches(cache, config=config.data, signals=compared.signals)
     fixed = to_device(batches.next(), mesh=mesh, tail=config.loss.tail, signals=compared.signals)
@@ -150,7 +150,7 @@ class Unsaved(Checkpoints):
 
 def make_teacher(teacher, *, chunk_tokens):
     """The teacher's forward pass through its head; each position's largest logit."""
-    graph, params = parameters(teacher)
+    graph, params = graph_and_parameters(teacher)
 
     @jax.jit
     def ask(params, batch):

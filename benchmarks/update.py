@@ -32,7 +32,7 @@ from decant.trainer.config import Loss, Optimiser
 from decant.trainer.loss import objective as objective_module
 from decant.trainer.loss.chunk_loss import HeadSums
 from decant.trainer.loss.objective import Objective, Tables
-from decant.trainer.run.student import parameters
+from decant.trainer.run.student_parameters import graph_and_parameters
 from decant.trainer.update.step import initial_state, make_train_step
 from tests.making.models import random_decoder
 
@@ -82,7 +82,7 @@ def main():
 
 def lower(model: Decoder, batch, loss, options, *, head=None, prior=None, remat="none"):
     """The compiled update: (program, what it takes besides state and batch)."""
-    graph, params = parameters(model)
+    graph, params = graph_and_parameters(model)
     step = make_train_step(
         Objective(
             graph,
@@ -139,7 +139,7 @@ def _only(value, targets):
 
 def time_updates(lowered, model, options):
     """Seconds of each update, in turns; every program goes on with the state of the last."""
-    _, params = parameters(model)
+    _, params = graph_and_parameters(model)
     state = initial_state(params, config=Optimiser())
     times = {name: [] for name in lowered}
     for round_ in range(options.repeats + 1):

@@ -39,8 +39,8 @@ from decant.trainer.config import Loss
 from decant.trainer.loss.batch_fields import DRAWS as DRAWS_FIELDS
 from decant.trainer.loss.batch_fields import loss_fields
 from decant.trainer.loss.objective import Objective, Tables, scheduled_values
-from decant.trainer.run.requirements import tail_prior
-from decant.trainer.run.student import parameters
+from decant.trainer.run.loss_inputs import tail_prior
+from decant.trainer.run.student_parameters import graph_and_parameters
 from decant.trainer.update.step import mean_gradient
 
 BATCHES = 3
@@ -118,7 +118,7 @@ class Gradients:
     def __init__(self, shop: Workshop, student: str):
         self.shop = shop
         study, cache = shop.study, shop.cache(ROWS)
-        self.graph, self.params = parameters(_student(shop, student))
+        self.graph, self.params = graph_and_parameters(_student(shop, student))
         rows = _shuffled(cache)
         count = min(BATCHES, len(rows) // study.batch_rows)
         self.batches = rows[: count * study.batch_rows].reshape(count, study.batch_rows)

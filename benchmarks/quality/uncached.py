@@ -29,7 +29,8 @@ from decant.trainer.config import Loss, Train
 from decant.trainer.data.batches import Batches
 from decant.trainer.loss.batch_fields import to_device
 from decant.trainer.loss.objective import Objective
-from decant.trainer.run.student import initial_student, parameters
+from decant.trainer.run.initial_student import initial_student
+from decant.trainer.run.student_parameters import graph_and_parameters
 from decant.trainer.update.optimiser import learning_rate
 from decant.trainer.update.step import initial_state, make_train_step, updated_state
 
@@ -96,7 +97,7 @@ def _train(config: Train, *, targets: Callable, make_step: Callable):
     student = initial_student(
         config.student, cache=cache, run=config.run, dtype=config.dtype, seed=config.data.seed
     )
-    graph, params = parameters(student)
+    graph, params = graph_and_parameters(student)
     state, step = initial_state(params, config=config.optimiser), make_step(graph)
     batches = Batches(cache, config=config.data)
     seconds = []

@@ -15,7 +15,7 @@ from decant.models import open_checkpoint
 from decant.pipelines.config import Logits
 from decant.trainer.config import Loss
 from decant.trainer.loss.objective import Objective, scheduled_values
-from decant.trainer.run.student import parameters
+from decant.trainer.run.student_parameters import graph_and_parameters
 from decant.trainer.update.step import mean_gradient
 from tests.making.caches import write_corpus, write_teacher
 
@@ -78,7 +78,7 @@ def test_the_dense_gradient_is_the_trainer_s_when_every_token_is_stored(shop):
         "topk_logprobs": np.take_along_axis(dense, order, axis=-1),
         "tail_logmass": np.full((*order.shape[:2], 7), -np.inf, np.float32),
     }
-    graph, params = parameters(open_checkpoint(shop.study.teacher).load())
+    graph, params = graph_and_parameters(open_checkpoint(shop.study.teacher).load())
     params = jax.tree.map(lambda x: x * 1.1, params)
     read, whole = (jax.tree.map(jnp.asarray, batch) for batch in (read, whole))
     loss = Loss(alpha=0.7, temperature=2.0, tail="bucket")

@@ -7,8 +7,8 @@ import pytest
 from decant.models import open_checkpoint, save_directory
 from decant.models.mesh.parameters import parameters
 from decant.trainer.config import Data, Loss, Student, Train
+from decant.trainer.run.initial_student import INITIAL
 from decant.trainer.run.metrics_log import read_metrics
-from decant.trainer.run.student import INITIAL
 from decant.trainer.run.train import train
 from tests.making.caches import tiny_cache, write_teacher
 

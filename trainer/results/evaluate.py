@@ -33,7 +33,7 @@ from decant.trainer.judging.tally import (
 from decant.trainer.loss.batch_fields import to_device
 from decant.trainer.loss.objective import Objective
 from decant.trainer.run.binding import read_run_settings
-from decant.trainer.run.student import INITIAL
+from decant.trainer.run.initial_student import INITIAL
 from decant.trainer.run.trained_student import checkpoint_step, load_student
 
 FILE = "evaluation.json"

@@ -17,7 +17,7 @@ from decant.trainer.config import Export
 from decant.trainer.results.model_card import model_card
 from decant.trainer.run.binding import read_run_settings
 from decant.trainer.run.data_facts import cache_facts, read_data_facts
-from decant.trainer.run.student import INITIAL
+from decant.trainer.run.initial_student import INITIAL
 from decant.trainer.run.trained_student import checkpoint_step, load_student
 
 GENERATION = "generation_config.json"

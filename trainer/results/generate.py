@@ -21,7 +21,7 @@ from decant.models.numerics import logits as logits_of
 from decant.models.text.tokenizer import Tokenizer
 from decant.trainer.config import Generate
 from decant.trainer.loss.projections import Parameters
-from decant.trainer.run.student import INITIAL
+from decant.trainer.run.initial_student import INITIAL
 from decant.trainer.run.trained_student import load_student
 
 Sampler = Callable[[Int[np.ndarray, "sample position"], int], Int[np.ndarray, " sample"]]

@@ -27,7 +27,7 @@ from decant.trainer.loss.batch_fields import check_targets
 from decant.trainer.results.evaluate import evaluate
 from decant.trainer.run.binding import read_run_settings
 from decant.trainer.run.checkpoint import latest_step
-from decant.trainer.run.requirements import settled
+from decant.trainer.run.loss_inputs import resolve_layers
 from decant.trainer.run.train import train
 
 COMPARISON = "comparison.json"
@@ -194,7 +194,7 @@ def _check(config: Train, name: str) -> None:
     try:
         cache = open_cache(config.cache)
         check_targets(cache, loss=config.loss)
-        config, pairs = settled(config, cache=cache)
+        config, pairs = resolve_layers(config, cache=cache)
         check_mixture(cache, open_others(config.data), loss=config.loss, pairs=pairs)
     except ValueError as error:
         raise ValueError(f"student {name}: {error}") from error

@@ -29,7 +29,9 @@ from decant.trainer.run.binding import Bound, bind, cache_at_start
 from decant.trainer.run.checkpoint import Checkpoints, latest_step
 from decant.trainer.run.compilation_cache import keep_compiled_programs
 from decant.trainer.run.data_facts import cache_facts, write_data_facts
+from decant.trainer.run.initial_student import initial_student
 from decant.trainer.run.loop import TrainingLoop
+from decant.trainer.run.loss_inputs import principal_directions, resolve_layers, tail_prior
 from decant.trainer.run.metrics_log import MetricsLog
 from decant.trainer.run.processes import (
     SilentMetrics,
@@ -37,10 +39,8 @@ from decant.trainer.run.processes import (
     is_first_process,
     join_processes,
 )
-from decant.trainer.run.requirements import directions, settled, tail_prior
 from decant.trainer.run.speed import Clock, peak_flops, update_flops
-from decant.trainer.run.student import initial_student
-from decant.trainer.run.trained_student import graph_and_all_parameters
+from decant.trainer.run.student_parameters import graph_and_all_parameters
 from decant.trainer.update.step import TrainState, initial_state, make_train_step
 
 
@@ -58,12 +58,12 @@ def train(config: Train) -> bool:
     mesh = student_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     _check_batch(config, steps=steps, row_shards=rows_split(mesh))
     check_targets(cache, loss=config.loss)
-    config, pairs = settled(config, cache=cache)
+    config, pairs = resolve_layers(config, cache=cache)
     others = open_others(config.data)
     check_mixture(cache, others, loss=config.loss, pairs=pairs)
     tables = Tables(
         prior=tail_prior(cache, loss=config.loss, mesh=mesh, others=taught(others)),
-        directions=directions(cache, pairs=pairs, mesh=mesh),
+        directions=principal_directions(cache, pairs=pairs, mesh=mesh),
     )
     bound, student, projections = first_then_others(
         lambda: _begin(config, cache=cache, others=others, steps=steps, pairs=pairs, mesh=mesh)

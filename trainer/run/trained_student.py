@@ -6,19 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 
-from decant.models import Decoder
-from decant.models.mesh.sharding import everywhere, student_mesh
+from decant.models.mesh.sharding import student_mesh
 from decant.trainer.loss.projections import (
     saved_projections,
-    with_projections,
     without_projections,
 )
 from decant.trainer.run.checkpoint import Checkpoints
-from decant.trainer.run.student import parameters, saved_initial
+from decant.trainer.run.initial_student import load_initial_student
+from decant.trainer.run.student_parameters import graph_and_all_parameters
 
 
 def load_student(
@@ -32,8 +29,8 @@ def load_student(
     """
     # Sharded, because a student that a mesh has trained may not fit one device.
     mesh = student_mesh(fsdp=jax.device_count())
-    model, projections = saved_initial(run, dtype=dtype, mesh=mesh), saved_projections(run)
-    graph, params = graph_and_all_parameters(model, projections, mesh=mesh)
+    model = load_initial_student(run, dtype=dtype, mesh=mesh)
+    graph, params = graph_and_all_parameters(model, saved_projections(run), mesh=mesh)
     checkpoints = Checkpoints(run, read_only=True)
     step = checkpoints.named_step(checkpoint)
     if step is not None:
@@ -48,13 +45,3 @@ def checkpoint_step(run: Path, checkpoint: str) -> int:
     step = checkpoints.named_step(checkpoint)
     checkpoints.close()
     return step or 0
-
-
-def graph_and_all_parameters(
-    model: Decoder, projections: dict[str, np.ndarray], *, mesh: Mesh
-) -> tuple[nnx.GraphDef, dict[str, Any]]:
-    """The model's graph, and one tree of its parameters and the projections trained beside it."""
-    graph, params = parameters(model)
-    # Projections are small, so every device holds them whole.
-    replicated = {name: everywhere(x, mesh) for name, x in projections.items()}
-    return graph, with_projections(params, replicated)

@@ -19,8 +19,9 @@ from decant.trainer.loss.chunk_loss import HeadSums
 from decant.trainer.loss.layer_pairs import pairs, with_layers
 from decant.trainer.loss.objective import Objective, Tables, scheduled_values
 from decant.trainer.loss.projections import initial_projections, with_projections
-from decant.trainer.run.requirements import directions
-from decant.trainer.run.student import parameters, teacher_config
+from decant.trainer.run.initial_student import teacher_config
+from decant.trainer.run.loss_inputs import principal_directions
+from decant.trainer.run.student_parameters import graph_and_parameters
 from decant.trainer.update.step import (
     initial_state,
     make_train_step,
@@ -89,7 +90,7 @@ def given(loss, cache, shape, rows, *, tmp_path):
     model = Decoder(shape, rngs=nnx.Rngs(1))
     model.embedding.set_value(model.embedding[...] * 20)
     model.blocks.query.set_value(model.blocks.query[...] * 100)
-    graph, params = parameters(model)
+    graph, params = graph_and_parameters(model)
     loss = with_layers(loss, cache=cache, teacher=teacher_config(cache), student=shape)
     chosen = pairs(loss, cache=cache, student=shape)
     made = initial_projections(chosen, width=shape.hidden_size, run=tmp_path, seed=0)
@@ -101,7 +102,7 @@ def given(loss, cache, shape, rows, *, tmp_path):
         params=with_projections(params, jax.tree.map(jnp.asarray, made)),
         batch={name: jnp.asarray(batch[name]) for name in needed},
         decoded=cache.read(rows, signals=signals),
-        tables=Tables(directions=directions(cache, pairs=chosen, mesh=make_mesh())),
+        tables=Tables(directions=principal_directions(cache, pairs=chosen, mesh=make_mesh())),
     )
 
 
@@ -243,7 +244,7 @@ def test_what_is_compared_is_the_teacher_s_own(layered_cache, layered_root, tmp_
     found = []
     for loss in (everything, crossed):
         case = given(loss, layered_cache, shape, rows, tmp_path=tmp_path)
-        graph, case.params = parameters(open_checkpoint(layered_root / "teacher").load())
+        graph, case.params = graph_and_parameters(open_checkpoint(layered_root / "teacher").load())
         case.objective = dataclasses.replace(case.objective, graph=graph)
         totals = gradient(case)[1]
         count = totals.head.count

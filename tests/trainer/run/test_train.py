@@ -23,9 +23,9 @@ from decant.trainer.results.evaluate import evaluate
 from decant.trainer.results.export import export
 from decant.trainer.run.binding import read_run_changes, read_run_settings
 from decant.trainer.run.checkpoint import latest_step
+from decant.trainer.run.initial_student import initial_student
 from decant.trainer.run.metrics_log import read_metrics
 from decant.trainer.run.speed import SPEED
-from decant.trainer.run.student import initial_student
 from decant.trainer.run.train import train
 from tests.formulas.events import shown_by_tensorboard
 from tests.making.caches import write_teacher

@@ -25,8 +25,9 @@ from decant.trainer.loss.fused_head import distillation_loss
 from decant.trainer.loss.layer_pairs import pairs, with_layers
 from decant.trainer.loss.objective import Objective, Tables
 from decant.trainer.loss.projections import initial_projections, with_projections
-from decant.trainer.run.requirements import tail_prior
-from decant.trainer.run.student import parameters, teacher_config
+from decant.trainer.run.initial_student import teacher_config
+from decant.trainer.run.loss_inputs import tail_prior
+from decant.trainer.run.student_parameters import graph_and_parameters
 from decant.trainer.update.step import initial_state, make_train_step
 from tests.making.heads import given_tail, prior_nodes
 from tests.making.models import random_decoder
@@ -110,7 +111,7 @@ def run(cache, batches, loss, sizes):
     compared = pairs(loss, cache=cache, student=STUDENT)
     model = random_decoder(STUDENT)
     place(model, mesh)
-    graph, params = parameters(model)
+    graph, params = graph_and_parameters(model)
     projections = initial_projections(compared, width=32, run=Path("/nowhere"), seed=0)
     there = {name: everywhere(x, mesh) for name, x in projections.items()}
     state = initial_state(with_projections(params, there), config=Optimiser(), mesh=mesh)

@@ -17,7 +17,7 @@ from decant.trainer.config import Data, Loss, Optimiser, Train
 from decant.trainer.judging.heldout import make_evaluator, spread_rows
 from decant.trainer.loss.batch_fields import loss_fields
 from decant.trainer.loss.objective import Objective, Tables, scheduled_values
-from decant.trainer.run.student import parameters
+from decant.trainer.run.student_parameters import graph_and_parameters
 from decant.trainer.update.step import (
     initial_state,
     make_train_step,
@@ -45,7 +45,7 @@ def student(seed=1, vocabulary=V, **kwargs):
     )
     model = Decoder(config, rngs=nnx.Rngs(seed), **kwargs)
     model.embedding.set_value(model.embedding[...] * 20)
-    return parameters(model)
+    return graph_and_parameters(model)
 
 
 # Without LLVM's optimiser: compiling is most of what these tests do.

@@ -13,8 +13,8 @@ from decant.models.text.tokenizer import Tokenizer
 from decant.schemas import Cache
 from decant.trainer.config import Loss, Student
 from decant.trainer.loss.layer_pairs import NO_PAIRS, HiddenPair, Pairs
-from decant.trainer.run.requirements import directions, tail_prior
-from decant.trainer.run.student import shape, teacher_config
+from decant.trainer.run.initial_student import initial_config, teacher_config
+from decant.trainer.run.loss_inputs import principal_directions, tail_prior
 
 
 def test_prior_needs_one_and_nothing_else_asks_for_it(cache):
@@ -49,7 +49,7 @@ def test_a_student_s_shape_is_known_before_its_weights(cache, root, tmp_path):
     assert teacher.num_layers == 2
 
     def found(**student):
-        made, cut_from = shape(Student(**student), cache=cache, run=tmp_path)
+        made, cut_from = initial_config(Student(**student), cache=cache, run=tmp_path)
         return made.num_layers, made.hidden_size, cut_from
 
     assert found(source=source, layers=(1,)) == (1, 32, (1,))
@@ -72,10 +72,10 @@ def test_parts_that_disagree_on_directions_are_refused_even_under_a_projection(n
 
     cache, mesh = TwoParts(narrow_cache.path, narrow_cache.manifest), make_mesh()
     along = Pairs(hidden=((HiddenPair(2, "hidden/2", 8, directions=True),),))
-    found = directions(narrow_cache, pairs=along, mesh=mesh)
+    found = principal_directions(narrow_cache, pairs=along, mesh=mesh)
     np.testing.assert_array_equal(found["hidden/2"], narrow_cache.directions("hidden/2"))
     projected = Pairs(hidden=((HiddenPair(2, "hidden/2", 8, projection="hidden-0-0"),),))
-    assert directions(narrow_cache, pairs=projected, mesh=mesh) == {}
+    assert principal_directions(narrow_cache, pairs=projected, mesh=mesh) == {}
     with pytest.raises(ValueError, match="other directions of hidden/2"):
-        directions(cache, pairs=projected, mesh=mesh)
-    assert directions(cache, pairs=NO_PAIRS, mesh=mesh) == {}
+        principal_directions(cache, pairs=projected, mesh=mesh)
+    assert principal_directions(cache, pairs=NO_PAIRS, mesh=mesh) == {}

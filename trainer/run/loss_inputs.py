@@ -1,0 +1,68 @@
+"""Inputs of the loss that a cache gives once a run: tail prior, directions, pairs of layers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from decant.models.mesh.sharding import everywhere
+from decant.schemas import Cache
+from decant.schemas.targets.prior import log_prior
+from decant.trainer.config import Loss, Train
+from decant.trainer.loss.layer_pairs import NO_PAIRS, Pairs, pairs, with_layers
+from decant.trainer.loss.layer_terms import Matrices
+from decant.trainer.run.binding import with_saved_layers
+from decant.trainer.run.initial_student import initial_config, teacher_config
+
+
+def tail_prior(
+    cache: Cache, *, loss: Loss, mesh: Mesh, others: Sequence[Cache] = ()
+) -> Float[Array, "nodes vocab"] | None:
+    """The tail prior [nodes, vocab] on every device; None unless `loss.tail` is "prior".
+
+    The priors of all parts of all caches, which must have the same teacher, are combined into one.
+    Raises ValueError if a part has no prior.
+    """
+    if loss.tail != "prior":
+        return None
+    prior = log_prior([prior for each in (cache, *others) for prior in each.tail_priors()])
+    return everywhere(np.asarray(prior, np.float32), mesh)
+
+
+def principal_directions(cache: Cache, *, pairs: Pairs, mesh: Mesh) -> Matrices:
+    """Principal directions on every device, by signal, for the pairs that need them.
+
+    Raises ValueError if a cache's parts have different directions for a signal of any pair: the
+    numbers stored along them would not be comparable, with or without a trained projection.
+    """
+    matrices = {}
+    for pair in (pair for term in pairs.hidden for pair in term):
+        directions = cache.directions(pair.signal)
+        if pair.directions:
+            matrices[pair.signal] = everywhere(np.asarray(directions, np.float32), mesh)
+    return matrices
+
+
+def resolve_layers(config: Train, *, cache: Cache) -> tuple[Train, Pairs]:
+    """The settings with an explicit number for every layer, and the pairs of layers to compare.
+
+    An existing run keeps its layers, because defaults may change when a cache gains signals.
+    Raises ValueError if the student, the teacher or the cache lacks a layer of the loss.
+    """
+    if not config.loss.terms:
+        return config, NO_PAIRS
+    config = with_saved_layers(config)
+    student, cut_from = initial_config(config.student, cache=cache, run=config.run)
+    loss = with_layers(
+        config.loss,
+        cache=cache,
+        teacher=teacher_config(cache),
+        student=student,
+        cut_from=cut_from,
+    )
+    settings = dataclasses.replace(config, loss=loss)
+    return settings, pairs(loss, cache=cache, student=student)
