@@ -1,6 +1,6 @@
 """A run's initial student: its shape and its first weights.
 
-It is saved in the run's directory, so that a continued run needs neither its source nor the teacher.
+It is saved in the run's directory: a continued run needs neither its source nor the teacher.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def initial_student(
 def load_initial_student(run: Path, *, dtype: str, mesh: Mesh | None = None) -> Decoder:
     """The initial student from a run's directory.
 
-    `dtype` is the compute type; weights are float32. Raises FileNotFoundError if `run` holds no run.
+    `dtype` is the compute type; weights are float32. FileNotFoundError if `run` holds no run.
     """
     directory = run / INITIAL
     if not directory.is_dir():
