@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from decant.models.checkpoints.cut import spread
+from decant.models.checkpoints.cut import evenly_spaced
 from decant.models.mesh.sharding import student_mesh
 from decant.schemas import Cache, open_cache
 from decant.schemas.signals import AttentionSignal, HiddenSignal
@@ -53,8 +53,8 @@ def main():
 def measure(cache: Cache, loss: Loss, options) -> tuple[float, float]:
     """Median tokens a second of the loader, and of the update."""
     mesh, teacher = student_mesh(), teacher_config(cache)
-    layers = spread(options.layers, teacher.num_layers)
-    shape = teacher.of_layers(layers)
+    layers = evenly_spaced(options.layers, teacher.num_layers)
+    shape = teacher.with_layers(layers)
     loss = with_layers(loss, cache=cache, teacher=teacher, student=shape, cut_from=layers)
     compared = pairs(loss, cache=cache, student=shape)
     config = Data(batch_rows=options.rows)

@@ -30,8 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 from decant.models import open_checkpoint
-from decant.models.checkpoints.cut import cut_layers, spread
-from decant.models.mesh.sharding import make_mesh
+from decant.models.checkpoints.cut import cut_layers, evenly_spaced
+from decant.models.mesh.sharding import teacher_mesh
 from decant.models.numerics import logits
 from decant.schemas import open_cache
 from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Train
@@ -51,11 +51,11 @@ from decant.trainer.update.step import initial_state, make_train_step
 
 def main():
     options = _arguments()
-    cache, mesh = open_cache(options.cache), make_mesh()
+    cache, mesh = open_cache(options.cache), teacher_mesh()
     never = 10**9
     source = open_checkpoint(options.teacher)
     teacher = source.load(dtype=options.dtype)
-    layers = spread(options.layers, source.config.num_layers)
+    layers = evenly_spaced(options.layers, source.config.num_layers)
     student = cut_layers(source, layers, dtype=options.dtype)
     loss = Loss(
         hidden=(HiddenLoss(),) if options.hidden else (),

@@ -28,9 +28,9 @@ from rich.table import Table
 
 from benchmarks.capture import real_rows
 from decant.models import Decoder, ModelConfig, open_checkpoint, save_directory
-from decant.models.mesh.parameters import parameters
-from decant.models.mesh.sharding import make_mesh, parameter_shardings
+from decant.models.mesh.sharding import parameter_shardings, teacher_mesh
 from decant.models.numerics import logits
+from decant.models.parameters import parameters_by_path
 
 KINDS = (("none", "share by share"), ("none", "at once"), ("int8", "share by share"))
 
@@ -70,7 +70,7 @@ def write(path: Path, *, layers: int, width: int) -> None:
 
 def peak_of(path: Path, data: int, tensor: int, quantize: str, loader: str) -> tuple[int, int]:
     """Bytes of the devices' shares, and the most that the process took for loading them."""
-    checkpoint, mesh = open_checkpoint(path), make_mesh(data=data, tensor=tensor)
+    checkpoint, mesh = open_checkpoint(path), teacher_mesh(data=data, tensor=tensor)
     jax.block_until_ready(jnp.ones(8))
     before, done, seen = _anonymous(), threading.Event(), [0]
 
@@ -84,12 +84,14 @@ def peak_of(path: Path, data: int, tensor: int, quantize: str, loader: str) -> t
     if loader == "at once":
         model = checkpoint.load(dtype="bfloat16")
         for place, parameter in zip(
-            parameter_shardings(model, mesh).values(), parameters(model).values(), strict=True
+            parameter_shardings(model, mesh).values(),
+            parameters_by_path(model).values(),
+            strict=True,
         ):
             parameter.set_value(jax.device_put(parameter.get_value(), place))
     else:
         model = checkpoint.load(dtype="bfloat16", quantize=quantize, mesh=mesh)
-    arrays = [parameter.get_value() for parameter in parameters(model).values()]
+    arrays = [parameter.get_value() for parameter in parameters_by_path(model).values()]
     jax.block_until_ready(arrays)
     done.set()
     watcher.join()

@@ -14,16 +14,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from decant.models.checkpoints.checkpoint import Checkpoint, open_checkpoint, save_directory
+    from decant.models.checkpoints.checkpoint import Checkpoint, open_checkpoint
+    from decant.models.checkpoints.saving import save_directory
     from decant.models.config import ModelConfig
     from decant.models.decoder.decoder import Decoder
 
+_HOMES = {
+    "Checkpoint": "decant.models.checkpoints.checkpoint",
+    "Decoder": "decant.models.decoder.decoder",
+    "ModelConfig": "decant.models.config",
+    "open_checkpoint": "decant.models.checkpoints.checkpoint",
+    "save_directory": "decant.models.checkpoints.saving",
+}
 __all__ = ["Checkpoint", "Decoder", "ModelConfig", "open_checkpoint", "save_directory"]
-
-_HOMES = {"Decoder": "decant.models.decoder.decoder", "ModelConfig": "decant.models.config"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, "decant.models.checkpoints.checkpoint")), name)
+    return getattr(import_module(_HOMES[name]), name)

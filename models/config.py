@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from decant.models.rotary import Scaling
@@ -104,7 +104,7 @@ class ModelConfig:
         """The window of every block."""
         return tuple(self.windows[i % len(self.windows)] for i in range(self.num_layers))
 
-    def of_layers(self, layers: Sequence[int]) -> ModelConfig:
+    def with_layers(self, layers: Sequence[int]) -> ModelConfig:
         """The config of these blocks alone, in this order; each keeps its window."""
         windows = tuple(self.layer_windows[layer] for layer in layers)
         return dataclasses.replace(self, num_layers=len(layers), windows=windows)
@@ -117,32 +117,6 @@ class ModelConfig:
             for name, value in dataclasses.asdict(self).items()
             if name in _ALWAYS_IN_IDENTITY or getattr(self, name) != defaults[name]
         }
-
-    @classmethod
-    def from_hf(cls, fields: Mapping[str, Any]) -> ModelConfig:
-        """Read a Hugging Face `config.json`; a field that we would not honour is an error."""
-        from decant.models import families  # the families build on this module
-
-        return families.for_model_type(fields.get("model_type")).config_from_hf(fields)
-
-    def to_hf(self) -> dict[str, Any]:
-        """Write the `config.json` that `from_hf` and Hugging Face transformers read back.
-
-        A family's files cannot say everything that a config can: what they would lose is an error.
-        """
-        from decant.models import families
-
-        family = families.named(self.family)
-        fields = family.config_to_hf(self)
-        written, ours = family.config_from_hf(fields).identity(), self.identity()
-        lost = [name for name in {**ours, **written} if ours.get(name) != written.get(name)]
-        if lost:
-            raise ValueError(
-                f"ModelConfig: config.json of family {self.family!r} cannot say "
-                + ", ".join(f"{n} = {ours.get(n)!r} (but {written.get(n)!r})" for n in lost)
-                + "; such a model cannot be saved as one of this family. Choose another family."
-            )
-        return fields
 
 
 def shortest_cycle(items: Sequence[int | None]) -> tuple[int | None, ...]:

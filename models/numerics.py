@@ -81,14 +81,14 @@ def logits(
     `softcap` is the model's `config.final_softcap`. It has no default: whoever makes logits and
     does not think of it gets those of another model.
     """
-    return soft_capped(contract("td,dv->tv", hidden, unembedding), softcap)
+    return soft_cap(contract("td,dv->tv", hidden, unembedding), softcap)
 
 
-def soft_capped(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
+def soft_cap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
     """cap · tanh(x / cap): x where it is small, and never beyond ±cap. None: x."""
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def soft_cap_slope(capped: Float[Array, "..."], cap: float | None) -> Float[Array, "..."] | float:
-    """Derivative of `soft_capped` by x, from its value."""
+    """Derivative of `soft_cap` by x, from its value."""
     return 1.0 if cap is None else 1 - (capped / cap) ** 2

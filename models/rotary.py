@@ -15,7 +15,7 @@ class LinearScaling:
 
     factor: float
 
-    def applied(self, frequencies: np.ndarray) -> np.ndarray:
+    def apply(self, frequencies: np.ndarray) -> np.ndarray:
         """The scaled frequencies, float32."""
         return frequencies / np.float32(self.factor)
 
@@ -33,7 +33,7 @@ class Llama3Scaling:
     high_freq_factor: float
     original_max_positions: int
 
-    def applied(self, frequencies: np.ndarray) -> np.ndarray:
+    def apply(self, frequencies: np.ndarray) -> np.ndarray:
         """The scaled frequencies, float32."""
         low, high = np.float32(self.low_freq_factor), np.float32(self.high_freq_factor)
         wavelengths = np.float32(2 * np.pi) / frequencies
@@ -52,10 +52,10 @@ def frequencies(*, head_dim: int, theta: float, scaling: Scaling | None = None) 
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     powers = np.float64(theta) ** exponents.astype(np.float64)
     plain = np.float32(1) / powers.astype(np.float32)
-    return plain if scaling is None else scaling.applied(plain)
+    return plain if scaling is None else scaling.apply(plain)
 
 
-def rotation(
+def cos_and_sin(
     positions: Int[Array, "batch time"], frequencies: Float[np.ndarray, " half"]
 ) -> tuple[Float[Array, "batch time 1 half"], Float[Array, "batch time 1 half"]]:
     """Cosine and sine of position · frequency."""
@@ -64,9 +64,9 @@ def rotation(
 
 
 def rotate(
-    x: Float[Array, "batch time heads head_dim"], turn: tuple[Array, Array]
+    x: Float[Array, "batch time heads head_dim"], rotation: tuple[Array, Array]
 ) -> Float[Array, "batch time heads head_dim"]:
     """Turn each pair of coordinates (i, i + head_dim/2) by its angle, in float32."""
-    cos, sin = turn
+    cos, sin = rotation
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

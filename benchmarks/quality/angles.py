@@ -23,8 +23,8 @@ from benchmarks.quality.run import Workshop, kept_student
 from benchmarks.quality.study import CAPTURES, DRAWS, ROWS
 from benchmarks.quality.uncached import dense_gradient, rs_kd_targets
 from decant.models import open_checkpoint
-from decant.models.checkpoints.cut import cut_layers, spread
-from decant.models.mesh.sharding import make_mesh
+from decant.models.checkpoints.cut import cut_layers, evenly_spaced
+from decant.models.mesh.sharding import teacher_mesh
 from decant.models.mesh.vocabulary import Vocabulary
 from decant.pipelines.config import Logits
 from decant.pipelines.teacher.sharded_head import Head
@@ -173,7 +173,7 @@ class Gradients:
                     Objective(self.graph, loss, vocabulary=self.shop.teacher.vocabulary),
                 )
             )
-        prior = tail_prior(self.shop.cache(ROWS), loss=loss, mesh=make_mesh())
+        prior = tail_prior(self.shop.cache(ROWS), loss=loss, mesh=teacher_mesh())
         batch = {**self._rows(rows), **targets}
         found = self._compiled[loss](
             self.params,
@@ -290,5 +290,5 @@ def _student(shop: Workshop, which: str) -> Any:
         return open_checkpoint(path).load(dtype=study.student_dtype, param_dtype="float32")
     source = open_checkpoint(study.teacher)
     return cut_layers(
-        source, spread(study.layers, source.config.num_layers), dtype=study.student_dtype
+        source, evenly_spaced(study.layers, source.config.num_layers), dtype=study.student_dtype
     )

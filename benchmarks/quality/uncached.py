@@ -19,7 +19,7 @@ from flax import nnx
 
 from benchmarks.quality.teacher import DenseTeacher
 from decant.models.mesh.execution import Execution
-from decant.models.mesh.sharding import make_mesh
+from decant.models.mesh.sharding import teacher_mesh
 from decant.models.numerics import logits as head
 from decant.schemas import open_cache
 from decant.schemas.disk.atomic import replacing
@@ -92,7 +92,7 @@ def _stored_rs_kd(
 
 def _train(config: Train, *, targets: Callable, make_step: Callable):
     """The trainer's loop without its shell: nothing is logged, judged or saved."""
-    cache, mesh = open_cache(config.cache), make_mesh()
+    cache, mesh = open_cache(config.cache), teacher_mesh()
     config.run.mkdir(parents=True, exist_ok=True)
     student = initial_student(
         config.student, cache=cache, run=config.run, dtype=config.dtype, seed=config.data.seed

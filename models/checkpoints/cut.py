@@ -9,13 +9,13 @@ from flax import nnx
 
 from decant.models.checkpoints.checkpoint import Checkpoint
 from decant.models.decoder.decoder import Decoder
-from decant.models.mesh.parameters import parameters
+from decant.models.parameters import parameters_by_path
 
 
-def spread(count: int, total: int) -> tuple[int, ...]:
+def evenly_spaced(count: int, total: int) -> tuple[int, ...]:
     """`count` of `total` layers at even distances, first and last included.
 
-    >>> spread(4, 10)
+    >>> evenly_spaced(4, 10)
     (0, 3, 6, 9)
     """
     if not 1 <= count <= total:
@@ -47,14 +47,14 @@ def cut_layers(
             f"student layers {list(layers)}: {f'{wrong} do not exist' if wrong else 'none given'}; "
             f"the source has blocks 0 to {total - 1}."
         )
-    config = source.config.of_layers(layers)
+    config = source.config.with_layers(layers)
     student = nnx.eval_shape(
         lambda: Decoder(
             config, rngs=nnx.Rngs(0), dtype=source.dtype, param_dtype=source.param_dtype
         )
     )
-    taken = parameters(source)
-    for path, parameter in parameters(student).items():
+    taken = parameters_by_path(source)
+    for path, parameter in parameters_by_path(student).items():
         array = taken[path].get_value()
         # A copy, not a view: the student is trained while its source lives on.
         blocks = path.startswith("blocks.")

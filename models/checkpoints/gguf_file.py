@@ -10,8 +10,8 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
 
-from decant.models import families
 from decant.models.config import ModelConfig
+from decant.models.families import config_from_gguf
 from decant.models.text.gguf_tokenizer import tokenizer_files
 from decant.models.text.tokenizer import Tokenizer
 
@@ -55,8 +55,7 @@ class GgufFile:
         if "rope_freqs.weight" in self._tensors:
             small["rope_freqs"] = self.read("rope_freqs.weight")
         try:
-            family = families.for_gguf_architecture(small.get("general.architecture", ""))
-            return family.config_from_gguf(small, self._tensors.keys())
+            return config_from_gguf(small, self._tensors.keys())
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from error
 
@@ -83,12 +82,3 @@ class GgufFile:
         fields = self._reader.fields
         metadata = {k: f.contents() for k, f in fields.items() if k.startswith("tokenizer.")}
         return Tokenizer(tokenizer_files(metadata, where=str(self.path)), where=str(self.path))
-
-
-def undo_interleaving(rows: np.ndarray, *, heads: int) -> np.ndarray:
-    """Rows of a Llama Q or K in the order they were trained in.
-
-    Within each head GGUF keeps row i of the first half next to row i of the second.
-    """
-    half = rows.shape[0] // heads // 2
-    return rows.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(rows.shape)

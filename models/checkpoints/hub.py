@@ -1,7 +1,7 @@
 """Hub ids: `owner/name`, `owner/name@revision`, and `owner/name/file.gguf` for a file of it.
 
 Only files that are needed are fetched, into the cache that all of Hugging Face's tools share. A
-branch moves, so whoever runs a checkpoint again must do it by `Located.pinned`.
+branch moves, so whoever runs a checkpoint again must do it by `Fetched.pinned`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from decant.models.checkpoints.safetensors_files import CONFIG, WEIGHTS
+from decant.models.checkpoints.hf_layout import CONFIG, INDEX, WEIGHTS
 from decant.models.text.tokenizer import FILES
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
 _ID = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(/(?P<file>[^@]+\.gguf))?(@(?P<revision>[\w./-]+))?")
-_INDEX = f"{WEIGHTS}.index.json"
 
 
 @dataclass(frozen=True)
@@ -34,60 +33,60 @@ class HubId:
         return cls(**match.groupdict()) if match else None
 
     @property
-    def unpinned(self) -> str:
+    def name(self) -> str:
         """Without the revision."""
         return f"{self.repo}/{self.file}" if self.file else self.repo
 
 
 @dataclass(frozen=True)
-class Located:
+class Fetched:
     """Where a checkpoint's files lie, and the id that will always mean these files."""
 
     path: Path
     pinned: str
 
 
-def locate(hub_id: HubId) -> Located:
+def fetch_checkpoint(hub_id: HubId) -> Fetched:
     """The checkpoint on this machine, fetched unless it is there.
 
     Offline (HF_HUB_OFFLINE=1, or no network) what was fetched before is used.
     FileNotFoundError for what is not there, ValueError for a repository that we cannot use.
     """
     if hub_id.file:
-        snapshot = _fetch(hub_id, hub_id.revision, [hub_id.file])
+        snapshot = _download(hub_id, hub_id.revision, [hub_id.file])
         path = snapshot / hub_id.file
     else:
-        path = snapshot = _fetch(hub_id, hub_id.revision, [CONFIG, *FILES, _INDEX])
-        _fetch(hub_id, snapshot.name, _weights(snapshot))
+        path = snapshot = _download(hub_id, hub_id.revision, [CONFIG, *FILES, INDEX])
+        _download(hub_id, snapshot.name, _weights(snapshot))
     if not path.exists() or not (hub_id.file or (path / CONFIG).exists()):
         raise FileNotFoundError(
-            f"{hub_id.unpinned} at {snapshot.name[:12]} has no {hub_id.file or CONFIG}. For a "
+            f"{hub_id.name} at {snapshot.name[:12]} has no {hub_id.file or CONFIG}. For a "
             "repository of .gguf files name one: owner/name/FILE.gguf"
         )
     missing = [] if hub_id.file else [n for n in _weights(path) if not (path / n).exists()]
     if missing:
         raise FileNotFoundError(
-            f"{hub_id.unpinned} at {snapshot.name[:12]} lacks {', '.join(missing[:3])}: the "
+            f"{hub_id.name} at {snapshot.name[:12]} lacks {', '.join(missing[:3])}: the "
             "repository holds no .safetensors, or it was fetched in part and cannot be reached now"
         )
-    return Located(path, f"{hub_id.unpinned}@{snapshot.name}")
+    return Fetched(path, f"{hub_id.name}@{snapshot.name}")
 
 
-def unpinned(name: str) -> str | None:
+def without_commit(name: str) -> str | None:
     """The id without its commit, if `name` is one with a commit."""
     hub_id = HubId.parse(name)
     commit = hub_id and hub_id.revision and re.fullmatch("[0-9a-f]{40}", hub_id.revision)
-    return hub_id.unpinned if hub_id and commit else None
+    return hub_id.name if hub_id and commit else None
 
 
 def _weights(snapshot: Path) -> list[str]:
-    index = snapshot / _INDEX
+    index = snapshot / INDEX
     if not index.exists():
         return [WEIGHTS]
     return sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
 
 
-def _fetch(hub_id: HubId, revision: str | None, files: list[str]) -> Path:
+def _download(hub_id: HubId, revision: str | None, files: list[str]) -> Path:
     """The snapshot's directory, named after its commit, with those of `files` that there are."""
     # Reads the environment when imported, which nobody should pay for who has files.
     from huggingface_hub import errors, snapshot_download

@@ -1,6 +1,6 @@
-"""Parameters from a checkpoint's files to the devices, one device's share at a time.
+"""Reading parameters from a checkpoint's files onto devices, one device's share at a time.
 
-A host never holds more of a parameter than the largest share of it, beside one tensor of a file.
+Beside one tensor of a file, the host holds at most the largest share of one parameter.
 """
 
 from __future__ import annotations
@@ -12,54 +12,70 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from decant.models.checkpoints.gguf_file import GgufFile, undo_interleaving
-from decant.models.checkpoints.safetensors_files import SafetensorsFiles
-from decant.models.families import TensorName
+from decant.models.families.tensor_name import Naming, TensorName
 
-# What a file format offers: naming, weight_files, config, shapes, read(name, index), tokenizer().
-TensorFiles = SafetensorsFiles | GgufFile
 Index = tuple[slice, ...]
 """A slice with start and stop for each axis."""
 
 
-def whole(shape: tuple[int, ...]) -> Index:
-    """The index of all of an array."""
+def full_index(shape: tuple[int, ...]) -> Index:
+    """The index of a whole array."""
     return tuple(slice(0, length) for length in shape)
 
 
 def read_share(
-    files: TensorFiles,
+    read: Callable[[str, Index | None], np.ndarray],
     name: TensorName,
     shape: tuple[int, ...],
     index: Index,
     *,
+    naming: Naming,
     dtype: Any,
     interleaved: bool = False,
 ) -> np.ndarray:
-    """What lies at `index` of a parameter of `shape`, its layers and experts stacked.
+    """The elements at `index` of one parameter, converted to `dtype`.
 
-    `interleaved`: the files interleave the halves of rotary heads (Llama's GGUF).
+    Args:
+        read: gives one tensor of the files, or the elements at an index of it.
+        name: where the parameter lies in the files.
+        shape: the whole parameter's, with the stacked axes of layers and experts.
+        index: which elements, in our layout.
+        naming: which of the names the files use.
+        dtype: of the result.
+        interleaved: the files interleave the halves of rotary heads, as Llama's GGUF files do.
     """
     share = np.empty([at.stop - at.start for at in index], dtype)
-    for stored, place in name.stored(files.naming, shape).items():
+    for tensor, place in name.file_tensors(naming, shape).items():
         stacked = index[: len(place)]
         if all(at.start <= number < at.stop for number, at in zip(place, stacked, strict=True)):
             here = tuple(number - at.start for number, at in zip(place, stacked, strict=True))
             inner, within = shape[len(place) :], index[len(place) :]
             lengths = tuple(at.stop - at.start for at in within)
-            in_file = name.file_index(inner, within, files.naming)
+            in_file = name.file_index(inner, within, naming)
             if interleaved and name.rotary:
-                array = undo_interleaving(files.read(stored), heads=inner[1])[in_file]
+                array = _undo_interleaving(read(tensor, None), heads=inner[1])[in_file]
             else:
-                array = files.read(stored, in_file)
+                array = read(tensor, in_file)
             share[here] = name.from_file(array, lengths)
     return share
 
 
-def placed(
+def _undo_interleaving(rows: np.ndarray, *, heads: int) -> np.ndarray:
+    """The rows [heads · head_dim, input] of Llama's Q or K in the order of Hugging Face files.
+
+    Within each head, GGUF files put row i of the first half next to row i of the second half.
+    """
+    half = rows.shape[0] // heads // 2
+    return rows.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(rows.shape)
+
+
+def place_shares(
     read: Callable[[Index], np.ndarray], shape: tuple[int, ...], sharding: Sharding
 ) -> jax.Array:
-    """An array whose shares `read` gives; each is read once for all devices that hold it."""
+    """An array on devices, made of the shares that `read` returns.
+
+    Each share is read once, for all devices of this process that hold it.
+    """
     holders: dict[tuple[tuple[int, int], ...], list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         assert index is not None
@@ -69,6 +85,6 @@ def placed(
     for spans, devices in holders.items():
         share = read(tuple(slice(*span) for span in spans))
         arrays += [jax.device_put(share, device) for device in devices]
-        # The copies may still be under way; the host's goes before the next share is read.
+        # Wait for the copies, so that the host's share is freed before the next one is read.
         jax.block_until_ready(arrays[-len(devices) :])
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)

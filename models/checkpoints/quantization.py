@@ -19,30 +19,30 @@ _STACKED = ("layers", "experts")
 _LARGEST = 127
 
 
-def quantize_abstractly(blocks: Blocks, inputs: dict[str, int]) -> None:
+def abstract_int8(blocks: Blocks, inputs: dict[str, int]) -> None:
     """Give abstract blocks int8 matrices and their scales. `inputs` says how many axes, after
     those of layers and experts, are a matrix's input."""
     for name, count in inputs.items():
         matrix = getattr(blocks, name)
         axes, shape = matrix.get_metadata()["axes"], matrix.get_value().shape
-        kept = [i for i in range(len(axes)) if i not in inputs_of(axes, inputs=count)]
+        kept = [i for i in range(len(axes)) if i not in input_axes(axes, inputs=count)]
         scales = jax.ShapeDtypeStruct(tuple(shape[i] for i in kept), np.float32)
         setattr(blocks, name + SCALE, nnx.Param(scales, axes=tuple(axes[i] for i in kept)))
         setattr(blocks, name, nnx.Param(jax.ShapeDtypeStruct(shape, np.int8), axes=axes))
 
 
-def inputs_of(axes: tuple[str, ...], *, inputs: int) -> tuple[int, ...]:
+def input_axes(axes: tuple[str, ...], *, inputs: int) -> tuple[int, ...]:
     """Numbers of a matrix's input axes, which its scales do not have."""
     stacked = sum(axis in _STACKED for axis in axes)
     return tuple(range(stacked, stacked + inputs))
 
 
-def scales_of(matrix: np.ndarray, *, over: tuple[int, ...]) -> np.ndarray:
+def int8_scales(matrix: np.ndarray, *, over: tuple[int, ...]) -> np.ndarray:
     """The largest magnitude over the axes `over`, 127 steps from zero; 1 where all are zero."""
     largest = np.abs(matrix).max(axis=over).astype(np.float32)
     return np.where(largest > 0, largest / np.float32(_LARGEST), np.float32(1))
 
 
-def codes_of(matrix: np.ndarray, scales: np.ndarray, *, over: tuple[int, ...]) -> np.ndarray:
+def int8_codes(matrix: np.ndarray, scales: np.ndarray, *, over: tuple[int, ...]) -> np.ndarray:
     """int8 multiples of the scales."""
     return np.rint(matrix / np.expand_dims(scales, over)).astype(np.int8)

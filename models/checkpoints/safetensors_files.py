@@ -10,12 +10,10 @@ from typing import Any, Literal
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from decant.models.checkpoints.hf_layout import CONFIG, INDEX, WEIGHTS
 from decant.models.config import ModelConfig
+from decant.models.families import config_from_json
 from decant.models.text.tokenizer import Tokenizer
-
-WEIGHTS = "model.safetensors"
-INDEX = f"{WEIGHTS}.index.json"
-CONFIG = "config.json"
 
 
 class SafetensorsFiles:
@@ -35,7 +33,7 @@ class SafetensorsFiles:
     def config(self) -> ModelConfig:
         """The model's config, every field honoured or refused."""
         try:
-            return ModelConfig.from_hf(_json(self.path / CONFIG))
+            return config_from_json(_json(self.path / CONFIG))
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from error
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from decant.models.numerics import contract, soft_capped
+from decant.models.numerics import contract, soft_cap
 
 # Queries handled at once. Smaller blocks waste fewer masked products above the
 # diagonal, larger ones make better matrix products; 128 to 256 measured alike.
@@ -70,7 +70,9 @@ def blockwise(
                 q_BKGTh[:, :, :, start:end],
                 k_BKTh[:, :, :end],
                 v_BKTh[:, :, :end],
-                visible(segment_ids[:, start:end], segment_ids[:, :end], window, offset=start),
+                attention_mask(
+                    segment_ids[:, start:end], segment_ids[:, :end], window, offset=start
+                ),
                 scale=scale,
                 softcap=softcap,
             )
@@ -79,7 +81,7 @@ def blockwise(
     return out_BKGTh.transpose(0, 3, 1, 2, 4).reshape(queries.shape)
 
 
-def maps(
+def attention_probabilities(
     queries: Float[Array, "batch time heads head_dim"],
     keys: Float[Array, "batch time kv_heads head_dim"],
     segment_ids: Int[Array, "batch time"],
@@ -105,7 +107,7 @@ def maps(
     rows = []
     for start in range(0, time, block):
         end = min(start + block, time)
-        seen = visible(segment_ids[:, start:end], segment_ids[:, :end], window, offset=start)
+        seen = attention_mask(segment_ids[:, start:end], segment_ids[:, :end], window, offset=start)
         scores = contract("bhqd,bhsd->bhqs", q_BHTh[:, :, start:end], k_BHTh[:, :, :end])
         probabilities = _softmax(scores, seen[:, None], scale=scale, softcap=softcap)
         probabilities = keep(probabilities) if keep else probabilities
@@ -113,7 +115,7 @@ def maps(
     return jnp.concatenate(rows, axis=2)
 
 
-def visible(
+def attention_mask(
     query_segments: Int[Array, "batch queries"],
     key_segments: Int[Array, "batch keys"],
     window: Window = None,
@@ -144,7 +146,7 @@ def _query_block(
 
 def _softmax(scores: Array, seen: Array, *, scale: float, softcap: float | None) -> Array:
     """Probabilities over the seen keys, the last axis; in float32."""
-    capped = soft_capped(scores * scale, softcap)
+    capped = soft_cap(scores * scale, softcap)
     return jax.nn.softmax(jnp.where(seen, capped, -jnp.inf), axis=-1)
 
 
@@ -167,7 +169,7 @@ def fused(
     """One kernel for scores, softmax and mixing; it skips what is above the diagonal."""
     mask = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     if window is not None:
-        mask = visible(segment_ids, segment_ids, window)[:, None]
+        mask = attention_mask(segment_ids, segment_ids, window)[:, None]
     return jax.nn.dot_product_attention(
         queries,
         keys,

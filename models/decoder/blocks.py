@@ -12,17 +12,18 @@ from jaxtyping import Array, DTypeLike, Float, Int
 
 from decant.models.config import ModelConfig
 from decant.models.decoder.attention import attend
-from decant.models.decoder.experts import choose, mixture
+from decant.models.decoder.experts import choose_experts, mixture_of_experts
 from decant.models.decoder.initializer import Initializer
 from decant.models.mesh.execution import PRODUCTS
 from decant.models.numerics import contract
 from decant.models.rotary import rotate
 
-# One for blocks without a window, and a second one where those with a window turn differently.
-Turns = list[tuple[Array, Array]]
+Rotations = list[tuple[Array, Array]]
+"""Cosines and sines that rotate queries and keys: one pair for all blocks, or a second pair for the
+blocks that have a window."""
 
 
-class Sight(NamedTuple):
+class BlockPattern(NamedTuple):
     """What blocks see of a row: of all of them, or of one, after indexing or in a scan.
 
     None is what no block of the model needs, and takes no part in the program.
@@ -30,7 +31,7 @@ class Sight(NamedTuple):
 
     window: Array | None
     """int [*layers]: positions that a query sees, itself included; see models.decoder.attention."""
-    local: Array | None
+    local_rotation: Array | None
     """bool [*layers]: whether the block turns by the second of two rotations."""
 
 
@@ -76,11 +77,11 @@ class Blocks(nnx.Module):
         self,
         x: Float[Array, "batch time embed"],
         segment_ids: Int[Array, "batch time"],
-        turns: Turns,
-        sight: Sight,
+        rotations: Rotations,
+        pattern: BlockPattern,
     ) -> Float[Array, "batch time embed"]:
         """One block, when this holds one block's parameters (no `layers` axis)."""
-        mixed = self.attention(self.normed(x, self.attention_norm), segment_ids, turns, sight)
+        mixed = self.attention(self.normed(x, self.attention_norm), segment_ids, rotations, pattern)
         if self.config.post_norms:
             mixed = norm(mixed, self.attention_post_norm[...], config=self.config)
         x = x + mixed
@@ -116,9 +117,11 @@ class Blocks(nnx.Module):
         c = self.config
         return (c.head_dim if c.query_scalar is None else c.query_scalar) ** -0.5
 
-    def attention(self, x: Array, segment_ids: Array, turns: Turns, sight: Sight) -> Array:
+    def attention(
+        self, x: Array, segment_ids: Array, rotations: Rotations, pattern: BlockPattern
+    ) -> Array:
         """Grouped-query attention with rotary positions."""
-        q, k = self.queries_and_keys(x, turns, sight)
+        q, k = self.queries_and_keys(x, rotations, pattern)
         v = self.project("btd,dhk->bthk", x, "value")
         if self.config.qkv_bias:
             v = v + self.value_bias[...]
@@ -127,13 +130,15 @@ class Blocks(nnx.Module):
             checkpoint_name(k, PRODUCTS),
             checkpoint_name(v.astype(self.dtype), PRODUCTS),
             segment_ids,
-            sight.window,
+            pattern.window,
             scale=self.scale,
             softcap=self.config.attention_softcap,
         )
         return self.project("bthk,hkd->btd", mixed, "output")
 
-    def queries_and_keys(self, x: Array, turns: Turns, sight: Sight) -> tuple[Array, Array]:
+    def queries_and_keys(
+        self, x: Array, rotations: Rotations, pattern: BlockPattern
+    ) -> tuple[Array, Array]:
         """Of normed states, [batch, time, heads or kv_heads, head_dim], turned by position."""
         q = self.project("btd,dhk->bthk", x, "query")
         k = self.project("btd,dhk->bthk", x, "key")
@@ -142,33 +147,35 @@ class Blocks(nnx.Module):
         if self.config.qk_norm:
             q = norm(q, self.query_norm[...], config=self.config)
             k = norm(k, self.key_norm[...], config=self.config)
-        turn, local = turns[0], sight.local
+        rotation, local = rotations[0], pattern.local_rotation
         if local is not None:
-            turn = jax.tree.map(lambda a, b: jnp.where(local, b, a), *turns)
-        return rotate(q, turn).astype(self.dtype), rotate(k, turn).astype(self.dtype)
+            rotation = jax.tree.map(lambda a, b: jnp.where(local, b, a), *rotations)
+        return rotate(q, rotation).astype(self.dtype), rotate(k, rotation).astype(self.dtype)
 
     def mlp(self, x: Array) -> Array:
         """The gated MLP, or those of the experts that each token chooses."""
         c = self.config
         if not c.num_experts:
-            return self.gated(x, into="btd,df->btf", out="btf,fd->btd")
+            return self.gated_mlp(x, into="btd,df->btf", out="btf,fd->btd")
         scores = self.project("btd,de->bte", x, "router")
-        ids, weights = choose(scores, count=c.experts_per_token, normalise=c.normalise_experts)
+        ids, weights = choose_experts(
+            scores, count=c.experts_per_token, normalise=c.normalise_experts
+        )
 
         def every_expert(slots: Array) -> Array:
-            out = self.gated(slots, into="ebsd,edf->ebsf", out="ebsf,efd->ebsd")
+            out = self.gated_mlp(slots, into="ebsd,edf->ebsf", out="ebsf,efd->ebsd")
             return out.astype(self.dtype)
 
-        return mixture(x, ids, weights, num_experts=c.num_experts, expert=every_expert)
+        return mixture_of_experts(x, ids, weights, num_experts=c.num_experts, expert=every_expert)
 
-    def gated(self, x: Array, *, into: str, out: str) -> Array:
+    def gated_mlp(self, x: Array, *, into: str, out: str) -> Array:
         """down(activation(gate(x)) · up(x)), by the equations of the way in and out."""
         gate, up = self.project(into, x, "gate"), self.project(into, x, "up")
-        opened = gate_opened(gate, up, activation=self.config.activation, dtype=self.dtype)
-        return self.project(out, opened, "down")
+        product = gated_product(gate, up, activation=self.config.activation, dtype=self.dtype)
+        return self.project(out, product, "down")
 
 
-def gate_opened(
+def gated_product(
     gate: Float[Array, "*axes mlp"],
     up: Float[Array, "*axes mlp"],
     *,
@@ -180,31 +187,31 @@ def gate_opened(
     For the backward pass only the two arguments are kept, in `dtype`: they are the widest arrays of
     a block, and JAX would keep five of them in float32.
     """
-    return _gate_opened(gate, up, activation, jnp.dtype(dtype))
+    return _gated_product(gate, up, activation, jnp.dtype(dtype))
 
 
-def _product(gate: Array, up: Array, activation: str) -> Array:
-    opened = nnx.silu(gate) if activation == "silu" else nnx.gelu(gate, approximate=True)
-    return opened * up
+def _gated_product_float32(gate: Array, up: Array, activation: str) -> Array:
+    product = nnx.silu(gate) if activation == "silu" else nnx.gelu(gate, approximate=True)
+    return product * up
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _gate_opened(gate: Array, up: Array, activation: str, dtype: jnp.dtype) -> Array:
-    return _product(gate, up, activation).astype(dtype)
+def _gated_product(gate: Array, up: Array, activation: str, dtype: jnp.dtype) -> Array:
+    return _gated_product_float32(gate, up, activation).astype(dtype)
 
 
-def _gate_opened_forward(gate: Array, up: Array, activation: str, dtype: jnp.dtype) -> Any:
+def _gated_product_forward(gate: Array, up: Array, activation: str, dtype: jnp.dtype) -> Any:
     kept = tuple(checkpoint_name(x.astype(dtype), PRODUCTS) for x in (gate, up))
-    return _gate_opened(gate, up, activation, dtype), kept
+    return _gated_product(gate, up, activation, dtype), kept
 
 
-def _gate_opened_backward(activation: str, _dtype: jnp.dtype, kept: Any, gradient: Array) -> Any:
+def _gated_product_backward(activation: str, _dtype: jnp.dtype, kept: Any, gradient: Array) -> Any:
     wide = (x.astype(jnp.float32) for x in kept)
-    _, pull = jax.vjp(partial(_product, activation=activation), *wide)
+    _, pull = jax.vjp(partial(_gated_product_float32, activation=activation), *wide)
     return pull(gradient.astype(jnp.float32))
 
 
-_gate_opened.defvjp(_gate_opened_forward, _gate_opened_backward)
+_gated_product.defvjp(_gated_product_forward, _gated_product_backward)
 
 
 def norm(

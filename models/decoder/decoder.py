@@ -2,7 +2,7 @@
 
 Blocks are stacked: each parameter carries a leading `layers` axis and the forward pass
 scans over it. Against 30 unrolled blocks this runs as fast and compiles in less than half
-the time. What differs from block to block beside its parameters (`Sight`) is scanned over too.
+the time. What else differs from block to block (`BlockPattern`) is scanned over too.
 Norms, softmax and the residual stream are float32; matrix products take operands in `dtype` and
 sum in float32.
 """
@@ -17,11 +17,11 @@ from jax import lax
 from jaxtyping import Array, DTypeLike, Float, Int, Shaped
 
 from decant.models.config import ModelConfig
-from decant.models.decoder.attention import maps
-from decant.models.decoder.blocks import Blocks, Sight, Turns, norm
+from decant.models.decoder.attention import attention_probabilities
+from decant.models.decoder.blocks import BlockPattern, Blocks, Rotations, norm
 from decant.models.decoder.initializer import Initializer
-from decant.models.mesh.execution import ALONE, Execution
-from decant.models.rotary import frequencies, rotation
+from decant.models.mesh.execution import WITHOUT_MESH, Execution
+from decant.models.rotary import cos_and_sin, frequencies
 
 # Batches come as they were read; everything inside is a jax array.
 Rows = Array | np.ndarray
@@ -60,7 +60,7 @@ class Decoder(nnx.Module):
         positions: Int[Rows, "batch time"],
         *,
         hidden_layers: Sequence[int] = (),
-        execution: Execution = ALONE,
+        execution: Execution = WITHOUT_MESH,
     ) -> tuple[Float[Array, "batch time embed"], dict[int, Float[Array, "batch time embed"]]]:
         """Hidden states after the final norm, in `dtype`, and those of the chosen layers.
 
@@ -70,12 +70,12 @@ class Decoder(nnx.Module):
         tokens, segment_ids, positions = map(jnp.asarray, (tokens, segment_ids, positions))
         last = self.config.num_layers
         wanted = self._numbered(hidden_layers)
-        x = execution.rows(self._embedded(tokens, execution))
+        x = execution.split_rows(self._embed(tokens, execution))
         chosen = {0: x} if 0 in wanted else {}
 
         inner = [layer for layer in wanted if 0 < layer < last]
         x, kept = self._through_blocks(
-            x, segment_ids, self._turns(positions), keep=inner, execution=execution
+            x, segment_ids, self._rotations(positions), keep=inner, execution=execution
         )
         chosen |= zip(inner, kept, strict=True)
 
@@ -96,26 +96,32 @@ class Decoder(nnx.Module):
     ) -> Shaped[Array, "batch chosen time time"]:
         """Attention probabilities of block `layer` (from 0), [batch, head, query, key], float32.
 
-        `states` are the block's input, hidden layer `layer` as `__call__` returns it; only queries
-        and keys are computed again, so that the forward pass keeps its fast attention. `heads`
-        chooses heads and their order; None is all. `keep` is as in decoder.attention.maps. A query
-        sees the keys of its own segment up to itself, a query of padding those of padding;
-        everything else is zero.
+        A query sees the keys of its own segment up to itself; everything else is zero. Padding is a
+        segment, so its queries see padding. Only queries and keys are computed again, so that
+        the forward pass keeps its fast attention.
+
+        Args:
+            states: the block's input, hidden layer `layer` as `__call__` returns it.
+            segment_ids: as for `__call__`.
+            positions: as for `__call__`.
+            layer: number of the block, from 0; an array if the caller scans over blocks.
+            heads: which heads, in this order; None is all.
+            keep: see `decoder.attention.attention_probabilities`.
         """
         segment_ids, positions = jnp.asarray(segment_ids), jnp.asarray(positions)
         every = range(self.config.num_heads)
         graph, stacked = nnx.split(self.blocks)
-        sights = self._sights(states.shape[1])
-        weights, sight = jax.tree.map(lambda x: x[layer], (stacked, sights))
+        patterns = self._patterns(states.shape[1])
+        weights, pattern = jax.tree.map(lambda x: x[layer], (stacked, patterns))
         block = nnx.merge(graph, weights)
         q, k = block.queries_and_keys(
-            block.normed(states, block.attention_norm), self._turns(positions), sight
+            block.normed(states, block.attention_norm), self._rotations(positions), pattern
         )
-        return maps(
+        return attention_probabilities(
             q,
             k,
             segment_ids,
-            sight.window,
+            pattern.window,
             heads=every if heads is None else heads,
             scale=block.scale,
             softcap=self.config.attention_softcap,
@@ -129,33 +135,33 @@ class Decoder(nnx.Module):
         """
         return self.embedding[...].T if self.config.tie_embeddings else self.head[...]
 
-    def _embedded(
+    def _embed(
         self, tokens: Int[Array, "batch time"], execution: Execution
     ) -> Float[Array, "batch time embed"]:
-        table = execution.matrix(self.embedding[...], ("vocab", "embed"))
+        table = execution.gather_matrix(self.embedding[...], ("vocab", "embed"))
         x = table[tokens].astype(jnp.float32)
         if not self.config.scale_embedding:
             return x
         # Rounded as the weights are: Gemma's was trained, in bfloat16, with 55.5 for √3072.
         return x * jnp.asarray(self.config.hidden_size**0.5, self.param_dtype)
 
-    def _turns(self, positions: Int[Array, "batch time"]) -> Turns:
+    def _rotations(self, positions: Int[Array, "batch time"]) -> Rotations:
         """The rotation of all blocks, or that of those without a window and that of the others."""
         c = self.config
         tables = [frequencies(head_dim=c.head_dim, theta=c.rope_theta, scaling=c.rope_scaling)]
         if c.window_rope_theta is not None:
             tables.append(frequencies(head_dim=c.head_dim, theta=c.window_rope_theta))
-        return [rotation(positions, table) for table in tables]
+        return [cos_and_sin(positions, table) for table in tables]
 
-    def _sights(self, time: int) -> Sight:
+    def _patterns(self, time: int) -> BlockPattern:
         """Of every block, [layers]."""
         windows = self.config.layer_windows
         # A window as long as the row hides nothing, and costs nothing then.
         sizes = np.array([min(w or time, time) for w in windows], np.int32)
         two = self.config.window_rope_theta is not None
-        return Sight(
+        return BlockPattern(
             window=jnp.asarray(sizes) if (sizes < time).any() else None,
-            local=jnp.array([w is not None for w in windows]) if two else None,
+            local_rotation=jnp.array([w is not None for w in windows]) if two else None,
         )
 
     def _numbered(self, hidden_layers: Sequence[int]) -> list[int]:
@@ -172,7 +178,7 @@ class Decoder(nnx.Module):
         self,
         x: Float[Array, "batch time embed"],
         segment_ids: Int[Array, "batch time"],
-        turns: Turns,
+        rotations: Rotations,
         *,
         keep: Sequence[int],
         execution: Execution,
@@ -186,17 +192,19 @@ class Decoder(nnx.Module):
         slots[[layer - 1 for layer in keep]] = np.arange(spare)
         kept = jnp.zeros((spare + 1, *x.shape), x.dtype) if keep else None
 
-        @execution.block
-        def block(weights, x, sight):
-            weights = execution.gathered(weights, dtype=self.dtype)
-            return execution.rows(nnx.merge(graph, weights)(x, segment_ids, turns, sight))
+        @execution.remat_block
+        def block(weights, x, pattern):
+            weights = execution.gather_weights(weights, dtype=self.dtype)
+            return execution.split_rows(
+                nnx.merge(graph, weights)(x, segment_ids, rotations, pattern)
+            )
 
         def step(carry, per_layer):
-            (x, kept), (weights, sight, slot) = carry, per_layer
-            x = block(weights, x, sight)
+            (x, kept), (weights, pattern, slot) = carry, per_layer
+            x = block(weights, x, pattern)
             if kept is not None:
                 kept = lax.dynamic_update_index_in_dim(kept, x, slot, 0)
             return (x, kept), None
 
-        (x, kept), _ = lax.scan(step, (x, kept), (stacked, self._sights(x.shape[1]), slots))
+        (x, kept), _ = lax.scan(step, (x, kept), (stacked, self._patterns(x.shape[1]), slots))
         return x, [] if kept is None else [kept[i] for i in range(spare)]

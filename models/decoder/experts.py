@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 
-def choose(
+def choose_experts(
     scores: Float[Array, "batch time experts"], *, count: int, normalise: bool
 ) -> tuple[Int[Array, "batch time chosen"], Float[Array, "batch time chosen"]]:
     """The experts with the `count` highest probabilities, and these as weights, in float32."""
@@ -25,7 +25,7 @@ def choose(
     return ids, weights / jnp.sum(weights, axis=-1, keepdims=True) if normalise else weights
 
 
-def mixture(
+def mixture_of_experts(
     x: Float[Array, "batch time embed"],
     ids: Int[Array, "batch time chosen"],
     weights: Float[Array, "batch time chosen"],

@@ -1,18 +1,22 @@
-"""Gemma 3, text: Gemma 2 with normalised queries and keys, and two rotary bases."""
+"""Gemma 3's text models: Gemma 2 with norms on queries and keys, and two rotary bases."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from decant.models.config import ModelConfig
-from decant.models.families import gemma2, layers, llama, qwen3
-from decant.models.families.family import FieldReader, TensorName
+from decant.models.families import json_fields
+from decant.models.families.common_tensors import qk_norm_tensors
+from decant.models.families.family import Family
+from decant.models.families.field_reader import FieldReader
+from decant.models.families.gemma_fields import gemma_tensors, read_gemma, write_gemma
+from decant.models.families.tensor_name import TensorName
+from decant.models.families.windows import FULL, SLIDING, read_windows
 
 
-def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
-    """Gemma 3's config.json, of the text model alone."""
+def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
+    """Read Gemma 3's config.json, of a text model only."""
     if fields.get("model_type") == "gemma3":
         raise ValueError(
             "config.json: model_type is 'gemma3', a model of images and text; only its text model, "
@@ -21,11 +25,13 @@ def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
     reader = FieldReader("config.json", fields)
     period = reader.take("sliding_window_pattern", reader.take("_sliding_window_pattern", 6))
     count = reader.take("num_hidden_layers")
-    kinds = [layers.SLIDING if (i + 1) % period else layers.FULL for i in range(count)]
+    types = [SLIDING if (i + 1) % period else FULL for i in range(count)]
     config = ModelConfig(
-        **gemma2.gemma_fields(reader, scores_cap=None, logits_cap=None),
-        **_rope_fields(reader),
-        windows=layers.windows(reader, window=reader.take("sliding_window", 4096), otherwise=kinds),
+        **read_gemma(reader, scores_cap=None, logits_cap=None),
+        **_read_rotary(reader),
+        windows=read_windows(
+            reader, window=reader.take("sliding_window", 4096), default_types=types
+        ),
         qk_norm=True,
         family="gemma3",
     )
@@ -33,20 +39,23 @@ def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
     return config
 
 
-def _rope_fields(reader: FieldReader) -> dict[str, Any]:
-    """Both bases: transformers 5 keeps a rotation by kind of block, 4 the scaled one apart."""
+def _read_rotary(reader: FieldReader) -> dict[str, Any]:
+    """The rotation of blocks with full attention, and the base of those with a window.
+
+    Transformers 5 writes both in `rope_parameters`, by type of block. Transformers 4 writes
+    `rope_theta` and `rope_scaling` for full attention, and `rope_local_base_freq` for windows.
+    """
     theta, local = reader.take("rope_theta", 1e6), reader.take("rope_local_base_freq", 1e4)
     longest = reader.take("max_position_embeddings")
     old = FieldReader(f"{reader.where}: rope_scaling", reader.take("rope_scaling", {}))
-    scaling = llama.read_scaling(old, max_positions=longest)
+    scaling = json_fields.read_scaling(old, max_positions=longest)
     kinds = FieldReader(f"{reader.where}: rope_parameters", reader.take("rope_parameters", {}))
     full, sliding = (
-        FieldReader(f"{kinds.where}: {kind}", kinds.take(kind, {}))
-        for kind in (layers.FULL, layers.SLIDING)
+        FieldReader(f"{kinds.where}: {kind}", kinds.take(kind, {})) for kind in (FULL, SLIDING)
     )
     kinds.finish()
     theta, local = full.take("rope_theta", theta), sliding.take("rope_theta", local)
-    scaling = llama.read_scaling(full, max_positions=longest) or scaling
+    scaling = json_fields.read_scaling(full, max_positions=longest) or scaling
     sliding.require("rope_type", "default")
     sliding.finish()
     return {
@@ -56,25 +65,24 @@ def _rope_fields(reader: FieldReader) -> dict[str, Any]:
     }
 
 
-def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """config.json of a Gemma 3 text model."""
-    fields = llama.hf_fields(config, model_type="gemma3_text", architecture="Gemma3ForCausalLM")
+def config_to_json(config: ModelConfig) -> dict[str, Any]:
+    """Write the config.json of a Gemma 3 text model."""
+    fields = json_fields.write_common(
+        config, model_type="gemma3_text", architecture="Gemma3ForCausalLM"
+    )
     local = config.rope_theta if config.window_rope_theta is None else config.window_rope_theta
-    return fields | gemma2.gemma_hf_fields(config) | {"rope_local_base_freq": local}
+    return fields | write_gemma(config) | {"rope_local_base_freq": local}
 
 
 def tensors(config: ModelConfig) -> dict[str, TensorName]:
-    """Gemma 2's parameters and Qwen 3's two norms a block."""
-    names = gemma2.tensors(config)
-    ours = qwen3.tensors(config)
-    return names | {name: ours[name] for name in ("blocks.query_norm", "blocks.key_norm")}
+    """Gemma 2's parameters, and the norms of queries and keys."""
+    return gemma_tensors(config) | qk_norm_tensors()
 
 
-GEMMA3 = dataclasses.replace(
-    gemma2.GEMMA2,
+GEMMA3 = Family(
     name="gemma3",
     model_types=("gemma3_text", "gemma3"),
-    config_from_hf=config_from_hf,
-    config_to_hf=config_to_hf,
+    config_from_json=config_from_json,
+    config_to_json=config_to_json,
     tensors=tensors,
 )

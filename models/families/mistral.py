@@ -1,42 +1,44 @@
-"""Mistral: Llama with a window that every block sees the row through."""
+"""Mistral: Llama with an attention window in every block."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from decant.models.config import ModelConfig
-from decant.models.families import llama
-from decant.models.families.family import FieldReader
+from decant.models.families import json_fields
+from decant.models.families.common_tensors import common_tensors
+from decant.models.families.family import Family
+from decant.models.families.field_reader import FieldReader
 
 
-def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
-    """Mistral's config.json; later versions switch the window off (null)."""
+def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
+    """Read Mistral's config.json; later versions switch the window off (null)."""
     reader = FieldReader("config.json", fields)
     reader.require("hidden_act", "silu")
     config = ModelConfig(
-        **llama.shared_fields(reader),
-        **llama.rope_fields(reader),
-        windows=(reader.take_or_off("sliding_window", 4096),),
+        **json_fields.read_common(reader),
+        **json_fields.read_rotary(reader),
+        windows=(reader.take_nullable("sliding_window", 4096),),
         family="mistral",
     )
     reader.finish()
     return config
 
 
-def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """config.json of a Mistral model."""
-    fields = llama.hf_fields(config, model_type="mistral", architecture="MistralForCausalLM")
+def config_to_json(config: ModelConfig) -> dict[str, Any]:
+    """Write Mistral's config.json."""
+    fields = json_fields.write_common(
+        config, model_type="mistral", architecture="MistralForCausalLM"
+    )
     return fields | {"sliding_window": config.windows[0]}
 
 
-MISTRAL = dataclasses.replace(
-    llama.LLAMA,
+# No GGUF format: Mistral's GGUF files name the architecture llama and do not mention a window.
+MISTRAL = Family(
     name="mistral",
     model_types=("mistral",),
-    # Its GGUF files call themselves llama, and say nothing of a window.
-    gguf_architectures=(),
-    config_from_hf=config_from_hf,
-    config_to_hf=config_to_hf,
+    config_from_json=config_from_json,
+    config_to_json=config_to_json,
+    tensors=common_tensors,
 )

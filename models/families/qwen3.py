@@ -1,25 +1,28 @@
-"""Qwen 3: Llama with queries and keys normalised head by head."""
+"""Qwen 3: Llama with a norm on each head's queries and keys."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from decant.models.config import ModelConfig
-from decant.models.families import llama, qwen2
-from decant.models.families.family import FieldReader, TensorName
+from decant.models.families import gguf_fields, json_fields
+from decant.models.families.common_tensors import common_tensors, qk_norm_tensors
+from decant.models.families.family import Family, GgufFormat
+from decant.models.families.field_reader import FieldReader
+from decant.models.families.tensor_name import TensorName
+from decant.models.families.windows import read_switched_windows, write_switched_windows
 
 
-def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
-    """Qwen 3's config.json."""
+def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
+    """Read Qwen 3's config.json."""
     reader = FieldReader("config.json", fields)
     reader.require("hidden_act", "silu")
     reader.require("attention_bias", False)
     config = ModelConfig(
-        **llama.shared_fields(reader, head_dim=128),
-        **llama.rope_fields(reader),
-        windows=qwen2.optional_windows(reader),
+        **json_fields.read_common(reader, head_dim=128),
+        **json_fields.read_rotary(reader),
+        windows=read_switched_windows(reader),
         qk_norm=True,
         family="qwen3",
     )
@@ -27,37 +30,30 @@ def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
     return config
 
 
-def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """config.json of a Qwen 3 model."""
-    fields = llama.hf_fields(config, model_type="qwen3", architecture="Qwen3ForCausalLM")
-    return fields | qwen2.window_fields(config) | {"attention_bias": False}
+def config_to_json(config: ModelConfig) -> dict[str, Any]:
+    """Write Qwen 3's config.json."""
+    fields = json_fields.write_common(config, model_type="qwen3", architecture="Qwen3ForCausalLM")
+    return fields | write_switched_windows(config) | {"attention_bias": False}
 
 
 def config_from_gguf(metadata: Mapping[str, Any], tensors: Collection[str]) -> ModelConfig:
-    """Qwen 3's GGUF metadata."""
-    reader = llama.gguf_reader(metadata)
-    fields = llama.gguf_fields(reader, metadata, tensors)
+    """Read Qwen 3's GGUF metadata."""
+    reader = gguf_fields.architecture_fields(metadata)
+    fields = gguf_fields.read_common(reader, metadata, tensors)
     reader.finish()
     return ModelConfig(**fields, qk_norm=True, family="qwen3")
 
 
 def tensors(config: ModelConfig) -> dict[str, TensorName]:
-    """Llama's parameters and two norms a block."""
-    names = llama.tensors(config)
-    for name, part in (("query_norm", "q_norm"), ("key_norm", "k_norm")):
-        names[f"blocks.{name}"] = TensorName(
-            f"model.layers.{{layer}}.self_attn.{part}.weight", f"blk.{{layer}}.attn_{part}.weight"
-        )
-    return names
+    """Llama's parameters, and two norms a block."""
+    return common_tensors(config) | qk_norm_tensors()
 
 
-QWEN3 = dataclasses.replace(
-    qwen2.QWEN2,
+QWEN3 = Family(
     name="qwen3",
     model_types=("qwen3",),
-    gguf_architectures=("qwen3",),
-    config_from_hf=config_from_hf,
-    config_to_hf=config_to_hf,
-    config_from_gguf=config_from_gguf,
+    config_from_json=config_from_json,
+    config_to_json=config_to_json,
     tensors=tensors,
+    gguf=GgufFormat("qwen3", config_from_gguf),
 )

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from decant.models.config import ModelConfig
-from decant.models.families import llama, qwen3
-from decant.models.families.family import FieldReader, TensorName
+from decant.models.families import gguf_fields, json_fields
+from decant.models.families.common_tensors import common_tensors, qk_norm_tensors
+from decant.models.families.family import Family, GgufFormat
+from decant.models.families.field_reader import FieldReader
+from decant.models.families.tensor_name import TensorName
 
 
-def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
-    """Qwen 3 MoE's config.json. Blocks without experts cannot be stacked with the others."""
+def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
+    """Read Qwen 3 MoE's config.json.
+
+    Every block must have experts: a block without them could not be stacked with the others.
+    """
     reader = FieldReader("config.json", fields)
     reader.require("hidden_act", "silu")
     reader.require("attention_bias", False)
     reader.require("decoder_sparse_step", 1)
     reader.require("mlp_only_layers", [])
-    # What training adds to the loss, and what is returned beside the logits.
+    # A term of the training loss, an output beside the logits, and a field the model ignores.
     reader.ignore("router_aux_loss_coef", "output_router_logits", "max_window_layers")
-    sizes = llama.shared_fields(reader)
+    sizes = json_fields.read_common(reader)
     sizes["intermediate_size"] = reader.take("moe_intermediate_size")
     window = reader.take("sliding_window", 4096)
     config = ModelConfig(
         **sizes,
-        **llama.rope_fields(reader),
+        **json_fields.read_rotary(reader),
         windows=(window if reader.take("use_sliding_window", False) else None,),
         qk_norm=True,
         num_experts=reader.take("num_experts", reader.take("num_local_experts", 128)),
@@ -37,9 +42,11 @@ def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
     return config
 
 
-def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """config.json of a Qwen 3 MoE model."""
-    fields = llama.hf_fields(config, model_type="qwen3_moe", architecture="Qwen3MoeForCausalLM")
+def config_to_json(config: ModelConfig) -> dict[str, Any]:
+    """Write Qwen 3 MoE's config.json."""
+    fields = json_fields.write_common(
+        config, model_type="qwen3_moe", architecture="Qwen3MoeForCausalLM"
+    )
     window = config.windows[0]
     return fields | {
         "attention_bias": False,
@@ -55,16 +62,16 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def config_from_gguf(metadata: Mapping[str, Any], tensors: Collection[str]) -> ModelConfig:
-    """Qwen 3 MoE's GGUF metadata."""
-    reader = llama.gguf_reader(metadata)
-    sizes = llama.gguf_fields(reader, metadata, tensors)
+    """Read Qwen 3 MoE's GGUF metadata."""
+    reader = gguf_fields.architecture_fields(metadata)
+    sizes = gguf_fields.read_common(reader, metadata, tensors)
     sizes["intermediate_size"] = reader.take("expert_feed_forward_length")
     config = ModelConfig(
         **sizes,
         qk_norm=True,
         num_experts=reader.take("expert_count"),
         experts_per_token=reader.take("expert_used_count"),
-        # Not in the metadata: llama.cpp divides by the sum for this architecture, always.
+        # The metadata lacks it: for this architecture llama.cpp always divides by the sum.
         normalise_experts=True,
         family="qwen3_moe",
     )
@@ -73,8 +80,8 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Collection[str]) -> M
 
 
 def tensors(config: ModelConfig) -> dict[str, TensorName]:
-    """Qwen 3's parameters, with a router and the experts' MLPs in place of the one."""
-    names = qwen3.tensors(config)
+    """Qwen 3's parameters, with a router and an MLP for each expert."""
+    names = common_tensors(config) | qk_norm_tensors()
     names["blocks.router"] = TensorName(
         "model.layers.{layer}.mlp.gate.weight", "blk.{layer}.ffn_gate_inp.weight", in_axes=1
     )
@@ -88,13 +95,11 @@ def tensors(config: ModelConfig) -> dict[str, TensorName]:
     return names
 
 
-QWEN3_MOE = dataclasses.replace(
-    qwen3.QWEN3,
+QWEN3_MOE = Family(
     name="qwen3_moe",
     model_types=("qwen3_moe",),
-    gguf_architectures=("qwen3moe",),
-    config_from_hf=config_from_hf,
-    config_to_hf=config_to_hf,
-    config_from_gguf=config_from_gguf,
+    config_from_json=config_from_json,
+    config_to_json=config_to_json,
     tensors=tensors,
+    gguf=GgufFormat("qwen3moe", config_from_gguf),
 )

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, DTypeLike
 
-from decant.models.mesh.sharding import FSDP, spec
+from decant.models.mesh.sharding import FSDP, partition_spec
 
 Remat = Literal["none", "dots", "block"]
 
@@ -31,14 +31,16 @@ class Execution(NamedTuple):
     mesh: Mesh | None = None
     remat: Remat = "none"
 
-    def rows(self, x: Array) -> Array:
+    def split_rows(self, x: Array) -> Array:
         """Activations [batch, …]: rows split, the rest whole."""
         if self.mesh is None:
             return x
         axes = ("batch", *["time"] * (x.ndim - 1))
         return self._placed(x, axes, gathered=None)
 
-    def matrix(self, x: Array, axes: Sequence[str], *, dtype: DTypeLike | None = None) -> Array:
+    def gather_matrix(
+        self, x: Array, axes: Sequence[str], *, dtype: DTypeLike | None = None
+    ) -> Array:
         """A matrix whole over `fsdp`, in `dtype` if given, and as it was without such an axis."""
         if not self._shared:
             return x
@@ -47,7 +49,7 @@ class Execution(NamedTuple):
         # By name, so that the backward pass gathers again instead of keeping all that it gathered.
         return checkpoint_name(self._placed(x, axes, gathered=FSDP), _GATHERED)
 
-    def block(self, function: Callable) -> Callable:
+    def remat_block(self, function: Callable) -> Callable:
         """`function(weights, x, …)` of one block's weights, with what is kept of it."""
         policies = jax.checkpoint_policies
         if self.remat == "block":
@@ -60,7 +62,7 @@ class Execution(NamedTuple):
             return function
         return jax.checkpoint(function, prevent_cse=False, policy=kept)
 
-    def gathered(self, weights: nnx.State, *, dtype: DTypeLike) -> nnx.State:
+    def gather_weights(self, weights: nnx.State, *, dtype: DTypeLike) -> nnx.State:
         """One block's weights, its matrices gathered."""
         if not self._shared:
             return weights
@@ -69,7 +71,7 @@ class Execution(NamedTuple):
             axes = parameter.get_metadata()["axes"][1:]  # `layers` has been scanned over
             if "embed" not in axes:
                 return parameter
-            return parameter.replace(self.matrix(parameter.get_value(), axes, dtype=dtype))
+            return parameter.replace(self.gather_matrix(parameter.get_value(), axes, dtype=dtype))
 
         return jax.tree.map(of, weights, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
@@ -79,7 +81,7 @@ class Execution(NamedTuple):
 
     def _placed(self, x: Array, axes: Sequence[str], *, gathered: str | None) -> Array:
         assert self.mesh is not None
-        there = spec(axes, x.shape, self.mesh, gathered=gathered)
+        there = partition_spec(axes, x.shape, self.mesh, gathered=gathered)
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, there))
 
 
@@ -89,4 +91,4 @@ def _all_but_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
     return not placement and parameters.get("name") != _GATHERED
 
 
-ALONE = Execution()
+WITHOUT_MESH = Execution()

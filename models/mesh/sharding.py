@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from decant.models.mesh.parameters import parameters
+from decant.models.parameters import parameters_by_path
 
 DATA, FSDP, TENSOR, EXPERT = "data", "fsdp", "tensor", "expert"
 
@@ -32,7 +32,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(
+def teacher_mesh(
     *, data: int | None = None, tensor: int = 1, expert: int = 1, devices: Sequence | None = None
 ) -> Mesh:
     """A mesh of this host's devices: `tensor` · `expert` share one copy of the model, and `data`
@@ -94,7 +94,7 @@ def student_mesh(
     )
 
 
-def spec(
+def partition_spec(
     axes: Sequence[str], shape: Sequence[int], mesh: Mesh, *, gathered: str | None = None
 ) -> PartitionSpec:
     """The rules applied to one array, which is whole over the mesh axis `gathered`.
@@ -121,42 +121,42 @@ def parameter_shardings(model: nnx.Module, mesh: Mesh) -> dict[str, NamedShardin
         axes = parameter.get_metadata().get("axes")
         if axes is None:
             raise ValueError(f"parameter {path} has no logical axes.")
-        return NamedSharding(mesh, spec(axes, parameter.get_value().shape, mesh))
+        return NamedSharding(mesh, partition_spec(axes, parameter.get_value().shape, mesh))
 
-    return {path: of(path, parameter) for path, parameter in parameters(model).items()}
+    return {path: of(path, parameter) for path, parameter in parameters_by_path(model).items()}
 
 
-def place(model: nnx.Module, mesh: Mesh) -> None:
+def place_parameters(model: nnx.Module, mesh: Mesh) -> None:
     """Move a model's parameters to where the rules put them, in place."""
     shardings = parameter_shardings(model, mesh)
-    for path, parameter in parameters(model).items():
+    for path, parameter in parameters_by_path(model).items():
         parameter.set_value(jax.device_put(parameter.get_value(), shardings[path]))
 
 
-def rows_axes(mesh: Mesh) -> tuple[str, ...]:
+def row_axes(mesh: Mesh) -> tuple[str, ...]:
     """The mesh axes that rows are split over."""
     return tuple(axis for axis in (DATA, FSDP) if axis in mesh.shape)
 
 
-def rows_split(mesh: Mesh) -> int:
+def row_shard_count(mesh: Mesh) -> int:
     """Into how many shares rows are split."""
-    return math.prod(mesh.shape[axis] for axis in rows_axes(mesh))
+    return math.prod(mesh.shape[axis] for axis in row_axes(mesh))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows split over `data` and `fsdp`: for tokens and all that has a batch axis."""
-    return NamedSharding(mesh, PartitionSpec(rows_axes(mesh)))
+    return NamedSharding(mesh, PartitionSpec(row_axes(mesh)))
 
 
-def rows_here(mesh: Mesh, count: int) -> np.ndarray:
+def local_rows(mesh: Mesh, count: int) -> np.ndarray:
     """Which of a batch's `count` rows the devices of this process hold, in order."""
     places = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
     return np.unique(np.concatenate([np.arange(count)[index] for index in places if index]))
 
 
-def split_rows(rows: np.ndarray, *, count: int, mesh: Mesh) -> jax.Array:
-    """The array of a batch of `count` rows from those that are this process's (`rows_here`)."""
-    here = rows_here(mesh, count)
+def shard_rows(rows: np.ndarray, *, count: int, mesh: Mesh) -> jax.Array:
+    """The array of a batch of `count` rows from those that are this process's (`local_rows`)."""
+    here = local_rows(mesh, count)
 
     def of_device(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None
@@ -168,7 +168,7 @@ def split_rows(rows: np.ndarray, *, count: int, mesh: Mesh) -> jax.Array:
     return jax.make_array_from_callback(shape, batch_sharding(mesh), of_device)
 
 
-def everywhere(array: np.ndarray, mesh: Mesh) -> jax.Array:
+def replicate(array: np.ndarray, mesh: Mesh) -> jax.Array:
     """An array, the same in every process, whole on every device of the mesh."""
     whole = NamedSharding(mesh, PartitionSpec())
     return jax.make_array_from_callback(array.shape, whole, lambda index: array[index])

@@ -29,47 +29,47 @@ class Vocabulary:
         """How many share the vocabulary."""
         return lax.axis_size(self.axis) if self.axis else 1
 
-    def first(self, width: int) -> Int[Array, ""] | int:
+    def first_id(self, width: int) -> Int[Array, ""] | int:
         """The id of this device's first column of `width`."""
         return lax.axis_index(self.axis) * width if self.axis else 0
 
     def ids(self, width: int) -> Int[Array, " width"]:
         """The id of each column here."""
-        return self.first(width) + jnp.arange(width)
+        return self.first_id(width) + jnp.arange(width)
 
-    def without_padding(self, logits: Float[Array, "tokens width"]) -> Float[Array, "tokens width"]:
+    def mask_padding(self, logits: Float[Array, "tokens width"]) -> Float[Array, "tokens width"]:
         """−inf where a column is no id."""
         if self.devices * logits.shape[-1] == self.size:
             return logits
         return jnp.where(self.ids(logits.shape[-1]) < self.size, logits, -jnp.inf)
 
-    def real(self, there: Bool[Array, "tokens width"]) -> Bool[Array, "tokens width"]:
+    def exclude_padding(self, flags: Bool[Array, "tokens width"]) -> Bool[Array, "tokens width"]:
         """False where a column is no id."""
-        if self.devices * there.shape[-1] == self.size:
+        if self.devices * flags.shape[-1] == self.size:
             return there
-        return there & (self.ids(there.shape[-1]) < self.size)
+        return flags & (self.ids(flags.shape[-1]) < self.size)
 
-    def total(self, x: Shaped[Array, ...]) -> Shaped[Array, ...]:
+    def sum_over_devices(self, x: Shaped[Array, ...]) -> Shaped[Array, ...]:
         """The sum over devices."""
         return lax.psum(x, self.axis) if self.axis else x
 
-    def both(
+    def sum_both_over_devices(
         self, x: Float[Array, " tokens"], y: Float[Array, " tokens"]
     ) -> tuple[Float[Array, " tokens"], Float[Array, " tokens"]]:
         """Two sums over devices, which travel together."""
         if not self.axis:
             return x, y
-        x, y = self.total(jnp.stack([x, y]))
+        x, y = self.sum_over_devices(jnp.stack([x, y]))
         return x, y
 
-    def largest(self, x: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
+    def max_over_devices(self, x: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
         """The maximum over devices."""
         return lax.pmax(x, self.axis) if self.axis else x
 
-    def gathered(self, x: Shaped[Array, "tokens here"]) -> Shaped[Array, "tokens all"]:
+    def gather_columns(self, x: Shaped[Array, "tokens here"]) -> Shaped[Array, "tokens all"]:
         """The columns of all devices side by side, in order."""
         return lax.all_gather(x, self.axis, axis=1, tiled=True) if self.axis else x
 
-    def here(self, device: Int[Array, ...]) -> Array:
+    def is_this_device(self, device: Int[Array, ...]) -> Array:
         """Whether `device`, counted along the axis, is this one."""
         return device == (lax.axis_index(self.axis) if self.axis else 0)

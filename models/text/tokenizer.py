@@ -60,7 +60,7 @@ class Tokenizer:
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
-    def encode_located(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def encode_with_spans(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         """`encode_batch`'s ids of each text, and the characters [start, end) that each token is
         made from, int32 [n, 2]. Tokens that are parts of one character share it."""
         encodings = self._locating.encode_batch(list(texts), add_special_tokens=False)

@@ -68,7 +68,7 @@ def segments(batch: Sequence[Marked], tokenizer: Tokenizer) -> list[Segment]:
     else:
         counted = [
             (ids, _learned(places, marked.learned))
-            for marked, (ids, places) in zip(batch, tokenizer.encode_located(texts), strict=True)
+            for marked, (ids, places) in zip(batch, tokenizer.encode_with_spans(texts), strict=True)
         ]
     return [_segment(m, *found, tokenizer) for m, found in zip(batch, counted, strict=True)]
 

@@ -12,9 +12,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from decant.models import open_checkpoint
-from decant.models.mesh.parameters import parameters
 from decant.models.mesh.sharding import DATA, TENSOR, batch_sharding, parameter_shardings
 from decant.models.numerics import dtype_named
+from decant.models.parameters import parameters_by_path
 from decant.pipelines.teacher.inference import Asked, forward, groups_of, mesh_of, row_targets
 from decant.pipelines.teacher.sharded_head import Head
 from decant.schemas.manifest.plan import PlannedTeacher, TeacherMesh
@@ -61,7 +61,7 @@ def bytes_needed(planned: PlannedTeacher, asked: Asked) -> int:
     model = open_checkpoint(planned.model).abstract(dtype=planned.dtype, quantize=planned.quantize)
     head = Head.of(model, vocabulary_size=planned.vocabulary_size, mesh=mesh)
     places = parameter_shardings(model, mesh)
-    for path, parameter in parameters(model).items():
+    for path, parameter in parameters_by_path(model).items():
         like = parameter.get_value()
         placed = jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=places[path])
         parameter.set_value(placed)
@@ -85,7 +85,7 @@ def bytes_needed(planned: PlannedTeacher, asked: Asked) -> int:
         # The weights stay while targets are made; the head is there while the blocks run.
         weight_bytes = sum(
             math.prod(place.shard_shape(p.get_value().shape)) * p.get_value().dtype.itemsize
-            for p, place in ((p, places[path]) for path, p in parameters(model).items())
+            for p, place in ((p, places[path]) for path, p in parameters_by_path(model).items())
         )
         head_bytes = width * columns // mesh.shape[TENSOR] * dtype.itemsize
         needed = max(needed + head_bytes, weight_bytes + _all_bytes(second.compile()))

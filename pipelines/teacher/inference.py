@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from decant.models import open_checkpoint
 from decant.models.checkpoints.checkpoint import Quantize
-from decant.models.mesh.sharding import DATA, batch_sharding, make_mesh
+from decant.models.mesh.sharding import DATA, batch_sharding, teacher_mesh
 from decant.models.numerics import dtype_named, precision_for
 from decant.pipelines.teacher.sharded_head import Head
 from decant.pipelines.teacher.states_and_maps import finite_rows, keeping, only_read, stored_states
@@ -273,7 +273,7 @@ def mesh_of(planned: PlannedTeacher) -> Mesh:
             f"teacher.batch_rows is {rows}, which mesh.data = {data} does not divide; choose a "
             "multiple"
         )
-    return make_mesh(data=data, tensor=shape.tensor, expert=shape.expert)
+    return teacher_mesh(data=data, tensor=shape.tensor, expert=shape.expert)
 
 
 def groups_of(shape: TeacherMesh) -> int:

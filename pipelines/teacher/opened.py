@@ -7,6 +7,7 @@ from pathlib import Path
 
 from decant.models import Checkpoint, open_checkpoint
 from decant.models.checkpoints import hub
+from decant.models.families import config_to_json
 from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines import config
 from decant.pipelines.teacher.identity import digest_memory, identity_of
@@ -47,7 +48,7 @@ class OpenedTeacher:
 
     def write_reading_aids(self, cache: Path) -> None:
         """Tokenizer and teacher config: the cache is readable on a machine without the teacher."""
-        config = json.dumps(self.checkpoint.config.to_hf(), indent=2, sort_keys=True)
+        config = json.dumps(config_to_json(self.checkpoint.config), indent=2, sort_keys=True)
         for name, content in {**self.tokenizer.files(), "config.json": config.encode()}.items():
             write_bytes(cache / TOKENIZER / name, content)
 
@@ -61,4 +62,4 @@ def open_teacher(asked: config.Teacher, *, plan: Path) -> OpenedTeacher:
 def _pinned(model: str, plan: Path) -> str:
     """The hub id with the commit that an earlier run's plan has, if that is of the same one."""
     planned = read_plan(plan).teacher.model if plan.exists() else ""
-    return planned if hub.unpinned(planned) == model and not Path(model).exists() else model
+    return planned if hub.without_commit(planned) == model and not Path(model).exists() else model

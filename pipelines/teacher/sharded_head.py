@@ -36,7 +36,7 @@ class Head(NamedTuple):
     ) -> Float[Array, "tokens here"]:
         """This device's, float32; −inf in columns that are no id."""
         found = logits(hidden, unembedding, softcap=self.softcap)
-        return self.vocabulary.without_padding(found)
+        return self.vocabulary.mask_padding(found)
 
     def unembedding(self, model: Decoder) -> Float[Array, "width columns"]:
         """The model's matrix without the rows of a padded vocabulary, which no token has and which

@@ -47,7 +47,7 @@ def draw(
     here = ends[:, -1:]
 
     # Which device's share a point lies in, by the same few numbers on every device.
-    sums = vocabulary.gathered(here)
+    sums = vocabulary.gather_columns(here)
     device_ends = jnp.cumsum(sums, axis=-1)
     total = device_ends[:, -1:]
     inside = jnp.minimum(points, total * _BELOW_ONE)
@@ -68,13 +68,13 @@ def draw(
     near = jnp.minimum(rest - (end - weight), end - rest) < EDGE * total
 
     column = block * _BLOCK + member
-    mine = vocabulary.here(device)
-    ids = (column + vocabulary.first(width)).astype(jnp.int32)
+    mine = vocabulary.is_this_device(device)
+    ids = (column + vocabulary.first_id(width)).astype(jnp.int32)
     found = jnp.take_along_axis(values, column, axis=-1)
     return Drawn(
-        ids=vocabulary.total(jnp.where(mine, ids, 0)),
-        values=vocabulary.total(jnp.where(mine, found, 0)),
-        near_edge=vocabulary.total(jnp.where(mine, near, False).astype(jnp.int32)) > 0,
+        ids=vocabulary.sum_over_devices(jnp.where(mine, ids, 0)),
+        values=vocabulary.sum_over_devices(jnp.where(mine, found, 0)),
+        near_edge=vocabulary.sum_over_devices(jnp.where(mine, near, False).astype(jnp.int32)) > 0,
     )
 
 

@@ -171,9 +171,13 @@ def _tail_relative(
     power_of = {1: eighth, 2: square, 3: square * eighth, 4: fourth, 5: fourth * eighth}
     power_of |= {6: fourth * square, 7: fourth * square * eighth, 8: fourth * fourth}
     powers = [power_of[round(8 * beta)] for beta in betas[1:]]
-    sums = vocabulary.total(jnp.stack([jnp.sum(power, axis=-1) for power in powers], axis=-1))
+    sums = vocabulary.sum_over_devices(
+        jnp.stack([jnp.sum(power, axis=-1) for power in powers], axis=-1)
+    )
     size = vocabulary.size - k
     # Equals of the k-th that are in the tail exist only when reference == kth: each adds exp(0).
-    left_out = size - vocabulary.total(jnp.sum(vocabulary.real(below), axis=-1))
+    left_out = size - vocabulary.sum_over_devices(
+        jnp.sum(vocabulary.exclude_padding(below), axis=-1)
+    )
     count = jnp.full((len(logits), 1), jnp.log(size))
     return jnp.concatenate([count, jnp.log(sums + left_out[:, None])], axis=-1)

@@ -26,8 +26,8 @@ def top_k(
     if vocabulary.axis is None:
         return values, ids
     # In the devices' order, so that equals are met by the lower id again.
-    values = vocabulary.gathered(values)
-    ids = vocabulary.gathered(ids + vocabulary.first(width))
+    values = vocabulary.gather_columns(values)
+    ids = vocabulary.gather_columns(ids + vocabulary.first_id(width))
     values, at = lax.top_k(values, k)
     return values, jnp.take_along_axis(ids, at, axis=-1)
 

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from decant.models import Checkpoint
-from decant.models.mesh.sharding import make_mesh
+from decant.models.mesh.sharding import teacher_mesh
 from decant.schemas.manifest.plan import PlannedTeacher
 
 _SHORTEST = 32
@@ -52,7 +52,7 @@ class Reference:
         split = planned.mesh.tensor * planned.mesh.expert > 1
         # One copy of a model that no device can hold alone; the rest is the compiler's.
         mesh = (
-            make_mesh(data=1, tensor=planned.mesh.tensor, expert=planned.mesh.expert)
+            teacher_mesh(data=1, tensor=planned.mesh.tensor, expert=planned.mesh.expert)
             if split
             else None
         )

@@ -14,8 +14,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from decant.models import Checkpoint, ModelConfig
-from decant.models.checkpoints.safetensors_files import CONFIG
+from decant.models import Checkpoint
+from decant.models.checkpoints.hf_layout import CONFIG
+from decant.models.families import config_from_json
 from decant.pipelines.teacher.identity import digest_memory, named_teacher
 from decant.pipelines.verification.content import Content, compare
 from decant.pipelines.verification.reference import Reference
@@ -123,7 +124,7 @@ def _other_config(cache: Cache, checkpoint: Checkpoint) -> list[Problem]:
     file = cache.tokenizer_path / CONFIG
     try:
         # As it is read: another release may write the same with more fields.
-        found = ModelConfig.from_hf(json.loads(file.read_bytes())).identity()
+        found = config_from_json(json.loads(file.read_bytes())).identity()
     except (ValueError, KeyError, TypeError, OSError) as error:
         found = str(error)
     if found == checkpoint.config.identity():

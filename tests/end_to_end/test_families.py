@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from decant.models import open_checkpoint, save_directory
-from decant.models.mesh.parameters import parameters
+from decant.models.parameters import parameters_by_path
 from decant.trainer.config import Data, Loss, Student, Train
 from decant.trainer.run.initial_student import INITIAL
 from decant.trainer.run.metrics_log import read_metrics
@@ -35,7 +35,7 @@ def captured(request, tmp_path_factory):
     fields = {"num_layers": 3, "family": request.param, **TEACHERS[request.param]}
     checkpoint = open_checkpoint(write_teacher(root / "quiet", **fields))
     model = checkpoint.load()
-    for path, parameter in parameters(model).items():
+    for path, parameter in parameters_by_path(model).items():
         # New blocks hardly change what passes through them.
         if path.startswith("blocks.") and "norm" not in path:
             parameter.set_value(parameter[...] * 8)
@@ -78,5 +78,5 @@ def test_a_student_that_is_the_whole_teacher_has_nothing_to_learn_and_a_cut_one_
             if "heldout_kl_bound" in line
         )
         student = open_checkpoint(config.run / INITIAL).config
-        assert student == open_checkpoint(root / "teacher").config.of_layers(layers)
+        assert student == open_checkpoint(root / "teacher").config.with_layers(layers)
     assert abs(losses[0, 1, 2]) < 1e-5 < 1e-2 < losses[1, 2]

@@ -9,7 +9,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from decant.models import Decoder, ModelConfig
-from decant.models.mesh.parameters import parameters
+from decant.models.parameters import parameters_by_path
 
 # 32 and more, because GGUF quantises rows in blocks of 32.
 CONFIG = ModelConfig(
@@ -48,7 +48,7 @@ def random_decoder(config=CONFIG, *, scale=0.2, **kwargs):
     """All parameters random, norms and biases too; made by numpy, so nothing is compiled."""
     model = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), **kwargs))
     draw = np.random.default_rng(1)
-    for path, parameter in parameters(model).items():
+    for path, parameter in parameters_by_path(model).items():
         noise = draw.standard_normal(parameter.shape, np.float32) * scale + ("norm" in path)
         parameter.set_value(jnp.asarray(noise.astype(parameter.dtype)))
     return model

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from decant.models.decoder.blocks import gate_opened
+from decant.models.decoder.blocks import gated_product
 from decant.models.numerics import contract
 
 DRAW = np.random.default_rng(0).standard_normal
@@ -80,7 +80,7 @@ def test_an_opened_gate_has_the_gradient_of_its_formula(activation, dtype, close
         expected = jax.grad(formula, argnums=(0, 1))(jnp.asarray(gate), jnp.asarray(up))
 
     def loss(gate, up):
-        opened = gate_opened(gate, up, activation=activation, dtype=dtype)
+        opened = gated_product(gate, up, activation=activation, dtype=dtype)
         assert opened.dtype == jnp.dtype(dtype)
         return jnp.sum(opened.astype(jnp.float32) * jnp.asarray(weights, jnp.float32))
 

@@ -73,7 +73,7 @@ def test_texts_ids_and_prompts_are_those_of_transformers(theirs, name):
         text = template.render(talk).text
         assert text == report["text"]
         assert template.render(talk[:-1], add_generation_prompt=True).text == report["prompt"]
-        ((ids, _),) = tokenizer.encode_located([text])
+        ((ids, _),) = tokenizer.encode_with_spans([text])
         assert ids.tolist() == report["ids"]
     assert refused == (name == "turns")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from decant.models.decoder.attention import visible
+from decant.models.decoder.attention import attention_mask
 from decant.trainer.loss.settings import AttentionKind
 
 FLOOR = 1e-30
@@ -35,7 +35,7 @@ def attention_loss(
     nats; a teacher's row of zeros has none. `average_heads` compares means over the heads, which
     need not be equally many then.
     """
-    seen = visible(segment_ids, segment_ids)[:, None]
+    seen = attention_mask(segment_ids, segment_ids)[:, None]
     # Uncounted rows too: what is stored there may not be finite, and 0·NaN is NaN.
     teacher = jnp.where(seen & counted[:, None, :, None], teacher.astype(jnp.float32), 0.0)
     student = jnp.where(seen, student, 0.0)

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from decant.models.mesh.sharding import rows_here, split_rows
+from decant.models.mesh.sharding import local_rows, shard_rows
 from decant.schemas import Cache
 from decant.schemas.signals import scale_name
 from decant.trainer.loss.divergences import Tail
@@ -44,14 +44,14 @@ def to_device(
     """The arrays that the loss reads, with their rows split over the mesh.
 
     `rows` is the number of rows of the batch over all processes; `batch` then holds the rows of
-    this process (`rows_here`). None: `batch` holds all rows.
+    this process (`local_rows`). None: `batch` holds all rows.
     """
     needed = (*loss_fields(tail), *signal_fields(signals, batch))
     if rows is None:
         rows = len(batch["tokens"])
-        here = rows_here(mesh, rows)
+        here = local_rows(mesh, rows)
         batch = {name: batch[name][here] for name in needed}
-    return {name: split_rows(batch[name], count=rows, mesh=mesh) for name in needed}
+    return {name: shard_rows(batch[name], count=rows, mesh=mesh) for name in needed}
 
 
 def check_targets(cache: Cache, *, loss: Loss) -> None:

@@ -167,7 +167,7 @@ def _loss(
         return divergence(logp, logq, kind=kind, mix=recipe.mix)
 
     # Each category's share of it depends on that category alone, wherever it is.
-    over = vocabulary.total if recipe.dense else lambda x: x
+    over = vocabulary.sum_over_devices if recipe.dense else lambda x: x
     soft, pull = jax.vjp(lambda logq: of(recipe.divergence, logq), logq)
     soft = over(soft)
     if inside is not None:
@@ -263,6 +263,6 @@ def _dense_gradient(
     vocabulary: Vocabulary,
 ) -> Float[Array, "n here"]:
     """The same where every token is a category."""
-    total = vocabulary.total(jnp.sum(slope.categories, axis=-1))
+    total = vocabulary.sum_over_devices(jnp.sum(slope.categories, axis=-1))
     soft = slope.categories - total[:, None] * jnp.exp(beta * logits - view.z_soft[:, None])
     return beta * soft + slope.hard[:, None] * jnp.exp(logits - view.z_hard[:, None])

@@ -77,7 +77,7 @@ def _fused(recipe, split, hidden, unembedding, targets, inputs):
             chunk_hidden, chunk_targets = flatten_rows(chunk)
             logits = logits_of(chunk_hidden, matrix, softcap=recipe.softcap)
             new = chunk_loss(
-                split.vocabulary.without_padding(logits),
+                split.vocabulary.mask_padding(logits),
                 chunk_targets,
                 recipe=recipe,
                 inputs=inputs,
@@ -103,7 +103,7 @@ def _fused_forward(recipe, split, hidden, unembedding, targets, inputs):
             chunk_hidden, chunk_targets = flatten_rows(chunk)
             logits = logits_of(chunk_hidden, matrix, softcap=recipe.softcap)
             value, sums, d_logits = chunk_loss_and_gradient(
-                split.vocabulary.without_padding(logits),
+                split.vocabulary.mask_padding(logits),
                 chunk_targets,
                 recipe=recipe,
                 inputs=inputs,
@@ -111,7 +111,7 @@ def _fused_forward(recipe, split, hidden, unembedding, targets, inputs):
             )
             # All of the loss is in terms of capped logits; the product made those below the cap.
             d_logits = (d_logits * soft_cap_slope(logits, recipe.softcap)).astype(hidden.dtype)
-            d_hidden = split.vocabulary.total(contract("cv,dv->cd", d_logits, matrix))
+            d_hidden = split.vocabulary.sum_over_devices(contract("cv,dv->cd", d_logits, matrix))
             d_matrix += contract("cd,cv->dv", chunk_hidden, d_logits)
             totals = jax.tree.map(jnp.add, totals, (value, sums))
             return (totals, d_matrix), d_hidden.astype(hidden.dtype).reshape(chunk[0].shape)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from decant.models.mesh.execution import ALONE, Execution
+from decant.models.mesh.execution import WITHOUT_MESH, Execution
 from decant.trainer.loss.batch_fields import Batch
 from decant.trainer.loss.chunk_loss import HeadSums, Recipe
 from decant.trainer.loss.fused_head import distillation_loss
@@ -39,7 +39,7 @@ class Objective:
     probability."""
     pairs: Pairs = NO_PAIRS
     """The layers that the terms of `loss` compare."""
-    execution: Execution = ALONE
+    execution: Execution = WITHOUT_MESH
 
 
 class Tables(NamedTuple):

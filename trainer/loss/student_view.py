@@ -69,10 +69,10 @@ def summarise_logits(
     # −inf, but made of all that was read off the logits: XLA need not keep a copy of them for that.
     read = head if expected is None else head + expected[:, None]
     tail = set_columns(logits, columns, read - jnp.inf)
-    highest = vocabulary.largest(jnp.max(tail, axis=-1))
+    highest = vocabulary.max_over_devices(jnp.max(tail, axis=-1))
     top = jnp.where(jnp.isfinite(highest), highest, 0.0)
     below = tail - top[:, None]
-    hard, soft = vocabulary.both(
+    hard, soft = vocabulary.sum_both_over_devices(
         jnp.sum(jnp.exp(below), axis=-1), jnp.sum(jnp.exp(beta * below), axis=-1)
     )
     tail_hard, tail_soft = top + jnp.log(hard), beta * top + jnp.log(soft)
@@ -118,7 +118,7 @@ def _gather_logits(
     )
     found = jnp.take_along_axis(logits, columns, axis=-1)
     if vocabulary.axis:
-        found = vocabulary.total(jnp.where(here, found, 0.0))
+        found = vocabulary.sum_over_devices(jnp.where(here, found, 0.0))
     label, topk, drawn = jnp.split(found, [1, 1 + targets.topk_ids.shape[-1]], axis=-1)
     return label[:, 0], topk, None if targets.tail_ids is None else drawn
 
@@ -127,7 +127,7 @@ def _local_columns(
     ids: Int[Array, "n some"], *, width: int, vocabulary: Vocabulary
 ) -> tuple[Bool[Array, "n some"], Int[Array, "n some"]]:
     """Whether each id's column is this device's, and its number, or some other here."""
-    columns = ids - vocabulary.first(width)
+    columns = ids - vocabulary.first_id(width)
     here = (columns >= 0) & (columns < width)
     return here, jnp.where(here, columns, 0)
 

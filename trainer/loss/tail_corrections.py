@@ -129,8 +129,8 @@ def _prior_sums(
         return shares, jnp.sum(jnp.where(in_tail, each, 0.0), axis=-1)
 
     # All devices of a vocabulary take the same way, and none waits for another inside of it.
-    enough = jnp.all(vocabulary.total(share) > ENOUGH)
-    return vocabulary.both(*jax.lax.cond(enough, lambda: (share, cross), masked))
+    enough = jnp.all(vocabulary.sum_over_devices(share) > ENOUGH)
+    return vocabulary.sum_both_over_devices(*jax.lax.cond(enough, lambda: (share, cross), masked))
 
 
 def dense_teacher_logp(
@@ -143,6 +143,8 @@ def dense_teacher_logp(
     """log p of every token, for divergences that need each of them."""
     # Π is masked, because 1 − Σ_K π cancels to nothing where the stored tokens are all of π.
     in_tail = ~jnp.isneginf(view.tail)
-    share = vocabulary.total(jnp.sum(jnp.where(in_tail, jnp.exp(log_prior), 0.0), axis=-1))
+    share = vocabulary.sum_over_devices(
+        jnp.sum(jnp.where(in_tail, jnp.exp(log_prior), 0.0), axis=-1)
+    )
     level = teacher.logp[:, -1] - jnp.log(jnp.where(share > 0, share, 1.0))
     return set_columns(level[:, None] + log_prior, view.columns, teacher.logp[:, :-1])

@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
-from decant.models.mesh.sharding import DATA, FSDP, TENSOR, rows_axes
+from decant.models.mesh.sharding import DATA, FSDP, TENSOR, row_axes
 from decant.models.mesh.vocabulary import Vocabulary
 
 
@@ -52,7 +52,7 @@ class VocabularySplit(NamedTuple):
     @property
     def rows(self) -> PartitionSpec:
         """Of what has a row axis."""
-        return PartitionSpec(rows_axes(self.mesh) if self.mesh else None)
+        return PartitionSpec(row_axes(self.mesh) if self.mesh else None)
 
     @property
     def vocab(self) -> PartitionSpec:
@@ -71,7 +71,7 @@ class VocabularySplit(NamedTuple):
 
     def over_rows(self, x: Any) -> Any:
         """Sums over the devices' rows."""
-        return x if self.mesh is None else lax.psum(x, rows_axes(self.mesh))
+        return x if self.mesh is None else lax.psum(x, row_axes(self.mesh))
 
     def matrix_over_rows(self, x: Float[Array, "width here"]) -> Float[Array, "share here"]:
         """The same, of which each device keeps its share (`matrix_gradient`)."""

@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from decant.models import open_checkpoint
-from decant.models.mesh.sharding import everywhere, student_mesh
+from decant.models.mesh.sharding import replicate, student_mesh
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.records.rows import next_tokens
@@ -181,8 +181,8 @@ def _measure_inputs(cache: Cache, *, temperature: float, mesh: Mesh) -> MeasureI
     except ValueError:  # captured by release 0.1, which stored none
         prior = None
     return MeasureInputs(
-        None if temperature == 1 else everywhere(np.asarray(temperature, np.float32), mesh),
-        None if prior is None else everywhere(np.asarray(prior, np.float32), mesh),
+        None if temperature == 1 else replicate(np.asarray(temperature, np.float32), mesh),
+        None if prior is None else replicate(np.asarray(prior, np.float32), mesh),
     )
 
 

@@ -13,7 +13,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from decant.models import Checkpoint, Decoder, ModelConfig, open_checkpoint, save_directory
-from decant.models.checkpoints.cut import cut_layers, spread
+from decant.models.checkpoints.cut import cut_layers, evenly_spaced
+from decant.models.families import config_from_json
 from decant.models.numerics import dtype_named
 from decant.models.text.tokenizer import tokenizer_of
 from decant.schemas import Cache
@@ -87,7 +88,7 @@ def initial_config(
         return source, None
     layers = _cut(config, source)
     same_depth = source.num_layers == teacher_config(cache).num_layers
-    return source.of_layers(layers), layers if same_depth else None
+    return source.with_layers(layers), layers if same_depth else None
 
 
 def teacher_config(cache: Cache) -> ModelConfig:
@@ -97,7 +98,7 @@ def teacher_config(cache: Cache) -> ModelConfig:
 
 def _cut(config: Student, source: ModelConfig) -> tuple[int, ...]:
     layers = config.layers
-    return spread(layers, source.num_layers) if isinstance(layers, int) else layers
+    return evenly_spaced(layers, source.num_layers) if isinstance(layers, int) else layers
 
 
 def check_covers_cache(model: ModelConfig, *, cache: Cache, name: str) -> None:
@@ -149,4 +150,4 @@ def _scratch_config(config: Student, cache: Cache) -> ModelConfig:
 def _read_config(path: Path) -> ModelConfig:
     if not path.is_file():
         raise FileNotFoundError(f"student.config: {path} is not there (from {Path.cwd()})")
-    return ModelConfig.from_hf(json.loads(path.read_text(encoding="utf-8")))
+    return config_from_json(json.loads(path.read_text(encoding="utf-8")))

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from decant.models.mesh.sharding import everywhere
+from decant.models.mesh.sharding import replicate
 from decant.schemas import Cache
 from decant.schemas.targets.prior import log_prior
 from decant.trainer.config import Loss, Train
@@ -30,7 +30,7 @@ def tail_prior(
     if loss.tail != "prior":
         return None
     prior = log_prior([prior for each in (cache, *others) for prior in each.tail_priors()])
-    return everywhere(np.asarray(prior, np.float32), mesh)
+    return replicate(np.asarray(prior, np.float32), mesh)
 
 
 def principal_directions(cache: Cache, *, pairs: Pairs, mesh: Mesh) -> Matrices:
@@ -43,7 +43,7 @@ def principal_directions(cache: Cache, *, pairs: Pairs, mesh: Mesh) -> Matrices:
     for pair in (pair for term in pairs.hidden for pair in term):
         directions = cache.directions(pair.signal)
         if pair.directions:
-            matrices[pair.signal] = everywhere(np.asarray(directions, np.float32), mesh)
+            matrices[pair.signal] = replicate(np.asarray(directions, np.float32), mesh)
     return matrices
 
 

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from decant.models import Decoder
-from decant.models.mesh.sharding import everywhere
+from decant.models.mesh.sharding import replicate
 from decant.trainer.loss.projections import with_projections
 
 
@@ -25,5 +25,5 @@ def graph_and_all_parameters(
     """The model's graph, and one tree of its parameters and the projections trained beside it."""
     graph, params = graph_and_parameters(model)
     # Projections are small, so every device holds them whole.
-    replicated = {name: everywhere(x, mesh) for name, x in projections.items()}
+    replicated = {name: replicate(x, mesh) for name, x in projections.items()}
     return graph, with_projections(params, replicated)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from decant.models import Decoder
 from decant.models.mesh.accelerator import unused_accelerator
 from decant.models.mesh.execution import Execution
-from decant.models.mesh.sharding import rows_here, rows_split, student_mesh
+from decant.models.mesh.sharding import local_rows, row_shard_count, student_mesh
 from decant.schemas import Cache, open_cache
 from decant.trainer.config import Optimiser, Train
 from decant.trainer.data.batches import Batches, updates
@@ -56,7 +56,7 @@ def train(config: Train) -> bool:
     cache = cache_at_start(open_cache(config.cache), run=config.run)
     steps = updates(cache, config=config.data)
     mesh = student_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
-    _check_batch(config, steps=steps, row_shards=rows_split(mesh))
+    _check_batch(config, steps=steps, row_shards=row_shard_count(mesh))
     check_targets(cache, loss=config.loss)
     config, pairs = resolve_layers(config, cache=cache)
     others = open_others(config.data)
@@ -88,7 +88,7 @@ def train(config: Train) -> bool:
             config=config.data,
             others=others,
             signals=pairs.signals,
-            here=rows_here(mesh, config.data.batch_rows),
+            here=local_rows(mesh, config.data.batch_rows),
         )
         stack.callback(batches.close)
         if checkpoints.latest is not None:

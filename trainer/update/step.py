@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from decant.models.mesh.sharding import everywhere
+from decant.models.mesh.sharding import replicate
 from decant.trainer.config import Optimiser
 from decant.trainer.loss.batch_fields import Batch
 from decant.trainer.loss.objective import (
@@ -56,9 +56,7 @@ def initial_state(params: Parameters, *, config: Optimiser, mesh: Mesh | None = 
         return TrainState(params, init(params), *zeros)
     places = moment_shardings(jax.eval_shape(init, params), params=params, mesh=mesh)
     moments = jax.jit(init, out_shardings=places)(params)
-    return TrainState(
-        params, moments, *(everywhere(np.zeros((), np.int32), mesh) for _ in range(3))
-    )
+    return TrainState(params, moments, *(replicate(np.zeros((), np.int32), mesh) for _ in range(3)))
 
 
 class TrainStep(NamedTuple):

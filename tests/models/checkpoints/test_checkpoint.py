@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 
 from decant.models import open_checkpoint, save_directory
 from decant.models.checkpoints import embedded
-from decant.models.config import ModelConfig
-from decant.models.mesh.sharding import make_mesh
+from decant.models.families import config_from_json
+from decant.models.mesh.sharding import teacher_mesh
 from tests.making.models import (
     CONFIG,
     HF_CONFIG,
@@ -101,7 +101,7 @@ def test_weights_may_be_kept_in_another_dtype_than_they_are_used_in(directory):
 
 
 def test_a_checkpoint_can_be_loaded_onto_a_mesh(directory):
-    mesh = make_mesh()
+    mesh = teacher_mesh()
     model = open_checkpoint(directory).load(mesh=mesh)
     assert model.blocks.up[...].sharding.mesh == mesh
     np.testing.assert_array_equal(
@@ -214,7 +214,7 @@ def test_a_config_that_we_would_not_honour_is_refused_by_field(tmp_path, change,
 def test_both_spellings_of_rotary_parameters_are_read():
     plain = {k: v for k, v in HF_CONFIG.items() if not k.startswith("rope")}
     new = plain | {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
-    assert ModelConfig.from_hf(new) == ModelConfig.from_hf(HF_CONFIG) == CONFIG
+    assert config_from_json(new) == config_from_json(HF_CONFIG) == CONFIG
 
 
 def test_tensors_that_do_not_fit_are_listed_with_both_shapes(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from decant.models import open_checkpoint
-from decant.models.checkpoints.hub import HubId, unpinned
+from decant.models.checkpoints.hub import HubId, without_commit
 from tests.making.caches import write_teacher
 from tests.making.hub_server import Hub
 from tests.making.models import hf_tensors, write_gguf, write_hf
@@ -64,9 +64,9 @@ def test_ids_are_told_from_paths():
     assert HubId.parse("o/n/sub/x.gguf@v1") == HubId("o/n", "sub/x.gguf", "v1")
     for path in ("/o/n", "./o/n", "../o", "name", "o/n/sub", "o/n@", "o//n", "~/n", "o/n.gguf/"):
         assert HubId.parse(path) is None, path
-    assert unpinned(f"o/n/x.gguf@{'ab' * 20}") == "o/n/x.gguf"
-    assert unpinned("o/n@main") is None
-    assert unpinned("o/n") is None
+    assert without_commit(f"o/n/x.gguf@{'ab' * 20}") == "o/n/x.gguf"
+    assert without_commit("o/n@main") is None
+    assert without_commit("o/n") is None
 
 
 def test_only_what_is_needed_is_fetched_once_and_the_commit_is_in_the_name(hub, tmp_path):

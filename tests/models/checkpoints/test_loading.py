@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from decant.models import open_checkpoint, save_directory
-from decant.models.checkpoints.quantization import codes_of, scales_of
-from decant.models.mesh.parameters import parameters
+from decant.models.checkpoints.quantization import int8_codes, int8_scales
+from decant.models.parameters import parameters_by_path
 from tests.models.families.test_families import GOLDEN, everything, packed
 
 FAMILIES = ("gemma2", "llama3", "mistral", "qwen2", "qwen3_moe")
@@ -23,8 +23,8 @@ SCRIPT = """
 import sys
 import jax, numpy as np
 from decant.models import open_checkpoint
-from decant.models.mesh.parameters import parameters
-from decant.models.mesh.sharding import make_mesh
+from decant.models.parameters import parameters_by_path
+from decant.models.mesh.sharding import teacher_mesh
 from tests.models.checkpoints.test_loading import FAMILIES, MESHES
 from tests.models.families.test_families import GOLDEN, everything, packed
 
@@ -33,13 +33,15 @@ for family in FAMILIES:
     golden = dict(np.load(GOLDEN / family / "golden.npz"))
     for quantize in ("none", "int8"):
         alone = checkpoint.load(quantize=quantize)
-        expected = {path: np.asarray(p.get_value()) for path, p in parameters(alone).items()}
+        expected = {
+            path: np.asarray(p.get_value()) for path, p in parameters_by_path(alone).items()
+        }
         rows = packed(golden)
         states = np.asarray(everything(alone, *rows)[0]) if quantize == "none" else None
         for data, tensor, expert in MESHES:
-            mesh = make_mesh(data=data, tensor=tensor, expert=expert)
+            mesh = teacher_mesh(data=data, tensor=tensor, expert=expert)
             model = checkpoint.load(quantize=quantize, mesh=mesh)
-            for path, parameter in parameters(model).items():
+            for path, parameter in parameters_by_path(model).items():
                 array = parameter.get_value()
                 assert len(array.sharding.device_set) == 8, path
                 np.testing.assert_array_equal(np.asarray(array), expected[path], err_msg=path)
@@ -80,7 +82,7 @@ def test_experts_are_split_over_their_devices(report):
 
 def test_int8_is_within_half_a_step_of_every_weight():
     exact, coarse = (
-        parameters(open_checkpoint(GOLDEN / "qwen3_moe").load(quantize=quantize))
+        parameters_by_path(open_checkpoint(GOLDEN / "qwen3_moe").load(quantize=quantize))
         for quantize in ("none", "int8")
     )
     for name, over in (("query", (1,)), ("output", (1, 2)), ("down", (2,))):
@@ -100,13 +102,13 @@ def test_an_int8_model_computes_what_its_weights_say(family):
     checkpoint = open_checkpoint(GOLDEN / family)
     golden = dict(np.load(GOLDEN / family / "golden.npz"))
     coarse, exact = checkpoint.load(quantize="int8"), checkpoint.load()
-    values = parameters(exact)
-    for path, parameter in parameters(coarse).items():
+    values = parameters_by_path(exact)
+    for path, parameter in parameters_by_path(coarse).items():
         if path.endswith("_scale"):
             continue
         array = parameter.get_value()
         if array.dtype == np.int8:
-            scales = parameters(coarse)[f"{path}_scale"].get_value()
+            scales = parameters_by_path(coarse)[f"{path}_scale"].get_value()
             lead = 1 + (path in EXPERTS and family == "qwen3_moe")
             inputs = tuple(range(lead, lead + array.ndim - scales.ndim))
             array = array.astype(jnp.float32) * jnp.expand_dims(scales, inputs)
@@ -120,8 +122,8 @@ def test_an_int8_model_computes_what_its_weights_say(family):
 def test_a_channel_of_zeros_stays_zero():
     matrix = np.zeros((1, 3, 2), np.float32)
     matrix[0, :, 1] = 1, -2, 0.5
-    scales = scales_of(matrix, over=(1,))
-    codes = codes_of(matrix, scales, over=(1,))
+    scales = int8_scales(matrix, over=(1,))
+    codes = int8_codes(matrix, scales, over=(1,))
     assert codes[0, :, 0].tolist() == [0, 0, 0]
     assert codes[0, :, 1].tolist() == [64, -127, 32]
 

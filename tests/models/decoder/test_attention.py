@@ -65,7 +65,9 @@ def test_maps_are_what_values_are_weighed_with(block, kv_heads):
         keys,
         segments,
     )
-    ours = attention.maps(q, k, segments, heads=(4, 0, 1), scale=SCALE, block=block)
+    ours = attention.attention_probabilities(
+        q, k, segments, heads=(4, 0, 1), scale=SCALE, block=block
+    )
     np.testing.assert_allclose(ours, expected.transpose(0, 2, 1, 3)[:, [4, 0, 1]], atol=2e-6)
 
 
@@ -95,7 +97,9 @@ def test_windows_caps_and_scales_are_those_of_the_formula(settings, block):
     keys = jnp.broadcast_to(jnp.eye(13)[None, :, None], (2, 13, 2, 13))
     padded = [jnp.pad(x, ((0, 0),) * 3 + ((0, 5),)) for x in (q, k)]
     weights = textbook(*padded, keys, segments, **{"scale": SCALE, **settings})
-    maps = attention.maps(q, k, segments, window, heads=range(6), block=block, **static)
+    maps = attention.attention_probabilities(
+        q, k, segments, window, heads=range(6), block=block, **static
+    )
     np.testing.assert_allclose(maps, weights.transpose(0, 2, 1, 3), atol=2e-6)
 
 

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from decant.models import Decoder, ModelConfig
-from decant.models.checkpoints.cut import cut_layers, spread
-from decant.models.mesh.parameters import parameters
+from decant.models.checkpoints.cut import cut_layers, evenly_spaced
+from decant.models.parameters import parameters_by_path
 from tests.making.models import random_decoder
 
 TINY = ModelConfig(
@@ -47,7 +47,7 @@ def rows():
 def textbook(model, tokens):
     """Hidden states and attention maps of one document, in float64, position by position."""
     c = model.config
-    w = {path: np.asarray(p[...], np.float64) for path, p in parameters(model).items()}
+    w = {path: np.asarray(p[...], np.float64) for path, p in parameters_by_path(model).items()}
 
     def norm(x, weight):
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_eps) * weight
@@ -261,9 +261,9 @@ def test_a_student_cut_from_layers_has_those_blocks_and_the_rest_unchanged():
 def test_training_a_cut_student_leaves_its_teacher_alone():
     teacher = build()
     student = cut_layers(teacher, (0, 1, 2))
-    for parameter in parameters(student).values():
+    for parameter in parameters_by_path(student).values():
         parameter[...].delete()  # what a training step that donates its state does
-    assert all(np.isfinite(p[...]).all() for p in parameters(teacher).values())
+    assert all(np.isfinite(p[...]).all() for p in parameters_by_path(teacher).values())
 
 
 @pytest.mark.parametrize(
@@ -277,14 +277,14 @@ def test_training_a_cut_student_leaves_its_teacher_alone():
     ],
 )
 def test_spread_takes_even_distances_first_and_last_included(count, total, expected):
-    assert spread(count, total) == expected
+    assert evenly_spaced(count, total) == expected
 
 
 def test_layers_that_are_not_there_cannot_be_cut():
     with pytest.raises(ValueError, match=r"\[3\] do not exist.*blocks 0 to 2"):
         cut_layers(build(), (0, 3))
     with pytest.raises(ValueError, match="cannot take 6 layers out of 5"):
-        spread(6, 5)
+        evenly_spaced(6, 5)
 
 
 def test_a_config_that_cannot_be_is_refused():

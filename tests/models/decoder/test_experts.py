@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from decant.models.decoder.experts import choose, mixture
+from decant.models.decoder.experts import choose_experts, mixture_of_experts
 
 EXPERTS, WIDTH = 5, 3
 
@@ -29,7 +29,7 @@ def ours(x, weights, matrices, ids):
     def expert(slots):
         return jnp.tanh(jnp.einsum("ebsd,edf->ebsf", slots, matrices, precision="highest"))
 
-    return mixture(x, ids, weights, num_experts=len(matrices), expert=expert)
+    return mixture_of_experts(x, ids, weights, num_experts=len(matrices), expert=expert)
 
 
 def textbook(x, weights, matrices, ids):
@@ -84,11 +84,11 @@ def test_gradients_match_finite_differences():
 
 def test_the_most_likely_experts_are_chosen_with_their_probabilities():
     scores = jnp.log(jnp.array([[[0.1, 0.4, 0.2, 0.3]]]))
-    ids, weights = choose(scores, count=2, normalise=False)
+    ids, weights = choose_experts(scores, count=2, normalise=False)
     np.testing.assert_array_equal(ids, [[[1, 3]]])
     np.testing.assert_allclose(weights, [[[0.4, 0.3]]], rtol=1e-6)
     np.testing.assert_allclose(
-        choose(scores, count=2, normalise=True)[1], [[[4 / 7, 3 / 7]]], rtol=1e-6
+        choose_experts(scores, count=2, normalise=True)[1], [[[4 / 7, 3 / 7]]], rtol=1e-6
     )
 
 
@@ -98,7 +98,7 @@ import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from decant.models import open_checkpoint
-from decant.models.mesh.parameters import parameters
+from decant.models.parameters import parameters_by_path
 
 model = open_checkpoint("tests/golden/families/qwen3_moe").load()
 tokens = np.random.default_rng(0).integers(0, 80, (2, 40)).astype(np.int32)
@@ -106,7 +106,7 @@ rows = tokens, np.ones_like(tokens), np.broadcast_to(np.arange(40, dtype=np.int3
 forward = nnx.jit(lambda model, *rows: model(*rows)[0])
 expected = np.asarray(forward(model, *rows))
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "expert"))
-for path, p in parameters(model).items():
+for path, p in parameters_by_path(model).items():
     axes = ["expert" if a == "experts" and path != "blocks.router" else None
             for a in p.get_metadata()["axes"]]
     p.set_value(jax.device_put(p.get_value(), NamedSharding(mesh, PartitionSpec(*axes))))

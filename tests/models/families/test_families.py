@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from decant.models import ModelConfig, open_checkpoint, save_directory
+from decant.models import open_checkpoint, save_directory
 from decant.models.checkpoints.cut import cut_layers
+from decant.models.families import config_from_json, config_to_json
 from decant.models.numerics import logits
 from tests import paths
 
@@ -128,17 +129,17 @@ def test_config_files_of_transformers_4_mean_the_same(name):
         rope = rope["full_attention"]
     fields["rope_theta"] = rope.pop("rope_theta")
     fields["rope_scaling"] = None if rope["rope_type"] == "default" else rope
-    assert ModelConfig.from_hf(fields) == case(name)[1].config
+    assert config_from_json(fields) == case(name)[1].config
     # Before layer_types, the kinds of blocks followed from other fields.
     fields.pop("layer_types", None)
-    assert ModelConfig.from_hf(fields) == case(name)[1].config
+    assert config_from_json(fields) == case(name)[1].config
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_field_is_honoured_or_refused(name):
     fields = json.loads((GOLDEN / name / "config.json").read_text())
     with pytest.raises(ValueError, match=r"unknown field\(s\) attention_sinks"):
-        ModelConfig.from_hf(fields | {"attention_sinks": 4})
+        config_from_json(fields | {"attention_sinks": 4})
 
 
 @pytest.mark.parametrize(
@@ -160,14 +161,14 @@ def test_every_field_is_honoured_or_refused(name):
 def test_what_we_cannot_run_is_refused_by_name(name, change, message):
     fields = json.loads((GOLDEN / name / "config.json").read_text())
     with pytest.raises(ValueError, match=message):
-        ModelConfig.from_hf(fields | change)
+        config_from_json(fields | change)
 
 
 def test_a_cap_that_is_null_is_off_and_one_that_is_absent_is_the_familys():
     fields = json.loads((GOLDEN / "gemma2" / "config.json").read_text())
-    assert ModelConfig.from_hf(fields | {"final_logit_softcapping": None}).final_softcap is None
+    assert config_from_json(fields | {"final_logit_softcapping": None}).final_softcap is None
     del fields["final_logit_softcapping"], fields["attn_logit_softcapping"]
-    config = ModelConfig.from_hf(fields)
+    config = config_from_json(fields)
     assert (config.final_softcap, config.attention_softcap) == (30.0, 50.0)
 
 
@@ -186,7 +187,7 @@ def test_a_cap_that_is_null_is_off_and_one_that_is_absent_is_the_familys():
 def test_what_a_familys_files_cannot_say_is_not_saved(name, change, message):
     config = dataclasses.replace(case(name)[1].config, **change)
     with pytest.raises(ValueError, match=message):
-        config.to_hf()
+        config_to_json(config)
 
 
 # Students cut from such teachers.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from decant.models import ModelConfig
+from decant.models.families import config_from_json, config_to_json
 from decant.models.rotary import Llama3Scaling
 
 COMMON = {
@@ -178,6 +178,6 @@ GEMMA = {
     ids=lambda value: value.get("model_type", ""),
 )
 def test_a_published_config_is_read_and_written_back(fields, says):
-    config = ModelConfig.from_hf(COMMON | fields)
+    config = config_from_json(COMMON | fields)
     assert {name: getattr(config, name) for name in says} == says
-    assert ModelConfig.from_hf(config.to_hf()) == config
+    assert config_from_json(config_to_json(config)) == config

@@ -98,7 +98,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from decant.models import ModelConfig
 from decant.models.mesh.execution import Execution
-from decant.models.mesh.sharding import spec, student_mesh
+from decant.models.mesh.sharding import partition_spec, student_mesh
 from tests.making.models import random_decoder
 
 sizes = dict(vocab_size=64, hidden_size=64, intermediate_size=160, num_layers=7, num_heads=4)
@@ -107,7 +107,7 @@ rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 tokens = jax.device_put(np.zeros((4, 32), np.int32), rows)
 
 def place(v):
-    where = NamedSharding(mesh, spec(v.get_metadata()["axes"], v.get_value().shape, mesh))
+    where = NamedSharding(mesh, partition_spec(v.get_metadata()["axes"], v.get_value().shape, mesh))
     return v.replace(jax.device_put(v.get_value(), where))
 
 found = []

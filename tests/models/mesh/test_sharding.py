@@ -11,7 +11,7 @@ import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from decant.models import ModelConfig
 from decant.models.numerics import logits
-from decant.models.mesh.sharding import batch_sharding, make_mesh, place
+from decant.models.mesh.sharding import batch_sharding, teacher_mesh, place_parameters
 from tests.making.models import random_decoder
 
 config = ModelConfig(
@@ -28,9 +28,9 @@ def loss(model, *rows):
     return jnp.mean(jax.nn.logsumexp(z, -1) - z[:, 0]), z
 
 def run(function, count, tensor):
-    mesh = make_mesh(tensor=tensor, devices=jax.devices()[:count])
+    mesh = teacher_mesh(tensor=tensor, devices=jax.devices()[:count])
     model = random_decoder(config)
-    place(model, mesh)
+    place_parameters(model, mesh)
     rows = [jax.device_put(a, batch_sharding(mesh)) for a in (tokens, segments, positions)]
     return model, jax.tree.map(np.asarray, nnx.jit(function)(model, *rows))
 
@@ -81,20 +81,20 @@ def test_data_parallel_devices_each_hold_the_whole_model(report):
 
 
 def test_a_mesh_that_does_not_fit_the_devices_is_refused():
-    from decant.models.mesh.sharding import make_mesh
+    from decant.models.mesh.sharding import teacher_mesh
 
     with pytest.raises(ValueError, match="tensor = 2, expert = 1 needs 2 devices"):
-        make_mesh(tensor=2, devices=[object()])
+        teacher_mesh(tensor=2, devices=[object()])
 
 
 def test_a_parameter_without_logical_axes_is_named():
     from flax import nnx
 
-    from decant.models.mesh.sharding import make_mesh, parameter_shardings
+    from decant.models.mesh.sharding import parameter_shardings, teacher_mesh
 
     class Bare(nnx.Module):
         def __init__(self):
             self.weight = nnx.Param(1.0)
 
     with pytest.raises(ValueError, match="parameter weight has no logical axes"):
-        parameter_shardings(Bare(), make_mesh())
+        parameter_shardings(Bare(), teacher_mesh())

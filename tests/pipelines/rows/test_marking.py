@@ -215,7 +215,7 @@ def test_a_text_is_learned_whole_with_bos_and_eos_whatever_is_beside_it():
 
 def test_a_token_of_no_character_counts_where_it_stands():
     tokenizer = chat_tokenizer(None)
-    ids, places = tokenizer.encode_located(["a  \n🙂"])[0]
+    ids, places = tokenizer.encode_with_spans(["a  \n🙂"])[0]
     assert [tokenizer.decode([i]) for i in ids[:3]] == ["a", "  ", "\n"]
     assert places.tolist() == [[0, 1], [1, 3], [3, 4], *[[4, 5]] * 4]
     whole = Marked(Document(Place(0, 0), Completion("a", "  \n🙂")), "a  \n🙂", ((1, 5),))

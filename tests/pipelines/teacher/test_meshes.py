@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from decant.models import Decoder, ModelConfig, save_directory
-from decant.models.mesh.sharding import make_mesh
+from decant.models.mesh.sharding import teacher_mesh
 from decant.pipelines.calibration.canary import canary_kl
 from decant.schemas.targets.targets import Targets
 from tests.making.caches import tokenizer_files
@@ -154,4 +154,4 @@ def test_logits_and_tables_are_never_gathered(run, mesh, devices):
 
 def test_a_mesh_that_asks_for_more_devices_than_there_are_is_refused():
     with pytest.raises(ValueError, match=r"data = 2, tensor = 4, expert = 1 needs 8 devices"):
-        make_mesh(data=2, tensor=4)
+        teacher_mesh(data=2, tensor=4)

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from decant.models import Decoder, ModelConfig, open_checkpoint
-from decant.models.mesh.sharding import make_mesh
+from decant.models.mesh.sharding import teacher_mesh
 from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Optimiser
 from decant.trainer.data.batches import Batches
 from decant.trainer.loss.batch_fields import loss_fields, signal_fields, to_device
@@ -102,7 +102,7 @@ def given(loss, cache, shape, rows, *, tmp_path):
         params=with_projections(params, jax.tree.map(jnp.asarray, made)),
         batch={name: jnp.asarray(batch[name]) for name in needed},
         decoded=cache.read(rows, signals=signals),
-        tables=Tables(directions=principal_directions(cache, pairs=chosen, mesh=make_mesh())),
+        tables=Tables(directions=principal_directions(cache, pairs=chosen, mesh=teacher_mesh())),
     )
 
 
@@ -292,9 +292,11 @@ def test_a_batch_is_read_as_it_is_stored_and_only_what_is_needed(narrow_cache):
     batch = batches.next()
     batches.close()
     assert {str(batch[name].dtype) for name in ("hidden/1", "attention/1")} == {"int8", "bfloat16"}
-    there = to_device(batch, mesh=make_mesh(), tail="bucket", signals=("hidden/1", "attention/1"))
+    there = to_device(
+        batch, mesh=teacher_mesh(), tail="bucket", signals=("hidden/1", "attention/1")
+    )
     assert set(there) - set(loss_fields("bucket")) == {"hidden/1", "hidden/1-scale", "attention/1"}
-    assert set(to_device(batch, mesh=make_mesh(), tail="bucket")) == set(loss_fields("bucket"))
+    assert set(to_device(batch, mesh=teacher_mesh(), tail="bucket")) == set(loss_fields("bucket"))
 
 
 def one_update(case):

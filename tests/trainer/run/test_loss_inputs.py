@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from decant.models import Decoder, save_directory
-from decant.models.mesh.sharding import make_mesh
+from decant.models.mesh.sharding import teacher_mesh
 from decant.models.text.tokenizer import Tokenizer
 from decant.schemas import Cache
 from decant.trainer.config import Loss, Student
@@ -18,7 +18,7 @@ from decant.trainer.run.loss_inputs import principal_directions, tail_prior
 
 
 def test_prior_needs_one_and_nothing_else_asks_for_it(cache):
-    mesh, loss = make_mesh(), Loss(tail="prior")
+    mesh, loss = teacher_mesh(), Loss(tail="prior")
     nodes = tail_prior(cache, loss=loss, mesh=mesh)
     np.testing.assert_array_equal(nodes, cache.tail_prior())
     assert nodes.sharding.is_fully_replicated
@@ -70,7 +70,7 @@ def test_parts_that_disagree_on_directions_are_refused_even_under_a_projection(n
         def directions(self, name):
             raise ValueError(f"the parts have other directions of {name} each")
 
-    cache, mesh = TwoParts(narrow_cache.path, narrow_cache.manifest), make_mesh()
+    cache, mesh = TwoParts(narrow_cache.path, narrow_cache.manifest), teacher_mesh()
     along = Pairs(hidden=((HiddenPair(2, "hidden/2", 8, directions=True),),))
     found = principal_directions(narrow_cache, pairs=along, mesh=mesh)
     np.testing.assert_array_equal(found["hidden/2"], narrow_cache.directions("hidden/2"))

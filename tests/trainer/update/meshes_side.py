@@ -15,7 +15,7 @@ import numpy as np
 
 from decant.models import ModelConfig
 from decant.models.mesh.execution import Execution, Remat
-from decant.models.mesh.sharding import everywhere, place, student_mesh
+from decant.models.mesh.sharding import place_parameters, replicate, student_mesh
 from decant.schemas import open_cache
 from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Optimiser
 from decant.trainer.data.batches import Batches
@@ -110,10 +110,10 @@ def run(cache, batches, loss, sizes):
     loss = with_layers(loss, cache=cache, teacher=teacher, student=STUDENT)
     compared = pairs(loss, cache=cache, student=STUDENT)
     model = random_decoder(STUDENT)
-    place(model, mesh)
+    place_parameters(model, mesh)
     graph, params = graph_and_parameters(model)
     projections = initial_projections(compared, width=32, run=Path("/nowhere"), seed=0)
-    there = {name: everywhere(x, mesh) for name, x in projections.items()}
+    there = {name: replicate(x, mesh) for name, x in projections.items()}
     state = initial_state(with_projections(params, there), config=Optimiser(), mesh=mesh)
     step = make_train_step(
         Objective(

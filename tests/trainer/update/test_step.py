@@ -10,7 +10,7 @@ from flax import nnx
 
 from decant.models import Decoder, ModelConfig, open_checkpoint
 from decant.models.mesh.execution import Execution
-from decant.models.mesh.sharding import make_mesh
+from decant.models.mesh.sharding import teacher_mesh
 from decant.models.numerics import logits as logits_of
 from decant.schemas.records.rows import next_tokens
 from decant.trainer.config import Data, Loss, Optimiser, Train
@@ -141,7 +141,7 @@ def test_held_out_figures_are_those_of_the_dense_formula(whole_cache, root):
     agree = np.argmax(hidden @ model.unembedding(), -1) == np.argmax(teacher, -1)
     # Batches of 2 leave a last one of 1, which is padded.
     judge = make_evaluator(
-        Objective(graph, Loss(chunk_tokens=32), vocabulary=V, execution=Execution(make_mesh())),
+        Objective(graph, Loss(chunk_tokens=32), vocabulary=V, execution=Execution(teacher_mesh())),
         cache=whole_cache,
         rows=5,
         batch_rows=2,

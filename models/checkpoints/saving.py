@@ -1,0 +1,48 @@
+"""Writing a model as a Hugging Face directory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from decant.models.checkpoints.hf_layout import CONFIG, WEIGHTS
+from decant.models.decoder.decoder import Decoder
+from decant.models.families import config_to_json, family_of
+from decant.models.parameters import parameters_by_path
+
+
+def save_directory(model: Decoder, path: Path | str, tokenizer_files: Mapping[str, bytes]) -> None:
+    """Write a Hugging Face directory that `open_checkpoint` and transformers read.
+
+    Weights keep their dtype. The weights file appears last, and only when it is complete.
+    ValueError for int8 weights, and for a config that its family's config.json cannot express.
+
+    Args:
+        model: its config, weights and `param_dtype` are written.
+        path: the directory; it is made if needed.
+        tokenizer_files: contents by file name, as `Tokenizer.files` gives them.
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, np.ndarray] = {}
+    values = parameters_by_path(model)
+    if any(value.get_value().dtype == np.int8 for value in values.values()):
+        raise ValueError(f"{path}: int8 weights are for running a teacher; load it without them.")
+    for path_in_model, name in family_of(model.config).tensors(model.config).items():
+        array = np.asarray(values[path_in_model].get_value())
+        for tensor, at in name.file_tensors("hf", array.shape).items():
+            tensors[tensor] = name.to_file(array[at], "hf")
+    config = config_to_json(model.config) | {"torch_dtype": str(model.param_dtype)}
+    for file, content in tokenizer_files.items():
+        (path / file).write_bytes(content)
+    (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    partial = path / f"{WEIGHTS}.partial"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    # safetensors makes a file that only its owner can read, whatever the umask.
+    shutil.copymode(path / CONFIG, partial)
+    partial.rename(path / WEIGHTS)

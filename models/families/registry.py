@@ -1,0 +1,72 @@
+"""The supported families, and the conversion between their files' metadata and ModelConfig."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+from decant.models.config import ModelConfig
+from decant.models.families.family import Family
+from decant.models.families.gemma2 import GEMMA2
+from decant.models.families.gemma3 import GEMMA3
+from decant.models.families.llama import LLAMA
+from decant.models.families.mistral import MISTRAL
+from decant.models.families.qwen2 import QWEN2
+from decant.models.families.qwen3 import QWEN3
+from decant.models.families.qwen3_moe import QWEN3_MOE
+
+Entry = TypeVar("Entry")
+
+FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3)
+
+
+def family_of(config: ModelConfig) -> Family:
+    """The family that `config.family` names. ValueError if there is none of that name."""
+    return _look_up("family", config.family, {family.name: family for family in FAMILIES})
+
+
+def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
+    """Read the fields of a Hugging Face `config.json`.
+
+    ValueError for an unknown `model_type`, and for any field that we would not honour.
+    """
+    known = {kind: family for family in FAMILIES for kind in family.model_types}
+    family = _look_up("config.json: model_type", fields.get("model_type"), known)
+    return family.config_from_json(fields)
+
+
+def config_to_json(config: ModelConfig) -> dict[str, Any]:
+    """The fields of the `config.json` that `config_from_json` and transformers read back.
+
+    ValueError if the family's `config.json` cannot express this config.
+    """
+    family = family_of(config)
+    fields = family.config_to_json(config)
+    written, ours = family.config_from_json(fields).identity(), config.identity()
+    lost = [name for name in {**ours, **written} if ours.get(name) != written.get(name)]
+    if lost:
+        raise ValueError(
+            f"ModelConfig: config.json of family {config.family!r} cannot say "
+            + ", ".join(f"{n} = {ours.get(n)!r} (but {written.get(n)!r})" for n in lost)
+            + "; such a model cannot be saved as one of this family. Choose another family."
+        )
+    return fields
+
+
+def config_from_gguf(metadata: Mapping[str, Any], tensors: Collection[str]) -> ModelConfig:
+    """Read the metadata of a GGUF file whose tensors are named `tensors`.
+
+    ValueError for an unknown architecture, and for any field that we would not honour.
+    """
+    known = {family.gguf.architecture: family.gguf for family in FAMILIES if family.gguf}
+    architecture = metadata.get("general.architecture", "")
+    return _look_up("GGUF general.architecture", architecture, known).config(metadata, tensors)
+
+
+def _look_up(what: str, name: str | None, known: Mapping[str, Entry]) -> Entry:
+    if name is None or name not in known:
+        raise ValueError(
+            f"{what} is {name!r}, which we cannot run; known: {', '.join(sorted(known))}. "
+            "A new family is a new module in models/families."
+        )
+    return known[name]
