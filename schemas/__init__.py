@@ -1,9 +1,9 @@
-"""What a cache stores, what it means, and how it is opened. Needs neither jax nor Beam."""
+"""The cache: its format, the meaning of its numbers, and reading it. Imports no jax, no Beam."""
 
 if __name__ != "decant.schemas":
     raise ImportError(
-        f"{__file__}: imported as {__name__!r}; write `import decant.schemas`. Under two names "
-        "every class would exist twice."
+        f"{__file__}: imported as {__name__!r}; write `import decant.schemas`. Imported under "
+        "two names, every class would exist twice."
     )
 
 from decant.schemas.reading.cache import Cache, open_cache

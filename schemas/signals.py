@@ -1,8 +1,8 @@
-"""What a cache says of each signal it holds: everything that is needed to read it.
+"""The description of each signal in the manifest: all settings that a reader needs.
 
 Signals are named `logits`, `hidden/12` and `attention/3`. Hidden layer 0 is the embedding's
-output, i the output of the i-th block, and the last one the states after the final norm; attention
-counts blocks from 0.
+output, layer i the output of the i-th block, and the last layer the states after the final norm.
+Attention counts blocks from 0.
 """
 
 from dataclasses import dataclass
@@ -46,42 +46,42 @@ class LogitsSignal(TargetSpec):
 
 @dataclass(frozen=True)
 class HiddenSignal:
-    """Hidden states of one layer; see decant.schemas.targets.hidden for what is stored of them."""
+    """Hidden states of one layer, encoded as `targets/hidden.py` defines."""
 
     signal_id: str
     teacher_id: str
     layer: int
     dtype: HiddenDtype
     width: int
-    """Numbers stored a position."""
+    """Numbers stored per position."""
     teacher_width: int
-    """Numbers that the layer has. More than `width`: see `directions`."""
+    """Width of the teacher's layer. Larger than `width` if states are projected on `directions`."""
     shard_rows: int
-    """Rows in one file."""
+    """Rows per file."""
     directions: str | None = None
-    """The statistic that holds the leading principal directions, float32 [teacher_width, width]:
-    what is stored are the states times it."""
+    """File name of the statistic with the leading principal directions, a float32
+    [teacher_width, width] matrix. Stored states are the teacher's times this matrix."""
     variance_kept: float = 1.0
-    """Share of the layer's variance along the stored directions, on the calibration sample."""
+    """Share of the layer's variance that the directions keep, measured on the calibration sample."""
 
 
 @dataclass(frozen=True)
 class AttentionSignal:
-    """Attention maps of one block; see schemas.targets.attention for what is stored of them."""
+    """Attention maps of one block, encoded as `targets/attention.py` defines."""
 
     signal_id: str
     teacher_id: str
     layer: int
     dtype: AttentionDtype
     heads: tuple[int, ...] | Literal["mean"]
-    """Which of the teacher's heads, in this order; or their mean, stored as one head."""
+    """The teacher's heads that are stored, in this order; "mean" stores their mean as one head."""
     teacher_heads: int
     shard_rows: int
-    """Rows in one file."""
+    """Rows per file."""
 
     @property
     def stored_heads(self) -> int:
-        """Length of the stored heads' axis."""
+        """Length of the stored arrays' heads axis."""
         return 1 if self.heads == MEAN else len(self.heads)
 
 
@@ -90,29 +90,29 @@ ArraySignal = HiddenSignal | AttentionSignal
 
 
 def hidden_name(layer: int) -> str:
-    """`hidden/12`."""
+    """Name of the signal with a layer's hidden states, `hidden/12`."""
     return f"hidden/{layer}"
 
 
 def attention_name(layer: int) -> str:
-    """`attention/3`."""
+    """Name of the signal with a block's attention maps, `attention/3`."""
     return f"attention/{layer}"
 
 
 def scale_name(name: str) -> str:
-    """`hidden/12-scale`: the array beside an int8 one."""
+    """Name of the array with the scales of an int8 array, `hidden/12-scale`."""
     return f"{name}-scale"
 
 
 def array_names(name: str, signal: Signal) -> tuple[str, ...]:
-    """The arrays that the signal called `name` is stored in."""
+    """Names of the arrays that store the signal called `name`; none for logits."""
     if isinstance(signal, LogitsSignal):
         return ()
     return (name, scale_name(name)) if signal.dtype == "int8" else (name,)
 
 
 def signal_from_json(name: str, value: dict[str, Any]) -> Signal:
-    """The signal called `name` that `dataclasses.asdict` turned into JSON."""
+    """The signal called `name` from the JSON form of its `dataclasses.asdict`."""
     kind = name.partition("/")[0]
     if kind == "hidden":
         return HiddenSignal(**value)

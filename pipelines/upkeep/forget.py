@@ -18,7 +18,7 @@ from decant.schemas.manifest.manifest import (
     read_manifest,
     write_manifest,
 )
-from decant.schemas.reading.forgetting import Forgetting, is_wholly_forgotten
+from decant.schemas.reading.forgetting import ForgottenDocuments, is_wholly_forgotten
 from decant.schemas.reading.units import read_unit_rows
 
 _SHORTEST_SHA256 = 12
@@ -91,10 +91,10 @@ def _without(
 ) -> Part:
     """The part with these documents of the sources `numbers` forgotten; adds to `forgot`."""
     wanted: list[int | None] = [*documents] or [None]
-    before = Forgetting(part)
+    before = ForgottenDocuments(part)
     new = {Forgotten(number, document) for number in numbers for document in wanted}
     now = dataclasses.replace(part, forgotten=tuple(sorted({*part.forgotten, *new}, key=_order)))
-    forgetting, empty = Forgetting(now), set(part.forgotten_rows)
+    forgetting, empty = ForgottenDocuments(now), set(part.forgotten_rows)
     for number, unit in part.numbered_units:
         for offset, row in enumerate(read_unit_rows(cache / part.path, number, unit)):
             gone = forgetting.segments(row.origins)

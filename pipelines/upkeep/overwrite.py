@@ -36,7 +36,7 @@ from decant.schemas.manifest.manifest import (
 )
 from decant.schemas.manifest.plan import CANARY, read_plan
 from decant.schemas.manifest.statistics import load_tables
-from decant.schemas.reading.forgetting import Forgetting, erase
+from decant.schemas.reading.forgetting import ForgottenDocuments, erase
 from decant.schemas.reading.units import read_unit_rows
 from decant.schemas.records.logits import decode_logits, encode_logits, open_logits
 from decant.schemas.records.rows import Row, encode_row
@@ -100,7 +100,7 @@ class _Purging:
         self.staged = PartLayout(cache / STAGED / part.path)
         self.length = length
         self.vocabulary = vocabulary
-        self.forgetting = Forgetting(part)
+        self.forgetting = ForgottenDocuments(part)
         self.units = {
             number: unit for number, unit in part.numbered_units if self._holds(number, unit)
         }

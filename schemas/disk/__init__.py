@@ -1,1 +1,1 @@
-"""Files of a cache: their names, hashes, checksums, and how to write all of one or nothing."""
+"""The files of a cache: names, hashes, checksums, and atomic writing."""

@@ -1,7 +1,7 @@
-"""ArrayRecord files done safely.
+"""ArrayRecord files: written atomically and checked, read by record number.
 
-A file is closed, reopened and counted before it gets its name. ArrayRecord itself neither raises on
-a missing file nor finishes one without close().
+The writer closes, reopens and counts a file before it renames it to its final name. ArrayRecord
+itself raises no error for a missing file and leaves a file unfinished without close().
 """
 
 from collections import OrderedDict
@@ -17,14 +17,14 @@ from decant.schemas.disk import steps
 from decant.schemas.disk.atomic import replacing
 from decant.schemas.disk.identity import file_sha256
 
-# group_size:1 so that one row can be read without inflating its neighbours; the payloads are
-# already compressed.
+# group_size:1 so that one row can be read without decompressing its neighbours. Uncompressed,
+# because the payloads are compressed already.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """What is known of a committed file: its size in bytes, sha256 and number of records."""
+    """A committed file: its size in bytes, sha256 and number of records."""
 
     bytes: int
     sha256: str
@@ -32,7 +32,10 @@ class FileEntry:
 
 
 def write_records(path: Path, records: Sequence[bytes], *, kind: steps.File = "other") -> FileEntry:
-    """Write one ArrayRecord file, reopen and count it, and give it its name."""
+    """Write one ArrayRecord file, reopen and count it, then rename it to `path`.
+
+    `kind` names the file's steps for tests that kill the writer. OSError if the count is wrong.
+    """
     with replacing(path, kind=kind) as temporary:
         writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
         for record in records:
@@ -49,9 +52,10 @@ def write_records(path: Path, records: Sequence[bytes], *, kind: steps.File = "o
 
 
 class RecordReaders:
-    """Random access to records of many files through a bounded number of open ones.
+    """Random access to the records of many files, with at most `capacity` files open.
 
-    ArrayRecord keeps a descriptor a file and never gives it back; a cache has thousands.
+    An open ArrayRecord file holds a descriptor until it is closed, and a cache has thousands of
+    files.
     """
 
     def __init__(self, *, capacity: int = 64):
@@ -59,12 +63,12 @@ class RecordReaders:
         self._capacity = capacity
 
     def read(self, path: Path, indices: Sequence[int], *, expected: FileEntry) -> list[bytes]:
-        """The records at `indices` of `path`. ValueError if the file is not what was committed."""
+        """The records of `path` at `indices`. ValueError if the file differs from `expected`."""
         reader = self._reader(path, expected)
         try:
             # read([i]) scans every chunk header of the file; read(i, i + 1) does not.
             return [reader.read(i, i + 1)[0] for i in indices]
-        except RuntimeError as error:  # what its own checksums find, told without the file's name
+        except RuntimeError as error:  # ArrayRecord's checksum errors do not name the file
             raise ValueError(f"{path}: {error}; the file is damaged") from error
 
     def _reader(self, path: Path, expected: FileEntry) -> Any:
@@ -87,7 +91,7 @@ class RecordReaders:
 
 
 def require_file(path: Path, expected: FileEntry) -> None:
-    """ValueError unless `path` exists with the committed size; hashes are `verify`'s job."""
+    """ValueError unless `path` exists with the committed size. Only `verify` checks hashes."""
     if not path.is_file():
         raise ValueError(f"{path}: the manifest names this file, but it is missing")
     if path.stat().st_size != expected.bytes:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: temporary name, write, fsync, rename, fsync of the directory."""
+"""Atomic files: write under a temporary name, fsync, rename, fsync the directory."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from decant.schemas.disk.identity import digest
 
 @contextlib.contextmanager
 def replacing(path: Path, *, kind: steps.File = "other") -> Iterator[Path]:
-    """A temporary name that becomes `path`, durably, when the block ends without an error."""
+    """Yield a temporary path that is renamed to `path`, durably, if the block raises no error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     try:
@@ -29,35 +29,35 @@ def replacing(path: Path, *, kind: steps.File = "other") -> Iterator[Path]:
 
 
 def move(source: Path, target: Path) -> None:
-    """Give a whole file another name, durably; what had it is gone."""
+    """Rename a finished file durably. A file at `target` is replaced."""
     target.parent.mkdir(parents=True, exist_ok=True)
     source.replace(target)
     _fsync(target.parent)
 
 
 def write_bytes(path: Path, data: bytes, *, kind: steps.File = "other") -> None:
-    """Write `data` to `path`, whole or not at all."""
+    """Write `data` to `path` atomically."""
     with replacing(path, kind=kind) as temporary:
         temporary.write_bytes(data)
 
 
 def write_json(path: Path, value: dict[str, Any], *, kind: steps.File = "other") -> None:
-    """Write a JSON object that carries its own checksum."""
+    """Write a JSON object atomically, with a checksum of its own contents."""
     whole = {**value, "checksum": digest(value)}
     text = json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False)
     write_bytes(path, text.encode(), kind=kind)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote. ValueError naming the file if it is damaged."""
+    """The object that `write_json` wrote. ValueError naming the file if it is damaged."""
     try:
         value = json.loads(path.read_bytes())
         checksum = value.pop("checksum")
-        found = digest(value)
-    # ValueError: no JSON, no UTF-8, or half of a surrogate pair, which JSON may hold.
+        computed = digest(value)
+    # ValueError: not JSON, not UTF-8, or a lone surrogate, which JSON text can contain.
     except (ValueError, KeyError, AttributeError, TypeError):
         raise ValueError(f"{path}: damaged, not the JSON object that was written") from None
-    if found != checksum:
+    if computed != checksum:
         raise ValueError(f"{path}: checksum mismatch; the file was damaged or edited")
     return value
 

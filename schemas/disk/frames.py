@@ -1,10 +1,10 @@
-"""How one record is framed: a header, then one block per field, each naming its codec.
+"""The byte layout of one record: a header, then one block per field with its codec's id.
 
     magic "DCNT" · version u8 · kind u8 · blocks u16 · crc32 of all the rest u32
     row_key 16 bytes · positions u32
     blocks × (field u8 · codec u8 · length u32) · payloads
 
-All integers are little-endian. New fields and codecs are new block ids; the frame stays.
+All integers are little-endian. A new field or codec gets a new id; this layout never changes.
 """
 
 import struct
@@ -23,14 +23,14 @@ _BLOCK = struct.Struct("<BBI")
 
 
 class Kind(IntEnum):
-    """What a record holds."""
+    """The two kinds of records."""
 
     ROW = 1
     LOGITS = 2
 
 
 class Block(NamedTuple):
-    """One field of one record, encoded. What `codec` means for a field never changes."""
+    """One encoded field of one record. The meaning of a (field, codec) pair never changes."""
 
     field: int
     codec: int
@@ -39,7 +39,7 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Frame:
-    """One record: the row it belongs to, the row's length S, and the encoded fields."""
+    """One record: the key of its row, the row's length S (`positions`), and the encoded fields."""
 
     kind: Kind
     row_key: bytes
@@ -47,7 +47,7 @@ class Frame:
     blocks: tuple[Block, ...]
 
     def block(self, field: int, *, where: str) -> Block:
-        """The block of `field`; ValueError naming the record when it has none."""
+        """The block of `field`. ValueError that begins with `where` if the record has none."""
         for block in self.blocks:
             if block.field == field:
                 return block
@@ -67,10 +67,13 @@ class Frame:
 
 
 def unpack(data: bytes, *, kind: Kind, where: str) -> Frame:
-    """The frame in `data`; ValueError that begins with `where` if it is anything else."""
+    """The frame of a record of this `kind`.
+
+    ValueError that begins with `where` if `data` is truncated, altered, of another kind or version.
+    """
     if len(data) < _START + _ROW.size:
         raise ValueError(f"{where}: record of {len(data)} bytes is truncated")
-    magic, version, found, count = _HEAD.unpack_from(data)
+    magic, version, stored_kind, count = _HEAD.unpack_from(data)
     if magic != MAGIC:
         raise ValueError(f"{where}: not a record of this format (begins with {magic!r})")
     if version != VERSION:
@@ -81,8 +84,8 @@ def unpack(data: bytes, *, kind: Kind, where: str) -> Frame:
     (checksum,) = _CRC.unpack_from(data, _HEAD.size)
     if _checksum(data[: _HEAD.size], memoryview(data)[_START:]) != checksum:
         raise ValueError(f"{where}: checksum mismatch, the record is damaged")
-    if found != kind:
-        raise ValueError(f"{where}: expected a {kind.name} record, got kind {found}")
+    if stored_kind != kind:
+        raise ValueError(f"{where}: expected a {kind.name} record, got kind {stored_kind}")
     row_key, positions = _ROW.unpack_from(data, _START)
     return Frame(kind, row_key, positions, _unpack_blocks(data, count, where=where))
 
@@ -105,7 +108,10 @@ def _unpack_blocks(data: bytes, count: int, *, where: str) -> tuple[Block, ...]:
 
 
 def require_same_key(row: bytes, signal: bytes, *, where: str) -> None:
-    """ValueError unless a signal's record carries its row's key: finds swapped rows and files."""
+    """Check that a signal's record carries the key of its row. ValueError if records were swapped.
+
+    `row` and `signal` are the two 16-byte keys.
+    """
     if row != signal:
         raise ValueError(
             f"{where}: this record belongs to row {signal.hex()[:12]}, but the row stored at its "

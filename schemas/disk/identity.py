@@ -1,4 +1,4 @@
-"""Names that are hashes: of files, of JSON, of what a cache's rows, teacher and signals are."""
+"""Identities are hashes: of files, of JSON, and of a cache's rows, teacher and signals."""
 
 import concurrent.futures
 import contextlib
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one byte string that stands for `value`: sorted keys, no spaces, UTF-8."""
+    """The canonical JSON of `value`: sorted keys, no spaces, UTF-8."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return text.encode()
 
@@ -28,10 +28,10 @@ def file_sha256(path: Path) -> str:
 
 
 def remembered_sha256s(paths: Sequence[Path], *, memory: Path) -> list[str]:
-    """`file_sha256` of each path, remembered in the JSON file `memory` by (size, mtime, ctime,
-    inode) where that can be written.
+    """`file_sha256` of each path, cached in the JSON file `memory`.
 
-    Weights are tens of gigabytes; a rerun should not read them just to name them.
+    The cache's key is (path, size, mtime, ctime, inode). An unwritable `memory` is ignored.
+    Weights are tens of gigabytes; a rerun should not read them only to identify them.
     """
     try:
         known = json.loads(memory.read_text())
@@ -48,7 +48,7 @@ def remembered_sha256s(paths: Sequence[Path], *, memory: Path) -> list[str]:
 
 def _remember(known: dict[str, str], memory: Path) -> None:
     temporary = memory.with_name(f".{memory.name}.{os.getpid()}")
-    # A home that is read-only or full, as in containers, costs the next run its hashing.
+    # If the home directory is read-only or full, as in containers, the next run hashes again.
     with contextlib.suppress(OSError):
         memory.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -60,13 +60,17 @@ def _remember(known: dict[str, str], memory: Path) -> None:
 
 def _file_key(path: Path) -> str:
     stat = path.stat()
-    # ctime, because who restores or copies over a file may set its mtime back.
+    # ctime too, because restoring or copying a file can set an old mtime.
     times = f"{stat.st_mtime_ns}:{stat.st_ctime_ns}"
     return f"{path.resolve()}:{stat.st_size}:{times}:{stat.st_ino}"
 
 
 def rows_id(*, tokenizer: str, rules: Mapping[str, Any], sources: list[tuple[str, str]]) -> str:
-    """Identity of a part's rows: tokenizer digest, row rules, ordered (name, sha256) sources."""
+    """Identity of a part's rows.
+
+    `tokenizer` is a digest; `rules` are the settings that decide packing and masking; `sources` are
+    ordered (name, sha256) pairs.
+    """
     return digest({"tokenizer": tokenizer, "rules": dict(rules), "sources": sources})
 
 
@@ -75,8 +79,8 @@ def teacher_id(
 ) -> str:
     """Identity of what the teacher computes.
 
-    `weights` maps file name to sha256, `config` holds the fields that are honoured, `numerics`
-    names the compute dtype and matmul precision.
+    `weights` maps file names to sha256; `config` holds the model config's fields that we honour;
+    `vocabulary` is the number of token ids; `numerics` names compute dtype and matmul precision.
     """
     return digest(
         {
@@ -91,7 +95,11 @@ def teacher_id(
 def signal_id(
     *, rows: str, teacher: str, settings: Mapping[str, Any], statistics: Mapping[str, str]
 ) -> str:
-    """Identity of a signal: its rows and teacher, its settings, its frozen statistics' hashes."""
+    """Identity of a signal.
+
+    `rows` and `teacher` are ids; `statistics` maps the names of the statistics that encode the
+    signal to their sha256.
+    """
     return digest(
         {
             "rows": rows,

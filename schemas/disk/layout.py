@@ -1,4 +1,4 @@
-"""Where everything in a cache lies. The only module that spells file names."""
+"""Paths inside a cache. No other module spells file names."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +12,16 @@ ROWS = "rows"
 LOGITS = "logits"
 """Name and directory of the signal that is stored in records."""
 JOURNAL = "gc.json"
-"""What `gc` has to finish, from the moment on at which files take others' places."""
+"""Journal of a `gc` that has begun to replace files; the next `gc` finishes it."""
 STAGED = "gc"
-"""Files that are to take others' places."""
+"""Directory of new files that `gc` will move over old ones."""
 ARRAY_KINDS = ("hidden", "attention")
-"""First half of the name of a signal that is stored in arrays."""
+"""Signals stored in arrays have names that begin with one of these and a slash."""
 _ADDITION = "plan-adding-"
 
 
 def unit_name(unit: int) -> str:
-    """`unit-00042`: what every file of a unit is called."""
+    """Stem of the names of a unit's files, `unit-00042`."""
     return f"unit-{unit:05d}"
 
 
@@ -33,53 +33,53 @@ class PartLayout:
 
     @property
     def request(self) -> Path:
-        """What was asked for; claims the directory."""
+        """The settings that claimed this directory."""
         return self.root / REQUEST
 
     @property
     def plan(self) -> Path:
-        """What capture obeys; written once by calibration."""
+        """The plan: written once by calibration, obeyed by capture."""
         return self.root / "plan.json"
 
     @property
     def statistics(self) -> Path:
-        """Tables frozen by calibration."""
+        """Directory of the statistics that calibration froze."""
         return self.root / "statistics"
 
     @property
     def commits(self) -> Path:
-        """One JSON for each unit and signal, written when all else of it is on disk."""
+        """Directory of commits: one JSON per unit and signal, written after the files it names."""
         return self.root / "commits"
 
     @property
     def work(self) -> Path:
-        """Scratch of an unfinished capture; gone once the part is sealed."""
+        """Scratch directory of an unfinished capture; deleted when the part is sealed."""
         return self.root / "work"
 
     def records(self, signal: str, unit: int) -> Path:
-        """The ArrayRecord file of a unit: `rows/` or `logits/`."""
+        """The ArrayRecord file of a unit. `signal` is `ROWS` or `LOGITS`."""
         return self.root / signal / f"{unit_name(unit)}.array_record"
 
     def array(self, name: str) -> Path:
-        """The zarr array of a signal that is one: `hidden/12`, `hidden/12-scale`."""
+        """Directory of the zarr array called `name`, such as `hidden/12` or `hidden/12-scale`."""
         return self.root / name
 
     @property
     def arrays(self) -> list[Path]:
-        """Directories of all arrays that are there, of whatever signal."""
+        """Directories of all arrays on disk."""
         return sorted(path for kind in ARRAY_KINDS for path in (self.root / kind).glob("*"))
 
     def addition(self, digest: str) -> Path:
-        """The plan of signals that are being added to a sealed part; gone once they are."""
+        """Plan of signals being added to a sealed part; deleted when they are sealed."""
         return self.root / f"{_ADDITION}{digest[:12]}.json"
 
     @property
     def additions(self) -> list[Path]:
-        """Plans of additions that are not sealed."""
+        """Plans of all additions that are not yet sealed."""
         return sorted(self.root.glob(f"{_ADDITION}*.json"))
 
     def commit(self, signal: str, unit: int) -> Path:
-        """The commit record of a unit and signal."""
+        """The commit of a unit and signal."""
         return self.commits / f"{signal.replace('/', '-')}-{unit_name(unit)}.json"
 
 

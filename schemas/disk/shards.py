@@ -1,9 +1,9 @@
-"""One file of an array: what a commit remembers of it, and checking that it is still that file.
+"""One file of an array (a zarr3 shard): its entry in a commit, and the check against that entry.
 
-A zarr3 shard holds its inner chunks, each ending in its own crc32c, and then an index of their
-offsets and lengths, which ends in one too. Those checksums find flipped bits but not another
-shard in this one's place; the index and the chunks' checksums together identify the content, at
-the price of reading 20 bytes a chunk.
+A shard holds its inner chunks, each ending in a crc32c, then an index of their offsets and lengths,
+which also ends in a crc32c. These checksums find flipped bits, but not a shard that was swapped for
+another. A hash of the index and the chunks' checksums identifies the content; computing it reads
+only 20 bytes per chunk.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ _ENTRY_BYTES = 16
 
 @dataclass(frozen=True)
 class Shard:
-    """A committed file: its name in the array's directory, its size in bytes, what is in it."""
+    """A committed file: name inside the array's directory, size in bytes, and two hashes."""
 
     name: str
     bytes: int
@@ -31,7 +31,7 @@ class Shard:
 
 
 def describe_shard(name: str, data: bytes, *, chunks: int) -> Shard:
-    """What a commit says of the file called `name` that holds `data`, `chunks` inner chunks."""
+    """The commit's entry for a file called `name` with contents `data` of `chunks` inner chunks."""
 
     def read(count: int, at: int) -> bytes:
         return data[at : at + count]
@@ -41,15 +41,16 @@ def describe_shard(name: str, data: bytes, *, chunks: int) -> Shard:
 
 
 def require_shard(path: Path, expected: Shard, *, chunks: int, of: str) -> None:
-    """ValueError naming `of` and the file unless it is the committed one, short of flipped bits.
+    """Check that `path` is the committed file. ValueError naming `of` and the file if it is not.
 
-    What is flipped inside a chunk is found by the chunk's own checksum, whenever it is read.
+    `chunks` is the number of inner chunks. Flipped bits inside a chunk are not found here, but by
+    the chunk's checksum whenever it is read.
     """
     try:
         with path.open("rb") as file:
             descriptor = file.fileno()
             size = os.fstat(descriptor).st_size
-            found = _fingerprint(
+            fingerprint = _fingerprint(
                 lambda count, at: os.pread(descriptor, count, at), size=size, chunks=chunks
             )
     except OSError as error:
@@ -58,22 +59,22 @@ def require_shard(path: Path, expected: Shard, *, chunks: int, of: str) -> None:
         raise ValueError(
             f"{path}: {of}: expected {expected.bytes} bytes, got {size}; the file is damaged"
         )
-    if found != expected.fingerprint:
+    if fingerprint != expected.fingerprint:
         raise ValueError(
-            f"{path}: {of}: not the file that was committed: its index or checksums are others; "
-            "it was damaged, or another shard was put in its place"
+            f"{path}: {of}: not the file that was committed: its index or checksums differ; "
+            "it was damaged, or swapped for another shard"
         )
 
 
 def _fingerprint(read: Callable[[int, int], bytes], *, size: int, chunks: int) -> str:
-    """Of a file of `size` bytes, of which `read(count, at)` gives some."""
+    """Fingerprint of a file of `size` bytes. `read(count, at)` gives `count` bytes from `at`."""
     index_bytes = chunks * _ENTRY_BYTES + _CRC_BYTES
     if size < index_bytes:
         return "too short for its index"
     index = read(index_bytes, size - index_bytes)
     entries = np.frombuffer(index, "<u8", count=2 * chunks).reshape(-1, 2)
     summary = hashlib.sha256(index)
-    # A damaged index may point anywhere; it is another one already.
+    # A damaged index may point anywhere; its own bytes already changed the hash.
     for end in (entries[:, 0] + entries[:, 1]).tolist():
         if _CRC_BYTES <= end <= size:
             summary.update(read(_CRC_BYTES, end - _CRC_BYTES))

@@ -1,20 +1,20 @@
-"""The moments at which a writer may die, by name: a test kills at every one of them.
+"""Named steps of a capture, so that a test can kill the process at each of them.
 
-A file is written under a temporary name, flushed to disk, then given its name; a unit is committed
-file by file with its commits last, a part is sealed by the manifest. What is left of any moment is
-gone on with by the next run.
+A file is written under a temporary name, flushed to disk, then named. A unit's files are written
+first, its commits last. The manifest seals a part. The next run continues from whatever a kill
+left on disk.
 """
 
 from enum import StrEnum
 from typing import Literal
 
 File = Literal["rows", "shard", "plan", "logits", "array", "commit", "manifest", "other"]
-"""Kinds of files; the moments of `other` have no name."""
+"""Kinds of files. Files of kind `other` have no named steps."""
 Moment = Literal["written", "flushed", "named"]
 
 
 class Step(StrEnum):
-    """In the order in which a capture first reaches them."""
+    """The steps, in the order in which a capture first reaches them."""
 
     ROWS_WRITTEN = "rows written"
     ROWS_FLUSHED = "rows flushed"
@@ -47,10 +47,10 @@ class Step(StrEnum):
 
 
 def reached(step: Step) -> None:
-    """Called once a step is taken. Does nothing: tests put what they like in its place."""
+    """Called after each step. Does nothing; tests replace it."""
 
 
 def file_reached(kind: File, moment: Moment) -> None:
-    """A file has come this far."""
+    """Report the step of a file of this kind; no-op for `other`."""
     if kind != "other":
         reached(Step(f"{kind} {moment}"))

@@ -1,1 +1,1 @@
-"""The JSON of a cache: manifest, plan, commits; and the statistics that calibration froze."""
+"""The JSON of a cache (request, plan, commits, manifest) and the statistics from calibration."""

@@ -1,7 +1,8 @@
-"""That a unit's signal is whole on disk: one JSON, written when everything else of it is.
+"""Commits: one JSON per unit and signal, written after all files of that unit and signal.
 
-The manifest holds a `FileEntry` a unit and signal. Of a signal that is an array it sums up the
-unit's shards, which are listed here: a large cache has too many of them for its manifest.
+The manifest holds one `FileEntry` per unit and signal. For a signal stored in arrays this entry
+summarises the unit's shards, and the commit lists them: a large cache has too many shards for its
+manifest.
 """
 
 import dataclasses
@@ -17,38 +18,42 @@ from decant.schemas.disk.shards import Shard
 
 @dataclass(frozen=True)
 class Commit:
-    """What a unit and signal came to."""
+    """The files of one unit and signal, with facts about their capture."""
 
     unit: int
     signal_id: str
     file: FileEntry
     provenance: dict[str, str]
     skipped_rows: tuple[int, ...] = ()
-    """Offsets of rows in which the teacher gave NaN."""
+    """Offsets of rows for which the teacher produced NaN."""
     draws_near_edge: int = 0
-    """Draws that other rounding may turn into a neighbouring token; see schemas.targets.draws."""
+    """Draws that other rounding may turn into a neighbouring token; see `targets/draws.py`."""
     shards: dict[str, tuple[Shard, ...]] = field(default_factory=dict)
-    """Of a signal that is stored in arrays: their files, by array name."""
+    """For a signal stored in arrays: the files of each array, by array name."""
 
 
 def summarise_shards(shards: dict[str, tuple[Shard, ...]], *, rows: int) -> FileEntry:
-    """All shards of a unit as one entry: their bytes, the hash of their list, the unit's rows."""
+    """One entry for a unit's shards by array: total bytes, hash of the list, the unit's rows."""
     return FileEntry(
-        sum(shard.bytes for of_array in shards.values() for shard in of_array),
-        digest({name: [dataclasses.asdict(s) for s in found] for name, found in shards.items()}),
+        sum(shard.bytes for array in shards.values() for shard in array),
+        digest({name: [dataclasses.asdict(s) for s in array] for name, array in shards.items()}),
         rows,
     )
 
 
 def write_commit(part: Path, signal: str, commit: Commit) -> None:
-    """Write it; everything that it names must be on disk."""
+    """Write a commit. The files that it names must be on disk."""
     write_json(
         PartLayout(part).commit(signal, commit.unit), dataclasses.asdict(commit), kind="commit"
     )
 
 
 def valid_commit(part: Path, signal: str, unit: int) -> Commit | None:
-    """The commit of a unit and signal if it stands: whole, its files there in their sizes."""
+    """The commit of a unit and signal, or None.
+
+    None if the commit is missing or damaged, or if a file that it names is missing or has another
+    size.
+    """
     layout = PartLayout(part)
     path = layout.commit(signal, unit)
     if not path.exists():
@@ -62,12 +67,12 @@ def valid_commit(part: Path, signal: str, unit: int) -> Commit | None:
                 file = layout.array(name) / shard.name
                 require_file(file, FileEntry(shard.bytes, shard.sha256, 0))
     except ValueError:
-        return None  # damaged after it was written: captured again
+        return None  # damaged after it was written: capture does this unit again
     return commit
 
 
 def load_commit(path: Path) -> Commit:
-    """The commit in a file, nothing checked but the file itself. ValueError if it is damaged."""
+    """The commit at `path`; the files that it names are not checked. ValueError if damaged."""
     value = read_json(path)
     shards = {
         name: tuple(Shard(**shard) for shard in of_array)

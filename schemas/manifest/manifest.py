@@ -1,6 +1,6 @@
-"""`manifest.json`: the only thing that readers open, and the only place that knows a cache.
+"""`manifest.json`: the description of a whole cache, and the first file that a reader opens.
 
-Replacing it is a compare-and-swap on the checksum that the writer had read.
+A writer replaces it by compare-and-swap on the `cache_id` that it had read.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from decant.schemas.signals import LogitsSignal, Signal, signal_from_json
 
 FORMAT = "decant-cache"
 VERSION = 2
-"""2: parts of some units of a plan, parts that lie in another cache, forgotten documents. A cache
-without any of these is written as version 1, byte for byte, and older releases read it; what they
-would read wrong they refuse by its number."""
+"""Version 2 added parts with only some units of a plan, parts in another cache, and forgotten
+documents. A cache without these is written as version 1, byte for byte, so that older releases read
+it. Older releases refuse version 2 instead of reading it wrong."""
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 
@@ -37,14 +37,14 @@ class Unit:
     tokens: int
     scored: int
     files: dict[str, FileEntry]
-    """What holds it, by signal; `rows` is one of them."""
+    """The entry of each signal's files, by signal name; the rows' own entry is `rows`."""
     skipped_rows: tuple[int, ...] = ()
-    """Offsets of rows in which the teacher produced NaN: kept in place, never scored."""
+    """Offsets of rows for which the teacher produced NaN. They keep their place, unscored."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One input file: its name below the corpus root and its sha256."""
+    """One input file: its name relative to the corpus root and its sha256."""
 
     name: str
     sha256: str
@@ -52,7 +52,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A document that `on_error = "skip"` left out: where it was and why."""
+    """A document that `on_error = "skip"` left out, and the reason."""
 
     source: str
     reason: str
@@ -60,12 +60,12 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """A document that must never be read again: its place, as in schemas.records.rows.Segment."""
+    """A document that must never be read again, located as in `records.rows.Segment`."""
 
     source: int
-    """Number among the part's sources."""
+    """Index into the part's sources."""
     document: int | None = None
-    """None: all of the source."""
+    """None: every document of the source."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Part:
     """An immutable set of rows with its signals and statistics."""
 
     path: str
-    """Its directory, below the cache's; begins with `..` where it lies in another cache."""
+    """Directory relative to the cache; begins with `..` if the part lies in another cache."""
     rows_id: str
     unit_rows: int
     units: tuple[Unit, ...]
@@ -83,70 +83,70 @@ class Part:
     sources: tuple[Source, ...]
     skipped: tuple[Skipped, ...] = ()
     duplicates: int = 0
-    """Documents left out because an earlier one, of this or an older part, had the same content."""
+    """Documents left out because an earlier document, of this or an older part, was identical."""
     numbers: tuple[int, ...] = ()
-    """Which units of the directory's plan these are, rising; none: all of them."""
+    """Numbers of these units in the directory's plan, ascending. Empty: all units of the plan."""
     planned_units: int = 0
-    """Units of the directory's plan, if these are not all of them."""
+    """Number of units in the directory's plan; 0 if this part holds all of them."""
     forgotten: tuple[Forgotten, ...] = ()
     forgotten_rows: tuple[tuple[int, int], ...] = ()
-    """(unit of the plan, offset) of rows that hold forgotten documents and nothing else."""
+    """(unit number, offset) of rows that hold only forgotten documents."""
     plan_sha256: str = ""
-    """Of a part that lies in another cache: of its `plan.json`, by which it is known again."""
+    """For a part in another cache: sha256 of its `plan.json`, which identifies it. Else empty."""
 
     @property
     def unit_numbers(self) -> Sequence[int]:
-        """The number of each unit in the directory's plan: what its files are called by."""
+        """Number of each unit in the directory's plan. Names of the unit's files use it."""
         return self.numbers or range(len(self.units))
 
     @property
     def numbered_units(self) -> Iterator[tuple[int, Unit]]:
-        """The units with these numbers."""
+        """Pairs of unit number and unit."""
         return zip(self.unit_numbers, self.units, strict=True)
 
     @property
     def slots(self) -> int:
-        """Rows that the directory's arrays have room for."""
+        """Length of the leading axis of the directory's arrays."""
         return (self.planned_units or len(self.units)) * self.unit_rows
 
     @property
     def in_other_cache(self) -> bool:
-        """Whether it lies in another cache."""
+        """Whether the part's directory lies in another cache."""
         return bool(self.plan_sha256)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a sealed cache holds."""
+    """The contents of a sealed cache."""
 
     sequence_length: int
     vocabulary_size: int
     tokenizer: str
-    """Digest of the tokenizer; its files are in `tokenizer/`."""
+    """Digest of the tokenizer, whose files are in `tokenizer/`."""
     parts: tuple[Part, ...]
     format: str = FORMAT
     cache_id: str = field(default="", compare=False)
-    """Hash of the canonical manifest; for people and audits."""
+    """Hash of the canonical manifest, for people and audits; checkpoints do not bind to it."""
 
     @property
     def rows_ids(self) -> tuple[str, ...]:
-        """Identity of each part's rows, in order."""
+        """The rows_id of each part, in order."""
         return tuple(part.rows_id for part in self.parts)
 
     @property
     def rows_id(self) -> str:
-        """One name for all rows: the part's own when there is one."""
+        """Identity of all rows: the only part's rows_id, or a hash of several."""
         return self.rows_ids[0] if len(self.parts) == 1 else digest(list(self.rows_ids))
 
     @property
     def forgotten_id(self) -> str:
-        """One name for all that is forgotten; empty if nothing is."""
+        """Identity of all forgotten documents; empty if there are none."""
         forgotten = [[dataclasses.asdict(f) for f in part.forgotten] for part in self.parts]
         return digest(forgotten) if any(forgotten) else ""
 
     @property
     def signals(self) -> dict[str, Signal]:
-        """Signals that every part holds, as the first part describes them."""
+        """Signals that every part holds, with the first part's descriptions."""
         first, *others = self.parts
         return {
             name: signal
@@ -156,12 +156,12 @@ class Manifest:
 
     @property
     def betas(self) -> tuple[float, ...]:
-        """Inverse temperatures of the nodes of `tail_logmass`; β = 0 included."""
+        """β of each node of `tail_logmass`, β = 0 included."""
         return self.logits.betas
 
     @property
     def logits(self) -> LogitsSignal:
-        """The one signal that every cache holds."""
+        """Description of the signal `logits`. KeyError if the cache holds only rows."""
         signal = self.signals[LOGITS]
         assert isinstance(signal, LogitsSignal)
         return signal
@@ -174,10 +174,10 @@ def write_manifest(
     replaces: str | None,
     first: Callable[[], None] = lambda: None,
 ) -> Manifest:
-    """Seal `cache`: write the manifest if the present one has id `replaces` (None: there is none),
-    after doing what must come `first`.
+    """Seal `cache`: replace the manifest whose `cache_id` is `replaces` (None: no manifest yet).
 
-    RuntimeError when someone else sealed in between. Returns the manifest with its `cache_id`.
+    `first` is called under the lock, before the manifest is written. Returns the manifest with its
+    `cache_id`. RuntimeError if another process sealed the cache in between.
     """
     value = manifest_to_json(manifest)
     cache_id = digest(value)
@@ -195,8 +195,11 @@ def write_manifest(
 
 
 def read_manifest(cache: Path, *, during_gc: bool = False) -> Manifest:
-    """The manifest of `cache`. ValueError if the cache is unsealed, foreign or damaged, or unless
-    `during_gc` if files of it are being exchanged."""
+    """The manifest of the cache directory `cache`.
+
+    ValueError if `cache` is unsealed, not a cache, or damaged. ValueError also if a `gc` has begun
+    to replace files, unless `during_gc`.
+    """
     path = cache / MANIFEST
     if not cache.is_dir():
         raise ValueError(f"{cache}: no such cache directory (from {Path.cwd()})")
@@ -238,18 +241,18 @@ def _short(cache_id: str | None) -> str:
 
 @contextlib.contextmanager
 def _sealing(cache: Path) -> Iterator[None]:
-    # Two sealers on one file system take turns; the id then tells the second that it lost.
+    # Two processes that seal at once take turns; the second then finds another cache_id.
     with (cache / ".seal.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 _SINCE_2 = ("numbers", "planned_units", "forgotten", "forgotten_rows", "plan_sha256")
-"""Fields of a part that are written only where they say something."""
+"""Fields of a part that version 2 added. An empty one is not written."""
 
 
 def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
-    """What stands in the file, without its id."""
+    """The manifest as JSON, without its `cache_id`."""
     value = dataclasses.asdict(manifest)
     del value["cache_id"]
     version = 1
@@ -263,7 +266,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
 
 
 def unit_from_json(value: dict[str, Any]) -> Unit:
-    """The unit that `dataclasses.asdict` turned into JSON."""
+    """The unit from the JSON form of its `dataclasses.asdict`."""
     files = {name: FileEntry(**entry) for name, entry in value["files"].items()}
     return Unit(**{**value, "files": files, "skipped_rows": tuple(value["skipped_rows"])})
 
@@ -285,5 +288,5 @@ def _part_from_json(value: dict[str, Any]) -> Part:
 
 
 def manifest_from_json(value: dict[str, Any]) -> Manifest:
-    """What `manifest_to_json` gave, without its version."""
+    """The manifest from the result of `manifest_to_json`, without its version."""
     return Manifest(**{**value, "parts": tuple(_part_from_json(p) for p in value["parts"])})

@@ -1,7 +1,4 @@
-"""What a part's capture has agreed on before it starts, so that a rerun cannot drift.
-
-`plan.json` holds what tokenising and calibration chose; capture and every rerun obey it.
-"""
+"""`plan.json`: all choices of tokenising and calibration. Capture and every rerun obey it."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,14 +13,14 @@ from decant.schemas.manifest.manifest import Part, Skipped, Source, Unit, unit_f
 from decant.schemas.signals import ArraySignal, LogitsSignal, Signal, signal_from_json
 
 VERSION = 2
-"""2: a mesh where 1, which is read too, had `tensor_parallel`."""
+"""Version 2 has `mesh`. Version 1 had `tensor_parallel` and can be read."""
 CANARY = "canary-"
-"""How the statistics begin that a worker is compared with."""
+"""Prefix of the statistics that hold the canary rows' targets."""
 
 
 @dataclass(frozen=True)
 class PlannedRows:
-    """What tokenising produced. Each unit's `files` holds only its rows."""
+    """The result of tokenising. Each unit's `files` holds only the entry of its rows."""
 
     rows_id: str
     unit_rows: int
@@ -32,28 +29,28 @@ class PlannedRows:
     skipped: tuple[Skipped, ...]
     duplicates: int
     sample: tuple[tuple[int, int], ...]
-    """(unit, offset) of the train rows with the smallest keys, smallest first."""
+    """(unit, offset) of the train rows with the smallest keys, in ascending order."""
 
 
 @dataclass(frozen=True)
 class TeacherMesh:
-    """How a host's devices share the work: `tensor` · `expert` of them hold one model."""
+    """How a host's devices share the teacher: `tensor` × `expert` devices hold one copy of it."""
 
     data: int | None = None
-    """Copies of the model, each with its share of a batch's rows. Unset: as many as there are
-    devices for."""
+    """Copies of the model; each computes its share of a batch's rows. Unset: as many as the
+    devices can hold."""
     tensor: int = 1
-    """Devices that split every matrix and the vocabulary."""
+    """Devices across which every matrix and the vocabulary are split."""
     expert: int = 1
-    """Devices that split the experts of a mixture."""
+    """Devices across which the experts of a mixture-of-experts model are split."""
 
 
 @dataclass(frozen=True)
 class PlannedTeacher:
-    """The teacher and the fixed shapes that it runs at."""
+    """The teacher and the fixed shapes of its batches."""
 
     model: str
-    """Where a worker finds it; not part of any identity."""
+    """Where a worker finds the model: a path or hub id. Not part of any identity."""
     teacher_id: str
     dtype: str
     vocabulary_size: int
@@ -65,7 +62,7 @@ class PlannedTeacher:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that capture needs to know, frozen."""
+    """All choices that capture obeys."""
 
     tokenizer: str
     rows: PlannedRows
@@ -74,33 +71,34 @@ class Plan:
     statistics: dict[str, str]
     """sha256 of each file under `statistics/`."""
     canary: tuple[tuple[int, int], ...]
-    """(unit, offset) of the rows that a worker re-runs before its first unit."""
+    """(unit, offset) of the canary rows, which a worker re-runs before its first unit."""
     on_error: str
     version: int = VERSION
 
     @property
     def arrays(self) -> dict[str, ArraySignal]:
-        """The signals that are stored in arrays, by name."""
+        """Signals that are stored in arrays, by name."""
         return {n: s for n, s in self.signals.items() if not isinstance(s, LogitsSignal)}
 
     def specs(self, name: str) -> dict[str, ArraySpec]:
-        """The arrays of the signal called `name`, by their own names."""
+        """The arrays of the signal called `name`, by array name."""
         slots = len(self.rows.units) * self.rows.unit_rows
         length = self.teacher.sequence_length
         return specs_of(self.arrays[name], name=name, slots=slots, sequence_length=length)
 
 
 def rows_id_of(rows: PlannedRows, numbers: Sequence[int]) -> str:
-    """Identity of the rows of some of the units: they are other rows than all of them."""
+    """Identity of the rows in the units with these `numbers`: `rows.rows_id` if they are all."""
     if len(numbers) == len(rows.units):
         return rows.rows_id
     return digest({"rows": rows.rows_id, "units": list(numbers)})
 
 
 def plan_as_sealed(plan: Plan, parts: Sequence[Part]) -> Plan:
-    """The plan with its units as the directory's parts were sealed: rows left out for NaN too.
+    """The plan with its units as the manifest's `parts` of this directory hold them.
 
-    Without canary rows if one of them was overwritten since: the teacher says something else of it.
+    A sealed unit also lists the rows skipped for NaN. The canary rows are dropped if one of them
+    has been overwritten, because the teacher's targets of that row changed.
     """
     units = dict(enumerate(plan.rows.units)) | dict(
         n for part in parts for n in part.numbered_units
@@ -112,12 +110,12 @@ def plan_as_sealed(plan: Plan, parts: Sequence[Part]) -> Plan:
 
 
 def write_plan(path: Path, plan: Plan) -> None:
-    """Freeze `plan`."""
+    """Write `plan` to `path`."""
     write_json(path, dataclasses.asdict(plan), kind="plan")
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan at `path`. ValueError if it is damaged or of another version."""
+    """The plan at `path`. ValueError if it is damaged or of an unknown version."""
     value = read_json(path)
     if value.get("version") not in (1, VERSION):
         raise ValueError(f"{path}: plan version {value.get('version')}, expected {VERSION}")
@@ -135,7 +133,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def set_teacher_model(model: str, path: Path) -> Plan:
-    """The plan at `path`, which workers read, with the same teacher where it is now."""
+    """The plan at `path`, rewritten first if the same teacher has moved to `model`."""
     plan = read_plan(path)
     if plan.teacher.model != model:
         plan = dataclasses.replace(plan, teacher=dataclasses.replace(plan.teacher, model=model))
@@ -150,7 +148,7 @@ def _planned_teacher(value: dict[str, Any]) -> PlannedTeacher:
 
 
 def planned_rows_from_json(value: dict[str, Any]) -> PlannedRows:
-    """What `dataclasses.asdict` turned into JSON."""
+    """The planned rows from the JSON form of their `dataclasses.asdict`."""
     return PlannedRows(
         **{
             **value,

@@ -1,6 +1,6 @@
-"""`request.json`: the settings that a part's directory was claimed for, written before all else.
+"""`request.json`: the settings that claim a part's directory, written before any other file.
 
-A directory belongs to one request. Another request is refused with the differences named.
+A directory belongs to one request. Another request is refused, and the error names the differences.
 """
 
 from collections.abc import Collection, Mapping
@@ -19,10 +19,10 @@ _NAMED = 5
 def claim(
     path: Path, request: Mapping[str, Any], *, sources: Collection[Source], cache: Path
 ) -> None:
-    """Bind the directory to `request` by writing it, or check that it is bound to the same.
+    """Write `request` and its `sources` to `path`, or check that `path` holds the same request.
 
-    ValueError that names both sides of every difference, and the `sources` that are not what they
-    were, when it belongs to another.
+    `cache` names the directory in errors. ValueError if `path` holds another request; it names both
+    values of every setting that differs, and the sources that changed.
     """
     if not path.exists():
         named = [[source.name, source.sha256] for source in sources]
@@ -32,40 +32,40 @@ def claim(
     different = [
         f"  {name}: there {_brief(bound.get(name))}, asked for {_brief(value)}"
         for name, value in request.items()
-        # As JSON, which has no tuples.
+        # Compared as JSON, because the file holds lists where `request` has tuples.
         if canonical_json(bound.get(name)) != canonical_json(value)
     ]
     if different:
-        changes = _changes(bound.get(_SOURCES), sources)
+        source_changes = _source_changes(bound.get(_SOURCES), sources)
         remedy = "Choose another output, or ask for what it holds."
-        if changes:
+        if source_changes:
             remedy = "Bring its files back as they were (new ones beside them make a new part), or "
             remedy += "choose another output."
         raise ValueError(
             f"{cache}: this directory holds another capture\n"
-            + "\n".join([*different, *changes])
+            + "\n".join([*different, *source_changes])
             + f"\n{remedy}"
         )
 
 
 def claimed_sources(request: Mapping[str, Any]) -> list[tuple[str, str]] | None:
-    """(name, sha256) of the files that a request names; releases until 0.3 did not write them."""
+    """(name, sha256) of a request's sources; None if release 0.3 or older wrote the request."""
     named = request.get(_SOURCES)
     return None if named is None else [(name, sha256) for name, sha256 in named]
 
 
-def _changes(bound: list[list[str]] | None, sources: Collection[Source]) -> list[str]:
-    """A line of the files that are others; releases until 0.3 did not write down which they had."""
+def _source_changes(bound: list[list[str]] | None, sources: Collection[Source]) -> list[str]:
+    """A line that lists changed sources; none if `bound` is of release 0.3 or older."""
     then = {tuple(source) for source in bound or ()}
     now = {(source.name, source.sha256) for source in sources}
-    gone, new = ({name for name, _ in some} for some in (then - now, now - then))
-    found = [f"{name} has changed" for name in sorted(gone & new)]
-    found += [f"{name} is missing" for name in sorted(gone - new)]
-    found += [f"{name} is new" for name in sorted(new - gone)]
-    if not then or not found:
+    gone, new = ({name for name, _ in pairs} for pairs in (then - now, now - then))
+    changes = [f"{name} has changed" for name in sorted(gone & new)]
+    changes += [f"{name} is missing" for name in sorted(gone - new)]
+    changes += [f"{name} is new" for name in sorted(new - gone)]
+    if not then or not changes:
         return []
-    more = f", and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    return [f"  files: {', '.join(found[:_NAMED])}{more}"]
+    more = f", and {len(changes) - _NAMED} more" if len(changes) > _NAMED else ""
+    return [f"  files: {', '.join(changes[:_NAMED])}{more}"]
 
 
 def _brief(value: Any) -> str:

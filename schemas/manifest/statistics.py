@@ -1,4 +1,4 @@
-"""What calibration froze beside the plan: named float64 or integer arrays, one .npy file each."""
+"""Statistics that calibration froze: named float64 or integer arrays, one .npy file each."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ _TABLE = "logits-"
 
 
 def save_statistics(part: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Write the arrays under the part's `statistics/`; sha256 by file name."""
+    """Write arrays, by name, under the part's `statistics/`. Returns sha256 by file name."""
     directory = PartLayout(part).statistics
     digests = {}
     for name, array in sorted(arrays.items()):
@@ -26,7 +26,7 @@ def save_statistics(part: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, s
 
 
 def load_statistic(part: Path, name: str, *, sha256: str) -> np.ndarray:
-    """One array. ValueError if the file is missing or not what the manifest or plan names."""
+    """The array in file `name`. ValueError if the file is missing or its hash is not `sha256`."""
     path = PartLayout(part).statistics / name
     if not path.is_file():
         raise ValueError(f"{path}: the manifest names this file, but it is missing")
@@ -36,12 +36,12 @@ def load_statistic(part: Path, name: str, *, sha256: str) -> np.ndarray:
 
 
 def table_arrays(tables: Tables) -> dict[str, np.ndarray]:
-    """The codec's tables under the names that they are stored by."""
+    """The codec's tables by statistic name."""
     return {_TABLE + name: array for name, array in tables.arrays().items()}
 
 
 def load_tables(part: Path, statistics: Mapping[str, str]) -> Tables:
-    """The codec's tables among a part's statistics."""
+    """The codec's tables, read from a part's statistics (sha256 by file name)."""
     return Tables.from_arrays(
         {
             name.removeprefix(_TABLE).removesuffix(".npy"): load_statistic(part, name, sha256=sha)

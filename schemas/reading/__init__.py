@@ -1,1 +1,1 @@
-"""From a sealed cache to numpy arrays."""
+"""Reading: from a sealed cache to numpy arrays."""

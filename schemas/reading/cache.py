@@ -1,4 +1,4 @@
-"""Opening a sealed cache and reading rows with their signals as padded numpy arrays."""
+"""Open a sealed cache and read rows with their signals as padded numpy arrays."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from decant.schemas.disk.frames import require_same_key
 from decant.schemas.disk.layout import LOGITS, ROWS, TOKENIZER, PartLayout
 from decant.schemas.manifest.manifest import Manifest, Part, read_manifest
 from decant.schemas.manifest.statistics import load_statistic, load_tables
-from decant.schemas.reading.forgetting import Forgetting, erase
+from decant.schemas.reading.forgetting import ForgottenDocuments, erase
 from decant.schemas.reading.merged_parts import refresh_parts
 from decant.schemas.records.logits import (
     LogitsRecord,
@@ -23,32 +23,30 @@ from decant.schemas.records.logits import (
     open_logits,
 )
 from decant.schemas.records.padded import allocate_targets, clear_targets, fill_targets
-from decant.schemas.records.rows import decode_row
+from decant.schemas.records.rows import ROW_FIELDS, decode_row
 from decant.schemas.targets.prior import COUNTS, SUMS, TailPrior, log_prior
 
 if TYPE_CHECKING:
     from decant.schemas.reading.signal_arrays import SignalArrays
 
-ROW_FIELDS = ("tokens", "segment_ids", "positions", "loss_mask")
-
 
 def open_cache(path: str | Path) -> "Cache":
-    """Open the sealed cache at `path`, reading nothing but its manifest.
+    """Open the sealed cache at `path`. Only manifests are read.
 
-    Raises ValueError with the reason if it is unsealed, not a cache, of another format version,
-    its manifest is damaged, or a part in another cache that it refers to is gone.
+    Raises ValueError with the reason if the cache is unsealed, not a cache or of another format
+    version, if its manifest is damaged, or if it refers to a part of another cache that is gone.
     """
     path = Path(path)
     return Cache(path, refresh_parts(path, read_manifest(path)))
 
 
 class Cache:
-    """A sealed cache. Row numbers run over parts and units, in the manifest's order."""
+    """A sealed cache. Row numbers run from 0 over all parts and units, in manifest order."""
 
     def __init__(self, path: Path, manifest: Manifest):
         self.path = path
         self.manifest = manifest
-        # All below is of this process: see __reduce__.
+        # The attributes below belong to this process: see __reduce__.
         self._readers = RecordReaders()
         self._paths: dict[tuple[int, str], Path] = {}
         self._tables_of: dict[str, Tables] = {}
@@ -58,10 +56,12 @@ class Cache:
         ]
         counts = [unit.rows for _, _, unit in self._units]
         self._first_row = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        self._forgotten = {part.path: Forgetting(part) for part in manifest.parts if part.forgotten}
+        self._forgotten = {
+            part.path: ForgottenDocuments(part) for part in manifest.parts if part.forgotten
+        }
 
     def __reduce__(self) -> tuple:
-        # Worker processes get the manifest and open files of their own, as they need them.
+        # A worker process gets the manifest and opens its own files when it needs them.
         return type(self), (self.path, self.manifest)
 
     def __len__(self) -> int:
@@ -69,12 +69,14 @@ class Cache:
 
     @property
     def tokenizer_path(self) -> Path:
-        """Directory with the tokenizer, its chat template and the teacher's config."""
+        """Directory of the tokenizer, its chat template and the teacher's config."""
         return self.path / TOKENIZER
 
     def rows(self, split: Literal["train", "heldout"] | None = None) -> np.ndarray:
-        """Numbers of the rows of a split (int64), or of all rows; without those of which every
-        document is forgotten."""
+        """Row numbers of a split, or of all rows: int64 [rows].
+
+        Rows that hold only forgotten documents are left out.
+        """
         ranges = [
             np.arange(self._first_row[i], self._first_row[i + 1])
             for i, (_, _, unit) in enumerate(self._units)
@@ -101,23 +103,26 @@ class Cache:
         *,
         decode: bool = True,
     ) -> dict[str, np.ndarray]:
-        """Rows with their signals, in the order asked for, each array with leading axis n.
+        """The rows with these numbers and their signals: arrays by name, [n, …] with n = len(rows).
 
-        Always: tokens, segment_ids, positions int32 and loss_mask bool [n, S]. With `logits`:
-        topk_ids int32 and topk_logprobs float32 [n, S, k], tail_logmass float32 [n, S, nodes], in
-        nats; positions that are not scored hold id 0 and −inf. If there are draws from the tail:
-        tail_ids int32, tail_logprobs and tail_logweights float32 [n, S, m], logweights −log(m·r(v))
-        of the proposal r; where there is no draw, id 0 and −inf. A row that capture skipped has
-        no scored position.
+        Always: tokens, segment_ids and positions int32 [n, S], loss_mask bool [n, S].
 
-        With `hidden/12`: [n, S, width], bfloat16 as stored or float32 of int8; of a signal with
-        `directions` these are the states times them. With `attention/3`: [n, heads, S, S], query
-        before key, bfloat16 as stored or float32 of uint8-log. Padding is zero in both. Without
-        `decode`, codes as they are stored: int8 with `hidden/12-scale` float32 [n, S], uint8; for
-        who decodes on a device, see schemas.targets.hidden and schemas.targets.attention.
+        `logits` adds topk_ids int32 [n, S, k], topk_logprobs float32 [n, S, k] and tail_logmass
+        float32 [n, S, nodes], in nats. Positions without a target hold id 0 and −inf. If the cache
+        stores tail draws, `logits` also adds tail_ids int32, tail_logprobs float32 and
+        tail_logweights float32, all [n, S, m]. A log-weight is −log(m·r(v)) with proposal r. Id 0
+        and −inf mark a missing draw. A row that capture skipped has no scored position.
 
-        IndexError for a row that does not exist, ValueError for a signal that the cache does not
-        hold or a damaged file.
+        `hidden/12` adds states [n, S, width]: bfloat16 if stored so, float32 if stored as int8. A
+        signal with `directions` holds the states times those. `attention/3` adds maps
+        [n, heads, S, S] (query, key): bfloat16 if stored so, float32 if stored as uint8-log.
+        Padding is zero in both.
+
+        decode=False returns the stored codes instead: int8 with `hidden/12-scale` float32 [n, S],
+        and uint8. `targets/hidden.py` and `targets/attention.py` decode them on a device.
+
+        Raises IndexError for a row that does not exist; ValueError for a signal that the cache does
+        not hold, or for a damaged file.
         """
         numbers = np.asarray(rows, np.int64)
         self._require_rows(numbers)
@@ -125,20 +130,20 @@ class Cache:
         out = self._allocate(len(numbers), signals)
         at = np.searchsorted(self._first_row, numbers, side="right") - 1
         offsets = numbers - self._first_row[at]
-        # TensorStore's threads read arrays while this one decodes records: a thread of Python's own
-        # would only take turns with it.
+        # TensorStore's threads read arrays while this thread decodes records. A Python thread would
+        # only take turns with this one.
         arrays = [
             self._arrays_of(name).start(at, offsets, decode=decode)
             for name in signals
             if "/" in name
         ]
-        keys, forgotten = self._put_rows(at, offsets, out)
+        keys, forgotten = self._fill_rows(at, offsets, out)
         if LOGITS in signals:
-            self._put_logits(at, offsets, keys, out)
+            self._fill_logits(at, offsets, keys, out)
         for slot, (index, offset) in enumerate(zip(at.tolist(), offsets.tolist(), strict=True)):
             *_, unit = self._units[index]
             if offset in unit.skipped_rows:
-                # It keeps its tokens but is scored nowhere, whichever signal had the NaN.
+                # The row keeps its tokens but has no target, whichever signal had the NaN.
                 out["loss_mask"][slot] = False
         for finish in arrays:
             out |= finish()
@@ -147,8 +152,10 @@ class Cache:
         return out
 
     def origins(self, row: int) -> list[tuple[str, int, int]]:
-        """Of each segment of a row that is not forgotten: the name of its source, the document's
-        place in it as in records.rows.Segment, and its first token counted from the document's."""
+        """(source name, document, start) of each segment of a row that is not forgotten.
+
+        `document` and `start` are as in `records.rows.Segment`.
+        """
         numbers = np.array([row])
         self._require_rows(numbers)
         at = np.searchsorted(self._first_row, numbers, side="right") - 1
@@ -164,24 +171,24 @@ class Cache:
         ]
 
     def directions(self, name: str) -> np.ndarray | None:
-        """What `hidden/12` was projected onto, float32 [teacher's width, width], by falling
-        variance; None if its states are whole. ValueError if the cache does not hold the signal.
+        """Principal directions of the hidden signal `name`: float32 [teacher_width, width].
 
-        They belong to a part: ValueError if parts disagree.
+        Columns have descending variance. None if the states are stored at full width. ValueError if
+        the cache does not hold the signal, or if its parts hold different directions.
         """
         self._require_signals([name])
-        found = []
+        matrices = []
         for part in self._directories():
             file = getattr(part.signals[name], "directions", None)
             if file:
                 sha256 = part.statistics[file]
-                found.append(load_statistic(self.path / part.path, file, sha256=sha256))
-        if any(not np.array_equal(found[0], other) for other in found[1:]):
-            raise ValueError(f"{self.path}: the parts have other directions of {name} each")
-        return found[0] if found else None
+                matrices.append(load_statistic(self.path / part.path, file, sha256=sha256))
+        if any(not np.array_equal(matrices[0], other) for other in matrices[1:]):
+            raise ValueError(f"{self.path}: its parts hold different directions of {name}")
+        return matrices[0] if matrices else None
 
     def _arrays_of(self, name: str) -> "SignalArrays":
-        # Imported at the first use: who reads logits alone does not load TensorStore.
+        # Imported at first use, so that reading only logits does not load TensorStore.
         from decant.schemas.reading.signal_arrays import SignalArrays
 
         if name not in self._arrays:
@@ -189,8 +196,8 @@ class Cache:
         return self._arrays[name]
 
     def _records(self, name: str, at: np.ndarray, offsets: np.ndarray) -> list[tuple[bytes, str]]:
-        """The record of each row and its name in errors, of rows `offsets` of units `at`."""
-        found: list[Any] = [None] * len(at)
+        """(record, its name in errors) of each row: row `offsets[i]` of unit `at[i]`."""
+        named_records: list[Any] = [None] * len(at)
         for index in np.unique(at).tolist():
             *_, unit = self._units[index]
             path = self._record_file(index, name)
@@ -199,21 +206,20 @@ class Cache:
             expected = unit.files[name]
             records = self._readers.read(path, rows, expected=expected)
             for slot, row, record in zip(slots, rows, records, strict=True):
-                found[slot] = record, f"{path} record {row}"
-        return found
+                named_records[slot] = record, f"{path} record {row}"
+        return named_records
 
     def _record_file(self, index: int, name: str) -> Path:
-        # Kept: to make a path takes as long as to read a record.
+        # Cached: making a path takes as long as reading a record.
         if (index, name) not in self._paths:
             part, number, _ = self._units[index]
             self._paths[index, name] = PartLayout(self.path / part.path).records(name, number)
         return self._paths[index, name]
 
-    def _put_rows(
+    def _fill_rows(
         self, at: np.ndarray, offsets: np.ndarray, out
     ) -> tuple[list[bytes], dict[int, np.ndarray]]:
-        """Puts tokens and the like into `out`; the rows' keys, and positions of forgotten documents
-        by slot."""
+        """Fill the row fields of `out`. Returns row keys and, by slot, forgotten positions."""
         keys, forgotten = [], {}
         for slot, (record, where) in enumerate(self._records(ROWS, at, offsets)):
             row, key = decode_row(record, where=where)
@@ -222,12 +228,12 @@ class Cache:
             keys.append(key)
             if self._forgotten:
                 part, *_ = self._units[int(at[slot])]
-                known = self._forgotten.get(part.path)
-                if known and (gone := known.positions(row)).any():
+                lookup = self._forgotten.get(part.path)
+                if lookup and (gone := lookup.positions(row)).any():
                     forgotten[slot] = gone
         return keys, forgotten
 
-    def _put_logits(self, at: np.ndarray, offsets: np.ndarray, keys: list[bytes], out) -> None:
+    def _fill_logits(self, at: np.ndarray, offsets: np.ndarray, keys: list[bytes], out) -> None:
         records = [
             open_logits(record, where=where) for record, where in self._records(LOGITS, at, offsets)
         ]
@@ -239,12 +245,12 @@ class Cache:
         clear_targets(out, np.flatnonzero(~scored))
         parts = [self._units[index][0] for index in at.tolist()]
         for part in {part.path: part for part in parts}.values():
-            # By path: several parts of one directory have its tables in common.
-            slots = [slot for slot, its in enumerate(parts) if its.path == part.path]
-            for some in group_for_decoding([records[slot] for slot in slots]):
-                self._put_targets(part, {slots[i]: records[slots[i]] for i in some}, out)
+            # By path, because parts of one directory share its tables.
+            slots = [slot for slot, other in enumerate(parts) if other.path == part.path]
+            for group in group_for_decoding([records[slot] for slot in slots]):
+                self._fill_targets(part, {slots[i]: records[slots[i]] for i in group}, out)
 
-    def _put_targets(self, part: Part, records: dict[int, LogitsRecord], out) -> None:
+    def _fill_targets(self, part: Part, records: dict[int, LogitsRecord], out) -> None:
         targets = decode_logits(
             list(records.values()),
             tables=self._tables(part),
@@ -255,19 +261,21 @@ class Cache:
         fill_targets(out, np.concatenate(places), targets=targets, nodes=self.manifest.betas)
 
     def tail_prior(self) -> np.ndarray:
-        """log π at the nodes `targets.BETAS`: float32 [7, vocabulary], of all parts as one.
+        """log π of the tail prior at each of `BETAS`, over all parts: float32 [7, vocabulary].
 
-        See decant.schemas.targets.prior. ValueError if a part was captured without one.
+        `targets/prior.py` defines π. ValueError if a part was captured without a tail prior.
         """
         return log_prior(self.tail_priors())
 
     def tail_priors(self) -> list[TailPrior]:
-        """What `tail_prior` is made of, by directory of parts: several caches of one teacher can be
-        pooled."""
+        """The sums and counts behind `tail_prior`, one per directory of parts.
+
+        `log_prior` can pool those of several caches of one teacher.
+        """
         return [self._tail_prior_of(part) for part in self._directories()]
 
     def _directories(self) -> list[Part]:
-        """A part of each directory: what calibration froze is there once."""
+        """One part per directory, because parts of one directory share its statistics."""
         return list({part.path: part for part in reversed(self.manifest.parts)}.values())[::-1]
 
     def _tail_prior_of(self, part: Part) -> TailPrior:
@@ -298,8 +306,8 @@ class Cache:
         return self._tables_of[part.path]
 
     def logits_bytes(self, rows: Sequence[int] | np.ndarray) -> dict[str, int]:
-        """Bytes of these rows' logits records by what they hold, see records.logits.field_bytes."""
-        found: Counter[str] = Counter()
+        """Bytes of these rows' logits records by field; keys as in `records.logits.field_bytes`."""
+        sizes: Counter[str] = Counter()
         for number in rows:
             at = int(np.searchsorted(self._first_row, number, side="right")) - 1
             *_, unit = self._units[at]
@@ -307,8 +315,8 @@ class Cache:
             offset = int(number - self._first_row[at])
             expected = unit.files[LOGITS]
             (record,) = self._readers.read(path, [offset], expected=expected)
-            found.update(field_bytes(record, where=f"{path} record {offset}"))
-        return dict(found)
+            sizes.update(field_bytes(record, where=f"{path} record {offset}"))
+        return dict(sizes)
 
     def _require_rows(self, numbers: np.ndarray) -> None:
         outside = numbers[(numbers < 0) | (numbers >= len(self))]

@@ -1,7 +1,7 @@
-"""Documents that must never be read again: where a row holds them, and reading as if it did not.
+"""Forgotten documents: find their positions in a row, and blank these when reading.
 
-What is forgotten stands in the manifest. Nothing of it leaves `Cache.read`: its positions are
-padding without target, state or map. Other documents of the row keep their places.
+The manifest lists forgotten documents. `Cache.read` returns their positions as padding, without
+target, state or map. Other documents of the row keep their positions.
 """
 
 from collections.abc import Sequence
@@ -12,47 +12,51 @@ from jaxtyping import Bool
 from decant.schemas.disk.layout import LOGITS, ROWS
 from decant.schemas.manifest.manifest import Part
 from decant.schemas.records.padded import clear_targets
-from decant.schemas.records.rows import PADDING, Row
-
-_ROW = ("tokens", "segment_ids", "positions", "loss_mask")
+from decant.schemas.records.rows import PADDING, ROW_FIELDS, Row
 
 
-class Forgetting:
-    """What a part has forgotten, for looking up."""
+class ForgottenDocuments:
+    """Look-up of one part's forgotten documents."""
 
     def __init__(self, part: Part):
         self._sources = np.array([f.source for f in part.forgotten if f.document is None], np.int64)
         self._documents = {(f.source, f.document) for f in part.forgotten}
 
     def segments(self, origins: np.ndarray) -> Bool[np.ndarray, " segments"]:
-        """Which of a row's segments are of forgotten documents."""
+        """Which segments belong to forgotten documents, from a row's `origins`."""
         places = origins[:, :2].tolist()
         one_by_one = [(source, document) in self._documents for source, document in places]
         return np.array(one_by_one, bool) | np.isin(origins[:, 0], self._sources)
 
     def positions(self, row: Row) -> Bool[np.ndarray, " time"]:
-        """Which positions of a row are."""
+        """Which positions of a row belong to forgotten documents."""
         gone = np.concatenate([[False], self.segments(row.origins)])
         return gone[row.segment_ids]
 
 
 def is_wholly_forgotten(row: Row, forgotten: Bool[np.ndarray, " time"]) -> bool:
-    """Whether all of the row that is not padding is forgotten."""
+    """Whether a row holds nothing but forgotten documents and padding.
+
+    `forgotten` marks the positions of forgotten documents.
+    """
     return bool(forgotten[row.segment_ids != PADDING].all())
 
 
 def erase(
     out: dict[str, np.ndarray], slot: int, forgotten: np.ndarray, *, signals: Sequence[str]
 ) -> None:
-    """Clear the positions in what was read of these signals (or `rows`) for one row."""
+    """Clear the `forgotten` positions of row `slot` in the arrays of `Cache.read`, in place.
+
+    `signals` names what to clear: signals, or `rows` for the row fields.
+    """
     for name in signals:
         if name == ROWS:
-            for field in _ROW:
+            for field in ROW_FIELDS:
                 out[field][slot, forgotten] = 0
         elif name == LOGITS:
             clear_targets(out, slot * len(forgotten) + np.flatnonzero(forgotten))
         elif name.startswith("attention/"):
-            # Keys of a segment are seen by its own queries alone.
+            # Clearing queries is enough: only queries of the same segment see a segment's keys.
             out[name][slot][:, forgotten] = 0
         else:
             out[name][slot, forgotten] = 0

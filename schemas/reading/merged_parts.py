@@ -1,7 +1,8 @@
-"""Parts that lie in other caches: what they hold now, by the manifest of the cache they belong to.
+"""Parts of a merged cache that lie in other caches, brought up to date with those caches.
 
-A merged cache names such a part and what it held. The other cache goes on living: it may gain
-signals and forget documents, which a merged cache forgets with it. What it has lost is an error.
+A merged cache refers to a part of another cache and lists the part's contents at merging. Later the
+other cache may gain signals and forget documents; the merged cache then forgets these documents
+too. If the other cache lost the part or a listed signal, opening the merged cache fails.
 """
 
 import dataclasses
@@ -12,16 +13,15 @@ from decant.schemas.disk.layout import MANIFEST, PARTS, PartLayout
 from decant.schemas.manifest.manifest import Manifest, Part, read_manifest
 
 
-def owner(place: Path) -> Path:
-    """The cache that the part at `place` belongs to."""
+def _cache_of(place: Path) -> Path:
+    """The cache directory of the part directory `place`."""
     return place.parents[len(Path(PARTS).parts)]
 
 
 def refresh_parts(cache: Path, manifest: Manifest) -> Manifest:
-    """The manifest with its parts in other caches as they are now.
+    """The manifest of `cache` with its parts in other caches as those caches hold them now.
 
-    ValueError that names the part if it is not where it was, if another lies there, or if it has
-    lost a signal.
+    ValueError naming the part if it was moved or replaced, or if it lost a signal.
     """
     if not any(part.in_other_cache for part in manifest.parts):
         return manifest
@@ -33,16 +33,16 @@ def refresh_parts(cache: Path, manifest: Manifest) -> Manifest:
 
 def _refresh_part(cache: Path, part: Part) -> Part:
     place = (cache / part.path).resolve()
-    plan, home = PartLayout(place).plan, owner(place)
+    plan, home = PartLayout(place).plan, _cache_of(place)
     if not plan.is_file() or not (home / MANIFEST).is_file():
         raise ValueError(
-            f"{cache}: refers to a part of another cache, {place}, which is not there. Bring it "
-            "back (the caches move together, keeping their relative places), or merge again"
+            f"{cache}: refers to a part of another cache, {place}, which is missing. Bring it "
+            "back (move the caches together, so that relative paths stay valid), or merge again"
         )
-    if (found := file_sha256(plan)) != part.plan_sha256:
+    if (sha256 := file_sha256(plan)) != part.plan_sha256:
         raise ValueError(
-            f"{plan}: sha256 {found[:12]}, but {cache} refers to a part with "
-            f"{part.plan_sha256[:12]}: another capture lies there now. Bring the old one back, or "
+            f"{plan}: sha256 {sha256[:12]}, but {cache} refers to a part with "
+            f"{part.plan_sha256[:12]}: it now holds another capture. Restore the old one, or "
             "merge again"
         )
     now = next(
@@ -61,10 +61,10 @@ def _refresh_part(cache: Path, part: Part) -> Part:
                 f"{cache}: refers to {name} of {place}, which was removed from {home}; capture it "
                 "there again, or merge again without it"
             )
-    files = tuple(
-        dataclasses.replace(there, files={name: there.files[name] for name in unit.files})
-        for unit, there in zip(part.units, now.units, strict=True)
+    units = tuple(
+        dataclasses.replace(new, files={name: new.files[name] for name in unit.files})
+        for unit, new in zip(part.units, now.units, strict=True)
     )
     return dataclasses.replace(
-        part, units=files, forgotten=now.forgotten, forgotten_rows=now.forgotten_rows
+        part, units=units, forgotten=now.forgotten, forgotten_rows=now.forgotten_rows
     )

@@ -1,4 +1,4 @@
-"""A signal that is stored in arrays, read by row: hidden states or attention maps of all parts."""
+"""Read one signal's arrays by row over all parts: hidden states or attention maps."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from decant.schemas.targets.hidden import decode_int8
 
 
 class SignalArrays:
-    """Opens each part's arrays at the first row that is read of them."""
+    """The arrays of one signal; a part's arrays are opened when a row of that part is read."""
 
     def __init__(self, cache: Path, manifest: Manifest, name: str):
         signal = manifest.signals[name]
@@ -27,7 +27,7 @@ class SignalArrays:
         self._manifest = manifest
         self._name = name
         self._signal = signal
-        # As the cache counts units: over all parts.
+        # Units are numbered over all parts, as in `Cache`.
         counts = [len(part.units) for part in manifest.parts]
         self._first_unit = np.concatenate([[0], np.cumsum(counts)])
         self._numbers = [np.array(part.unit_numbers) for part in manifest.parts]
@@ -36,10 +36,10 @@ class SignalArrays:
     def start(
         self, units: np.ndarray, offsets: np.ndarray, *, decode: bool
     ) -> Callable[[], dict[str, np.ndarray]]:
-        """Begin to read the rows `offsets` of `units` (numbered over all parts).
+        """Begin to read row `offsets[i]` of unit `units[i]` (numbered over all parts).
 
-        What is returned waits for them: an array [rows, …] or, of int8 states that are not decoded,
-        the scales beside it.
+        The returned function waits for the reads and gives the arrays by name: one [rows, …], or for
+        int8 states that are not decoded two, codes and scales.
         """
         out = {
             name: np.empty((len(units), *spec.row), spec.numpy_dtype)
@@ -70,7 +70,7 @@ class SignalArrays:
         return out
 
     def _readers(self, part: Part) -> dict[str, ArrayReader]:
-        # Parts of one directory have its arrays in common, but other units' commits.
+        # Parts of one directory share its arrays but have different units and commits.
         key = (part.path, part.numbers)
         if key not in self._of_part:
             layout = PartLayout(self._cache / part.path)
@@ -102,7 +102,7 @@ class SignalArrays:
     def _committed(
         self, layout: PartLayout, unit: int, sealed: FileEntry
     ) -> dict[str, Sequence[Shard]]:
-        """The files of a unit, by array name. ValueError if its commit is not the sealed one."""
+        """The files of a unit, by array name. ValueError unless the manifest names its commit."""
         path = layout.commit(self._name, unit)
         if not path.is_file():
             raise ValueError(f"{path}: the commit of {self._name}, unit {unit}, is missing")

@@ -1,4 +1,4 @@
-"""Rows of one unit, read back as they were tokenised."""
+"""Read the rows of one unit, before or after sealing."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +12,18 @@ from decant.schemas.records.rows import Row, decode_row
 def read_unit_rows(
     part: Path, number: int, unit: Unit, *, offsets: Sequence[int] | None = None
 ) -> list[Row]:
-    """The rows at `offsets` of unit `number`, or all. ValueError naming what is damaged."""
+    """The rows of unit `number` of a part directory, at `offsets` or all.
+
+    ValueError naming the file or record that is damaged.
+    """
     path = PartLayout(part).records(ROWS, number)
-    wanted = range(unit.rows) if offsets is None else offsets
-    records = RecordReaders().read(path, wanted, expected=unit.files[ROWS])
+    numbers = range(unit.rows) if offsets is None else offsets
+    records = RecordReaders().read(path, numbers, expected=unit.files[ROWS])
     rows = []
-    for offset, record in zip(wanted, records, strict=True):
+    for offset, record in zip(numbers, records, strict=True):
         where = f"{path} record {offset}"
         row, key = decode_row(record, where=where)
         if row.key != key:
-            raise ValueError(f"{where}: holds other tokens than its row key names")
+            raise ValueError(f"{where}: its tokens do not match its row key")
         rows.append(row)
     return rows

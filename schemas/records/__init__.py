@@ -1,1 +1,1 @@
-"""One record a row: tokens, logits, and logits padded to arrays."""
+"""One record per row: tokens or logits; and logits padded to arrays."""

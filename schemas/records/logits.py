@@ -1,4 +1,4 @@
-"""A logits record: which positions of a row are scored, how many ids each, and the coded fields."""
+"""A logits record: bitmap of scored positions, ids per position (k), and the encoded fields."""
 
 import struct
 from collections import defaultdict
@@ -12,7 +12,7 @@ from decant.schemas.codecs import Profile, Tables
 from decant.schemas.disk.frames import Block, Frame, Kind, unpack
 from decant.schemas.targets.targets import Targets
 
-_SCORED, _COUNTS = 16, 17  # below 16: the codecs' fields
+_SCORED, _COUNTS = 16, 17  # field ids below 16 belong to codecs
 _BITMAP, _UNIFORM = 0, 1
 _ENTRIES_AT_ONCE = 1 << 17
 
@@ -26,7 +26,10 @@ def encode_logits(
     tables: Tables,
     vocabulary: int,
 ) -> bytes:
-    """The record of one row. `scored` bool [S]; `targets` has one entry per True."""
+    """The record of one row. `scored` is bool [S]; `targets` has one entry per True in it.
+
+    ValueError for targets that the codec cannot store, such as NaN.
+    """
     assert len(targets) == scored.sum(), "one target for each scored position"
     blocks = (
         Block(_SCORED, _BITMAP, np.packbits(scored).tobytes()),
@@ -37,7 +40,7 @@ def encode_logits(
 
 
 def field_bytes(data: bytes, *, where: str) -> dict[str, int]:
-    """Bytes of a record by what they hold: "top-k", "tail", "draws" and "framing"."""
+    """Bytes of a record by content: "top-k", "tail", "draws" and "framing"."""
     frame = unpack(data, kind=Kind.LOGITS, where=where)
     names = {codecs.TOPK: "top-k", codecs.TAIL: "tail", codecs.DRAWS: "draws"}
     sizes = {names[b.field]: len(b.payload) for b in frame.blocks if b.field in names}
@@ -46,7 +49,7 @@ def field_bytes(data: bytes, *, where: str) -> dict[str, int]:
 
 @dataclass(frozen=True, eq=False)
 class LogitsRecord:
-    """A record whose targets are still coded. `where` is its name in errors."""
+    """A record with its fields still encoded. `where` is its name in errors."""
 
     where: str
     row_key: bytes
@@ -57,12 +60,12 @@ class LogitsRecord:
 
     @property
     def positions(self) -> int:
-        """How many are scored."""
+        """Number of scored positions."""
         return int(np.count_nonzero(self.scored))
 
 
 def open_logits(data: bytes, *, where: str) -> LogitsRecord:
-    """The record in `data`.
+    """The record in `data`, its fields not yet decoded.
 
     ValueError that begins with `where` if it is truncated, altered or newer than this release.
     """
@@ -80,24 +83,25 @@ def open_logits(data: bytes, *, where: str) -> LogitsRecord:
 
 
 def group_for_decoding(records: Sequence[LogitsRecord]) -> Iterator[list[int]]:
-    """Numbers of the records that are best decoded together; those without targets are left out.
+    """Groups of records to decode together, as indices. Records without targets are left out.
 
-    They are of one form, and few enough for their arrays to stay in the processor's cache.
+    A group has one `codecs.group_key`, and few enough records for their arrays to stay in the
+    processor's cache.
     """
-    by_form = defaultdict(list)
+    by_key = defaultdict(list)
     for number, record in enumerate(records):
         if record.positions:
-            by_form[record.k, codecs.group_key(record.fields)].append(number)
-    for (k, _), numbers in by_form.items():
+            by_key[record.k, codecs.group_key(record.fields)].append(number)
+    for (k, _), numbers in by_key.items():
         at_once = max(1, _ENTRIES_AT_ONCE // (k * len(records[0].scored)))
         for first in range(0, len(numbers), at_once):
             yield numbers[first : first + at_once]
 
 
 def decode_logits(records: Sequence[LogitsRecord], *, tables: Tables, vocabulary: int) -> Targets:
-    """The targets of all scored positions, record after record, which are of one form.
+    """The targets of all scored positions of one group of records, record after record.
 
-    ValueError that begins with the name of the record that is damaged or newer than this release.
+    ValueError that begins with the name of a record that is damaged or newer than this release.
     """
     try:
         return codecs.decode(
@@ -110,6 +114,6 @@ def decode_logits(records: Sequence[LogitsRecord], *, tables: Tables, vocabulary
     except ValueError as error:
         if len(records) == 1:
             raise ValueError(f"{records[0].where}: {error}") from error
-        for record in records:  # whichever it is fails alone as well
+        for record in records:  # decoded alone, the faulty record fails and is named
             decode_logits([record], tables=tables, vocabulary=vocabulary)
         raise

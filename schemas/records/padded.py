@@ -1,4 +1,4 @@
-"""Targets of many rows as arrays [n, S, …]: what `Cache.read` returns of `logits`."""
+"""Targets of many rows as padded arrays [n, S, …], as `Cache.read` returns them for `logits`."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from decant.schemas.signals import TargetSpec
 from decant.schemas.targets.draws import logweights
 from decant.schemas.targets.targets import Targets
 
-_NOTHING = {
+_ABSENT = {
     "topk_ids": 0,
     "topk_logprobs": -np.inf,
     "tail_logmass": -np.inf,
@@ -17,14 +17,14 @@ _NOTHING = {
     "tail_logprobs": -np.inf,
     "tail_logweights": -np.inf,
 }
-"""What stands where there is no target."""
+"""The value of each array where a position has no target."""
 _SHORT = 16
-"""Positions a run below which one look-up of all is faster than copying run after run."""
+"""With fewer positions per run, one indexed copy is faster than a copy per run."""
 
 
 def allocate_targets(n: int, *, length: int, spec: TargetSpec) -> dict[str, np.ndarray]:
-    """The arrays, not filled: ids int32, all others float32."""
-    widths = dict.fromkeys(_NOTHING, spec.draws)
+    """Uninitialised arrays for `n` rows of `length` positions: ids int32, all others float32."""
+    widths = dict.fromkeys(_ABSENT, spec.draws)
     widths |= {"topk_ids": spec.k, "topk_logprobs": spec.k, "tail_logmass": len(spec.betas)}
     return {
         name: np.empty((n, length, width), np.int32 if name.endswith("ids") else np.float32)
@@ -40,7 +40,10 @@ def fill_targets(
     targets: Targets,
     nodes: tuple[float, ...],
 ) -> None:
-    """Fill in the targets of positions, which `places` counts over all rows."""
+    """Copy `targets` into the arrays `out`; target i goes to position `places[i]`.
+
+    Positions are numbered over all rows: slot · S + position. `nodes` are the β of `tail_logmass`.
+    """
     values = {
         "topk_ids": targets.ids,
         "topk_logprobs": targets.logprobs,
@@ -52,23 +55,23 @@ def fill_targets(
     flat = _flat(out)
     runs = _runs(places)
     for name, array in flat.items():
-        found = values.get(name)
-        if found is None or found.shape[1] < array.shape[1]:
-            array[places] = _NOTHING[name]  # fewer are stored here than elsewhere in the cache
-        if found is not None:
-            of_array = array[:, : found.shape[1]]
-            for there, here in runs:
-                of_array[there] = found[here]
+        stored = values.get(name)
+        if stored is None or stored.shape[1] < array.shape[1]:
+            array[places] = _ABSENT[name]  # this part stores fewer entries than another part
+        if stored is not None:
+            columns = array[:, : stored.shape[1]]
+            for target, source in runs:
+                columns[target] = stored[source]
 
 
 def clear_targets(out: Mapping[str, np.ndarray], places: Int[np.ndarray, " positions"]) -> None:
-    """Fill in positions that have no target."""
+    """Mark the positions `places` (numbered as in `fill_targets`) as having no target."""
     for name, array in _flat(out).items():
-        array[places] = _NOTHING[name]
+        array[places] = _ABSENT[name]
 
 
 def _runs(places: Int[np.ndarray, " positions"]) -> list[tuple[slice | np.ndarray, slice]]:
-    """Where neighbouring positions go, and which they are: of rows of text, a run a document."""
+    """(target positions, source indices) of each run of neighbours; text has a run per document."""
     ends = [*(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)]
     if len(ends) * _SHORT > len(places):
         return [(places, slice(None))]
@@ -81,5 +84,5 @@ def _runs(places: Int[np.ndarray, " positions"]) -> list[tuple[slice | np.ndarra
 
 
 def _flat(out: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Views of those arrays that are of `logits`, [all positions, width]."""
-    return {name: out[name].reshape(-1, out[name].shape[2]) for name in _NOTHING if name in out}
+    """Views [n·S, width] of the arrays of `logits` in `out`."""
+    return {name: out[name].reshape(-1, out[name].shape[2]) for name in _ABSENT if name in out}

@@ -1,7 +1,7 @@
-"""What one training row means: tokens, segments, positions, and which position has a target.
+"""One training row: its tokens, segments and positions, and which positions have a target.
 
-This module owns the shift: **position t is scored against token t + 1**, and `loss_mask[t]`
-says whether it is. Nobody else moves anything by one.
+This module owns the shift by one: **position t is scored against token t + 1**, and `loss_mask[t]`
+says whether it is scored. No other module shifts anything.
 """
 
 import hashlib
@@ -17,11 +17,13 @@ from decant.schemas.disk.frames import Block, Frame, Kind, unpack
 _TOKENS, _SEGMENTS, _MASK, _ORIGINS = 1, 2, 3, 4
 _RAW, _ZSTD_U16, _ZSTD_U32 = 0, 1, 2
 PADDING = 0
-"""Segment id of padding; its token id is 0 as well and it is never scored."""
+"""Segment id of padding. Padding has token id 0 and no target."""
+ROW_FIELDS = ("tokens", "segment_ids", "positions", "loss_mask")
+"""The arrays of a row that readers get."""
 
 
 class _Zstd(threading.local):
-    """Made once a thread: to make one takes as long as the rest of a row."""
+    """One decompressor per thread; making one takes as long as decoding the rest of a row."""
 
     def __init__(self):
         self.decompressor = zstandard.ZstdDecompressor()
@@ -32,12 +34,14 @@ _zstd = _Zstd()
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of one document inside a row, and where it came from.
+    """A piece of one document inside a row, and its origin.
 
-    `tokens` int32 [n]; `counted` bool [n]: whether the token is learned from (all of a text).
-    `source` numbers the part's sources; `document` is the byte offset of the document in it (in a
-    table, the number of records before it);
-    `start` is the piece's first token counted from the document's first.
+    `tokens` int32 [n].
+    `counted` bool [n]: whether the token can be a label. True for all tokens of plain text.
+    `source`: index into the part's sources.
+    `document`: byte offset of the document in its source; in a table, the number of records before
+    it.
+    `start`: index in the document of the piece's first token.
     """
 
     tokens: np.ndarray
@@ -51,8 +55,11 @@ class Segment:
 class Row:
     """One training sequence of S positions.
 
-    `tokens`, `segment_ids` (from 1; 0 is padding), `positions` (restart per segment) int32 [S];
-    `loss_mask` bool [S]; `origins` int64 [segments, 3]: source, document, start.
+    `tokens` int32 [S].
+    `segment_ids` int32 [S]: from 1; 0 is padding.
+    `positions` int32 [S]: from 0 in each segment.
+    `loss_mask` bool [S]: whether the position has a target.
+    `origins` int64 [segments, 3]: source, document, start of each segment.
     """
 
     tokens: np.ndarray
@@ -63,7 +70,7 @@ class Row:
 
     @property
     def key(self) -> bytes:
-        """First 16 bytes of sha256(tokens, segment_ids, loss_mask): the row's identity."""
+        """The row's identity: first 16 bytes of sha256(tokens, segment_ids, loss_mask)."""
         digest = hashlib.sha256()
         digest.update(self.tokens.astype("<i4").tobytes())
         digest.update(self.segment_ids.astype("<i4").tobytes())
@@ -72,12 +79,15 @@ class Row:
 
 
 def next_tokens(tokens: Any, *, xp: Any = np) -> Any:
-    """Label of every position, [..., S]: the token after it. The last is 0 and never scored."""
+    """Labels [..., S]: the token after each position. The last label is 0 and never scored.
+
+    `xp` is numpy or jax.numpy.
+    """
     return xp.concatenate([tokens[..., 1:], xp.zeros_like(tokens[..., :1])], axis=-1)
 
 
 def loss_mask(segment_ids: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Whether position t has a target: token t + 1 is of the same segment and counts."""
+    """Whether position t has a target, bool [S]: token t + 1 is in its segment and counted."""
     mask = np.zeros(len(segment_ids), bool)
     same = segment_ids[1:] == segment_ids[:-1]
     mask[:-1] = same & (segment_ids[:-1] != PADDING) & counted[1:]
@@ -85,14 +95,17 @@ def loss_mask(segment_ids: np.ndarray, counted: np.ndarray) -> np.ndarray:
 
 
 def stored_positions(segment_ids: Any, loss_mask: Any, *, xp: Any = np) -> Any:
-    """Positions whose hidden states and maps are stored, bool [..., S]: those that are scored, and
-    the last of each segment, which reads a token that may have been learned."""
+    """Positions whose hidden states and attention maps are stored, bool [..., S].
+
+    These are the scored positions and the last position of each segment, whose input token may be
+    the label of the position before. `xp` is numpy or jax.numpy.
+    """
     last = segment_ids != next_tokens(segment_ids, xp=xp)
     return (segment_ids != PADDING) & (loss_mask | last)
 
 
 def build_row(segments: list[Segment], *, length: int) -> Row:
-    """The row of S = `length` positions that holds `segments` in order, then padding."""
+    """A row of `length` positions: `segments` in order, then padding."""
     used = sum(len(segment.tokens) for segment in segments)
     assert used <= length, f"segments of {used} tokens do not fit a row of {length}"
     tokens = np.zeros(length, np.int32)
@@ -112,7 +125,7 @@ def build_row(segments: list[Segment], *, length: int) -> Row:
 
 
 def encode_row(row: Row) -> bytes:
-    """The row's record."""
+    """The record of a row."""
     wide = row.tokens.max(initial=0) >= 1 << 16
     packer = zstandard.ZstdCompressor(level=3)
     tokens = row.tokens.astype("<u4" if wide else "<u2").tobytes()
@@ -127,7 +140,10 @@ def encode_row(row: Row) -> bytes:
 
 
 def decode_row(data: bytes, *, where: str) -> tuple[Row, bytes]:
-    """The row in a record and its key. ValueError naming `where` if it is damaged."""
+    """The row in a record, and the key that the record states.
+
+    ValueError that begins with `where` if the record is damaged.
+    """
     frame = unpack(data, kind=Kind.ROW, where=where)
     length = frame.positions
     tokens = _decode_tokens(frame.block(_TOKENS, where=where), length, where=where)

@@ -1,1 +1,1 @@
-"""What a stored number means: top-k, tail mass, draws and prior; hidden states; attention maps."""
+"""The meaning of stored numbers: targets, tail draws, tail prior, hidden states, attention maps."""

@@ -72,7 +72,7 @@ def test_another_capture_in_the_place_of_a_part_is_named(place, grown):
     shutil.rmtree(place / "two")
     shutil.copytree(grown.root / "cache", place / "two")
     with pytest.raises(
-        ValueError, match=r"two/parts/0000/plan\.json: .*another capture lies there"
+        ValueError, match=r"two/parts/0000/plan\.json: .*it now holds another capture"
     ):
         open_cache(place / "merged")
 
