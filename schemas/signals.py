@@ -59,10 +59,10 @@ class HiddenSignal:
     shard_rows: int
     """Rows per file."""
     directions: str | None = None
-    """File name of the statistic with the leading principal directions, a float32
-    [teacher_width, width] matrix. Stored states are the teacher's times this matrix."""
+    """File of the statistic with the leading principal directions, float32
+    [teacher_width, width]. Stored states are the teacher's states times it."""
     variance_kept: float = 1.0
-    """Share of the layer's variance that the directions keep, measured on the calibration sample."""
+    """Share of the layer's variance that the directions keep, on the calibration sample."""
 
 
 @dataclass(frozen=True)

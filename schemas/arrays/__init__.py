@@ -1,1 +1,1 @@
-"""zarr arrays of rows, for hidden states and attention maps: layout, writing, reading."""
+"""zarr3 arrays of rows (hidden states, attention maps): their format, writing and reading."""

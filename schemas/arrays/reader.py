@@ -1,7 +1,6 @@
-"""Reading arrays of rows through TensorStore.
+"""Read arrays of rows through TensorStore.
 
-Reading is strict: rows of a file that is missing or not the committed one are an error, never a
-zero.
+A file that is missing, or that is not the committed file, is an error. It never reads as zeros.
 """
 
 import math
@@ -19,7 +18,7 @@ from decant.schemas.arrays.zarr3 import open_array, shared_context
 from decant.schemas.disk.shards import Shard, require_shard
 
 _READ_BYTES = 128 << 20
-"""At most this much of one array is being read at once, before compression."""
+"""Most bytes of one array that are being read at once, uncompressed."""
 
 
 class ArrayReader:
@@ -34,7 +33,7 @@ class ArrayReader:
         unit_rows: int,
         committed: Callable[[int], Iterable[Shard]],
     ):
-        """`name` is the array's, for errors; `committed` gives the files of a unit's commit."""
+        """`name` names the array in errors; `committed(unit)` gives the files of a unit's commit."""
         self._path = path
         self._spec = spec
         self._name = name
@@ -44,9 +43,10 @@ class ArrayReader:
         self._store: Any = None
 
     def read(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
-        """The rows at the array indices, in the order asked for: [n, *row].
+        """The rows at these array indices, in this order: [n, *row].
 
-        ValueError naming the array, the unit and the file if one is damaged, missing or another's.
+        ValueError naming the array, the unit and the file if a file is damaged, missing or not the
+        committed one.
         """
         out = np.empty((len(indices), *self._spec.row), self._spec.numpy_dtype)
         self.start(out, range(len(indices)), indices)()
@@ -55,10 +55,10 @@ class ArrayReader:
     def start(
         self, out: np.ndarray, slots: Sequence[int], indices: np.ndarray | Sequence[int]
     ) -> Callable[[], None]:
-        """Begin to read row `indices[i]` into `out[slots[i]]`, without a copy between.
+        """Begin to read row `indices[i]` into `out[slots[i]]` without an intermediate copy.
 
-        TensorStore's threads do it. What is returned waits until all is there; errors, at once or
-        then, as `read`.
+        TensorStore's threads read. The returned function waits for all rows. This call or that
+        function raises as `read` does.
         """
         indices = np.asarray(indices, np.int64)
         if self._store is None:
@@ -101,13 +101,13 @@ class ArrayReader:
 
     def _open(self) -> Any:
         file = self._path / METADATA
-        found = file.read_bytes() if file.exists() else b""
-        if found != metadata_bytes(self._spec):
+        stored = file.read_bytes() if file.exists() else b""
+        if stored != metadata_bytes(self._spec):
             raise ValueError(
-                f"{file}: {self._name}: {'not what was written' if found else 'missing'}; "
+                f"{file}: {self._name}: {'not what was written' if stored else 'missing'}; "
                 "the file was damaged or edited"
             )
-        # Resolved: of a part in another cache the path has `..`, which TensorStore does not take.
+        # Resolved, because TensorStore refuses `..`, which paths to another cache contain.
         where = {"driver": "file", "path": f"{self._path.resolve()}/"}
         return open_array(where, self._spec, context=shared_context())
 

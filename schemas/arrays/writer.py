@@ -1,7 +1,7 @@
-"""Writing arrays of rows through TensorStore.
+"""Write arrays of rows through TensorStore.
 
-A file is encoded whole, in one write, and put into place like every other file of a cache: equal
-rows are equal bytes, whoever writes them, however often, and whatever was there before.
+A file is encoded whole, in one write, and renamed into place atomically. Equal rows therefore give
+equal bytes: by any writer, on every rerun, and over any earlier file.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,8 +19,8 @@ from decant.schemas.disk.shards import Shard, describe_shard
 class ArrayWriter:
     """Writes one unit's rows of one array, in order.
 
-    Memory: up to six times a file before compression, which is `SHARD_BYTES` at most unless one row
-    is larger: one buffer fills while the other is encoded, copied out of TensorStore and written.
+    Memory: up to six times an uncompressed file, which is `SHARD_BYTES` at most unless one row is
+    larger. One buffer is filled while the other is encoded, copied out of TensorStore and written.
     """
 
     def __init__(self, path: Path, spec: ArraySpec, *, first: int):
@@ -28,8 +28,9 @@ class ArrayWriter:
         assert first % spec.shard_rows == 0, "a file would hold rows of two units"
         self._path = path
         self._spec = spec
-        # Encoded in memory: TensorStore's own lock files would have to be cleaned up, and one
-        # that a killed writer leaves is not truncated (0.1.86), so its end would become ours.
+        # Encoded in memory: TensorStore's own lock files would have to be cleaned up. TensorStore
+        # (0.1.86) also does not truncate a lock file that a killed writer left, so the old end
+        # would become the end of our file.
         memory = tensorstore.Context({"memory_key_value_store": {}}, parent=shared_context())
         self._store = open_array({"driver": "memory"}, spec, context=memory)
         self._next = first
@@ -42,7 +43,10 @@ class ArrayWriter:
         self._shards: list[Shard] = []
 
     def append(self, row: np.ndarray) -> None:
-        """Take a copy of the next row; every `shard_rows`-th one starts writing a file."""
+        """Copy the next row into the buffer. Every `shard_rows`-th row starts writing a file.
+
+        ValueError for a row of another shape or dtype.
+        """
         if row.shape != self._spec.row or row.dtype != self._spec.numpy_dtype:
             raise ValueError(
                 f"{self._path}: expected a row of {self._spec.dtype} {self._spec.row}, "
@@ -54,9 +58,9 @@ class ArrayWriter:
             self._flush()
 
     def finish(self) -> tuple[Shard, ...]:
-        """Write what is left, wait, and say what the files are."""
+        """Write the rest, wait, and return the entries of all files written."""
         if self._filled:
-            # Written too, so that the file is whole and never merged with what was there.
+            # Unused slots are written as zeros, so that no earlier file shows through.
             self._buffer[self._filled :] = 0
             self._flush()
         self._wait()
@@ -75,9 +79,9 @@ class ArrayWriter:
             rows, can_reference_source_data_indefinitely=True
         )
         writing.result()
-        return [self._put(name) for name in self._spec.shard_names(first // len(rows))]
+        return [self._write_file(name) for name in self._spec.shard_names(first // len(rows))]
 
-    def _put(self, name: str) -> Shard:
+    def _write_file(self, name: str) -> Shard:
         encoded = self._store.kvstore
         data = encoded.read(name).result().value
         encoded.write(name, None).result()

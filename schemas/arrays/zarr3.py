@@ -1,6 +1,6 @@
-"""Opening a zarr array in TensorStore, and the limits that all arrays of a process share.
+"""Open a zarr array in TensorStore, with limits that all arrays of a process share.
 
-TensorStore aborts a process that forks after importing it: start processes with `spawn`.
+TensorStore aborts a process that forks after importing it; start processes with `spawn`.
 """
 
 import functools
@@ -15,16 +15,16 @@ _INDEX_CACHE_BYTES = 64 << 20
 
 
 def open_array(kvstore: dict[str, str], spec: ArraySpec, *, context: Any) -> Any:
-    """The TensorStore at `kvstore`. Metadata that is there is not asked: the spec decides."""
+    """The array at `kvstore`. `spec` decides its metadata; stored metadata is not read."""
     return tensorstore.open(
         {
             "driver": "zarr3",
             "kvstore": kvstore,
             "metadata": metadata(spec),
-            # Rows of zeros would otherwise not be written, and missing ones read as the fill.
+            # Otherwise rows of zeros would not be written and missing rows would read as the fill.
             "store_data_equal_to_fill_value": True,
             "fill_missing_data_reads": False,
-            # A sealed cache does not change: indices are read once.
+            # A sealed cache does not change, so each index is read once.
             "recheck_cached_data": False,
             "recheck_cached_metadata": False,
             "metadata_cache_pool": "cache_pool#indices",
@@ -37,17 +37,17 @@ def open_array(kvstore: dict[str, str], spec: ArraySpec, *, context: Any) -> Any
 
 @functools.cache
 def shared_context() -> Any:
-    """Limits that all arrays of a process share."""
+    """The TensorStore context with the limits that all arrays of a process share."""
     processors = os.cpu_count() or 1
     return tensorstore.Context(
         {
-            # Rows come back in another order each epoch: keeping them would help nothing, and
-            # damage that happens meanwhile would go unseen.
+            # No cache of rows: each epoch has another order, so it would not help, and it would
+            # hide damage that happens meanwhile.
             "cache_pool": {"total_bytes_limit": 0},
-            # Without its shard's index each row costs two reads; 16 bytes an inner chunk.
+            # A cached shard index (16 bytes per inner chunk) saves one of two reads per row.
             "cache_pool#indices": {"total_bytes_limit": _INDEX_CACHE_BYTES},
             "data_copy_concurrency": {"limit": max(processors, 2)},
-            # Files are open only while they are read: this bounds their number.
+            # A file is open only while it is read, so this bounds the number of open files.
             "file_io_concurrency": {"limit": min(max(2 * processors, 8), 64)},
         }
     )

@@ -38,8 +38,8 @@ class SignalArrays:
     ) -> Callable[[], dict[str, np.ndarray]]:
         """Begin to read row `offsets[i]` of unit `units[i]` (numbered over all parts).
 
-        The returned function waits for the reads and gives the arrays by name: one [rows, …], or for
-        int8 states that are not decoded two, codes and scales.
+        The returned function waits for the reads and gives arrays [rows, …] by name: one, or two
+        for int8 states with `decode` off (codes and scales).
         """
         out = {
             name: np.empty((len(units), *spec.row), spec.numpy_dtype)

@@ -1,8 +1,8 @@
-"""Attention maps as they are stored: bfloat16, or one byte on a logarithmic scale.
+"""Attention maps as stored: bfloat16, or one byte per probability on a logarithmic scale.
 
-A map [heads, query, key] holds probabilities that sum to one over the keys that a query sees; it is
-zero elsewhere and in every row of a query that nothing is learned from: padding, and what is masked
-in chats. Written for numpy and jax.numpy alike (`xp`).
+A map [heads, query, key] holds probabilities that sum to one over the keys that a query sees, and
+zeros elsewhere. Queries that no student learns from are all zero: padding, and masked tokens of
+chats. `xp` is numpy or jax.numpy.
 """
 
 from typing import Any
@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 _FLOOR = 16.0
-"""Nats below 1 of the smallest probability kept, 1.1e-7; what is below is stored as zero."""
+"""−log of the smallest probability kept, 1.1e-7. A smaller probability is stored as zero."""
 _STEPS = 254
 _STEP = _FLOOR / _STEPS
-"""Nats between neighbouring codes: a probability is off by 3.2% at most."""
+"""Nats between neighbouring codes. The error of a probability is at most 3.2%."""
 
 
 def encode_log(probabilities: Any, *, xp: Any = np) -> Any:
-    """Codes uint8: 0 for (next to) nothing, else probability ≈ exp(−(255 − code) · step)."""
+    """Codes uint8: 0 for a probability near zero, else probability ≈ exp(−(255 − code) · step)."""
     probabilities = probabilities.astype(xp.float32)
     positive = probabilities > 0
     logs = xp.log(xp.where(positive, probabilities, 1))
@@ -26,6 +26,6 @@ def encode_log(probabilities: Any, *, xp: Any = np) -> Any:
 
 
 def decode_log(codes: Any, *, xp: Any = np) -> Any:
-    """Probabilities float32. Rows then sum to one within the codes' rounding, not exactly."""
+    """Probabilities float32. Their sums over keys are one only within the codes' rounding."""
     codes = codes.astype(xp.float32)
     return xp.where(codes > 0, xp.exp((codes - 255) * np.float32(_STEP)), 0)

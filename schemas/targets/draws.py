@@ -1,11 +1,11 @@
-"""Draws from a position's tail: which tokens, and what each one stands for.
+"""Tail draws: tokens sampled from a position's tail, and the weight of each draw.
 
-m points at distance 1/m, all moved by one uniform start, are looked up in the cumulated
-probabilities of a *proposal* r over the tail (systematic sampling by inverse CDF, ids in their
-natural order), so that token v is drawn m·r(v) times on average. r is an equal mixture of the
-tail at some of the nodes of `tail_logmass`:
+Sampling is systematic, by inverse CDF: m points at distance 1/m, all shifted by one uniform start,
+are looked up in the cumulative sums of a *proposal* r over the tail, ids in ascending order. Token
+v is drawn m·r(v) times on average. r is an equal mixture of the tail at some of the nodes of
+`tail_logmass`:
     r(v) = mean over β of exp(β·logp(v) − A(β))
-A sum of f over the tail is then estimated without bias by Σ_i f(v_i) / (m·r(v_i)).
+Σ_i f(v_i) / (m·r(v_i)) is then an unbiased estimate of the sum of f over the tail.
 """
 
 import hashlib
@@ -15,21 +15,21 @@ import numpy as np
 from jaxtyping import Float, Int
 
 EDGE = 1e-6
-"""A draw whose point is nearer than this (as a share of the tail) to where its token's interval
-ends may turn out as a neighbour where arithmetic rounds otherwise; captures count these."""
+"""Share of the tail. A draw closer than this to an end of its token's interval may become a
+neighbouring token under other rounding; captures count such draws."""
 
 _NEVER = np.float32(-1e30)
-"""Stands for log 0 where −inf would make NaN."""
+"""Stands for log 0 in sums where −inf would give NaN."""
 
 
 @dataclass(frozen=True)
 class Draws:
-    """The draws of n positions; their order within one means nothing.
+    """The tail draws of n positions. Their order within a position has no meaning.
 
     `ids` int32 [n, m]; an id may repeat.
-    `logprobs` float32 [n, m] in nats at T = 1 over the full vocabulary; −inf where there is no
+    `logprobs` float32 [n, m]: in nats at T = 1 over the full vocabulary; −inf marks a missing
     draw.
-    `betas` of the proposal's nodes.
+    `betas`: β of the nodes that the proposal mixes.
     """
 
     ids: Int[np.ndarray, "n m"]
@@ -44,14 +44,14 @@ class Draws:
 
     @property
     def m(self) -> int:
-        """Draws a position, at most."""
+        """Draws per position, at most."""
         return self.ids.shape[1]
 
 
 def uniform_starts(row_key: bytes, *, positions: int) -> Float[np.ndarray, " positions"]:
-    """The uniform start in [0, 1) of each position's points, a function of the row's content.
+    """The uniform start in [0, 1) of each position's points, a function of the row's key.
 
-    float32 with 24 random bits, from SHAKE-256: the same on every machine and for ever.
+    float32 with 24 random bits from SHAKE-256, so that every machine and release gets equal starts.
     """
     stream = hashlib.shake_256(b"decant tail draws 1" + row_key).digest(4 * positions)
     return (np.frombuffer(stream, "<u4") >> 8).astype(np.float32) * np.float32(2.0**-24)
@@ -60,9 +60,12 @@ def uniform_starts(row_key: bytes, *, positions: int) -> Float[np.ndarray, " pos
 def logweights(
     draws: Draws, tail_logmass: Float[np.ndarray, "n nodes"], *, nodes: tuple[float, ...]
 ) -> Float[np.ndarray, "n m"]:
-    """−log(m·r(v)) of each draw, from A at `nodes`; −inf where there is no draw."""
-    # In float32, which is as exact as what it is given and several times as fast.
-    # Draw by draw as `codecs.decode` gives them: rows of m would take twice as long.
+    """−log(m·r(v)) of each draw; −inf marks a missing draw.
+
+    `nodes` are the β of the columns of `tail_logmass`.
+    """
+    # In float32: as exact as its inputs, and several times as fast as float64.
+    # Arrays are [m, n] in memory, as `codecs.decode` gives them; [n, m] would take twice as long.
     logprobs = np.ascontiguousarray(draws.logprobs.T)
     absent = logprobs == -np.inf
     if absent.any():
@@ -73,9 +76,9 @@ def logweights(
     )
     log_sum = first
     for share in others:  # log(exp(a) + exp(b)) = max(a, b) + log(1 + exp(−|a − b|))
-        further = np.exp(-np.abs(log_sum - share))
+        ratio = np.exp(-np.abs(log_sum - share))
         log_sum = np.maximum(log_sum, share)
-        log_sum += np.log(further + np.float32(1))
+        log_sum += np.log(ratio + np.float32(1))
     weights = np.float32(np.log(len(draws.betas) / draws.m)) - log_sum
     weights[absent] = -np.inf
     return weights.T

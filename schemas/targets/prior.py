@@ -1,9 +1,9 @@
-"""The tail prior: what a token's probability is on average where the teacher left it in the tail.
+"""The tail prior π: a token's mean probability over the positions where it is in the tail.
 
-Kept as sums and counts over calibration positions, so that the priors of parts can be added:
+Stored as sums and counts over calibration positions, so that the priors of parts can be added:
     π_T(v) = Σ p_T(v) · [v in the tail]  /  Σ [v in the tail]
-A loss that spreads a tail's mass in proportion to π, over that position's tail, gives each token
-on average what the teacher gave it.
+A loss may spread a position's tail mass over that tail in proportion to π. On average each token
+then gets the probability that the teacher gave it.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ class TailPrior:
     """Sums and counts over positions.
 
     `sums` float64 [6, vocabulary]: Σ p_T(v) at the nodes β > 0 of `BETAS`, T = 1/β.
-    `counts` [vocabulary]: positions whose tail holds v.
+    `counts` [vocabulary]: number of positions whose tail holds v.
     """
 
     sums: Float[np.ndarray, "nodes vocabulary"]
     counts: Num[np.ndarray, " vocabulary"]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What is stored, by statistic name."""
+        """The stored arrays, by statistic name."""
         return {"tail-prior-sums": self.sums, "tail-prior-counts": self.counts}
 
 
@@ -35,9 +35,9 @@ SUMS, COUNTS = "tail-prior-sums.npy", "tail-prior-counts.npy"
 
 
 def log_prior(priors: Sequence[TailPrior]) -> Float[np.ndarray, "nodes vocabulary"]:
-    """log π in nats at all seven `BETAS` (float32), of several parts as one; not normalised.
+    """log π in nats at all seven `BETAS`, float32, pooled over `priors`; not normalised.
 
-    An id that no tail held, or whose probability vanished, gets the least of all others.
+    An id that was in no tail, or whose probability underflowed, gets its node's smallest value.
     """
     sums = np.sum([prior.sums for prior in priors], axis=0)
     counts = np.sum([prior.counts for prior in priors], axis=0)

@@ -1,4 +1,4 @@
-"""What `logits` means for one position: the top-k, the tail's mass at every T, draws from it.
+"""The targets of a position (signal `logits`): top-k, the tail's mass at any T, and tail draws.
 
 Log-probabilities are natural, taken at T = 1 and normalised over the full vocabulary.
 β = 1/T. The tail is the vocabulary outside the stored top-k.
@@ -13,11 +13,12 @@ import numpy as np
 from decant.schemas.targets.draws import Draws
 
 BETAS: tuple[float, ...] = (0.0, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 1.0)
-"""Inverse temperatures at which the tail's mass is known. β = 0 counts the tail's ids."""
+"""β of the nodes at which the tail's mass is stored. β = 0 counts the tail's ids."""
 
 EIGHTHS: tuple[float, ...] = tuple(n / 8 for n in range(9))
-"""The finer nodes of `lossless`. Between them A(β) is known to 2e-6 nats of KL at every position
-(benchmarks/tail.py); `BETAS` misses that at a few, by less than what levels round off anyway."""
+"""The finer nodes of profile `lossless`. Interpolating A(β) between them costs at most 2e-6 nats of
+KL at every position (benchmarks/tail.py). `BETAS` exceeds that at a few positions, by less than
+the rounding of the other profiles' levels."""
 
 _NODES = {len(nodes): nodes for nodes in (BETAS, EIGHTHS)}
 
@@ -26,11 +27,11 @@ _NODES = {len(nodes): nodes for nodes in (BETAS, EIGHTHS)}
 class Targets:
     """The targets of n scored positions.
 
-    `ids` int32 [n, k] in descending log-probability, equals by the lower id.
-    `logprobs` float32 [n, k] in nats.
-    `tail_logmass` float32 [n, nodes] in nats: log Σ_{v in tail} exp(β·logp(v)) at each of `BETAS`
-    (7) or `EIGHTHS` (9); −inf where the tail is empty.
-    `draws` from the tail, if any were asked for.
+    `ids` int32 [n, k]: in descending log-probability, ties by ascending id.
+    `logprobs` float32 [n, k]: in nats.
+    `tail_logmass` float32 [n, nodes]: A(β) = log Σ_{v in tail} exp(β·logp(v)) in nats, at each of
+    `BETAS` (7) or `EIGHTHS` (9); −inf for an empty tail.
+    `draws`: the tail draws, None if none are stored.
     """
 
     ids: np.ndarray
@@ -51,20 +52,20 @@ class Targets:
 
     @property
     def k(self) -> int:
-        """Stored ids a position."""
+        """Stored ids per position."""
         return self.ids.shape[1]
 
 
 def join_targets(parts: Sequence[Targets]) -> Targets:
-    """The positions of all parts, in order; one part at least, all of the same shapes."""
+    """The positions of all `parts`, in order. At least one part; all with equal k, m and nodes."""
 
     def all_of(values: Sequence[Any], name: str) -> np.ndarray:
         return np.concatenate([getattr(value, name) for value in values])
 
-    drawn = [part.draws for part in parts if part.draws]
+    of_parts = [part.draws for part in parts if part.draws]
     draws = None
-    if drawn:
-        draws = Draws(all_of(drawn, "ids"), all_of(drawn, "logprobs"), drawn[0].betas)
+    if of_parts:
+        draws = Draws(all_of(of_parts, "ids"), all_of(of_parts, "logprobs"), of_parts[0].betas)
     return Targets(
         ids=all_of(parts, "ids"),
         logprobs=all_of(parts, "logprobs"),
@@ -74,29 +75,30 @@ def join_targets(parts: Sequence[Targets]) -> Targets:
 
 
 def nodes_of(tail_logmass: Any) -> tuple[float, ...]:
-    """The β of each of `tail_logmass` [..., nodes]: their number says which nodes they are."""
+    """The β of each node of `tail_logmass` [..., nodes], known from their number."""
     return _NODES[tail_logmass.shape[-1]]
 
 
 def tail_size_logmass(*, vocabulary: int, k: int) -> float:
-    """A(0): log of the number of tail ids; −inf when every id is stored."""
+    """A(0), the log of the number of tail ids; −inf if every id is stored."""
     return float(np.log(vocabulary - k)) if vocabulary > k else -np.inf
 
 
 _SHIFT = {7: 5.0, 9: 2.0}
-"""Nats added before the logarithm in `tail_logmass_at`, by the number of nodes: the interpolated
-function's last derivative is least there on a real teacher (benchmarks/tail.py)."""
+"""Nats added before the logarithm in `tail_logmass_at`, by the number of nodes. On a real teacher
+these values minimise the last derivative of the interpolated function (benchmarks/tail.py)."""
 
 
 def tail_logmass_at(values: Any, beta: Any, *, xp: Any = np) -> Any:
-    """A(β) between the nodes, in nats, exact at the nodes.
+    """A(β) in nats, [...], interpolated between the nodes and exact at the nodes.
 
-    `values` [..., nodes] are A at `nodes_of(values)`; `beta` is a scalar in [0, 1] (T ≥ 1), traced
-    or not; the result has shape [...]. An empty tail (−inf) stays −inf without producing NaN,
-    also in gradients. `xp` is numpy or jax.numpy.
+    `values` [..., nodes] are A at `nodes_of(values)`. `beta` is a scalar in [0, 1] (T ≥ 1) and may
+    be traced. An empty tail (−inf) stays −inf without NaN, also in gradients. `xp` is numpy or
+    jax.numpy.
 
-    Newton's interpolation in β through all nodes, not of A but of log(D + shift) with
-    D(β) = A(β) − β·A(1) ≥ 0, which bends less: the largest error is a quarter of that of A itself.
+    Newton interpolation in β through all nodes. It interpolates log(D + shift) with
+    D(β) = A(β) − β·A(1) ≥ 0, which bends less than A: its largest error is a quarter of that of
+    interpolating A.
     """
     nodes = nodes_of(values)
     shift = _SHIFT[len(nodes)]
@@ -104,7 +106,7 @@ def tail_logmass_at(values: Any, beta: Any, *, xp: Any = np) -> Any:
     empty = ~xp.isfinite(last)
     safe = xp.where(empty[..., None], xp.zeros_like(values), values)
     last = safe[..., -1]
-    # D is negative only by the rounding of a codec.
+    # A codec's rounding can make D slightly negative.
     bends = [xp.log(xp.maximum(safe[..., i] - b * last, 0.0) + shift) for i, b in enumerate(nodes)]
     for order in range(1, len(nodes)):
         for i in range(len(nodes) - 1, order - 1, -1):
