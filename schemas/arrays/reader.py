@@ -33,7 +33,7 @@ class ArrayReader:
         unit_rows: int,
         committed: Callable[[int], Iterable[Shard]],
     ):
-        """`name` names the array in errors; `committed(unit)` gives the files of a unit's commit."""
+        """`name` names the array in errors; `committed(unit)` gives a unit's committed files."""
         self._path = path
         self._spec = spec
         self._name = name
