@@ -208,7 +208,8 @@ def _inspect(arguments: list[str]) -> int:
     from rich.console import Console
 
     from decant.models.text.tokenizer import tokenizer_of
-    from decant.pipelines.inspection import contents as inspection
+    from decant.pipelines.inspection import contents
+    from decant.pipelines.inspection.row import document_origins, row_table, row_tokens
     from decant.pipelines.inspection.row_page import row_page
     from decant.schemas import open_cache
 
@@ -218,27 +219,27 @@ def _inspect(arguments: list[str]) -> int:
             raise ValueError(
                 f"{config.cache}: holds rows without targets; leave out --row and --html"
             )
-        console.print(inspection.contents(cache))
+        console.print(contents.splits_table(cache))
         console.print("rows without targets: no teacher read them")
         return 0
     if config.row is None and not config.html:
         rows = cache.rows()
         sample = rows[:: max(1, len(rows) // max(1, config.sample))][: config.sample]
-        console.print(inspection.contents(cache), inspection.sizes(cache, sample), sep="\n")
-        console.print(inspection.distributions(cache, sample), markup=False)
-        if gone := inspection.forgotten(cache):
+        console.print(contents.splits_table(cache), contents.sizes_table(cache, sample), sep="\n")
+        console.print(contents.histograms(cache, sample), markup=False)
+        if gone := contents.forgotten_summary(cache):
             console.print(gone, markup=False)
         return 0
     row = config.row or 0
     if not 0 <= row < len(cache):
         raise ValueError(f"{config.cache}: row {row} asked for; it has 0 to {len(cache) - 1}")
-    tokens = inspection.tokens_of(cache, row, tokenizer_of(cache), top=config.top)
+    tokens = row_tokens(cache, row, tokenizer_of(cache), top=config.top)
     if config.html:
         config.html.write_text(row_page(cache, row, tokens), "utf-8")
         print(f"{config.html}: row {row}, {config.html.stat().st_size / 1e6:.1f} MB")
     else:
-        console.print(inspection.row_table(tokens))
-        for line in inspection.origins(cache, row):
+        console.print(row_table(tokens))
+        for line in document_origins(cache, row):
             print(line)
     return 0
 

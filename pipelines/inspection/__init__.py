@@ -1,1 +1,1 @@
-"""What a cache holds, for people."""
+"""`inspect`: a cache's contents as tables, one row in the terminal or as a web page."""

@@ -10,7 +10,7 @@ from decant.models import open_checkpoint
 from decant.pipelines.capture import estimate
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Hidden
-from decant.pipelines.inspection import contents as inspection
+from decant.pipelines.inspection.contents import splits_table
 from decant.pipelines.teacher.identity import digest_memory
 from decant.pipelines.upkeep.garbage import delete, unnamed
 from decant.pipelines.upkeep.remove import remove_signals
@@ -114,7 +114,7 @@ def test_a_damaged_unit_of_the_new_part_is_found_and_captured_again(grown, tmp_p
 
 
 def test_inspect_counts_all_parts(grown):
-    table = inspection.contents(grown.cache)
+    table = splits_table(grown.cache)
     units = [unit for part in grown.cache.manifest.parts for unit in part.units]
     rows = sum(int(cell.replace(",", "")) for cell in table.columns[1].cells)
     assert rows == len(grown.cache) == sum(unit.rows for unit in units)
