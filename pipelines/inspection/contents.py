@@ -45,7 +45,7 @@ def forgotten_summary(cache: Cache) -> str:
 
 
 def sizes_table(cache: Cache, sample: Sequence[int] | np.ndarray) -> Table:
-    """Bytes on disk of each signal; those of logits also by field, measured on the rows `sample`."""
+    """Bytes on disk of each signal; logits also by field, measured on the rows `sample`."""
     manifest = cache.manifest
     units = [unit for part in manifest.parts for unit in part.units]
     sizes = Counter[str]()
