@@ -17,7 +17,7 @@ from decant.schemas.signals import AttentionSignal, HiddenSignal
 from decant.schemas.targets.attention import encode_log
 
 _MOST_BYTES = 24 << 20
-"""Of attention maps in a page. Beyond it, heads are averaged, and if that is not enough, left out."""
+"""Of attention maps in a page. Beyond it, a layer's heads are averaged, or the layer left out."""
 
 
 def row_page(cache: Cache, row: int, tokens: Sequence[Token]) -> str:
