@@ -28,7 +28,8 @@ from decant.models.numerics import logits as head
 from decant.pipelines.rows.packing import Packer
 from decant.pipelines.rows.sources import find_sources
 from decant.pipelines.teacher.batch_size import default_batch_rows
-from decant.pipelines.teacher.inference import Asked, TeacherRunner
+from decant.pipelines.teacher.loaded import LoadedTeacher
+from decant.pipelines.teacher.outputs import OutputSpec
 from decant.pipelines.teacher.targets import CHUNK_TOKENS
 from decant.schemas import codecs
 from decant.schemas.codecs import Profile
@@ -78,7 +79,7 @@ def measure(options: Options, dtype: str) -> tuple[list[float], list[float]]:
     bare = BareTeacher(options.model, dtype, batch_rows=batch)
     planned = PlannedTeacher(options.model, "", dtype, vocabulary, options.sequence_length, batch)
     betas = (1.0,) if options.draws else ()
-    teacher, asked = TeacherRunner(planned), Asked(TargetSpec(options.k, options.draws, betas))
+    teacher, asked = LoadedTeacher(planned), OutputSpec(TargetSpec(options.k, options.draws, betas))
     sample = [output.targets for output in teacher.run(rows, asked)]
     tables = codecs.fit(options.profile, sample[0], vocabulary=vocabulary)
 

@@ -30,7 +30,7 @@ WORDS_A_DOCUMENT = 400
 
 
 class SimulatedTeacher:
-    """Stands in for decant.pipelines.teacher.inference.TeacherRunner: targets without a model."""
+    """Stands in for decant.pipelines.teacher.loaded.LoadedTeacher: targets without a model."""
 
     def __init__(self, planned):
         from decant.schemas.targets.targets import Targets
@@ -48,7 +48,7 @@ class SimulatedTeacher:
 
     def run(self, rows: Iterable, asked, *, observers: Sequence = ()) -> Iterator:
         """What the real one yields; the targets of a position follow from its token."""
-        from decant.pipelines.teacher.inference import RowOutput
+        from decant.pipelines.teacher.outputs import RowOutput
 
         if not observers:
             _peak("calibrate")
@@ -152,12 +152,12 @@ def capture(rows: int, directory: Path) -> dict:
     """Run `precompute` over text for about so many rows; what it took after imports."""
     from decant.pipelines.capture import job as precompute
     from decant.pipelines.capture import step_inputs
-    from decant.pipelines.teacher import inference as teacher
+    from decant.pipelines.teacher import loaded as teacher
     from tests.making.caches import tiny_settings, write_teacher
 
     write_teacher(directory / "teacher", vocabulary=VOCABULARY)
     write_text(directory / "corpus", rows=rows)
-    teacher.TeacherRunner = SimulatedTeacher
+    teacher.LoadedTeacher = SimulatedTeacher
     precompute_settings = tiny_settings(
         directory, sequence_length=LENGTH, k=8, profile="fast", heldout=0.01, shard_bytes=1 << 21
     )

@@ -21,7 +21,8 @@ from decant.models import open_checkpoint
 from decant.pipelines.calibration.directions import Moments
 from decant.pipelines.calibration.signal_specs import describe_arrays
 from decant.pipelines.config import Attention, Hidden, Signals
-from decant.pipelines.teacher.inference import Asked, TeacherRunner
+from decant.pipelines.teacher.loaded import LoadedTeacher
+from decant.pipelines.teacher.outputs import OutputSpec
 from decant.schemas.arrays.spec import create_array, specs_of
 from decant.schemas.arrays.writer import ArrayWriter
 from decant.schemas.manifest.plan import PlannedTeacher
@@ -39,7 +40,7 @@ def main() -> None:
     planned = PlannedTeacher(
         options.model, "", "float32", checkpoint.tokenizer().size, options.sequence_length, 2
     )
-    teacher = TeacherRunner(planned)
+    teacher = LoadedTeacher(planned)
     own = Own(checkpoint, rows)
     hidden = Table("signal", "stored as", "error mean", "p99", "max", "variance kept", *BYTES)
     maps = Table("signal", "stored as", "TV mean", "p99", "max", "", *BYTES)
@@ -79,11 +80,11 @@ def measure(teacher, rows, signals: Signals, *, own: "Own", options):
     moments = Moments([s.layer for s in described.values() if _projected(s)])
     directions, kept = {}, {}
     if moments.layers:
-        list(teacher.run(rows, Asked(), observers=(moments,)))
+        list(teacher.run(rows, OutputSpec(), observers=(moments,)))
     for name, signal in described.items():
         if _projected(signal):
             directions[name], kept[name] = moments.directions(signal.layer, width=signal.width)
-    outputs = list(teacher.run(rows, Asked(None, described, directions)))
+    outputs = list(teacher.run(rows, OutputSpec(None, described, directions)))
     tokens = sum(int((row.segment_ids > 0).sum()) for row in rows)
     for name, signal in described.items():
         size = written(name, signal, outputs, length=length) / tokens

@@ -246,7 +246,7 @@ def _asked(shop: Workshop, row: int, spec: TargetSpec) -> tuple[Targets, np.ndar
     of_row = {name: np.asarray(x)[scored] for name, x in found.items()}
     draws = None
     if spec.draws:
-        draws = Draws(of_row["draw_ids"], of_row["draw_logprobs"], spec.draw_betas)
+        draws = Draws(of_row["tail_ids"], of_row["tail_logprobs"], spec.draw_betas)
     names = ("ids", "logprobs", "tail_logmass")
     return Targets(*(of_row[name] for name in names), draws=draws), scored, key
 

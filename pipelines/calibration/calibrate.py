@@ -19,7 +19,8 @@ from decant.pipelines.calibration.directions import KnownDirections, Moments
 from decant.pipelines.calibration.signal_specs import describe_arrays, with_signal_id
 from decant.pipelines.calibration.tail_prior import PriorSums
 from decant.pipelines.teacher.batch_size import default_batch_rows, fitting_batch_rows
-from decant.pipelines.teacher.inference import Asked, Observer, RowOutput, teacher_for
+from decant.pipelines.teacher.loaded import Observer, loaded_teacher
+from decant.pipelines.teacher.outputs import OutputSpec, RowOutput
 from decant.schemas import codecs
 from decant.schemas.disk.identity import signal_id
 from decant.schemas.disk.layout import LOGITS, PartLayout
@@ -68,7 +69,7 @@ def calibrate(job: CalibrateJob) -> None:
     )
     moments = Moments(_layers_to_project(arrays, job.known))
     prior = PriorSums(k=job.signals.logits.k)
-    asked = Asked(job.signals.logits.target_spec())
+    asked = OutputSpec(job.signals.logits.target_spec())
     planned = plan_teacher(job, dataclasses.replace(asked, arrays=arrays))
     outputs = run_sample(job.part, job.rows, planned, asked, observers=(prior, moments))
     targets = {
@@ -121,7 +122,7 @@ def calibrate_addition(job: AdditionJob) -> None:
     """
     sealed, moments = job.sealed, Moments(_layers_to_project(job.arrays, job.known))
     if moments.layers:
-        run_sample(job.part, sealed.rows, sealed.teacher, Asked(), observers=(moments,))
+        run_sample(job.part, sealed.rows, sealed.teacher, OutputSpec(), observers=(moments,))
     rows_id = sealed.rows.rows_id
     signals, directions = freeze_signals(
         job.arrays, moments, part=job.part, rows_id=rows_id, known=job.known
@@ -136,13 +137,15 @@ def run_sample(
     part: Path,
     rows: PlannedRows,
     planned: PlannedTeacher,
-    asked: Asked,
+    asked: OutputSpec,
     *,
     observers: Sequence[Observer],
 ) -> dict[tuple[int, int], RowOutput]:
     """The teacher's outputs for the sampled rows, by (unit, offset)."""
     sample = sample_places(rows, length=planned.sequence_length)
-    outputs = teacher_for(planned).run(_read_rows(part, rows, sample), asked, observers=observers)
+    outputs = loaded_teacher(planned).run(
+        _read_rows(part, rows, sample), asked, observers=observers
+    )
     return dict(zip(sample, outputs, strict=True))
 
 
@@ -212,7 +215,7 @@ def _save_logits_statistics(
     return save_statistics(job.part, arrays)
 
 
-def plan_teacher(job: CalibrateJob, asked: Asked) -> PlannedTeacher:
+def plan_teacher(job: CalibrateJob, asked: OutputSpec) -> PlannedTeacher:
     """The teacher with every shape decided, for this worker's devices.
 
     `asked` is everything that capture will compute: it decides the memory a batch takes. ValueError

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from decant.pipelines.teacher.inference import OnDevice
+from decant.pipelines.teacher.loaded import DeviceBatch
 from decant.schemas.manifest.statistics import load_statistic
 from decant.schemas.records.rows import stored_positions
 from decant.schemas.signals import HiddenSignal, Signal
@@ -63,7 +63,7 @@ class Moments:
         self._sums: dict[int, np.ndarray] = {}
         self._products: dict[int, np.ndarray] = {}
 
-    def see(self, batch: OnDevice) -> None:
+    def observe(self, batch: DeviceBatch) -> None:
         """Add the batch's states; blocks until the device is done. Ignores a batch with NaN."""
         inputs = batch.inputs
         counted = stored_positions(inputs["segment_ids"], inputs["loss_mask"], xp=jnp)

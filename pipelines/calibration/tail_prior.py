@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from decant.models.mesh.sharding import DATA, TENSOR
-from decant.pipelines.teacher.inference import OnDevice
+from decant.pipelines.teacher.loaded import DeviceBatch
 from decant.pipelines.teacher.sharded_head import Head
 from decant.pipelines.teacher.targets import CHUNK_TOKENS, in_tail, split_off_top_k
 from decant.schemas.targets.prior import TailPrior
@@ -26,7 +26,7 @@ class PriorSums:
         self._sums = jax.jit(partial(_of_batch, k=k), static_argnames="head")
         self._totals: list[np.ndarray] = []
 
-    def see(self, batch: OnDevice) -> None:
+    def observe(self, batch: DeviceBatch) -> None:
         """Add a batch's; waits for it. A row with NaN spoils its batch, which then is left out."""
         counted = batch.inputs["loss_mask"]
         found = self._sums(batch.hidden, batch.unembedding, counted, head=batch.head)

@@ -27,7 +27,7 @@ from decant.pipelines.rows.shard import TokeniseJob
 from decant.pipelines.rows.sources import InputShard, cut_shards
 from decant.pipelines.rows.tokenise import tokenise_here
 from decant.pipelines.teacher.batch_size import bytes_needed, device_bytes
-from decant.pipelines.teacher.inference import Asked
+from decant.pipelines.teacher.outputs import OutputSpec
 from decant.schemas.disk.layout import LOGITS, ROWS, PartLayout, part_layout
 from decant.schemas.manifest.manifest import Unit
 from decant.schemas.manifest.plan import PlannedRows
@@ -99,7 +99,7 @@ def estimate(config: Precompute, *, console: Console) -> Estimate:
         cache = Path(scratch) / "cache"
         capture = Capture(config, console)
         job = _uncaptured_job(capture, cache)
-        capture.teacher.write_reading_aids(cache)
+        capture.teacher.write_tokenizer_and_config(cache)
         result, rows = _tokenise_sample(job)
         part = PartLayout(cache / "measured")
         trial = TrialCapture(config, capture.teacher, rows, rows_at=job.part, part=part)
@@ -201,7 +201,7 @@ def _add_memory(result: Estimate, trial: TrialCapture, *, unit_bytes: int) -> No
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     resident = peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
     result.batch_rows = teacher.batch_rows
-    result.device_bytes = bytes_needed(teacher, Asked(logits.target_spec, trial.plan.arrays))
+    result.device_bytes = bytes_needed(teacher, OutputSpec(logits.target_spec, trial.plan.arrays))
     on_host = result.device_bytes if jax.default_backend() == "cpu" else 0
     result.host_bytes = max(resident, on_host) + unit_bytes
 

@@ -63,7 +63,7 @@ class Capture:
         if self.config.seal_partial:
             return self._seal_partial()
         if not before:
-            self.teacher.write_reading_aids(self.cache)
+            self.teacher.write_tokenizer_and_config(self.cache)
         for part in begun:
             if not part.directory.complete:
                 self.manifest = part.run(self._known_directions())

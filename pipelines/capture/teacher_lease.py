@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from decant.pipelines.capture.unit import capture_unit, forget_worker
-from decant.pipelines.teacher import inference
+from decant.pipelines.teacher import loaded
 from decant.schemas.disk.identity import digest
 
 IDLE_SECONDS = 60.0
@@ -157,7 +157,7 @@ class _Lease:
             if not idle or _held.get(self._file) is not self:
                 return
             forget_worker()
-            inference.unload()
+            loaded.unload()
             self.release()
 
     def _answer(self, connection: socket.socket) -> None:

@@ -19,7 +19,8 @@ import numpy as np
 from decant.pipelines.calibration.calibrate import read_canaries
 from decant.pipelines.calibration.canary import IDS, check_canary
 from decant.pipelines.capture.progress import rows_done
-from decant.pipelines.teacher.inference import Asked, RowOutput, TeacherRunner, teacher_for
+from decant.pipelines.teacher.loaded import LoadedTeacher, loaded_teacher
+from decant.pipelines.teacher.outputs import OutputSpec, RowOutput
 from decant.schemas.arrays.writer import ArrayWriter
 from decant.schemas.codecs import Tables
 from decant.schemas.disk import steps
@@ -43,8 +44,8 @@ class Worker:
 
     part: Path
     plan: Plan
-    teacher: TeacherRunner
-    asked: Asked
+    teacher: LoadedTeacher
+    asked: OutputSpec
     logits: LogitsSignal | None
     tables: Tables
 
@@ -92,10 +93,12 @@ def _stamp(path: Path) -> _Stamp:
 
 
 def _make_worker(part: Path, plan: Plan) -> Worker:
-    teacher = teacher_for(plan.teacher)
+    teacher = loaded_teacher(plan.teacher)
     logits = plan.signals.get(LOGITS)
     assert logits is None or isinstance(logits, LogitsSignal)
-    asked = Asked(logits.target_spec if logits else None, plan.arrays, _load_directions(part, plan))
+    asked = OutputSpec(
+        logits.target_spec if logits else None, plan.arrays, _load_directions(part, plan)
+    )
     # Canary rows are compared by their logits, also if the plan captures none.
     compared = asked if logits else dataclasses.replace(asked, targets=TargetSpec(IDS))
     if plan.canary:

@@ -15,7 +15,9 @@ from decant.models import open_checkpoint
 from decant.models.mesh.sharding import DATA, TENSOR, batch_sharding, parameter_shardings
 from decant.models.numerics import dtype_named
 from decant.models.parameters import parameters_by_path
-from decant.pipelines.teacher.inference import Asked, forward, groups_of, mesh_of, row_targets
+from decant.pipelines.teacher.outputs import OutputSpec
+from decant.pipelines.teacher.placement import model_copies, planned_mesh
+from decant.pipelines.teacher.programs import batch_targets, forward
 from decant.pipelines.teacher.sharded_head import Head
 from decant.schemas.manifest.plan import PlannedTeacher, TeacherMesh
 
@@ -26,21 +28,23 @@ _SHARE = 0.9
 def default_batch_rows(sequence_length: int, *, mesh: TeacherMesh) -> int:
     """About 2,048 tokens on CPU, 32,768 on accelerators; a multiple of the groups' number."""
     tokens = 2048 if jax.default_backend() == "cpu" else 32_768
-    groups = max(1, groups_of(mesh))
+    groups = max(1, model_copies(mesh))
     return -(-max(1, tokens // sequence_length) // groups) * groups
 
 
-def fitting_batch_rows(planned: PlannedTeacher, asked: Asked, *, budget: int | None = None) -> int:
+def fitting_batch_rows(
+    planned: PlannedTeacher, spec: OutputSpec, *, budget: int | None = None
+) -> int:
     """`planned.batch_rows`, or the half, quarter … of it that fits into `budget` bytes a device.
 
     Unset, the budget is nine tenths of the device's memory. ValueError if one row a device does
     not fit.
     """
     budget = int(device_bytes() * _SHARE) if budget is None else budget
-    groups = max(1, groups_of(planned.mesh))
+    groups = max(1, model_copies(planned.mesh))
     rows = planned.batch_rows
     while True:
-        needed = bytes_needed(dataclasses.replace(planned, batch_rows=rows), asked)
+        needed = bytes_needed(dataclasses.replace(planned, batch_rows=rows), spec)
         if needed <= budget:
             return rows
         if rows <= groups:
@@ -54,10 +58,10 @@ def fitting_batch_rows(planned: PlannedTeacher, asked: Asked, *, budget: int | N
         rows = max(groups, rows // 2 // groups * groups)
 
 
-def bytes_needed(planned: PlannedTeacher, asked: Asked) -> int:
+def bytes_needed(planned: PlannedTeacher, spec: OutputSpec) -> int:
     """What the compiled programs need on each device at once: weights, inputs, results and
     temporaries. Nothing is loaded and nothing runs."""
-    mesh = mesh_of(planned)
+    mesh = planned_mesh(planned)
     model = open_checkpoint(planned.model).abstract(dtype=planned.dtype, quantize=planned.quantize)
     head = Head.of(model, vocabulary_size=planned.vocabulary_size, mesh=mesh)
     places = parameter_shardings(model, mesh)
@@ -70,9 +74,9 @@ def bytes_needed(planned: PlannedTeacher, asked: Asked) -> int:
     of_rows = batch_sharding(mesh)
     ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=of_rows)
     read = jax.jit(partial(forward, graph), static_argnames="layers")
-    first = read.lower(weights, ids, ids, ids, layers=tuple(sorted(asked.layers))).compile()
+    first = read.lower(weights, ids, ids, ids, layers=tuple(sorted(spec.layers))).compile()
     needed = _all_bytes(first)
-    if asked.targets:
+    if spec.targets:
         width = model.config.hidden_size
         columns = -(-planned.vocabulary_size // mesh.shape[TENSOR]) * mesh.shape[TENSOR]
         dtype = dtype_named(planned.dtype)
@@ -80,8 +84,8 @@ def bytes_needed(planned: PlannedTeacher, asked: Asked) -> int:
         split = NamedSharding(mesh, P(None, TENSOR))
         unembedding = jax.ShapeDtypeStruct((width, columns), dtype, sharding=split)
         starts = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=of_rows)
-        program = jax.jit(row_targets, static_argnames=("spec", "head"))
-        second = program.lower(hidden, unembedding, starts, spec=asked.targets, head=head)
+        program = jax.jit(batch_targets, static_argnames=("spec", "head"))
+        second = program.lower(hidden, unembedding, starts, spec=spec.targets, head=head)
         # The weights stay while targets are made; the head is there while the blocks run.
         weight_bytes = sum(
             math.prod(place.shard_shape(p.get_value().shape)) * p.get_value().dtype.itemsize
@@ -89,7 +93,7 @@ def bytes_needed(planned: PlannedTeacher, asked: Asked) -> int:
         )
         head_bytes = width * columns // mesh.shape[TENSOR] * dtype.itemsize
         needed = max(needed + head_bytes, weight_bytes + _all_bytes(second.compile()))
-    return needed + _map_bytes(planned, asked) // mesh.shape[DATA]
+    return needed + _map_bytes(planned, spec) // mesh.shape[DATA]
 
 
 def device_bytes() -> int:
@@ -109,7 +113,7 @@ def _all_bytes(compiled: jax.stages.Compiled) -> int:
     return int(found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes)
 
 
-def _map_bytes(planned: PlannedTeacher, asked: Asked) -> int:
+def _map_bytes(planned: PlannedTeacher, spec: OutputSpec) -> int:
     """Of attention maps in bfloat16, at most, once as they come and once as they are stored."""
-    heads = sum(getattr(signal, "stored_heads", 0) for signal in asked.arrays.values())
+    heads = sum(getattr(signal, "stored_heads", 0) for signal in spec.arrays.values())
     return 4 * heads * planned.batch_rows * planned.sequence_length**2

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from decant.models import Checkpoint, open_checkpoint
 from decant.models.checkpoints.checkpoint import Quantize
-from decant.pipelines.teacher.inference import numerics
+from decant.models.numerics import dtype_named, precision_for
 from decant.schemas import Cache
 from decant.schemas.disk.identity import remembered_sha256s, teacher_id
 from decant.schemas.manifest.manifest import Part
 from decant.schemas.manifest.plan import PlannedTeacher
 
 
-def identity_of(
+def teacher_id_of(
     checkpoint: Checkpoint, *, dtype: str, quantize: Quantize, vocabulary: int, memory: Path
 ) -> str:
     """The teacher_id of the checkpoint run like this. `memory` remembers the files' hashes."""
@@ -32,7 +32,14 @@ def digest_memory() -> Path:
     return Path(base) / "decant" / "digests.json"
 
 
-def named_teacher(
+def numerics(dtype: str, quantize: Quantize) -> str:
+    """How the teacher computes, as it goes into teacher_id."""
+    precision = precision_for(dtype_named(dtype)).name.lower()
+    weights = ", int8 weights by output channel" if quantize == "int8" else ""
+    return f"{dtype} operands, {precision} precision, float32 sums{weights}"
+
+
+def open_teacher_of(
     cache: Cache, part: Part, planned: PlannedTeacher, teacher: str | None, *, memory: Path
 ) -> Checkpoint:
     """The teacher that the manifest names, at `teacher` or where the plan had it.
@@ -44,7 +51,7 @@ def named_teacher(
         checkpoint = open_checkpoint(place)
     except OSError as error:
         raise ValueError(f"{error} If the teacher lies elsewhere now, say --teacher.") from error
-    found = identity_of(
+    found = teacher_id_of(
         checkpoint,
         dtype=planned.dtype,
         quantize=planned.quantize,

@@ -10,7 +10,7 @@ from decant.models.checkpoints import hub
 from decant.models.families import config_to_json
 from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines import config
-from decant.pipelines.teacher.identity import digest_memory, identity_of
+from decant.pipelines.teacher.identity import digest_memory, teacher_id_of
 from decant.schemas.disk.atomic import write_bytes
 from decant.schemas.disk.layout import TOKENIZER
 from decant.schemas.manifest.plan import read_plan
@@ -38,7 +38,7 @@ class OpenedTeacher:
     @cached_property
     def teacher_id(self) -> str:
         """Its identity; hashes the weights once."""
-        return identity_of(
+        return teacher_id_of(
             self.checkpoint,
             dtype=self.asked.dtype,
             quantize=self.asked.quantize,
@@ -46,7 +46,7 @@ class OpenedTeacher:
             memory=digest_memory(),
         )
 
-    def write_reading_aids(self, cache: Path) -> None:
+    def write_tokenizer_and_config(self, cache: Path) -> None:
         """Tokenizer and teacher config: the cache is readable on a machine without the teacher."""
         config = json.dumps(config_to_json(self.checkpoint.config), indent=2, sort_keys=True)
         for name, content in {**self.tokenizer.files(), "config.json": config.encode()}.items():

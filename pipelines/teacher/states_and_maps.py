@@ -34,7 +34,7 @@ def stored_states(
     return {"": codes, "-scale": scale}
 
 
-def finite_rows(
+def rows_are_finite(
     states: Float[Array, "batch time width"], segment_ids: Int[Array, "batch time"]
 ) -> Bool[Array, " batch"]:
     """Whether all of a row's states are finite, padding aside."""
@@ -42,7 +42,7 @@ def finite_rows(
     return good.all(axis=-1)
 
 
-def keeping(signal: AttentionSignal) -> Callable[[Array], Array]:
+def map_encoder(signal: AttentionSignal) -> Callable[[Array], Array]:
     """What is kept of a block of queries' probabilities [batch, heads, queries, keys]."""
 
     def keep(probabilities: Array) -> Array:
@@ -55,7 +55,7 @@ def keeping(signal: AttentionSignal) -> Callable[[Array], Array]:
     return keep
 
 
-def only_read(
+def zero_unread(
     maps: Shaped[Array, "batch heads time time"], read: Bool[Array, "batch time"]
 ) -> Shaped[Array, "batch heads time time"]:
     """The maps with zeros for queries that are not `read`, padding's among them."""

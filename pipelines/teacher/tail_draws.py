@@ -17,7 +17,7 @@ _BLOCK = 128
 _BELOW_ONE = 1 - 2.0**-23
 
 
-class Drawn(NamedTuple):
+class TailDraws(NamedTuple):
     """What was drawn, the same on every device."""
 
     ids: Int[Array, "tokens m"]
@@ -33,7 +33,7 @@ def draw(
     *,
     values: Float[Array, "tokens here"],
     vocabulary: Vocabulary,
-) -> Drawn:
+) -> TailDraws:
     """The id in whose share of the cumulated weights each point lies.
 
     `weights` and `values` are this device's. Points run from 0 to the sum of all weights; a point
@@ -71,7 +71,7 @@ def draw(
     mine = vocabulary.is_this_device(device)
     ids = (column + vocabulary.first_id(width)).astype(jnp.int32)
     found = jnp.take_along_axis(values, column, axis=-1)
-    return Drawn(
+    return TailDraws(
         ids=vocabulary.sum_over_devices(jnp.where(mine, ids, 0)),
         values=vocabulary.sum_over_devices(jnp.where(mine, found, 0)),
         near_edge=vocabulary.sum_over_devices(jnp.where(mine, near, False).astype(jnp.int32)) > 0,

@@ -33,7 +33,7 @@ def targets(
     chunk: int = CHUNK_TOKENS,
 ) -> dict[str, Array]:
     """`ids` int32 [tokens, k], `logprobs` float32 [tokens, k], `tail_logmass` [tokens, nodes];
-    with draws, `draw_ids` int32 and `draw_logprobs` float32 [tokens, m], and `near_edge` bool.
+    with draws, `tail_ids` int32 and `tail_logprobs` float32 [tokens, m], and `near_edge` bool.
 
     Defined as in schemas.targets.targets and schemas.targets.draws; `starts` are those of the
     draws. `tokens` that `chunk` does not divide are padded inside.
@@ -144,9 +144,9 @@ def _tail_draws(
     points = (jnp.arange(spec.draws) + starts[:, None]) * (total / spec.draws)
     # Without the barrier XLA computes the weights once for their sums and again for the blocks.
     weights = lax.optimization_barrier(weights)
-    drawn = draw(weights, points, values=parts.logits, vocabulary=vocabulary)
-    logprobs = drawn.values - parts.normaliser[:, None]
-    return {"draw_ids": drawn.ids, "draw_logprobs": logprobs, "near_edge": drawn.near_edge}
+    draws = draw(weights, points, values=parts.logits, vocabulary=vocabulary)
+    logprobs = draws.values - parts.normaliser[:, None]
+    return {"tail_ids": draws.ids, "tail_logprobs": logprobs, "near_edge": draws.near_edge}
 
 
 def _tail_relative(

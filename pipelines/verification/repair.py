@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decant.pipelines.capture.unit import capture_unit, provenance
-from decant.pipelines.teacher.identity import named_teacher
+from decant.pipelines.teacher.identity import open_teacher_of
 from decant.pipelines.verification.structure import Problem, Structure
 from decant.schemas import Cache
 from decant.schemas.arrays.spec import METADATA, create_array, specs_of
@@ -67,7 +67,7 @@ def repair(
             ]
             continue
         plan = read_plan(PartLayout(cache.path / part.path).plan)
-        checkpoint = named_teacher(cache, part, plan.teacher, teacher, memory=memory)
+        checkpoint = open_teacher_of(cache, part, plan.teacher, teacher, memory=memory)
         found = dataclasses.replace(plan.teacher, model=checkpoint.name)
         plan = dataclasses.replace(plan, teacher=found)
         for number, signals in sorted(damaged.items()):

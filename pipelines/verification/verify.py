@@ -17,7 +17,7 @@ from rich.table import Table
 from decant.models import Checkpoint
 from decant.models.checkpoints.hf_layout import CONFIG
 from decant.models.families import config_from_json
-from decant.pipelines.teacher.identity import digest_memory, named_teacher
+from decant.pipelines.teacher.identity import digest_memory, open_teacher_of
 from decant.pipelines.verification.content import Content, compare
 from decant.pipelines.verification.reference import Reference
 from decant.pipelines.verification.repair import Repair, repair
@@ -75,7 +75,7 @@ def verify(path: Path, *, rows: int, teacher: str | None, memory: Path) -> Repor
                 )
             if numbers:
                 planned = read_plan(PartLayout(path / part.path).plan).teacher
-                checkpoint = named_teacher(cache, part, planned, teacher, memory=memory)
+                checkpoint = open_teacher_of(cache, part, planned, teacher, memory=memory)
                 report.structure.problems += _other_config(cache, checkpoint)
                 found = _compare(cache, part, numbers, checkpoint, planned)
                 report.content[_unused(part.path, report.content)] = found

@@ -93,7 +93,7 @@ def test_a_capture_goes_on_from_another_place_after_it_was_moved(
     moved = copy.rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
     # As a new process, which has no teacher yet.
-    monkeypatch.setattr("decant.pipelines.teacher.inference._loaded", {})
+    monkeypatch.setattr("decant.pipelines.teacher.loaded._loaded", {})
     cache = tiny_cache(moved.relative_to(tmp_path), **SIGNALS)
     assert cache.manifest.cache_id == undisturbed
 

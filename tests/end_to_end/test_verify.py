@@ -12,7 +12,7 @@ from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.__main__ import main
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Attention, Hidden, Teacher
-from decant.pipelines.teacher import inference as teacher
+from decant.pipelines.teacher import loaded as teacher
 from decant.pipelines.verification.verify import Report, sample_rows, verify
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk.frames import Kind, unpack
@@ -105,14 +105,14 @@ def test_a_cache_of_a_bfloat16_teacher_is_fine(root):
 
 def test_a_capture_one_position_or_one_layer_off_is_found(root, monkeypatch):
     """Logits of the position before, states of the layer after: each is told of its own signal."""
-    original = teacher.TeacherRunner._read
+    original = teacher.LoadedTeacher._read
 
     def off_by_one(self, batch, layers):
         found = original(self, batch, {layer + 1 for layer in layers})
         states = {layer: found.layers[layer + 1] for layer in layers}
         return found._replace(hidden=jnp.roll(found.hidden, 1, axis=1), layers=states)
 
-    monkeypatch.setattr(teacher.TeacherRunner, "_read", off_by_one)
+    monkeypatch.setattr(teacher.LoadedTeacher, "_read", off_by_one)
     narrow = Hidden(layers=(1,), dtype="int8")
     cache = tiny_cache(root, profile="compact", hidden=narrow, output=root / "off")
     report = verified(cache, rows=2)

@@ -23,9 +23,9 @@ import os, signal, sys
 from pathlib import Path
 from decant.pipelines.capture import unit
 from decant.pipelines.capture.remaining_units import CaptureUnits
-from decant.pipelines.teacher import inference as teacher
+from decant.pipelines.teacher import loaded as teacher
 part, marks, stops = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "stops"
-load, write = teacher.TeacherRunner.__init__, unit.write_records
+load, write = teacher.LoadedTeacher.__init__, unit.write_records
 
 def loading(self, planned):
     with marks.open("a") as file:
@@ -37,7 +37,7 @@ def writing(path, records, **rest):
         os.kill(os.getpid(), signal.SIGSTOP)
     return write(path, records, **rest)
 
-teacher.TeacherRunner.__init__, unit.write_records = loading, writing
+teacher.LoadedTeacher.__init__, unit.write_records = loading, writing
 units = CaptureUnits(part, part / "plan.json")
 units.setup()
 for number in map(int, sys.argv[4:]):

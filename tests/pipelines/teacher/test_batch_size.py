@@ -6,13 +6,13 @@ import pytest
 
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.teacher.batch_size import bytes_needed, fitting_batch_rows
-from decant.pipelines.teacher.inference import Asked
+from decant.pipelines.teacher.outputs import OutputSpec
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.manifest.plan import PlannedTeacher, TeacherMesh, read_plan
 from decant.schemas.signals import TargetSpec
 from tests.making.caches import tiny_settings, write_teacher
 
-ASKED = Asked(TargetSpec(8))
+ASKED = OutputSpec(TargetSpec(8))
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,8 @@ SCRIPT = """
 import json, re, sys
 import jax, numpy as np
 from decant.pipelines.calibration.tail_prior import PriorSums
-from decant.pipelines.teacher.inference import Asked, TeacherRunner
+from decant.pipelines.teacher.loaded import LoadedTeacher
+from decant.pipelines.teacher.outputs import OutputSpec
 from decant.schemas.signals import TargetSpec
 from decant.schemas.manifest.plan import TeacherMesh, PlannedTeacher
 from decant.schemas.records.rows import Segment, build_row
@@ -45,14 +46,14 @@ for data, tensor in MESHES:
         model=sys.argv[1], teacher_id="", dtype="float32", vocabulary_size=VOCABULARY,
         sequence_length=24, batch_rows=8, mesh=TeacherMesh(data, tensor),
     )
-    runner, prior = TeacherRunner(planned), PriorSums(k=K)
-    found = list(runner.run(rows, Asked(spec), observers=[prior]))
+    runner, prior = LoadedTeacher(planned), PriorSums(k=K)
+    found = list(runner.run(rows, OutputSpec(spec), observers=[prior]))
     fields = {
         name: np.concatenate([getattr(x.targets, name) for x in found])
         for name in ("ids", "logprobs", "tail_logmass")
     }
-    fields["draw_ids"] = np.concatenate([x.targets.draws.ids for x in found])
-    fields["draw_logprobs"] = np.concatenate([x.targets.draws.logprobs for x in found])
+    fields["tail_ids"] = np.concatenate([x.targets.draws.ids for x in found])
+    fields["tail_logprobs"] = np.concatenate([x.targets.draws.logprobs for x in found])
     fields["near"] = np.array(sum(x.near_edge for x in found))
     result = prior.result()
     fields |= {"sums": result.sums, "counts": result.counts}
@@ -125,9 +126,9 @@ def test_eight_devices_find_what_one_finds(run, mesh):
     np.testing.assert_array_equal(np.sort(found["ids"]), np.sort(one["ids"]))
     for name in ("logprobs", "tail_logmass"):
         np.testing.assert_allclose(found[name], one[name], atol=1e-5)
-    same = found["draw_ids"] == one["draw_ids"]
+    same = found["tail_ids"] == one["tail_ids"]
     assert (~same).sum() <= one["near"]
-    np.testing.assert_allclose(found["draw_logprobs"][same], one["draw_logprobs"][same], atol=1e-5)
+    np.testing.assert_allclose(found["tail_logprobs"][same], one["tail_logprobs"][same], atol=1e-5)
     np.testing.assert_array_equal(found["counts"], one["counts"])
     np.testing.assert_allclose(found["sums"], one["sums"], rtol=1e-4)
     ids, logprobs = one["ids"], one["logprobs"]
@@ -138,7 +139,7 @@ def test_eight_devices_find_what_one_finds(run, mesh):
 def test_no_id_that_is_padding_is_found_or_drawn(run):
     for found in run[0].values():
         assert found["ids"].max() < VOCABULARY
-        assert found["draw_ids"].max() < VOCABULARY
+        assert found["tail_ids"].max() < VOCABULARY
 
 
 @pytest.mark.parametrize(("mesh", "devices"), [("2-4", 4), ("1-8", 8)])

@@ -75,12 +75,12 @@ def test_a_token_is_drawn_as_often_as_the_proposal_says(betas):
     vocabulary, k, m = 300, 5, 7
     logits = np.repeat(logits_of(vocabulary, n=1), len(MANY_STARTS), axis=0)
     found = sampled(logits, MANY_STARTS, TargetSpec(k, m, betas))
-    often = np.bincount(found["draw_ids"].reshape(-1), minlength=vocabulary) / len(MANY_STARTS)
+    often = np.bincount(found["tail_ids"].reshape(-1), minlength=vocabulary) / len(MANY_STARTS)
     r = sampling.proposal(logits[:1], k=k, betas=betas)[0]
     np.testing.assert_allclose(often, m * r, atol=3 * m / len(MANY_STARTS))
-    assert not np.isin(found["draw_ids"], found["ids"][0]).any()
+    assert not np.isin(found["tail_ids"], found["ids"][0]).any()
     logp = sampling.log_softmax(logits[:1])[0]
-    np.testing.assert_allclose(found["draw_logprobs"], logp[found["draw_ids"]], atol=2e-5)
+    np.testing.assert_allclose(found["tail_logprobs"], logp[found["tail_ids"]], atol=2e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -88,7 +88,7 @@ def test_weighted_draws_estimate_any_sum_over_the_tail(temperature):
     vocabulary, k, m, betas = 300, 5, 7, (0.5, 1.0)
     logits = np.repeat(logits_of(vocabulary, n=1), len(MANY_STARTS), axis=0)
     found = sampled(logits, MANY_STARTS, TargetSpec(k, m, betas))
-    draws = Draws(found["draw_ids"], found["draw_logprobs"], betas)
+    draws = Draws(found["tail_ids"], found["tail_logprobs"], betas)
     weights = logweights(draws, found["tail_logmass"], nodes=BETAS)
     function = np.random.default_rng(1).normal(size=vocabulary)
     p = np.exp(sampling.log_softmax(logits[:1])[0] / temperature)
@@ -101,7 +101,7 @@ def test_weighted_draws_estimate_any_sum_over_the_tail(temperature):
 def test_of_equal_logits_only_those_outside_the_top_k_are_drawn():
     logits = np.zeros((64, 40), np.float32)
     found = sampled(logits, MANY_STARTS[::63][:64], TargetSpec(7, 5, (1.0,)))
-    np.testing.assert_array_equal(np.unique(found["draw_ids"]), np.arange(7, 40))
+    np.testing.assert_array_equal(np.unique(found["tail_ids"]), np.arange(7, 40))
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 7])
@@ -117,7 +117,7 @@ def test_the_chunk_changes_no_draw_that_is_not_counted_as_near(chunk):
     surely = ~np.asarray(whole["near_edge"])
     assert surely.mean() > 0.9
     np.testing.assert_array_equal(
-        np.asarray(whole["draw_ids"])[surely], np.asarray(cut["draw_ids"])[surely]
+        np.asarray(whole["tail_ids"])[surely], np.asarray(cut["tail_ids"])[surely]
     )
 
 

@@ -1,0 +1,59 @@
+"""The programs that the teacher's devices run: forward pass, targets, attention maps."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from decant.models.mesh.sharding import DATA
+from decant.pipelines.teacher.sharded_head import Head
+from decant.pipelines.teacher.states_and_maps import (
+    map_encoder,
+    rows_are_finite,
+    stored_states,
+    zero_unread,
+)
+from decant.pipelines.teacher.targets import targets
+from decant.schemas.records.rows import stored_positions
+from decant.schemas.signals import MEAN, AttentionSignal, TargetSpec
+
+finite_rows = jax.jit(rows_are_finite)
+stored_mask = jax.jit(partial(stored_positions, xp=jnp))
+encoded_states = jax.jit(stored_states, static_argnames="dtype")
+
+
+def forward(graph, weights, tokens, segment_ids, positions, *, layers):
+    """The states after the final norm [batch, time, width], and those of `layers` by number."""
+    model = nnx.merge(graph, weights)
+    return model(tokens, segment_ids, positions, hidden_layers=layers)
+
+
+def batch_targets(hidden, unembedding, starts, *, spec: TargetSpec, head: Head):
+    """`targets.targets` of a batch [batch, time, width]; its results get these two axes, too.
+
+    Each device works on its rows and its part of the vocabulary; logits never leave the device.
+    """
+
+    def of_device(hidden, unembedding, starts):
+        batch, time, width = hidden.shape
+        flat = hidden.reshape(batch * time, width)
+        of_tokens = targets(flat, unembedding, starts.reshape(-1), spec=spec, head=head)
+        return {name: x.reshape(batch, time, *x.shape[1:]) for name, x in of_tokens.items()}
+
+    return head.on_each_device(of_device, hidden, unembedding, starts, out=P(DATA))
+
+
+def attention_maps(
+    graph, weights, states, segment_ids, positions, read, layer, *, signal: AttentionSignal
+):
+    """The maps that `signal` stores, [batch, heads, time, time], from block `layer`'s input.
+
+    `layer` is an argument of the program, so that all blocks share one; `signal.layer` is unused.
+    """
+    heads = None if signal.heads == MEAN else signal.heads
+    maps = nnx.merge(graph, weights).attention_maps(
+        states, segment_ids, positions, layer=layer, heads=heads, keep=map_encoder(signal)
+    )
+    return zero_unread(maps, read)
