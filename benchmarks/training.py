@@ -127,7 +127,7 @@ def loop(config, batches, step, *, mesh, signals=()):
             metrics=metrics,
             mesh=mesh,
             step=step,
-            judge=lambda _: dict.fromkeys(HELDOUT, 0.0),
+            evaluator=lambda _: dict.fromkeys(HELDOUT, 0.0),
         )
 
         def run(state, *, updates):
@@ -144,7 +144,7 @@ HELDOUT = ("heldout_kl_bound", "heldout_ce", "heldout_perplexity", "heldout_agre
 class Unsaved(Checkpoints):
     """Saves nothing: a checkpoint is not part of what is measured."""
 
-    def save(self, state, *, data, judged=None):
+    def save(self, state, *, data, heldout=None):
         """Nothing."""
 
 

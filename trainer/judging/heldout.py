@@ -1,8 +1,7 @@
-"""The training loop's look at held-out rows: KL to the teacher, agreement, cross-entropy.
+"""Held-out metrics during training: a KL bound, cross-entropy and agreement.
 
-The KL is taken at T = 1 with the tail as one category: a lower bound of the true one, which
-every cache can give whatever a student learned from. All that can be told of a student is
-`decant.trainer.results.evaluate`'s.
+The KL is at T = 1 with the tail as one category, a lower bound of the true KL. Every cache has
+the arrays for it, whatever the student's loss. `results/evaluate.py` measures more after training.
 """
 
 from __future__ import annotations
@@ -23,18 +22,19 @@ from decant.trainer.loss.objective import Objective, batch_sums, scheduled_value
 from decant.trainer.loss.projections import Parameters
 
 Evaluator = Callable[[Parameters], dict[str, Any]]
+"""Held-out metrics of given parameters."""
 
 
 def make_evaluator(
     objective: Objective, *, cache: Cache, rows: int | None, batch_rows: int
 ) -> Evaluator:
-    """A function from parameters to metrics over `rows` held-out rows (None: all).
+    """An evaluator on `rows` held-out rows (None: all), read `batch_rows` at a time.
 
-    Of `objective` it takes the student, the vocabulary, the mesh and `chunk_tokens`.
+    Of `objective` only the graph, the vocabulary, the mesh and `chunk_tokens` are used.
 
-    heldout_kl_bound and heldout_ce in nats a token, heldout_perplexity = exp(ce),
-    heldout_agreement: share of positions whose most likely token is the teacher's,
-    heldout_tokens.
+    Metrics: heldout_kl_bound and heldout_ce in nats a token, heldout_perplexity = exp(ce),
+    heldout_agreement (share of positions where student and teacher have the same likeliest token)
+    and heldout_tokens. Raises ValueError if the cache has no held-out rows.
     """
     mesh = objective.execution.mesh
     assert mesh is not None
@@ -66,18 +66,21 @@ def make_evaluator(
 
 
 def spread_rows(rows: np.ndarray, count: int | None) -> np.ndarray:
-    """`count` of the rows at even distances: which ones depends on the cache alone."""
+    """`count` of the rows at even distances (None: all); the choice depends on the cache alone."""
     if count is None or count >= len(rows):
         return rows
     return rows[np.arange(count) * len(rows) // count]
 
 
 def heldout_rows(cache: Cache, count: int | None) -> np.ndarray:
-    """The rows that every student is judged by. ValueError if there are none."""
+    """`count` held-out rows (None: all), the same for every student of the cache.
+
+    Raises ValueError if the cache has none.
+    """
     numbers = spread_rows(cache.rows(split="heldout"), count)
     if not len(numbers):
         raise ValueError(
-            f"{cache.path}: no held-out rows to judge by; capture with a larger --corpus.heldout"
+            f"{cache.path}: no held-out rows to evaluate on; capture with a larger --corpus.heldout"
         )
     return numbers
 
@@ -85,12 +88,15 @@ def heldout_rows(cache: Cache, count: int | None) -> np.ndarray:
 def heldout_batches(
     cache: Cache, numbers: np.ndarray, *, batch_rows: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The rows as from `Cache.read`, and in the last batch repeats of its first that count
-    nothing, so that one shape is compiled."""
+    """The rows as batches from `Cache.read`, all of one shape, so that one program is compiled.
+
+    The last batch is filled up with repeats of its first row, whose `loss_mask` is False.
+    """
     for start in range(0, len(numbers), batch_rows):
-        some = numbers[start : start + batch_rows]
-        batch = cache.read(np.concatenate([some, np.repeat(some[:1], batch_rows - len(some))]))
-        batch["loss_mask"][len(some) :] = False
+        chosen = numbers[start : start + batch_rows]
+        fill = np.repeat(chosen[:1], batch_rows - len(chosen))
+        batch = cache.read(np.concatenate([chosen, fill]))
+        batch["loss_mask"][len(chosen) :] = False
         yield batch
 
 

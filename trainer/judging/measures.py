@@ -1,7 +1,7 @@
-"""What a student is judged by at each position, against what a cache knows of the teacher there.
+"""Measures of a student at each position, against the teacher's targets from a cache.
 
-The logits of a chunk of positions are turned into a few numbers each, as in training, so that
-logits of a whole batch never exist. All are of T = 1 but for the two that say otherwise.
+Positions are computed in chunks, as in training, so that logits of a whole batch never exist. All
+measures are at T = 1, except the two `…_at_temperature`.
 """
 
 from __future__ import annotations
@@ -34,55 +34,59 @@ from decant.trainer.loss.tail_corrections import (
 from decant.trainer.loss.targets import BatchTargets
 
 TOP = 5
-"""How many of the likeliest tokens `top5_agreement` compares."""
+"""Number of likeliest tokens that `top5_agreement` compares."""
 
 
 class Measures(NamedTuple):
-    """Of each position; None: the cache cannot tell."""
+    """One value a position; a field is None if the cache lacks the arrays for it."""
 
     kl_bound: Float[Array, "*position"]
-    """KL(teacher ‖ student) with the tail as one category: at most the true one. Nats."""
+    """KL(teacher ‖ student) in nats with the tail as one category: a lower bound of the true KL."""
     kl_estimate: Float[Array, "*position"] | None
-    """The same with the tail spread as the tail prior says."""
+    """The same KL, estimated with the teacher's tail distributed like the tail prior."""
     kl_unbiased: Float[Array, "*position"] | None
-    """The same from draws: noisy, but right on average."""
+    """The same KL, estimated from tail draws: noisy, but unbiased."""
     kl_bound_at_temperature: Float[Array, "*position"]
-    """Both sides at the training temperature; no T²."""
+    """`kl_bound` with both distributions at the training temperature; without the factor T²."""
     kl_estimate_at_temperature: Float[Array, "*position"] | None
+    """`kl_estimate`, likewise."""
     ce: Float[Array, "*position"]
-    """−log of the next token's probability."""
+    """Cross-entropy: −log of the next token's probability, in nats."""
     agreement: Float[Array, "*position"]
     """1 where the student's likeliest token is the teacher's."""
     top5_agreement: Float[Array, "*position"]
-    """Share of the teacher's five likeliest tokens (of as many as are stored) that are among the
-    student's five; of equals the lower id is the likelier one."""
+    """Share of the teacher's five likeliest tokens, or of all stored ones if these are fewer, that
+    are among the student's five. Of equal logits the lower id counts as likelier."""
     accuracy: Float[Array, "*position"]
     """1 where the student's likeliest token is the next token."""
     confidence: Float[Array, "*position"]
     """Probability of the student's likeliest token."""
     acceptance_low: Float[Array, "*position"]
-    """Σ min(p, q) over the stored tokens: speculative decoding, with the student as the draft,
-    keeps a token with at least this probability,"""
+    """Lower bound of the probability that speculative decoding keeps a token that the student
+    drafts: Σ min(p, q) over the stored tokens."""
     acceptance_high: Float[Array, "*position"]
-    """and at most with this, which adds min of the two tails' masses."""
+    """Upper bound of it: `acceptance_low` plus the smaller of the two tail masses."""
 
 
 class MeasureInputs(NamedTuple):
     """Arrays that measures need besides a batch."""
 
     temperature: Float[Array, ""] | None
-    """That training ended at; None: 1."""
+    """The loss's temperature at the end of training; None stands for 1."""
     prior: Float[Array, "nodes vocab"] | None
-    """The tail prior's nodes, if the cache has one."""
+    """The log tail prior at each node; None if the cache has none."""
 
 
 def batch_measures(
     objective: Objective, params: Parameters, batch: Batch, inputs: MeasureInputs
 ) -> Measures:
-    """[rows, positions] of each measure; what a position without a target has means nothing."""
+    """Measures of shape [rows, positions]; values at positions without a target are arbitrary.
+
+    Of `objective` only the graph, the vocabulary and `chunk_tokens` are used.
+    """
     model = nnx.merge(objective.graph, params)
     hidden, _ = model(batch["tokens"], batch["segment_ids"], batch["positions"])
-    # A checkpoint may pad its vocabulary; ids beyond the tokenizer's have no target.
+    # A checkpoint may pad its vocabulary; ids above the tokenizer's have no target.
     matrix = model.unembedding()[:, : objective.vocabulary].astype(hidden.dtype)
     rows, length, _ = hidden.shape
     step = positions_at_once(
@@ -103,16 +107,18 @@ def batch_measures(
 def chunk_measures(
     logits: Float[Array, "n vocab"], targets: BatchTargets, inputs: MeasureInputs
 ) -> Measures:
-    """The measures of n positions."""
+    """Measures of n positions from the student's logits."""
     one = jnp.float32(1)
     bound, estimate, unbiased, view = _divergences(logits, targets, inputs, one)
     warm_bound, warm_estimate = bound, estimate
     if inputs.temperature is not None:
-        undrawn = targets._replace(tail_ids=None)
-        warm_bound, warm_estimate, *_ = _divergences(logits, undrawn, inputs, inputs.temperature)
+        without_draws = targets._replace(tail_ids=None)
+        warm_bound, warm_estimate, *_ = _divergences(
+            logits, without_draws, inputs, inputs.temperature
+        )
     likeliest = jnp.argmax(logits, axis=-1)
     highest = jnp.max(logits, axis=-1)
-    first = jnp.where(targets.stored[:, 0], targets.topk_ids[:, 0], -1)
+    teachers_first = jnp.where(targets.stored[:, 0], targets.topk_ids[:, 0], -1)
     low, high = _acceptance(view, targets)
     return Measures(
         kl_bound=bound,
@@ -121,7 +127,7 @@ def chunk_measures(
         kl_bound_at_temperature=warm_bound,
         kl_estimate_at_temperature=warm_estimate,
         ce=view.z_hard - view.label,
-        agreement=(likeliest == first).astype(jnp.float32),
+        agreement=(likeliest == teachers_first).astype(jnp.float32),
         top5_agreement=_shared_top(logits, targets),
         accuracy=(likeliest == targets.labels).astype(jnp.float32),
         confidence=jnp.exp(highest - view.z_hard),
@@ -136,12 +142,12 @@ def _divergences(
     inputs: MeasureInputs,
     temperature: Float[Array, ""],
 ) -> tuple[Array, Array | None, Array | None, StudentView]:
-    """KL at T by the bucket, by the prior and by draws, each if it can be; and the view."""
+    """KL at T: the bound, the estimates by prior and by draws (None if absent); and the view."""
     beta = 1 / temperature
     log_prior = None if inputs.prior is None else log_prior_at(inputs.prior, beta=beta)
     whole = Vocabulary(logits.shape[-1])
     view = summarise_logits(logits, targets, beta=beta, vocabulary=whole, log_prior=log_prior)
-    there = targets.mask[:, None]
+    counted = targets.mask[:, None]
     teacher = teacher_categories(
         jnp.where(targets.stored, targets.topk_logprobs, -jnp.inf),
         targets.tail_logmass,
@@ -149,7 +155,7 @@ def _divergences(
         tail="bucket",
     )
     logq = jnp.concatenate([beta * view.head, view.tail_soft[:, None]], -1) - view.z_soft[:, None]
-    bound = divergence(teacher.logp, jnp.where(there, logq, -jnp.inf), kind="forward_kl")
+    bound = divergence(teacher.logp, jnp.where(counted, logq, -jnp.inf), kind="forward_kl")
     estimate = unbiased = None
     if log_prior is not None:
         estimate = (
@@ -164,7 +170,7 @@ def _divergences(
 def _acceptance(
     view: StudentView, targets: BatchTargets
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """Both ends of Σ_v min(p_v, q_v)."""
+    """Lower and upper bound of Σ_v min(p_v, q_v) over the whole vocabulary."""
     kept = targets.stored
     p = jnp.where(kept, jnp.exp(jnp.where(kept, targets.topk_logprobs, 0.0)), 0.0)
     low = jnp.sum(jnp.minimum(p, jnp.exp(view.head - view.z_hard[:, None])), axis=-1)
@@ -173,7 +179,7 @@ def _acceptance(
 
 
 def _shared_top(logits: Float[Array, "n vocab"], targets: BatchTargets) -> Float[Array, " n"]:
-    """By counting what is likelier than each, which sorts nothing: a pass over the logits each."""
+    """`top5_agreement`. For each stored id, likelier ids are counted: one pass each, no sorting."""
     kept = targets.stored[:, :TOP]
     ids = jnp.arange(logits.shape[-1])
 

@@ -24,7 +24,7 @@ from decant.trainer.update.step import TrainState
 
 CHECKPOINTS = "checkpoints"
 By = Literal["kl", "ce"]
-_JUDGED: dict[By, str] = {"kl": "heldout_kl_bound", "ce": "heldout_ce"}
+_METRICS: dict[By, str] = {"kl": "heldout_kl_bound", "ce": "heldout_ce"}
 _BEST: dict[str, By] = {"best": "kl", "best-ce": "ce"}
 
 
@@ -55,7 +55,7 @@ class Checkpoints:
         with _quiet():  # Orbax warns about `read_only`.
             self._manager = ocp.CheckpointManager((run / CHECKPOINTS).absolute(), options=options)
         # Held-out metrics by step. In memory, because all processes must decide alike by them.
-        self._judged = {step: self._judged_at(step) for step in self._manager.all_steps()}
+        self._heldout = {step: self._saved_heldout(step) for step in self._manager.all_steps()}
 
     @property
     def latest(self) -> int | None:
@@ -78,7 +78,7 @@ class Checkpoints:
             scores = {s: x for s, x in self._scores(_BEST[name]).items() if s in self.steps}
             if not scores:
                 raise ValueError(
-                    f"{self._run}: no checkpoint was judged on held-out rows when it was saved. "
+                    f"{self._run}: no checkpoint has held-out metrics. "
                     "Train with --keep.best 1, or use --checkpoint last"
                 )
             return min(scores, key=lambda step: (scores[step], step))
@@ -90,36 +90,36 @@ class Checkpoints:
             )
         return int(name)
 
-    def due(self, step: int, *, judged: Mapping[str, Any] | None) -> bool:
+    def due(self, step: int, *, heldout: Mapping[str, Any] | None) -> bool:
         """Whether `keep` asks for a checkpoint at this step, besides the regular ones.
 
-        `judged` are the held-out metrics at this step, None if it was not judged.
+        `heldout` are the held-out metrics at this step, None if none were measured.
         """
         if self._keep.every and step % self._keep.every == 0:
             return True
-        if not self._keep.best or judged is None:
+        if not self._keep.best or heldout is None:
             return False
         by, there = self._keep.best_by, self.steps
         scores = self._scores(by)
         best = sorted(scores[s] for s in there if s in scores)[: self._keep.best]
-        return len(best) < self._keep.best or _score(judged, by) < best[-1]
+        return len(best) < self._keep.best or _score(heldout, by) < best[-1]
 
     def save(
-        self, state: TrainState, *, data: dict[str, Any], judged: Mapping[str, Any] | None = None
+        self, state: TrainState, *, data: dict[str, Any], heldout: Mapping[str, Any] | None = None
     ) -> None:
         """Write the state and `data`, unless this step is already saved.
 
-        `judged` are the held-out metrics of this state, None if it was not judged.
+        `heldout` are the held-out metrics of this state, None if none were measured.
         """
         step = int(state.step)
         if step == self.latest:
             return
-        self._judged[step] = {n: judged[n] for n in _JUDGED.values()} if judged else None
+        self._heldout[step] = {n: heldout[n] for n in _METRICS.values()} if heldout else None
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state._asdict()),
-                data=ocp.args.JsonSave({**data, "judged": self._judged[step]}),
+                data=ocp.args.JsonSave({**data, "judged": self._heldout[step]}),
             ),
         )
 
@@ -157,10 +157,10 @@ class Checkpoints:
         return {*sorted(steps)[-max(1, keep.last) :], *(step for _, step in best), *numbered}
 
     def _scores(self, by: By) -> dict[int, float]:
-        """Score of each checkpoint that was judged, by step."""
-        return {step: _score(judged, by) for step, judged in self._judged.items() if judged}
+        """Score of each checkpoint that has held-out metrics, by step."""
+        return {step: _score(heldout, by) for step, heldout in self._heldout.items() if heldout}
 
-    def _judged_at(self, step: int) -> dict[str, Any] | None:
+    def _saved_heldout(self, step: int) -> dict[str, Any] | None:
         try:
             args = ocp.args.Composite(data=ocp.args.JsonRestore())
             return self._manager.restore(step, args=args)["data"].get("judged")
@@ -189,9 +189,9 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _score(judged: Mapping[str, Any], by: By) -> float:
+def _score(heldout: Mapping[str, Any], by: By) -> float:
     """The metric to compare checkpoints by, lower is better; infinite if it is missing or NaN."""
-    score = judged.get(_JUDGED[by])
+    score = heldout.get(_METRICS[by])
     return score if score is not None and math.isfinite(score) else math.inf
 
 

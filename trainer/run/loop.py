@@ -41,21 +41,21 @@ class TrainingLoop:
     mesh: Mesh
     step: Callable[[TrainState, dict], tuple[TrainState, dict]]
     """The compiled update."""
-    judge: Evaluator
+    evaluator: Evaluator
     """Held-out metrics of given parameters."""
     clock: Clock = field(default_factory=Clock)
 
     def run(self, state: TrainState, *, stopping: Sequence[int] = ()) -> TrainState:
         """Update the state until the run's last update or a signal; return the last state.
 
-        `stopping` is a list that others fill: the loop stops once it is not empty.
+        `stopping` is a list that a signal handler fills; the loop stops once it is not empty.
         """
         config = self.config
         delayed = _DelayedMetrics(config, self.metrics, self.clock)
         agreed = StopAgreement(self.mesh)
         done, stop = int(state.step), False
         if done == 0:
-            self._judge(0, state)
+            self._evaluate(0, state)
         while done < self.steps and not stop:
             batch = self.batches.next()
             on_device = to_device(
@@ -69,27 +69,28 @@ class TrainingLoop:
             done += 1
             delayed.add(done, batch["rows"], latest)
             end, stop = done == self.steps, agreed(bool(stopping))
-            judge = end or done % config.evaluate_every == 0
+            evaluate = end or done % config.evaluate_every == 0
             save = end or stop or done % config.checkpoint_every == 0
-            if judge or save:
+            if evaluate or save:
                 delayed.flush()
-            judged = self._judge(done, state) if judge else None
-            if save := save or self.checkpoints.due(done, judged=judged):
+            heldout = self._evaluate(done, state) if evaluate else None
+            if save := save or self.checkpoints.due(done, heldout=heldout):
                 data = {**self.batches.state(), "binding": self.bound.values}
-                self.checkpoints.save(state, data=data, judged=judged)
-            if judge or save:
+                self.checkpoints.save(state, data=data, heldout=heldout)
+            if evaluate or save:
                 self.clock.restart()
         if done < self.steps:
             self.metrics.say(
-                f"stopped after update {done} of {self.steps}; saved in {config.run}. To go on, "
+                f"stopped after update {done} of {self.steps}; saved in {config.run}. To continue, "
                 f"run the same command again:\n  decant {shlex.join(sys.argv[1:])}"
             )
         return state
 
-    def _judge(self, step: int, state: TrainState) -> dict[str, Any]:
-        judged = self.judge(state.params)
-        self.metrics.log_heldout({"step": step, **judged})
-        return judged
+    def _evaluate(self, step: int, state: TrainState) -> dict[str, Any]:
+        """Measure the state on held-out rows and log the metrics."""
+        heldout = self.evaluator(state.params)
+        self.metrics.log_heldout({"step": step, **heldout})
+        return heldout
 
 
 class _DelayedMetrics:

@@ -125,7 +125,7 @@ def train(config: Train) -> bool:
                 places=jax.tree.map(lambda x: x.sharding, state),
             ),
             # Opened a second time, because a prefetching thread reads the cache above.
-            judge=make_evaluator(
+            evaluator=make_evaluator(
                 objective,
                 cache=cache_at_start(open_cache(config.cache), run=config.run),
                 rows=config.heldout_rows,

@@ -1,4 +1,4 @@
-"""A run on a cache that gained parts after it began."""
+"""Runs on a cache that gained parts, or forgot rows, after they began."""
 
 import dataclasses
 
@@ -25,39 +25,39 @@ def begin(run, cache: Cache) -> None:
     write_json(run / BINDING, {"rows_id": cache.manifest.rows_id})
 
 
-@pytest.mark.parametrize("began_with", [("a",), ("a", "b")])
-def test_it_goes_on_with_the_parts_that_it_began_with(tmp_path, began_with):
-    begun = cache_of(tmp_path, *began_with)
+@pytest.mark.parametrize("names", [("a",), ("a", "b")])
+def test_a_run_continues_with_the_parts_that_it_began_with(tmp_path, names):
+    begun = cache_of(tmp_path, *names)
     begin(tmp_path / "run", begun)
     grown = cache_of(tmp_path, "a", "b", "c")
-    found = cache_at_start(grown, run=tmp_path / "run")
-    assert found.manifest == begun.manifest
-    assert len(found) == 3 * len(began_with)
+    continued = cache_at_start(grown, run=tmp_path / "run")
+    assert continued.manifest == begun.manifest
+    assert len(continued) == 3 * len(names)
 
 
-def test_a_new_run_has_all_parts_and_one_of_other_rows_is_left_to_the_binding(tmp_path):
+def test_a_new_run_gets_all_parts_and_so_does_a_run_of_other_rows(tmp_path):
     grown = cache_of(tmp_path, "a", "b")
     assert cache_at_start(grown, run=tmp_path / "new") is grown
     begin(tmp_path / "run", cache_of(tmp_path, "x"))
     assert cache_at_start(grown, run=tmp_path / "run") is grown
 
 
-def test_a_run_does_not_go_on_without_what_it_has_learned_from_unless_allowed(tmp_path):
+def test_a_run_whose_rows_were_forgotten_continues_only_if_allowed(tmp_path):
     config = Train(run=tmp_path / "run")
     bind(config, cache=cache_of(tmp_path, "a"), steps=3)
-    less = cache_of(tmp_path, "a", forgotten=(Forgotten(0),))
+    smaller = cache_of(tmp_path, "a", forgotten=(Forgotten(0),))
     with pytest.raises(ValueError, match=r"forgotten: this run has None.*\n.*--allow cache"):
-        bind(config, cache=less, steps=3)
-    bind(dataclasses.replace(config, allow=("cache",)), cache=less, steps=3)
+        bind(config, cache=smaller, steps=3)
+    bind(dataclasses.replace(config, allow=("cache",)), cache=smaller, steps=3)
     assert [change["name"] for change in read_run_changes(config.run)] == ["forgotten"]
 
 
-def test_what_was_forgotten_in_the_old_parts_is_seen_and_in_new_ones_is_not(tmp_path):
+def test_only_rows_forgotten_in_the_run_s_own_parts_matter(tmp_path):
     first = cache_of(tmp_path, "a").manifest
     begin(tmp_path / "run", Cache(tmp_path, first))
     grown = cache_of(tmp_path, "a", "b").manifest
     gone = [dataclasses.replace(p, forgotten=(Forgotten(0),)) for p in grown.parts]
     for parts, seen in (((grown.parts[0], gone[1]), ""), ((gone[0], grown.parts[1]), None)):
         cache = Cache(tmp_path, dataclasses.replace(grown, parts=parts))
-        found = cache_at_start(cache, run=tmp_path / "run").manifest.forgotten_id
-        assert found == seen if seen == "" else found
+        forgotten_id = cache_at_start(cache, run=tmp_path / "run").manifest.forgotten_id
+        assert forgotten_id == seen if seen == "" else forgotten_id

@@ -1,4 +1,4 @@
-"""Which checkpoints stay, which are the best, and what another optimiser's can be read of."""
+"""Which checkpoints are kept, which is the best, and what is read from one of another optimiser."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from decant.trainer.config import Keep, Optimiser
 from decant.trainer.run.checkpoint import Checkpoints, latest_step
 from decant.trainer.update.step import TrainState, initial_state
 
-JUDGED = {10: 3.0, 20: 2.0, 30: 2.5, 40: None, 50: 2.2, 60: float("nan")}
+KL_AT = {10: 3.0, 20: 2.0, 30: 2.5, 40: None, 50: 2.2, 60: float("nan")}
 
 
 def state_at(step, name="adamw"):
@@ -18,22 +18,22 @@ def state_at(step, name="adamw"):
     return TrainState(*state[:2], jnp.int32(step), *state[3:])
 
 
-def judged(kl):
+def heldout(kl):
     return None if kl is None else {"heldout_kl_bound": kl, "heldout_ce": 10 - kl}
 
 
-def saved(run, keep, *, steps=JUDGED):
-    """The steps that are there after saving at each of these, if it is due or every tenth."""
+def kept_after_saving(run, keep, *, steps=KL_AT):
+    """Steps of the checkpoints that are kept after saving at each of these steps."""
     checkpoints = Checkpoints(run, keep=keep)
     for step in steps:
-        checkpoints.save(state_at(step), data={"position": step}, judged=judged(JUDGED[step]))
-    there = checkpoints.steps
+        checkpoints.save(state_at(step), data={"position": step}, heldout=heldout(KL_AT[step]))
+    kept = checkpoints.steps
     checkpoints.close()
-    return there
+    return kept
 
 
 @pytest.mark.parametrize(
-    ("keep", "there"),
+    ("keep", "kept"),
     [
         (Keep(), [60]),
         (Keep(last=3), [40, 50, 60]),
@@ -44,19 +44,19 @@ def saved(run, keep, *, steps=JUDGED):
         (Keep(last=1, best=1, every=40), [20, 40, 60]),
     ],
 )
-def test_the_last_the_best_and_the_numbered_stay(tmp_path, keep, there):
-    assert saved(tmp_path, keep) == there
+def test_the_last_the_best_and_every_nth_are_kept(tmp_path, keep, kept):
+    assert kept_after_saving(tmp_path, keep) == kept
     assert latest_step(tmp_path) == 60
 
 
-def test_the_best_are_known_again_by_the_next_process(tmp_path):
-    saved(tmp_path, Keep(best=2), steps=[10, 20, 30])
+def test_the_next_process_knows_the_best_checkpoints(tmp_path):
+    kept_after_saving(tmp_path, Keep(best=2), steps=[10, 20, 30])
     again = Checkpoints(tmp_path, keep=Keep(best=2))
-    assert not again.due(40, judged=judged(2.6))
-    assert again.due(40, judged=judged(2.4))
-    assert not again.due(40, judged=None)
-    assert Checkpoints(tmp_path, keep=Keep(every=7)).due(42, judged=None)
-    again.save(state_at(50), data={}, judged=judged(2.2))
+    assert not again.due(40, heldout=heldout(2.6))
+    assert again.due(40, heldout=heldout(2.4))
+    assert not again.due(40, heldout=None)
+    assert Checkpoints(tmp_path, keep=Keep(every=7)).due(42, heldout=None)
+    again.save(state_at(50), data={}, heldout=heldout(2.2))
     assert again.steps == [20, 50]
     assert again.named_step("best") == 20
     assert again.named_step("best-ce") == 50
@@ -68,17 +68,17 @@ def test_the_best_are_known_again_by_the_next_process(tmp_path):
     again.close()
 
 
-def test_without_a_judged_checkpoint_there_is_no_best(tmp_path):
+def test_without_held_out_metrics_there_is_no_best(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.named_step("last") is None
     checkpoints.save(state_at(5), data={})
-    with pytest.raises(ValueError, match=r"no checkpoint was judged .* --keep\.best 1"):
+    with pytest.raises(ValueError, match=r"no checkpoint has held-out metrics.* --keep\.best 1"):
         checkpoints.named_step("best")
     checkpoints.close()
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
-def test_parameters_are_read_alone_and_states_whole(tmp_path, name, caplog):
+def test_parameters_can_be_restored_without_the_rest_of_the_state(tmp_path, name, caplog):
     checkpoints, state = Checkpoints(tmp_path), state_at(5, name)
     checkpoints.save(state, data={"position": 3})
     restored, data = checkpoints.restore(state_at(0, name))

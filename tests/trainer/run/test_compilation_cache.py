@@ -1,4 +1,4 @@
-"""Where compiled programs are kept."""
+"""Where compiled programs are stored."""
 
 import jax
 import pytest
@@ -14,7 +14,7 @@ def unset():
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_programs_are_kept_beside_the_run_where_its_neighbours_find_them(tmp_path):
+def test_runs_in_one_directory_share_their_compiled_programs(tmp_path):
     keep_compiled_programs(tmp_path / "runs" / "one")
     first = jax.config.jax_compilation_cache_dir
     assert first.startswith(str(tmp_path / "runs" / "compiled"))
@@ -23,7 +23,7 @@ def test_programs_are_kept_beside_the_run_where_its_neighbours_find_them(tmp_pat
     assert jax.config.jax_compilation_cache_dir == first
 
 
-def test_a_directory_that_jax_was_given_is_obeyed(tmp_path):
+def test_a_directory_that_jax_was_given_is_kept(tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "given"))
     keep_compiled_programs(tmp_path / "runs" / "one")
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "given")

@@ -1,4 +1,4 @@
-"""What a loss asks of a cache, and the answer when the cache does not have it."""
+"""Inputs of the loss from a cache, and the student's config before its weights are loaded."""
 
 import dataclasses
 import shutil
@@ -17,12 +17,12 @@ from decant.trainer.run.initial_student import initial_config, teacher_config
 from decant.trainer.run.loss_inputs import principal_directions, tail_prior
 
 
-def test_prior_needs_one_and_nothing_else_asks_for_it(cache):
+def test_only_tail_prior_needs_a_prior_in_the_cache(cache):
     mesh, loss = teacher_mesh(), Loss(tail="prior")
     nodes = tail_prior(cache, loss=loss, mesh=mesh)
     np.testing.assert_array_equal(nodes, cache.tail_prior())
     assert nodes.sharding.is_fully_replicated
-    # As version 0.1 left its caches.
+    # A cache of release 0.1.
     (part,) = cache.manifest.parts
     kept = {name: sha for name, sha in part.statistics.items() if "prior" not in name}
     without = dataclasses.replace(part, statistics=kept)
@@ -43,26 +43,26 @@ def test_a_damaged_prior_is_an_error_that_names_it(cache):
         Cache(cache.path, manifest).tail_prior()
 
 
-def test_a_student_s_shape_is_known_before_its_weights(cache, root, tmp_path):
-    """And which of the teacher's blocks it is cut from: not if its source is of another depth."""
+def test_the_initial_config_is_that_of_the_initial_student(cache, root, tmp_path):
+    """It also gives the teacher's blocks in it, unless the source has another depth."""
     teacher, source = teacher_config(cache), str(root / "teacher")
     assert teacher.num_layers == 2
 
-    def found(**student):
-        made, cut_from = initial_config(Student(**student), cache=cache, run=tmp_path)
-        return made.num_layers, made.hidden_size, cut_from
+    def config_of(**student):
+        config, cut_from = initial_config(Student(**student), cache=cache, run=tmp_path)
+        return config.num_layers, config.hidden_size, cut_from
 
-    assert found(source=source, layers=(1,)) == (1, 32, (1,))
-    assert found(source=source, layers=2) == (2, 32, (0, 1))
-    assert found(source=source, init="checkpoint") == (2, 32, None)
-    assert found(init="scratch", layers=3, hidden_size=16) == (3, 16, None)
+    assert config_of(source=source, layers=(1,)) == (1, 32, (1,))
+    assert config_of(source=source, layers=2) == (2, 32, (0, 1))
+    assert config_of(source=source, init="checkpoint") == (2, 32, None)
+    assert config_of(init="scratch", layers=3, hidden_size=16) == (3, 16, None)
     deeper = dataclasses.replace(teacher, num_layers=4)
     tokenizer = Tokenizer.from_files(cache.tokenizer_path).files()
     save_directory(Decoder(deeper, rngs=nnx.Rngs(0)), tmp_path / "deeper", tokenizer)
-    assert found(source=str(tmp_path / "deeper"), layers=(1, 3)) == (2, 32, None)
-    # Once a run began its own first student tells, whatever became of the source.
+    assert config_of(source=str(tmp_path / "deeper"), layers=(1, 3)) == (2, 32, None)
+    # An existing run has its saved student's config, whatever became of the source.
     shutil.copytree(tmp_path / "deeper", tmp_path / "initial")
-    assert found(source="gone", layers=(1,)) == (4, 32, None)
+    assert config_of(source="gone", layers=(1,)) == (4, 32, None)
 
 
 def test_parts_that_disagree_on_directions_are_refused_even_under_a_projection(narrow_cache):
@@ -71,9 +71,9 @@ def test_parts_that_disagree_on_directions_are_refused_even_under_a_projection(n
             raise ValueError(f"the parts have other directions of {name} each")
 
     cache, mesh = TwoParts(narrow_cache.path, narrow_cache.manifest), teacher_mesh()
-    along = Pairs(hidden=((HiddenPair(2, "hidden/2", 8, directions=True),),))
-    found = principal_directions(narrow_cache, pairs=along, mesh=mesh)
-    np.testing.assert_array_equal(found["hidden/2"], narrow_cache.directions("hidden/2"))
+    with_directions = Pairs(hidden=((HiddenPair(2, "hidden/2", 8, directions=True),),))
+    matrices = principal_directions(narrow_cache, pairs=with_directions, mesh=mesh)
+    np.testing.assert_array_equal(matrices["hidden/2"], narrow_cache.directions("hidden/2"))
     projected = Pairs(hidden=((HiddenPair(2, "hidden/2", 8, projection="hidden-0-0"),),))
     assert principal_directions(narrow_cache, pairs=projected, mesh=mesh) == {}
     with pytest.raises(ValueError, match="other directions of hidden/2"):

@@ -1,4 +1,4 @@
-"""metrics.jsonl never repeats or contradicts a step, whatever happened to the run."""
+"""Metrics in files and in the terminal; `metrics.jsonl` has each step once, whatever happened."""
 
 import json
 
@@ -14,17 +14,17 @@ def line(step, **more):
     return {"step": step, "loss": 1.0, "kl_loss": 1.0, "ce_loss": 1.0, **more}
 
 
-def write(run, *, after, steps, loss=1.0, seconds=(), judge=(), **mode):
+def write(run, *, after, steps, loss=1.0, seconds=(), evaluate=(), **mode):
     metrics = MetricsLog(run, after=after, steps=9, **mode)
     for number, step in enumerate(steps):
         taken = seconds[number] if seconds else 2.0
         metrics.log_update(line(step, loss=loss, tokens_per_second=1.0, step_seconds=taken))
-        if step in judge:
+        if step in evaluate:
             metrics.log_heldout({"step": step, **dict.fromkeys(HELDOUT, loss)})
     metrics.close()
 
 
-def test_going_on_from_a_checkpoint_drops_what_came_after_it(tmp_path):
+def test_continuing_from_a_checkpoint_drops_the_lines_after_it(tmp_path):
     write(tmp_path, after=None, steps=[1, 2, 3, 4, 5], loss=1.0)
     write(tmp_path, after=3, steps=[4, 5, 6], loss=2.0)
     got = [(line["step"], line["loss"]) for line in read_metrics(tmp_path)]
@@ -42,7 +42,7 @@ def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path)] == [1]
 
 
-def test_what_is_not_finite_is_null_because_json_has_no_name_for_it(tmp_path):
+def test_values_that_are_not_finite_are_null_in_json(tmp_path):
     write(tmp_path, after=None, steps=[1], loss=float("nan"))
     assert '"loss": null' in (tmp_path / "metrics.jsonl").read_text()
 
@@ -53,35 +53,37 @@ def test_a_directory_without_a_run_is_named(tmp_path):
 
 
 def test_quiet_prints_nothing(tmp_path, capsys):
-    write(tmp_path, after=None, steps=[1, 2], judge=[2], quiet=True)
+    write(tmp_path, after=None, steps=[1, 2], evaluate=[2], quiet=True)
     assert capsys.readouterr() == ("", "")
     assert len(read_metrics(tmp_path)) == 3
 
 
-def test_as_json_standard_output_is_what_the_file_says_and_the_time_left(tmp_path, capsys):
-    write(tmp_path, after=None, steps=[1, 2, 3], seconds=[60.0, 2.0, 2.0], judge=[2], as_json=True)
+def test_with_json_standard_output_has_the_files_lines_and_the_time_left(tmp_path, capsys):
+    write(
+        tmp_path, after=None, steps=[1, 2, 3], seconds=[60.0, 2.0, 2.0], evaluate=[2], as_json=True
+    )
     printed = capsys.readouterr()
     assert printed.err == ""
     lines = [json.loads(text) for text in printed.out.splitlines()]
     extra = ("steps", "eta_seconds")
     assert [{k: v for k, v in x.items() if k not in extra} for x in lines] == read_metrics(tmp_path)
     assert [x["steps"] for x in lines] == [9] * 4
-    # Six updates of two seconds: the first one was compiled too and is not typical.
+    # Six updates of two seconds are left after step 3; the first one's time includes compiling.
     assert [x.get("eta_seconds") for x in lines] == [None, 14.0, None, 12.0]
 
 
-def test_a_line_says_how_long_a_step_takes_and_what_is_left(tmp_path, capsys):
+def test_the_terminal_shows_seconds_an_update_and_the_time_left(tmp_path, capsys):
     write(tmp_path, after=None, steps=[1, 2], seconds=[60.0, 61.0])
     assert "step      2  loss 1.0000  kl 1.0000  ce 1.0000  61 s  1 tokens/s  7:00 left" in (
         capsys.readouterr().err
     )
 
 
-def test_tensorboard_shows_what_the_file_says_whatever_lives_a_run_had(tmp_path):
-    write(tmp_path, after=None, steps=[1, 2, 3, 4, 5], judge=[2, 4])
+def test_tensorboard_shows_the_files_values_also_after_restarts(tmp_path):
+    write(tmp_path, after=None, steps=[1, 2, 3, 4, 5], evaluate=[2, 4])
     last = max(tmp_path.glob("events.*"))
     last.write_bytes(last.read_bytes()[:-7])  # killed while it wrote
-    write(tmp_path, after=3, steps=[4, 5, 6], loss=2.0, judge=[4])
+    write(tmp_path, after=3, steps=[4, 5, 6], loss=2.0, evaluate=[4])
     write(tmp_path, after=6, steps=[])  # there was nothing left to do
     write(tmp_path, after=6, steps=[7], loss=3.0)
     shown = shown_by_tensorboard(tmp_path)
@@ -95,8 +97,8 @@ def test_tensorboard_shows_what_the_file_says_whatever_lives_a_run_had(tmp_path)
     assert [step for step, _ in shown["train/loss"]] == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_a_run_that_starts_over_hides_all_events_of_its_first_life(tmp_path):
-    write(tmp_path, after=None, steps=[0, 1, 2], judge=[1])
+def test_a_run_that_starts_over_hides_all_older_events(tmp_path):
+    write(tmp_path, after=None, steps=[0, 1, 2], evaluate=[1])
     write(tmp_path, after=None, steps=[1], loss=2.0)
     assert shown_by_tensorboard(tmp_path)["train/loss"] == [(1, 2.0)]
     assert "heldout/ce" not in shown_by_tensorboard(tmp_path)
@@ -109,7 +111,7 @@ def test_a_kill_loses_no_event(tmp_path):
     metrics.close()
 
 
-def test_what_is_not_finite_is_no_event(tmp_path):
+def test_values_that_are_not_finite_give_no_event(tmp_path):
     write(tmp_path, after=None, steps=[1], loss=float("nan"))
     shown = shown_by_tensorboard(tmp_path)
     assert "train/loss" not in shown

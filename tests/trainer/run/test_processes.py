@@ -1,4 +1,4 @@
-"""Two processes that train one student: as one does, stopped together, gone on with by one."""
+"""Two processes train one student: with the losses of one, stopped together, continued by one."""
 
 import dataclasses
 import os
@@ -92,8 +92,8 @@ def free_port() -> int:
         return unused.getsockname()[1]
 
 
-def test_two_processes_give_the_losses_of_one_and_stop_together_and_one_goes_on(alone, tmp_path):
-    """A termination of either, here of the one that writes nothing, stops both at one update."""
+def test_two_processes_give_the_losses_of_one_stop_together_and_one_continues(alone, tmp_path):
+    """SIGTERM to one process, here the second one, stops both after the same update."""
     config = dataclasses.replace(alone, run=tmp_path / "run")
     port = free_port()
     processes = [start(config, process=number, port=port) for number in (0, 1)]
@@ -104,17 +104,17 @@ def test_two_processes_give_the_losses_of_one_and_stop_together_and_one_goes_on(
     processes[1].send_signal(signal.SIGTERM)
     printed = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
-    assert "To go on, run the same command again" in printed[0]
+    assert "To continue, run the same command again" in printed[0]
     assert "step" not in printed[1]
 
     together, expected = losses(config.run), losses(alone.run)
     assert list(together) == list(range(1, len(together) + 1))
     assert 10 <= len(together) < STEPS
     train(config)
-    found = losses(config.run)
-    assert list(found) == list(expected)
-    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
-    assert {step: found[step] for step in together} == together, "nothing was done twice"
+    continued = losses(config.run)
+    assert list(continued) == list(expected)
+    np.testing.assert_allclose(list(continued.values()), list(expected.values()), rtol=1e-5)
+    assert {step: continued[step] for step in together} == together, "no update ran twice"
     np.testing.assert_allclose(judged(config.run)[0], judged(alone.run)[0], rtol=1e-5)
 
 
@@ -125,20 +125,20 @@ def test_a_process_reads_its_own_rows_of_every_batch_and_no_others(layered_cache
         read.append(len(rows))
         return original(cache, rows, *args, **kwargs)
 
-    def taken(here):
+    def read_batches(here):
         batches = Batches(layered_cache, config=Data(batch_rows=4, seed=3), here=here)
-        found = [batches.next() for _ in range(3)], batches.state()
+        taken = [batches.next() for _ in range(3)], batches.state()
         batches.close()
-        return found
+        return taken
 
-    every, position = taken(None)
+    every, position = read_batches(None)
     monkeypatch.setattr(kind, "read", recorded)
-    mine, the_same_position = taken(np.array([1, 2]))
+    mine, the_same_position = read_batches(np.array([1, 2]))
     for part, whole in zip(mine, every, strict=True):
         np.testing.assert_array_equal(part["rows"], whole["rows"])
         np.testing.assert_array_equal(part["tokens"], whole["tokens"][[1, 2]])
     assert set(read) == {2}
-    assert the_same_position == position, "so that any number of processes can go on"
+    assert the_same_position == position, "any number of processes can continue"
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_process_reads_its_own_rows_of_every_batch_and_no_others(layered_cache
         (Distributed(coordinator="127.0.0.1:1"), "distributed.processes, distributed.process not"),
     ],
 )
-def test_what_is_not_said_of_the_processes_is_named(config, message):
+def test_missing_settings_of_processes_are_named(config, message):
     with pytest.raises(ValueError, match=message):
         join_processes(config)
 

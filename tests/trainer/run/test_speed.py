@@ -1,4 +1,4 @@
-"""What an update costs, worked by hand, and how its speed is told."""
+"""FLOPs of an update, worked out by hand, and the speed metrics."""
 
 import dataclasses
 import time
@@ -35,7 +35,7 @@ def test_of_experts_the_chosen_ones_and_the_router_multiply():
     assert multiplying_parameters(mixture) == multiplying_parameters(CONFIG) + 3 * more
 
 
-def test_an_updates_flops_count_windows_as_they_are():
+def test_flops_of_an_update_count_only_keys_inside_the_window():
     windowed = dataclasses.replace(CONFIG, windows=(16, None, 1000))
     matrices = 6 * multiplying_parameters(CONFIG)
     assert update_flops(CONFIG, rows=2, length=64) == 128 * (matrices + 12 * 24 * 3 * 64)
@@ -55,21 +55,21 @@ def test_an_updates_flops_count_windows_as_they_are():
         (["TPU v4", "a device of next year"], None),
     ],
 )
-def test_peaks_are_known_by_kind_or_not_at_all(kinds, peak):
+def test_the_peak_is_known_for_listed_kinds_of_devices_only(kinds, peak):
     assert peak_flops(devices(*kinds)) == peak
 
 
 @pytest.fixture
 def now(monkeypatch):
-    """The time, in a list."""
+    """The time that `perf_counter` returns, in a list that tests change."""
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     return now
 
 
-def test_the_clock_tells_the_updates_since_it_was_read(now):
+def test_the_clock_measures_updates_since_its_last_reading(now):
     clock = Clock(flops=5e3, peak=1e6)
-    now[0] = 100.0  # not of an update: the loop judges and saves
+    now[0] = 100.0  # not an update: the loop evaluates and saves
     clock.restart()
     for _ in range(2):
         now[0] += 0.05

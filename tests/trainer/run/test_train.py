@@ -1,4 +1,4 @@
-"""A whole run: killed, interrupted and gone on with; refused when it is not the same run."""
+"""Whole runs: killed, interrupted and continued; refused if data or settings have changed."""
 
 import dataclasses
 import json
@@ -124,7 +124,7 @@ def test_killed_while_it_saves_terminated_and_without_its_teacher_the_losses_are
     process.send_signal(signal.SIGTERM)
     _, printed = process.communicate()
     assert process.returncode == 0
-    assert "To go on, run the same command again" in printed
+    assert "To continue, run the same command again" in printed
     assert latest_step(config.run) == read_metrics(config.run)[-1]["step"]
     train(config)
     expected = without_speed(read_metrics(undisturbed.run))
@@ -153,8 +153,10 @@ def test_the_student_learns(undisturbed):
 
 
 @pytest.mark.parametrize("tail", ["sampled", "prior"])
-def test_a_student_learns_from_what_a_cache_knows_of_the_tail(tail, drawn_cache, root, tmp_path):
-    """While T falls from 2 to 1 and the teacher's share grows, on one cache."""
+def test_a_student_learns_with_the_tail_by_draws_and_by_the_prior(
+    tail, drawn_cache, root, tmp_path
+):
+    """While T falls from 2 to 1 and α grows."""
     loss = Loss(
         tail=tail, temperature=2.0, temperature_end=1.0, alpha=0.5, alpha_end=0.9, chunk_tokens=64
     )
@@ -184,7 +186,7 @@ def test_with_every_token_stored_the_prior_changes_nothing(whole_cache, root, tm
     np.testing.assert_allclose(*losses, rtol=1e-6)
 
 
-def test_going_on_with_two_devices_gives_the_losses_of_one(undisturbed, tmp_path):
+def test_a_run_continued_on_two_devices_has_the_losses_of_one(undisturbed, tmp_path):
     run = shutil.copytree(undisturbed.run, tmp_path / "run")
     for step in (110, STEPS):
         shutil.rmtree(run / "checkpoints" / str(step))
@@ -192,15 +194,15 @@ def test_going_on_with_two_devices_gives_the_losses_of_one(undisturbed, tmp_path
     process = start(config, XLA_FLAGS="--xla_force_host_platform_device_count=2")
     _, printed = process.communicate()
     assert process.returncode == 0, printed
-    found, expected = (
-        {line["step"]: line["loss"] for line in read_metrics(some) if "loss" in line}
-        for some in (run, undisturbed.run)
+    got, expected = (
+        {line["step"]: line["loss"] for line in read_metrics(path) if "loss" in line}
+        for path in (run, undisturbed.run)
     )
-    assert found.keys() == expected.keys()
+    assert got.keys() == expected.keys()
     after = range(101, STEPS + 1)
-    np.testing.assert_allclose(*([x[i] for i in after] for x in (found, expected)), rtol=1e-5)
-    # It was two devices that did it: their sums are rounded otherwise.
-    assert [found[i] for i in after] != [expected[i] for i in after]
+    np.testing.assert_allclose(*([x[i] for i in after] for x in (got, expected)), rtol=1e-5)
+    # Not equal to the bit, because two devices round their sums differently: two were used.
+    assert [got[i] for i in after] != [expected[i] for i in after]
 
 
 @pytest.mark.parametrize(
@@ -214,18 +216,20 @@ def test_going_on_with_two_devices_gives_the_losses_of_one(undisturbed, tmp_path
         ({"student": Student(layers=2)}, r"student.layers: this run has 1, asked for 2"),
     ],
 )
-def test_going_on_with_other_settings_is_refused_by_name(undisturbed, cache, root, change, message):
+def test_continuing_with_other_settings_is_refused_by_name(
+    undisturbed, cache, root, change, message
+):
     with pytest.raises(ValueError, match=message):
         train(settings(cache, undisturbed.run, root / "teacher", **change))
 
 
-def test_going_on_with_another_cache_is_refused_by_signal(undisturbed, whole_cache, root):
+def test_continuing_with_another_cache_is_refused_by_signal(undisturbed, whole_cache, root):
     with pytest.raises(ValueError, match=r"signal_id logits: this run has '\w+', asked for"):
         train(settings(whole_cache, undisturbed.run, root / "teacher"))
 
 
-def test_what_allow_names_may_change_and_is_written_down(cache, root, tmp_path):
-    """The rows that follow are the next ones, whatever the batch; the rest is as it was."""
+def test_settings_that_allow_names_may_change_and_are_recorded(cache, root, tmp_path):
+    """With another batch size, training continues at the next row."""
     short = Data(batch_rows=2, steps=4)
     first = settings(cache, tmp_path / "run", root / "teacher", data=short)
     train(first)
@@ -251,7 +255,7 @@ def test_what_allow_names_may_change_and_is_written_down(cache, root, tmp_path):
     assert changes["optimiser.learning_rate"] == (4, 1e-3, 5e-4)
     assert changes["data.batch_rows"] == (4, 2, 4)
     assert read_run_settings(first.run)["optimiser.learning_rate"] == 5e-4
-    train(then)  # bound to what was allowed: it need not be said again
+    train(then)  # the recorded change needs no `allow` again
     with pytest.raises(ValueError, match=r"learning_rate: this run has 0\.0005, asked for 0\.001"):
         train(dataclasses.replace(then, optimiser=Optimiser()))
 
@@ -271,7 +275,7 @@ def test_what_allow_names_may_change_and_is_written_down(cache, root, tmp_path):
         ({"allow": ("optimizer",)}, r"no setting is called 'optimizer'; did you mean optimiser"),
     ],
 )
-def test_what_decides_the_shape_of_what_was_saved_is_never_allowed(
+def test_settings_that_shape_the_saved_state_can_never_change(
     undisturbed, cache, root, change, message
 ):
     allow = {"allow": ("student", "optimiser", "data")}
@@ -294,8 +298,8 @@ def test_other_code_is_refused_by_name_unless_allowed(undisturbed, tmp_path, mon
     assert read_run_changes(config.run)[0]["now"] == "next year's"
 
 
-def test_a_run_of_0_4_goes_on_where_its_code_is_allowed_to_differ(undisturbed, tmp_path):
-    """It wrote down neither its code nor settings that it did not have, but the head's chunks."""
+def test_a_run_of_release_0_4_continues_if_its_code_is_allowed_to_differ(undisturbed, tmp_path):
+    """Its `run.json` lacks the code and newer settings, and has `loss.chunk_tokens`."""
     config = dataclasses.replace(
         undisturbed, run=shutil.copytree(undisturbed.run, tmp_path / "run")
     )
@@ -311,8 +315,8 @@ def test_a_run_of_0_4_goes_on_where_its_code_is_allowed_to_differ(undisturbed, t
     train(dataclasses.replace(config, allow=("code",)))
 
 
-def test_a_checkpoint_knows_what_it_belongs_to(undisturbed, tmp_path):
-    """Also where the directory's own note of it is gone."""
+def test_a_checkpoint_of_other_settings_is_refused(undisturbed, tmp_path):
+    """Even if `run.json` is gone."""
     config = dataclasses.replace(
         undisturbed, run=shutil.copytree(undisturbed.run, tmp_path / "run")
     )
@@ -323,26 +327,26 @@ def test_a_checkpoint_knows_what_it_belongs_to(undisturbed, tmp_path):
 
 
 def test_checkpoints_are_kept_by_age_by_score_and_by_number(undisturbed, cache):
-    """The last two, every fiftieth, and the best by held-out KL, which evaluate finds."""
+    """The last two, every fiftieth, and the best by held-out KL, which `evaluate` can name."""
     judged = {
         line["step"]: line["heldout_kl_bound"]
         for line in read_metrics(undisturbed.run)
         if "heldout_ce" in line and line["step"]
     }
     best = min(judged, key=judged.get)
-    there = {int(path.name) for path in (undisturbed.run / "checkpoints").iterdir()}
-    assert there == {50, 100, 110, STEPS, best}
-    asked = Evaluate(run=undisturbed.run, cache=cache.path, heldout_rows=4, batch_rows=2)
+    kept = {int(path.name) for path in (undisturbed.run / "checkpoints").iterdir()}
+    assert kept == {50, 100, 110, STEPS, best}
+    config = Evaluate(run=undisturbed.run, cache=cache.path, heldout_rows=4, batch_rows=2)
     for name, step in (("best", best), ("50", 50)):
-        found = evaluate(dataclasses.replace(asked, checkpoint=name))
-        assert found["heldout_kl_bound"] == pytest.approx(judged[step], rel=1e-5)
-    listed = ", ".join(map(str, sorted(there)))
+        evaluation = evaluate(dataclasses.replace(config, checkpoint=name))
+        assert evaluation["heldout_kl_bound"] == pytest.approx(judged[step], rel=1e-5)
+    listed = ", ".join(map(str, sorted(kept)))
     with pytest.raises(ValueError, match=f"no checkpoint '60'; .* after updates {listed}"):
-        evaluate(dataclasses.replace(asked, checkpoint="60"))
+        evaluate(dataclasses.replace(config, checkpoint="60"))
 
 
-def test_two_students_from_one_cache_where_no_teacher_is(cache, root, tmp_path):
-    """Of other sizes and losses, on what might be another machine: the cache was copied there."""
+def test_two_students_learn_from_a_copied_cache_without_the_teacher(cache, root, tmp_path):
+    """Students of two sizes with two losses; the cache has moved and its teacher is gone."""
     moved = shutil.copytree(cache.path, tmp_path / "moved")
     hidden = (root / "teacher").rename(tmp_path / "away")
     try:
@@ -365,11 +369,11 @@ def test_two_students_from_one_cache_where_no_teacher_is(cache, root, tmp_path):
         hidden.rename(root / "teacher")
 
 
-def test_how_often_it_saves_and_judges_may_change(undisturbed, cache, root):
+def test_frequencies_of_saving_and_logging_may_change(undisturbed, cache, root):
     train(settings(cache, undisturbed.run, root / "teacher", checkpoint_every=7, log_every=5))
 
 
-def test_a_run_gone_bad_stops_and_saves_its_rows(cache, tmp_path):
+def test_a_run_with_non_finite_losses_stops_and_logs_their_rows(cache, tmp_path):
     source = write_teacher(tmp_path / "source")
     weights = load_file(source / "model.safetensors")
     weights["model.norm.weight"][:] = np.nan
@@ -419,7 +423,7 @@ def test_a_student_from_scratch_takes_sizes_from_config_and_flags(cache, root, t
     assert open_checkpoint(tmp_path / "initial").config == made
 
 
-def test_evaluate_repeats_the_last_judgement(undisturbed, cache):
+def test_evaluate_repeats_the_last_held_out_metrics(undisturbed, cache):
     got = evaluate(Evaluate(run=undisturbed.run, cache=cache.path, heldout_rows=4, batch_rows=2))
     last = [line for line in read_metrics(undisturbed.run) if "heldout_ce" in line][-1]
     assert got["heldout_ce"] == pytest.approx(last["heldout_ce"], rel=1e-6)
@@ -437,7 +441,7 @@ def test_the_exported_student_starts_the_next_run(undisturbed, cache, tmp_path):
     assert first["heldout_ce"] == pytest.approx(last["heldout_ce"], rel=1e-6)
 
 
-def test_errors_of_the_user_are_one_message_without_a_traceback(tmp_path, capsys):
+def test_a_users_mistakes_are_one_message_without_a_traceback(tmp_path, capsys):
     assert main(["train", f"--cache={tmp_path / 'nothing'}"]) == 1
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")

@@ -60,7 +60,7 @@ def losses(run):
 
 
 def train_until(config, step, monkeypatch):
-    """Break off while the batch after `step` is asked for, as a kill would."""
+    """Interrupt the run at the batch after `step`, as a kill would."""
     taken, batch = [], Batches.next
 
     def next_batch(self):
@@ -95,10 +95,10 @@ def test_a_run_s_metrics_have_its_terms(undisturbed):
     assert run.kind == "α = 0.5, T = 1, bucket, hidden states, attention maps"
 
 
-def test_broken_off_and_without_its_teacher_a_run_goes_on_to_the_same_losses(
+def test_interrupted_and_without_its_teacher_a_run_continues_to_the_same_losses(
     undisturbed, layered_cache, layered_root, tmp_path, monkeypatch
 ):
-    """Its projections and the pairs that defaults meant are remembered: before and after a save."""
+    """Its projections and default pairs are saved, both before and after its first checkpoint."""
     source = shutil.copytree(layered_root / "teacher", tmp_path / "source")
     config = settings(layered_cache, tmp_path / "run", source)
     train_until(config, 2, monkeypatch)
@@ -113,7 +113,9 @@ def test_broken_off_and_without_its_teacher_a_run_goes_on_to_the_same_losses(
     assert first["hidden-0-0"].shape == (32, 32)
 
 
-def test_a_run_is_judged_and_exported_without_its_projections(undisturbed, layered_cache, tmp_path):
+def test_a_run_is_evaluated_and_exported_without_its_projections(
+    undisturbed, layered_cache, tmp_path
+):
     last = [line for line in read_metrics(undisturbed.run) if "heldout_ce" in line][-1]
     got = evaluate(
         Evaluate(run=undisturbed.run, cache=layered_cache.path, heldout_rows=4, batch_rows=2)
@@ -134,13 +136,15 @@ def test_a_run_is_bound_to_the_signals_that_it_reads(undisturbed, layered_cache)
     held = layered_cache.manifest.signals
     names = ("logits", "hidden/2", "attention/0", "attention/1")
     assert read == {f"signal_id {name}": held[name].signal_id for name in names}
-    # The student is block 0: it learns that block's map, and the other's for want of a nearer one.
+    # The student's only block is compared with the maps of both teacher blocks.
     assert bound["loss.attention[0].student_layers"] == [0, 0]
     assert bound["loss.attention[0].teacher_layers"] == [0, 1]
 
 
-def test_more_signals_strand_nobody_and_a_lost_one_is_named(layered_root, tmp_path, monkeypatch):
-    """What "all stored maps" means stays what it was when the run began."""
+def test_added_signals_do_not_stop_a_run_and_a_removed_one_is_named(
+    layered_root, tmp_path, monkeypatch
+):
+    """The default "all stored maps" keeps its meaning from the run's beginning."""
     output, one, every = tmp_path / "cache", Attention(layers=(1,)), Attention(layers="all")
     small = tiny_cache(layered_root, output=output, hidden=Hidden(layers=(2,)), attention=one)
     config = settings(small, tmp_path / "run", layered_root / "teacher")
@@ -155,7 +159,7 @@ def test_more_signals_strand_nobody_and_a_lost_one_is_named(layered_root, tmp_pa
         train(config)
 
 
-def test_logits_only_runs_touch_no_array_and_others_name_what_is_missing(
+def test_logits_only_runs_read_no_array_and_others_name_the_missing_one(
     layered_cache, layered_root, tmp_path
 ):
     bare = shutil.copytree(layered_cache.path, tmp_path / "bare")
@@ -176,7 +180,7 @@ def test_logits_only_runs_touch_no_array_and_others_name_what_is_missing(
 
 
 def test_hidden_states_alone_teach_a_student(layered_cache, layered_root, tmp_path):
-    """α = 0 and no hard label's share would be needed: the term's own loss falls."""
+    """The term's own loss falls with α = 0."""
     loss = Loss(
         alpha=0.0, tail="bucket", chunk_tokens=64, hidden=(HiddenLoss(weight=5.0, kind="cosine"),)
     )
@@ -198,7 +202,7 @@ def test_hidden_states_alone_teach_a_student(layered_cache, layered_root, tmp_pa
 
 
 def test_the_classic_online_step_is_a_config(layered_cache, layered_root, tmp_path):
-    """T = 4, α = 0.9, accumulation, states and maps; each part of the loss is in the metrics."""
+    """T = 4, α = 0.9, microbatches, states and maps; each part of the loss is in the metrics."""
     config = tmp_path / "online.toml"
     config.write_text(f"""
 cache = "{layered_cache.path}"
