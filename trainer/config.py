@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from decant.models.mesh.execution import Remat
+from decant.models.mesh.remat import Remat
 from decant.trainer.loss.settings import AttentionLoss, HiddenLoss, Loss
 
 __all__ = [

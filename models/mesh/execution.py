@@ -8,7 +8,7 @@ holds more than its share of the model and one block.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -16,9 +16,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, DTypeLike
 
+from decant.models.mesh.remat import Remat
 from decant.models.mesh.sharding import FSDP, partition_spec
-
-Remat = Literal["none", "dots", "block"]
 
 PRODUCTS = "products with weights"
 """Name of what `remat = "dots"` keeps: of a block queries, keys, values and the gated MLP's two."""

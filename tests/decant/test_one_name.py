@@ -48,12 +48,8 @@ def test_a_student_is_trained_from_a_users_repository(project, tmp_path):
     done = subprocess.run(
         [
             *(sys.executable, "-m", "decant", "train", f"--cache={cache.path}", "--run=run"),
-            *(
-                f"--student.source={tmp_path / 'teacher'}",
-                "--student.layers",
-                "0",
-                "--loss.tail=bucket",
-            ),
+            *(f"--student.source={tmp_path / 'teacher'}", "--student.layers=1"),
+            "--loss.tail=bucket",
             *("--data.batch-rows=2", "--data.steps=1", "--heldout-rows=1"),
         ],
         cwd=project,

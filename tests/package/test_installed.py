@@ -30,11 +30,23 @@ def run(*command: str | Path, at: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def sdist(tmp_path_factory) -> Path:
-    place = tmp_path_factory.mktemp("sdist")
-    run(sys.executable, "-m", "uv", "build", "--sdist", "-o", place, ROOT, at=place)
-    (found,) = place.glob("*.tar.gz")
-    return found
+def archives(tmp_path_factory) -> Path:
+    """The sdist, and the wheel built from it. A wheel built in a checkout would leave `build/`."""
+    place = tmp_path_factory.mktemp("archives")
+    run(sys.executable, "-m", "uv", "build", "-o", place, ROOT, at=place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def sdist(archives) -> Path:
+    (built,) = archives.glob("*.tar.gz")
+    return built
+
+
+@pytest.fixture(scope="module")
+def wheel(archives) -> Path:
+    (built,) = archives.glob("*.whl")
+    return built
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +54,10 @@ def worker(sdist) -> Path:
     return installed(sdist, "precompute")
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    place = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "uv", "build", "--wheel", "-o", place, ROOT, at=place)
-    (built,) = place.glob("*.whl")
-    return built
-
-
 def installed(package: Path, extra: str) -> Path:
     """The Python of an environment with the sdist or wheel and one of its extras."""
     place = package.parent
-    environment = place / extra
+    environment = place / f"{package.suffix[1:]}-{extra}"
     uv = [sys.executable, "-m", "uv"]
     run(*uv, "venv", "--python", sys.executable, environment, at=place)
     python = environment / "bin" / "python"

@@ -11,8 +11,7 @@ from jaxtyping import Array
 from decant.models.mesh.sharding import local_rows, shard_rows
 from decant.schemas import Cache
 from decant.schemas.signals import scale_name
-from decant.trainer.loss.divergences import Tail
-from decant.trainer.loss.settings import Loss
+from decant.trainer.loss.settings import Loss, Tail
 
 ROWS = ("tokens", "segment_ids", "positions", "loss_mask")
 TOPK = ("topk_ids", "topk_logprobs", "tail_logmass")

@@ -19,12 +19,11 @@ from jaxtyping import Array, Float
 
 from decant.models.mesh.vocabulary import Vocabulary
 from decant.trainer.loss.divergences import (
-    Divergence,
-    Tail,
     divergence,
     teacher_categories,
     temperature_scale,
 )
+from decant.trainer.loss.settings import Divergence, Tail
 from decant.trainer.loss.student_view import (
     StudentView,
     set_columns,

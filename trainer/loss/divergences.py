@@ -11,16 +11,13 @@ value nor gradient.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from decant.schemas.targets.targets import tail_logmass_at
-
-Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tv"]
-Tail = Literal["bucket", "sampled", "prior", "renormalize"]
 
 
 class TeacherCategories(NamedTuple):

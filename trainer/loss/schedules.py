@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from typing import Any, Literal
 
 Shape = Literal["linear", "cosine"]
 
@@ -27,8 +24,14 @@ class Schedule:
         """First and last value; every other lies between them."""
         return self.start, self.start if self.end is None else self.end
 
-    def at(self, step: Int[Array, ""] | int, *, steps: int) -> Float[Array, ""]:
-        """The value of the update that follows `step` others, in a run of `steps`."""
+    def at(self, step: Any, *, steps: int) -> Any:
+        """The value at update `step` of `steps`, counted from 0: a float32 scalar on the device.
+
+        `step` is an int or an integer scalar. Neither is annotated, because even the type `Array`
+        would import jax, and `--help` and a typo in a config file must not wait for that.
+        """
+        import jax.numpy as jnp
+
         first, last = self.ends
         if first == last:  # A constant that stays one in the compiled program.
             return jnp.float32(first)

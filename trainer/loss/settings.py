@@ -12,9 +12,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from decant.trainer.loss.divergences import Divergence, Tail
 from decant.trainer.loss.schedules import Schedule, Shape, check_schedule
 
+Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tv"]
+Tail = Literal["bucket", "sampled", "prior", "renormalize"]
 HiddenKind = Literal["mse", "cosine"]
 AttentionKind = Literal["mse", "kl"]
 
