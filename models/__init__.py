@@ -1,7 +1,7 @@
-"""Decoder-only transformers in Flax NNX: families, weights in and out, sharding rules.
+"""Decoder-only transformers in Flax NNX: families, checkpoints, tokenizers, sharding rules.
 
-What is named here is imported when it is asked for: who tokenises needs no jax, which takes
-seconds to import in every worker process.
+The public names are imported on first use, because jax takes seconds to import and the worker
+processes that only tokenise do not need it.
 """
 
 if __name__ != "decant.models":

@@ -1,4 +1,4 @@
-"""The shape of a decoder: everything that decides which function the weights compute."""
+"""The shape of a decoder: every setting that decides which function the weights compute."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from decant.models.rotary import Scaling
 
-# What a config held when the first caches were captured. Their teacher_id is made from these
-# fields, so one that came later takes part only where it says something.
+# The fields that a config had when the first caches were captured. Their teacher_id is made from
+# these fields, so a field added later enters an identity only if it differs from its default.
 _ALWAYS_IN_IDENTITY = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads"),
     *("num_kv_heads", "head_dim", "rope_theta", "norm_eps", "max_positions"),
@@ -19,55 +19,61 @@ _ALWAYS_IN_IDENTITY = (
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """What a decoder of any supported family needs to know about itself.
+    """The shape of a decoder of any supported family.
 
-    Equal configs and equal weights give equal outputs; nothing here says how the
-    arrays are stored, sharded or computed.
+    Equal configs and equal weights give equal outputs. How arrays are stored, sharded or computed
+    is not part of a config. ValueError for values that do not fit together.
     """
 
     vocab_size: int
-    """Rows of the embedding. May exceed the tokenizer's size (checkpoints pad it)."""
+    """Rows of the embedding. May exceed the tokenizer's size, because checkpoints pad it."""
     hidden_size: int
     intermediate_size: int
-    """Width of the gated MLP; of each expert, where there are experts."""
+    """Width of the gated MLP, or of each expert's MLP."""
     num_layers: int
     num_heads: int
     num_kv_heads: int
-    """Heads of keys and values; each serves num_heads / num_kv_heads query heads."""
+    """Heads of keys and values; num_heads / num_kv_heads query heads share each of them."""
     head_dim: int
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     max_positions: int = 2048
-    """Longest sequence that the weights were trained for."""
+    """Length of the longest sequence that the weights were trained for."""
     tie_embeddings: bool = False
-    """The unembedding is the embedding, transposed; no second matrix exists."""
+    """The unembedding is the transposed embedding; no second matrix exists."""
     qkv_bias: bool = False
+    """Queries, keys and values have biases."""
     family: str = "llama"
-    """Name of the module in `decant.models.families` that reads and writes this model's files."""
+    """Name of the module in `models/families` that reads and writes this model's files."""
     rope_scaling: Scaling | None = None
+    """How the rotary frequencies of blocks without a rotary base of their own are scaled."""
     windows: tuple[int | None, ...] = (None,)
-    """How many positions a query sees, itself included (None: all before it); block i takes entry
-    i modulo the length. Gemma 2's (4096, None) alternates."""
+    """How many positions a query sees, itself included; None: itself and all before it. Block i
+    takes entry i modulo the length, so Gemma 2's (4096, None) alternates."""
     window_rope_theta: float | None = None
-    """Rotary base, never scaled, of the blocks that have a window; unset: theirs is the others'."""
+    """Rotary base of the blocks that have a window; it is never scaled. None: they use rope_theta
+    and rope_scaling like the other blocks."""
     qk_norm: bool = False
-    """Queries and keys are normalised, head by head, before they are turned."""
+    """Each head's queries and keys are normalised before rotary positions are applied."""
     post_norms: bool = False
-    """What attention and MLP give is normalised before it is added to the stream."""
+    """The outputs of attention and MLP are normalised before they are added to the residual
+    stream."""
     norm_adds_one: bool = False
     """Norms multiply by 1 + weight."""
     scale_embedding: bool = False
     """The embedding's output is multiplied by √hidden_size."""
     activation: Literal["silu", "gelu_tanh"] = "silu"
+    """Activation of the gated MLP."""
     query_scalar: float | None = None
-    """Attention scores are divided by its root; unset: head_dim."""
+    """Attention scores are divided by its square root. None: by that of head_dim."""
     attention_softcap: float | None = None
-    """c: attention scores s become c·tanh(s/c)."""
+    """c: attention scores s become c·tanh(s/c). None: they are not capped."""
     final_softcap: float | None = None
-    """The same for logits. They are made in `decant.models.numerics.logits`."""
+    """The same for logits, which `numerics.logits` computes."""
     num_experts: int = 0
-    """MLPs among which each token chooses; 0: one, for all tokens."""
+    """MLPs among which each token chooses. 0: one MLP for all tokens."""
     experts_per_token: int = 0
+    """How many experts each token chooses."""
     normalise_experts: bool = False
     """The chosen experts' weights are divided by their sum."""
 
@@ -96,21 +102,25 @@ class ModelConfig:
                 f"ModelConfig.experts_per_token is {self.experts_per_token}; expected 1 to "
                 f"num_experts = {self.num_experts}."
             )
-        # One way to say it, so that equal functions have equal configs.
+        # Normalised, so that equal functions have equal configs.
         object.__setattr__(self, "windows", shortest_cycle(self.layer_windows))
 
     @property
     def layer_windows(self) -> tuple[int | None, ...]:
-        """The window of every block."""
+        """The window of every block, num_layers entries."""
         return tuple(self.windows[i % len(self.windows)] for i in range(self.num_layers))
 
     def with_layers(self, layers: Sequence[int]) -> ModelConfig:
-        """The config of these blocks alone, in this order; each keeps its window."""
+        """The config of a model with these blocks only, in this order; each keeps its window."""
         windows = tuple(self.layer_windows[layer] for layer in layers)
         return dataclasses.replace(self, num_layers=len(layers), windows=windows)
 
     def identity(self) -> dict[str, Any]:
-        """What goes into an id; equal for equal functions, and unchanged by fields that are new."""
+        """The fields that enter ids such as teacher_id: equal for equal functions.
+
+        A field added in a later release is left out while it has its default, so that older ids
+        stay valid.
+        """
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         return {
             name: value
@@ -120,7 +130,7 @@ class ModelConfig:
 
 
 def shortest_cycle(items: Sequence[int | None]) -> tuple[int | None, ...]:
-    """The shortest beginning that, repeated and cut off, gives all of `items`.
+    """The shortest prefix that, repeated and cut to length, equals `items`.
 
     >>> shortest_cycle([4, None, 4])
     (4, None)

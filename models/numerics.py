@@ -1,4 +1,4 @@
-"""The arithmetic every matrix product here obeys: its precision is stated, its sum is float32."""
+"""The arithmetic of matrix products: explicit precision, sums in float32; and logits."""
 
 from functools import partial
 
@@ -10,14 +10,14 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def dtype_named(name: str) -> jnp.dtype:
-    """The dtype of a config's `dtype` field."""
+    """The dtype that a config's `dtype` field names. ValueError for other names."""
     if name not in DTYPES:
         raise ValueError(f"dtype is {name!r}; expected one of {', '.join(DTYPES)}.")
     return jnp.dtype(DTYPES[name])
 
 
 def precision_for(dtype: jnp.dtype) -> jax.lax.Precision:
-    """Precision that makes operands of `dtype` mean what they say on every device.
+    """The precision at which no device rounds operands of `dtype` to fewer bits.
 
     The default for float32 is TF32 on recent NVIDIA GPUs and bfloat16 on TPUs; only
     HIGHEST is float32 everywhere. Products of bfloat16 operands are exact in float32.
@@ -30,15 +30,21 @@ def contract(
 ) -> Float[Array, "..."]:
     """`jnp.einsum` of two operands in left's dtype, summed and returned in float32.
 
-    The gradient's products take operands in left's dtype too, so that of bfloat16 ones the
-    incoming gradient is rounded; the gradient of float32 weights is what was summed in float32.
-    int8 weights are exact in bfloat16. An axis of one operand must be in the other or the result.
+    The gradient's products take operands in left's dtype too: if left is bfloat16, the incoming
+    gradient is rounded to bfloat16. Their sums are float32, and so is the gradient of float32
+    weights. int8 weights are exact in bfloat16 and get no gradient.
+
+    Args:
+        equation: an explicit equation, "ab,bc->ac". Each axis of one operand must appear in the
+            other operand or in the result.
+        left: activations; their dtype is that of the product.
+        right: weights, in any dtype.
     """
     return _contract(equation, jnp.asarray(left), jnp.asarray(right))
 
 
-# JAX's own rule computes the backward pass of bfloat16 products in float32: two thirds of a
-# training step at half the speed of a GPU or less, and nobody's float32, as it becomes TF32 there.
+# JAX's own rule computes the backward pass of bfloat16 products in float32. That is two thirds of a
+# training step at half a GPU's speed or less, and not even float32: GPUs compute it in TF32.
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _contract(equation: str, left: Array, right: Array) -> Array:
     return _einsum(equation, left, right.astype(left.dtype))
@@ -76,19 +82,19 @@ def logits(
     *,
     softcap: float | None,
 ) -> Float[Array, "tokens vocab"]:
-    """Logits of some positions in float32; callers chunk the tokens, [B, T, V] never exists.
+    """Logits of a chunk of positions, in float32. Callers chunk, so [B, T, V] never exists.
 
-    `softcap` is the model's `config.final_softcap`. It has no default: whoever makes logits and
-    does not think of it gets those of another model.
+    `softcap` is the model's `config.final_softcap`. It has no default, because a caller that
+    forgot it would get the logits of another model.
     """
     return soft_cap(contract("td,dv->tv", hidden, unembedding), softcap)
 
 
 def soft_cap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
-    """cap · tanh(x / cap): x where it is small, and never beyond ±cap. None: x."""
+    """cap · tanh(x / cap): close to x where x is small, and within ±cap. A cap of None gives x."""
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def soft_cap_slope(capped: Float[Array, "..."], cap: float | None) -> Float[Array, "..."] | float:
-    """Derivative of `soft_cap` by x, from its value."""
+    """The derivative of `soft_cap` by x, computed from the value `capped` that it returned."""
     return 1.0 if cap is None else 1 - (capped / cap) ** 2

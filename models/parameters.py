@@ -1,4 +1,4 @@
-"""A model's parameters by path, the key by which everything else refers to one."""
+"""A model's parameters, keyed by path."""
 
 from flax import nnx
 

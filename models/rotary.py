@@ -1,4 +1,4 @@
-"""Rotary positions: the frequencies, how they are scaled for longer rows, and the turning."""
+"""Rotary positions: frequencies, their scaling for longer rows, and the rotation itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class LinearScaling:
-    """Every frequency divided by `factor`, as if positions stood closer together."""
+    """Divides every frequency by `factor`, as if positions stood closer together."""
 
     factor: float
 
@@ -22,10 +22,11 @@ class LinearScaling:
 
 @dataclasses.dataclass(frozen=True)
 class Llama3Scaling:
-    """Llama 3.1's: only frequencies whose wavelength is long against the original rows are divided.
+    """Llama 3.1's scaling: only frequencies with long wavelengths are divided.
 
-    With r = original_max_positions / wavelength: r ≥ high_freq_factor is kept, r ≤ low_freq_factor
-    divided by `factor`, and between them a mix of both that is linear in r.
+    With r = original_max_positions / wavelength, a frequency with r ≥ high_freq_factor is kept and
+    one with r ≤ low_freq_factor is divided by `factor`. Between them the result is a mix of both
+    that is linear in r.
     """
 
     factor: float
@@ -46,9 +47,12 @@ Scaling = LinearScaling | Llama3Scaling
 
 
 def frequencies(*, head_dim: int, theta: float, scaling: Scaling | None = None) -> np.ndarray:
-    """Radians a position for each pair of coordinates: theta^(−2i/head_dim), scaled; float32."""
-    # The frequencies that weights were trained with: a float32 power, then a float32
-    # reciprocal. One unit in the last place is up to 6e-5 radians at position 1,000.
+    """Radians per position for each pair of coordinates, float32 [head_dim / 2].
+
+    theta^(−2i/head_dim) for pair i, then `scaling`.
+    """
+    # Rounded as the weights were trained: a float32 power, then a float32 reciprocal. One unit
+    # in the last place is up to 6e-5 radians at position 1,000.
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     powers = np.float64(theta) ** exponents.astype(np.float64)
     plain = np.float32(1) / powers.astype(np.float32)
@@ -58,7 +62,7 @@ def frequencies(*, head_dim: int, theta: float, scaling: Scaling | None = None) 
 def cos_and_sin(
     positions: Int[Array, "batch time"], frequencies: Float[np.ndarray, " half"]
 ) -> tuple[Float[Array, "batch time 1 half"], Float[Array, "batch time 1 half"]]:
-    """Cosine and sine of position · frequency."""
+    """Cosine and sine of position · frequency, the rotation that `rotate` takes."""
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
@@ -66,7 +70,7 @@ def cos_and_sin(
 def rotate(
     x: Float[Array, "batch time heads head_dim"], rotation: tuple[Array, Array]
 ) -> Float[Array, "batch time heads head_dim"]:
-    """Turn each pair of coordinates (i, i + head_dim/2) by its angle, in float32."""
+    """Rotate each pair of coordinates (i, i + head_dim/2) by its angle, in float32."""
     cos, sin = rotation
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -1,1 +1,1 @@
-"""Checkpoints: opened, loaded onto devices, written back, quantised, cut into students."""
+"""Opening, loading and saving checkpoints; int8 weights; cutting students out of a teacher."""

@@ -1,4 +1,4 @@
-"""Students made out of a teacher: some of its blocks, everything else as it was."""
+"""Cutting a student out of a teacher: a subset of its blocks, everything else unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from decant.models.parameters import parameters_by_path
 
 
 def evenly_spaced(count: int, total: int) -> tuple[int, ...]:
-    """`count` of `total` layers at even distances, first and last included.
+    """The numbers of `count` of `total` layers, evenly spaced, first and last included.
+
+    ValueError unless 1 ≤ count ≤ total.
 
     >>> evenly_spaced(4, 10)
     (0, 3, 6, 9)
@@ -34,9 +36,15 @@ def cut_layers(
     dtype: str = "float32",
     param_dtype: str = "float32",
 ) -> Decoder:
-    """A decoder with these blocks of the source, in this order (blocks count from 0).
+    """A decoder with the source's blocks `layers`, in this order; its arrays are copies.
 
-    Of a checkpoint it is loaded in the given dtypes; a Decoder keeps its own.
+    ValueError if `layers` is empty or names a block that does not exist.
+
+    Args:
+        source: a decoder, which keeps its dtypes, or a checkpoint, which is loaded.
+        layers: numbers of blocks, from 0.
+        dtype: of matrix products, if the source is a checkpoint.
+        param_dtype: of weights, if the source is a checkpoint.
     """
     if isinstance(source, Checkpoint):
         source = source.load(dtype=dtype, param_dtype=param_dtype)
@@ -53,10 +61,10 @@ def cut_layers(
             config, rngs=nnx.Rngs(0), dtype=source.dtype, param_dtype=source.param_dtype
         )
     )
-    taken = parameters_by_path(source)
+    source_parameters = parameters_by_path(source)
     for path, parameter in parameters_by_path(student).items():
-        array = taken[path].get_value()
-        # A copy, not a view: the student is trained while its source lives on.
+        array = source_parameters[path].get_value()
+        # Copies: training may reuse the student's buffers while the source is still in use.
         blocks = path.startswith("blocks.")
         parameter.set_value(array[np.asarray(layers)] if blocks else array.copy())
     return student

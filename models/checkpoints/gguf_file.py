@@ -1,4 +1,4 @@
-"""A GGUF file: config and tokenizer out of its metadata, tensors dequantised to float32."""
+"""Reading a GGUF file: config, tokenizer, and tensors dequantised to float32."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ SUPPORTED = (
     *(Kind.F32, Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q8_0),
     *(Kind.Q4_K, Kind.Q6_K),
 )
-# The reader unpacks arrays element by element; vocabularies are only unpacked when needed.
+# Metadata under this prefix holds vocabularies. The reader unpacks arrays element by element, so
+# they are unpacked only for the tokenizer.
 LARGE = "tokenizer.ggml."
 
 
 class GgufFile:
-    """The tensors of one .gguf file by their names; each is dequantised when read."""
+    """One .gguf file, with the same attributes as `SafetensorsFiles`; opened on first use."""
 
     naming: Literal["hf", "gguf"] = "gguf"
 
@@ -47,7 +48,7 @@ class GgufFile:
 
     @cached_property
     def config(self) -> ModelConfig:
-        """The model's config, every field of the architecture honoured or refused."""
+        """The model's config. ValueError for a field of the architecture that we cannot honour."""
         fields = self._reader.fields
         small = {k: f.contents() for k, f in fields.items() if not k.startswith(LARGE)}
         if f"{LARGE}tokens" in fields:
@@ -61,24 +62,27 @@ class GgufFile:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor in the order of Hugging Face files (GGUF lists it reversed)."""
+        """Shape of every tensor, axes in the order of Hugging Face files (GGUF reverses them)."""
         return {name: tuple(map(int, t.shape[::-1])) for name, t in self._tensors.items()}
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
-        """One tensor, or what lies at `index` of it, dequantised to float32."""
+        """The tensor of that name dequantised to float32, or its elements at `index`.
+
+        ValueError for a quantisation that we cannot read.
+        """
         tensor = self._tensors[name]
         if tensor.tensor_type not in SUPPORTED:
             raise ValueError(
                 f"{self.path}: tensor {name} is quantised as {tensor.tensor_type.name}; only "
                 f"{', '.join(kind.name for kind in SUPPORTED)} can be read. Convert the file."
             )
-        # asarray: the dequantiser slices a lot, which is slow on the reader's memmap.
+        # asarray, because the dequantiser slices often, which is slow on a memmap.
         array = gguf.dequantize(np.asarray(tensor.data), tensor.tensor_type)
         array = array.astype(np.float32, copy=False).reshape(self.shapes[name])
         return array if index is None else array[index]
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer described by the metadata, as the files of a Hugging Face tokenizer."""
+        """The tokenizer that the metadata describes. ValueError for a kind we cannot rebuild."""
         fields = self._reader.fields
         metadata = {k: f.contents() for k, f in fields.items() if k.startswith("tokenizer.")}
         return Tokenizer(tokenizer_files(metadata, where=str(self.path)), where=str(self.path))

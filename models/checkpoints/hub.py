@@ -1,7 +1,7 @@
-"""Hub ids: `owner/name`, `owner/name@revision`, and `owner/name/file.gguf` for a file of it.
+"""Checkpoints from the Hugging Face hub, by `owner/name` or `owner/name/file.gguf`.
 
-Only files that are needed are fetched, into the cache that all of Hugging Face's tools share. A
-branch moves, so whoever runs a checkpoint again must do it by `Fetched.pinned`.
+Either may end in `@revision`. Only the files that are needed are fetched, into the cache that all
+Hugging Face tools share. A branch moves, so `Fetched.pinned` is the id to run a checkpoint again.
 """
 
 from __future__ import annotations
@@ -20,37 +20,42 @@ _ID = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(/(?P<file>[^@]+\.gguf))?(@(?P<revi
 
 @dataclass(frozen=True)
 class HubId:
-    """A repository, or a .gguf file of it, at a branch, tag or commit; None is the main branch."""
+    """A repository, or one .gguf file of it, at a revision."""
 
     repo: str
     file: str | None = None
+    """Path of a .gguf file in the repository. None: the repository is a model directory."""
     revision: str | None = None
+    """A branch, tag or commit; None is the main branch."""
 
     @classmethod
     def parse(cls, name: str) -> HubId | None:
-        """None for what cannot be one."""
+        """The id that `name` spells, or None if it cannot be one."""
         match = _ID.fullmatch(name)
         return cls(**match.groupdict()) if match else None
 
     @property
     def name(self) -> str:
-        """Without the revision."""
+        """The id without its revision."""
         return f"{self.repo}/{self.file}" if self.file else self.repo
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """Where a checkpoint's files lie, and the id that will always mean these files."""
+    """A checkpoint's files on this machine."""
 
     path: Path
+    """The directory, or the .gguf file."""
     pinned: str
+    """The id with the commit, which always refers to these files."""
 
 
 def fetch_checkpoint(hub_id: HubId) -> Fetched:
-    """The checkpoint on this machine, fetched unless it is there.
+    """Fetch the checkpoint's files, unless this machine has them already.
 
-    Offline (HF_HUB_OFFLINE=1, or no network) what was fetched before is used.
-    FileNotFoundError for what is not there, ValueError for a repository that we cannot use.
+    Offline (HF_HUB_OFFLINE=1, or no network) it uses files that were fetched before.
+    FileNotFoundError if repository, revision or files do not exist or cannot be reached.
+    ValueError if the hub refuses the request.
     """
     if hub_id.file:
         snapshot = _download(hub_id, hub_id.revision, [hub_id.file])
@@ -73,13 +78,14 @@ def fetch_checkpoint(hub_id: HubId) -> Fetched:
 
 
 def without_commit(name: str) -> str | None:
-    """The id without its commit, if `name` is one with a commit."""
+    """The id without its commit; None if `name` is not a hub id with a commit."""
     hub_id = HubId.parse(name)
     commit = hub_id and hub_id.revision and re.fullmatch("[0-9a-f]{40}", hub_id.revision)
     return hub_id.name if hub_id and commit else None
 
 
 def _weights(snapshot: Path) -> list[str]:
+    """Names of the snapshot's weight files, some of which may not be fetched yet."""
     index = snapshot / INDEX
     if not index.exists():
         return [WEIGHTS]
@@ -87,8 +93,8 @@ def _weights(snapshot: Path) -> list[str]:
 
 
 def _download(hub_id: HubId, revision: str | None, files: list[str]) -> Path:
-    """The snapshot's directory, named after its commit, with those of `files` that there are."""
-    # Reads the environment when imported, which nobody should pay for who has files.
+    """Fetch the `files` that the revision has; returns the directory, named after its commit."""
+    # Imported here because it reads the environment, which local checkpoints do not need.
     from huggingface_hub import errors, snapshot_download
 
     at = f" at {revision}" if revision else ""

@@ -1,8 +1,8 @@
-"""int8 weights: one byte a number, one float32 scale an output channel of a matrix.
+"""int8 weights: one byte per weight, one float32 scale per output channel of a matrix.
 
-The blocks' matrices alone, which are nearly all of a large model; norms, biases, the router, the
-embedding and the head stay as they are. A product sums over inputs, so a channel's scale can be
-applied to what it gave.
+Only the blocks' matrices are quantised, which are nearly all of a large model. Norms, biases, the
+router, the embedding and the head are not. A product sums over inputs, so a channel's scale can be
+applied to the channel's sum.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ _LARGEST = 127
 
 
 def abstract_int8(blocks: Blocks, inputs: dict[str, int]) -> None:
-    """Give abstract blocks int8 matrices and their scales. `inputs` says how many axes, after
-    those of layers and experts, are a matrix's input."""
+    """Replace the matrices of abstract blocks by abstract int8 matrices and their scales.
+
+    `inputs`: matrix ("query") → how many axes, after those of layers and experts, are its input.
+    """
     for name, count in inputs.items():
         matrix = getattr(blocks, name)
         axes, shape = matrix.get_metadata()["axes"], matrix.get_value().shape
@@ -32,17 +34,20 @@ def abstract_int8(blocks: Blocks, inputs: dict[str, int]) -> None:
 
 
 def input_axes(axes: tuple[str, ...], *, inputs: int) -> tuple[int, ...]:
-    """Numbers of a matrix's input axes, which its scales do not have."""
+    """Indices of a matrix's input axes, over which its scales are taken.
+
+    `axes` are the matrix's logical axes, and `inputs` counts its input axes.
+    """
     stacked = sum(axis in _STACKED for axis in axes)
     return tuple(range(stacked, stacked + inputs))
 
 
 def int8_scales(matrix: np.ndarray, *, over: tuple[int, ...]) -> np.ndarray:
-    """The largest magnitude over the axes `over`, 127 steps from zero; 1 where all are zero."""
+    """Scales that map the largest magnitude over the axes `over` to 127; 1 where all are 0."""
     largest = np.abs(matrix).max(axis=over).astype(np.float32)
     return np.where(largest > 0, largest / np.float32(_LARGEST), np.float32(1))
 
 
 def int8_codes(matrix: np.ndarray, scales: np.ndarray, *, over: tuple[int, ...]) -> np.ndarray:
-    """int8 multiples of the scales."""
+    """The matrix as int8 multiples of `scales`, which lack the axes `over`."""
     return np.rint(matrix / np.expand_dims(scales, over)).astype(np.int8)

@@ -1,4 +1,4 @@
-"""A Hugging Face directory: config.json, tokenizer.json and weights in .safetensors files."""
+"""Reading a Hugging Face directory: config.json, tokenizer, weights in .safetensors files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from decant.models.text.tokenizer import Tokenizer
 
 
 class SafetensorsFiles:
-    """The tensors of a directory by their names; nothing is read before it is asked for."""
+    """One directory; every file is opened on first use."""
 
     naming: Literal["hf", "gguf"] = "hf"
 
@@ -31,18 +31,18 @@ class SafetensorsFiles:
 
     @cached_property
     def config(self) -> ModelConfig:
-        """The model's config, every field honoured or refused."""
+        """The model's config. ValueError for a field that we cannot honour."""
         try:
-            return config_from_json(_json(self.path / CONFIG))
+            return config_from_json(_read_json(self.path / CONFIG))
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from error
 
     @cached_property
     def weight_files(self) -> list[Path]:
-        """One file, or the shards that an index lists."""
-        if self._listed is None:
+        """The one weights file, or the files that the index lists. All must exist."""
+        if self._index is None:
             return [self.path / WEIGHTS]
-        files = [self.path / name for name in sorted(set(self._listed.values()))]
+        files = [self.path / name for name in sorted(set(self._index.values()))]
         absent = [file.name for file in files if not file.is_file()]
         if absent:
             raise FileNotFoundError(
@@ -52,16 +52,16 @@ class SafetensorsFiles:
         return files
 
     @cached_property
-    def _listed(self) -> dict[str, str] | None:
-        """The index's file of every tensor; None where one file holds them all."""
+    def _index(self) -> dict[str, str] | None:
+        """Tensor → name of its file, as the index says; None if one file holds all tensors."""
         if (self.path / WEIGHTS).is_file():
             return None
         if not (self.path / INDEX).is_file():
             raise FileNotFoundError(f"{self.path}: neither {WEIGHTS} nor {INDEX} is here.")
-        listed = _json(self.path / INDEX).get("weight_map")
-        if not isinstance(listed, dict):
+        weight_map = _read_json(self.path / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict):
             raise ValueError(f"{self.path / INDEX}: no weight_map, which says where tensors are.")
-        return listed
+        return weight_map
 
     @cached_property
     def _opened(self) -> dict[Path, Any]:
@@ -72,34 +72,36 @@ class SafetensorsFiles:
             raise ValueError(f"{self.path}: weights cannot be read: {error}") from error
 
     @cached_property
-    def _home(self) -> dict[str, Any]:
-        """The file of every tensor: the only one, and the one that the index says."""
-        found: dict[str, Path] = {}
+    def _file_of(self) -> dict[str, Any]:
+        """Tensor → its opened file. ValueError if two files hold it or the index disagrees."""
+        files: dict[str, Path] = {}
         for file, opened in self._opened.items():
             for name in opened.keys():  # noqa: SIM118  (not a dict)
-                if name in found:
+                if name in files:
                     raise ValueError(
-                        f"{self.path}: tensor {name} is in both {found[name].name} and "
+                        f"{self.path}: tensor {name} is in both {files[name].name} and "
                         f"{file.name}; files of two checkpoints are mixed here. Download it again."
                     )
-                found[name] = file
-        for name, file in ({} if self._listed is None else self._listed).items():
-            if found.get(name) != self.path / file:
-                where = f"in {found[name].name}" if name in found else "in none of its files"
+                files[name] = file
+        for name, file in ({} if self._index is None else self._index).items():
+            if files.get(name) != self.path / file:
+                where = f"in {files[name].name}" if name in files else "in none of its files"
                 raise ValueError(
                     f"{self.path}: {INDEX} says that tensor {name} is in {file}, but it is "
                     f"{where}. Download the checkpoint again."
                 )
-        return {name: self._opened[file] for name, file in found.items()}
+        return {name: self._opened[file] for name, file in files.items()}
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor, as the file keeps it."""
-        return {name: tuple(o.get_slice(name).get_shape()) for name, o in self._home.items()}
+        """Shape of every tensor in the files."""
+        return {
+            name: tuple(file.get_slice(name).get_shape()) for name, file in self._file_of.items()
+        }
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
-        """One tensor, or what lies at `index` of it, in its own dtype."""
-        file = self._home[name]
+        """The tensor of that name, or its elements at `index`, in the dtype of the file."""
+        file = self._file_of[name]
         return file.get_tensor(name) if index is None else file.get_slice(name)[index]
 
     def tokenizer(self) -> Tokenizer:
@@ -107,7 +109,7 @@ class SafetensorsFiles:
         return Tokenizer.from_files(self.path)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text("utf-8"))
     except json.JSONDecodeError as error:
