@@ -64,7 +64,7 @@ def cut_layers(
     source_parameters = parameters_by_path(source)
     for path, parameter in parameters_by_path(student).items():
         array = source_parameters[path].get_value()
-        # Copies: training may reuse the student's buffers while the source is still in use.
+        # Copies, not views: the student is trained while its source is still in use.
         blocks = path.startswith("blocks.")
         parameter.set_value(array[np.asarray(layers)] if blocks else array.copy())
     return student

@@ -1,1 +1,1 @@
-"""The decoder itself: blocks, attention, experts."""
+"""The decoder: attention, experts, the blocks made of them, and the whole model."""

@@ -1,7 +1,8 @@
-"""Causal attention inside segments, exact for packed rows, nothing above the diagonal computed.
+"""Causal attention inside segments, exact for packed rows.
 
-Query t sees key s when s ≤ t and both lie in the same segment; with a window w also t − s < w.
-Padding (segment 0) is a segment like any other, so no query is ever left without a key.
+Query t sees key s if s ≤ t and both lie in the same segment; with a window w, also t − s < w.
+Padding (segment 0) is a segment like any other, so every query sees at least one key.
+Products of queries with later keys are not computed, except inside diagonal blocks.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,13 +16,13 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from decant.models.numerics import contract, soft_cap
 
-# Queries handled at once. Smaller blocks waste fewer masked products above the
-# diagonal, larger ones make better matrix products; 128 to 256 measured alike.
+# Queries per block. Smaller blocks compute fewer masked products above the diagonal, larger ones
+# make better matrix products; 128 to 256 measured alike.
 QUERY_BLOCK = 256
 
 Window = Int[Array, ""] | int | None
-"""Positions that a query sees, itself included. It may differ from block to block of a model, which
-are scanned over, so it may be an array; None: all."""
+"""How many positions a query sees, itself included; None: all. It may be an array, because a scan
+over a model's blocks can give each block another window."""
 
 
 def attend(
@@ -34,13 +35,23 @@ def attend(
     scale: float,
     softcap: float | None = None,
 ) -> Float[Array, "batch time heads head_dim"]:
-    """Softmax of scale · scores, capped; softmax in float32, output in queries' dtype."""
-    # Where cuDNN's kernel cannot be had, XLA's version builds the whole [T, T] score matrix,
-    # masked half included, so blocks of queries win there too.
+    """Attention outputs of every head, in the dtype of `queries`; the softmax is in float32.
+
+    Args:
+        queries: rotary positions applied.
+        keys: rotary positions applied; each key/value head serves heads / kv_heads query heads.
+        values: as many heads as `keys`.
+        segment_ids: 0 is padding.
+        window: see `Window`.
+        scale: factor of the scores.
+        softcap: cap of the scaled scores, see `numerics.soft_cap`; None is no cap.
+    """
+    # Without cuDNN's kernel, XLA's attention would build the whole [T, T] score matrix, masked
+    # half included. Blocks of queries are faster there, as on other backends.
     if jax.default_backend() == "gpu" and softcap is None and _fits_cudnn(queries):
         return fused(queries, keys, values, segment_ids, window, scale=scale)
-    # Training keeps the arguments only: probabilities are T² numbers a head, and computing
-    # them again costs one product of the backward pass's five.
+    # Training keeps the arguments only. Probabilities are T² numbers per head, and computing them
+    # again costs one of the backward pass's five products.
     explicit = jax.checkpoint(partial(blockwise, scale=scale, softcap=softcap), prevent_cse=False)
     return explicit(queries, keys, values, segment_ids, window)
 
@@ -56,7 +67,7 @@ def blockwise(
     softcap: float | None = None,
     block: int = QUERY_BLOCK,
 ) -> Float[Array, "batch time heads head_dim"]:
-    """A static loop over blocks of queries; each meets only the keys up to its own end."""
+    """`attend` as a static loop over blocks of queries; each block meets the keys up to its end."""
     batch, time, heads, head_dim = queries.shape
     shared = keys.shape[2]
     q_BKGTh = queries.reshape(batch, time, shared, heads // shared, head_dim)
@@ -93,12 +104,22 @@ def attention_probabilities(
     keep: Callable[[Array], Array] | None = None,
     block: int = QUERY_BLOCK,
 ) -> Shaped[Array, "batch chosen time time"]:
-    """What `attend` weighs values with, of the chosen heads: probabilities in float32.
+    """The probabilities of the chosen heads, [batch, head, query, key], float32 without `keep`.
 
-    [batch, head, query, key]: each query's row sums to one over the keys that it sees and is zero
-    elsewhere. `keep` turns a block of queries' probabilities [batch, chosen, queries, keys] into
-    what is returned of them (narrower codes, a mean over heads), so that float32 never exists for
-    all queries at once; it must leave zero zero.
+    Each query's row sums to one over the keys that it sees and is zero elsewhere.
+
+    Args:
+        queries: as for `attend`.
+        keys: as for `attend`.
+        segment_ids: as for `attend`.
+        window: as for `attend`.
+        heads: which query heads, in this order.
+        scale: as for `attend`.
+        softcap: as for `attend`.
+        keep: converts the probabilities [batch, chosen, queries, keys] of each block of queries,
+            for example to narrower codes or a mean over heads. So float32 never exists for all
+            queries at once. It must map zero to zero, because later keys are padded with zero.
+        block: queries per block.
     """
     chosen, group = np.asarray(heads), queries.shape[2] // keys.shape[2]
     q_BHTh = queries[:, :, chosen].transpose(0, 2, 1, 3)
@@ -122,7 +143,10 @@ def attention_mask(
     *,
     offset: int = 0,
 ) -> Array:
-    """Which keys each query may see, bool [batch, queries, keys]; query i stands at offset + i."""
+    """Whether a query sees a key, bool [batch, queries, keys].
+
+    Query i stands at position offset + i of the row, key j at position j.
+    """
     distance = offset + jnp.arange(query_segments.shape[1])[:, None]
     distance -= jnp.arange(key_segments.shape[1])
     near = distance >= 0 if window is None else (distance >= 0) & (distance < window)
@@ -145,13 +169,13 @@ def _query_block(
 
 
 def _softmax(scores: Array, seen: Array, *, scale: float, softcap: float | None) -> Array:
-    """Probabilities over the seen keys, the last axis; in float32."""
+    """Probabilities over the last axis, in float32; `seen` says which keys a query sees."""
     capped = soft_cap(scores * scale, softcap)
     return jax.nn.softmax(jnp.where(seen, capped, -jnp.inf), axis=-1)
 
 
 def _fits_cudnn(queries: Array) -> bool:
-    """The kernel takes 16-bit operands; widths and lengths as its backward pass needs them."""
+    """Whether cuDNN's kernel and its backward pass take operands of this dtype and shape."""
     _, time, _, head_dim = queries.shape
     return queries.dtype == jnp.bfloat16 and head_dim % 8 == 0 and head_dim <= 128 and time % 2 == 0
 
@@ -166,7 +190,10 @@ def fused(
     scale: float,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "batch time heads head_dim"]:
-    """One kernel for scores, softmax and mixing; it skips what is above the diagonal."""
+    """`attend` as one kernel for scores, softmax and weighted sum, without a soft cap.
+
+    The cuDNN kernel skips blocks above the diagonal.
+    """
     mask = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     if window is not None:
         mask = attention_mask(segment_ids, segment_ids, window)[:, None]

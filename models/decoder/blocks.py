@@ -24,19 +24,22 @@ blocks that have a window."""
 
 
 class BlockPattern(NamedTuple):
-    """What blocks see of a row: of all of them, or of one, after indexing or in a scan.
+    """Settings that differ between blocks: [layers] arrays, or scalars inside a scan or by index.
 
-    None is what no block of the model needs, and takes no part in the program.
+    A field is None if no block of this model uses it; the compiled program omits it.
     """
 
     window: Array | None
-    """int [*layers]: positions that a query sees, itself included; see models.decoder.attention."""
+    """int [*layers]: how many positions a query sees, itself included."""
     local_rotation: Array | None
-    """bool [*layers]: whether the block turns by the second of two rotations."""
+    """bool [*layers]: whether the block uses the second of two rotations."""
 
 
 class Blocks(nnx.Module):
-    """All blocks at once, parameters stacked; calling it needs one block's slice of them."""
+    """All blocks, their parameters stacked along a leading `layers` axis.
+
+    Its methods run one block: they need an object that holds one block's slice of each parameter.
+    """
 
     def __init__(self, config: ModelConfig, *, new: Initializer, dtype: DTypeLike):
         self.config = config
@@ -47,8 +50,8 @@ class Blocks(nnx.Module):
         kv = {"kv_heads": c.num_kv_heads, "head_dim": c.head_dim}
         experts = {"experts": c.num_experts} if c.num_experts else {}
         wide, narrow = {"mlp": c.intermediate_size}, {"embed": c.hidden_size}
-        # Each block adds twice to the residual stream; scaled so that the sum keeps its size.
-        quiet = (2 * layers) ** -0.5
+        # Each block adds twice to the residual stream; this scale keeps the sum's size.
+        residual_scale = (2 * layers) ** -0.5
         unit = new.zeros if c.norm_adds_one else new.ones
         each = {"layers": layers, "norm": c.hidden_size}
         self.attention_norm = unit(**each)
@@ -62,7 +65,7 @@ class Blocks(nnx.Module):
         if c.qk_norm:
             self.query_norm = unit(layers=layers, head_dim=c.head_dim)
             self.key_norm = unit(layers=layers, head_dim=c.head_dim)
-        self.output = new.normal(layers=layers, **heads, **narrow, scale=quiet)
+        self.output = new.normal(layers=layers, **heads, **narrow, scale=residual_scale)
         self.mlp_norm = unit(**each)
         if c.post_norms:
             self.attention_post_norm = unit(**each)
@@ -71,7 +74,7 @@ class Blocks(nnx.Module):
             self.router = new.normal(**into, **experts)
         self.gate = new.normal(layers=layers, **experts, **narrow, **wide)
         self.up = new.normal(layers=layers, **experts, **narrow, **wide)
-        self.down = new.normal(layers=layers, **experts, **wide, **narrow, scale=quiet)
+        self.down = new.normal(layers=layers, **experts, **wide, **narrow, scale=residual_scale)
 
     def __call__(
         self,
@@ -80,7 +83,7 @@ class Blocks(nnx.Module):
         rotations: Rotations,
         pattern: BlockPattern,
     ) -> Float[Array, "batch time embed"]:
-        """One block, when this holds one block's parameters (no `layers` axis)."""
+        """The residual stream after one block, float32; `pattern` holds that block's scalars."""
         mixed = self.attention(self.normed(x, self.attention_norm), segment_ids, rotations, pattern)
         if self.config.post_norms:
             mixed = norm(mixed, self.attention_post_norm[...], config=self.config)
@@ -91,11 +94,10 @@ class Blocks(nnx.Module):
         return x + passed
 
     def project(self, equation: str, x: Array, name: str) -> Array:
-        """Product of activations with the parameter of that name, in float32."""
+        """The einsum of activations with the parameter called `name`, in float32."""
         product = contract(equation, x, getattr(self, name)[...])
-        scales = getattr(
-            self, f"{name}_scale", None
-        )  # of int8 weights, decant.models.checkpoints.quantization
+        # int8 weights have scales, see checkpoints/quantization.py.
+        scales = getattr(self, f"{name}_scale", None)
         if scales is None:
             return product
         matrix, out = equation.split(",")[1].split("->")
@@ -103,24 +105,24 @@ class Blocks(nnx.Module):
         return jnp.einsum(f"{out},{channels}->{out}", product, scales[...])
 
     def normed(self, x: Array, weight: nnx.Param) -> Array:
-        """A norm, cast for the matrix products that follow."""
+        """`norm` of x, cast to the dtype of the matrix products that follow."""
 
         def cast(x: Array, weight: Array) -> Array:
             return norm(x, weight, config=self.config).astype(self.dtype)
 
-        # Training keeps x, which the residual stream keeps anyway.
+        # Training keeps only x, which the residual stream keeps anyway.
         return jax.checkpoint(cast, prevent_cse=False)(x, weight[...])
 
     @property
     def scale(self) -> float:
-        """What products of queries and keys are multiplied by."""
+        """The factor of attention scores."""
         c = self.config
         return (c.head_dim if c.query_scalar is None else c.query_scalar) ** -0.5
 
     def attention(
         self, x: Array, segment_ids: Array, rotations: Rotations, pattern: BlockPattern
     ) -> Array:
-        """Grouped-query attention with rotary positions."""
+        """Grouped-query attention with rotary positions, of normed states; float32."""
         q, k = self.queries_and_keys(x, rotations, pattern)
         v = self.project("btd,dhk->bthk", x, "value")
         if self.config.qkv_bias:
@@ -139,7 +141,10 @@ class Blocks(nnx.Module):
     def queries_and_keys(
         self, x: Array, rotations: Rotations, pattern: BlockPattern
     ) -> tuple[Array, Array]:
-        """Of normed states, [batch, time, heads or kv_heads, head_dim], turned by position."""
+        """Queries and keys of normed states, rotated by position.
+
+        Shapes: [batch, time, heads, head_dim] and [batch, time, kv_heads, head_dim].
+        """
         q = self.project("btd,dhk->bthk", x, "query")
         k = self.project("btd,dhk->bthk", x, "key")
         if self.config.qkv_bias:
@@ -153,7 +158,7 @@ class Blocks(nnx.Module):
         return rotate(q, rotation).astype(self.dtype), rotate(k, rotation).astype(self.dtype)
 
     def mlp(self, x: Array) -> Array:
-        """The gated MLP, or those of the experts that each token chooses."""
+        """The gated MLP, or a mixture of those that each token's router chooses; float32."""
         c = self.config
         if not c.num_experts:
             return self.gated_mlp(x, into="btd,df->btf", out="btf,fd->btd")
@@ -169,7 +174,10 @@ class Blocks(nnx.Module):
         return mixture_of_experts(x, ids, weights, num_experts=c.num_experts, expert=every_expert)
 
     def gated_mlp(self, x: Array, *, into: str, out: str) -> Array:
-        """down(activation(gate(x)) · up(x)), by the equations of the way in and out."""
+        """down(activation(gate(x)) · up(x)), float32.
+
+        `into` is the einsum equation of gate and up, `out` that of down.
+        """
         gate, up = self.project(into, x, "gate"), self.project(into, x, "up")
         product = gated_product(gate, up, activation=self.config.activation, dtype=self.dtype)
         return self.project(out, product, "down")
@@ -182,10 +190,10 @@ def gated_product(
     activation: Literal["silu", "gelu_tanh"],
     dtype: DTypeLike,
 ) -> Float[Array, "*axes mlp"]:
-    """activation(gate) · up, computed in float32, in `dtype`.
+    """activation(gate) · up, computed in float32 and returned in `dtype`.
 
-    For the backward pass only the two arguments are kept, in `dtype`: they are the widest arrays of
-    a block, and JAX would keep five of them in float32.
+    The backward pass keeps only the two arguments, in `dtype`. They are the widest arrays of a
+    block, and JAX would keep five such arrays in float32.
     """
     return _gated_product(gate, up, activation, jnp.dtype(dtype))
 

@@ -1,10 +1,9 @@
 """The decoder: embedding, L blocks of attention and gated MLP, a final norm, a head.
 
-Blocks are stacked: each parameter carries a leading `layers` axis and the forward pass
-scans over it. Against 30 unrolled blocks this runs as fast and compiles in less than half
-the time. What else differs from block to block (`BlockPattern`) is scanned over too.
-Norms, softmax and the residual stream are float32; matrix products take operands in `dtype` and
-sum in float32.
+Blocks are stacked: each parameter has a leading `layers` axis, over which the forward pass scans.
+Compared with 30 unrolled blocks this runs as fast and compiles in less than half the time. The
+scan also goes over the settings that differ between blocks (`BlockPattern`). Norms, softmax and
+the residual stream are float32; matrix products take operands in `dtype` and sum in float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,15 +22,20 @@ from decant.models.decoder.initializer import Initializer
 from decant.models.mesh.execution import WITHOUT_MESH, Execution
 from decant.models.rotary import cos_and_sin, frequencies
 
-# Batches come as they were read; everything inside is a jax array.
+# Callers may pass batches as numpy arrays.
 Rows = Array | np.ndarray
 
 
 class Decoder(nnx.Module):
-    """A decoder-only language model, up to its final hidden states.
+    """A decoder-only language model up to its final hidden states; `numerics.logits` does the rest.
 
-    `dtype` is what matrix products take; `param_dtype` is how weights are kept.
-    Every parameter has `axes` metadata: its logical axis names, see `decant.models.mesh.sharding`.
+    Every parameter has `axes` metadata, its logical axis names; see `mesh/sharding.py`.
+
+    Args:
+        config: shape of the model.
+        rngs: for new weights.
+        dtype: of the operands of matrix products.
+        param_dtype: in which weights are kept.
     """
 
     def __init__(
@@ -62,14 +66,22 @@ class Decoder(nnx.Module):
         hidden_layers: Sequence[int] = (),
         execution: Execution = WITHOUT_MESH,
     ) -> tuple[Float[Array, "batch time embed"], dict[int, Float[Array, "batch time embed"]]]:
-        """Hidden states after the final norm, in `dtype`, and those of the chosen layers.
+        """Hidden states after the final norm, in `dtype`, and those of chosen layers by number.
 
-        Layer 0 is the embedding's output, layer i the output of the i-th block, both in float32 as
-        the next block reads them; layer L (also −1) is the states after the final norm.
+        Layer 0 is the embedding's output and layer i the output of the i-th block, both in float32
+        as the next block reads them. Layer L (or −1) is the states after the final norm.
+
+        Args:
+            tokens: ids of the rows' tokens.
+            segment_ids: attention never crosses a segment; 0 is padding.
+            positions: position of each token within its segment, for rotary positions.
+            hidden_layers: numbers of the layers to return; −1 is returned as L. ValueError for a
+                layer that does not exist.
+            execution: the mesh, and what the backward pass keeps.
         """
         tokens, segment_ids, positions = map(jnp.asarray, (tokens, segment_ids, positions))
         last = self.config.num_layers
-        wanted = self._numbered(hidden_layers)
+        wanted = self._layer_numbers(hidden_layers)
         x = execution.split_rows(self._embed(tokens, execution))
         chosen = {0: x} if 0 in wanted else {}
 
@@ -94,7 +106,7 @@ class Decoder(nnx.Module):
         heads: Sequence[int] | None = None,
         keep: Callable[[Array], Array] | None = None,
     ) -> Shaped[Array, "batch chosen time time"]:
-        """Attention probabilities of block `layer` (from 0), [batch, head, query, key], float32.
+        """Attention probabilities of one block, [batch, head, query, key], float32 without `keep`.
 
         A query sees the keys of its own segment up to itself; everything else is zero. Padding is a
         segment, so its queries see padding. Only queries and keys are computed again, so that
@@ -129,9 +141,9 @@ class Decoder(nnx.Module):
         )
 
     def unembedding(self) -> Float[Array, "embed vocab"]:
-        """The head as [D, V]: used as the transpose of [V, D] its product was 3.6× slower.
+        """The head as [D, V]; a product with the transpose of [V, D] was 3.6× slower.
 
-        With tied embeddings this is a transposed copy: take it once, outside loops.
+        With tied embeddings this is a transposed copy, so call it once, outside loops.
         """
         return self.embedding[...].T if self.config.tie_embeddings else self.head[...]
 
@@ -142,11 +154,11 @@ class Decoder(nnx.Module):
         x = table[tokens].astype(jnp.float32)
         if not self.config.scale_embedding:
             return x
-        # Rounded as the weights are: Gemma's was trained, in bfloat16, with 55.5 for √3072.
+        # Rounded to the weights' dtype: Gemma was trained in bfloat16, with 55.5 for √3072.
         return x * jnp.asarray(self.config.hidden_size**0.5, self.param_dtype)
 
     def _rotations(self, positions: Int[Array, "batch time"]) -> Rotations:
-        """The rotation of all blocks, or that of those without a window and that of the others."""
+        """One rotation for all blocks, or one for blocks without a window and one for the rest."""
         c = self.config
         tables = [frequencies(head_dim=c.head_dim, theta=c.rope_theta, scaling=c.rope_scaling)]
         if c.window_rope_theta is not None:
@@ -154,9 +166,9 @@ class Decoder(nnx.Module):
         return [cos_and_sin(positions, table) for table in tables]
 
     def _patterns(self, time: int) -> BlockPattern:
-        """Of every block, [layers]."""
+        """The settings of every block for rows of `time` tokens, arrays of shape [layers]."""
         windows = self.config.layer_windows
-        # A window as long as the row hides nothing, and costs nothing then.
+        # If every window is as long as the row, no mask is needed.
         sizes = np.array([min(w or time, time) for w in windows], np.int32)
         two = self.config.window_rope_theta is not None
         return BlockPattern(
@@ -164,7 +176,8 @@ class Decoder(nnx.Module):
             local_rotation=jnp.array([w is not None for w in windows]) if two else None,
         )
 
-    def _numbered(self, hidden_layers: Sequence[int]) -> list[int]:
+    def _layer_numbers(self, hidden_layers: Sequence[int]) -> list[int]:
+        """The layers in ascending order, −1 replaced by L."""
         last = self.config.num_layers
         for layer in hidden_layers:
             if not -1 <= layer <= last:
@@ -183,9 +196,9 @@ class Decoder(nnx.Module):
         keep: Sequence[int],
         execution: Execution,
     ) -> tuple[Array, list[Array]]:
-        """Scan x through the blocks, keeping the outputs of the blocks numbered (from 1)."""
+        """The last block's output, and those of the blocks whose numbers (from 1) `keep` lists."""
         graph, stacked = nnx.split(self.blocks)
-        # One slot a kept layer and a last one that the others overwrite, so that the
+        # One slot per kept layer, and a spare slot that all other layers overwrite, so that the
         # outputs of all L blocks never exist together.
         spare = len(keep)
         slots = np.full(self.config.num_layers, spare)

@@ -1,4 +1,4 @@
-"""New parameters, each with its logical axes."""
+"""Making new parameters, each with its logical axes."""
 
 import jax
 import jax.numpy as jnp
@@ -7,14 +7,15 @@ from jaxtyping import DTypeLike
 
 
 class Initializer:
-    """Makes parameters whose shape and logical axes are one statement: `normal(embed=576)`."""
+    """Makes parameters of one dtype; keywords give axes and sizes: `ones(norm=576)`."""
 
     def __init__(self, rngs: nnx.Rngs, dtype: DTypeLike):
         self.rngs, self.dtype = rngs, jnp.dtype(dtype)
 
     def normal(self, *, scale: float = 1.0, **axes: int) -> nnx.Param:
         """Normal noise of standard deviation 0.02 · scale."""
-        # The default generator takes over a second to compile for every new shape on a CPU.
+        # rbg, because the default generator takes over a second to compile for every new shape
+        # on a CPU.
         seed = jnp.tile(jax.random.key_data(self.rngs.params()), 2)
         key = jax.random.wrap_key_data(seed, impl="rbg")
         draw = jax.random.normal(key, tuple(axes.values()), jnp.float32)

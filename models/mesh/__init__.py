@@ -1,1 +1,1 @@
-"""Devices: sharding rules, and how a model runs over a mesh of them."""
+"""Devices: meshes, sharding rules, and how a model runs over a mesh."""

@@ -1,4 +1,4 @@
-"""Noticing an accelerator that this installation of jax cannot use."""
+"""Detecting an accelerator that this installation of jax cannot use."""
 
 import shutil
 from pathlib import Path
@@ -7,9 +7,9 @@ import jax
 
 
 def unused_accelerator() -> str | None:
-    """What to say when there is an accelerator here but jax runs on the CPU; None if all is well.
+    """A warning with the remedy if the machine has an accelerator but jax runs on the CPU, or None.
 
-    The commonest cause of a job that takes days instead of hours is an environment made for CPU.
+    A CPU-only environment is the commonest cause of a job that takes days instead of hours.
     """
     if jax.default_backend() != "cpu":
         return None

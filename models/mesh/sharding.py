@@ -1,4 +1,4 @@
-"""Where arrays live: one table from logical axes to mesh axes, and the mesh itself."""
+"""Meshes, and the one table of rules that maps logical axes of arrays to mesh axes."""
 
 import math
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from decant.models.parameters import parameters_by_path
 
 DATA, FSDP, TENSOR, EXPERT = "data", "fsdp", "tensor", "expert"
 
-# Heads, the MLP's width and the vocabulary are split over `tensor`; so each block needs
-# two all-reduces (after attention's and the MLP's output), and the head none until its sum.
-# Experts are split over `expert`; their outputs meet in one more. What a mesh has no axis for is
-# whole: a teacher's has no `fsdp`, a student's no `expert`. Over `fsdp` matrices are only kept
-# in shares; each block gathers its own where it uses them (mesh.execution), and rows are split.
+# Heads, the MLP's width and the vocabulary are split over `tensor`. So each block needs two
+# all-reduces (after the outputs of attention and MLP), and the head none until its sum. Experts are
+# split over `expert`, which needs one more all-reduce for their outputs. An array stays whole over
+# axes that the mesh lacks: a teacher's mesh has no `fsdp`, a student's no `expert`. Over `fsdp`,
+# rows are split and matrices are stored in shares, which each block gathers (mesh/execution.py).
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "layers": None,
     "vocab": TENSOR,
@@ -35,10 +35,17 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 def teacher_mesh(
     *, data: int | None = None, tensor: int = 1, expert: int = 1, devices: Sequence | None = None
 ) -> Mesh:
-    """A mesh of this host's devices: `tensor` · `expert` share one copy of the model, and `data`
-    such groups split the batch. Unset, `data` is as many as there are devices for.
+    """A mesh for running a teacher on this host's devices.
 
-    ValueError if the devices do not suffice, or `data` is unset and some would be left over.
+    Groups of `tensor` · `expert` devices share one copy of the model, and `data` such groups split
+    the batch. ValueError if there are too few devices, or if `data` is None and devices are left
+    over.
+
+    Args:
+        data: number of groups; None makes as many as there are devices for.
+        tensor: devices that split heads, MLP width and vocabulary.
+        expert: devices that split the experts.
+        devices: None takes this host's.
     """
     devices = jax.local_devices() if devices is None else devices
     group = tensor * expert
@@ -61,11 +68,18 @@ def teacher_mesh(
 def student_mesh(
     *, data: int | None = None, fsdp: int = 1, tensor: int = 1, devices: Sequence | None = None
 ) -> Mesh:
-    """A mesh of the devices of all processes for training: rows are split over `data` · `fsdp`,
-    weights over `fsdp` · `tensor`. Unset, `data` is as many as there are devices for.
+    """A mesh for training a student on the devices of all processes.
 
-    ValueError if the devices do not suffice, some would be left over while `data` is unset, or a
-    process would have none.
+    Rows are split over `data` · `fsdp` and weights over `fsdp` · `tensor`. ValueError if there are
+    too few devices, if `data` is None and devices are left over, or if a process has no device in
+    the mesh.
+
+    Args:
+        data: devices that split rows but hold whole weights; None makes as many as there are
+            devices for.
+        fsdp: devices that split rows and weights.
+        tensor: devices that split heads, MLP width and vocabulary.
+        devices: None takes those of all processes.
     """
     devices = jax.devices() if devices is None else devices
     group, asked = fsdp * tensor, f"fsdp = {fsdp}, tensor = {tensor}"
@@ -97,37 +111,48 @@ def student_mesh(
 def partition_spec(
     axes: Sequence[str], shape: Sequence[int], mesh: Mesh, *, gathered: str | None = None
 ) -> PartitionSpec:
-    """The rules applied to one array, which is whole over the mesh axis `gathered`.
+    """The rules applied to one array.
 
-    An axis whose length the mesh axis does not divide is kept whole on every device:
-    SmolLM2's 3 key/value heads on 2 devices cost memory, not correctness.
+    An axis whose length the mesh axis does not divide stays whole on every device: SmolLM2's 3
+    key/value heads on 2 devices cost memory, not correctness.
+
+    Args:
+        axes: the array's logical axes, keys of `RULES`.
+        shape: the array's shape.
+        mesh: the mesh to split it over.
+        gathered: a mesh axis over which the array is whole all the same.
     """
 
-    def place(axis: str, length: int) -> str | tuple[str, ...] | None:
+    def mesh_axes(axis: str, length: int) -> str | tuple[str, ...] | None:
         rule = RULES[axis]
         names = (rule,) if isinstance(rule, str) else rule or ()
-        there = tuple(name for name in names if name in mesh.shape and name != gathered)
-        if length % math.prod(mesh.shape[name] for name in there):
+        names = tuple(name for name in names if name in mesh.shape and name != gathered)
+        if length % math.prod(mesh.shape[name] for name in names):
             return None
-        return (there[0] if len(there) == 1 else there) or None
+        return (names[0] if len(names) == 1 else names) or None
 
-    return PartitionSpec(*(place(*pair) for pair in zip(axes, shape, strict=True)))
+    return PartitionSpec(*(mesh_axes(*pair) for pair in zip(axes, shape, strict=True)))
 
 
 def parameter_shardings(model: nnx.Module, mesh: Mesh) -> dict[str, NamedSharding]:
-    """Where each parameter goes, by path, from the `axes` metadata that every one carries."""
+    """The sharding of each parameter by path, from its `axes` metadata.
 
-    def of(path: str, parameter: nnx.Variable) -> NamedSharding:
+    ValueError for a parameter without that metadata.
+    """
+
+    def sharding(path: str, parameter: nnx.Variable) -> NamedSharding:
         axes = parameter.get_metadata().get("axes")
         if axes is None:
             raise ValueError(f"parameter {path} has no logical axes.")
         return NamedSharding(mesh, partition_spec(axes, parameter.get_value().shape, mesh))
 
-    return {path: of(path, parameter) for path, parameter in parameters_by_path(model).items()}
+    return {
+        path: sharding(path, parameter) for path, parameter in parameters_by_path(model).items()
+    }
 
 
 def place_parameters(model: nnx.Module, mesh: Mesh) -> None:
-    """Move a model's parameters to where the rules put them, in place."""
+    """Shard a model's parameters over the mesh by the rules, in place."""
     shardings = parameter_shardings(model, mesh)
     for path, parameter in parameters_by_path(model).items():
         parameter.set_value(jax.device_put(parameter.get_value(), shardings[path]))
@@ -139,36 +164,42 @@ def row_axes(mesh: Mesh) -> tuple[str, ...]:
 
 
 def row_shard_count(mesh: Mesh) -> int:
-    """Into how many shares rows are split."""
+    """The number of shares that a batch's rows are split into."""
     return math.prod(mesh.shape[axis] for axis in row_axes(mesh))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows split over `data` and `fsdp`: for tokens and all that has a batch axis."""
+    """The sharding of arrays whose first axis is rows: split over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(row_axes(mesh)))
 
 
 def local_rows(mesh: Mesh, count: int) -> np.ndarray:
-    """Which of a batch's `count` rows the devices of this process hold, in order."""
+    """Which of a batch's `count` rows this process's devices hold: their numbers, ascending."""
     places = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
     return np.unique(np.concatenate([np.arange(count)[index] for index in places if index]))
 
 
 def shard_rows(rows: np.ndarray, *, count: int, mesh: Mesh) -> jax.Array:
-    """The array of a batch of `count` rows from those that are this process's (`local_rows`)."""
-    here = local_rows(mesh, count)
+    """The global array of a batch, split over the mesh.
 
-    def of_device(index: tuple[slice, ...] | None) -> np.ndarray:
+    Args:
+        rows: this process's rows, as `local_rows` lists them.
+        count: rows of the whole batch.
+        mesh: whose `batch_sharding` the array gets.
+    """
+    numbers = local_rows(mesh, count)
+
+    def device_rows(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None
         start, stop, _ = index[0].indices(count)
-        first = int(np.searchsorted(here, start))
+        first = int(np.searchsorted(numbers, start))
         return rows[first : first + stop - start]
 
     shape = (count, *rows.shape[1:])
-    return jax.make_array_from_callback(shape, batch_sharding(mesh), of_device)
+    return jax.make_array_from_callback(shape, batch_sharding(mesh), device_rows)
 
 
 def replicate(array: np.ndarray, mesh: Mesh) -> jax.Array:
-    """An array, the same in every process, whole on every device of the mesh."""
-    whole = NamedSharding(mesh, PartitionSpec())
-    return jax.make_array_from_callback(array.shape, whole, lambda index: array[index])
+    """The array whole on every device of the mesh. Every process must pass the same values."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.make_array_from_callback(array.shape, replicated, lambda index: array[index])

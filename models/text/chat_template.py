@@ -1,9 +1,9 @@
-"""A checkpoint's chat template: messages to the text that the model was trained on.
+"""A checkpoint's chat template, which turns messages into the text the model was trained on.
 
-Templates are written for Hugging Face transformers, in Jinja with a few functions more, and run
-in a sandbox: they come with checkpoints. The same messages must give the same text whenever they
-are rendered, so the clock that templates may ask for (`strftime_now`) is a date that is given, or
-is not there: templates that can do without it have a date of their own.
+Templates are written for Hugging Face transformers, in Jinja with a few more functions. They run in
+a sandbox, because they come with checkpoints. The same messages must give the same text on every
+day. So the clock that templates may use (`strftime_now`) shows a fixed date, or is undefined if
+none is given; templates that can do without a clock then write a date of their own.
 """
 
 from __future__ import annotations
@@ -22,21 +22,29 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-# Unicode guarantees that these two stand for nothing in a text.
+# Unicode noncharacters, which texts do not use. A message that holds one is refused.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _CLOCK = "strftime_now"
 
 
 class Rendered(NamedTuple):
-    """A chat as one text. `generated`: characters [start, end) that the template's `generation`
-    blocks say the assistant wrote."""
+    """A chat as one text."""
 
     text: str
     generated: tuple[tuple[int, int], ...]
+    """Spans [start, end) of characters inside the template's `generation` blocks, which mark the
+    assistant's words."""
 
 
 class ChatTemplate:
-    """Renders chats. `tokens` are the texts of special tokens by name, such as `bos_token`."""
+    """Renders chats by one template. ValueError if its syntax is wrong.
+
+    Args:
+        source: the template, in Jinja.
+        tokens: texts of special tokens by name, such as `bos_token`.
+        date: the day that the template's clock shows, as 2026-01-31. None: it has no clock.
+        where: the template's origin, for error messages.
+    """
 
     def __init__(
         self, source: str, *, tokens: Mapping[str, str], date: str | None = None, where: str = ""
@@ -59,13 +67,13 @@ class ChatTemplate:
 
     @cached_property
     def digest(self) -> str:
-        """Sha-256 of all that decides texts."""
+        """Sha-256 of everything that decides the rendered text: template, tokens and date."""
         facts = {"source": self._source, "tokens": self._tokens, "date": self._date}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def marks_generation(self) -> bool:
-        """Whether the template itself says what the assistant writes."""
+        """Whether the template has `generation` blocks, which mark the assistant's words."""
         return bool(re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", self._source))
 
     def render(
@@ -75,9 +83,15 @@ class ChatTemplate:
         tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = False,
     ) -> Rendered:
-        """The text. ValueError with the template's reason for messages that it refuses."""
+        """The chat's text. ValueError with the template's reason if it refuses the messages.
+
+        Args:
+            messages: mappings with `role` and `content`, and whatever else the template reads.
+            tools: descriptions of tools that the template may list.
+            add_generation_prompt: end with the opening of an assistant's turn.
+        """
         if self.marks_generation and re.search(f"[{_OPEN}{_CLOSE}]", _tojson([*messages])):
-            raise ValueError("a message holds U+FDD0 or U+FDD1, which are no characters")
+            raise ValueError("a message holds U+FDD0 or U+FDD1, which are not characters")
         try:
             text = self._template.render(
                 messages=[*messages],
@@ -89,15 +103,15 @@ class ChatTemplate:
         except Exception as error:  # a template is a program, which may fail in any way
             if isinstance(error, jinja2.UndefinedError) and _CLOCK in str(error):
                 raise ValueError(
-                    "the chat template writes the current date, which would make other rows "
-                    'tomorrow; set corpus.chat_date = "2026-01-31" or whichever it shall write'
+                    "the chat template writes the current date, so the rows would differ "
+                    'tomorrow; set corpus.chat_date = "2026-01-31", or the date it shall write'
                 ) from error
             raise ValueError(f"the chat template refuses these messages: {error}") from error
         return _without_marks(text)
 
 
 class _Generation(Extension):
-    """`{% generation %} … {% endgeneration %}`: the marks round what the assistant writes."""
+    """`{% generation %} … {% endgeneration %}`: renders its body between `_OPEN` and `_CLOSE`."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
 
@@ -111,6 +125,7 @@ class _Generation(Extension):
 
 
 def _without_marks(text: str) -> Rendered:
+    """Remove `_OPEN` and `_CLOSE` from the text, and note the spans between them."""
     pieces = re.split(f"[{_OPEN}{_CLOSE}]", text)
     generated, at = [], 0
     for number, piece in enumerate(pieces):
@@ -124,11 +139,11 @@ def _day(date: str) -> datetime.datetime:
     try:
         return datetime.datetime.fromisoformat(date)
     except ValueError as error:
-        raise ValueError(f"{date!r} is no date for a chat template; write 2026-01-31") from error
+        raise ValueError(f"{date!r} is not a date for a chat template; write 2026-01-31") from error
 
 
 def _tojson(value: Any, **options: Any) -> str:
-    """Jinja's own escapes what HTML would; its options are those of json.dumps."""
+    """json.dumps as a filter; unlike Jinja's own it does not escape HTML."""
     return json.dumps(value, **{"ensure_ascii": False, **options})
 
 

@@ -1,8 +1,8 @@
-"""Rebuilds a Hugging Face tokenizer from GGUF metadata.
+"""Rebuilding a Hugging Face tokenizer from GGUF metadata.
 
-GGUF keeps the tokens and merges of a byte-level BPE but only the *name* of the rule
-that splits text before merging. A wrong rule yields plausible, different ids, so an
-unknown name is an error.
+GGUF stores the tokens and merges of a byte-level BPE, but only the *name* of the rule that splits
+text before merging. A wrong rule would give plausible but different ids, so an unknown name is an
+error.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ BYTE_LEVEL = {
     "trim_offsets": True,
     "use_regex": False,
 }
-# GPT-2's own expression, which the ByteLevel pre-tokenizer has built in.
+# GPT-2's expression, which is built into the ByteLevel pre-tokenizer.
 GPT2 = [BYTE_LEVEL | {"use_regex": True}]
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 
 
 def _split(expression: str) -> list[dict[str, Any]]:
+    """Pre-tokenizers that split text by a regular expression, then map bytes to characters."""
     pattern = {"Regex": expression}
     return [
         {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False},
@@ -34,7 +35,7 @@ def _split(expression: str) -> list[dict[str, Any]]:
 
 
 def _words(digits: str) -> list[dict[str, Any]]:
-    """The expression of GPT-4's line of tokenizers; they differ in how digits group."""
+    """The expression of GPT-4 and its successors; `digits` matches one group of digits."""
     return _split(
         rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -53,13 +54,17 @@ PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
     "llama-v3": LLAMA3,
     "qwen2": _words(r"\p{N}"),
 }
-# Llama 3 takes a whole word that is a token, whether or not merges lead to it, and starts
-# every text with BOS unless the file says otherwise.
+# Llama 3 keeps a word that is a token whole, even if no merges lead to it. It starts every text
+# with BOS unless the file says otherwise.
 WHOLE_WORDS_AND_BOS = ("llama-bpe", "llama3", "llama-v3")
 
 
 def tokenizer_files(metadata: Mapping[str, Any], *, where: str) -> dict[str, bytes]:
-    """tokenizer.json and tokenizer_config.json with the content of `tokenizer.*` metadata."""
+    """tokenizer.json and tokenizer_config.json, made from the `tokenizer.*` metadata.
+
+    ValueError for another kind of tokenizer, an unknown pre-tokenizer or missing metadata. `where`
+    names the file in errors.
+    """
     model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
     if model != "gpt2":
         raise ValueError(
@@ -78,10 +83,10 @@ def tokenizer_files(metadata: Mapping[str, Any], *, where: str) -> dict[str, byt
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": _added(tokens, kinds),
+        "added_tokens": _added_tokens(tokens, kinds),
         "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": PRE_TOKENIZERS[pre]},
-        "post_processor": _starts_with(names["bos_token"], tokens) if add_bos else None,
+        "post_processor": _prepend(names["bos_token"], tokens) if add_bos else None,
         "decoder": BYTE_LEVEL,
         "model": {
             "type": "BPE",
@@ -118,14 +123,14 @@ def _list(metadata: Mapping[str, Any], name: str, where: str) -> list[Any]:
 
 
 def _special_names(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, str]:
-    """Texts of the special tokens that the metadata gives by id."""
+    """Name ("eos_token") → text of each special token whose id the metadata gives."""
     ids = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     keys = {f"{ours}_token": f"tokenizer.ggml.{theirs}_token_id" for ours, theirs in ids.items()}
     return {name: tokens[metadata[key]] for name, key in keys.items() if key in metadata}
 
 
-def _added(tokens: list[str], kinds: list[int]) -> list[dict[str, Any]]:
-    """Tokens matched in the text before it is split."""
+def _added_tokens(tokens: list[str], kinds: list[int]) -> list[dict[str, Any]]:
+    """The tokens that are matched in a text before it is split."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return [
         {"id": i, "content": token, **flags, "special": kind == CONTROL}
@@ -134,8 +139,8 @@ def _added(tokens: list[str], kinds: list[int]) -> list[dict[str, Any]]:
     ]
 
 
-def _starts_with(token: str, tokens: list[str]) -> dict[str, Any]:
-    """The post-processor that puts one token in front."""
+def _prepend(token: str, tokens: list[str]) -> dict[str, Any]:
+    """The post-processor that puts `token` in front of every text."""
     special = {"SpecialToken": {"id": token, "type_id": 0}}
     text = {"Sequence": {"id": "A", "type_id": 0}}
     second = {"Sequence": {"id": "B", "type_id": 1}}

@@ -139,7 +139,7 @@ def test_a_template_that_marks_what_is_generated_is_believed():
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Yes<|im_end|>⟧\n"
         "<|im_start|>user\nNo<|im_end|>\n<|im_start|>assistant\n⟦  Why<|im_end|>⟧"
     )
-    with pytest.raises(ValueError, match="no characters"):
+    with pytest.raises(ValueError, match="not characters"):
         marked(chat("H\ufdd0i", "Yes"), chat_tokenizer(GENERATION))
 
 
