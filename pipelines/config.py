@@ -1,4 +1,4 @@
-"""The settings of `precompute`. A field's docstring gives its unit and its consequence."""
+"""The settings of `precompute`, `plan` and `tokenise`. Field docstrings are the `--help` texts."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,76 +14,85 @@ _MOST_DRAWS = 4096
 
 @dataclass(frozen=True)
 class Corpus:
-    """What the teacher reads."""
+    """The documents that the teacher reads, and how they become rows."""
 
     files: tuple[str, ...] = ("embedded",)
-    """Globs of text files (one document each) or `.jsonl` files (one document a line), each also
-    with `.gz` or `.zst`, and of `.parquet` files (one document a record). `embedded` is the source
-    text of Python's own standard library."""
+    """Globs of the input files. A text file is one document; a `.jsonl` file has one document per
+    line; both may also be compressed (`.gz`, `.zst`). A `.parquet` file has one document per
+    record. `embedded` is the source code of Python's standard library."""
     text_field: str = "text"
-    """Field of a record that holds the document: a text, or the messages of a chat. A record
-    without it has `messages`, or `prompt` and `completion`; then the assistant's tokens or the
-    completion's are learned, and nothing is stored elsewhere."""
+    """Field of a JSON or Parquet record that holds the document: a text, or the messages of a chat.
+    A record without this field must have `messages`, or `prompt` and `completion`. In chats only
+    the assistant's tokens are learned from, after a prompt only the completion's; no targets are
+    stored for other tokens."""
     chat_date: str | None = None
-    """What chat templates that write the current date take for it, such as `2026-01-31`. Unset:
-    those that have a date of their own write that, the others are refused."""
+    """Date such as `2026-01-31`, for chat templates that write the current date. Unset: such a
+    template writes its own default date; if it has none, it is refused."""
     max_bytes: int | None = None
-    """Take whole files, in the order of their names' hashes, until they hold this many bytes.
-    For a trial on a share of a corpus; unset takes all. `embedded` has its own limit."""
+    """For a trial on a share of the corpus: take whole files, in the order of the hashes of their
+    names, until they hold this many bytes. Unset: all files. `embedded` has a limit of its own."""
     sequence_length: int = 512
-    """S, tokens a row. Not above the teacher's context."""
+    """S, tokens per row; at most the teacher's context length."""
     heldout: float | None = None
-    """Share of documents kept apart, by content hash, for judging students. Unset: what gives
-    about 1 MiB of text, between 0.5% and 10%."""
+    """Share of the documents, chosen by content hash, on which students are evaluated and not
+    trained. Unset: the share that gives about 1 MiB of text, but 0.005 to 0.1."""
     open_rows: int = 64
-    """Rows that packing keeps open: more pack tighter and mix documents further apart."""
+    """Rows that are filled at the same time. With more of them, rows have less padding, and
+    documents that share a row stand further apart in the corpus."""
     shard_bytes: int | None = None
-    """Bytes of input one tokenise worker takes; rows never span shards. Unset: a sixteenth of the
-    corpus, between 1 and 32 MiB."""
+    """Bytes of input that a worker tokenises at once; no row spans two of these shards. Unset: a
+    sixteenth of the corpus, but 1 to 32 MiB."""
     on_error: Literal["fail", "skip"] = "fail"
-    """Whether a document that cannot be read, or a row that gives NaN, stops the run or is left
-    out, counted and listed in the manifest."""
+    """`fail` stops the run at a document that cannot be read, or at a row whose outputs are NaN.
+    `skip` leaves it out, counts it and lists it in the manifest."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """The model that is run once."""
+    """The model whose outputs are stored."""
 
     model: str = "embedded"
-    """A Hugging Face directory, a `.gguf` file, a hub id (`owner/name`, `owner/name@revision`, or
-    `owner/name/file.gguf`; its commit is fixed by the plan), or `embedded` (SmolLM2-135M-Instruct).
+    """A Hugging Face directory, a `.gguf` file, or a hub id (`owner/name`, `owner/name@revision` or
+    `owner/name/file.gguf`), whose commit the first run fixes. `embedded` is SmolLM2-135M-Instruct.
     """
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of matmul operands; normalisation, softmax and all sums are float32 always."""
+    """Dtype of matmul operands. Normalisation, softmax and all sums are always float32."""
     batch_rows: int | Literal["auto"] | None = None
-    """Rows a batch. `auto`: about 2,048 tokens on CPU and 32,768 on accelerators, or what of that
-    the compiler says the devices' memory holds. Unset: auto on accelerators, on CPU the same
-    without asking the compiler. Frozen by the plan, because shapes change rounding."""
+    """Rows per batch. `auto`: about 2,048 tokens on CPU and 32,768 on accelerators, halved until
+    the compiler's estimate fits the devices' memory. Unset: `auto` on accelerators; on CPU about
+    2,048 tokens without asking the compiler. The first run fixes the number, because other shapes
+    round differently."""
     quantize: Literal["none", "int8"] = "none"
-    """`int8` keeps the blocks' matrices in one byte a number, with a scale for each output channel:
-    half the memory of bfloat16, another teacher (its own teacher_id)."""
+    """`int8` keeps the matrices of the blocks as one byte per number, with a scale for each output
+    channel. This halves the memory of bfloat16. It counts as another teacher, with its own
+    teacher_id."""
     mesh: TeacherMesh = field(default_factory=TeacherMesh)
-    """How the devices of a host share the work. Unset, each holds the whole model and takes its
-    share of the batch."""
+    """How the devices of a host share the work. By default each device holds the whole model and
+    computes its share of the batch."""
 
 
 @dataclass(frozen=True)
 class Logits:
-    """What is kept of the teacher's next-token distribution."""
+    """What is stored of the teacher's next-token distributions."""
 
     k: int = 32
-    """Ids stored a position. With 16 draws, 32 take the bytes of 64 without and teach more."""
+    """Number of most probable tokens stored per position. 32 with 16 draws take as many bytes as 64
+    without draws, and teach more."""
     profile: Profile = "compact"
-    """Codec: `lossless` keeps float32. `compact` and `fast` keep the mean KL below 1.1e-4 nats;
-    `fast` takes half as much again and decodes faster."""
+    """Codec. `lossless` keeps float32. `compact` and `fast` change the distribution by a mean KL
+    below 1.1e-4 nats; `fast` is half as large again as `compact` and decodes faster."""
     draws: int = 16
-    """m, tokens drawn from the tail a position, beside the top-k; for `loss.tail = "sampled"`."""
+    """m, tokens drawn per position from the tail (all tokens outside the top k); 0 for none.
+    Training with `loss.tail = "sampled"` needs them."""
     draw_temperatures: tuple[float, ...] = (1.0,)
-    """Temperatures whose tails are mixed to draw from, among 1, 8/7, 4/3, 2, 4 and 8: those that
-    students will train at. (1.0, 2.0) serves both, each with half the draws."""
+    """Temperatures that students will train at, among 1, 8/7, 4/3, 2, 4 and 8. The draws come from
+    an equal mixture of the tails at these temperatures: (1.0, 2.0) gives each half the draws."""
 
     def target_spec(self) -> TargetSpec:
-        """What the teacher is asked for. ValueError for settings that contradict each other."""
+        """The targets to compute, with temperatures T as inverse temperatures β = 1/T.
+
+        ValueError if `draws` or `draw_temperatures` is out of range.
+        """
         if not self.draws:
             return TargetSpec(self.k, betas=NODES[self.profile])
         if self.draws < 0 or self.draws > _MOST_DRAWS:
@@ -100,7 +109,8 @@ class Logits:
         return TargetSpec(self.k, self.draws, betas, NODES[self.profile])
 
     def settings(self) -> dict[str, Any]:
-        """What decides the targets: goes into identities, without what has no effect."""
+        """The settings that decide the stored targets; part of identities. Settings without an
+        effect are left out, so that they do not change an identity."""
         settings: dict[str, Any] = {"k": self.k, "profile": self.profile}
         if NODES[self.profile] != BETAS:
             settings["betas"] = list(NODES[self.profile])
@@ -115,33 +125,36 @@ class Logits:
 
 @dataclass(frozen=True)
 class Hidden:
-    """Which hidden states are kept."""
+    """Which hidden states are stored. Default: none."""
 
     layers: tuple[int, ...] = ()
-    """Layers to store: 0 is the embedding's output, i the output of the i-th block, −1 (or the
-    number of blocks) the states after the final norm."""
+    """Layers to store. Layer 0 is the embedding's output, layer i the output of the i-th block;
+    −1 (or the number of blocks) is the output of the final norm."""
     dtype: HiddenDtype = "bfloat16"
-    """`int8`, with one scale a position, takes half the bytes and is off by about 1%."""
+    """`int8` has one scale per position, takes half the bytes of `bfloat16` and is off by about
+    1%."""
     width: int | Literal["full"] = "full"
-    """`full`, or N: states are projected onto the N leading principal directions of their layer,
-    found in calibration. The share of variance kept is printed and stands in the manifest."""
+    """`full`, or N to project the states onto the layer's N leading principal directions, which
+    calibration computes. The share of the variance that they keep is printed and stored in the
+    manifest."""
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Which attention maps are kept. A map is S² numbers a head and row: choose few."""
+    """Which attention maps are stored. Default: none. A map is S² numbers per head and row, so
+    choose few."""
 
     layers: tuple[int, ...] | Literal["all"] = ()
-    """Blocks to store, counted from 0; negative ones from the last; or `all`."""
+    """Blocks to store, counted from 0, or `all`. −1 is the last block."""
     heads: tuple[int, ...] | Literal["all", "mean"] = "all"
-    """Heads to store, counted from 0; `mean` stores their mean as one head."""
+    """Heads to store, counted from 0, or `all`. `mean` stores the mean of all heads as one head."""
     dtype: AttentionDtype = "uint8-log"
-    """`uint8-log`: one byte on a logarithmic scale, off by 3% of a probability at most."""
+    """`uint8-log` is one byte on a logarithmic scale, off by at most 3% of a probability."""
 
 
 @dataclass(frozen=True)
 class Signals:
-    """Kinds of teacher output to store. More may be added to a sealed cache later."""
+    """The kinds of teacher output to store. A later run may add more to a sealed cache."""
 
     logits: Logits = field(default_factory=Logits)
     hidden: Hidden = field(default_factory=Hidden)
@@ -150,38 +163,38 @@ class Signals:
 
 @dataclass(frozen=True)
 class Precompute:
-    """Run a teacher once over a corpus and seal what students learn from."""
+    """Run a teacher once over a corpus and store its outputs in a cache for training students."""
 
     corpus: Corpus = field(default_factory=Corpus)
     teacher: Teacher = field(default_factory=Teacher)
     signals: Signals = field(default_factory=Signals)
     output: Path = Path("runs/cache")
-    """The cache's directory. Running again with the same settings goes on where it stopped; files
-    that the globs find by then make a new part of it."""
+    """The cache's directory. The same command run again continues where it stopped. New files
+    that match `corpus.files` become a new part of the cache."""
     seal_partial: bool = False
-    """Capture nothing: seal what is committed so far as a part, so that training can start. The
+    """Capture nothing more now: seal what is done so far as a part, so that training can start. The
     same command without this flag captures the rest and seals it as the next part."""
     runner: str = "FnApiRunner"
-    """Beam runner. FnApiRunner is Beam's own in-process runner; `DaskRunner` needs the extra
-    `dask`; any other by Beam's name for it."""
+    """Beam runner. `FnApiRunner` runs in this process; `DaskRunner` needs the extra `dask`; others
+    by their Beam name."""
     runner_options: tuple[str, ...] = ()
-    """Options handed to the Beam runner, written without their leading dashes, such as
+    """Beam options for the runner, without leading dashes, such as
     `dask_client_address=tcp://10.0.0.1:8786`."""
     tokenise_workers: int | None = None
-    """Processes of this machine that tokenise; for FnApiRunner, the others have workers of their
-    own. Unset: one a core if each gets 32 MiB of text or more, else none besides this one. The
-    teacher always runs in one."""
+    """Number of processes that tokenise, for `FnApiRunner` only: other runners have workers of
+    their own. Unset: one per core, but at most one per 32 MiB of text. The teacher always runs in
+    one process."""
 
 
 @dataclass(frozen=True)
 class Tokenise:
-    """Seal the rows of a corpus without running a teacher, to be mixed in with a cache's."""
+    """Make a cache of rows without a teacher, to mix its text with another cache in training."""
 
     like: Path = Path("runs/cache")
-    """The sealed cache that the rows are to be mixed with: its tokenizer, its row length."""
+    """The sealed cache to mix the rows with. They get its tokenizer and its row length."""
     corpus: Corpus = field(default_factory=Corpus)
     output: Path = Path("runs/text")
-    """Directory of the rows. Running again with the same settings goes on where it stopped."""
+    """The directory of the rows. The same command run again continues where it stopped."""
     runner: str = "FnApiRunner"
     """As for `precompute`."""
     runner_options: tuple[str, ...] = ()
