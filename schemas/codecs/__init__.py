@@ -1,7 +1,7 @@
-"""How targets are stored small: one block per field, each with the id of its codec.
+"""Codecs encode targets as one block per field; each block carries its codec's id.
 
-`lossless` keeps every bit. `fast` and `compact` store log-probabilities as levels and the tail
-as multiples of 1/32 nat; what they decode to is a distribution (head and tail sum to one)
+Profile `lossless` keeps every bit. Profiles `fast` and `compact` store log-probabilities as levels
+and the tail as multiples of 1/32 nat. They decode to a distribution (head and tail sum to one)
 within about 1e-4 nats of KL from the original.
 """
 
@@ -10,9 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from decant.schemas.codecs import compact, fast, lossless
-from decant.schemas.codecs import draws_field as draws
-from decant.schemas.codecs import tail_field as tail
+from decant.schemas.codecs import compact, draws_field, fast, lossless, tail_field
 from decant.schemas.codecs.block import DRAWS, TAIL, TOPK, Block, Tables
 from decant.schemas.codecs.levels import STEPS, quantiser, quantiser_of
 from decant.schemas.codecs.normalise import normalise
@@ -37,10 +35,11 @@ __all__ = [
 Profile = Literal["lossless", "fast", "compact"]
 PROFILES: tuple[Profile, ...] = ("lossless", "fast", "compact")
 NODES: dict[Profile, tuple[float, ...]] = {"lossless": EIGHTHS, "fast": BETAS, "compact": BETAS}
-"""Where each profile keeps the tail's mass."""
+"""The nodes at which each profile stores the tail's mass."""
 
-# Codec ids of the top-k field. Those of the tail and of draws are in tail.py and draws.py. An id
-# means what it meant in the first release that wrote it, forever: an improvement is a new id.
+# Codec ids of the top-k field; those of the tail and of draws are in tail_field.py and
+# draws_field.py. The meaning of an id never changes after its first release: a better codec gets a
+# new id.
 LOSSLESS = 1
 FAST = 2
 COMPACT = 3
@@ -49,23 +48,26 @@ _QUANTISED = {FAST: fast, COMPACT: compact}
 
 
 def fit(profile: Profile, sample: Targets, *, vocabulary: int) -> Tables:
-    """The tables of a profile, from the calibration sample; the same sample, the same tables."""
+    """The tables of a profile, computed from the calibration sample. Deterministic."""
     if profile == "lossless":
         return Tables({})
     levels = quantiser(*STEPS).levels(sample.logprobs)
     shape = {"vocabulary": vocabulary, "k": sample.k}
     arrays = {"steps": np.array(STEPS)}
-    arrays |= tail.fit(sample.tail_logmass, last=levels.max(1), **shape)
+    arrays |= tail_field.fit(sample.tail_logmass, last=levels.max(1), **shape)
     arrays |= fast.fit(sample.ids, vocabulary=vocabulary)
     if sample.draws:
-        arrays |= draws.fit(sample.draws, order=arrays["order"], vocabulary=vocabulary)
+        arrays |= draws_field.fit(sample.draws, order=arrays["order"], vocabulary=vocabulary)
     if profile == "compact":
         arrays |= compact.fit(sample.ids, order=arrays["order"], vocabulary=vocabulary)
     return Tables(arrays)
 
 
 def encode(profile: Profile, targets: Targets, *, tables: Tables, vocabulary: int) -> list[Block]:
-    """The blocks of one record; none for a record without positions."""
+    """The blocks of one record; an empty list for a record without positions.
+
+    ValueError for wrong shapes, NaN, or ids outside the vocabulary.
+    """
     _check(targets, profile=profile, vocabulary=vocabulary)
     if not len(targets):
         return []
@@ -74,11 +76,11 @@ def encode(profile: Profile, targets: Targets, *, tables: Tables, vocabulary: in
     if profile == "lossless":
         blocks = [
             Block(TOPK, LOSSLESS, lossless.encode(ids, logprobs, vocabulary=vocabulary)),
-            Block(TAIL, tail.exact_codec(values), tail.encode_exact(values)),
+            Block(TAIL, tail_field.exact_codec(values), tail_field.encode_exact(values)),
         ]
         if targets.draws:
-            payload = draws.encode_exact(targets.draws, vocabulary=vocabulary)
-            blocks.append(Block(DRAWS, draws.EXACT, payload))
+            payload = draws_field.encode_exact(targets.draws, vocabulary=vocabulary)
+            blocks.append(Block(DRAWS, draws_field.EXACT, payload))
         return blocks
     quantiser = quantiser_of(tables)
     levels = quantiser.levels(logprobs)
@@ -87,19 +89,27 @@ def encode(profile: Profile, targets: Targets, *, tables: Tables, vocabulary: in
     blocks = [
         Block(TOPK, codec, _QUANTISED[codec].encode(ids, levels, **shared)),
         Block(
-            TAIL, tail.QUANTISED, tail.encode_quantised(values, last=last, k=targets.k, **shared)
+            TAIL,
+            tail_field.QUANTISED,
+            tail_field.encode_quantised(values, last=last, k=targets.k, **shared),
         ),
     ]
     if targets.draws:
-        payload = draws.encode_quantised(targets.draws, last=quantiser.logprob[last], **shared)
-        blocks.append(Block(DRAWS, draws.QUANTISED, payload))
+        payload = draws_field.encode_quantised(
+            targets.draws, last=quantiser.logprob[last], **shared
+        )
+        blocks.append(Block(DRAWS, draws_field.QUANTISED, payload))
     return blocks
 
 
 def group_key(blocks: Sequence[Block]) -> tuple[tuple[int, int, bytes], ...]:
-    """What the blocks of records that are decoded together share: fields, codecs, kind of draws."""
+    """A key that records must share to be decoded together: fields, codecs, and kind of draws."""
     return tuple(
-        (block.field, block.codec, draws.header_of(block.payload) if block.field == DRAWS else b"")
+        (
+            block.field,
+            block.codec,
+            draws_field.header_of(block.payload) if block.field == DRAWS else b"",
+        )
         for block in blocks
     )
 
@@ -112,11 +122,11 @@ def decode(
     vocabulary: int,
     tables: Tables,
 ) -> Targets:
-    """What `encode` was given for each record, by the codec ids in its blocks, one after another.
+    """The targets of all records, one after another, decoded by the codec ids in their blocks.
 
-    `positions[i]` of record i, at least one each; all of one `form`. ValueError for a payload that
-    is truncated, altered or of another shape, where the payload alone shows it; the record's
-    checksum sees the rest.
+    Record i has `positions[i]` ≥ 1 positions; all records share one `group_key`. ValueError for a
+    payload that is truncated, altered or of another shape, if the payload itself shows it. The
+    record's checksum finds all other damage.
     """
     if not 1 <= k <= vocabulary:
         raise ValueError(f"k = {k} of a vocabulary of {vocabulary}")
@@ -128,37 +138,41 @@ def decode(
         )
     codec_of = {block.field: block.codec for block in records[0]}
     if not {TOPK, TAIL} <= set(codec_of) <= {TOPK, TAIL, DRAWS}:
-        raise ValueError(f"a record holds fields {sorted(codec_of)}; {TOPK} and {TAIL} are needed")
-    of = {
+        raise ValueError(f"a record holds fields {sorted(codec_of)}; expected {TOPK} and {TAIL}")
+    payloads = {
         field: [block.payload for blocks in records for block in blocks if block.field == field]
         for field in codec_of
     }
     shape = {"positions": positions, "vocabulary": vocabulary}
-    exact = {TOPK: {LOSSLESS}, TAIL: {tail.EXACT, tail.EXACT_EIGHTHS}, DRAWS: {draws.EXACT}}
+    exact = {
+        TOPK: {LOSSLESS},
+        TAIL: {tail_field.EXACT, tail_field.EXACT_EIGHTHS},
+        DRAWS: {draws_field.EXACT},
+    }
     if all(codec in exact[field] for field, codec in codec_of.items()):
-        ids, logprobs = lossless.decode(of[TOPK], k=k, **shape)
-        values = tail.decode_exact(of[TAIL], codec=codec_of[TAIL], k=k, **shape)
-        found = draws.decode_exact(of[DRAWS], **shape) if DRAWS in of else None
-        return Targets(ids, logprobs, values, found)
+        ids, logprobs = lossless.decode(payloads[TOPK], k=k, **shape)
+        values = tail_field.decode_exact(payloads[TAIL], codec=codec_of[TAIL], k=k, **shape)
+        draws = draws_field.decode_exact(payloads[DRAWS], **shape) if DRAWS in payloads else None
+        return Targets(ids, logprobs, values, draws)
     topk = codec_of[TOPK]
-    quantised = {TOPK: topk, TAIL: tail.QUANTISED, DRAWS: draws.QUANTISED}
+    quantised = {TOPK: topk, TAIL: tail_field.QUANTISED, DRAWS: draws_field.QUANTISED}
     if topk not in _QUANTISED or not codec_of.items() <= quantised.items():
         raise ValueError(
-            f"codecs {codec_of} (by field) are not known to this version, or not together: a newer "
+            f"codecs {codec_of} (by field) are unknown to this release, alone or together: a newer "
             f"version wrote them"
         )
     shape["tables"] = tables
-    ids, levels = _QUANTISED[topk].decode(of[TOPK], k=k, **shape)
+    ids, levels = _QUANTISED[topk].decode(payloads[TOPK], k=k, **shape)
     last = levels[:, -1]
-    values = tail.decode_quantised(of[TAIL], last=last, k=k, **shape)
+    values = tail_field.decode_quantised(payloads[TAIL], last=last, k=k, **shape)
     logprob = quantiser_of(tables).logprob
     logprobs, values, shift = normalise(logprob.take(levels, mode="clip"), values)
-    if DRAWS not in of:
+    if DRAWS not in payloads:
         return Targets(ids, logprobs, values)
     last_logprob = logprob.take(last, mode="clip")
-    found = draws.decode_quantised(of[DRAWS], last=last_logprob, **shape)
-    logprobs_of_draws = (found.logprobs.T - shift.T).T  # [m, n] in memory
-    return Targets(ids, logprobs, values, Draws(found.ids, logprobs_of_draws, found.betas))
+    draws = draws_field.decode_quantised(payloads[DRAWS], last=last_logprob, **shape)
+    shifted = (draws.logprobs.T - shift.T).T  # stays [m, n] in memory
+    return Targets(ids, logprobs, values, Draws(draws.ids, shifted, draws.betas))
 
 
 def _check(targets: Targets, *, profile: Profile, vocabulary: int) -> None:

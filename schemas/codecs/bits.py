@@ -1,4 +1,4 @@
-"""Integers of varying widths, bit after bit, without a loop over them."""
+"""Pack and unpack integers of varying bit widths, vectorised."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,14 @@ _MASKS = (1 << np.arange(LARGEST_WIDTH + 1, dtype=np.uint32)) - np.uint32(1)
 
 
 def pack(values: Integer[np.ndarray, " n"], *, widths: Integer[np.ndarray, " n"]) -> bytes:
-    """The low `widths[i]` bits of each value, least significant first; widths ≤ 24."""
+    """The low `widths[i]` bits of each `values[i]`, least significant first; widths ≤ 24."""
     ends = np.cumsum(widths, dtype=np.int64)
     if not len(ends) or not ends[-1]:
         return b""
     starts = ends - widths
     words = starts >> 5
-    # Values that start in one 32-bit word do not overlap in 64 bits: their sum is their union.
+    # Values that start in the same 32-bit word do not overlap within 64 bits, so adding them is
+    # the same as combining their bits.
     shifted = (values.astype(np.uint32) & _MASKS[widths]).astype(np.uint64)
     shifted <<= (starts & 31).astype(np.uint64)
     first = np.flatnonzero(np.diff(words, prepend=-1))
@@ -34,17 +35,18 @@ def unpack(
     widths: UInt8[np.ndarray, "rows all"],
     above: UInt8[np.ndarray, "rows all"],
 ) -> UInt32[np.ndarray, "rows all"]:
-    """What `pack` was given for each record of a grid, below the bits of `above`.
+    """The values that `pack` was given, with the bits of `above` put in front of each.
 
-    Records have a multiple of eight columns each, and their numbers are packed row by row.
-    ValueError unless every section has exactly its values' bits.
+    `sections[i]` holds the packed bits of record i. The arrays are grids (see `streams.grid`): each
+    record has a multiple of eight columns, and its values are packed row by row. ValueError unless
+    every section has exactly the bits of its values.
     """
-    # Eight widths are added up at once, by a product; np.cumsum takes four times as long. What the
-    # eight have in common is computed once, and what differs as the bytes of one word.
+    # One product gives the prefix sums of eight widths; np.cumsum takes four times as long. Byte
+    # offsets common to eight values are computed once, the differences as bytes of one word.
     eights = widths.view("<u8").reshape(len(widths), len(sections), -1)
-    sums = eights * _ONES  # byte j: the first j + 1, 8 · 24 at most
-    begins = _begins((sums >> np.uint64(56)).view(np.int64), sections)
-    # Byte j: the bit where value j begins, counted from a byte's first; 7 + 7 · 24 at most.
+    sums = eights * _ONES  # byte j: sum of the first j + 1 widths, at most 8 · 24
+    begins = _bit_offsets((sums >> np.uint64(56)).view(np.int64), sections)
+    # Byte j: the bit where value j begins, relative to the first byte; at most 7 + 7 · 24.
     within = (begins & 7).view(np.uint64) * _ONES
     within += sums << np.uint64(8)
     shifts = (within & _ONES * np.uint64(7)).view(np.uint8).reshape(widths.shape)
@@ -54,11 +56,11 @@ def unpack(
     data = b"".join([*sections, bytes(8)])
     at = np.repeat(begins.astype(np.int32 if len(data) < 1 << 31 else np.int64), 8)
     at += within.view(np.uint8).reshape(-1).astype(at.dtype)
-    # One 32-bit window at every byte: a shift of ≤ 7 and a width of ≤ 24 stay inside.
+    # A 32-bit window begins at every byte. A shift ≤ 7 and a width ≤ 24 stay inside it.
     windows = np.ndarray((len(data) - 4,), "<u4", data, strides=(1,)).astype(np.uint32)
     values = windows.take(at, mode="clip").reshape(widths.shape)
     values >>= shifts
-    # Powers of two instead of shifts: a product takes half the time.
+    # Products with powers of two take half the time of shifts.
     powers = np.uint32(1) << widths.astype(np.uint32)
     leading = above.astype(np.uint32)
     leading *= powers
@@ -68,10 +70,13 @@ def unpack(
     return values
 
 
-def _begins(
+def _bit_offsets(
     bits: Int64[np.ndarray, "rows records n"], sections: Sequence[bytes]
 ) -> Int64[np.ndarray, "rows records n"]:
-    """Where in all sections together the bits of each begin, row by row of a record."""
+    """The bit offset in the joined sections where each eight values begin; `bits` are their sizes.
+
+    Records are stored one after another, each row by row.
+    """
     rows, records, n = bits.shape
     in_order = bits.transpose(1, 0, 2).reshape(records, -1)
     begins = np.cumsum(in_order, axis=1)

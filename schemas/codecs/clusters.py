@@ -1,4 +1,4 @@
-"""Finding the orders of the codebook: clusters of top-k sets in the calibration sample."""
+"""Choose the orders of the codebook by clustering the top-k sets of the calibration sample."""
 
 from collections.abc import Callable
 
@@ -10,17 +10,17 @@ from decant.schemas.codecs.codebook import codebook
 
 _COUNTS = (256, 64, 16, 4, 1)
 _PER_ORDER = 64
-"""Positions that an order needs to be learnt from."""
+"""Fewest positions in the sample per order."""
 _MOST_POSITIONS = 1 << 17
 _CORPUS = 20
-"""The corpus, which shares the cost of the tables, is at least this many samples."""
+"""The corpus has at least this many times the sample's positions; it shares the tables' bytes."""
 _DEPTH = 2048
 _FEATURES = 1024
 _DIMENSIONS = 64
 _ROUNDS = 8
 _REFINEMENTS = 3
 _PRIOR = 4.0
-"""Positions that the whole sample's frequencies count for in each cluster."""
+"""Weight, in positions, of the whole sample's frequencies in each cluster."""
 
 
 def choose_orders(
@@ -30,9 +30,11 @@ def choose_orders(
     vocabulary: int,
     cost: Callable[[np.ndarray, Integer[np.ndarray, "n k"]], int],
 ) -> Integer[np.ndarray, "count depth"]:
-    """The orders that are cheapest for positions they were not made from, tables included.
+    """The cheapest orders, uint16 [count, depth], judged on positions they were not made from.
 
-    `cost(orders, ids)` is the bytes that positions take; the sample's last eighth is judged.
+    `ids` is the sample's top-k; `order` lists ids by frequency. `cost(orders, ids)` is the number
+    of bytes for the positions `ids`. It is computed over the sample's last eighth; the tables'
+    share of bytes is added.
     """
     learn = ids[: len(ids) - len(ids) // 8]
     judge = ids[len(learn) :]
@@ -58,10 +60,10 @@ def find_orders(
     count: int,
     vocabulary: int,
 ) -> np.ndarray:
-    """uint16 [count, depth]: ranks in `order` (ids by frequency), the likeliest first.
+    """`count` orders, uint16 [count, depth]: each lists ranks in `order`, likeliest first.
 
-    k-means on embedded sets finds the clusters; hard assignment by what the sets would cost
-    in the resulting orders refines them. Deterministic.
+    k-means on embedded top-k sets finds the clusters. Refinement then assigns each set to the order
+    in which it costs least. Deterministic.
     """
     depth = min(_DEPTH, len(order))
     if count == 1:
@@ -80,7 +82,7 @@ def find_orders(
 def _orders(
     ranks: Integer[np.ndarray, "n k"], *, chosen: np.ndarray, count: int, listed: int, depth: int
 ) -> np.ndarray:
-    """Each cluster's ids by how often they occur in it, smoothed by the whole sample."""
+    """Each cluster's ids by their frequency in it, smoothed by the whole sample."""
     overall = np.bincount(ranks.reshape(-1), minlength=listed + 1)[:listed]
     prior = _PRIOR / len(ranks) * overall
     orders = np.empty((count, depth), np.uint16)
@@ -91,7 +93,7 @@ def _orders(
 
 
 def _embed(ranks: Integer[np.ndarray, "n k"], *, listed: int) -> Float[np.ndarray, "n d"]:
-    """Unit vectors: principal directions of the sets over the most telling frequent ids."""
+    """Unit vectors: the sets projected on principal directions over the most informative ids."""
     n, k = ranks.shape
     share = np.bincount(ranks.reshape(-1), minlength=listed + 1)[:listed] / n
     weight = np.log(1 / np.clip(share, 1e-9, 1))
@@ -111,7 +113,7 @@ def _embed(ranks: Integer[np.ndarray, "n k"], *, listed: int) -> Float[np.ndarra
 
 
 def _k_means(points: Float[np.ndarray, "n d"], *, count: int) -> Integer[np.ndarray, " n"]:
-    """Spherical k-means from points spread evenly over the sample."""
+    """Spherical k-means from random points of the sample; the cluster of each point."""
     rng = np.random.default_rng(0)
     centres = points[rng.permutation(len(points))[:count]]
     for _ in range(_ROUNDS):

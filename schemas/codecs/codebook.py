@@ -1,7 +1,7 @@
-"""Many orders of the vocabulary, so that a position's top-k sits near the front of one of them.
+"""The codebook: many orders of the vocabulary; one of them has a position's top-k near its front.
 
-Ids of a sample are ranked by frequency. Each order names the `depth` ids that its kind of
-position is likeliest to hold; every id that it does not name follows at depth + its rank.
+Ids of a sample are ranked by frequency. An order lists the `depth` ids that are likeliest at its
+kind of position. An id that the order does not list has place depth + its rank.
 """
 
 from dataclasses import dataclass
@@ -14,34 +14,34 @@ from decant.schemas.codecs.fast import permutation
 
 _PART = 1024
 _OFFSET = 16
-"""The cost of place r is log2(r + 16) bits: what gaps between places cost, give or take a
-constant. It chose better than the log-odds that the orders were made from."""
+"""The cost of place r is log2(r + 16) bits, about the bits of gaps between places up to a constant.
+It chose better orders than the log-odds from which the orders were made."""
 
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
-    """Look-ups for one set of tables."""
+    """Look-up tables for one set of `Tables`."""
 
     depth: int
     rank: Integer[np.ndarray, " vocabulary"]
     """Rank of each id by frequency."""
     inverse: Integer[np.ndarray, "listed_and_one orders"]
-    """Place of each rank in each order; `depth` where the order does not name it."""
+    """Place of each rank in each order; `depth` if the order does not list it."""
     cost: Integer[np.ndarray, "listed_and_one orders"]
-    """Quarter bits above the cheapest, at most 63: four of them fit into a byte."""
+    """Cost in quarter bits above the cheapest place, at most 63, so that four fit into a byte."""
     flat: Integer[np.ndarray, " places"]
-    """All ids by rank; then those of order 0, of order 1, …"""
+    """All ids by rank, then the ids of order 0, of order 1, …"""
 
     @property
     def orders(self) -> int:
-        """How many orders there are, at most 256."""
+        """Number of orders, at most 256."""
         return self.inverse.shape[1]
 
     def choose(self, ids: Integer[np.ndarray, "n k"]) -> Integer[np.ndarray, " n"]:
         """The cheapest order for each position."""
         if self.orders == 1:
             return np.zeros(len(ids), np.intp)
-        # Sums over one part at a time stay in the processor's cache.
+        # In parts, so that the sums stay in the processor's cache.
         parts = [ids[at : at + _PART] for at in range(0, len(ids), _PART)]
         return np.concatenate([self._choose(part) for part in parts])
 
@@ -58,7 +58,7 @@ class Codebook:
         return total.argmin(1)
 
     def places(self, ids: Integer[np.ndarray, "n k"], *, chosen: Integer[np.ndarray, " n"]):
-        """int32 [n, k]: where each id stands in its position's order."""
+        """The place of each id in the order `chosen` for its position: int32 [n, k]."""
         rank = self.rank.take(ids, mode="clip")
         listed = np.minimum(rank, len(self.inverse) - 1)
         place = self.inverse.reshape(-1).take(
@@ -67,12 +67,13 @@ class Codebook:
         return np.where(place < self.depth, place.astype(np.int32), rank + np.int32(self.depth))
 
     def ids(self, places: Integer[np.ndarray, "k n"], *, chosen: Integer[np.ndarray, " n"]):
-        """The inverse of `places`, for positions in columns. Places must be in range."""
+        """The inverse of `places`, positions in columns: ids [k, n]. Places must be in range."""
         beyond = places - np.int32(self.depth)
         start = chosen.astype(np.int32) * np.int32(self.depth) + np.int32(
             len(self.rank) + self.depth
         )
-        # Nothing from `depth` on, where the sign is 0; np.where takes three times as long.
+        # `start` is added only below `depth`, where the sign bits are 1. np.where would take three
+        # times as long.
         at = beyond >> 31
         at &= start
         at += beyond
@@ -80,7 +81,7 @@ class Codebook:
 
 
 def codebook(tables: Tables, *, vocabulary: int) -> Codebook:
-    """The look-ups that belong to tables["order"] and tables["orders"], made once."""
+    """The codebook of tables["order"] and tables["orders"], cached in `tables`."""
 
     def build(tables: Tables) -> Codebook:
         order, rank = permutation(tables, vocabulary=vocabulary)
@@ -94,7 +95,8 @@ def codebook(tables: Tables, *, vocabulary: int) -> Codebook:
             rank=rank,
             inverse=inverse,
             cost=_costs(inverse, depth=depth),
-            # As few bytes as hold an id: they are looked up all over, and so stay in the cache.
+            # The narrowest type that holds an id, so that these random look-ups stay in the
+            # processor's cache.
             flat=np.concatenate([order, order[orders.reshape(-1)]]).astype(
                 np.min_scalar_type(vocabulary - 1)
             ),
@@ -104,7 +106,7 @@ def codebook(tables: Tables, *, vocabulary: int) -> Codebook:
 
 
 def _costs(inverse: Integer[np.ndarray, "listed orders"], *, depth: int) -> np.ndarray:
-    """A byte each, without an intermediate of eight: look-ups by place, then by rank."""
+    """The cost of each rank in each order, uint8, without an 8-byte intermediate array."""
 
     def quarter_bits(place: np.ndarray) -> np.ndarray:
         cost = np.rint(4 * (np.log2(place + _OFFSET) - np.log2(_OFFSET)))

@@ -1,9 +1,9 @@
-"""Top-k as a set: gaps between places in the best of many orders, with levels riding along.
+"""Codec `compact`: top-k as a set of gaps between places in one of many orders, plus levels.
 
-Many neighbouring ranks share a level, so their order need not be stored. Sorting a position's
-ids by their place in its order makes the gaps small. A gap is a symbol (its bit length and two
-leading bits) for zstd's entropy stage and raw low bits. Symbols are stored column by column,
-the positions split into groups by how far their sets spread, so that each zstd frame sees one
+Many neighbours in the top-k share a level, so their order need not be stored. Sorted by place in
+the position's order, the ids have small gaps. A gap is stored as a symbol (its bit length and two
+leading bits) for zstd's entropy stage, and raw low bits. Symbols are stored column by column.
+Positions are split into groups by the spread of their places, so that each zstd frame holds one
 distribution.
 """
 
@@ -35,19 +35,19 @@ from decant.schemas.codecs.streams import (
 )
 
 _MOST_LISTED = 1 << 16
-"""Ranks in an order are uint16."""
+"""Limit on ranks, because orders store them as uint16."""
 _SYMBOL_COLUMNS = 8
 _LEVEL_COLUMNS = 4
 _ENTRIES_PER_FRAME = 2048
-"""A frame carries its own Huffman table; it must be long enough to pay for it."""
+"""Fewest entries in a zstd frame, so that the frame's own Huffman table pays off."""
 _MOST_GROUPS = 3
-_OUTSIDE = "an order, a group or a level outside its range"
+_OUT_OF_RANGE = "an order, a group or a level is outside its range"
 
 
 def fit(
     ids: Integer[np.ndarray, "n k"], *, order: Integer[np.ndarray, " listed"], vocabulary: int
 ) -> dict[str, np.ndarray]:
-    """`orders`, and `order` no longer than they can refer to."""
+    """The tables `orders` and `order`; `order` is cut to the ranks that `orders` can hold."""
     order = order[:_MOST_LISTED]
 
     def cost(orders: np.ndarray, judged: Integer[np.ndarray, "n k"]) -> int:
@@ -68,8 +68,11 @@ def encode(
     tables: Tables,
     vocabulary: int,
 ) -> bytes:
-    """The number of groups, then sections: orders, groups, levels of the last rank, escapes,
-    raw bits, frames of relative levels, frames of symbols."""
+    """The payload of one record.
+
+    The number of groups, then sections: orders, groups, levels of the last rank, escapes, raw bits,
+    frames of relative levels, frames of symbols.
+    """
     book = codebook(tables, vocabulary=vocabulary)
     chosen = book.choose(ids)
     places = book.places(ids, chosen=chosen)
@@ -96,7 +99,7 @@ def encode(
             relative_escapes,
             raw,
             *(compress(relative[rows]) for rows in column_runs(k, _LEVEL_COLUMNS)),
-            *(compress(symbols[cell]) for cell in _cells(k, sizes)),
+            *(compress(symbols[cell]) for cell in _frame_cells(k, sizes)),
         ]
     )
 
@@ -109,8 +112,10 @@ def decode(
     tables: Tables,
     vocabulary: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids int32 and levels uint32, [n, k], records one after another: by ascending level, equals
-    by id."""
+    """Ids int32 and levels uint32, [n, k], records one after another.
+
+    By ascending level, ties by id.
+    """
     book = codebook(tables, vocabulary=vocabulary)
     codes, symbols = grid(3 + k, positions), grid(k, positions)
     last_escapes, relative_escapes, raw = zip(
@@ -123,20 +128,20 @@ def decode(
     chosen, group, last, relative = *codes[:2], codes[2:3], codes[3:]
     last = unescape(last, last_escapes, columns=positions).astype(np.uint32, copy=False)
     if chosen.max() >= book.orders or last.max() > MINUS_INFINITY:
-        raise ValueError(_OUTSIDE)
+        raise ValueError(_OUT_OF_RANGE)
     places = numbers.decode(symbols, raw)
     places[1:] += 1
-    # A sum that has left int32 is large as well.
+    # A sum that overflowed int32 is large as uint32 too.
     if cumsum_in_place(places).view(np.uint32).max() >= book.depth + vocabulary:
-        raise ValueError("a place outside the vocabulary")
+        raise ValueError("a place is outside the vocabulary")
     keys = last - unescape(relative, relative_escapes, columns=positions)
-    if keys.max() > MINUS_INFINITY:  # a difference below zero has wrapped
-        raise ValueError("a level of log-probability outside its range")
+    if keys.max() > MINUS_INFINITY:  # a negative difference wrapped around
+        raise ValueError("a level of log-probability is outside its range")
     keys <<= np.uint32(ID_BITS)
     keys |= book.ids(places, chosen=chosen)
     ordered = np.empty((sum(positions), k), np.uint32)
     for span, cell in zip(spans(positions), cells(positions), strict=True):
-        # A record's columns are sorted by their group.
+        # Positions of a record are stored sorted by group.
         ordered[np.argsort(group[cell], kind="stable") + span.start] = keys[:, cell].T
     ordered.sort(axis=1)
     ids = (ordered & np.uint32((1 << ID_BITS) - 1)).view(np.int32)
@@ -147,13 +152,15 @@ def decode(
 def _expand(
     payload: bytes, *, codes: UInt8[np.ndarray, "above n"], symbols: UInt8[np.ndarray, "k n"]
 ) -> tuple[bytes, bytes, bytes]:
-    """Fill in what a record has of orders, groups, levels of the last rank, and relative levels,
-    and its symbols; columns are sorted by group. Escapes of the last levels and of the relative
-    ones, and the raw bits."""
+    """Decompress one record into `codes` and `symbols`; columns are positions sorted by group.
+
+    Rows of `codes` are orders, groups, levels of the last rank, then relative levels. Returns the
+    escapes of the last levels, the escapes of the relative levels, and the raw bits.
+    """
     k, n = symbols.shape
     groups = payload[0] if payload else 0
     if not 1 <= groups <= _MOST_GROUPS:
-        raise ValueError(f"{groups} groups of positions; 1 to {_MOST_GROUPS} can be")
+        raise ValueError(f"{groups} groups of positions; expected 1 to {_MOST_GROUPS}")
     of_levels, of_symbols = run_heights(k, _LEVEL_COLUMNS), run_heights(k, _SYMBOL_COLUMNS)
     chosen, group, last, last_escapes, relative_escapes, raw, *frames = split(
         payload, start=1, count=6 + len(of_levels) + groups * len(of_symbols)
@@ -163,21 +170,21 @@ def _expand(
     fill_columns(codes, decompress([chosen, group, last, *levels], sizes=sizes), [n])
     of_group = np.bincount(codes[1], minlength=groups).tolist()
     if len(of_group) > groups:
-        raise ValueError(_OUTSIDE)
+        raise ValueError(_OUT_OF_RANGE)
     sizes = [height * size for size in of_group for height in of_symbols]
     fill_columns(symbols, decompress(of_groups, sizes=sizes), of_group)
     return last_escapes, relative_escapes, raw
 
 
-def _cells(k: int, sizes: Integer[np.ndarray, " groups"]) -> list[tuple[slice, slice]]:
-    """Where each frame of symbols lies in [k, n], the positions being sorted by group."""
+def _frame_cells(k: int, sizes: Integer[np.ndarray, " groups"]) -> list[tuple[slice, slice]]:
+    """The (rows, columns) of each frame of symbols in [k, n], with positions sorted by group."""
     ends = np.cumsum(sizes)
     spans = [slice(int(end - size), int(end)) for size, end in zip(sizes, ends, strict=True)]
     return [(rows, span) for span in spans for rows in column_runs(k, _SYMBOL_COLUMNS)]
 
 
 def _group(places: Integer[np.ndarray, "n k"], *, count: int) -> Integer[np.ndarray, " n"]:
-    """Groups of equal size by spread: the logarithms of places three and six eighths along."""
+    """The group of each position, of equal sizes by spread: log-places at 3/8 and 6/8 of k."""
     n, k = places.shape
     if count == 1:
         return np.zeros(n, np.intp)
@@ -188,11 +195,11 @@ def _group(places: Integer[np.ndarray, "n k"], *, count: int) -> Integer[np.ndar
 
 
 def _gaps(places: Integer[np.ndarray, "k n"]) -> Integer[np.ndarray, "k n"]:
-    """The first place, then each one's distance from the one before it, less one."""
+    """The first place, then the distance of each place from the place before it, minus one."""
     gaps = np.empty_like(places)
     gaps[0] = places[0]
     np.subtract(places[1:], places[:-1], out=gaps[1:])
     gaps[1:] -= 1
     if gaps.min() < 0:
-        raise ValueError("an id is twice in one top-k")
+        raise ValueError("an id occurs twice in one top-k")
     return gaps

@@ -1,9 +1,9 @@
-"""Tail draws: a set of ids with repeats, and a log-probability for each.
+"""Codecs of tail draws: a multiset of ids per position, with a log-probability per draw.
 
-`EXACT` keeps the drawn order and float32 bits. `QUANTISED` sorts a position's draws by the rank
-of their ids among all draws, stores distances between ranks, and log-probabilities as multiples
-of 1/8 nat below the last stored one: rounding is symmetric, so that weights stay right on
-average, to 7e-4.
+`EXACT` keeps the order of draws and the float32 bits. `QUANTISED` sorts a position's draws by the
+rank of their ids among all draws and stores distances between ranks. It stores log-probabilities as
+multiples of 1/8 nat below the last stored top-k log-probability. Rounding is symmetric, so that
+weights stay right on average, within 7e-4.
 """
 
 import struct
@@ -38,12 +38,12 @@ QUANTISED = 2
 
 _PER_NAT = 8
 _ABOVE = _PER_NAT
-"""A level for each 1/8 nat that a draw may lie above the last stored one as it was rounded."""
+"""Levels reserved for draws above the last stored log-probability as it was rounded."""
 _ABSENT = 65535
 _RANK_FRAMES = 8
 _LOGPROB_FRAMES = 2
 _ENTRIES_PER_FRAME = 2048
-"""A frame carries its own Huffman table; it must be long enough to pay for it."""
+"""Fewest entries in a zstd frame, so that the frame's own Huffman table pays off."""
 _HEADER = struct.Struct("<HB")
 
 
@@ -64,9 +64,9 @@ def decode_exact(payloads: Sequence[bytes], *, positions: Sequence[int], vocabul
 def fit(
     draws: Draws, *, order: Integer[np.ndarray, " listed"], vocabulary: int
 ) -> dict[str, np.ndarray]:
-    """`draw-order`: drawn ids, the most frequent first, then those that top-k sets hold."""
+    """The table `draw-order`: drawn ids by falling frequency, then the other ids of `order`."""
     counts = np.bincount(draws.ids.reshape(-1), minlength=vocabulary).astype(np.float64)
-    # Never drawn in the sample: in the order of top-k sets, below all that were.
+    # Ids of top-k sets that were never drawn follow all drawn ids, in the order of `order`.
     counts[order] += np.linspace(0.5, 0.1, len(order))
     listed = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
     return {"draw-order": listed.astype(np.int32)}
@@ -75,9 +75,9 @@ def fit(
 def encode_quantised(
     draws: Draws, *, last: Float[np.ndarray, " n"], tables: Tables, vocabulary: int
 ) -> bytes:
-    """Sections: raw bits of the distances, escapes, levels, symbols of the distances.
+    """The header, then sections: raw bits of distances, escapes, levels, symbols of distances.
 
-    `last` is what each position's least stored log-probability decodes to.
+    `last` is the decoded value of each position's last stored top-k log-probability.
     """
     _, rank = permutation(tables, vocabulary=vocabulary, name="draw-order")
     below = _base(last) - np.where(np.isfinite(draws.logprobs), draws.logprobs, 0)
@@ -110,8 +110,10 @@ def decode_quantised(
     tables: Tables,
     vocabulary: int,
 ) -> Draws:
-    """The same draws in the order of their ids' ranks, records one after another; log-probs not
-    normalised."""
+    """The draws in the order of their ids' ranks, records one after another.
+
+    Log-probabilities are not normalised. `last` is as in `encode_quantised`.
+    """
     m, betas = _read_header(payloads)
     codes, symbols = (grid(m, positions) for _ in range(2))
     raw, escapes = [], []
@@ -127,19 +129,19 @@ def decode_quantised(
         fill_columns(codes[:, cell], flat[: m * n], [n])
         fill_columns(symbols[:, cell], flat[m * n :], [n])
     ranks = cumsum_in_place(numbers.decode(symbols, raw))
-    if ranks.view(np.uint32).max() >= vocabulary:  # so is a sum that has left int32
-        raise ValueError("the rank of a draw outside the vocabulary")
+    if ranks.view(np.uint32).max() >= vocabulary:  # true too if a sum overflowed int32
+        raise ValueError("the rank of a draw is outside the vocabulary")
     order, _ = permutation(tables, vocabulary=vocabulary, name="draw-order")
     levels = gather_columns(unescape(codes, escapes, columns=positions), positions)
     logprobs = _base(last)[:, 0] - levels * np.float32(1 / _PER_NAT)
-    if levels.dtype != np.uint8:  # no escape, no absent draw
+    if levels.dtype != np.uint8:  # without escapes no draw is missing
         logprobs[levels == _ABSENT] = -np.inf
     ids = order.take(gather_columns(ranks, positions), mode="clip")
     return Draws(ids.T, logprobs.T, betas)
 
 
 def _frames(m: int, n: int, *, most: int) -> int:
-    """Into how many an array [m, n] is cut: each is long enough to be a frame."""
+    """Number of frames, at most `most`, that an array [m, n] is cut into."""
     return max(1, min(most, m * n // _ENTRIES_PER_FRAME))
 
 
@@ -152,7 +154,7 @@ def _header(draws: Draws) -> bytes:
 
 
 def header_of(payload: bytes) -> bytes:
-    """How many draws a position and from which nodes: what records decoded together share."""
+    """The header: m and the proposal's nodes. Records decoded together share it."""
     return payload[: _HEADER.size]
 
 

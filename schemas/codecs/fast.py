@@ -1,4 +1,7 @@
-"""Top-k in rank order: ids by their corpus-wide frequency, log-probs as level differences."""
+"""Codec `fast`: top-k in order, ids as ranks by corpus frequency, levels as differences.
+
+It also owns the permutation between ids and ranks, which the other codecs use.
+"""
 
 from collections.abc import Sequence
 
@@ -23,13 +26,13 @@ from decant.schemas.codecs.streams import (
 )
 
 ID_BITS = 32 - LEVEL_BITS
-"""An id and a level share 32 bits: vocabularies up to 2^20."""
+"""Bits of an id; it shares 32 bits with a level. Vocabularies have up to 2^20 ids."""
 _FIRST_RANKS = 4
-"""Gaps between the first ranks are large and get a stream of their own."""
+"""Level differences between the first entries are large and get a stream of their own."""
 
 
 def fit(ids: Integer[np.ndarray, "n k"], *, vocabulary: int) -> dict[str, np.ndarray]:
-    """`order`: the sample's ids, the most frequent first. The others follow by id."""
+    """The table `order`: the sample's ids, most frequent first. All others follow by id."""
     counts = np.bincount(ids.reshape(-1), minlength=vocabulary)
     order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
     return {"order": order.astype(np.int32)}
@@ -38,9 +41,9 @@ def fit(ids: Integer[np.ndarray, "n k"], *, vocabulary: int) -> dict[str, np.nda
 def permutation(
     tables: Tables, *, vocabulary: int, name: str = "order"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The id of each rank by frequency, and the rank of each id: int32 [vocabulary].
+    """The id of each rank by frequency, and the rank of each id; both int32 [vocabulary].
 
-    The table `name` lists the ids that have a rank of their own; the others follow by id.
+    The table `name` lists the first ids; all others follow in ascending order.
     """
 
     def build(tables: Tables) -> tuple[np.ndarray, np.ndarray]:
@@ -61,8 +64,8 @@ def encode(
     tables: Tables,
     vocabulary: int,
 ) -> bytes:
-    """Sections: escapes, differences of the first levels, of the others, ranks by byte plane."""
-    # Equal levels are equal log-probs when decoded: their order is by id.
+    """The payload: escapes, differences of the first levels, of the others, ranks by byte plane."""
+    # Equal levels decode to equal log-probabilities; ties are ordered by id.
     keys = np.sort(levels << np.uint32(ID_BITS) | ids.astype(np.uint32), axis=1)
     keys = np.ascontiguousarray(keys.T)
     levels = keys >> np.uint32(ID_BITS)
@@ -85,8 +88,10 @@ def decode(
     tables: Tables,
     vocabulary: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids int32 and levels uint16, [n, k], records one after another: by ascending level, equals
-    by id."""
+    """Ids int32 and levels uint16, [n, k], records one after another.
+
+    By ascending level, ties by id.
+    """
     head, planes = min(k, _FIRST_RANKS), id_planes(vocabulary)
     heights = [head, k - head, *planes * [k]]
     codes, escapes = grid(sum(heights), positions), []
@@ -98,7 +103,7 @@ def decode(
         )
     levels = unescape(codes[:k], escapes, columns=positions).astype(np.uint16)
     if cumsum_in_place(levels).max() > MINUS_INFINITY:
-        raise ValueError("a level of log-probability outside its range")
+        raise ValueError("a level of log-probability is outside its range")
     ranks = codes[k : 2 * k].astype(np.uint16 if planes < 3 else np.uint32)
     for byte, plane in enumerate(codes[2 * k :].reshape(-1, *ranks.shape), start=1):
         ranks |= plane.astype(ranks.dtype) << 8 * byte

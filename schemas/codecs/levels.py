@@ -1,8 +1,8 @@
-"""Log-probabilities as levels: coarse where an error costs little.
+"""Levels: quantised log-probabilities, coarse where an error costs little.
 
 An error ε at probability p costs about p(1−p)·ε²/2 of KL. The step at x = −log p is therefore
-min(limit, cost / √(p(1−p))): every level costs the same until `limit` nats, which bounds the
-error for students that train at higher temperatures.
+min(limit, cost / √(p(1−p))): every level costs the same KL, up to steps of `limit` nats. The limit
+bounds the error for students that train at higher temperatures.
 """
 
 from dataclasses import dataclass
@@ -14,37 +14,37 @@ from jaxtyping import Float, Integer
 from decant.schemas.codecs.block import Tables
 
 STEPS = (0.0072, 0.26)
-"""Cost and limit of `quantiser` for new tables, in nats: they put the mean KL at k = 64 near
-1e-4 nats, and its 99th percentile near 2e-4, at the T that suffers most (about 1.4)."""
+"""Cost and limit of `quantiser` for new tables, in nats. At k = 64 and the worst T (about 1.4), the
+mean KL is near 1e-4 nats and its 99th percentile near 2e-4."""
 LEVEL_BITS = 12
 MINUS_INFINITY = (1 << LEVEL_BITS) - 1
 """The level of log 0."""
 _GRID = 2048
-"""Cells per nat of the table that turns x into a level."""
+"""Cells per nat in the table from x to level."""
 
 
 @dataclass(frozen=True, eq=False)
 class Quantiser:
-    """Levels for one pair of steps."""
+    """Conversion between log-probabilities and levels for one (cost, limit)."""
 
     knee: float
-    """Nats from which on the step is `limit`."""
+    """x in nats from which the step is `limit`."""
     limit: float
     level_of_cell: Integer[np.ndarray, " cells"]
     """Level of each cell of 1/2048 nat below the knee."""
     base: float
-    """∫ dx/step up to the knee."""
+    """∫ dx/step from 0 to the knee."""
     logprob: Float[np.ndarray, " levels"]
-    """What each level decodes to, float32."""
+    """The log-probability that each level decodes to, float32."""
 
     def levels(self, logprobs: Float[np.ndarray, "n k"]) -> Integer[np.ndarray, "n k"]:
-        """uint32 levels, not decreasing in −logprob. NaN raises."""
+        """Levels uint32 [n, k], monotonic in −logprob. ValueError for NaN."""
         x = np.maximum(-logprobs, np.float32(0))
         if not (x >= 0).all():
             raise ValueError("a log-probability is NaN; a row with NaN must not be encoded")
         cells = np.minimum(x * np.float32(_GRID), np.float32(len(self.level_of_cell) - 1))
         near = self.level_of_cell.take(cells.astype(np.int32), mode="clip")
-        # Past the knee the integral is linear; far beyond exp's reach all levels are one.
+        # Past the knee the integral is linear. Values too small for exp share the last level.
         far = np.float32(self.base - self.knee / self.limit + 0.5) + x * np.float32(1 / self.limit)
         far = np.minimum(far, np.float32(MINUS_INFINITY - 1)).astype(np.uint32)
         levels = np.where(x < np.float32(self.knee), near, far)
@@ -57,7 +57,7 @@ class Quantiser:
 @lru_cache(maxsize=16)
 def quantiser(cost: float, limit: float) -> Quantiser:
     """The quantiser with step(x) = min(limit, cost / √(p(1−p))), p = exp(−x)."""
-    # √(p(1−p)) ≤ 1/2; beyond its maximum at p = 1/2 it falls with p, which gives the knee.
+    # √(p(1−p)) ≤ 1/2. Below p = 1/2 it falls with p; the knee is where the step reaches `limit`.
     ratio = min(cost / limit, 0.5)
     knee = -np.log((1 - np.sqrt(1 - 4 * ratio**2)) / 2)
     cells = int(np.ceil(knee * _GRID)) + 1

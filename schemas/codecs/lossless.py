@@ -1,4 +1,4 @@
-"""Top-k exactly: ids and float32 bits by byte plane, rank by rank."""
+"""Codec `lossless`: ids and float32 bits, split into byte planes. Top-k and exact draws use it."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,10 @@ from decant.schemas.codecs.streams import (
 
 
 def encode(ids: np.ndarray, logprobs: np.ndarray, *, vocabulary: int) -> bytes:
-    """A section a byte plane, ids first. Neighbours in a plane are of equal rank, so alike."""
+    """The payload: one section per byte plane, ids first.
+
+    A plane is [k, n] in memory: neighbours have equal rank and similar bytes.
+    """
     id_bytes = np.ascontiguousarray(ids.T, "<i4").view(np.uint8).reshape(*ids.T.shape, 4)
     float_bytes = np.ascontiguousarray(logprobs.T, "<f4").view(np.uint8).reshape(*ids.T.shape, 4)
     planes = [id_bytes[..., byte] for byte in range(id_planes(vocabulary))]
@@ -43,10 +46,10 @@ def decode(
     for cell, payload, n in zip(cells(positions), payloads, positions, strict=True):
         sections = split(payload, start=start, count=width + 4)
         fill_columns(planes[:, cell], decompress(sections, sizes=(width + 4) * [k * n]), [n])
-    of_number = by_position(planes, positions).reshape(-1, width + 4, k).transpose(0, 2, 1)
-    ids = np.zeros((*of_number.shape[:2], 4), np.uint8)
-    ids[..., :width] = of_number[..., :width]
-    values = np.ascontiguousarray(of_number[..., width:]).view("<f4")[..., 0]
+    of_entry = by_position(planes, positions).reshape(-1, width + 4, k).transpose(0, 2, 1)
+    ids = np.zeros((*of_entry.shape[:2], 4), np.uint8)
+    ids[..., :width] = of_entry[..., :width]
+    values = np.ascontiguousarray(of_entry[..., width:]).view("<f4")[..., 0]
     ids = ids.view("<i4")[..., 0]
     if ids.size and ids.max() >= vocabulary:
         raise ValueError(f"id {ids.max()} in a vocabulary of {vocabulary}")

@@ -1,7 +1,7 @@
-"""Non-negative integers below 2^24 as a symbol for the entropy stage and raw low bits.
+"""Non-negative integers below 2^24, split into a symbol for the entropy stage and raw low bits.
 
-A symbol is a number's bit length and the two bits after the leading one; what is below those is
-close to uniform and is stored as it is.
+A symbol is the number's bit length and the two bits after its leading one. The bits below are close
+to uniform and are stored raw.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ _SYMBOLS = 4 * (bits.LARGEST_WIDTH + 2)
 
 
 def encode(numbers: Integer[np.ndarray, "..."]) -> tuple[UInt8[np.ndarray, "..."], bytes]:
-    """Symbols, and the packed raw bits in the order of the array."""
-    # The exponent and two leading mantissa bits of a float32, which is exact below 2^24.
+    """The symbols, and the packed raw bits in the order of the array."""
+    # The exponent and two leading mantissa bits of the float32, which is exact below 2^24.
     leading = (numbers.astype(np.float32).view(np.uint32) >> np.uint32(21)).astype(np.int32) - 512
     symbols = np.where(numbers < 4, numbers, leading).astype(np.uint8)
     return symbols, bits.pack(numbers.reshape(-1), widths=_widths(symbols.reshape(-1)))
@@ -25,7 +25,7 @@ def encode(numbers: Integer[np.ndarray, "..."]) -> tuple[UInt8[np.ndarray, "..."
 def decode(
     symbols: UInt8[np.ndarray, "rows all"], raw: Sequence[bytes]
 ) -> Int32[np.ndarray, "rows all"]:
-    """The numbers that `encode` was given for each record of a grid; `raw[i]`: bits of record i.
+    """The numbers of a grid of records (see `streams.grid`); `raw[i]` holds the bits of record i.
 
     ValueError for symbols that `encode` never makes.
     """
@@ -36,6 +36,6 @@ def decode(
 
 
 def _widths(symbols: UInt8[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
-    """Raw bits below a symbol's leading ones."""
+    """Number of raw bits that follow each symbol."""
     fours = symbols >> 2
     return fours - (fours > 0)

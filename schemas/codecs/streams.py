@@ -1,4 +1,8 @@
-"""Byte streams: sections inside a payload, and zstd frames without their redundant headers."""
+"""Byte streams: sections of a payload, zstd frames without redundant headers, grids of records.
+
+A grid is an array [rows, columns] that holds an array of each record side by side, so that one
+numpy call computes on all records.
+"""
 
 import struct
 import threading
@@ -10,8 +14,8 @@ import numpy as np
 import zstandard
 from jaxtyping import Integer, Shaped, UInt8
 
-# Matches in these streams are accidents that cost more than they save; what pays is zstd's
-# entropy stage. The smallest hash and the longest minimal match keep the match finder out.
+# Only zstd's entropy stage saves bytes here; matches in these streams are accidental and cost more
+# than they save. The smallest hash and the longest minimal match disable the match finder.
 _ENTROPY_ONLY = zstandard.ZstdCompressionParameters(
     strategy=zstandard.STRATEGY_FAST,
     window_log=17,
@@ -23,17 +27,17 @@ _ENTROPY_ONLY = zstandard.ZstdCompressionParameters(
     format=zstandard.FORMAT_ZSTD1_MAGICLESS,
     write_content_size=0,
 )
-# Every frame is written with the same two bytes before it: no content size, no checksum, a window.
-# They are not stored. What is read gets a header with the size that is expected, which spares a
-# window: since it is ours, an altered payload cannot claim a size of its own.
+# Every frame begins with the same two bytes (no content size, no checksum, a window), which are not
+# stored. The reader prepends a header with the expected size instead. No window is then needed, and
+# an altered payload cannot claim another size.
 _HEADER_BYTES = 2
 _SIZED = struct.Struct("<BI")
 _SIZE_FOLLOWS = 0xA0
-"""Of a frame's descriptor: one segment, a content size of four bytes."""
+"""Frame descriptor: single segment, content size of four bytes."""
 
 
 class _Zstd(threading.local):
-    """Of each thread its own."""
+    """One compressor and one decompressor per thread."""
 
     def __init__(self):
         self.compressor = zstandard.ZstdCompressor(compression_params=_ENTROPY_ONLY)
@@ -44,20 +48,23 @@ _zstd = _Zstd()
 
 
 def compress(values: np.ndarray) -> bytes:
-    """The bytes of an array, entropy-coded; as they are where that would not be smaller."""
+    """The bytes of an array, entropy-coded, or raw if that is not larger."""
     raw = values.tobytes()
     frame = _zstd.compressor.compress(raw)[_HEADER_BYTES:]
     return frame if len(frame) < len(raw) else raw
 
 
 def decompress(sections: Sequence[bytes], *, sizes: Sequence[int]) -> UInt8[np.ndarray, " total"]:
-    """The bytes that `squeeze` was given for each section, `sizes` of them, one after another."""
+    """The bytes that `compress` was given, sections one after another.
+
+    `sizes[i]` is the uncompressed size of section i. ValueError if a section is damaged.
+    """
     inflate = _zstd.decompressor.decompress
     try:
         inflated = [
             section
             if len(section) == size
-            # No limit of its own, one frame, nothing behind it. A size of 0 would not be looked at.
+            # Arguments: no own limit, one frame, no trailing bytes. zstd would ignore a size of 0.
             else inflate(_SIZED.pack(_SIZE_FOLLOWS, size or 1) + section, 0, False, False)
             for section, size in zip(sections, sizes, strict=True)
         ]
@@ -70,23 +77,25 @@ def decompress(sections: Sequence[bytes], *, sizes: Sequence[int]) -> UInt8[np.n
 
 
 def spans(sizes: Sequence[int]) -> list[slice]:
-    """Where each record lies among all, one after another."""
+    """The slice of each record in an array of all records, one after another."""
     return [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
 def _width(columns: Sequence[int]) -> int:
-    """Columns of a grid for each record: eights, so that eight can be computed with at once, and an
-    odd number of them, since rows a power of two apart would share lines of the cache."""
+    """Columns of a grid per record: a multiple of eight, to compute on eight bytes at once.
+
+    The multiple is odd, because rows a power of two apart would share cache lines.
+    """
     return 8 * (-(-max(columns) // 8) | 1)
 
 
 def grid(rows: int, columns: Sequence[int]) -> UInt8[np.ndarray, "rows all"]:
-    """Zeros with room for an array [rows, columns[i]] of each record, side by side."""
+    """A grid of zeros with room for an array [rows, columns[i]] of each record i."""
     return np.zeros((rows, len(columns) * _width(columns)), np.uint8)
 
 
 def cells(columns: Sequence[int]) -> list[slice]:
-    """Where in a grid the columns of each record are; between them it stays 0."""
+    """The columns of each record in a grid. Columns between records stay 0."""
     width = _width(columns)
     return [slice(i * width, i * width + count) for i, count in enumerate(columns)]
 
@@ -94,7 +103,7 @@ def cells(columns: Sequence[int]) -> list[slice]:
 def fill_columns(
     out: UInt8[np.ndarray, "rows total"], flat: UInt8[np.ndarray, " n"], columns: Sequence[int]
 ) -> None:
-    """Side by side in `out` the arrays [rows, columns[i]] that `flat` holds in turn."""
+    """Copy arrays [rows, columns[i]] side by side to `out`; `flat` holds them one after another."""
     rows, at = len(out), 0
     for count in columns:
         out[:, at : at + count] = flat[rows * at : rows * (at + count)].reshape(rows, count)
@@ -104,7 +113,7 @@ def fill_columns(
 def by_position(
     values: Shaped[np.ndarray, "rows all"], columns: Sequence[int]
 ) -> Shaped[np.ndarray, "total rows"]:
-    """The columns of a grid, without what is between records, in rows."""
+    """The transposed grid without the columns between records."""
     out = np.empty((sum(columns), len(values)), values.dtype)
     for span, cell in zip(spans(columns), cells(columns), strict=True):
         out[span] = values[:, cell].T
@@ -114,36 +123,36 @@ def by_position(
 def gather_columns(
     values: Shaped[np.ndarray, "rows all"], columns: Sequence[int]
 ) -> Shaped[np.ndarray, "rows total"]:
-    """The columns of a grid, without what is between records."""
+    """The grid without the columns between records."""
     return np.concatenate([values[:, cell] for cell in cells(columns)], axis=1)
 
 
 def id_planes(vocabulary: int) -> int:
-    """Bytes that an id, or a rank among all ids, takes."""
+    """Bytes needed for an id or a rank of the vocabulary."""
     return max(1, (int(vocabulary - 1).bit_length() + 7) // 8)
 
 
 @lru_cache
 def column_runs(k: int, most: int) -> tuple[slice, ...]:
-    """`most` runs of k columns of about equal length, or as many as there are."""
+    """k columns cut into min(k, most) runs of about equal length, as slices."""
     count = min(most, k)
     return tuple(slice(k * i // count, k * (i + 1) // count) for i in range(count))
 
 
 @lru_cache
 def run_heights(k: int, most: int) -> tuple[int, ...]:
-    """How many columns there are in each of `columns`."""
+    """Number of columns in each of `column_runs`."""
     return tuple(run.stop - run.start for run in column_runs(k, most))
 
 
 def join(sections: list[bytes]) -> bytes:
-    """One payload out of sections, each with its length before it."""
+    """One payload of sections: all their lengths, then all their bytes."""
     lengths = b"".join(_varint(len(section)) for section in sections)
     return lengths + b"".join(sections)
 
 
 def split(payload: bytes, *, count: int, start: int = 0) -> list[bytes]:
-    """The `count` sections that begin at `start`; raises unless they fill the payload exactly."""
+    """The `count` sections that begin at byte `start`. ValueError unless they fill the payload."""
     lengths, at = [], start
     for _ in range(count):
         length, at = _read_varint(payload, at)
@@ -176,7 +185,7 @@ def _read_varint(payload: bytes, at: int) -> tuple[int, int]:
 
 
 def escape(values: np.ndarray, *, dtype: str = "<u2") -> tuple[np.ndarray, bytes]:
-    """Non-negative integers as bytes, and beside them those above 254, which became 255."""
+    """Non-negative integers as bytes, and the escapes: integers above 254, coded as 255."""
     escaped = values >= 255
     if not escaped.any():
         return values.astype(np.uint8), b""
@@ -190,26 +199,26 @@ def unescape(
     columns: Sequence[int],
     dtype: str = "<u2",
 ) -> Integer[np.ndarray, "rows all"]:
-    """The integers that `small` was given for the records of a grid; `escapes[i]` of record i.
+    """The integers that `escape` was given for the records of a grid; `escapes[i]` are record i's.
 
-    uint32; still bytes if there was none above 254.
+    uint32, or uint8 if there are no escapes. ValueError if codes and escapes do not match.
     """
     escaped = codes == 255
     if not any(escapes) and not escaped.any():
         return codes
     values = codes.astype(np.uint32)
     for section, cell in zip(escapes, cells(columns), strict=True):
-        there = escaped[:, cell]
-        count = np.count_nonzero(there)
+        mask = escaped[:, cell]
+        count = np.count_nonzero(mask)
         if count * np.dtype(dtype).itemsize != len(section):
             raise ValueError(f"{count} escaped values but {len(section)} bytes of them")
         if count:
-            values[:, cell][there] = np.frombuffer(section, dtype)
+            values[:, cell][mask] = np.frombuffer(section, dtype)
     return values
 
 
 def cumsum_in_place(rows: np.ndarray) -> np.ndarray:
-    """`rows` [k, n], in place, each added to the sum of those before it."""
-    for i in range(1, len(rows)):  # a tenth of np.cumsum's time for rows of this length
+    """Cumulative sums over axis 0 of `rows` [k, n], in place."""
+    for i in range(1, len(rows)):  # a tenth of the time of np.cumsum for rows of this length
         rows[i] += rows[i - 1]
     return rows

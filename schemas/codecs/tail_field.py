@@ -1,9 +1,9 @@
-"""The tail's log-mass at the nodes β > 0.
+"""Codecs of the tail's log-mass at the nodes β > 0.
 
-β = 0 is derived: it counts the tail's ids. `EXACT_EIGHTHS` keeps the float32 bits of nine nodes,
-`EXACT` (all that 0.3 wrote) of seven. `QUANTISED` stores seven as multiples of 1/32 nat, each node
-as its difference from a prediction by the tail's size, the last stored log-probability and the
-nodes before it.
+The node β = 0 is not stored, because it counts the tail's ids. `EXACT_EIGHTHS` keeps the float32
+bits of nine nodes, `EXACT` (the only exact codec of 0.3) of seven. `QUANTISED` stores seven nodes
+as multiples of 1/32 nat. Each node is stored as its difference from a prediction by the tail's
+size, the last stored log-probability and the nodes before it.
 """
 
 from collections.abc import Sequence
@@ -35,21 +35,21 @@ _NODES_OF = {EXACT: BETAS, EXACT_EIGHTHS: EIGHTHS}
 PER_NAT = 32
 _NODES = len(BETAS) - 1
 _GIVEN = 3
-"""What a prediction knows before the first node: a constant, the tail's size, the last level."""
+"""Predictors of the first node: a constant, the tail's size, the level of the last stored entry."""
 _FRACTION = 4096
-"""Coefficients are integers over this. Their products are exact in float64, so that a matrix
-product predicts the same on every machine."""
+"""Denominator of the integer coefficients. Their products are exact in float64, so that a matrix
+product gives equal predictions on every machine."""
 _LARGEST = 32767
 _MINUS_INFINITY = -32768
 
 
 def exact_codec(values: Float[np.ndarray, "n nodes"]) -> int:
-    """The id of the codec that `encode_exact` is for these nodes."""
+    """The id of the codec of `encode_exact` for this number of nodes."""
     return {len(nodes): codec for codec, nodes in _NODES_OF.items()}[values.shape[1]]
 
 
 def encode_exact(values: Float[np.ndarray, "n nodes"]) -> bytes:
-    """The float32 bits of the nodes β > 0, by byte plane."""
+    """The payload: float32 bits of the nodes β > 0, by byte plane."""
     planes = np.ascontiguousarray(values[:, 1:], "<f4").view(np.uint8)
     return compress(np.ascontiguousarray(planes.T))
 
@@ -57,7 +57,7 @@ def encode_exact(values: Float[np.ndarray, "n nodes"]) -> bytes:
 def decode_exact(
     payloads: Sequence[bytes], *, codec: int, positions: Sequence[int], k: int, vocabulary: int
 ) -> Float[np.ndarray, "n nodes"]:
-    """What `encode_exact` was given, records one after another."""
+    """The nodes that `encode_exact` was given, records one after another."""
     bytes_each = 4 * (len(_NODES_OF[codec]) - 1)
     planes = grid(bytes_each, positions)
     for cell, payload, n in zip(cells(positions), payloads, positions, strict=True):
@@ -69,16 +69,19 @@ def decode_exact(
 def fit(
     values: Float[np.ndarray, "n 7"], *, last: Integer[np.ndarray, " n"], vocabulary: int, k: int
 ) -> dict[str, np.ndarray]:
-    """Prediction coefficients by least squares: int32 [nodes, 3 + nodes]."""
+    """The table `tail`: prediction coefficients by least squares, int32 [nodes, 3 + nodes].
+
+    `last` is the level of each position's last stored log-probability.
+    """
     finite = np.isfinite(values).all(1)
-    known = _known(last[finite], vocabulary=vocabulary, k=k)
-    known[_GIVEN:] = _quantise(values[finite])
+    predictors = _predictors(last[finite], vocabulary=vocabulary, k=k)
+    predictors[_GIVEN:] = _quantise(values[finite])
     coefficients = np.zeros((_NODES, _GIVEN + _NODES), np.int32)
     for node in range(_GIVEN, _GIVEN + _NODES):
-        given, wanted = known[:node], known[node]
-        # The ridge decides only where the sample cannot.
+        given, target = predictors[:node], predictors[node]
+        # The ridge matters only where the sample leaves coefficients undetermined.
         gram = given @ given.T + np.eye(node)
-        exact = np.linalg.solve(gram, given @ wanted)
+        exact = np.linalg.solve(gram, given @ target)
         coefficients[node - _GIVEN, :node] = np.rint(np.clip(exact, -999, 999) * _FRACTION)
     return {"tail": coefficients}
 
@@ -91,17 +94,17 @@ def encode_quantised(
     vocabulary: int,
     k: int,
 ) -> bytes:
-    """Differences from the prediction, one byte each, a frame a node; escapes beside them.
+    """The payload: escapes, then a frame per node of differences from the prediction, as bytes.
 
     `last` is the level of each position's last stored log-probability.
     """
     if k == vocabulary:
         return b""
-    known = _known(last, vocabulary=vocabulary, k=k)
-    known[_GIVEN:] = _quantise(values)
+    predictors = _predictors(last, vocabulary=vocabulary, k=k)
+    predictors[_GIVEN:] = _quantise(values)
     residual = np.empty((_NODES, len(values)), np.int64)
     for node, coefficients in enumerate(_coefficients(tables)):
-        residual[node] = known[_GIVEN + node] - _predict(known, coefficients)
+        residual[node] = predictors[_GIVEN + node] - _predict(predictors, coefficients)
     codes, escapes = escape(residual << 1 ^ residual >> 63, dtype="<u4")
     return join([escapes, *map(compress, codes)])
 
@@ -115,7 +118,10 @@ def decode_quantised(
     vocabulary: int,
     k: int,
 ) -> Float[np.ndarray, "n 7"]:
-    """Multiples of 1/32 nat, float32, records one after another; not normalised."""
+    """The nodes as multiples of 1/32 nat, float32, records one after another; not normalised.
+
+    `last` is as in `encode_quantised`.
+    """
     if k == vocabulary:
         if any(payloads):
             raise ValueError(f"{max(map(len, payloads))} bytes for an empty tail")
@@ -127,11 +133,11 @@ def decode_quantised(
         fill_columns(codes[:, cell], decompress(frames, sizes=_NODES * [n]), [n])
     folded = gather_columns(unescape(codes, escapes, columns=positions, dtype="<u4"), positions)
     folded = folded.astype(np.int16 if folded.dtype == np.uint8 else np.int64)
-    known = _known(last, vocabulary=vocabulary, k=k)
-    levels = known[_GIVEN:]
+    predictors = _predictors(last, vocabulary=vocabulary, k=k)
+    levels = predictors[_GIVEN:]
     levels[...] = folded >> 1 ^ -(folded & 1)
     for level, coefficients in zip(levels, _coefficients(tables), strict=True):
-        level += _predict(known, coefficients)
+        level += _predict(predictors, coefficients)
     least = levels.min()
     if levels.max() > _LARGEST or least < _MINUS_INFINITY:
         raise ValueError("tail log-mass outside its range")
@@ -143,20 +149,22 @@ def decode_quantised(
 
 
 def _with_count(nodes: Float[np.ndarray, "nodes n"], *, vocabulary: int, k: int) -> np.ndarray:
-    """With A(0) before them: float32 [n, nodes + 1], node by node in memory."""
+    """`nodes` with A(0) before them: float32 [n, nodes + 1], laid out [nodes + 1, n] in memory."""
     values = np.empty((len(nodes) + 1, nodes.shape[1]), np.float32)
     values[0] = tail_size_logmass(vocabulary=vocabulary, k=k)
     values[1:] = nodes
     return values.T
 
 
-def _known(last: Integer[np.ndarray, " n"], *, vocabulary: int, k: int) -> Float[np.ndarray, "9 n"]:
-    """What a prediction may use, as integers in float64, with room for the six nodes."""
-    known = np.zeros((_GIVEN + _NODES, len(last)))
-    known[0] = PER_NAT
-    known[1] = np.rint(PER_NAT * np.log(max(vocabulary - k, 1)))
-    known[2] = last
-    return known
+def _predictors(
+    last: Integer[np.ndarray, " n"], *, vocabulary: int, k: int
+) -> Float[np.ndarray, "9 n"]:
+    """The predictors as integers in float64, with room for the six nodes."""
+    predictors = np.zeros((_GIVEN + _NODES, len(last)))
+    predictors[0] = PER_NAT
+    predictors[1] = np.rint(PER_NAT * np.log(max(vocabulary - k, 1)))
+    predictors[2] = last
+    return predictors
 
 
 def _quantise(values: Float[np.ndarray, "n 7"]) -> Float[np.ndarray, "6 n"]:
@@ -168,10 +176,10 @@ def _quantise(values: Float[np.ndarray, "n 7"]) -> Float[np.ndarray, "6 n"]:
 
 
 def _coefficients(tables: Tables) -> list[Float[np.ndarray, " known"]]:
-    """For each node, those of what is known before it."""
+    """The coefficients of each node, one per predictor that is known before it."""
     rows = tables["tail"] / _FRACTION
     return [row[: _GIVEN + node] for node, row in enumerate(rows)]
 
 
-def _predict(known: Float[np.ndarray, "9 n"], coefficients: Float[np.ndarray, " before"]):
-    return np.floor(coefficients @ known[: len(coefficients)] + 0.5)
+def _predict(predictors: Float[np.ndarray, "9 n"], coefficients: Float[np.ndarray, " before"]):
+    return np.floor(coefficients @ predictors[: len(coefficients)] + 0.5)
