@@ -1,6 +1,6 @@
-"""Settings of the trainer's commands. A field's docstring gives its unit and its consequence.
+"""Settings of the trainer's commands. A field's docstring is the help text of its flag.
 
-What the cache knows (k, tokenizer, sequence length, vocabulary) is never repeated here.
+The cache's manifest holds k, tokenizer, sequence length and vocabulary: no setting repeats them.
 """
 
 from __future__ import annotations
@@ -34,103 +34,110 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Student:
-    """Where the student's first weights come from."""
+    """The student's shape and first weights."""
 
     init: Literal["cut", "checkpoint", "scratch"] = "cut"
-    """`cut`: some blocks of `source`; `checkpoint`: all of it; `scratch`: random weights."""
+    """`cut`: chosen blocks of `source`; `checkpoint`: all of `source`; `scratch`: random
+    weights."""
     source: str = "embedded"
-    """Checkpoint to cut or to start from: a Hugging Face directory, a hub id, a `.gguf` file or
-    `embedded`. Read once: the initial student is saved in the run's directory."""
+    """Checkpoint for `cut` and `checkpoint`: a Hugging Face directory, a hub id, a `.gguf` file or
+    `embedded`. It is read once; the run's directory keeps the initial student."""
     layers: int | tuple[int, ...] = 8
-    """Blocks to cut, counted from 0. One number is a count, spread evenly over the source with its
-    first and last block. For `scratch` without `config`: how many blocks."""
+    """For `cut`: the blocks of `source` to take, counted from 0. A single number is a count: that
+    many blocks, spread evenly from the first to the last. For `scratch` without `config`: the
+    number of blocks."""
     config: Path | None = None
-    """For `scratch`: a Hugging Face `config.json`. Unset: the teacher's, as the cache holds it."""
+    """For `scratch`: a Hugging Face `config.json`. Unset: the teacher's, from the cache."""
     hidden_size: int | None = None
-    """For `scratch`: width, instead of the config's."""
+    """For `scratch`: width in place of the config's."""
     intermediate_size: int | None = None
-    """For `scratch`: width of the MLP, instead of the config's."""
+    """For `scratch`: width of the MLP in place of the config's."""
     num_heads: int | None = None
-    """For `scratch`: query heads, instead of the config's."""
+    """For `scratch`: number of query heads in place of the config's."""
     num_kv_heads: int | None = None
-    """For `scratch`: key/value heads, instead of the config's."""
+    """For `scratch`: number of key/value heads in place of the config's."""
 
 
 @dataclass(frozen=True)
 class MixedCache:
-    """A cache whose train rows are mixed with the main one's."""
+    """Another cache, whose train rows are mixed with those of the main cache."""
 
     path: Path = Path()
-    """A sealed cache with the main one's tokenizer and row length; of the same teacher, of another,
-    or of none (`decant tokenise`): its rows are then learned from their next tokens
-    alone, as with `loss.alpha = 0`."""
+    """A sealed cache with the main cache's tokenizer and row length. It may hold targets of the
+    same teacher, of another teacher, or none (`decant tokenise`). Rows without targets are learned
+    from their next tokens alone, as with `loss.alpha = 0`."""
     weight: float = 1.0
-    """Rows of it for each row of the main cache, over any stretch of the run."""
+    """Rows of this cache for each row of the main cache; the ratio holds in every stretch of the
+    run."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """Which rows, in which order, how many at a time."""
+    """The rows of a run, their order, and how many an update takes."""
 
     batch_rows: int = 2
-    """Rows of an update. Few, because a small cache holds few: more updates beat larger ones."""
+    """Rows of an update. The default is small because a small cache has few rows, and more updates
+    then teach more than larger ones."""
     microbatches: int = 1
-    """Pieces that an update's rows are computed in, one after another; divides `batch_rows`.
-    More need less memory and change nothing but rounding."""
+    """Pieces into which an update's rows are split, computed one after another. Must divide
+    `batch_rows`. More pieces need less memory and change results by rounding only."""
     epochs: int = 1
-    """Passes over the main cache's train rows; each is shuffled anew."""
+    """Passes over the main cache's train rows; each pass has its own order."""
     steps: int | None = None
-    """Updates; overrides `epochs` when set."""
+    """Number of updates. If set, `epochs` is ignored."""
     seed: int = 0
-    """Of the order of rows and of weights from scratch."""
+    """Seed of the order of rows and of random weights."""
     caches: tuple[MixedCache, ...] = ()
-    """Caches mixed in with the main one; in a file `[[data.caches]]`. Epochs are the main one's,
-    and held-out rows are always its own."""
+    """Other caches to mix with the main cache; in a file `[[data.caches]]`. `epochs` counts passes
+    over the main cache, and held-out rows are those of the main cache."""
 
 
 @dataclass(frozen=True)
 class Optimiser:
-    """How gradients move the weights, by how much, and which weights stay.
+    """The optimiser, its learning rate, and the parameters that it leaves alone.
 
-    Parameters are named in patterns: `embedding`, `layers.0.query`, `layers.*norm`, `final_norm`,
-    `head`; `*` is any characters, and `layers.0` is all of that block.
+    A pattern names parameters: `embedding`, `layers.0.query`, `layers.*norm`, `final_norm`, `head`.
+    `*` matches any characters; `layers.0` names all parameters of that block.
     """
 
     name: Literal["adamw", "adafactor", "muon"] = "adamw"
-    """`adafactor` keeps a row and a column of numbers a matrix instead of two moments a weight, and
-    its learning rate is relative to the size of the weights: 1e-2, say. `muon` orthogonalises the
-    updates of the blocks' matrices, of the size of AdamW's; all else is AdamW's."""
+    """`adamw` keeps two moments for each weight. `adafactor` keeps a row and a column of numbers
+    for each matrix; its learning rate is relative to the size of the weights (try 1e-2). `muon`
+    orthogonalises the updates of the blocks' matrices and scales them to the size of AdamW's; all
+    other parameters are updated by AdamW."""
     learning_rate: float = 1e-3
-    """At its peak, after the warm-up."""
+    """Peak learning rate, reached at the end of the warm-up."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """After the warm-up: falling to the last update on a cosine or a line, staying, or (`wsd`)
-    staying and then falling on a line over the last `decay_fraction` of the run."""
+    """The learning rate after the warm-up. `cosine` and `linear` fall until the last update.
+    `constant` stays. `wsd` stays, then falls linearly over the last `decay_fraction` of the run."""
     warmup_steps: int = 10
-    """Updates of linear growth from zero; at most the whole run."""
+    """Updates over which the learning rate grows linearly from zero; all updates, if the run is
+    shorter."""
     decay_fraction: float = 0.2
-    """Of the run's updates, in which `wsd` falls."""
+    """Share of the run's updates in which `wsd` falls."""
     final_fraction: float = 0.1
-    """Of the peak, reached at the last update; not with `constant`."""
+    """Learning rate of the last update as a share of the peak; unused by `constant`."""
     weight_decay: float = 0.01
-    """Decoupled: times the learning rate, off each weight."""
+    """Decoupled weight decay: each update subtracts learning rate · `weight_decay` · weight."""
     no_decay: tuple[str, ...] = ("*norm", "*bias")
-    """Parameters that weight decay leaves alone."""
+    """Patterns of the parameters without weight decay."""
     freeze: tuple[str, ...] = ()
-    """Parameters that stay as they are, to the bit: no gradient, no moments. Freezing a tied
-    embedding freezes the head too."""
+    """Patterns of the parameters that are not trained. They stay equal to the bit and have no
+    moments. Freezing a tied embedding freezes the head too."""
     clip_norm: float = 1.0
-    """Largest global norm of a gradient; longer ones are scaled down to it."""
+    """Largest global norm of a gradient. A longer gradient is scaled down to this norm."""
     beta1: float = 0.9
-    """AdamW's decay of the gradient's running mean."""
+    """AdamW's decay rate of the running mean of gradients."""
     beta2: float = 0.98
-    """Decay of its running square. Lower than usual: short runs cannot wait for 1/(1−β₂) steps."""
+    """AdamW's decay rate of the running mean of squared gradients. The default is lower than usual,
+    because short runs have few multiples of 1/(1−β₂) updates."""
     epsilon: float = 1e-8
-    """Added to the root of the running square."""
+    """AdamW adds this to the root of the running mean of squares."""
     momentum: float = 0.95
-    """Muon's decay of the gradient's running mean."""
+    """Muon's decay rate of the running mean of gradients."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run could mean."""
+        """ValueError if `decay_fraction` is not a share."""
         if not 0 < self.decay_fraction <= 1:
             raise ValueError(
                 f"optimiser.decay_fraction is {self.decay_fraction}; it is a share of the run's "
@@ -140,114 +147,122 @@ class Optimiser:
 
 @dataclass(frozen=True)
 class StudentMesh:
-    """How the devices of all processes share the work. Results are those of one but for rounding,
-    and a run may go on with another shape."""
+    """How the devices of all processes share the work: data · fsdp · tensor devices. Results equal
+    those of one device but for rounding, and a resumed run may use another mesh."""
 
     data: int | None = None
-    """Groups of devices, each with all weights and its share of a batch's rows. Unset: as many as
-    there are devices for."""
+    """Number of device groups. Each group holds all weights and takes its share of a batch's rows.
+    Unset: as many groups as the devices allow."""
     fsdp: int = 1
-    """Devices of a group that keep weights, gradients and optimiser state in shares, and split the
-    group's rows. For a student that one device cannot hold."""
+    """Devices of a group that each keep a share of weights, gradients and optimiser state and take
+    a share of the group's rows. For a student that does not fit one device."""
     tensor: int = 1
-    """Devices that split every matrix product and the vocabulary over the same rows. For one whose
-    single block, or logits, one device cannot hold; they talk in every block."""
+    """Devices that take the same rows and split every matrix product and the vocabulary. For a
+    student of which one block, or the logits, does not fit one device. These devices communicate
+    in every block."""
 
 
 @dataclass(frozen=True)
 class Distributed:
-    """Several processes that train one student: the same command in each, but for `process`. They
-    share the file system. Without these settings there is one process."""
+    """Several processes that train one student. Start the same command in each, with another
+    `process`; all must share the file system. Without these settings there is one process."""
 
     coordinator: str | None = None
-    """HOST:PORT at which process 0 can be reached by the others; any free port."""
+    """HOST:PORT at which the others reach process 0; any free port."""
     processes: int | None = None
-    """How many there are."""
+    """Number of processes."""
     process: int | None = None
-    """Which of them this is, from 0."""
+    """Number of this process, from 0."""
     detect: bool = False
-    """Let jax find out what is not given, on Slurm, Open MPI, Kubernetes and TPU pods."""
+    """Let JAX detect the settings that are unset: on Slurm, Open MPI, Kubernetes and TPU pods."""
 
 
 @dataclass(frozen=True)
 class Keep:
-    """Which checkpoints stay. Each holds the weights three times with Adam's two moments."""
+    """Which checkpoints are kept. With AdamW a checkpoint is three times the size of the weights
+    (weights and two moments)."""
 
     last: int = 1
-    """The newest ones, from which a run goes on; at least one."""
+    """Number of newest checkpoints; at least 1. A run resumes from the newest."""
     best: int = 0
-    """Of those that were judged, the best ones: one is saved whenever a judgement is among them."""
+    """Number of best checkpoints by held-out rows. An evaluation among the best so far saves a
+    checkpoint."""
     best_by: Literal["kl", "ce"] = "kl"
-    """By the held-out KL to the teacher (its bound at T = 1), or the held-out cross-entropy."""
+    """`kl`: held-out KL to the teacher (its lower bound at T = 1); `ce`: held-out cross-entropy."""
     every: int | None = None
-    """Those after every so many updates, for good. Unset: none."""
+    """Also keep the checkpoint after every multiple of this many updates. Unset: none."""
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a student from a sealed cache. Running again goes on from the last checkpoint."""
+    """Train a student from a sealed cache. The same command again resumes from the newest
+    checkpoint."""
 
     cache: Path = Path("runs/cache")
-    """The sealed cache."""
+    """The sealed cache to learn from."""
     run: Path = Path("runs/student")
-    """Directory of this run: initial student, checkpoints, `metrics.jsonl`."""
+    """Directory of this run: initial student, checkpoints and `metrics.jsonl`."""
     student: Student = field(default_factory=Student)
     data: Data = field(default_factory=Data)
     loss: Loss = field(default_factory=Loss)
     optimiser: Optimiser = field(default_factory=Optimiser)
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of matmul operands; weights, moments, normalisation and all sums are float32 always."""
+    """Type of matmul operands. Weights, moments, normalisation and all sums are always float32."""
     mesh: StudentMesh = field(default_factory=StudentMesh)
     distributed: Distributed = field(default_factory=Distributed)
     remat: Remat = "none"
-    """What of each block is kept for the backward pass instead of being computed again: `none`,
-    every product's operands; `dots`, the block's input, queries, keys, values and the gated MLP's
-    two products; `block`, only its input, for a third more work. The same numbers but for
-    rounding."""
+    """Which arrays of each block are kept for the backward pass; all others are computed again.
+    `none`: the operands of every product. `dots`: the block's input, queries, keys, values and the
+    gated MLP's two products. `block`: the block's input only, for a third more work. Results differ
+    by rounding only."""
     compilation_cache: bool = True
-    """Keep compiled programs in `compiled` beside the run's directory (or where
-    JAX_COMPILATION_CACHE_DIR says), so that going on starts at once."""
+    """Keep compiled programs in the directory `compiled` beside the run's (or in
+    JAX_COMPILATION_CACHE_DIR), so that a resumed run does not compile again."""
     checkpoint_every: int = 40
-    """Updates between checkpoints; one more is written at the end."""
+    """Updates between checkpoints. The end of the run saves one more."""
     keep: Keep = field(default_factory=Keep)
     evaluate_every: int = 20
-    """Updates between looks at the held-out rows; also before the first and after the last."""
+    """Updates between evaluations on held-out rows. The run also evaluates before the first and
+    after the last update."""
     heldout_rows: int | None = 8
-    """Held-out rows to judge by, spread evenly over all of them: the same for every student.
-    Unset takes all."""
+    """Number of held-out rows to evaluate on, spread evenly over all of them, so that every student
+    has the same. Unset: all."""
     log_every: int = 1
     """Updates between lines of `metrics.jsonl`."""
     max_bad_steps: int = 10
-    """Updates in a row with a non-finite loss or gradient, each skipped, that stop the run."""
+    """Stop after this many updates in a row with a non-finite loss or gradient. Such updates are
+    skipped."""
     quiet: bool = False
-    """Print nothing but errors."""
+    """Print errors only."""
     json: bool = False
-    """Print every line of `metrics.jsonl`, and the seconds left, on standard output, for batch
-    jobs; all else goes to standard error."""
+    """For batch jobs: print every line of `metrics.jsonl`, with the seconds left, on standard
+    output and all other messages on standard error."""
     allow: tuple[str, ...] = ()
-    """What may be another than when the run began, such as `optimiser.learning_rate`,
-    `data.batch_rows`, `cache`, `code`; written down in `run.json`. What decides the shape of what
-    was saved (the student, the kind of optimiser, what is frozen) never may."""
+    """Settings that a resumed run may change, such as `optimiser.learning_rate`, `data.batch_rows`,
+    `cache` or `code`; `run.json` records the change. Settings that decide the shape of a checkpoint
+    (the student, `optimiser.name`, `optimiser.freeze`) can never change."""
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Judge a run's student on held-out rows: a JSON document, kept in the run's directory too."""
+    """Evaluate a run's student on held-out rows: prints a JSON document and keeps it in the run's
+    directory."""
 
     run: Path = Path("runs/student")
-    """The run."""
+    """Directory of the run."""
     checkpoint: str = "last"
-    """Of its checkpoints `last`, `best` by held-out KL, `best-ce`, or the number of updates."""
+    """Checkpoint to use: `last`, `best` (by held-out KL), `best-ce` (by held-out cross-entropy), or
+    a number of updates."""
     cache: Path = Path("runs/cache")
     """A sealed cache with the run's tokenizer."""
     heldout_rows: int | None = None
-    """Rows to judge by, spread evenly. Unset takes all."""
+    """Number of held-out rows to evaluate on, spread evenly. Unset: all."""
     batch_rows: int = 4
-    """Rows at a time."""
+    """Rows in one batch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of matmul operands."""
+    """Type of matmul operands."""
     table: bool = False
-    """Print a table for the eye instead of JSON."""
+    """Print a table in place of JSON."""
 
 
 @dataclass(frozen=True)
@@ -255,44 +270,47 @@ class Export:
     """Write a run's student as a Hugging Face directory."""
 
     run: Path = Path("runs/student")
-    """The run."""
+    """Directory of the run."""
     checkpoint: str = "last"
-    """Of its checkpoints `last`, `best` by held-out KL, `best-ce`, or the number of updates."""
+    """Checkpoint to use: `last`, `best` (by held-out KL), `best-ce` (by held-out cross-entropy), or
+    a number of updates."""
     cache: Path = Path("runs/cache")
-    """What a run learned from that began before 0.5: newer ones have written it down."""
+    """Cache that the run learned from. Only for a run that began before version 0.5: newer runs
+    have recorded it."""
     output: Path = Path("runs/exported")
-    """Directory to write; transformers, `student.source` and `teacher.model` read it."""
+    """Directory to write. transformers, `student.source` and `teacher.model` can read it."""
 
 
 @dataclass(frozen=True)
 class Generate:
-    """A few samples from a run's student, for a look."""
+    """Print samples of text from a run's student."""
 
     run: Path = Path("runs/student")
-    """The run."""
+    """Directory of the run."""
     checkpoint: str = "last"
-    """Of its checkpoints `last`, `best` by held-out KL, `best-ce`, or the number of updates."""
+    """Checkpoint to use: `last`, `best` (by held-out KL), `best-ce` (by held-out cross-entropy), or
+    a number of updates."""
     prompt: str = "The"
-    """What the samples begin with."""
+    """Text that every sample begins with."""
     chat: bool = False
-    """Put the prompt as a user's message, by the tokenizer's chat template."""
+    """Wrap the prompt as a user's message with the tokenizer's chat template."""
     chat_date: str | None = None
-    """The date that templates may write, such as 2026-01-31."""
+    """Date that the chat template may insert, such as 2026-01-31."""
     samples: int = 3
-    """How many."""
+    """Number of samples."""
     max_tokens: int = 64
-    """Of each sample, after the prompt; one ends earlier where the document does."""
+    """Most tokens of a sample after the prompt. An end-of-document token ends it earlier."""
     temperature: float = 0.8
-    """Logits are divided by it; 0 always takes the likeliest token."""
+    """Logits are divided by this. 0: always take the likeliest token."""
     top_p: float = 0.95
-    """Draw from the fewest tokens that make up this probability; 1: from all."""
+    """Draw from the smallest set of tokens with at least this probability. 1: all tokens."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of matmul operands."""
+    """Type of matmul operands."""
 
     def __post_init__(self) -> None:
-        """Refuse what no sample could be drawn by."""
+        """ValueError for settings that allow no sample."""
         if self.samples < 1 or self.max_tokens < 1:
             raise ValueError(
                 f"samples = {self.samples}, max_tokens = {self.max_tokens}; each is 1 or more"
@@ -305,9 +323,9 @@ class Generate:
 
 @dataclass(frozen=True)
 class Report:
-    """Compare runs on one page: `report RUN…`, or `--runs RUN…`."""
+    """Compare runs on one page: `decant report RUN…`, or `--runs RUN…`."""
 
     runs: tuple[Path, ...] = (Path("runs/student"),)
-    """Runs to compare."""
+    """Directories of the runs to compare."""
     output: Path = Path("runs/report")
-    """Directory for `report.html`, which is whole by itself, and its charts as PNGs."""
+    """Directory to write: `report.html`, which needs no other file, and its charts as PNGs."""

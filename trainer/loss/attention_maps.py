@@ -1,8 +1,8 @@
-"""How far the student's attention maps are from the teacher's, a number for each query.
+"""The distance between the student's and the teacher's attention maps, a number for each query.
 
-A query counts where its position does (`loss_mask`), so that this term is divided by the same
-number as the others; a query that sees one key only counts and has nothing to learn. Keys that it
-does not see (later ones, other segments) take no part.
+A query counts if its position counts (`loss_mask`), so that this term is divided by the same number
+as the others. A query that sees a single key counts but has nothing to learn. Keys that a query
+does not see (later positions, other segments) are left out.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 from decant.models.decoder.attention import attention_mask
 from decant.trainer.loss.settings import AttentionKind
 
-FLOOR = 1e-30
-"""Least probability of the student that the KL tells from zero, whose logarithm is −∞."""
+PROBABILITY_FLOOR = 1e-30
+"""Lower clamp on the student's probabilities in the KL, because log 0 is −∞."""
 
 Maps = Float[Array, "batch heads position position"]
 
@@ -31,12 +31,13 @@ def attention_loss(
 ) -> Float[Array, ""]:
     """Σ over counted queries of the mean over heads of each row's distance, in float32.
 
-    `mse` is the mean over the row's visible keys, `kl` the KL(teacher ‖ student) of the row in
-    nats; a teacher's row of zeros has none. `average_heads` compares means over the heads, which
-    need not be equally many then.
+    `kind`: "mse" is the mean over the row's visible keys of the squared difference; "kl" is
+    KL(teacher ‖ student) of the row in nats, 0 if the teacher's row is all zeros.
+    `normalize` scales each row of both maps to sum to one. `average_heads` compares the means over
+    the heads; without it both models must have the same number of heads.
     """
     seen = attention_mask(segment_ids, segment_ids)[:, None]
-    # Uncounted rows too: what is stored there may not be finite, and 0·NaN is NaN.
+    # Uncounted rows are masked too: their stored values may not be finite, and 0·NaN is NaN.
     teacher = jnp.where(seen & counted[:, None, :, None], teacher.astype(jnp.float32), 0.0)
     student = jnp.where(seen, student, 0.0)
     if average_heads:
@@ -48,7 +49,7 @@ def attention_loss(
 
 
 def _row_stochastic(maps: Maps) -> Maps:
-    """Rows that sum to one; a row of zeros stays one."""
+    """`maps` with rows scaled to sum to one; a row of zeros is unchanged."""
     total = jnp.sum(maps, axis=-1, keepdims=True)
     return maps / jnp.where(total > 0, total, 1.0)
 
@@ -56,14 +57,14 @@ def _row_stochastic(maps: Maps) -> Maps:
 def _squared(
     student: Maps, teacher: Maps, seen: Bool[Array, "batch 1 position position"]
 ) -> Float[Array, "batch heads position"]:
-    keys = jnp.sum(seen, axis=-1)  # A query sees itself at least.
+    keys = jnp.sum(seen, axis=-1)  # at least 1: a query sees itself
     return jnp.sum(jnp.square(student - teacher), axis=-1) / keys
 
 
 def _kl(student: Maps, teacher: Maps) -> Float[Array, "batch heads position"]:
     # The double where: p·(log p − log q) at p = 0 is 0·(−inf), whose value and gradient are NaN.
-    some = teacher > 0
-    safe_p = jnp.where(some, teacher, 1.0)
-    safe_q = jnp.where(some, jnp.maximum(student, FLOOR), 1.0)
+    present = teacher > 0
+    safe_p = jnp.where(present, teacher, 1.0)
+    safe_q = jnp.where(present, jnp.maximum(student, PROBABILITY_FLOOR), 1.0)
     terms = safe_p * (jnp.log(safe_p) - jnp.log(safe_q))
-    return jnp.sum(jnp.where(some, terms, 0.0), axis=-1)
+    return jnp.sum(jnp.where(present, terms, 0.0), axis=-1)

@@ -1,12 +1,12 @@
-"""One chunk of tokens: logits → loss and, from the same logits, its gradient.
+"""The loss of one chunk of tokens and its gradient, both from the same logits.
 
-With g_c = ∂D/∂log q_c over the k + 1 categories of `trainer.loss.divergences` and G = Σ_c g_c, the
-gradient with respect to the student's logits is
+Let g_c = ∂D/∂log q_c over the k + 1 categories of `loss/divergences.py`, and G = Σ_c g_c. For any
+divergence D the gradient with respect to the student's logits is
     stored v:  β·(g_v − G·q_v)            tail v:  β·(g_tail·q_v/τ − G·q_v)
-whatever the divergence D. For forward KL g = −p and G = −1, which gives β·(q − p) and
-β·q_v·(1 − t/τ). To the tail's, `decant.trainer.loss.tail_corrections` adds β·(w·q_v/τ − ρ_v).
+with τ the student's mass of the tail. For forward KL g = −p and G = −1, which gives β·(q − p) and
+β·q_v·(1 − t/τ). `loss/tail_corrections.py` adds β·(w·q_v/τ − ρ_v) to the gradient of the tail.
 
-Logits and gradient are those of this device's columns of the vocabulary; see `student_view`.
+Logits and gradient are those of this device's columns ("here"); see `loss/student_view.py`.
 """
 
 from __future__ import annotations
@@ -40,19 +40,20 @@ from decant.trainer.loss.targets import BatchTargets
 
 
 class HeadSums(NamedTuple):
-    """HeadSums over the counted positions, in nats; divide by the count of the *whole* batch."""
+    """Sums over the counted positions, in nats. Divide by the count of the *whole* batch."""
 
     kl: Float[Array, ""]
-    """Forward KL at T, the teacher's entropy subtracted. By `tail`: `bucket`, a lower bound;
-    `sampled`, right on average; `prior`, an estimate; `renormalize`, that of another teacher."""
+    """Forward KL at T. With tail = "bucket" a lower bound, "sampled" right on average, "prior" an
+    estimate, "renormalize" the KL to a teacher without a tail."""
     ce: Float[Array, ""]
     """Hard-label cross-entropy at T = 1."""
     agreement: Float[Array, ""]
-    """Positions whose most likely token is the teacher's; not one whose teacher's is not stored."""
+    """Number of positions whose most likely token is the teacher's, which must be stored."""
     count: Float[Array, ""]
+    """Number of counted positions."""
     taught: Float[Array, ""]
-    """Counted positions of which a teacher said anything: those of `kl` and `agreement`. The others
-    are learned from their label alone, as at α = 0."""
+    """Number of counted positions with a teacher's targets, to which `kl` and `agreement` refer.
+    The others are learned from their label alone, as at α = 0."""
 
     @classmethod
     def zero(cls) -> HeadSums:
@@ -61,14 +62,14 @@ class HeadSums(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """The part of the loss that is compiled in; temperature and α stay numbers."""
+    """The static settings of the fused head's loss. T and α are arrays: see `LossInputs`."""
 
     divergence: Divergence = "forward_kl"
     mix: float = 0.5
     tail: Tail = "bucket"
     chunk_tokens: int | None = None
     softcap: float | None = None
-    """Of the student's logits: its `config.final_softcap`."""
+    """Cap of the student's logits, `ModelConfig.final_softcap`."""
 
     @property
     def dense(self) -> bool:
@@ -77,22 +78,22 @@ class Recipe(NamedTuple):
 
 
 class LossInputs(NamedTuple):
-    """The part of the loss that may change while training."""
+    """The inputs of the loss that may change between updates."""
 
     temperature: Float[Array, ""]
     alpha: Float[Array, ""]
     log_prior: Float[Array, " here"] | None = None
-    """log π at this temperature, −inf where a column is no id; for tail = "prior"."""
+    """log π at this temperature, −inf in padding columns; for tail = "prior"."""
 
 
 class Slope(NamedTuple):
-    """What the gradient is made of, times each position's weight."""
+    """The parts of the gradient, each times the position's factor in the loss."""
 
     categories: Float[Array, "n categories"]
-    """In each category's log q."""
-    inside: TailCorrection | None
+    """Derivative with respect to each category's log q."""
+    correction: TailCorrection | None
     hard: Float[Array, " n"]
-    """Weight of the hard label."""
+    """Factor of the cross-entropy with the label."""
 
 
 def chunk_loss(
@@ -103,7 +104,7 @@ def chunk_loss(
     inputs: LossInputs,
     vocabulary: Vocabulary,
 ) -> tuple[Float[Array, ""], HeadSums]:
-    """The loss summed over a chunk, and its parts."""
+    """The loss summed over a chunk's counted positions, and its parts."""
     view = _view(logits, targets, inputs, vocabulary)
     value, sums, _ = _loss(view, targets, recipe=recipe, inputs=inputs, vocabulary=vocabulary)
     return value, sums
@@ -117,7 +118,8 @@ def chunk_loss_and_gradient(
     inputs: LossInputs,
     vocabulary: Vocabulary,
 ) -> tuple[Float[Array, ""], HeadSums, Float[Array, "n here"]]:
-    """The loss summed over a chunk, its parts, and its gradient with respect to the logits."""
+    """The loss summed over a chunk's counted positions, its parts, and its gradient with respect to
+    the logits."""
     beta = 1 / inputs.temperature
     view = _view(logits, targets, inputs, vocabulary)
     value, sums, slope = _loss(view, targets, recipe=recipe, inputs=inputs, vocabulary=vocabulary)
@@ -125,15 +127,12 @@ def chunk_loss_and_gradient(
         gradient = _dense_gradient(logits, view, slope, beta=beta, vocabulary=vocabulary)
     else:
         gradient = _gradient(view, slope, log_prior=inputs.log_prior, beta=beta)
-        drawn = slope.inside and slope.inside.drawn
-        drawn = None if drawn is None else beta * drawn
-        gradient = subtract_at_ids(gradient, targets.tail_ids, drawn, vocabulary=vocabulary)
+        omega = slope.correction and slope.correction.drawn
+        omega = None if omega is None else beta * omega
+        gradient = subtract_at_ids(gradient, targets.tail_ids, omega, vocabulary=vocabulary)
     hard = slope.hard[:, None]
-    return (
-        value,
-        sums,
-        subtract_at_ids(gradient, targets.labels[:, None], hard, vocabulary=vocabulary),
-    )
+    gradient = subtract_at_ids(gradient, targets.labels[:, None], hard, vocabulary=vocabulary)
+    return value, sums, gradient
 
 
 def _view(
@@ -159,19 +158,21 @@ def _loss(
     inputs: LossInputs,
     vocabulary: Vocabulary,
 ) -> tuple[Float[Array, ""], HeadSums, Slope]:
-    """The loss sum, its parts, and its slope."""
-    logp, logq, inside = _sides(view, targets, recipe=recipe, inputs=inputs, vocabulary=vocabulary)
+    """The summed loss, its parts, and the parts of its gradient."""
+    logp, logq, correction = _categories(
+        view, targets, recipe=recipe, inputs=inputs, vocabulary=vocabulary
+    )
 
-    def of(kind: Divergence, logq: Array) -> Array:
+    def divergence_of(kind: Divergence, logq: Array) -> Array:
         return divergence(logp, logq, kind=kind, mix=recipe.mix)
 
-    # Each category's share of it depends on that category alone, wherever it is.
-    over = vocabulary.sum_over_devices if recipe.dense else lambda x: x
-    soft, pull = jax.vjp(lambda logq: of(recipe.divergence, logq), logq)
-    soft = over(soft)
-    if inside is not None:
-        soft += inside.value
-    kl = soft if recipe.divergence == "forward_kl" else over(of("forward_kl", logq))
+    # If every token is a category, each device holds its own; a divergence is a sum over them.
+    total = vocabulary.sum_over_devices if recipe.dense else lambda x: x
+    soft, pull = jax.vjp(lambda logq: divergence_of(recipe.divergence, logq), logq)
+    soft = total(soft)
+    if correction is not None:
+        soft += correction.value
+    kl = soft if recipe.divergence == "forward_kl" else total(divergence_of("forward_kl", logq))
     ce = view.z_hard - view.label
     highest = jnp.maximum(view.highest, jnp.max(view.head, axis=-1))
     agrees = jnp.isfinite(view.head[:, 0]) & (view.head[:, 0] >= highest)
@@ -187,11 +188,12 @@ def _loss(
     alpha = jnp.where(taught, inputs.alpha, 0.0)
     factor = alpha * temperature_scale(inputs.temperature, kind=recipe.divergence)
     (categories,) = pull(counted * factor)
-    slope = Slope(categories, inside and inside.scaled(counted * factor), counted * (1 - alpha))
+    scaled = correction and correction.scaled(counted * factor)
+    slope = Slope(categories, scaled, counted * (1 - alpha))
     return jnp.sum(counted * (factor * soft + (1 - alpha) * ce)), sums, slope
 
 
-def _sides(
+def _categories(
     view: StudentView,
     targets: BatchTargets,
     *,
@@ -199,7 +201,7 @@ def _sides(
     inputs: LossInputs,
     vocabulary: Vocabulary,
 ) -> tuple[Float[Array, "n categories"], Float[Array, "n categories"], TailCorrection | None]:
-    """log p and log q over the categories, and what is known of the tail's inside besides."""
+    """log p and log q over the categories, and the correction for the tail's shape, if any."""
     beta = 1 / inputs.temperature
     kept = targets.stored
     scored = jnp.any(kept, axis=-1, keepdims=True)
@@ -209,21 +211,21 @@ def _sides(
         beta=beta,
         tail=recipe.tail,
     )
-    logp, inside = teacher.logp, None
+    logp, correction = teacher.logp, None
     logq = jnp.concatenate([beta * view.head, view.tail_soft[:, None]], axis=-1)
     if recipe.tail == "sampled":
-        inside = correction_from_draws(view, targets, teacher, beta=beta)
+        correction = correction_from_draws(view, targets, teacher, beta=beta)
     elif recipe.tail == "prior":
         if inputs.log_prior is None:
-            raise ValueError('tail = "prior" needs a prior: none was given')
+            raise ValueError('tail = "prior" needs a prior: log_prior is None')
         if recipe.dense:
             logp = dense_teacher_logp(view, teacher, inputs.log_prior, vocabulary=vocabulary)
             logq = set_columns(beta * view.tail, view.columns, beta * view.head)
         else:
-            inside = correction_from_prior(
+            correction = correction_from_prior(
                 view, teacher, inputs.log_prior, beta=beta, vocabulary=vocabulary
             )
-    return logp, jnp.where(scored, logq - view.z_soft[:, None], -jnp.inf), inside
+    return logp, jnp.where(scored, logq - view.z_soft[:, None], -jnp.inf), correction
 
 
 def _gradient(
@@ -233,20 +235,24 @@ def _gradient(
     log_prior: Float[Array, " here"] | None,
     beta: Float[Array, ""],
 ) -> Float[Array, "n here"]:
-    """The gradient in the logits, but for what labels and draws take away."""
+    """The gradient in the logits, before the terms at labels and tail draws are subtracted."""
     categories = beta * slope.categories
     total = jnp.sum(categories, axis=-1)
     of_tail = categories[:, -1]
-    if slope.inside is not None:
-        of_tail += beta * slope.inside.mass
-    # q_v/τ = exp(β·logit − tail_soft) in the tail; an empty tail has no v, but must not be NaN.
+    if slope.correction is not None:
+        of_tail += beta * slope.correction.mass
+    # q_v/τ = exp(β·logit − tail_soft) in the tail. An empty tail has τ = 0: avoid NaN.
     share = jnp.where(jnp.isfinite(view.tail_soft), jnp.exp(beta * view.top - view.tail_soft), 0.0)
     of_soft = of_tail * share - total * jnp.exp(beta * view.top - view.z_soft)
     of_hard = slope.hard * jnp.exp(view.top - view.z_hard)
     below = view.tail - view.top[:, None]
     in_tail = of_soft[:, None] * jnp.exp(beta * below) + of_hard[:, None] * jnp.exp(below)
-    if slope.inside is not None and slope.inside.density is not None and log_prior is not None:
-        in_tail -= beta * slope.inside.density[:, None] * jnp.exp(log_prior)
+    if (
+        slope.correction is not None
+        and slope.correction.density is not None
+        and log_prior is not None
+    ):
+        in_tail -= beta * slope.correction.density[:, None] * jnp.exp(log_prior)
     q_head = jnp.exp(beta * view.head - view.z_soft[:, None])
     in_head = categories[:, :-1] - total[:, None] * q_head
     in_head += slope.hard[:, None] * jnp.exp(view.head - view.z_hard[:, None])
@@ -261,7 +267,7 @@ def _dense_gradient(
     beta: Float[Array, ""],
     vocabulary: Vocabulary,
 ) -> Float[Array, "n here"]:
-    """The same where every token is a category."""
+    """The same gradient if every token is a category."""
     total = vocabulary.sum_over_devices(jnp.sum(slope.categories, axis=-1))
     soft = slope.categories - total[:, None] * jnp.exp(beta * logits - view.z_soft[:, None])
     return beta * soft + slope.hard[:, None] * jnp.exp(logits - view.z_hard[:, None])

@@ -1,12 +1,11 @@
 """Divergences between teacher and student over *categories*, given as log-probabilities.
 
-Most often these are k + 1: the stored tokens in the cache's order, then everything else
-together. Merging tokens can only lower a divergence (data processing), so each value is then a
-lower bound of the divergence over the full vocabulary and equal to it when every token is stored.
-What is known of the tail's inner shape is `decant.trainer.loss.tail_corrections`' to add.
+There are usually k + 1 categories: the stored tokens in the cache's order, then the tail as one.
+Merging tokens can only lower a divergence (data processing). A value is therefore a lower bound of
+the divergence over the full vocabulary, and equal to it if every token is stored.
+`loss/tail_corrections.py` adds the shape of the tail.
 
-A category that does not exist has log-probability −inf on both sides and contributes neither
-value nor gradient.
+A missing category has log-probability −inf on both sides. It adds neither value nor gradient.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from decant.schemas.targets.targets import tail_logmass_at
 
 
 class TeacherCategories(NamedTuple):
-    """The teacher's side at one temperature."""
+    """The teacher's distribution over the categories at one temperature."""
 
     logp: Float[Array, "tokens categories"]
-    """Stored tokens, then the tail. A position without a target is −inf throughout."""
+    """log p of the stored tokens, then of the tail; all −inf at a position without a target."""
     log_normaliser: Float[Array, " tokens"]
-    """Z_β; 0 where there is no target."""
+    """Z_β; 0 at a position without a target."""
     tail_logmass: Float[Array, " tokens"]
-    """A(β) of the unnormalised tail; −inf where it is empty."""
+    """A(β), before normalisation; −inf if the tail is empty."""
 
 
 def teacher_categories(
@@ -38,10 +37,10 @@ def teacher_categories(
     beta: Float[Array, ""] | float,
     tail: Tail,
 ) -> TeacherCategories:
-    """log p of the teacher at inverse temperature β: k stored tokens, then the tail.
+    """The teacher's k stored tokens and its tail at inverse temperature β.
 
-    Z_β = log(Σ_K exp(β·logp) + exp A(β)); with tail = "renormalize" the tail is dropped and
-    the stored tokens alone sum to one. A position without a target is −inf throughout.
+    Z_β = log(Σ_K exp(β·logp) + exp A(β)), with A from `tail_logmass` at the nodes. With
+    tail = "renormalize" the tail is dropped and the stored tokens sum to one.
     """
     head = beta * topk_logprobs
     mass = tail_logmass_at(tail_logmass, beta, xp=jnp)
@@ -65,7 +64,7 @@ def divergence(
     kind: Divergence,
     mix: float = 0.5,
 ) -> Float[Array, " tokens"]:
-    """D(teacher p, student q) of each position in nats; `kind` and `mix` as in LossConfig."""
+    """D(teacher p, student q) of each position, in nats. `mix` is for kind = "jsd": see `Loss`."""
     if kind == "forward_kl":
         return _kl(logp, logq)
     if kind == "reverse_kl":
@@ -79,7 +78,7 @@ def divergence(
 def temperature_scale(
     temperature: Float[Array, ""] | float, *, kind: Divergence
 ) -> Float[Array, ""] | float:
-    """The factor that keeps the gradient's size when T grows: T² (Hinton et al. 2015), T for TV."""
+    """The factor that keeps the gradient's size as T grows: T² (Hinton et al. 2015), T for TV."""
     return temperature if kind == "tv" else temperature**2
 
 
@@ -95,7 +94,7 @@ def _kl(
 def _log_mixture(
     logp: Float[Array, "tokens categories"], logq: Float[Array, "tokens categories"], mix: float
 ) -> Float[Array, "tokens categories"]:
-    """log(mix·p + (1 − mix)·q), and 0 (any finite number) where both are absent."""
+    """log(mix·p + (1 − mix)·q); where both are −inf, a finite number that nothing reads."""
     absent = jnp.isneginf(logp) & jnp.isneginf(logq)
     safe_p, safe_q = jnp.where(absent, 0.0, logp), jnp.where(absent, 0.0, logq)
     return jnp.logaddexp(jnp.log(mix) + safe_p, jnp.log1p(-mix) + safe_q)

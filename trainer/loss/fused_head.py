@@ -1,8 +1,8 @@
-"""The fused head: hidden states → loss sums and gradients, without logits for the whole batch.
+"""The fused head: from a batch's hidden states to loss and gradients, by a scan over chunks.
 
-A scan over chunks of tokens. Each chunk makes its logits once and turns them into the loss and
-into the gradient on the spot (`custom_vjp`), so that what lives at once is one chunk's logits
-and one float32 gradient of the unembedding. All sums are float32 whatever the model computes in.
+Each chunk computes its logits once, and from them both the loss and the gradient (`custom_vjp`);
+`loss/chunk_loss.py` is the part for one chunk. At any time only one chunk's logits and one float32
+gradient of the unembedding exist. All sums are float32, whatever type the model computes in.
 """
 
 from __future__ import annotations
@@ -48,13 +48,15 @@ def distillation_loss(
 ) -> tuple[Float[Array, ""], HeadSums]:
     """Σ over counted positions of α·T²·D(p ‖ q) + (1 − α)·CE, and its parts.
 
-    Differentiable in `hidden` and `unembedding`; the parts carry no gradient. The loss is a sum:
-    the caller divides by the counted tokens of the whole batch, so that microbatches, devices and
-    packing change nothing but rounding. Logits are computed in the dtype of `hidden` and kept in
-    float32. `prior` is the tail's at the nodes of `BETAS` (`Cache.tail_prior`), for the tail of
-    that name. T ≥ 1 is the caller's to check. Of the unembedding's columns the first `vocabulary`
-    are ids (None: all); a checkpoint may pad it. On a `mesh` rows are split over `data` and `fsdp`,
-    the vocabulary over `tensor`.
+    The loss is differentiable in `hidden` and `unembedding`; its parts carry no gradient. The
+    caller divides the sum by the counted tokens of the whole batch, so that microbatches, devices
+    and packing change results by rounding only. Logits are computed in the dtype of `hidden` and
+    kept in float32.
+
+    `temperature` must be at least 1, which the caller checks. `prior` is the tail prior at the
+    nodes of `BETAS` (`Cache.tail_prior`), for tail = "prior". `vocabulary` is the number of ids:
+    the unembedding's first columns, as a checkpoint may pad it (None: all columns). On a `mesh`
+    rows are split over `data` and `fsdp`, and the vocabulary over `tensor`.
     """
     split = VocabularySplit.of(mesh, size=vocabulary or unembedding.shape[-1])
     log_prior = None
@@ -69,7 +71,7 @@ def distillation_loss(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _fused(recipe, split, hidden, unembedding, targets, inputs):
-    """The loss alone: what runs when nobody asks for gradients."""
+    """The loss without gradients: the primal function of the `custom_vjp`."""
     matrix = unembedding.astype(hidden.dtype)
 
     def on_device(hidden, matrix, targets, inputs):
@@ -94,7 +96,7 @@ def _fused(recipe, split, hidden, unembedding, targets, inputs):
 
 
 def _fused_forward(recipe, split, hidden, unembedding, targets, inputs):
-    # Cast before devices that hold shares of it send them round.
+    # Cast before the devices exchange their shares of it: bfloat16 sends half as much.
     matrix = unembedding.astype(hidden.dtype)
 
     def on_device(hidden, matrix, targets, inputs):
@@ -109,7 +111,7 @@ def _fused_forward(recipe, split, hidden, unembedding, targets, inputs):
                 inputs=inputs,
                 vocabulary=split.vocabulary,
             )
-            # All of the loss is in terms of capped logits; the product made those below the cap.
+            # d_logits is with respect to capped logits; the product gave uncapped ones.
             d_logits = (d_logits * soft_cap_slope(logits, recipe.softcap)).astype(hidden.dtype)
             d_hidden = split.vocabulary.sum_over_devices(contract("cv,dv->cd", d_logits, matrix))
             d_matrix += contract("cd,cv->dv", chunk_hidden, d_logits)
@@ -146,7 +148,7 @@ _fused.defvjp(_fused_forward, _fused_backward)
 
 
 def _splits(split: VocabularySplit, inputs: LossInputs) -> tuple:
-    """Of hidden states, matrix, targets and inputs."""
+    """PartitionSpecs of hidden states, matrix, targets and inputs."""
     everywhere = LossInputs(*[PartitionSpec()] * 2, None)  # type: ignore[arg-type]
     prior = None if inputs.log_prior is None else split.vocab
     return split.rows, split.matrix, split.rows, everywhere._replace(log_prior=prior)  # type: ignore[arg-type]

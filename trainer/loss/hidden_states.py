@@ -1,7 +1,7 @@
-"""How far the student's hidden states are from the teacher's, a number for each position.
+"""The distance between the student's and the teacher's hidden states, a number for each position.
 
-A mean over the width, so that it does not change the scale. The sum over counted positions is
-left to be divided by the counted tokens of the whole batch, as every part of the loss is.
+A distance is a mean over the width, so that the width does not change its scale. The result is a
+sum over counted positions; the caller divides it by the counted tokens of the whole batch.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ def hidden_loss(
     kind: HiddenKind,
     matrix: Float[Array, "width stored"] | None = None,
 ) -> Float[Array, ""]:
-    """Σ over counted positions of the distance, in float32; widths are equal without a `matrix`.
+    """Σ over counted positions of the distance, in float32.
 
-    `matrix` maps the student's states first: a trained projection, or the principal directions
-    that the teacher's are stored along. What is stored where nothing is counted may be anything.
+    `matrix` maps the student's states before they are compared: a trained projection, or the
+    principal directions along which the teacher's states are stored. None: both widths are equal.
+    The teacher's states at uncounted positions may hold any values, NaN too.
     """
     student = student.astype(jnp.float32)
     if matrix is not None:
         student = contract("btd,de->bte", student, matrix)
-    # The double where: a state that is not finite would make a gradient of 0·NaN.
+    # The double where: an uncounted state that is not finite would give a gradient of 0·NaN.
     teacher = jnp.where(counted[..., None], teacher.astype(jnp.float32), 0.0)
     distance = _squared if kind == "mse" else _one_minus_cosine
     return jnp.sum(jnp.where(counted, distance(student, teacher), 0.0))
@@ -45,11 +46,11 @@ def _squared(
 def _one_minus_cosine(
     a: Float[Array, "*position width"], b: Float[Array, "*position width"]
 ) -> Float[Array, " *position"]:
-    """In [0, 2]; 1 with zero gradient where either is zero, which has no direction."""
+    """In [0, 2]. If either vector is zero, which has no direction: 1 with zero gradient."""
     return 1 - jnp.sum(_direction(a) * _direction(b), axis=-1)
 
 
 def _direction(x: Float[Array, "*position width"]) -> Float[Array, "*position width"]:
     square = jnp.sum(x * x, axis=-1, keepdims=True)
-    some = square > 0
-    return x * jnp.where(some, lax.rsqrt(jnp.where(some, square, 1.0)), 0.0)
+    nonzero = square > 0
+    return x * jnp.where(nonzero, lax.rsqrt(jnp.where(nonzero, square, 1.0)), 0.0)

@@ -1,4 +1,4 @@
-"""The loss's terms that compare layers: the student's forward pass against what the cache holds."""
+"""The terms of the loss that compare the student's layers with the teacher's stored ones."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from decant.trainer.loss.layer_pairs import AttentionPair, HiddenPair, Pairs
 from decant.trainer.loss.settings import AttentionLoss, HiddenLoss, Loss
 
 Matrices = Mapping[str, Float[Array, "width stored"]]
-"""What the student's states pass: projections by their names, directions by their signals'."""
+"""Matrices that map the student's states: projections by name, directions by signal."""
 
 
 class TermSums(NamedTuple):
-    """Of each term the mean over its pairs, summed over counted positions, without its λ."""
+    """For each term the mean over its pairs, summed over counted positions, without λ."""
 
     hidden: tuple[Float[Array, ""], ...] = ()
     attention: tuple[Float[Array, ""], ...] = ()
@@ -38,7 +38,11 @@ def term_sums(
     pairs: Pairs,
     matrices: Matrices,
 ) -> TermSums:
-    """Every term of the loss; `states` are the student's `pairs.hidden_layers`."""
+    """The sums of every term of `loss`.
+
+    `states` are the student's hidden states by layer, for all of `pairs.hidden_layers`. `batch`
+    holds the signals of `pairs` as stored, undecoded.
+    """
     return TermSums(
         hidden=tuple(
             _mean([_hidden(pair, term, states, batch, matrices) for pair in chosen])
@@ -68,7 +72,7 @@ def _hidden(
 def _attention(
     pair: AttentionPair, term: AttentionLoss, model: Decoder, states: Mapping, batch: Mapping
 ) -> Float[Array, ""]:
-    # Training keeps its arguments only: maps are T² numbers a head, several times over.
+    # The backward pass computes maps again: kept, they are several arrays of T² numbers a head.
     @jax.checkpoint
     def compare(inputs: Array, stored: Array) -> Float[Array, ""]:
         maps = model.attention_maps(

@@ -1,4 +1,4 @@
-"""Numbers of the loss that may change over a run: constant, linear or cosine in the step."""
+"""Values of the loss that may change over a run: constant, linear or cosine in the step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ Shape = Literal["linear", "cosine"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """From `start`, at the first update, to `end`, at the last; constant if `end` is None.
+    """A value that is `start` at the first update and `end` at the last; None: constant.
 
-    As settings these are NAME, NAME_end and NAME_schedule.
+    The settings of a value NAME are `NAME`, `NAME_end` and `NAME_schedule`.
     """
 
     start: float
@@ -21,7 +21,7 @@ class Schedule:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """First and last value; every other lies between them."""
+        """The first and the last value. All others lie between them."""
         return self.start, self.start if self.end is None else self.end
 
     def at(self, step: Any, *, steps: int) -> Any:
@@ -33,7 +33,7 @@ class Schedule:
         import jax.numpy as jnp
 
         first, last = self.ends
-        if first == last:  # A constant that stays one in the compiled program.
+        if first == last:  # so that the compiled program holds a constant
             return jnp.float32(first)
         progress = jnp.clip(jnp.float32(step) / max(steps - 1, 1), 0.0, 1.0)
         if self.shape == "cosine":
@@ -42,9 +42,9 @@ class Schedule:
 
 
 def check_schedule(name: str, schedule: Schedule) -> None:
-    """ValueError if a shape was chosen for a value that stays."""
+    """ValueError if a shape is set for a constant value. `name` is its setting."""
     if schedule.end is None and schedule.shape != "linear":
         raise ValueError(
-            f"{name}_schedule is {schedule.shape}, but {name}_end is not set: {name} stays at "
-            f"{schedule.start}. Set {name}_end, or leave {name}_schedule out"
+            f"{name}_schedule is {schedule.shape}, but {name}_end is not set, so {name} stays at "
+            f"{schedule.start}. Set {name}_end, or leave out {name}_schedule"
         )

@@ -1,8 +1,9 @@
-"""The student's logits of a chunk, taken apart once into the stored columns and the tail.
+"""One chunk's student logits, reduced to the numbers that the loss and its gradient need.
 
-Where the vocabulary is split over devices (mesh.vocabulary), `logits` are those of this device's
-columns. What a position has one of, or k, is the same on all devices; only what has a number for
-every column, and sums said to be this device's, are its own.
+A stored column is the column of one of the k stored ids; all other columns are the tail. If the
+vocabulary is split over devices (`models.mesh.vocabulary`), `logits` are the columns of this device
+("here"). Per-position arrays and [n, k] arrays are equal on all devices. Arrays with a vocabulary
+axis, and sums marked local, differ between devices.
 """
 
 from __future__ import annotations
@@ -19,23 +20,26 @@ from decant.trainer.loss.targets import BatchTargets
 
 
 class StudentView(NamedTuple):
-    """Logits of n tokens; the tail is masked, because 1 − Σ cancels to nothing."""
+    """The logits of n positions. β = 1/T."""
 
     columns: Int[Array, "n k"]
-    """Which columns here are stored; outside of all for one that is elsewhere or not there."""
+    """Local column of each stored id. Out of range if no target is stored, or the column is on
+    another device; scatters drop such indices."""
     head: Float[Array, "n k"]
-    """Logits of the stored columns, −inf where nothing is stored."""
+    """Logits of the stored columns; −inf where no target is stored."""
     label: Float[Array, " n"]
+    """Logit of the label."""
     drawn: Float[Array, "n m"] | None
-    """Logits of the drawn tail tokens."""
+    """Logits of the tail draws."""
     expected: Float[Array, " n"] | None
-    """Σ_v π_v·logit_v over this device's columns, for a prior π."""
+    """Local sum Σ_v π_v·logit_v, for a prior π."""
     tail: Float[Array, "n here"]
-    """All logits with the stored columns at −inf."""
+    """All logits, with −inf in the stored columns."""
     highest: Float[Array, " n"]
-    """The tail's maximum; −inf if it is empty."""
+    """Maximum of the tail; −inf if the tail is empty."""
     top: Float[Array, " n"]
-    """The same, that nothing underflows however small the tail's share; 0 if it is empty."""
+    """`highest`, or 0 if the tail is empty. It is subtracted before exp, so that a tail with a
+    small share does not underflow."""
     tail_hard: Float[Array, " n"]
     """log Σ_tail exp(logit)."""
     tail_soft: Float[Array, " n"]
@@ -54,19 +58,22 @@ def summarise_logits(
     vocabulary: Vocabulary,
     log_prior: Float[Array, " here"] | None = None,
 ) -> StudentView:
-    """Gather the stored columns and reduce the rest, each pass over the logits once."""
+    """Gather the stored columns, and reduce the tail in one pass over the logits.
+
+    The tail is masked: 1 − Σ q over the stored ids would cancel to nothing for a small tail.
+    """
     kept, width = targets.stored, logits.shape[-1]
     here, columns = _local_columns(targets.topk_ids, width=width, vocabulary=vocabulary)
-    # An index outside for what is not stored, each another one: scatters drop those.
+    # Out-of-range indices differ from each other, because scatters promise unique indices.
     columns = jnp.where(kept & here, columns, width + jnp.arange(kept.shape[-1]))
     label, topk, drawn = _gather_logits(logits, targets, vocabulary=vocabulary)
     head = jnp.where(kept, topk, -jnp.inf)
     expected = None
     if log_prior is not None:
-        # What is no id has no share of π, but 0·(−inf) is NaN.
+        # Padding columns have π = 0 and logit −inf, but 0·(−inf) is NaN.
         finite = jnp.where(jnp.isneginf(logits), 0.0, logits) if vocabulary.axis else logits
         expected = contract("nv,v->n", finite, jnp.exp(log_prior))
-    # −inf, but made of all that was read off the logits: XLA need not keep a copy of them for that.
+    # −inf that depends on all values read from `logits`: XLA then needs no copy for the scatter.
     read = head if expected is None else head + expected[:, None]
     tail = set_columns(logits, columns, read - jnp.inf)
     highest = vocabulary.max_over_devices(jnp.max(tail, axis=-1))
@@ -92,14 +99,24 @@ def summarise_logits(
     )
 
 
+def set_columns(
+    x: Float[Array, "n here"],
+    columns: Int[Array, "n k"],
+    values: Float[Array, "n k"] | float,
+) -> Float[Array, "n here"]:
+    """`x` with `values` written at `columns`; columns out of range are dropped."""
+    rows = jnp.arange(len(x))[:, None]
+    return x.at[rows, columns].set(values, mode="drop", unique_indices=True)
+
+
 def subtract_at_ids(
     x: Float[Array, "n here"],
-    ids: Int[Array, "n some"] | None,
-    values: Float[Array, "n some"] | None,
+    ids: Int[Array, "n ids"] | None,
+    values: Float[Array, "n ids"] | None,
     *,
     vocabulary: Vocabulary,
 ) -> Float[Array, "n here"]:
-    """`x` with values taken away at ids, which may repeat."""
+    """`x` minus `values` at the columns of `ids`, which may repeat. None: `x` unchanged."""
     if ids is None or values is None:
         return x
     here, columns = _local_columns(ids, width=x.shape[-1], vocabulary=vocabulary)
@@ -110,33 +127,23 @@ def subtract_at_ids(
 def _gather_logits(
     logits: Float[Array, "n here"], targets: BatchTargets, *, vocabulary: Vocabulary
 ) -> tuple[Float[Array, " n"], Float[Array, "n k"], Float[Array, "n m"] | None]:
-    """Logits of labels, stored ids and draws, wherever their columns are: one sum for all."""
-    wanted = [targets.labels[:, None], targets.topk_ids]
-    wanted += [] if targets.tail_ids is None else [targets.tail_ids]
+    """Logits of labels, stored ids and tail draws, with one sum over devices for all of them."""
+    ids = [targets.labels[:, None], targets.topk_ids]
+    ids += [] if targets.tail_ids is None else [targets.tail_ids]
     here, columns = _local_columns(
-        jnp.concatenate(wanted, axis=-1), width=logits.shape[-1], vocabulary=vocabulary
+        jnp.concatenate(ids, axis=-1), width=logits.shape[-1], vocabulary=vocabulary
     )
-    found = jnp.take_along_axis(logits, columns, axis=-1)
+    gathered = jnp.take_along_axis(logits, columns, axis=-1)
     if vocabulary.axis:
-        found = vocabulary.sum_over_devices(jnp.where(here, found, 0.0))
-    label, topk, drawn = jnp.split(found, [1, 1 + targets.topk_ids.shape[-1]], axis=-1)
+        gathered = vocabulary.sum_over_devices(jnp.where(here, gathered, 0.0))
+    label, topk, drawn = jnp.split(gathered, [1, 1 + targets.topk_ids.shape[-1]], axis=-1)
     return label[:, 0], topk, None if targets.tail_ids is None else drawn
 
 
 def _local_columns(
-    ids: Int[Array, "n some"], *, width: int, vocabulary: Vocabulary
-) -> tuple[Bool[Array, "n some"], Int[Array, "n some"]]:
-    """Whether each id's column is this device's, and its number, or some other here."""
+    ids: Int[Array, "n ids"], *, width: int, vocabulary: Vocabulary
+) -> tuple[Bool[Array, "n ids"], Int[Array, "n ids"]]:
+    """Whether each id's column is on this device, and its local number (0 if it is not)."""
     columns = ids - vocabulary.first_id(width)
     here = (columns >= 0) & (columns < width)
     return here, jnp.where(here, columns, 0)
-
-
-def set_columns(
-    x: Float[Array, "n here"],
-    columns: Int[Array, "n k"],
-    values: Float[Array, "n k"] | float,
-) -> Float[Array, "n here"]:
-    """`x` with `values` in its stored columns."""
-    rows = jnp.arange(len(x))[:, None]
-    return x.at[rows, columns].set(values, mode="drop", unique_indices=True)

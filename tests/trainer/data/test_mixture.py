@@ -268,7 +268,7 @@ def test_rows_alone_are_a_cache_that_says_so(text, cache, tmp_path):
     assert row["loss_mask"].sum() > 10
     with pytest.raises(ValueError, match="no signal 'logits'"):
         text.read([0])
-    with pytest.raises(ValueError, match=r"pipelines tokenise.* \[\[data.caches\]\]"):
+    with pytest.raises(ValueError, match=r"decant tokenise.* \[\[data.caches\]\]"):
         train(Train(cache=text.path, run=tmp_path / "run", loss=Loss(tail="bucket")))
 
 
