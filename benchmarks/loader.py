@@ -26,7 +26,7 @@ from decant.schemas.signals import AttentionSignal, HiddenSignal
 from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Optimiser
 from decant.trainer.data.batches import Batches
 from decant.trainer.loss.batch_fields import to_device
-from decant.trainer.loss.layer_pairs import pairs, with_layers
+from decant.trainer.loss.layer_pairs import layer_pairs, number_layers
 from decant.trainer.loss.objective import Objective, Tables
 from decant.trainer.run.initial_student import teacher_config
 from decant.trainer.run.loss_inputs import principal_directions, tail_prior
@@ -55,8 +55,8 @@ def measure(cache: Cache, loss: Loss, options) -> tuple[float, float]:
     mesh, teacher = student_mesh(), teacher_config(cache)
     layers = evenly_spaced(options.layers, teacher.num_layers)
     shape = teacher.with_layers(layers)
-    loss = with_layers(loss, cache=cache, teacher=teacher, student=shape, cut_from=layers)
-    compared = pairs(loss, cache=cache, student=shape)
+    loss = number_layers(loss, cache=cache, teacher=teacher, student=shape, cut_from=layers)
+    compared = layer_pairs(loss, cache=cache, student=shape)
     config = Data(batch_rows=options.rows)
     graph, params = graph_and_parameters(
         random_decoder(shape, scale=0.02, dtype=np.dtype(options.dtype))

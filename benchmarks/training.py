@@ -37,7 +37,7 @@ from decant.schemas import open_cache
 from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Train
 from decant.trainer.data.batches import Batches
 from decant.trainer.loss.batch_fields import to_device
-from decant.trainer.loss.layer_pairs import pairs, with_layers
+from decant.trainer.loss.layer_pairs import layer_pairs, number_layers
 from decant.trainer.loss.objective import Objective, Tables
 from decant.trainer.loss.position_chunks import tokens_at_once
 from decant.trainer.run.binding import Bound
@@ -64,14 +64,14 @@ def main():
     config = Train(
         cache=options.cache,
         data=Data(batch_rows=options.rows),
-        loss=with_layers(
+        loss=number_layers(
             loss, cache=cache, teacher=source.config, student=student.config, cut_from=layers
         ),
         dtype=options.dtype,
         evaluate_every=never,
         checkpoint_every=never,
     )
-    compared = pairs(config.loss, cache=cache, student=student.config)
+    compared = layer_pairs(config.loss, cache=cache, student=student.config)
     graph, params = graph_and_parameters(student)
     step = make_train_step(
         Objective(graph, config.loss, vocabulary=cache.manifest.vocabulary_size, pairs=compared),

@@ -1,7 +1,7 @@
-"""Which layer of the student is compared with which of the teacher, settled before anything runs.
+"""The pairs of layers that the loss's terms compare, determined before a run starts.
 
-Layers become numbers ≥ 0, defaults become lists, and each pair says what is read of the cache and
-what is done to the student's side. Whatever does not fit is an error that names both sides.
+Layers become numbers ≥ 0, and defaults become lists. Each pair names the signal to read from the
+cache and the map that the student's side passes. A mismatch is an error that names both sides.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ class HiddenPair(NamedTuple):
     student: int
     """Hidden layer of the student."""
     signal: str
+    """Name of the teacher's signal in the cache."""
     width: int
-    """Numbers a position that the cache holds."""
+    """Numbers that the signal stores for each position."""
     projection: str | None = None
-    """Name of the trained matrix that the student's states pass."""
+    """Name of the trained matrix that maps the student's states; None: no matrix."""
     directions: bool = False
-    """Whether they pass the principal directions that the signal is stored along."""
+    """Whether the student's states are projected onto the signal's principal directions."""
 
 
 class AttentionPair(NamedTuple):
@@ -38,25 +39,29 @@ class AttentionPair(NamedTuple):
     student: int
     """Block of the student."""
     signal: str
+    """Name of the teacher's signal in the cache."""
     heads: tuple[int, ...] | None = None
-    """The student's heads that are compared, None: all."""
+    """The student's heads that are compared; None: all."""
 
 
 class Pairs(NamedTuple):
-    """The pairs of each of the loss's terms. Hashable: it is compiled in."""
+    """The pairs of each term of the loss. Hashable, because compiled programs depend on them."""
 
     hidden: tuple[tuple[HiddenPair, ...], ...] = ()
     attention: tuple[tuple[AttentionPair, ...], ...] = ()
 
     @property
     def signals(self) -> tuple[str, ...]:
-        """What is read of the cache, each once."""
+        """The signals to read from the cache, without repeats."""
         pairs = [pair for term in (*self.hidden, *self.attention) for pair in term]
         return tuple(dict.fromkeys(pair.signal for pair in pairs))
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
-        """The student's hidden layers that its forward pass must give: block i reads layer i."""
+        """The hidden layers that the student's forward pass must return.
+
+        A pair of block i needs hidden layer i, which is the block's input.
+        """
         pairs = [pair for term in (*self.hidden, *self.attention) for pair in term]
         return tuple(sorted({pair.student for pair in pairs}))
 
@@ -64,7 +69,7 @@ class Pairs(NamedTuple):
 NO_PAIRS = Pairs()
 
 
-def with_layers(
+def number_layers(
     loss: Loss,
     *,
     cache: Cache,
@@ -72,19 +77,20 @@ def with_layers(
     student: ModelConfig,
     cut_from: Sequence[int] | None = None,
 ) -> Loss:
-    """The loss with every term's layers as numbers ≥ 0, defaults filled in.
+    """The loss with every term's layers as numbers ≥ 0, and with defaults filled in.
 
-    `cut_from` are the teacher's blocks that the student's were, if they were.
+    `cut_from` lists for each block of the student the teacher's block that it was cut from; None:
+    the student was not cut from the teacher. ValueError for a layer that does not exist.
     """
     if not loss.terms:
         return loss
     ours, theirs = student.num_layers, teacher.num_layers
-    maps = nearest(stored_blocks(cache), ours=ours, theirs=theirs, cut_from=cut_from)
+    maps = nearest_blocks(stored_blocks(cache), ours=ours, theirs=theirs, cut_from=cut_from)
     if not maps and any(not term.teacher_layers for term in loss.attention):
         raise ValueError(_missing(cache, "attention maps"))
     return dataclasses.replace(
         loss,
-        # Hidden layer 0 comes before the first block: there is one more of them.
+        # Hidden layer 0 is the embedding's output: there is one hidden layer more than blocks.
         hidden=tuple(
             _numbered(f"hidden[{i}]", term, [(-1, -1)], counts=(ours + 1, theirs + 1))
             for i, term in enumerate(loss.hidden)
@@ -98,19 +104,21 @@ def with_layers(
 
 def stored_blocks(cache: Cache) -> list[int]:
     """The teacher's blocks whose attention maps the cache holds, in order."""
-    held = cache.manifest.signals.values()
-    return sorted(signal.layer for signal in held if isinstance(signal, AttentionSignal))
+    signals = cache.manifest.signals.values()
+    return sorted(signal.layer for signal in signals if isinstance(signal, AttentionSignal))
 
 
-def nearest(
+def nearest_blocks(
     layers: Sequence[int], *, ours: int, theirs: int, cut_from: Sequence[int] | None = None
 ) -> list[tuple[int, int]]:
-    """(student's block, teacher's block) for each of these blocks of the teacher.
+    """(student's block, teacher's block) for each teacher block of `layers`.
 
-    The student's is the one that was cut from it, else the nearest in depth (of two, the earlier),
-    where a student that was not cut lies evenly over the teacher, first on first, last on last.
+    The student's block is the one that was cut from the teacher's, or else the nearest in depth (of
+    two, the earlier). If `cut_from` is None, the student's blocks count as spread evenly over the
+    teacher's depth, from its first block to its last. `ours` and `theirs` are the numbers of blocks
+    of student and teacher.
 
-    >>> nearest([0, 3, 9], ours=4, theirs=10)
+    >>> nearest_blocks([0, 3, 9], ours=4, theirs=10)
     [(0, 0), (1, 3), (3, 9)]
     """
     evenly = [block * (theirs - 1) / max(ours - 1, 1) for block in range(ours)]
@@ -121,8 +129,8 @@ def nearest(
     ]
 
 
-def pairs(loss: Loss, *, cache: Cache, student: ModelConfig) -> Pairs:
-    """The pairs of a loss from `with_layers`. ValueError if cache and student do not fit them."""
+def layer_pairs(loss: Loss, *, cache: Cache, student: ModelConfig) -> Pairs:
+    """The pairs of a loss from `number_layers`. ValueError if the cache or student does not fit."""
     return Pairs(
         hidden=tuple(
             tuple(
@@ -158,8 +166,8 @@ def _hidden_pair(
             stored += f", along directions of a teacher of width {signal.teacher_width}"
         raise ValueError(
             f"loss.hidden[{number}]: the student's hidden states have width "
-            f"{student.hidden_size}, but {cache.path} holds {signal_name} with {stored}. Compare "
-            "a trained linear map of the student's: set projection = true in [[loss.hidden]]"
+            f"{student.hidden_size}, but {cache.path} holds {signal_name} with {stored}. To map "
+            "them by a trained matrix, set projection = true in [[loss.hidden]]"
         )
     return pair._replace(directions=signal.directions is not None)
 
@@ -181,7 +189,7 @@ def _attention_pair(
         raise ValueError(
             f"loss.attention[{number}]: the student has {student.num_heads} heads, but "
             f"{cache.path} holds {signal_name} as {stored} of a teacher with "
-            f"{signal.teacher_heads}. Compare means over the heads of each side: set "
+            f"{signal.teacher_heads}. To compare the means over each model's heads, set "
             "average_heads = true in [[loss.attention]]"
         )
     return pair
@@ -190,7 +198,10 @@ def _attention_pair(
 def _numbered(
     name: str, term: AnyTerm, default: Sequence[tuple[int, int]], *, counts: tuple[int, int]
 ) -> AnyTerm:
-    """The term with its layers, or the default ones, counted from 0."""
+    """`term` with its layers, or the pairs of `default`, counted from 0.
+
+    `counts` are the numbers of layers of student and teacher.
+    """
     pairs = list(zip(term.student_layers, term.teacher_layers, strict=True)) or default
     sides = zip(("student", "teacher"), zip(*pairs, strict=True), counts, strict=True)
     return dataclasses.replace(
@@ -203,11 +214,11 @@ def _numbered(
 
 
 def _number(layer: int, count: int, *, name: str, side: str) -> int:
-    """The layer counted from 0. ValueError with the range if there is none."""
+    """`layer` counted from 0. ValueError, which states the range, if it does not exist."""
     if not -count <= layer < count:
         raise ValueError(
             f"loss.{name}.{side}_layers: layer {layer} does not exist; the {side} has layers 0 to "
-            f"{count - 1}, from the end −1 to −{count}"
+            f"{count - 1}, counted from the end −1 to −{count}"
         )
     return layer % count
 
@@ -215,6 +226,6 @@ def _number(layer: int, count: int, *, name: str, side: str) -> int:
 def _missing(cache: Cache, what: str) -> str:
     return (
         f"{cache.path}: no {what} in this cache, which holds {', '.join(cache.manifest.signals)}. "
-        "Choose among these with teacher_layers, or run `precompute` again with more signals: it "
-        "adds them"
+        "Choose from these with teacher_layers, or add signals by running `decant precompute` "
+        "again with them"
     )

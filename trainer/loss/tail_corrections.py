@@ -144,7 +144,9 @@ def _prior_sums(
 
     # All devices that share a vocabulary take the same branch, and no branch communicates.
     enough = jnp.all(vocabulary.sum_over_devices(share) > MIN_TAIL_SHARE)
-    return vocabulary.sum_both_over_devices(*jax.lax.cond(enough, lambda: (share, cross), over_masked_tails))
+    return vocabulary.sum_both_over_devices(
+        *jax.lax.cond(enough, lambda: (share, cross), over_masked_tails)
+    )
 
 
 def dense_teacher_logp(

@@ -13,7 +13,7 @@ from decant.models.mesh.sharding import replicate
 from decant.schemas import Cache
 from decant.schemas.targets.prior import log_prior
 from decant.trainer.config import Loss, Train
-from decant.trainer.loss.layer_pairs import NO_PAIRS, Pairs, pairs, with_layers
+from decant.trainer.loss.layer_pairs import NO_PAIRS, Pairs, layer_pairs, number_layers
 from decant.trainer.loss.layer_terms import Matrices
 from decant.trainer.run.binding import with_saved_layers
 from decant.trainer.run.initial_student import initial_config, teacher_config
@@ -57,7 +57,7 @@ def resolve_layers(config: Train, *, cache: Cache) -> tuple[Train, Pairs]:
         return config, NO_PAIRS
     config = with_saved_layers(config)
     student, cut_from = initial_config(config.student, cache=cache, run=config.run)
-    loss = with_layers(
+    loss = number_layers(
         config.loss,
         cache=cache,
         teacher=teacher_config(cache),
@@ -65,4 +65,4 @@ def resolve_layers(config: Train, *, cache: Cache) -> tuple[Train, Pairs]:
         cut_from=cut_from,
     )
     settings = dataclasses.replace(config, loss=loss)
-    return settings, pairs(loss, cache=cache, student=student)
+    return settings, layer_pairs(loss, cache=cache, student=student)

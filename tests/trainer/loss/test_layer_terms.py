@@ -16,7 +16,7 @@ from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Optimis
 from decant.trainer.data.batches import Batches
 from decant.trainer.loss.batch_fields import loss_fields, signal_fields, to_device
 from decant.trainer.loss.chunk_loss import HeadSums
-from decant.trainer.loss.layer_pairs import pairs, with_layers
+from decant.trainer.loss.layer_pairs import layer_pairs, number_layers
 from decant.trainer.loss.objective import Objective, Tables, scheduled_values
 from decant.trainer.loss.projections import initial_projections, with_projections
 from decant.trainer.run.initial_student import teacher_config
@@ -91,8 +91,8 @@ def given(loss, cache, shape, rows, *, tmp_path):
     model.embedding.set_value(model.embedding[...] * 20)
     model.blocks.query.set_value(model.blocks.query[...] * 100)
     graph, params = graph_and_parameters(model)
-    loss = with_layers(loss, cache=cache, teacher=teacher_config(cache), student=shape)
-    chosen = pairs(loss, cache=cache, student=shape)
+    loss = number_layers(loss, cache=cache, teacher=teacher_config(cache), student=shape)
+    chosen = layer_pairs(loss, cache=cache, student=shape)
     made = initial_projections(chosen, width=shape.hidden_size, run=tmp_path, seed=0)
     signals = ("logits", *chosen.signals)
     batch = cache.read(rows, signals=signals, decode=False)
@@ -210,7 +210,7 @@ def test_every_term_s_value_and_gradient_are_the_formula_s(loss, shape, fixture,
     bare = dataclasses.replace(case.objective.loss, hidden=(), attention=())
     student_only = {name: x for name, x in case.params.items() if name != "projections"}
     objective = dataclasses.replace(
-        case.objective, loss=bare, pairs=pairs(bare, cache=cache, student=shape)
+        case.objective, loss=bare, pairs=layer_pairs(bare, cache=cache, student=shape)
     )
     _, _, without = gradient(case, objective=objective, params=student_only)
     without = {**jax.tree.map(jnp.zeros_like, case.params), **without}

@@ -43,7 +43,10 @@ def test_a_run_of_one_update_has_the_first_value_and_none_goes_past_the_last():
         ({"temperature_end": float("inf")}, r"loss.temperature_end is inf"),
         ({"alpha_schedule": "cosine"}, r"loss.alpha_schedule is cosine, but loss.alpha_end is not"),
         ({"tail": "sampled", "divergence": "jsd"}, r"jsd with tail = sampled: draws are right on"),
-        ({"tail": "renormalize", "divergence": "tv"}, r"tv with tail = renormalize: it gives the teacher"),
+        (
+            {"tail": "renormalize", "divergence": "tv"},
+            r"tv with tail = renormalize: it gives the teacher",
+        ),
     ],
 )
 def test_contradictory_settings_are_refused(settings, message):

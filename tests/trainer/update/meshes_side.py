@@ -22,7 +22,7 @@ from decant.trainer.data.batches import Batches
 from decant.trainer.loss.batch_fields import to_device
 from decant.trainer.loss.chunk_loss import Recipe
 from decant.trainer.loss.fused_head import distillation_loss
-from decant.trainer.loss.layer_pairs import pairs, with_layers
+from decant.trainer.loss.layer_pairs import layer_pairs, number_layers
 from decant.trainer.loss.objective import Objective, Tables
 from decant.trainer.loss.projections import initial_projections, with_projections
 from decant.trainer.run.initial_student import teacher_config
@@ -107,8 +107,8 @@ def run(cache, batches, loss, sizes):
         devices=jax.devices()[: np.prod(sizes)],
     )
     teacher = teacher_config(cache)
-    loss = with_layers(loss, cache=cache, teacher=teacher, student=STUDENT)
-    compared = pairs(loss, cache=cache, student=STUDENT)
+    loss = number_layers(loss, cache=cache, teacher=teacher, student=STUDENT)
+    compared = layer_pairs(loss, cache=cache, student=STUDENT)
     model = random_decoder(STUDENT)
     place_parameters(model, mesh)
     graph, params = graph_and_parameters(model)
