@@ -58,7 +58,7 @@ golden: .venv/.reference ## make the families' golden files anew, by Hugging Fac
 	@touch $@
 
 bench: precompute ## what we claim about speed, as tables (codecs.py and forward.py say what else they need)
-	for b in capture head training; do PYTHONPATH=. $(BIN)/python benchmarks/$$b.py || exit 1; done
+	for b in capture head training; do $(BIN)/python -m benchmarks.$$b || exit 1; done
 
 lock: $(READY) ## resolve the lock files anew
 	$(BIN)/uv pip compile $(COMPILE) --extra dev --upgrade -o requirements.lock

@@ -1,9 +1,9 @@
-"""Capture ÷ bare teacher: what exact top-k, tail grid, codec and files cost on top of the forward.
+"""Time of a capture divided by that of the bare teacher: the cost of targets, codec and files.
+
+    python -m benchmarks.capture [--model embedded] [--dtypes float32 bfloat16]
 
 The bare teacher is the same model on the same batches through the same chunked head, reduced by a
-max. Both are timed in turns in one run, so that only their ratio means something.
-
-    PYTHONPATH=. python benchmarks/capture.py [--model embedded] [--dtypes float32 bfloat16]
+max. Both are timed alternately in one run, so that a busy machine slows both: rely on the ratio.
 """
 
 import statistics
@@ -42,7 +42,7 @@ from decant.schemas.signals import TargetSpec
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure."""
+    """Settings of the benchmark."""
 
     model: str = "embedded"
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
@@ -51,7 +51,7 @@ class Options:
     k: int = 32
     draws: int = 16
     batches: int = 3
-    """Batches a turn; capture overlaps a batch's encoding with the next one's compute."""
+    """Batches in a turn; a capture encodes one batch while the next is computed."""
     turns: int = 5
 
 
@@ -59,7 +59,7 @@ def main(options: Options) -> None:
     table = Table("dtype", "bare tok/s", "capture tok/s", "capture ÷ bare", title=_title(options))
     for dtype in options.dtypes:
         bare, captured = measure(options, dtype)
-        # Medians of turns taken side by side, so a busy machine slows both.
+        # The ratio is taken within a turn, so that a busy machine slows both.
         ratio = statistics.median(b / c for b, c in zip(bare, captured, strict=True))
         tokens = (
             default_batch_rows(options.sequence_length, mesh=TeacherMesh())
@@ -71,7 +71,7 @@ def main(options: Options) -> None:
 
 
 def measure(options: Options, dtype: str) -> tuple[list[float], list[float]]:
-    """Seconds a turn of the bare forward and of capture."""
+    """Seconds of each turn, of the bare teacher and of the capture."""
     checkpoint = open_checkpoint(options.model)
     vocabulary = checkpoint.tokenizer().size
     batch = default_batch_rows(options.sequence_length, mesh=TeacherMesh())
@@ -105,7 +105,7 @@ def measure(options: Options, dtype: str) -> tuple[list[float], list[float]]:
 
 
 class BareTeacher:
-    """The model and the chunked head reduced by a max: nothing of capture."""
+    """The model and its chunked head, reduced by a max."""
 
     def __init__(self, model: str, dtype: str, *, batch_rows: int):
         loaded = open_checkpoint(model).load(dtype=dtype)
@@ -123,12 +123,12 @@ class BareTeacher:
         self.forward = jax.jit(forward)
 
     def run(self, rows: list[Row]) -> None:
-        """All rows, batch after batch, the next one dispatched before the last is done."""
+        """Run all rows; each batch is dispatched without waiting for the one before."""
         results = []
         for start in range(0, len(rows), self.batch_rows):
-            some = rows[start : start + self.batch_rows]
+            batch = rows[start : start + self.batch_rows]
             arrays = (
-                np.stack([getattr(row, name) for row in some])
+                np.stack([getattr(row, name) for row in batch])
                 for name in ("tokens", "segment_ids", "positions")
             )
             results.append(self.forward(self.weights, self.unembedding, *arrays))
@@ -136,7 +136,7 @@ class BareTeacher:
 
 
 def real_rows(model: str, *, length: int, count: int) -> list[Row]:
-    """Packed rows of the standard library's text."""
+    """`count` packed rows of `length` tokens from the source text of Python's standard library."""
     tokenizer = open_checkpoint(model).tokenizer()
     packer = Packer(length, open_rows=64)
     rows: list[Row] = []

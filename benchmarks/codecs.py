@@ -1,11 +1,10 @@
-"""Bytes, divergence and speed of every codec on the targets of a cache captured with `lossless`.
+"""Bytes, divergence and speed of every codec profile on the targets of a `lossless` cache.
 
     python -m benchmarks.codecs CACHE [--k 16 32 64 128] [--calibration 0.05] [--rows N]
 
-Tables are frozen from a share of the rows; all other rows are encoded, one record a row, as a
-capture would. `KL` is that of the stored distribution, head and tail, against the float32 one.
-Speeds are processor time of one process, the median over lots of 16 rows, so that a busy
-machine disturbs them less.
+Tables are fitted on a share of the rows; all other rows are encoded, one record a row, as in a
+capture. `KL` is from the float32 distribution, stored ids and tail, to the decoded one. Speeds are
+in processor time of one process, the median over groups of 16 rows, so that other load matters less.
 """
 
 import argparse
@@ -31,12 +30,12 @@ from decant.schemas.targets.targets import BETAS, Targets, join_targets, nodes_o
 CALIBRATION_TOKENS = 1 << 18
 ROWS_AT_A_TIME = 16
 Row = tuple[Targets, np.ndarray]
-"""The targets of a row's scored positions, and which of its positions these are."""
+"""The targets of a row's scored positions, and a mask of these positions."""
 
 
 @dataclass
 class Measured:
-    """What one profile makes of one k."""
+    """Sizes, speeds and divergences of one profile at one k."""
 
     profile: Profile
     k: int
@@ -49,7 +48,7 @@ class Measured:
     divergences: dict[float, list[np.ndarray]] = field(default_factory=dict)
 
     def add(self, rows: list[Row], *, tables: Tables, vocabulary: int) -> None:
-        """Encode some rows, a record each, decode them, and compare."""
+        """Encode each row as a record, decode it, and add what was measured."""
         shared = {"tables": tables, "vocabulary": vocabulary}
         start = time.process_time()
         records = [
@@ -58,7 +57,7 @@ class Measured:
         ]
         encoded = time.process_time()
         opened = [open_logits(record, where="benchmark") for record in records]
-        # As `Cache.read` does: one batch is let go before the next.
+        # In batches, as `Cache.read` decodes.
         for some in group_for_decoding(opened):
             decode_logits([opened[i] for i in some], **shared)
         finished = time.process_time()
@@ -80,9 +79,9 @@ class Measured:
 
 
 def divergence(targets: Targets, stored: Targets, *, beta: float) -> np.ndarray:
-    """KL in nats of the stored distribution from the true one at T = 1/β, in float64.
+    """KL(true ‖ stored) in nats at T = 1/β, in float64.
 
-    Both are distributions over the stored ids and the tail as one more.
+    Both distributions are over the stored ids and the tail as one category.
     """
     p, q = _log_masses(targets, beta), _log_masses(stored, beta)
     finite = np.isfinite(p)
@@ -98,7 +97,7 @@ def _log_masses(targets: Targets, beta: float) -> np.ndarray:
 
 
 def shortened(targets: Targets, *, k: int, vocabulary: int) -> Targets:
-    """The first k ids; what is cut off joins the tail, in float64."""
+    """The targets with the first k ids; the other ids join the tail, in float64."""
     cut = targets.logprobs[:, k:].astype(np.float64)
     nodes = [np.full(len(targets), np.log(vocabulary - k))]
     held = nodes_of(targets.tail_logmass)
@@ -129,7 +128,7 @@ def main():
             tables = fit(profile, sample, vocabulary=vocabulary)
             fitted = time.process_time() - start
             measured = Measured(profile, k, options.temperatures)
-            # What a process does once (tables expand, code is paged in) is not a record's time.
+            # Warm up: expanding tables and loading code happens once a process.
             warm_up = [read_targets(cache, calibration[0], k=k)]
             Measured(profile, k, []).add(warm_up, tables=tables, vocabulary=vocabulary)
             for at in range(len(calibration), len(rows), ROWS_AT_A_TIME):
@@ -146,7 +145,7 @@ def main():
 
 
 def read_targets(cache: Cache, row: int, *, k: int) -> Row:
-    """The targets of a row's scored positions, and which these are."""
+    """The targets of a row's scored positions at `k`, and the mask of these positions."""
     batch = cache.read([int(row)])
     scored = batch["loss_mask"][0]
     names = ("topk_ids", "topk_logprobs", "tail_logmass")
