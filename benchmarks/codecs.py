@@ -4,7 +4,7 @@
 
 Tables are fitted on a share of the rows; all other rows are encoded, one record a row, as in a
 capture. `KL` is from the float32 distribution, stored ids and tail, to the decoded one. Speeds are
-in processor time of one process, the median over groups of 16 rows, so that other load matters less.
+in processor time of one process, the median over groups of 16 rows: other load matters less.
 """
 
 import argparse

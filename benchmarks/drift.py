@@ -1,11 +1,11 @@
-"""What a kind of text costs when calibration never saw it: bytes a token, with and without.
+"""Bytes a token of a kind of text whose like was, or was not, in the calibration sample.
 
     python -m benchmarks.drift CACHE PATTERN… [--profile compact] [--k 64] [--calibration 0.1]
 
-CACHE was captured with `lossless`. Each PATTERN (as `man-*`) names the sources of one domain.
-Its rows are encoded twice: with tables from a sample of all rows, and from a sample of the rows
-that hold nothing of the domain. The difference is what a corpus pays whose later parts differ
-from the sample that its tables were frozen on.
+CACHE was captured with `lossless`. Each PATTERN (such as `man-*`) names the sources of one domain.
+The domain's rows are encoded twice: with tables fitted on a sample of all rows, and on a sample of
+rows that hold nothing of the domain. The difference is the cost for a corpus whose later text
+differs from its calibration sample.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from decant.schemas.reading.units import read_unit_rows
 from decant.schemas.targets.targets import join_targets
 
 _MOSTLY = 0.9
-"""Share of a row's tokens that makes it a row of a domain."""
+"""Least share of a row's tokens from a domain for the row to count as the domain's."""
 
 
 def main():
@@ -57,33 +57,33 @@ def main():
 
 
 def shares(cache: Cache, pattern: str) -> np.ndarray:
-    """For each row, how much of its tokens comes from sources that match."""
-    found = []
+    """For each row, the share of its tokens from sources whose name matches `pattern`."""
+    row_shares = []
     for part in cache.manifest.parts:
         matches = np.array([fnmatch(source.name, pattern) for source in part.sources])
         for number, unit in enumerate(part.units):
             for row in read_unit_rows(cache.path / part.path, number, unit):
                 of_position = row.origins[row.segment_ids[row.segment_ids > 0] - 1, 0]
-                found.append(matches[of_position].mean())
-    return np.array(found)
+                row_shares.append(matches[of_position].mean())
+    return np.array(row_shares)
 
 
 def _size(cache: Cache, rows: list, *, tables: Tables, options: argparse.Namespace) -> float:
     measured = Measured(options.profile, options.k, [])
     for row in rows:
-        some = [read_targets(cache, row, k=options.k)]
-        measured.add(some, tables=tables, vocabulary=cache.manifest.vocabulary_size)
+        targets = read_targets(cache, row, k=options.k)
+        measured.add([targets], tables=tables, vocabulary=cache.manifest.vocabulary_size)
     return measured.record_bytes / max(measured.positions, 1)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("cache", help="a sealed cache captured with the lossless codec")
-    parser.add_argument("patterns", nargs="+", help="names of a domain's sources, as man-*")
+    parser.add_argument("patterns", nargs="+", help="a domain's sources, such as man-*")
     parser.add_argument("--profile", default="compact", choices=PROFILES[:3])
     parser.add_argument("--k", type=int, default=64)
     parser.add_argument("--calibration", type=float, default=0.1, help="share of the rows")
-    parser.add_argument("--rows", type=int, default=100, help="of each domain, at most")
+    parser.add_argument("--rows", type=int, default=100, help="most rows of each domain")
     return parser.parse_args()
 
 

@@ -1,11 +1,11 @@
-"""Our bare forward pass against Hugging Face transformers: same weights, rows, dtype, machine.
+"""Speed of our forward pass against Hugging Face transformers, on the same weights and rows.
 
     python -m benchmarks.forward [--rows 2] [--length 1024] [--repeats 5]
 
-Both run through the head with a max over the vocabulary, chunked so that [B, T, V] never
-exists. Passes alternate between the two, so that a busy machine slows both; the ratio is of
-medians. DECANT_REFERENCE_PYTHON names an interpreter with torch and transformers (default:
-this one, see `make reference`).
+Both end in the head with a max over the vocabulary, chunked so that [B, T, V] never exists. Passes
+alternate between the two, so that a busy machine slows both; the ratio is that of the medians.
+DECANT_REFERENCE_PYTHON names an interpreter with torch and transformers (default: the running one;
+see `make reference`).
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def real_tokens(checkpoint, *, rows: int, length: int) -> np.ndarray:
-    """Rows of one document each: text of Python's standard library."""
+    """`rows` equal rows of `length` tokens of Python's standard library, one document each."""
     source = Path(os.__file__).parent
     text = "".join((source / name).read_text() for name in ("argparse.py", "typing.py"))
     (ids,) = checkpoint.tokenizer().encode_batch([text])
@@ -71,7 +71,7 @@ def real_tokens(checkpoint, *, rows: int, length: int) -> np.ndarray:
 
 
 def our_forward(model: Decoder, tokens: np.ndarray) -> tuple[Callable[[], float], float]:
-    """A function that runs one pass and returns its seconds; and the seconds of compiling."""
+    """A function that runs one pass and returns its seconds, and the seconds of compiling."""
     segments = jnp.ones_like(tokens)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     unembedding = jax.block_until_ready(jnp.array(model.unembedding()))
@@ -92,7 +92,7 @@ def our_forward(model: Decoder, tokens: np.ndarray) -> tuple[Callable[[], float]
 
 
 def alternate(*passes: Callable[[], float], repeats: int) -> list[list[float]]:
-    """Seconds of each pass, taken in turns after one warm-up each."""
+    """Seconds of each pass, run alternately after one warm-up each."""
     for one in passes:
         one()
     turns = [[one() for one in passes] for _ in range(repeats)]
@@ -100,7 +100,7 @@ def alternate(*passes: Callable[[], float], repeats: int) -> list[list[float]]:
 
 
 class Peer:
-    """Hugging Face transformers in a process of its own, idle between passes."""
+    """Hugging Face transformers in another process, which waits between passes."""
 
     def __init__(self, directory: str, *, dtype: str, threads: int):
         python = os.environ.get("DECANT_REFERENCE_PYTHON", sys.executable)
@@ -122,7 +122,7 @@ class Peer:
         self.process.communicate()
 
     def forward(self) -> float:
-        """Seconds of one pass over there."""
+        """Seconds of one pass of transformers."""
         assert self.process.stdin
         self.process.stdin.write("go\n")
         self.process.stdin.flush()

@@ -1,11 +1,11 @@
-"""Cost of the fused distillation head: time against the same fused cross-entropy, and memory.
+"""Time and memory of the fused distillation head, against a fused head with hard labels only.
 
     python -m benchmarks.head [--tokens 2048] [--width 576] [--vocabulary 49152] [--k 64]
 
-`cross-entropy` is the head without any teacher: the same chunks, matmuls and dtypes. `naive` is
-the textbook formula on logits of the whole batch. Each run is divided by one of `cross-entropy`
-just before it, because what else a machine does changes within seconds; times and ratios are
-medians, but `naive` runs once. Memory is what the compiled program needs for temporaries.
+`fused cross-entropy` has the same chunks, products and dtypes, and no teacher. `naive distillation`
+is the textbook formula on logits of the whole batch. Each time is divided by that of a
+`fused cross-entropy` just before it, because other load changes within seconds. Times and ratios
+are medians, but `naive distillation` runs once. Memory is that of the program's temporaries.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def main():
 
 
 def fused_cross_entropy(hidden, unembedding, targets, *, chunk):
-    """Hard labels only, over the same chunks and with gradients in the forward pass."""
+    """Cross-entropy with hard labels over chunks, its gradients computed in the forward pass."""
 
     @jax.custom_vjp
     def loss(hidden, unembedding):
@@ -134,7 +134,7 @@ def fused_cross_entropy(hidden, unembedding, targets, *, chunk):
 
 
 def naive_distillation(hidden, unembedding, targets, *, temperature=2.0, alpha=0.5):
-    """LOSSES.md's bucket on logits of the whole batch, differentiated by JAX."""
+    """The loss with tail = "bucket" on logits of the whole batch, differentiated by JAX."""
     logits = contract("btd,dv->btv", hidden, unembedding)
     logq = jax.nn.log_softmax(logits / temperature)
     beta = 1 / temperature
@@ -142,7 +142,7 @@ def naive_distillation(hidden, unembedding, targets, *, temperature=2.0, alpha=0
     rows = jnp.indices(targets.topk_ids.shape, sparse=True)
     stored = stored.at[rows[0], rows[1], targets.topk_ids].set(True)
     head = beta * targets.topk_logprobs
-    # A(β) halfway, as if read off the grid: the benchmark needs its cost, not its value.
+    # One node stands for A(β), because only the cost matters here, not the value.
     mass = targets.tail_logmass[..., 3]
     normaliser = jnp.logaddexp(jax.nn.logsumexp(head, -1), mass)
     logp, logt = head - normaliser[..., None], mass - normaliser
@@ -183,7 +183,7 @@ def _inputs(options):
 
 
 def _against(base, compiled, *, repeats):
-    """Seconds of each function's runs, and their ratios to runs of `base` next to them."""
+    """Seconds of each function's runs, and their ratios to the run of `base` before each."""
 
     def seconds(name):
         function, arguments = compiled[name]
@@ -197,7 +197,7 @@ def _against(base, compiled, *, repeats):
     for number in range(repeats):
         for name in compiled:
             if name == NAIVE and number:
-                continue  # takes longer than all others together
+                continue  # It takes longer than all others together.
             before, taken = seconds(base), seconds(name)
             times[name].append(taken)
             ratios[name].append(taken / before)

@@ -1,10 +1,11 @@
-"""Tokens a second that the loader alone delivers, by signal, against what an update consumes.
+"""Tokens a second that the trainer's loader delivers, against those that an update consumes.
 
     python -m benchmarks.loader CACHE [--layers 8] [--rows 2] [--dtype float32]
 
-The loader is the trainer's: shuffled rows, one read a batch, undecoded arrays. The update is its
-compiled step on a batch that is on the device already, for a student with the teacher's shape but
-fewer blocks and random weights, learning from the same signals. Measured in turns.
+The loader reads shuffled rows, one read a batch, and leaves arrays encoded. The update is the
+trainer's compiled step on a batch that is already on the device. The student has the teacher's
+shape with fewer blocks and random weights, and learns from the same signals. Loader and update are
+measured alternately, for each set of signals.
 """
 
 from __future__ import annotations
@@ -51,31 +52,31 @@ def main():
 
 
 def measure(cache: Cache, loss: Loss, options) -> tuple[float, float]:
-    """Median tokens a second of the loader, and of the update."""
+    """Median tokens a second, of the loader and of the update."""
     mesh, teacher = student_mesh(), teacher_config(cache)
     layers = evenly_spaced(options.layers, teacher.num_layers)
     shape = teacher.with_layers(layers)
     loss = number_layers(loss, cache=cache, teacher=teacher, student=shape, cut_from=layers)
-    compared = layer_pairs(loss, cache=cache, student=shape)
+    pairs = layer_pairs(loss, cache=cache, student=shape)
     config = Data(batch_rows=options.rows)
     graph, params = graph_and_parameters(
         random_decoder(shape, scale=0.02, dtype=np.dtype(options.dtype))
     )
     step = make_train_step(
-        Objective(graph, loss, vocabulary=cache.manifest.vocabulary_size, pairs=compared),
+        Objective(graph, loss, vocabulary=cache.manifest.vocabulary_size, pairs=pairs),
         optimiser=Optimiser(),
         steps=10**6,
         tables=Tables(
             prior=tail_prior(cache, loss=loss, mesh=mesh),
-            directions=principal_directions(cache, pairs=compared, mesh=mesh),
+            directions=principal_directions(cache, pairs=pairs, mesh=mesh),
         ),
     )
-    batches = Batches(cache, config=config, signals=compared.signals)
-    batch = to_device(batches.next(), mesh=mesh, tail=loss.tail, signals=compared.signals)
+    batches = Batches(cache, config=config, signals=pairs.signals)
+    batch = to_device(batches.next(), mesh=mesh, tail=loss.tail, signals=pairs.signals)
     state, _ = jax.block_until_ready(step(initial_state(params, config=Optimiser()), batch))
     tokens, loaded, updated = batch["tokens"].size, [], []
     for _ in range(options.rounds):
-        for _ in range(4):  # what was read ahead while the update ran
+        for _ in range(4):  # batches that were prefetched during the update
             batches.next()
         start = time.perf_counter()
         for _ in range(options.batches):
@@ -89,7 +90,7 @@ def measure(cache: Cache, loss: Loss, options) -> tuple[float, float]:
 
 
 def _losses(cache: Cache) -> dict[str, Loss]:
-    """By the signals that they read, as far as the cache holds them."""
+    """Losses by the signals that they read, for the signals that the cache holds."""
     held = cache.manifest.signals.values()
     logits = Loss(tail="sampled" if cache.manifest.logits.draws else "bucket")
     terms = {}
@@ -109,7 +110,7 @@ def _arguments():
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=16, help="read a round")
+    parser.add_argument("--batches", type=int, default=16, help="batches to read in a round")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     return parser.parse_args()
 

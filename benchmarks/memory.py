@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory [--max-bytes 60000] [--sequence-length 512]
 
-Each capture is a process of its own, `decant precompute`; what counts is its largest
-resident set. The default teacher and batch; two layers of states and two of maps.
+Each capture is a process of its own, `decant precompute`; its peak is its largest resident set. It
+uses the default teacher and batch, and stores two layers of states and two of maps.
 """
 
 import argparse
@@ -55,7 +55,9 @@ def peak_bytes(flags: tuple[str, ...], options: argparse.Namespace) -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--max-bytes", type=int, default=60_000, help="of the embedded corpus")
+    parser.add_argument(
+        "--max-bytes", type=int, default=60_000, help="bytes of the embedded corpus"
+    )
     parser.add_argument("--sequence-length", type=int, default=512)
     return parser.parse_args()
 

@@ -1,11 +1,11 @@
-"""The real pipeline at S = 128 with a simulated teacher: does anything grow faster than the corpus?
+"""The pipeline at S = 128 with a simulated teacher: does any cost grow faster than the corpus?
 
     python -m benchmarks.scale [--rows 25000 50000 100000 200000]
 
-Everything is real, tokenising, planning, calibration, capture, codecs, files and sealing, but for
-the model's forward: targets are a function of the row at the speed of memory. Each size is a
-process of its own. Then manifests of so many units (those of the last capture, over again) are
-opened, each by a fresh process.
+Tokenising, planning, calibration, capture, codecs, files and sealing are real. Only the teacher's
+forward pass is replaced: targets are looked up by token. Each size runs in a process of its own.
+Then manifests with `--units` units (those of the last capture, repeated) are opened, each in a new
+process.
 """
 
 import argparse
@@ -25,7 +25,9 @@ from rich.table import Table
 
 LENGTH = 128
 VOCABULARY = 512
-UNIT_ROWS = 64  # fewer than the product would take (4,096), so that there are thousands of units
+UNIT_ROWS = (
+    64  # Smaller than `precompute` would choose (4,096), so that there are thousands of units.
+)
 WORDS_A_DOCUMENT = 400
 
 
@@ -47,7 +49,7 @@ class SimulatedTeacher:
         _peak("tokenise")
 
     def run(self, rows: Iterable, asked, *, observers: Sequence = ()) -> Iterator:
-        """What the real one yields; the targets of a position follow from its token."""
+        """Yield an output for each row; a position's targets follow from its token."""
         from decant.pipelines.teacher.outputs import RowOutput
 
         if not observers:
@@ -66,7 +68,7 @@ def main() -> None:
         print(json.dumps(capture(options.one, Path(options.directory))))
         return
     if options.open:
-        print(json.dumps(opened(Path(options.open))))
+        print(json.dumps(measure_opening(Path(options.open))))
         return
     columns = (
         "rows",
@@ -83,33 +85,33 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         for rows in options.rows:
             place = f"{directory}/{rows}"
-            found = _in_process("--one", str(rows), "--directory", place)
-            first = first or found
-            captures.add_row(*_columns(found, first))
+            measured = _in_process("--one", str(rows), "--directory", place)
+            first = first or measured
+            captures.add_row(*_columns(measured, first))
         for units in options.units:
             with_units(Path(place) / "cache", units)
-            seen = _in_process("--open", f"{place}/cache")
-            size = f"{seen['manifest'] / 1e6:.1f}"
+            opening = _in_process("--open", f"{place}/cache")
+            size = f"{opening['manifest'] / 1e6:.1f}"
             openings.add_row(
-                f"{units:,}", size, f"{seen['seconds']:.2f}", f"{seen['peak'] / 1e6:.0f}"
+                f"{units:,}", size, f"{opening['seconds']:.2f}", f"{opening['peak'] / 1e6:.0f}"
             )
     console = Console(width=120)
     console.print(captures, openings)
 
 
-def _columns(found: dict, first: dict) -> list[str]:
+def _columns(measured: dict, first: dict) -> list[str]:
     def linear(what: str) -> str:
-        return f"{found[what] / first[what] * first['rows'] / found['rows']:.2f}"
+        return f"{measured[what] / first[what] * first['rows'] / measured['rows']:.2f}"
 
     return [
-        *(f"{found['rows']:,}", f"{found['units']:,}", f"{found['seconds']:,.1f}"),
-        *(linear("seconds"), f"{found['cpu']:,.1f}", linear("cpu")),
-        ", ".join(f"{peak / 1e6:,.0f}" for peak in found["peaks"].values()),
+        *(f"{measured['rows']:,}", f"{measured['units']:,}", f"{measured['seconds']:,.1f}"),
+        *(linear("seconds"), f"{measured['cpu']:,.1f}", linear("cpu")),
+        ", ".join(f"{peak / 1e6:,.0f}" for peak in measured["peaks"].values()),
     ]
 
 
 def with_units(cache: Path, count: int) -> None:
-    """Have the sealed cache's manifest say that it has so many units, the same ones over again."""
+    """Rewrite a sealed cache's manifest so that it lists `count` units, its own repeated."""
     from decant.schemas.disk.layout import MANIFEST
     from decant.schemas.manifest.manifest import read_manifest, write_manifest
 
@@ -120,8 +122,8 @@ def with_units(cache: Path, count: int) -> None:
     write_manifest(cache, replace(manifest, parts=(replace(part, units=units),)), replaces=None)
 
 
-def opened(cache: Path) -> dict:
-    """What opening takes, beside importing: the time, and the peak above what was resident."""
+def measure_opening(cache: Path) -> dict:
+    """Seconds of opening a cache, and peak memory above that of imports."""
     from decant.schemas import open_cache
 
     resident, started = _status("VmRSS"), time.monotonic()
@@ -132,24 +134,24 @@ def opened(cache: Path) -> dict:
 
 
 PEAKS: dict[str, int] = {}
-"""Bytes, by step."""
+"""Peak memory in bytes, by step."""
 
 
 def _peak(step: str) -> None:
-    """Take the peak until now for this step's, unless it has one, and start anew."""
+    """Record the peak so far as this step's, unless the step has one; then reset the peak."""
     if step not in PEAKS:
         PEAKS[step] = _status("VmHWM")
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def _status(what: str) -> int:
-    """Bytes, of this process's own memory (ru_maxrss counts its parent's before exec)."""
+    """A line of /proc/self/status in bytes. (ru_maxrss would count the parent before exec.)"""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(what))
 
 
 def capture(rows: int, directory: Path) -> dict:
-    """Run `precompute` over text for about so many rows; what it took after imports."""
+    """Run `precompute` over text of about `rows` rows; sizes, times and peaks without imports."""
     from decant.pipelines.capture import job as precompute
     from decant.pipelines.capture import step_inputs
     from decant.pipelines.teacher import loaded as teacher
@@ -182,7 +184,7 @@ def capture(rows: int, directory: Path) -> dict:
 
 
 def write_text(directory: Path, *, rows: int) -> None:
-    """JSON lines of documents, no two alike, 50,000 rows' worth a file."""
+    """Write JSON lines of different random documents, 5,000 a file."""
     from tests.making.caches import WORDS
 
     directory.mkdir(parents=True)

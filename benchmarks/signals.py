@@ -1,14 +1,14 @@
-"""Random rows of each signal, from page cache: how fast they come, how much disk they take.
+"""Speed of reading random rows of each signal from the page cache, and the signal's disk space.
 
     python -m benchmarks.signals CACHE [--rows 32] [--turns 20]
     python -m benchmarks.signals --synthetic
 
-Of a cache: every signal it holds alone, and logits together with each layer of hidden states,
-through `Cache.read` as the trainer calls it (codes are decoded on the device). Without one: arrays
-of made-up hidden states and attention maps, of the embedded teacher's shape, through the reader
-alone. All are measured in turns in one run, `--rows` rows a turn; the median counts. GB/s are of
-what is returned. Disk is compared with a plain bfloat16 array of the same numbers, whole
-distributions for logits.
+With CACHE: each of its signals alone, and logits with each layer of hidden states, through
+`Cache.read` as the trainer calls it (codes are decoded on the device). With `--synthetic`: random
+hidden states and attention maps of the embedded teacher's shape, through `ArrayReader`. All are
+measured alternately, `--rows` rows a turn; times are medians. GB/s count the returned bytes. Disk
+space is compared with a plain bfloat16 array of the same numbers; for logits, of whole
+distributions.
 """
 
 import argparse
@@ -34,22 +34,22 @@ from decant.schemas.targets.attention import encode_log
 from decant.schemas.targets.hidden import encode_int8
 
 LENGTH, WIDTH, HEADS = 1024, 576, 9
-"""Of the synthetic rows: SmolLM2-135M's."""
+"""Shape of synthetic rows, that of SmolLM2-135M."""
 
 
 @dataclass
 class Subject:
-    """What is read in one line of the table."""
+    """One line of the table: a reader and the sizes of what it reads."""
 
     name: str
     row_numbers: np.ndarray
     length: int
-    """Positions a row."""
+    """Positions in a row."""
     read: Callable[[np.ndarray], Sequence[np.ndarray]]
     disk_bytes: float
-    """A position, of all files."""
+    """Bytes a position of all files."""
     plain_bytes: float
-    """A position, if every number were stored in bfloat16."""
+    """Bytes a position if every number were stored in bfloat16."""
 
 
 def main():
@@ -76,11 +76,11 @@ def main():
 
 
 def measure(subjects: list[Subject], *, rows: int, turns: int) -> list[tuple[float, int]]:
-    """Median seconds of one read of `rows` rows, and the bytes it returns, of each subject."""
+    """For each subject, median seconds of one read of `rows` rows, and the bytes it returns."""
     generator = np.random.default_rng(0)
     seconds: list[list[float]] = [[] for _ in subjects]
     sizes = [0] * len(subjects)
-    for subject in subjects:  # Files are checked once, and page cache filled.
+    for subject in subjects:  # Checks the files and fills the page cache.
         subject.read(subject.row_numbers)
     for _ in range(turns):
         for i, subject in enumerate(subjects):
@@ -93,7 +93,7 @@ def measure(subjects: list[Subject], *, rows: int, turns: int) -> list[tuple[flo
 
 
 def of_cache(cache: Cache) -> Iterator[Subject]:
-    """Each signal alone, and logits with each layer of hidden states."""
+    """A subject for each signal, and for logits with each layer of hidden states."""
     signals = cache.manifest.signals
     hidden = [name for name, signal in signals.items() if isinstance(signal, HiddenSignal)]
     for names in [(name,) for name in signals] + [("logits", name) for name in hidden]:
@@ -122,7 +122,7 @@ def _plain_bytes(cache: Cache, name: str) -> float:
 
 
 def synthetic(directory: Path) -> Iterator[Subject]:
-    """Arrays of each kind, of 64 rows of states and 16 of maps."""
+    """A subject for each kind of array: 64 rows of states, 16 rows of maps."""
     generator = np.random.default_rng(0)
     # A few channels are much larger than others, as in real states.
     scales = np.exp(generator.normal(size=WIDTH))
@@ -168,7 +168,7 @@ def _store(path: Path, rows: np.ndarray) -> tuple[ArrayReader, int]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("cache", nargs="?", default="runs/cache", help="a sealed cache")
-    parser.add_argument("--synthetic", action="store_true", help="made-up arrays, no cache")
+    parser.add_argument("--synthetic", action="store_true", help="random arrays instead of a cache")
     parser.add_argument("--rows", type=int, default=32, help="rows read at once")
     parser.add_argument("--turns", type=int, default=20, help="reads of each signal")
     return parser.parse_args()

@@ -1,9 +1,10 @@
-"""What is stored of hidden states and attention maps, against the teacher's own in float32.
+"""Error and size of stored hidden states and attention maps, against the teacher's in float32.
 
     python -m benchmarks.stored [--model embedded] [--rows 8] [--hidden 12 -1] [--attention 0 15]
 
-Hidden states: ‖stored − own‖ ÷ ‖own‖ a position. Attention maps: total variation a query row. Bytes
-are those of the written files, a token, against a plain bfloat16 array of as many tokens.
+Error of a hidden state: ‖stored − exact‖ ÷ ‖exact‖ at a position. Error of an attention map: total
+variation of a query's row. Bytes a token are those of the files, compared with a plain bfloat16
+array of as many tokens.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def main() -> None:
         options.model, "", "float32", checkpoint.tokenizer().size, options.sequence_length, 2
     )
     teacher = LoadedTeacher(planned)
-    own = Own(checkpoint, rows)
+    exact = ExactTeacher(checkpoint, rows)
     hidden = Table("signal", "stored as", "error mean", "p99", "max", "variance kept", *BYTES)
     maps = Table("signal", "stored as", "TV mean", "p99", "max", "", *BYTES)
     kinds: list[Signals] = [
@@ -53,7 +54,7 @@ def main() -> None:
         for dtype in ("bfloat16", "uint8-log")
     ]
     for signals in kinds:
-        for name, cells in measure(teacher, rows, signals, own=own, options=options):
+        for name, cells in measure(teacher, rows, signals, exact=exact, options=options):
             (hidden if name.startswith("hidden") else maps).add_row(name, *cells)
     console = Console(width=120)
     console.print(
@@ -67,12 +68,12 @@ def main() -> None:
 BYTES = ("B/token", "plain bfloat16")
 
 
-def measure(teacher, rows, signals: Signals, *, own: "Own", options):
-    """A table row for each signal of one kind."""
+def measure(teacher, rows, signals: Signals, *, exact: "ExactTeacher", options):
+    """The name and the table cells of each signal."""
     length = options.sequence_length
     described = describe_arrays(
         signals,
-        own.config,
+        exact.config,
         teacher_id="",
         length=length,
         unit_rows=1 << (len(rows) - 1).bit_length(),
@@ -89,12 +90,12 @@ def measure(teacher, rows, signals: Signals, *, own: "Own", options):
     for name, signal in described.items():
         size = written(name, signal, outputs, length=length) / tokens
         if isinstance(signal, HiddenSignal):
-            errors = own.state_errors(name, signal, outputs, directions.get(name))
+            errors = exact.state_errors(name, signal, outputs, directions.get(name))
             stored_as = signal.dtype + (f", {signal.width} wide" if _projected(signal) else "")
             plain = 2 * signal.teacher_width * len(rows) * length / tokens
             share = f"{kept[name]:.1%}" if name in kept else ""
         else:
-            errors, stored_as, share = own.map_errors(name, signal, outputs), signal.dtype, ""
+            errors, stored_as, share = exact.map_errors(name, signal, outputs), signal.dtype, ""
             plain = 2 * signal.stored_heads * length**2 * len(rows) / tokens
         figures = (errors.mean(), np.quantile(errors, 0.99), errors.max())
         cells = (f"{figure:.2e}" for figure in figures)
@@ -102,7 +103,7 @@ def measure(teacher, rows, signals: Signals, *, own: "Own", options):
 
 
 def written(name, signal, outputs, *, length: int) -> int:
-    """Bytes of the signal's files."""
+    """Write a signal's arrays; returns the bytes of its files."""
     slots = 1 << (len(outputs) - 1).bit_length()
     size = 0
     with tempfile.TemporaryDirectory() as scratch:
@@ -115,8 +116,8 @@ def written(name, signal, outputs, *, length: int) -> int:
     return size
 
 
-class Own:
-    """The teacher's own states and maps in float32, one row at a time."""
+class ExactTeacher:
+    """The teacher's states and maps in float32, computed one row at a time."""
 
     def __init__(self, checkpoint, rows):
         self.config = checkpoint.config
@@ -140,32 +141,34 @@ class Own:
         ]
 
     def state_errors(self, name, signal, outputs, directions) -> np.ndarray:
-        """Relative error of each position; of projected states against the projection's exact
-        value, since what the directions leave out is the variance that is not kept."""
+        """Relative error at each position; of projected states, against their exact projection.
+
+        The column `variance kept` shows how much the directions leave out.
+        """
         errors = []
         for row, states, output in zip(self.rows, self._states, outputs, strict=True):
             counted = row.segment_ids > 0
-            own = states[signal.layer][0][counted].astype(np.float64)
-            own = own if directions is None else own @ directions
+            exact = states[signal.layer][0][counted].astype(np.float64)
+            exact = exact if directions is None else exact @ directions
             stored = output.arrays[name]
             if signal.dtype == "int8":
                 stored = decode_int8(stored, output.arrays[scale_name(name)])
-            wrong = np.linalg.norm(stored[counted].astype(np.float64) - own, axis=-1)
-            errors.append(wrong / np.linalg.norm(own, axis=-1))
+            wrong = np.linalg.norm(stored[counted].astype(np.float64) - exact, axis=-1)
+            errors.append(wrong / np.linalg.norm(exact, axis=-1))
         return np.concatenate(errors)
 
     def map_errors(self, name, signal, outputs) -> np.ndarray:
-        """Total variation of each head's query rows."""
+        """Total variation of each query's row, for each head."""
         errors = []
         for row, states, output in zip(self.rows, self._states, outputs, strict=True):
             _, segment_ids, positions = _inputs(row)
             places = segment_ids[None], positions[None]
-            own = np.asarray(
+            exact = np.asarray(
                 self._maps(self._weights, states[signal.layer], *places, signal.layer)[0]
             )
             stored = output.arrays[name]
             stored = decode_log(stored) if signal.dtype == "uint8-log" else stored
-            distance = 0.5 * np.abs(stored.astype(np.float32) - own).sum(-1)
+            distance = 0.5 * np.abs(stored.astype(np.float32) - exact).sum(-1)
             errors.append(distance[:, segment_ids > 0].ravel())
         return np.concatenate(errors)
 

@@ -1,15 +1,16 @@
-"""Students of real sizes learning from a cache: against hard labels, and a teacher in the loop.
+"""Speed of students of real sizes: learning from a cache, hard labels, or a teacher in the loop.
 
     python -m benchmarks.students CACHE [--student 125m] [--teacher 1b] [--rows 32] [--chunk 256]
 
-For accelerators. Shapes are those of well-known models over the cache's vocabulary, weights are
-random (speed does not depend on them), computed in bfloat16 with float32 masters. Interleaved:
+For accelerators. Models have well-known shapes, the cache's vocabulary and random weights (speed
+does not depend on weights). They compute in bfloat16; the student's weights are float32. Measured
+alternately:
 - `hard labels`: the compiled update with the fused cross-entropy of benchmarks.head as its head,
-  on one batch that is on the device already;
-- `cached targets`: the trainer's own update, on the same batch;
-- `trainer`: its training loop, with reading, decoding, moving and logging;
-- `teacher in the loop`: cached targets' update after the teacher's forward pass over the batch and
-  its head in chunks, of which only the largest logit is kept: the least that online costs.
+  on one batch that is already on the device;
+- `cached targets`: the trainer's update on the same batch;
+- `trainer`: the training loop, with reading, decoding, moving and logging;
+- `teacher in the loop`: `cached targets` after a forward pass of the teacher over the batch, of
+  which only each position's largest logit is kept: a lower bound of the cost of online learning.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def main():
             for name, run in kinds.items():
                 start = time.perf_counter()
                 state = run(state)
-                if round_:  # The first one compiles and warms up.
+                if round_:  # The first round compiles and warms up.
                     times[name].append((time.perf_counter() - start) / options.updates)
     alone = loader_alone(batches, options)
     batches.close()
@@ -113,13 +114,13 @@ def main():
 
 
 def decoder(shape: ModelConfig, *, param_dtype: str) -> Decoder:
-    """Random weights, made on the device."""
+    """A decoder with random weights, made on the device."""
     dtypes = {"dtype": jnp.bfloat16, "param_dtype": jnp.dtype(param_dtype)}
     return nnx.jit(lambda: Decoder(shape, rngs=nnx.Rngs(0), **dtypes))()
 
 
 def chunk_tokens(cache, options) -> int:
-    """What the trainer would choose, but without a rest, which benchmarks.head has no room for."""
+    """The trainer's choice, reduced so that chunks divide a row, as benchmarks.head needs."""
     most = tokens_at_once(options.chunk, vocabulary=cache.manifest.vocabulary_size)
     length = cache.manifest.sequence_length
     fitting = range(1, max(1, most // options.rows) + 1)
@@ -142,7 +143,7 @@ def model_config(name: str, cache) -> ModelConfig:
 
 
 def repeated(step, batch, options, *, before=lambda: None):
-    """Some updates on one batch, waited for at the end only."""
+    """A function that runs updates on one batch and waits once, after the last."""
 
     def run(state):
         for _ in range(options.updates):
@@ -154,8 +155,8 @@ def repeated(step, batch, options, *, before=lambda: None):
 
 
 def loader_alone(batches: Batches, options) -> float:
-    """Seconds a batch when nothing else is done."""
-    for _ in range(4):  # what was read ahead
+    """Seconds a batch of the loader when nothing else runs."""
+    for _ in range(4):  # prefetched batches
         batches.next()
     start = time.perf_counter()
     for _ in range(options.updates):
@@ -191,9 +192,9 @@ def _arguments():
     parser.add_argument("--teacher", choices=SHAPES)
     parser.add_argument("--tail", default="sampled")
     parser.add_argument("--rows", type=int, default=32)
-    parser.add_argument("--chunk", type=int, help="loss.chunk_tokens, if not what suits the device")
+    parser.add_argument("--chunk", type=int, help="loss.chunk_tokens; default: by device")
     parser.add_argument("--remat", default="none", choices=["none", "dots", "block"])
-    parser.add_argument("--updates", type=int, default=10, help="a round")
+    parser.add_argument("--updates", type=int, default=10, help="updates in a round")
     parser.add_argument("--rounds", type=int, default=4)
     return parser.parse_args()
 

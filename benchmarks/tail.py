@@ -1,10 +1,10 @@
-"""How exact the tail grid is between its nodes: stored targets against dense float64 logits.
+"""Error of the tail's mass between its nodes: stored targets against dense float64 logits.
 
     python -m benchmarks.tail CACHE [--k 16 32 64] [--rows 8]
 
-Rows of CACHE (any cache of `--teacher`) go through the teacher in float32; its logits are made
-again in float64 from the same hidden states. `KL` is from that distribution, its tail as one
-bucket, to what a loss reads at T from targets stored with `lossless`.
+Rows of CACHE (any cache of `--teacher`) go through the teacher in float32. Its logits are computed
+in float64 from the same hidden states. `KL` is from the exact distribution, with the tail as one
+category, to that which a loss computes at T from targets stored with `lossless`.
 """
 
 import argparse
@@ -41,17 +41,17 @@ def main():
         inputs = (batch[name] for name in ("tokens", "segment_ids", "positions"))
         hidden = np.asarray(forward(model, *inputs))[batch["loss_mask"]]
         for at in range(0, len(hidden), CHUNK):
-            for k, found in _errors(hidden[at : at + CHUNK], unembedding, ks=options.k).items():
-                errors[k].append(found)
+            for k, kl in _errors(hidden[at : at + CHUNK], unembedding, ks=options.k).items():
+                errors[k].append(kl)
     table = Table(title=f"KL of the tail grid on {options.teacher}, nats")
     for column in ("k", "mean at worst T", "p99.9", "max", "at T", "positions ≤ 2e-6"):
         table.add_column(column, justify="right")
     for k, parts in errors.items():
-        found = np.concatenate(parts, axis=1)  # temperatures, positions
-        worst = found.max(axis=0)
+        kl = np.concatenate(parts, axis=1)  # temperatures, positions
+        worst = kl.max(axis=0)
         table.add_row(
-            *(str(k), f"{found.mean(1).max():.1e}", f"{np.quantile(worst, 0.999):.1e}"),
-            *(f"{worst.max():.1e}", f"{TEMPERATURES[found.max(1).argmax()]:g}"),
+            *(str(k), f"{kl.mean(1).max():.1e}", f"{np.quantile(worst, 0.999):.1e}"),
+            *(f"{worst.max():.1e}", f"{TEMPERATURES[kl.max(1).argmax()]:g}"),
             f"{(worst <= 2e-6).sum():,} of {len(worst):,}",
         )
     Console(width=110).print(table)
@@ -60,7 +60,7 @@ def main():
 def _errors(hidden: np.ndarray, unembedding: jax.Array, *, ks: list[int]) -> dict[int, np.ndarray]:
     """KL [temperatures, positions] for each k."""
     logits = hidden.astype(np.float64) @ np.asarray(unembedding, np.float64)
-    found = {}
+    errors = {}
     for k in ks:
         stored = _targets(
             hidden,
@@ -75,8 +75,8 @@ def _errors(hidden: np.ndarray, unembedding: jax.Array, *, ks: list[int]) -> dic
         rest = logits.copy()
         np.put_along_axis(rest, ids, -np.inf, axis=1)
         top = np.take_along_axis(logits, ids, axis=1)
-        found[k] = np.stack([_kl(top, rest, logprobs, mass, beta=1 / t) for t in TEMPERATURES])
-    return found
+        errors[k] = np.stack([_kl(top, rest, logprobs, mass, beta=1 / t) for t in TEMPERATURES])
+    return errors
 
 
 def _kl(top, rest, logprobs, mass, *, beta: float) -> np.ndarray:

@@ -1,11 +1,10 @@
-"""Tokenising in one process and in two: rows a second, and what the second process is worth.
+"""Speed of tokenising with one and with more processes.
 
     python -m benchmarks.tokenising [--megabytes 48] [--processes 1 2] [--turns 1]
 
-The whole Beam step: reading, hashing, duplicates, tokenising, packing, files. Every process has
-one tokenizer thread (TOKENIZERS_PARALLELISM=false), also where there is only one. The text is
-Python's standard library, over again with a number before each file so that nothing is a
-duplicate.
+The time is that of the whole step: reading, hashing, finding duplicates, tokenising, packing and
+writing. Each process has one tokenizer thread (TOKENIZERS_PARALLELISM=false). The text is Python's
+standard library, repeated with a number before each file so that no file is a duplicate.
 """
 
 import os
@@ -47,15 +46,15 @@ def main() -> None:
                 place = root / f"{count}-{turn}"
                 seconds[count].append(tokenised(root, place, processes=count))
     first = statistics.median(next(iter(seconds.values())))
-    for count, found in seconds.items():
-        median = statistics.median(found)
+    for count, times in seconds.items():
+        median = statistics.median(times)
         rate = f"{options.megabytes / median:.2f}"
         table.add_row(str(count), f"{median:.1f}", rate, f"{first / median:.2f}")
     Console().print(table)
 
 
 def tokenised(root: Path, place: Path, *, processes: int) -> float:
-    """Seconds that the step takes, starting its processes included."""
+    """Seconds of the step, including the start of its processes."""
     sources = find_sources(
         [str(root / "text" / "*.txt")], max_bytes=None, memory=root / "digests.json"
     )

@@ -1,8 +1,8 @@
-"""The staged exact top-k against `lax.top_k`, at several vocabularies and k.
+"""Speed of the staged exact top-k against `lax.top_k`, at several vocabularies and k.
 
     python -m benchmarks.top_k [--tokens 256] [--turns 9]
 
-Both are timed in turns on the same logits, medians count; that they agree is checked first.
+Both are timed alternately on the same logits, after a check that they agree; times are medians.
 """
 
 import argparse

@@ -1,15 +1,15 @@
-"""What training from a cache costs: against the bare step, and against a teacher in the loop.
+"""Speed of training from a cache, against the bare update and against a teacher in the loop.
 
     python -m benchmarks.training [--cache runs/cache] [--layers 8] [--dtype float32]
-        [--hidden] [--attention]   learn from the last hidden states, all stored maps too
+        [--hidden] [--attention]   also learn from the last hidden states, from all stored maps
         [--no-teacher]             only the first two of the three
 
-Interleaved in one run, all with the same student and batch size:
-- `bare step`: the compiled update on one batch that is on the device already;
-- `trainer`: the training loop itself, with reading, decoding, moving and logging;
-- `teacher in the loop`: the bare step after the teacher's forward pass on the batch, through its
-  head in chunks, of which only the largest logit is kept. What online distillation does with the
-  logits besides (its loss) is left out, so this is the least that it could cost.
+Measured alternately, with the same student and batch size:
+- `bare step`: the compiled update on one batch that is already on the device;
+- `trainer`: the training loop, with reading, decoding, moving and logging;
+- `teacher in the loop`: the bare step after a forward pass of the teacher over the batch, of which
+  only each position's largest logit is kept. The online loss on these logits is left out, so this
+  is a lower bound of the cost of online distillation.
 """
 
 from __future__ import annotations
@@ -71,20 +71,20 @@ def main():
         evaluate_every=never,
         checkpoint_every=never,
     )
-    compared = layer_pairs(config.loss, cache=cache, student=student.config)
+    pairs = layer_pairs(config.loss, cache=cache, student=student.config)
     graph, params = graph_and_parameters(student)
     step = make_train_step(
-        Objective(graph, config.loss, vocabulary=cache.manifest.vocabulary_size, pairs=compared),
+        Objective(graph, config.loss, vocabulary=cache.manifest.vocabulary_size, pairs=pairs),
         optimiser=config.optimiser,
         steps=never,
-        tables=Tables(directions=principal_directions(cache, pairs=compared, mesh=mesh)),
+        tables=Tables(directions=principal_directions(cache, pairs=pairs, mesh=mesh)),
     )
-    batches = Batches(cache, config=config.data, signals=compared.signals)
-    fixed = to_device(batches.next(), mesh=mesh, tail=config.loss.tail, signals=compared.signals)
+    batches = Batches(cache, config=config.data, signals=pairs.signals)
+    fixed = to_device(batches.next(), mesh=mesh, tail=config.loss.tail, signals=pairs.signals)
     at_once = tokens_at_once(None, vocabulary=cache.manifest.vocabulary_size)
     ask = make_teacher(teacher, chunk_tokens=at_once)
 
-    with loop(config, batches, step, mesh=mesh, signals=compared.signals) as whole:
+    with loop(config, batches, step, mesh=mesh, signals=pairs.signals) as whole:
 
         def bare(state):
             for _ in range(options.updates):
@@ -114,7 +114,7 @@ def main():
 
 @contextlib.contextmanager
 def loop(config, batches, step, *, mesh, signals=()):
-    """The trainer's loop as a function of state and `updates`, which neither judges nor saves."""
+    """The training loop as a function of a state and `updates`; it neither evaluates nor saves."""
     with tempfile.TemporaryDirectory() as directory:
         metrics = MetricsLog(Path(directory), after=None, steps=10**9, quiet=config.quiet)
         training = TrainingLoop(
@@ -142,14 +142,14 @@ HELDOUT = ("heldout_kl_bound", "heldout_ce", "heldout_perplexity", "heldout_agre
 
 
 class Unsaved(Checkpoints):
-    """Saves nothing: a checkpoint is not part of what is measured."""
+    """Checkpoints that are not saved, so that saving is not measured."""
 
     def save(self, state, *, data, heldout=None):
-        """Nothing."""
+        """Do nothing."""
 
 
 def make_teacher(teacher, *, chunk_tokens):
-    """The teacher's forward pass through its head; each position's largest logit."""
+    """A function from a batch to the teacher's largest logit at each position."""
     graph, params = graph_and_parameters(teacher)
 
     @jax.jit
@@ -185,11 +185,11 @@ def _arguments():
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     for term in ("hidden", "attention"):
         parser.add_argument(f"--{term}", action="store_true", help=f"with [[loss.{term}]]")
-    parser.add_argument("--teacher", default="embedded", help="what the cache was captured from")
+    parser.add_argument("--teacher", default="embedded", help="the cache's teacher")
     parser.add_argument("--no-teacher", dest="with_teacher", action="store_false")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--rows", type=int, default=2)
-    parser.add_argument("--updates", type=int, default=6, help="a round")
+    parser.add_argument("--updates", type=int, default=6, help="updates in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     return parser.parse_args()

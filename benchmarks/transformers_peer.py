@@ -1,7 +1,7 @@
-"""The other side of `benchmarks/forward.py`: Hugging Face transformers in its own process.
+"""Forward passes of Hugging Face transformers, for `benchmarks/forward.py`, which starts this.
 
-Run by an interpreter that has torch: `python transformers_peer.py DIRECTORY DTYPE ROWS.npy`.
-Each line on standard input asks for one forward pass; the answer is its seconds.
+It runs under an interpreter with torch: `python transformers_peer.py DIRECTORY DTYPE ROWS.npy
+THREADS`. For each line on standard input it runs one forward pass and prints the seconds.
 """
 
 import sys
@@ -23,7 +23,7 @@ def main() -> None:
     print("ready", flush=True)
     for _ in sys.stdin:
         started = time.perf_counter()
-        # No mask: each row is one document, which lets torch take its fused causal path.
+        # Without a mask, since each row is one document, torch uses its fused causal path.
         hidden = model.model(tokens, use_cache=False).last_hidden_state.flatten(0, 1)
         tops = [model.lm_head(chunk).max(-1).values for chunk in hidden.split(HEAD_CHUNK)]
         float(torch.cat(tops).sum())

@@ -1,13 +1,12 @@
-"""What an update with a teacher's targets costs beside one with hard labels only: time and memory.
+"""Time and memory of an update with a teacher's targets, against one with hard labels only.
 
     python -m benchmarks.update [--vocabulary 49152] [--k 64] [--width 576] [--layers 8]
 
-Both are the trainer's compiled update of the same student on made-up rows; for `hard labels only`
-its head is replaced by the fused cross-entropy of benchmarks.head, which knows no teacher. Times
-are of interleaved updates. Memory is what the compiled programs say that they need on a device
-beside their arguments: also for the same update with the dense formula that online distillation
-uses, on logits of the whole batch (the teacher's are made in the update from its states; its own
-forward pass and weights are left out), and with rematerialisation.
+Both are the trainer's compiled update of the same student on random rows. `hard labels only` has
+the fused cross-entropy of benchmarks.head as its head. Updates are timed alternately. Memory is
+that of the compiled program's temporaries on a device. It is shown also for the dense formula of
+online distillation on logits of the whole batch, and for rematerialisation. The dense formula
+computes the teacher's logits from its states; the teacher's forward pass and weights are left out.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ def main():
 
 
 def lower(model: Decoder, batch, loss, options, *, head=None, prior=None, remat="none"):
-    """The compiled update: (program, what it takes besides state and batch)."""
+    """The compiled update, its batch, and its further arguments."""
     graph, params = graph_and_parameters(model)
     step = make_train_step(
         Objective(
@@ -106,7 +105,7 @@ DRAWN = ("tail_ids", "tail_logprobs", "tail_logweights")
 
 
 def hard_labels(hidden, unembedding, targets, *, recipe, vocabulary, **_):
-    """In place of the trainer's head: cross-entropy, with the same chunks."""
+    """A replacement of the trainer's head: cross-entropy, with the same chunks."""
     value = fused_cross_entropy(
         hidden, unembedding[:, :vocabulary], targets, chunk=recipe.chunk_tokens
     )
@@ -114,7 +113,7 @@ def hard_labels(hidden, unembedding, targets, *, recipe, vocabulary, **_):
 
 
 def dense_online(teacher):
-    """In its place: what an online trainer computes from the logits of both models."""
+    """A replacement of the trainer's head: the online loss from the logits of both models."""
     states, matrix = teacher
 
     def head(hidden, unembedding, targets, *, temperature, alpha, **_):
@@ -138,7 +137,7 @@ def _only(value, targets):
 
 
 def time_updates(lowered, model, options):
-    """Seconds of each update, in turns; every program goes on with the state of the last."""
+    """Seconds of each update, run alternately; each program continues from the last one's state."""
     _, params = graph_and_parameters(model)
     state = initial_state(params, config=Optimiser())
     times = {name: [] for name in lowered}
@@ -146,13 +145,13 @@ def time_updates(lowered, model, options):
         for name, (program, needed, given) in lowered.items():
             start = time.perf_counter()
             state, _ = jax.block_until_ready(program(state, needed, *given))
-            if round_:  # The first one warms up.
+            if round_:  # The first round warms up.
                 times[name].append(time.perf_counter() - start)
     return times
 
 
 def memory(lowered) -> int:
-    """Bytes of temporaries."""
+    """Bytes of the program's temporaries."""
     return lowered[0].memory_analysis().temp_size_in_bytes
 
 
@@ -167,12 +166,12 @@ def print_times(times, options):
     Console().print(table)
 
 
-def print_memory(found, options):
+def print_memory(sizes, options):
     table = Table(title=f"temporaries of an update: {_title(options)}")
     for column in ("update", "MiB", "÷ dense"):
         table.add_column(column, justify="left" if column == "update" else "right")
-    for name, size in found.items():
-        share = size / found["dense online formula"]
+    for name, size in sizes.items():
+        share = size / sizes["dense online formula"]
         table.add_row(name, f"{size / 2**20:,.0f}", f"{share:.2f}")
     Console().print(table)
 
@@ -188,7 +187,7 @@ def _inputs(options):
     rng = np.random.default_rng(0)
     shape, vocabulary = (options.rows, options.length), options.vocabulary
     several = options.k + DRAWS
-    # Different ids of a position, and far apart, as real ones are.
+    # The ids of a position are distinct and far apart, as real ones are.
     ids = rng.integers(0, vocabulary, (*shape, 1)) + np.arange(several) * (vocabulary // several)
     ids = (ids % vocabulary).astype(np.int32)
     logprobs = -np.sort(rng.exponential(3, (*shape, options.k)), -1) - 2
@@ -223,7 +222,7 @@ def _arguments():
     parser.add_argument("--chunk", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--memory-only", action="store_true", help="compile, and run nothing")
+    parser.add_argument("--memory-only", action="store_true", help="compile without running")
     parser.add_argument("--times-only", action="store_true", help="no table of memory")
     return parser.parse_args()
 

@@ -1,13 +1,13 @@
-"""What it takes to hold a teacher: host memory while loading, and what int8 weights change.
+"""Host memory while a teacher's weights are loaded, and the error of int8 weights.
 
     python -m benchmarks.weights [--layers 12] [--width 1024] [--devices 8] [--rows 8]
 
-Loading: a random bfloat16 checkpoint is placed on simulated CPU devices, each mesh in a process of
-its own. `peak` is the largest anonymous memory of the process above what it had before, which on
-simulated devices includes the devices' own shares; mapped files, which the system takes back when
-it needs them, do not count. `at once` is the loader of 0.3: every parameter whole on the host,
-then placed. int8: KL of the embedded teacher's distributions at T = 1 from those with float32
-weights, on rows of the standard library's source text, beside bfloat16.
+Loading: a random bfloat16 checkpoint is loaded onto simulated CPU devices, each mesh in a process
+of its own. `peak` is the growth of the process's anonymous memory at its largest. It includes the
+simulated devices' shares, and not mapped files, whose memory the system can take back. `at once` is
+the loader of release 0.3: every parameter whole on the host, then placed.
+int8: KL at T = 1 from the embedded teacher with float32 weights to the one with int8 weights, on
+source text of Python's standard library; bfloat16 is shown for comparison.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main():
 
 
 def write(path: Path, *, layers: int, width: int) -> None:
-    """A random checkpoint in bfloat16, of Llama's proportions."""
+    """Write a random bfloat16 checkpoint with Llama's proportions."""
     config = ModelConfig(
         vocab_size=32_000,
         hidden_size=width,
@@ -69,7 +69,7 @@ def write(path: Path, *, layers: int, width: int) -> None:
 
 
 def peak_of(path: Path, data: int, tensor: int, quantize: str, loader: str) -> tuple[int, int]:
-    """Bytes of the devices' shares, and the most that the process took for loading them."""
+    """Bytes of the devices' shares, and the process's peak memory growth while loading them."""
     checkpoint, mesh = open_checkpoint(path), teacher_mesh(data=data, tensor=tensor)
     jax.block_until_ready(jnp.ones(8))
     before, done, seen = _anonymous(), threading.Event(), [0]
@@ -103,7 +103,7 @@ def _anonymous() -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("this system does not tell RssAnon")
+    raise RuntimeError("/proc/self/status has no RssAnon on this system")
 
 
 def _child(directory: str, arguments: tuple, *, devices: int) -> tuple[int, int]:
@@ -125,7 +125,7 @@ def _child(directory: str, arguments: tuple, *, devices: int) -> tuple[int, int]
 
 
 def divergences(*, rows: int) -> Table:
-    """KL of the embedded teacher's distributions from those of its float32 weights."""
+    """KL from the embedded teacher with float32 weights to the one with other weights."""
     checkpoint = open_checkpoint("embedded")
     batch = real_rows("embedded", length=256, count=rows)
     inputs = [
@@ -138,8 +138,8 @@ def divergences(*, rows: int) -> Table:
         model = checkpoint.load(**settings)
         hidden = jax.jit(lambda m, *x: m(*x)[0])(model, *inputs)[scored].astype(jnp.float32)
         matrix = model.unembedding().astype(jnp.float32)
-        found = logits(hidden, matrix, softcap=model.config.final_softcap)
-        return np.asarray(jax.nn.log_softmax(found, axis=-1), np.float64)
+        scores = logits(hidden, matrix, softcap=model.config.final_softcap)
+        return np.asarray(jax.nn.log_softmax(scores, axis=-1), np.float64)
 
     exact = logp()
     table = Table("weights", "operands", "KL mean", "p99", "same first id")

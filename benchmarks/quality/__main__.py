@@ -1,24 +1,25 @@
-"""Does it matter which targets a student learns from? A study that runs on a laptop's CPU.
+"""A study of how targets affect a student's quality; it runs on a laptop's CPU.
 
     python -m benchmarks.quality [--work runs/quality] [--only TEXT …] [--seeds 0 1 2] [--report]
 
-One teacher, one first student (some of the teacher's blocks), the same rows in the same order, the
-same number of updates and the same learning rate; what differs is the target:
+All students begin as the same blocks of one teacher. They see the same rows in the same order, for
+the same number of updates with the same learning rate. They differ in their targets:
 
 - `ce`: hard labels only (α = 0). All others have α = 0.9.
-- `dense`: the teacher's whole distribution. `online` is the same in the time that `bucket` takes,
-  the teacher's forward pass included: fewer updates.
+- `dense`: the teacher's whole distribution.
+- `online`: like `dense`, with the fewer updates that fit into `bucket`'s time if each includes the
+  teacher's forward pass.
 - `renormalize`, `bucket`, `prior`: top-32 through `compact`, at T = 1, 2, 4.
-- `sampled`: top-16 and tail draws for about the same bytes; `rs-kd`: as many of the
-  teacher's draws as the same bytes hold, target counts/N.
+- `sampled`: top-16 and tail draws of about the same bytes.
+- `rs-kd`: N draws from the whole distribution of about the same bytes; the target is counts/N.
 
-Judged on held-out rows against the dense teacher: cross-entropy, true KL, agreement, calibration,
-and how much of the way from `ce` to `dense` was made. Then, without training, the angle between
-each target's gradient and the dense one.
+Students are compared with the dense teacher on held-out rows: cross-entropy, true KL, agreement,
+calibration, and the share of the KL's way from `ce` to `dense`. Then, without training, the angle
+between each target's gradient and the dense one is measured.
 
-Resumable: a cell that has a result is not run again, and one that fails does not stop the others.
-Each cell's config file is `WORK/cells/NAME.toml`, its result `NAME.json`. `WORK/report.md` and
-`WORK/report.png` are rewritten after every seed, or by `--report` alone.
+A study can be stopped and continued: a cell with a result is not run again. A cell that fails does
+not stop the others. Each cell's config file is `WORK/cells/NAME.toml`, its result `NAME.json`.
+`WORK/report.md` and `WORK/report.png` are rewritten after every seed, and by `--report`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from rich.console import Console
 from benchmarks.quality.study import FIRST_SEED, Study, cells
 
 WIDTH = 160
-"""Of the tables, in characters."""
+"""Width of the tables in characters."""
 
 
 def main() -> int:
@@ -60,10 +61,10 @@ def main() -> int:
 
 
 def _run(study: Study, *, only: list[str], console: Console) -> dict[str, str]:
-    """Run what is chosen and not done; why each that failed did."""
+    """Run the chosen cells and angles without a result; returns each failure and its reason."""
     import jax
 
-    # The same shapes come in every cell and every restart; compiling them is a third of a cell.
+    # All cells have the same shapes, and compiling takes a third of a cell's time.
     jax.config.update("jax_compilation_cache_dir", str((study.work / "compiled").absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -80,7 +81,7 @@ def _run(study: Study, *, only: list[str], console: Console) -> dict[str, str]:
             start = time.perf_counter()
             try:
                 result = run_cell(cell, shop)
-            except Exception as error:  # one cell's failure is not the others'
+            except Exception as error:  # A failure does not stop the other cells.
                 failures[cell.name] = f"{type(error).__name__}: {error}"
                 console.print(f"{cell.name}: {failures[cell.name]}", markup=False)
                 continue
@@ -106,14 +107,20 @@ def _arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--work", type=Path, default=default.work)
-    parser.add_argument("--only", nargs="+", default=[], help="cells and angles whose name has it")
+    parser.add_argument(
+        "--only", nargs="+", default=[], help="only names that contain one of these"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(default.seeds))
-    parser.add_argument("--report", action="store_true", help="only the table and the picture")
+    parser.add_argument("--report", action="store_true", help="only write the report")
     parser.add_argument("--teacher", default=default.teacher)
-    parser.add_argument("--files", nargs="+", default=list(default.files), help="globs of text")
-    parser.add_argument("--max-bytes", type=int, default=default.max_bytes, help="of the text")
+    parser.add_argument(
+        "--files", nargs="+", default=list(default.files), help="globs of text files"
+    )
+    parser.add_argument(
+        "--max-bytes", type=int, default=default.max_bytes, help="bytes of the text"
+    )
     parser.add_argument("--sequence-length", type=int, default=default.sequence_length)
-    parser.add_argument("--layers", type=int, default=default.layers, help="of the student")
+    parser.add_argument("--layers", type=int, default=default.layers, help="blocks of the student")
     parser.add_argument("--updates", type=int, default=default.updates)
     parser.add_argument("--learning-rate", type=float, default=default.learning_rate)
     return parser.parse_args()

@@ -1,8 +1,8 @@
-"""The angle between a method's gradient and the dense one, without training anything.
+"""The angle between the gradient from a method's targets and the dense gradient.
 
-The same student, the same batch, the same T, α = 1; gradients of all the student's parameters. A
-biased target keeps its angle however many tokens are averaged, an unbiased one loses it: hence
-also the angle between the sums over all batches.
+Both gradients are for all parameters of the same student, on the same batch at the same T, with
+α = 1. The angle of a biased target stays however many tokens are averaged; that of an unbiased one
+shrinks. Therefore the angle between the sums over all batches is measured too.
 """
 
 from __future__ import annotations
@@ -50,25 +50,25 @@ Batch = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Point:
-    """A method with its settings: where its targets come from and which loss takes them."""
+    """A method and its settings: the origin of its targets and the loss that uses them."""
 
     method: str
     temperature: float
     settings: str
-    """`k=32`, `k=16 m=10`, `N=50`: what distinguishes points of one method."""
+    """`k=32`, `k=16 m=10` or `N=50`: tells points of one method apart."""
     tail: str
     capture: dict[str, Any] | int
     """`signals.logits` of a precompute config, or RS-KD's number of draws."""
 
     @property
     def name(self) -> str:
-        """`sampled-T1-k16-m10`: what its files are called."""
+        """Name of the point's files: `sampled-T1-k16-m10`."""
         settings = self.settings.replace("=", "").replace(" ", "-").replace("/", "")
         return f"{self.method}-T{self.temperature:g}-{settings}"
 
 
 def points() -> Iterator[Point]:
-    """What is compared: what the cells train from, at T = 1, 2, 4; other sizes at T = 1."""
+    """All points: the targets of the study's cells at T = 1, 2, 4, and other sizes at T = 1."""
     for k, temperatures in ((8, (1.0,)), (16, (1.0,)), (32, (1.0, 2.0, 4.0)), (64, (1.0,))):
         for temperature in temperatures:
             for method in ("bucket", "renormalize", "prior"):
@@ -84,11 +84,11 @@ def points() -> Iterator[Point]:
 
 
 def measure(shop: Workshop, *, chosen: Callable[[str], bool]) -> Iterator[tuple[str, str | None]]:
-    """Measure what is not measured yet; the name of each point and why it failed, if it did."""
+    """Measure each chosen point without a result; yields its name and why it failed, or None."""
     directory = shop.study.work / "angles"
     for student in ("initial", "trained"):
         wanted = (p for p in points() if not _path(directory, p, student).exists())
-        # By temperature: the dense gradients of one are kept until the next.
+        # In order of temperature, because only one temperature's dense gradients are kept.
         todo = sorted((p for p in wanted if chosen(p.name)), key=lambda p: p.temperature)
         if not todo:
             continue
@@ -99,12 +99,12 @@ def measure(shop: Workshop, *, chosen: Callable[[str], bool]) -> Iterator[tuple[
                 result = gradients.compare(point)
                 write_json(_path(directory, point, student), {"student": student, **result})
                 yield f"{point.name} ({student})", None
-            except Exception as error:  # one point's failure is not the others'
+            except Exception as error:  # A failure does not stop the other points.
                 yield f"{point.name} ({student})", f"{type(error).__name__}: {error}"
 
 
 def results(work: Path) -> list[dict[str, Any]]:
-    """Everything measured so far."""
+    """All results so far."""
     return [read_json(path) for path in sorted((work / "angles").glob("*.json"))]
 
 
@@ -113,7 +113,7 @@ def _path(directory: Path, point: Point, student: str) -> Path:
 
 
 class Gradients:
-    """One student's gradients on a few batches of train rows; the dense ones are kept."""
+    """One student's gradients on a few batches of train rows."""
 
     def __init__(self, shop: Workshop, student: str):
         self.shop = shop
@@ -126,7 +126,7 @@ class Gradients:
         self._compiled: dict[Loss, Callable] = {}
 
     def compare(self, point: Point) -> dict[str, Any]:
-        """Angles in degrees and errors relative to the dense gradient's norm, over the batches."""
+        """For each batch the angle in degrees, and the error relative to the dense gradient."""
         dense = self.dense(point.temperature)
         angles, errors, sizes = [], [], []
         total = np.zeros_like(dense[0])
@@ -151,20 +151,20 @@ class Gradients:
         }
 
     def dense(self, temperature: float) -> list[np.ndarray]:
-        """The dense gradient of each batch. Those of one temperature are kept: points come so."""
+        """The dense gradient of each batch; those of the last temperature are kept."""
         if self._dense is None or self._dense[0] != temperature:
             loss = Loss(alpha=1.0, temperature=temperature, tail="bucket")  # its tail is unused
             compiled = jax.jit(partial(dense_gradient, self.graph, loss=loss))
-            teacher, found = self.shop.teacher, []
+            teacher, gradients = self.shop.teacher, []
             for rows in self.batches:
                 batch = {**self._rows(rows), "teacher_hidden": teacher.hidden(rows)}
                 gradient = compiled(self.params, batch, unembedding=teacher.unembedding)[1]
-                found.append(_vector(gradient))
-            self._dense = (temperature, found)
+                gradients.append(_vector(gradient))
+            self._dense = (temperature, gradients)
         return self._dense[1]
 
     def gradient(self, rows: np.ndarray, targets: Batch, point: Point) -> np.ndarray:
-        """The method's gradient by the trainer's own loss."""
+        """The gradient of the trainer's loss with the point's targets."""
         loss = Loss(alpha=1.0, temperature=point.temperature, tail=point.tail)
         if loss not in self._compiled:
             self._compiled[loss] = jax.jit(
@@ -188,7 +188,7 @@ class Gradients:
 
 
 def targets_of(point: Point, shop: Workshop, rows: np.ndarray) -> tuple[Batch, float]:
-    """The point's targets for these rows, and what they take: bytes a scored position."""
+    """The point's targets for these rows, and their bytes a scored position."""
     if isinstance(point.capture, dict):
         return captured(Logits(**point.capture), shop, rows)
     batch = rs_kd_targets(shop.teacher, rows, draws=point.capture)
@@ -197,9 +197,9 @@ def targets_of(point: Point, shop: Workshop, rows: np.ndarray) -> tuple[Batch, f
 
 
 def captured(logits: Logits, shop: Workshop, rows: np.ndarray) -> tuple[Batch, float]:
-    """As a capture with these settings would store the rows and a cache read them.
+    """Targets as a capture with these settings stores them and a cache reads them, and their bytes.
 
-    The tables come from other rows. Padded to common shapes, so that each loss compiles once.
+    Codec tables are fitted on other rows. Arrays are padded, so that each loss compiles once.
     """
     spec, vocabulary = logits.target_spec(), shop.teacher.vocabulary
     shared = {"tables": _tables(logits, shop), "vocabulary": vocabulary}
@@ -228,7 +228,7 @@ def _tables(logits: Logits, shop: Workshop) -> codecs.Tables:
 
 
 def _shuffled(cache: Cache) -> np.ndarray:
-    """Train rows: batches come from the front, calibration from the back."""
+    """Train rows, shuffled: batches are taken from the front, calibration rows from the back."""
     return np.random.default_rng(0).permutation(cache.rows(split="train"))
 
 
@@ -237,7 +237,7 @@ def _asked(shop: Workshop, row: int, spec: TargetSpec) -> tuple[Targets, np.ndar
     """What the teacher says of a row as a capture asks it, which positions are scored, the key."""
     teacher = shop.teacher
     read = shop.cache(ROWS).read([row], signals=())
-    # Any key will do that is the row's own: draws are seeded by it.
+    # The key seeds the draws. Any key that depends on the row alone will do.
     key, scored = hashlib.sha256(read["tokens"].tobytes()).digest()[:16], read["loss_mask"][0]
     at = jnp.asarray(uniform_starts(key, positions=len(scored)))
     hidden = teacher.hidden(np.array([row]))[0]
@@ -268,7 +268,7 @@ def _empty(rows: int, spec: TargetSpec, length: int) -> Batch:
 
 
 def angle(one: np.ndarray, other: np.ndarray) -> float:
-    """In degrees."""
+    """Angle between two gradients in degrees."""
     cosine = one.astype(np.float64) @ other / (_norm(one) * _norm(other))
     return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
 
@@ -286,7 +286,7 @@ def _student(shop: Workshop, which: str) -> Any:
     if which == "trained":
         path = kept_student(study)
         if not path.exists():
-            raise FileNotFoundError(f"{path}: not there yet; the cell dense-T1 leaves it")
+            raise FileNotFoundError(f"{path}: not there yet; run the cell dense-T1 first")
         return open_checkpoint(path).load(dtype=study.student_dtype, param_dtype="float32")
     source = open_checkpoint(study.teacher)
     return cut_layers(

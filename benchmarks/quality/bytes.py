@@ -1,8 +1,7 @@
-"""What targets cost: bytes a scored position, of the records alone.
+"""Size of targets: bytes of records a scored position.
 
-A record is everything of one row: codes, bitmap, header and checksum. Left out are the tables of a
-part and ArrayRecord's own blocks (64 KiB a file at least), which a study's small cache would
-mistake for content.
+A record holds one row's codes, bitmap, header and checksum. A part's tables and ArrayRecord's own
+blocks (at least 64 KiB a file) are left out, because they would dominate a study's small cache.
 """
 
 from __future__ import annotations
@@ -10,18 +9,18 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.quality.teacher import DenseTeacher
-from benchmarks.quality.uncached import DRAWS_AT_A_TIME, counted, drawn
+from benchmarks.quality.uncached import DRAWS_AT_A_TIME, count_ids, draw_ids_of_row
 from decant.schemas import Cache
 from decant.schemas.disk.array_record import RecordReaders
 from decant.schemas.disk.layout import PartLayout
 
 BYTES_PER_ID = 22.7 / 17.1
-"""Of RS-KD's ids and counts through our codec, zstd and all, as measured on 50 draws of the same
+"""Bytes of an RS-KD id and its count in our codec with zstd, measured with 50 draws of the same
 teacher (17.1 distinct ids in 22.7 bytes)."""
 
 
 def record_bytes(cache: Cache) -> float:
-    """Bytes of `logits` a scored position."""
+    """Bytes of a cache's `logits` records a scored position."""
     readers, total = RecordReaders(), 0
     for part in cache.manifest.parts:
         layout = PartLayout(cache.path / part.path)
@@ -34,14 +33,16 @@ def record_bytes(cache: Cache) -> float:
 
 
 def draws_within(budget: float, teacher: DenseTeacher, rows: np.ndarray) -> tuple[int, float]:
-    """How many of RS-KD's draws `budget` bytes a token pay for, and what they take.
+    """The number of RS-KD's draws that fit into `budget` bytes a token, and their bytes.
 
-    Judged by the distinct ids of a few rows.
+    Estimated from the distinct ids in `rows`.
     """
-    ids = np.concatenate([drawn(teacher, int(row), draws=DRAWS_AT_A_TIME) for row in rows])
+    ids = np.concatenate(
+        [draw_ids_of_row(teacher, int(row), draws=DRAWS_AT_A_TIME) for row in rows]
+    )
     best = (1, BYTES_PER_ID)
     for draws in range(10, DRAWS_AT_A_TIME + 1, 10):
-        taken = BYTES_PER_ID * (counted(ids[:, :draws])[1] > 0).sum(1).mean()
+        taken = BYTES_PER_ID * (count_ids(ids[:, :draws])[1] > 0).sum(1).mean()
         if taken > budget:
             break
         best = (draws, float(taken))

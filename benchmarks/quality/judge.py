@@ -1,4 +1,4 @@
-"""The judge, the same for every student: held-out rows against the dense teacher at T = 1."""
+"""Metrics of a student against the dense teacher, on held-out rows at T = 1."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def judge(
     rows = cache.rows(split="heldout")
     totals: Any = None
     for at in range(0, len(rows), batch_rows):
-        some = rows[at : at + batch_rows]
-        padded = np.concatenate([some, np.repeat(some[:1], batch_rows - len(some))])
+        chosen = rows[at : at + batch_rows]
+        padded = np.concatenate([chosen, np.repeat(chosen[:1], batch_rows - len(chosen))])
         batch = cache.read(padded, signals=())
-        batch["loss_mask"][len(some) :] = False
-        found = _sums(graph, params, batch, teacher.hidden(padded), teacher.unembedding)
-        totals = found if totals is None else jax.tree.map(np.add, totals, found)
+        batch["loss_mask"][len(chosen) :] = False
+        batch_sums = _sums(graph, params, batch, teacher.hidden(padded), teacher.unembedding)
+        totals = batch_sums if totals is None else jax.tree.map(np.add, totals, batch_sums)
     return metrics(jax.tree.map(np.asarray, totals))
 
 
 def metrics(totals: dict[str, np.ndarray]) -> dict[str, float]:
-    """Sums over positions as means."""
+    """Means from sums over positions."""
     count = float(totals["count"])
     gaps = np.abs(totals["correct_in_bin"] - totals["confidence_in_bin"])
     return {
@@ -72,7 +72,7 @@ def _sums(graph, params, batch, teacher_hidden, unembedding):
 
 
 def sums(student: jax.Array, teacher: jax.Array, labels: jax.Array, mask: jax.Array) -> dict:
-    """Of logits [n, vocabulary]: sums over the counted positions."""
+    """Sums over counted positions, from logits [n, vocabulary] of both models."""
     counted = mask.astype(jnp.float32)
     logq, logp = jax.nn.log_softmax(student, axis=-1), jax.nn.log_softmax(teacher, axis=-1)
     label = jnp.take_along_axis(logq, labels[:, None], axis=-1)[:, 0]

@@ -1,4 +1,4 @@
-"""The study's results so far: a table in the terminal, the same as Markdown, and a picture."""
+"""The study's report: results so far as tables, in the terminal and in Markdown, and a picture."""
 
 from __future__ import annotations
 
@@ -34,37 +34,37 @@ ANGLES = ("target", "T", "settings", "B/token", "angle", "of the sum", "rel. err
 
 
 def report(study: Study, *, console: Console) -> None:
-    """Print what there is and write `report.md` and `report.png` into the study's directory."""
+    """Print the results so far; write `report.md` and `report.png` into the study's directory."""
     from benchmarks.quality.angles import results as angle_results
 
-    # Of every seed there is, whichever this process was asked for.
-    found = [read_json(path) for path in sorted((study.work / "cells").glob("*.json"))]
-    lines, angles = list(quality_lines(collect(found))), angle_results(study.work)
+    # Results of all seeds, not only of those that this process runs.
+    results = [read_json(path) for path in sorted((study.work / "cells").glob("*.json"))]
+    lines, angles = list(quality_lines(collect(results))), angle_results(study.work)
     if not lines and not angles:
         console.print(f"{study.work}: no results yet")
         return
     tables = [(COLUMNS, lines), (ANGLES, list(angle_lines(angles)))]
     for columns, rows in tables:
         console.print(_rich(columns, rows))
-    caption = _caption(study, found)
+    caption = _caption(study, results)
     console.print(caption)
     text = "\n\n".join(_markdown(columns, rows) for columns, rows in tables)
     (study.work / "report.md").write_text(f"{caption}\n\n{text}\n", encoding="utf-8")
-    picture(collect(found), angles, output=study.work / "report.png")
+    picture(collect(results), angles, output=study.work / "report.png")
     console.print(f"{study.work / 'report.md'}, {study.work / 'report.png'}")
 
 
-def collect(found: list[dict[str, Any]]) -> Results:
-    """By method and temperature, then by seed."""
+def collect(results: list[dict[str, Any]]) -> Results:
+    """Results by method and temperature, then by seed."""
     out: Results = {}
-    for result in found:
+    for result in results:
         at = result["method"], result["temperature"]
         out.setdefault(at, {})[result["seed"]] = result
     return out
 
 
 def gap_recovered(results: Results, method: str, temperature: float) -> list[float]:
-    """Of each seed: the share of the way that KL went from `ce` to `dense` at the same T."""
+    """For each seed, the share of the KL's way from `ce` to `dense` at the same T."""
     ce, dense = results.get(("ce", 1.0), {}), results.get(("dense", temperature), {})
     mine = results.get((method, temperature), {})
     return [
@@ -75,13 +75,13 @@ def gap_recovered(results: Results, method: str, temperature: float) -> list[flo
 
 
 def paired(results: Results, method: str, temperature: float, *, name: str) -> list[float]:
-    """Of each seed: `name` minus that of `bucket` at the same T, the same order of rows."""
+    """For each seed, the metric `name` minus that of `bucket` at the same T."""
     mine, bucket = (results.get((m, temperature), {}) for m in (method, "bucket"))
     return [mine[seed][name] - bucket[seed][name] for seed in mine if seed in bucket]
 
 
 def quality_lines(results: Results) -> Iterable[list[str]]:
-    """A line a method and temperature, by temperature."""
+    """A line for each temperature and method."""
     for method, temperature in sorted(results, key=lambda key: (key[1], _rank(key[0]))):
         mine = results[method, temperature]
         values = list(mine.values())
@@ -105,7 +105,7 @@ def quality_lines(results: Results) -> Iterable[list[str]]:
 
 
 def angle_lines(angles: list[dict[str, Any]]) -> Iterable[list[str]]:
-    """A line a point and student."""
+    """A line for each point and student."""
     for a in sorted(angles, key=_place):
         yield [
             a["method"],
@@ -125,7 +125,7 @@ def _place(angle: dict[str, Any]) -> tuple:
 
 
 LEAST_SHOWN = 100
-"""Of the gap, in percent: what is worse is cut off there and labelled."""
+"""Lowest share of the gap on the axis, in percent; bars below it are cut off and labelled."""
 ORDER = ("ce", "online", "dense", "renormalize", "bucket", "prior", "sampled", "rs-kd")
 
 
@@ -134,7 +134,7 @@ def _rank(method: str) -> int:
 
 
 def _relative_time(results: Results, method: str, temperature: float) -> str:
-    """Of an update against `bucket` at T = 1, by the seeds that both have; a teacher included."""
+    """Time of an update, its teacher included, relative to `bucket` at T = 1: median over seeds."""
     bucket, mine = results.get(("bucket", 1.0), {}), results[method, temperature]
     ratios = [
         (mine[seed]["seconds_per_update"] + mine[seed].get("teacher_seconds_per_update", 0))
@@ -146,7 +146,7 @@ def _relative_time(results: Results, method: str, temperature: float) -> str:
 
 
 def _spread(values: list[float], form: str) -> str:
-    """Mean ± standard deviation, the latter from two values on."""
+    """Mean ± standard deviation; without the latter for a single value."""
     if not values:
         return ""
     mean = form.format(np.mean(values))
@@ -183,7 +183,7 @@ def _markdown(columns: tuple[str, ...], rows: list[list[str]]) -> str:
 
 
 def picture(results: Results, angles: list[dict[str, Any]], *, output: Path) -> None:
-    """Left: the gap recovered, by T. Right: angle to the dense gradient against bytes."""
+    """Write the picture: gap recovered by T, and angle to the dense gradient against bytes."""
     import matplotlib
 
     matplotlib.use("Agg")  # no display needed
@@ -192,7 +192,7 @@ def picture(results: Results, angles: list[dict[str, Any]], *, output: Path) -> 
     figure, axes = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained")
     colours = {method: f"C{i}" for i, method in enumerate(ORDER)}
     _draw_gap(axes[0], results, colours)
-    # A first student is far from any target, and all of them look alike from there.
+    # Only the trained student: from the initial one, far from any target, all angles are alike.
     chosen = [a for a in angles if (a["student"], a["temperature"]) == ("trained", 1.0)]
     _draw_angles(axes[1], chosen, colours)
     axes[1].set_title("angle to the dense gradient, T = 1, densely trained student", fontsize=10)
@@ -202,7 +202,7 @@ def picture(results: Results, angles: list[dict[str, Any]], *, output: Path) -> 
 
 
 def _draw_gap(axis: Any, results: Results, colours: dict[str, str]) -> None:
-    """Bars of methods, grouped by T; a dot for each seed."""
+    """Draw a bar for each method, grouped by T, with a dot for each seed."""
     keys = [key for key in results if key[0] not in ("ce", "dense")]
     keys = sorted(keys, key=lambda key: (key[1], _rank(key[0])))
     at, ticks, labels, previous = 0.0, [], [], None
@@ -227,7 +227,7 @@ def _draw_gap(axis: Any, results: Results, colours: dict[str, str]) -> None:
 
 
 def _draw_angles(axis: Any, angles: list[dict[str, Any]], colours: dict[str, str]) -> None:
-    """A line a method over bytes; draws have two sizes (k and m) and stay points."""
+    """Draw a line for each method; `sampled`, which varies both k and m, is drawn as points."""
     from matplotlib.ticker import ScalarFormatter
 
     for method in sorted({a["method"] for a in angles}, key=_rank):
@@ -240,7 +240,7 @@ def _draw_angles(axis: Any, angles: list[dict[str, Any]], colours: dict[str, str
         axis.plot(sizes, total, ls=":" if joined else "none", marker="x", **look)
         for a, y in zip(mine, one, strict=True):
             if method in ("prior", "renormalize"):
-                continue  # at the same k, so at the same bytes, as bucket
+                continue  # They have the same k and bytes as bucket.
             axis.annotate(
                 a["settings"],
                 (a["bytes_per_token"], y),

@@ -1,4 +1,4 @@
-"""Running one cell: capture if need be, train, judge, and write down what came of it."""
+"""Runs one cell: capture unless it is done, train, measure, write the result."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ from decant.trainer.run.trained_student import load_student
 
 SAMPLE_ROWS = 4
 WARM_UP = 3
-"""Updates that are not timed: the first one compiles."""
+"""First updates that are not timed, because the first one compiles."""
 
 
 class Workshop:
-    """What cells share and what is made at the first use: caches, the dense teacher, RS-KD's N."""
+    """What cells share, made at first use: caches, the dense teacher, RS-KD's number of draws."""
 
     def __init__(self, study: Study):
         self.study = study
         self._caches: dict[str, Cache] = {}
 
     def cache(self, capture: str) -> Cache:
-        """The sealed cache of a capture; a capture that stopped goes on."""
+        """The sealed cache of a capture; an unfinished capture is continued."""
         if capture not in self._caches:
             config = precompute_config(self.study, capture)
-            precompute(config)  # of a sealed cache it checks the settings and does nothing else
+            precompute(config)  # For a sealed cache it only checks the settings.
             self._caches[capture] = open_cache(config.output)
         return self._caches[capture]
 
@@ -72,13 +72,13 @@ class Workshop:
 
     @cached_property
     def rs_kd(self) -> tuple[int, float]:
-        """RS-KD's draws for the bytes of `ROWS`, and its bytes a token (estimated)."""
+        """RS-KD's number of draws for the bytes of `ROWS`, and its estimated bytes a token."""
         cache = self.cache(ROWS)
         rows = cache.rows(split="train")[:SAMPLE_ROWS]
         return draws_within(record_bytes(cache), self.teacher, rows)
 
     def bytes_per_token(self, cell: Cell) -> float | None:
-        """Of the cell's targets; None where they are not stored targets at all."""
+        """Bytes a token of the cell's targets; None if they are not stored."""
         if cell.method == "rs-kd":
             return self.rs_kd[1]
         stored = cell.cached and cell.alpha > 0
@@ -86,9 +86,9 @@ class Workshop:
 
 
 def run_cell(cell: Cell, shop: Workshop) -> dict[str, Any]:
-    """The cell's result: as it was written, or made now.
+    """The cell's result, read from its file or computed.
 
-    ValueError if the one that was written is of other settings.
+    Raises ValueError if the file's result has other settings.
     """
     study, path = shop.study, result_path(shop.study, cell)
     config = train_config(study, cell, updates=_updates(cell, shop))
@@ -97,7 +97,7 @@ def run_cell(cell: Cell, shop: Workshop) -> dict[str, Any]:
         result = read_json(path)
         if result["settings"] != settings:
             raise ValueError(
-                f"{path}: made with other settings than {config_path(study, cell)} now has; "
+                f"{path}: computed with other settings than {config_path(study, cell)} now has; "
                 "use another --work directory"
             )
         return result
@@ -119,12 +119,12 @@ def run_cell(cell: Cell, shop: Workshop) -> dict[str, Any]:
     if cell.method == "rs-kd":
         result["draws"] = shop.rs_kd[0]
     if cell.method in ("dense", "online"):
-        # What a teacher in the loop adds; not in `seconds_per_update`.
+        # Time that a teacher in the loop adds; not part of `seconds_per_update`.
         result["teacher_seconds_per_update"] = shop.teacher.seconds_per_row * config.data.batch_rows
     if (cell.method, cell.temperature, cell.seed) == ("dense", 1.0, FIRST_SEED):
         _keep(graph, params, shop)
     write_json(path, result)
-    for name in ("checkpoints", "initial"):  # half a gigabyte a cell, and what counts is written
+    for name in ("checkpoints", "initial"):  # Half a gigabyte a cell; the result is written.
         shutil.rmtree(config.run / name, ignore_errors=True)
     return result
 
@@ -138,13 +138,13 @@ def _student(cell: Cell, config: Train, shop: Workshop) -> tuple[nnx.GraphDef, A
     train(config)
     lines = [line for line in read_metrics(config.run) if "loss" in line]
     if lines[-1]["step"] != config.data.steps:
-        raise KeyboardInterrupt  # the trainer was asked to stop, saved, and returned
+        raise KeyboardInterrupt  # The trainer was stopped by a signal.
     graph, params = load_student(config.run, dtype=config.dtype)
     return graph, params, [line["step_seconds"] for line in lines]
 
 
 def _updates(cell: Cell, shop: Workshop) -> int:
-    """As many as all have; with the teacher in the loop, what fits into the time of `bucket`."""
+    """The study's number of updates; for `online`, as many as fit into the time of `bucket`."""
     study = shop.study
     if cell.method != "online":
         return study.updates
@@ -158,12 +158,14 @@ def _updates(cell: Cell, shop: Workshop) -> int:
 def _finished(study: Study, cell: Cell) -> dict[str, Any]:
     path = result_path(study, cell)
     if not path.exists():
-        raise ValueError(f"{path}: needed first, to know how many updates its time is worth")
+        raise ValueError(
+            f"{path}: run this cell first; its time decides the number of `online` updates"
+        )
     return read_json(path)
 
 
 def kept_student(study: Study) -> Path:
-    """Where the densely trained student of the first seed is, for the angles."""
+    """Directory of the first seed's densely trained student, which the angles need."""
     return study.work / "students" / "dense"
 
 

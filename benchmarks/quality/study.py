@@ -1,8 +1,8 @@
-"""What the study consists of: captures, cells, and the config file of each.
+"""The study's captures and cells, and the config file of each.
 
-A cell is a method at a temperature with a seed. Whatever the project's two commands can do is
-done by them, from a TOML file that lies beside the cell's result; `dense`, `online` and `rs-kd`
-have targets that no cache holds, and take everything else from such a file.
+A cell is a method at a temperature with a seed. Captures and most cells are run by `precompute` and
+`train` from a TOML file beside the cell's result. `dense`, `online` and `rs-kd` have targets that
+no cache holds; their other settings come from such a file too.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from decant.trainer.config import Train
 Config = TypeVar("Config")
 NEVER = 10**6
 FIRST_SEED = 0
-"""Its dense student and its times serve the others."""
+"""The seed whose dense student and times the other cells use."""
 ALPHA = 0.9
-# Bytes a token that every method may spend: what `compact` takes for k = 32 (50 with tables from as
-# small a corpus). Draws were chosen for about as many; the report prints what each really took.
+# Every method may spend about the bytes a token that `compact` takes for k = 32 (50 with tables of
+# such a small corpus). The number of draws is chosen for that; the report prints the real bytes.
 DRAWS = 12
 
 CAPTURES: dict[str, dict[str, Any]] = {
@@ -36,7 +36,7 @@ CAPTURES: dict[str, dict[str, Any]] = {
         "draws": DRAWS,
         "draw_temperatures": (1.0,),
     },
-    # At a temperature draws have the least variance if its own tail is what they are drawn from.
+    # Draws have the least variance at T if they are drawn from the tail at T.
     "top16-draws-T2": {
         "k": 16,
         "profile": "compact",
@@ -53,26 +53,26 @@ CAPTURES: dict[str, dict[str, Any]] = {
 """`signals.logits` of each cache that the cells train from."""
 
 ROWS = "top32"
-"""The cache that cells without targets of their own take rows and their order from. Row numbers
-are the same in all: they depend on the corpus alone."""
+"""The cache whose rows, in their order, are used by cells without a cache of their own. Row numbers
+are the same in all caches, because they depend on the corpus alone."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """What all cells share."""
+    """Settings that all cells share."""
 
     work: Path
     teacher: str = "embedded"
     files: tuple[str, ...] = ("embedded",)
     max_bytes: int = 200_000
-    """Of the corpus: about 53k tokens of the embedded one."""
+    """Bytes of the corpus; the default is about 53k tokens of the embedded one."""
     sequence_length: int = 256
     heldout: float = 0.2
     layers: int = 2
     updates: int = 56
     batch_rows: int = 2
     learning_rate: float = 1e-3
-    """The same for every method; 24 updates on hard labels end alike at 1e-3 and 2e-3."""
+    """For every method. After 24 updates on hard labels 1e-3 and 2e-3 give the same result."""
     teacher_dtype: str = "bfloat16"
     student_dtype: str = "float32"
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -80,7 +80,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Cell:
-    """One student: what it learns from, at which temperature, over which order of rows."""
+    """One student: its method, its temperature, and the seed of its order of rows."""
 
     method: str
     temperature: float
@@ -91,17 +91,17 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """`bucket-T2-seed0`: what its files are called."""
+        """Name of the cell's files: `bucket-T2-seed0`."""
         return f"{self.method}-T{self.temperature:g}-seed{self.seed}"
 
     @property
     def cached(self) -> bool:
-        """Whether its targets come from a cache, so that its TOML file alone says all of it."""
+        """Whether its targets come from a cache, so that `train` with its TOML file runs it."""
         return self.method not in ("dense", "online", "rs-kd")
 
 
 def cells(study: Study) -> Iterator[Cell]:
-    """All cells, the first seed of everything first."""
+    """All cells, seed by seed."""
     for seed in study.seeds:
         yield Cell("ce", 1.0, seed, alpha=0.0)
         for temperature in (1.0, 2.0, 4.0):
@@ -113,12 +113,12 @@ def cells(study: Study) -> Iterator[Cell]:
         yield Cell("sampled", 2.0, seed, capture="top16-draws-T2", tail="sampled")
         yield Cell("sampled", 4.0, seed, capture="top16-draws-T4", tail="sampled")
         yield Cell("rs-kd", 1.0, seed, tail="renormalize")
-        # Last of its seed: how many updates it gets depends on times that the others took.
+        # Last of its seed, because its number of updates depends on other cells' times.
         yield Cell("online", 1.0, seed)
 
 
 def precompute_config(study: Study, capture: str) -> Precompute:
-    """The capture's settings, read from the TOML file that this writes."""
+    """Write the capture's TOML file and read its settings from it."""
     settings = {
         "output": str(cache_path(study, capture)),
         "corpus": {
@@ -136,13 +136,13 @@ def precompute_config(study: Study, capture: str) -> Precompute:
 
 
 def train_config(study: Study, cell: Cell, *, updates: int | None = None) -> Train:
-    """The cell's settings, read from the TOML file that this writes."""
+    """Write the cell's TOML file and read its settings from it."""
     path = config_path(study, cell)
     settings = {
         "cache": str(cache_path(study, cell.capture)),
         "run": str(study.work / "runs" / cell.name),
         "dtype": study.student_dtype,
-        # The study judges by itself, densely; a checkpoint is written at the end in any case.
+        # The study measures held-out rows itself. The last checkpoint is written in any case.
         "checkpoint_every": NEVER,
         "evaluate_every": NEVER,
         "heldout_rows": study.batch_rows,
@@ -158,24 +158,24 @@ def train_config(study: Study, cell: Cell, *, updates: int | None = None) -> Tra
     comment = (
         f"decant train {path}"
         if cell.cached
-        else f"All of cell {cell.name} but its targets, which benchmarks/quality computes."
+        else f"Settings of cell {cell.name}; benchmarks/quality computes its targets."
     )
     write_toml(path, settings, comment=comment)
     return _read(Train, path)
 
 
 def _read(config_type: type[Config], path: Path) -> Config:
-    """The settings as the commands read them; ValueError with their words if they refuse them."""
-    said = io.StringIO()
+    """The settings as a command reads them; ValueError with the command's message if it fails."""
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
             return parse(config_type, [str(path)], program="benchmarks.quality")
     except SystemExit:
-        raise ValueError(f"{path}: refused:\n{said.getvalue()}") from None
+        raise ValueError(f"{path}: refused:\n{output.getvalue()}") from None
 
 
 def cache_path(study: Study, capture: str) -> Path:
-    """Where a capture's cache is."""
+    """Directory of a capture's cache."""
     return study.work / "caches" / capture
 
 
@@ -185,12 +185,12 @@ def config_path(study: Study, cell: Cell) -> Path:
 
 
 def result_path(study: Study, cell: Cell) -> Path:
-    """What came of the cell; exists when it is done."""
+    """The cell's result file, which exists once the cell is done."""
     return study.work / "cells" / f"{cell.name}.json"
 
 
 def write_toml(path: Path, settings: dict[str, Any], *, comment: str) -> None:
-    """Write nested settings of numbers, strings and lists, one level of tables at a time."""
+    """Write nested settings of numbers, strings and flat lists as TOML."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"# {comment}\n" + "\n".join(_lines(settings, prefix="")) + "\n")
 

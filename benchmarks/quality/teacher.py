@@ -1,7 +1,7 @@
 """The dense teacher: its last hidden states for every row of the study, computed once.
 
-Its full next-token distribution at any position is `softmax(hidden @ unembedding)`, recomputed
-where it is needed: 49,152 numbers a token do not fit on a disk, 576 do.
+Its next-token distribution at a position is `softmax(hidden @ unembedding)`, computed when needed:
+576 numbers a token fit on a disk, 49,152 do not.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ class DenseTeacher:
     def __init__(self, hidden: np.ndarray, unembedding: jax.Array, *, seconds_per_row: float):
         self._hidden = hidden
         self.unembedding = unembedding
-        """[width, vocabulary], in the dtype that the teacher computes in."""
+        """[width, vocabulary], in the teacher's compute dtype."""
         self.seconds_per_row = seconds_per_row
-        """Of its forward pass up to the last hidden state, measured when that was computed."""
+        """Time of a forward pass up to the last hidden state."""
 
     @property
     def vocabulary(self) -> int:
-        """Tokens of the tokenizer: what distributions are over."""
+        """Number of tokens in a distribution: the tokenizer's."""
         return self.unembedding.shape[1]
 
     def hidden(self, rows: np.ndarray) -> jax.Array:
-        """[n, S, width] of these rows, in the teacher's dtype."""
+        """Hidden states [n, S, width] of these rows, in the teacher's dtype."""
         return jnp.asarray(self._hidden[np.asarray(rows)], self.unembedding.dtype)
 
 
 def dense_teacher(name: str, *, cache: Cache, dtype: str, directory: Path) -> DenseTeacher:
-    """The teacher `name` on all rows of `cache`; computed unless `directory` has it.
+    """The teacher `name` on all rows of `cache`, read from `directory` or computed.
 
-    ValueError if what `directory` has belongs to other rows or another dtype.
+    Raises ValueError if the states in `directory` are of other rows, another teacher or dtype.
     """
     model = open_checkpoint(name).load(dtype=dtype)
     if model.config.final_softcap is not None:
-        raise ValueError(f"{name}: caps its logits, which this study's dense teacher does not")
+        raise ValueError(f"{name}: it caps its logits, which this study does not support")
     vocabulary = cache.manifest.vocabulary_size
     unembedding = model.unembedding()[:, :vocabulary].astype(dtype)
     path, about = directory / "teacher-hidden.npy", directory / "teacher-hidden.json"
@@ -69,7 +69,7 @@ def dense_teacher(name: str, *, cache: Cache, dtype: str, directory: Path) -> De
 
 
 def _compute(model, cache: Cache, path: Path) -> float:
-    """Write [rows, S, width] float32 to `path`; the seconds that a row takes."""
+    """Write states [rows, S, width] in float32 to `path`; returns the seconds a row."""
     graph, weights = nnx.split(model)
     width, length = model.config.hidden_size, cache.manifest.sequence_length
 
@@ -80,11 +80,13 @@ def _compute(model, cache: Cache, path: Path) -> float:
     hidden = np.zeros((len(cache), length, width), np.float32)
     times = []
     for at in range(0, len(cache), ROWS_AT_A_TIME):
-        rows = np.arange(at, at + ROWS_AT_A_TIME).clip(max=len(cache) - 1)  # one shape
+        rows = np.arange(at, at + ROWS_AT_A_TIME).clip(
+            max=len(cache) - 1
+        )  # The same shape for every batch.
         batch = cache.read(rows, signals=())
         start = time.perf_counter()
-        found = forward(weights, *(batch[x] for x in ("tokens", "segment_ids", "positions")))
-        hidden[rows] = np.asarray(found)
+        states = forward(weights, *(batch[x] for x in ("tokens", "segment_ids", "positions")))
+        hidden[rows] = np.asarray(states)
         times.append((time.perf_counter() - start) / ROWS_AT_A_TIME)
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, hidden)
@@ -92,25 +94,24 @@ def _compute(model, cache: Cache, path: Path) -> float:
 
 
 def require_same_teacher(teacher: DenseTeacher, cache: Cache) -> None:
-    """ValueError unless the cache's stored log-probabilities are the dense teacher's.
+    """Raise ValueError unless the cache's stored log-probabilities are the dense teacher's.
 
-    Within what `compact` may change: hidden states of other rows, or of another model, are off by
-    nats.
+    The tolerance is that of `compact`. Other rows or another model would differ by several nats.
     """
     rows = cache.rows(split="train")[:2]
     batch, dense = cache.read(rows), np.asarray(logprobs(teacher, rows))
     stored = np.isfinite(batch["topk_logprobs"])
-    found = np.take_along_axis(dense, batch["topk_ids"], axis=-1)
-    error = np.abs(found - batch["topk_logprobs"])[stored].mean()
+    expected = np.take_along_axis(dense, batch["topk_ids"], axis=-1)
+    error = np.abs(expected - batch["topk_logprobs"])[stored].mean()
     if not error < 0.2:
         raise ValueError(
             f"{cache.path}: its log-probabilities differ from the dense teacher's by {error:.3f} "
-            "nats in the mean; they are not the same teacher's on the same rows"
+            "nats on average; they are of another teacher or of other rows"
         )
 
 
 def logprobs(teacher: DenseTeacher, rows: np.ndarray, *, temperature: float = 1.0) -> jax.Array:
-    """Dense log-probabilities [n, S, vocabulary] at T: for few rows only."""
+    """Log-probabilities [n, S, vocabulary] at T; they are large, so ask for few rows only."""
     hidden = teacher.hidden(rows)
     flat = head(hidden.reshape(-1, hidden.shape[-1]), teacher.unembedding, softcap=None)
     return jax.nn.log_softmax(flat / temperature, axis=-1).reshape(*hidden.shape[:2], -1)

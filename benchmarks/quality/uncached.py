@@ -1,8 +1,8 @@
-"""Students whose targets no cache holds: dense distillation and RS-KD.
+"""Trains students with targets that no cache holds: dense distillation and RS-KD.
 
-They take everything but the targets from the trainer: rows and their order, the first student,
-optimiser and schedule. RS-KD even takes its loss: counts/N over the drawn ids, nothing outside, is
-`tail = "renormalize"` with log(count/N) for log-probabilities.
+Rows and their order, the initial student, optimiser and schedule are the trainer's. So is RS-KD's
+loss: its target, counts/N over the drawn ids and 0 elsewhere, is `tail = "renormalize"` with
+log-probabilities log(count/N).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DRAWS_AT_A_TIME = 512
 
 
 def train_dense(config: Train, teacher: DenseTeacher) -> tuple[nnx.GraphDef, Any, list[float]]:
-    """Graph, parameters, and the seconds of each update (the teacher's forward pass left out)."""
+    """Train on dense targets: graph, parameters, and seconds of each update without the teacher."""
 
     def targets(batch):
         return {"teacher_hidden": teacher.hidden(batch["rows"])}
@@ -54,7 +54,7 @@ def train_dense(config: Train, teacher: DenseTeacher) -> tuple[nnx.GraphDef, Any
 def train_rs_kd(
     config: Train, teacher: DenseTeacher, *, draws: int, directory: Path
 ) -> tuple[nnx.GraphDef, Any, list[float]]:
-    """The same for RS-KD with `draws` a position; its targets are kept in `directory`."""
+    """Train on RS-KD targets with `draws` draws a position; they are kept in `directory`."""
     stored = _stored_rs_kd(config, teacher, draws=draws, directory=directory)
 
     def targets(batch):
@@ -80,7 +80,7 @@ def train_rs_kd(
 def _stored_rs_kd(
     config: Train, teacher: DenseTeacher, *, draws: int, directory: Path
 ) -> dict[str, np.ndarray]:
-    """The targets of all train rows: drawn once, as a capture would."""
+    """RS-KD targets of all train rows, drawn once and stored."""
     path = directory / f"rs-kd-{draws}.npz"
     if not path.exists():
         rows = np.sort(open_cache(config.cache).rows(split="train"))
@@ -91,7 +91,7 @@ def _stored_rs_kd(
 
 
 def _train(config: Train, *, targets: Callable, make_step: Callable):
-    """The trainer's loop without its shell: nothing is logged, judged or saved."""
+    """Run all updates without logging, evaluating or saving."""
     cache, mesh = open_cache(config.cache), teacher_mesh()
     config.run.mkdir(parents=True, exist_ok=True)
     student = initial_student(
@@ -117,7 +117,7 @@ def _train(config: Train, *, targets: Callable, make_step: Callable):
 
 
 def make_dense_step(graph: nnx.GraphDef, *, config: Train, unembedding: jax.Array) -> Callable:
-    """The compiled update towards the whole teacher distribution."""
+    """The compiled update with the teacher's whole distribution as the target."""
     rate = learning_rate(config.optimiser, steps=config.data.steps or 0)
 
     def step(state, batch, unembedding):
@@ -140,7 +140,7 @@ def make_dense_step(graph: nnx.GraphDef, *, config: Train, unembedding: jax.Arra
 def dense_gradient(
     graph: nnx.GraphDef, params: Any, batch: dict, *, unembedding: jax.Array, loss: Loss
 ) -> tuple[jax.Array, Any]:
-    """The textbook's loss, a mean over counted tokens, and its gradient by autodiff.
+    """The textbook loss, a mean over counted tokens, and its gradient by autodiff.
 
     α·T²·KL(p ‖ q) + (1 − α)·CE with p = softmax(z/T) and q = softmax(s/T) over all tokens.
     """
@@ -166,14 +166,14 @@ def dense_gradient(
 
 
 def rs_kd_targets(teacher: DenseTeacher, rows: np.ndarray, *, draws: int) -> dict[str, np.ndarray]:
-    """What RS-KD would have stored for these rows: `topk_ids` and `topk_logprobs` [n, S, distinct].
+    """RS-KD targets of these rows: `topk_ids` and `topk_logprobs` [n, S, distinct ids].
 
-    `draws` independent ids from the teacher at T = 1, seeded by the row's number: the same row has
-    the same draws at every visit, as in a cache. The target is counts/draws.
+    The target is counts/draws of `draws` independent ids from the teacher at T = 1. They are seeded
+    by the row's number, so a row has the same draws at every visit, as in a cache.
     """
     length = teacher.hidden(rows[:1]).shape[1]
-    found = np.concatenate([drawn(teacher, int(row), draws=draws) for row in rows])
-    ids, counts = counted(found)
+    draw_ids = np.concatenate([draw_ids_of_row(teacher, int(row), draws=draws) for row in rows])
+    ids, counts = count_ids(draw_ids)
     with np.errstate(divide="ignore"):
         logprobs = np.log(counts / draws).astype(np.float32)
     nothing = np.full((len(ids), NODES), -np.inf, np.float32)
@@ -181,8 +181,11 @@ def rs_kd_targets(teacher: DenseTeacher, rows: np.ndarray, *, draws: int) -> dic
     return {name: x.reshape(len(rows), length, -1) for name, x in values}
 
 
-def drawn(teacher: DenseTeacher, row: int, *, draws: int) -> np.ndarray:
-    """`draws` independent ids for each position of a row, int32 [S, draws]; nested in `draws`."""
+def draw_ids_of_row(teacher: DenseTeacher, row: int, *, draws: int) -> np.ndarray:
+    """`draws` independent ids for each position of a row, int32 [S, draws].
+
+    Fewer draws are the first columns of more draws.
+    """
     hidden = teacher.hidden(np.array([row]))[0]
     uniform = jax.random.uniform(jax.random.key(row), (DRAWS_AT_A_TIME, len(hidden)))[:draws].T
     return np.asarray(_inverse_cdf(hidden, teacher.unembedding, uniform))
@@ -191,14 +194,14 @@ def drawn(teacher: DenseTeacher, row: int, *, draws: int) -> np.ndarray:
 @jax.jit
 def _inverse_cdf(hidden, unembedding, uniform):
     cdf = jnp.cumsum(jax.nn.softmax(head(hidden, unembedding, softcap=None), axis=-1), axis=-1)
-    # Divided by its own last value: rounding must not leave room beyond the vocabulary.
+    # Divided by its last value, so that rounding leaves no gap after the last token.
     cdf /= cdf[:, -1:]
-    found = jax.vmap(lambda c, u: jnp.searchsorted(c, u, side="right"))(cdf, uniform)
-    return jnp.minimum(found, unembedding.shape[1] - 1).astype(jnp.int32)
+    ids = jax.vmap(lambda c, u: jnp.searchsorted(c, u, side="right"))(cdf, uniform)
+    return jnp.minimum(ids, unembedding.shape[1] - 1).astype(jnp.int32)
 
 
-def counted(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct ids of each line and how often they occur, the most frequent first; 0 beyond."""
+def count_ids(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct ids in each row of `ids` and their counts, by falling count, padded with 0."""
     ids = np.sort(ids, axis=1)
     first = np.ones(ids.shape, bool)
     first[:, 1:] = ids[:, 1:] != ids[:, :-1]

@@ -1,4 +1,4 @@
-"""The study's own arithmetic: what it judges by and what it trains without a cache."""
+"""The quality study: its metrics, its gradients without a cache, its cells and its report."""
 
 from functools import partial
 
@@ -53,7 +53,7 @@ def test_every_cell_s_settings_survive_its_toml_file(shop):
         assert stored.draws == logits.get("draws", 0)
 
 
-def test_cells_that_can_run_today_run_once_and_give_a_report(shop):
+def test_cells_run_once_and_give_a_report(shop):
     cells = {cell.name: cell for cell in study.cells(shop.study)}
     names = [f"{method}-T1-seed0" for method in ("bucket", "dense", "online")]
     first = {name: run_cell(cells[name], shop) for name in names}
@@ -88,25 +88,27 @@ def test_the_dense_gradient_is_the_trainer_s_when_every_token_is_stored(shop):
     )
     batch = {**read, "teacher_hidden": teacher.hidden(rows)}
     dense_gradient = jax.jit(partial(uncached.dense_gradient, graph, loss=loss))
-    found_value, found = dense_gradient(params, batch, unembedding=teacher.unembedding)
-    assert found_value == pytest.approx(float(value), rel=1e-5)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    dense_value, gradient = dense_gradient(params, batch, unembedding=teacher.unembedding)
+    assert dense_value == pytest.approx(float(value), rel=1e-5)
+    for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-6)
 
 
-def test_counted_orders_by_frequency():
-    ids, counts = uncached.counted(np.array([[5, 3, 5, 9], [2, 2, 2, 2]]))
+def test_count_ids_orders_by_count():
+    ids, counts = uncached.count_ids(np.array([[5, 3, 5, 9], [2, 2, 2, 2]]))
     assert ids.tolist() == [[5, 3, 9], [2, 0, 0]]
     assert counts.tolist() == [[2, 1, 1], [4, 0, 0]]
 
 
 def test_rs_kd_s_mean_target_is_the_teacher_s_distribution(shop):
     rows = shop.cache(study.ROWS).rows(split="train")[:16]
-    ids = np.concatenate([uncached.drawn(shop.teacher, int(row), draws=512) for row in rows])
+    ids = np.concatenate(
+        [uncached.draw_ids_of_row(shop.teacher, int(row), draws=512) for row in rows]
+    )
     p = np.exp(np.concatenate([logprobs(shop.teacher, rows[i : i + 1])[0] for i in range(16)]))
-    found = np.stack([np.bincount(line, minlength=p.shape[1]) / 512 for line in ids])
-    z = (found - p) / np.sqrt(p * (1 - p) / 512)
-    # Mean square of a z-score is 1: neither too regular nor too wild.
+    frequencies = np.stack([np.bincount(line, minlength=p.shape[1]) / 512 for line in ids])
+    z = (frequencies - p) / np.sqrt(p * (1 - p) / 512)
+    # Independent draws have a mean square z-score of 1.
     likely = p > 1e-3
     assert likely.sum() > 1000
     assert np.mean(z[likely] ** 2) == pytest.approx(1, abs=0.2)
@@ -116,23 +118,23 @@ def test_targets_for_the_angles_are_those_that_a_cache_gives(shop):
     cache = shop.cache(study.ROWS)
     rows = cache.rows(split="train")[:2]
     stored = cache.read(rows)
-    found, size = angles.captured(Logits(**study.CAPTURES[study.ROWS]), shop, rows)
+    targets, size = angles.captured(Logits(**study.CAPTURES[study.ROWS]), shop, rows)
     assert size == pytest.approx(record_bytes(cache), rel=0.3)
-    # The codec's tables differ (other rows), so levels may: what they decode to is close.
+    # The codec tables are fitted on other rows, so decoded values are close but not equal.
     scored = stored["loss_mask"]
     np.testing.assert_array_equal(
-        np.sort(found["topk_ids"][..., :32])[scored], np.sort(stored["topk_ids"])[scored]
+        np.sort(targets["topk_ids"][..., :32])[scored], np.sort(stored["topk_ids"])[scored]
     )
     np.testing.assert_allclose(
-        found["tail_logmass"][scored], stored["tail_logmass"][scored], atol=0.05
+        targets["tail_logmass"][scored], stored["tail_logmass"][scored], atol=0.05
     )
 
 
-def test_the_judge_agrees_with_a_calculation_by_hand():
-    # Two positions that count and one that does not; two tokens.
+def test_the_metrics_agree_with_a_calculation_by_hand():
+    # Two counted positions and one that is not counted, with two tokens.
     student = jnp.log(jnp.array([[0.8, 0.2], [0.6, 0.4], [0.5, 0.5]]))
     teacher = jnp.log(jnp.array([[0.5, 0.5], [0.1, 0.9], [0.5, 0.5]]))
-    found = judge.metrics(
+    metrics = judge.metrics(
         jax.tree.map(
             np.asarray,
             judge.sums(student, teacher, jnp.array([0, 1, 0]), jnp.array([True, True, False])),
@@ -140,12 +142,14 @@ def test_the_judge_agrees_with_a_calculation_by_hand():
     )
     kl = 0.5 * np.log(0.5 / 0.8) + 0.5 * np.log(0.5 / 0.2)
     kl += 0.1 * np.log(0.1 / 0.6) + 0.9 * np.log(0.9 / 0.4)
-    assert found["positions"] == 2
-    assert found["kl"] == pytest.approx(kl / 2, rel=1e-5)
-    assert found["ce"] == pytest.approx(-(np.log(0.8) + np.log(0.4)) / 2, rel=1e-5)
-    assert found["agreement"] == 0.5  # the teacher's tie goes to token 0, as the student's choice
+    assert metrics["positions"] == 2
+    assert metrics["kl"] == pytest.approx(kl / 2, rel=1e-5)
+    assert metrics["ce"] == pytest.approx(-(np.log(0.8) + np.log(0.4)) / 2, rel=1e-5)
+    assert (
+        metrics["agreement"] == 0.5
+    )  # the teacher's tie goes to token 0, the student's first choice
     # Confidence 0.8 was right, 0.6 was wrong, in different bins.
-    assert found["ece"] == pytest.approx((0.2 + 0.6) / 2, rel=1e-5)
+    assert metrics["ece"] == pytest.approx((0.2 + 0.6) / 2, rel=1e-5)
 
 
 def test_angles_of_known_vectors():
