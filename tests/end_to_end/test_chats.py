@@ -1,4 +1,4 @@
-"""From chats to a student: what is stored and learned is what the assistant said, and no more."""
+"""From chats to a student: only the assistant's words are stored and learned from."""
 
 import dataclasses
 import json
@@ -21,16 +21,16 @@ from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Student
 from decant.trainer.run.metrics_log import read_metrics
 from decant.trainer.run.train import train
 from tests.making.caches import WORDS, tiny_settings, write_teacher
-from tests.making.chats import DATED_OR_NOT, HEADERS, THINKING, chat_tokenizer, said
+from tests.making.chats import DATED_OR_NOT, HEADERS, THINKING, chat_tokenizer, dialogue
 
 
 def talk(number: int) -> list[dict[str, str]]:
-    """A chat of one to three turns, each different."""
+    """A chat of one to three questions and answers; different for each number."""
     words = [WORDS[(number * 7 + i * i) % len(WORDS)] for i in range(60)]
     turns = [
         f"{number} {' '.join(words[8 * t : 8 * t + 3 + t])}" for t in range(2 + number % 3 * 2)
     ]
-    return said(*turns)
+    return dialogue(*turns)
 
 
 TALKS = [talk(number) for number in range(40)]
@@ -38,8 +38,11 @@ ANSWERS = [message["content"] for chat in TALKS for message in chat if message["
 
 
 def write_chat_teacher(directory: Path, template: str | None = HEADERS) -> Path:
-    """The tiny teacher, with a row in its vocabulary of 512 for each of 267 tokens, and 245 that
-    are padding. These would have nearly all of the mass."""
+    """The tiny teacher with the chat tokenizer.
+
+    Its embedding has 512 rows, of which 267 are tokens and 245 padding. The padding rows are
+    scaled so that, if they counted, they would have nearly all of the probability mass.
+    """
     write_teacher(directory)
     model = open_checkpoint(directory).load()
     tokenizer = chat_tokenizer(template)
@@ -81,26 +84,26 @@ def cache(root):
     return open_cache(root / "cache")
 
 
-def test_what_is_scored_is_what_the_assistant_said_and_its_ends(root, cache):
+def test_scored_tokens_are_the_assistants_words_and_end_tokens(root, cache):
     tokenizer = open_checkpoint(root / "teacher").tokenizer()
     batch = cache.read(cache.rows())
     labels = next_tokens(batch["tokens"])
-    said_now = []
+    scored_texts = []
     for row in range(len(cache)):
         for segment in range(1, batch["segment_ids"][row].max() + 1):
-            there = (batch["segment_ids"][row] == segment) & batch["loss_mask"][row]
-            said_now.append(tokenizer.decode(labels[row][there]))
+            scored = (batch["segment_ids"][row] == segment) & batch["loss_mask"][row]
+            scored_texts.append(tokenizer.decode(labels[row][scored]))
     expected = [
         "".join(m["content"] + "<|eot|>" for m in chat if m["role"] == "assistant")
         for chat in TALKS
     ]
-    assert sorted("".join(said_now)) == sorted("".join(expected))
-    assert set(expected) & set(said_now)  # most chats are in one piece
-    scored = sum(unit.scored for unit in cache.manifest.parts[0].units)
-    assert scored == batch["loss_mask"].sum() == sum(len(answer) + 1 for answer in ANSWERS)
+    assert sorted("".join(scored_texts)) == sorted("".join(expected))
+    assert set(expected) & set(scored_texts)  # most chats are in one piece
+    count = sum(unit.scored for unit in cache.manifest.parts[0].units)
+    assert count == batch["loss_mask"].sum() == sum(len(answer) + 1 for answer in ANSWERS)
 
 
-def test_nothing_is_stored_elsewhere(cache):
+def test_unscored_positions_store_nothing(cache):
     batch = cache.read(cache.rows(), signals=("logits", "hidden/1", "attention/0"))
     mask, segments = batch["loss_mask"], batch["segment_ids"]
     np.testing.assert_array_equal(np.isfinite(batch["topk_logprobs"]).any(-1), mask)
@@ -112,7 +115,7 @@ def test_nothing_is_stored_elsewhere(cache):
 
 
 def test_padding_of_the_vocabulary_has_no_mass_and_no_draws(root, cache):
-    """Though the teacher would put nearly all of it there."""
+    """Although the teacher's own logits put nearly all mass there."""
     checkpoint = open_checkpoint(root / "teacher")
     size = checkpoint.tokenizer().size
     assert cache.manifest.vocabulary_size == size < checkpoint.config.vocab_size == 512
@@ -137,7 +140,7 @@ def test_padding_of_the_vocabulary_has_no_mass_and_no_draws(root, cache):
     assert batch["tail_ids"][mask].max() < size
 
 
-def test_a_student_learns_from_it(root, cache):
+def test_a_student_learns_from_chats(root, cache):
     terms = {
         "hidden": (HiddenLoss(weight=0.1, student_layers=(1,), teacher_layers=(1,)),),
         "attention": (AttentionLoss(weight=0.1),),
@@ -194,7 +197,7 @@ def test_chats_without_a_template_are_refused_before_anything_runs(root):
 
 def test_a_chat_that_cannot_be_rendered_stops_the_run_by_its_line_or_is_left_out(root):
     write_chat_teacher(root / "thinks", THINKING)
-    thinking = said("Hi", "<think>\nhm\n</think>\n\nYes", "No", "Why")
+    thinking = dialogue("Hi", "<think>\nhm\n</think>\n\nYes", "No", "Why")
     write_chats(root / "mixed" / "a.jsonl", [*TALKS, thinking])
     config = settings(root, pattern="mixed/*", output=root / "skips")
     teacher = dataclasses.replace(config.teacher, model=str(root / "thinks"))

@@ -1,4 +1,4 @@
-"""Teachers with caps, windows, two rotations and experts: captured, cut, trained."""
+"""Teachers with caps, windows, two rotations and experts: captured, cut and trained from."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,14 +36,14 @@ def captured(request, tmp_path_factory):
     checkpoint = open_checkpoint(write_teacher(root / "quiet", **fields))
     model = checkpoint.load()
     for path, parameter in parameters_by_path(model).items():
-        # New blocks hardly change what passes through them.
+        # The blocks of a new model hardly change their input; these do.
         if path.startswith("blocks.") and "norm" not in path:
             parameter.set_value(parameter[...] * 8)
     save_directory(model, root / "teacher", checkpoint.tokenizer().files())
     return root, tiny_cache(root, k=8)
 
 
-def test_what_is_stored_is_what_the_teacher_says_capped(captured):
+def test_stored_targets_are_those_of_the_capped_logits(captured):
     root, cache = captured
     model = open_checkpoint(root / "teacher").load()
     batch = cache.read(cache.rows()[:4])

@@ -1,4 +1,4 @@
-"""A teacher from the hub: the plan has its commit, and whoever goes on obeys the plan."""
+"""A teacher from the hub: the plan has its commit, and a resumed capture obeys the plan."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ def root(tmp_path):
     return tmp_path
 
 
-def test_a_branch_that_moves_on_moves_no_capture(root):
+def test_a_resumed_capture_keeps_the_commit_of_its_plan(root):
     hub = Hub()
     commit = hub.push_directory("owner/model", root / "first")
     with hub.serving() as address:
@@ -40,7 +40,7 @@ def test_a_branch_that_moves_on_moves_no_capture(root):
         assert plan["teacher"]["model"] == f"owner/model@{commit}"
         hub.push_directory("owner/model", write_teacher(root / "second", seed=1))
         manifest = (root / "cache" / "manifest.json").read_bytes()
-        # As if it had been killed before its last unit.
+        # As if the capture had been killed before its last unit.
         (root / "cache" / "manifest.json").unlink()
         max((part / "commits").iterdir()).unlink()
         again = precompute(root, env)

@@ -1,4 +1,4 @@
-"""Chat templates in the shapes that are in use, and a tokenizer that has their special tokens."""
+"""Chat templates of the kinds in use, and a tokenizer with their special tokens."""
 
 import json
 
@@ -19,7 +19,7 @@ HEADERS = """{{- bos_token }}
     {{- '<|head|>assistant<|/head|>\\n\\n' }}
 {%- endif %}
 """
-"""A header before each message, an end after it, nothing between."""
+"""Puts a header before each message and an end token after it, with nothing between messages."""
 
 TURNS = """{{ bos_token }}
 {%- if messages[0].role == 'system' -%}
@@ -36,7 +36,7 @@ TURNS = """{{ bos_token }}
     {{ '<turn>model\\n' }}
 {%- endif -%}
 """
-"""The assistant has another name, a system role is refused, a line ends every turn."""
+"""Calls the assistant "model", refuses a system role, and ends every turn with a new line."""
 
 THINKING = """{%- set ns = namespace(last=0) %}
 {%- for message in messages if message.role == 'user' %}
@@ -59,11 +59,11 @@ THINKING = """{%- set ns = namespace(last=0) %}
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
-"""The last answer has its thinking before it; earlier answers have lost theirs."""
+"""Keeps the thinking of the last answer and drops that of earlier answers."""
 
 OPENED = THINKING.replace("'<|im_start|>assistant\\n'", "'<|im_start|>assistant\\n<think>\\n'")
 OPENED = OPENED.replace("loop.index0 > ns.last", "false")
-"""The prompt opens the thinking that no rendered answer has."""
+"""Opens the thinking in the generation prompt, but renders no answer with thinking."""
 
 MOVING = """{%- for message in messages if message.role != 'system' %}
     {%- if message.role == 'user' %}
@@ -74,7 +74,7 @@ MOVING = """{%- for message in messages if message.role != 'system' %}
     {%- endif %}
 {%- endfor %}
 """
-"""The system prompt stands in front of the last question, wherever that is."""
+"""Puts the system prompt in front of the last question, so it moves as the chat grows."""
 
 GENERATION = """{% for message in messages %}
 <|im_start|>{{ message.role }}
@@ -88,7 +88,7 @@ GENERATION = """{% for message in messages %}
 {%- if add_generation_prompt %}<|im_start|>assistant
 {% endif %}
 """
-"""Says itself what the assistant writes."""
+"""Marks the assistant's words with `generation` blocks."""
 
 FIRST_IS_READ = "{% if messages[0].role == 'system' %}{% endif %}" + HEADERS
 DATED = "{{ strftime_now('%d %b %Y') }}" + HEADERS
@@ -98,7 +98,10 @@ DATED_OR_NOT = (
 
 
 def chat_tokenizer(template: str | None, *, bos: bool = True) -> Tokenizer:
-    """Every byte is a token, and so is each of SPECIAL, and two spaces."""
+    """A tokenizer whose tokens are all bytes, SPECIAL, and two spaces.
+
+    `template` is its chat template; `bos`: whether it adds BOS.
+    """
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet, "ĠĠ"])}
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[("Ġ", "Ġ")]))
@@ -106,7 +109,7 @@ def chat_tokenizer(template: str | None, *, bos: bool = True) -> Tokenizer:
         add_prefix_space=False, use_regex=False
     )
     backend.decoder = tokenizers.decoders.ByteLevel()
-    # As most checkpoints have it: spaces are no part of where a token is said to stand.
+    # As in most checkpoints: spans of tokens do not include leading spaces.
     backend.post_processor = tokenizers.processors.ByteLevel(trim_offsets=True)
     backend.add_special_tokens(list(SPECIAL))
     settings = {
@@ -123,8 +126,8 @@ def chat_tokenizer(template: str | None, *, bos: bool = True) -> Tokenizer:
     return Tokenizer(files, where="test")
 
 
-def said(*turns: str) -> list[dict[str, str]]:
-    """Messages of user and assistant in turns."""
+def dialogue(*turns: str) -> list[dict[str, str]]:
+    """Messages whose roles alternate, user first."""
     return [
         {"role": "assistant" if number % 2 else "user", "content": content}
         for number, content in enumerate(turns)

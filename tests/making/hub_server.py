@@ -1,4 +1,4 @@
-"""A hub for tests: the few addresses that huggingface_hub asks for, served from memory."""
+"""A hub for tests: serves from memory the few addresses that huggingface_hub requests."""
 
 import hashlib
 import json
@@ -10,7 +10,11 @@ from urllib.parse import unquote, urlsplit
 
 
 class Hub:
-    """Repositories as {commit: {path: content}} and {branch: commit}; counts what is fetched."""
+    """Repositories in memory, and a list of the files that were fetched.
+
+    `files` maps repository → commit → path → content, `branches` maps repository → branch → commit,
+    `gated` names the repositories whose terms must be accepted first.
+    """
 
     def __init__(self):
         self.files: dict[str, dict[str, dict[str, bytes]]] = {}
@@ -19,7 +23,7 @@ class Hub:
         self.fetched: list[str] = []
 
     def push(self, repo: str, files: dict[str, bytes], *, branch: str = "main") -> str:
-        """A new commit on the branch, of which it returns the name."""
+        """Add a commit with these files to the branch; returns the commit's name."""
         listing = repr(sorted((name, data) for name, data in files.items())).encode()
         commit = hashlib.sha1(listing).hexdigest()
         self.files.setdefault(repo, {})[commit] = files
@@ -27,12 +31,12 @@ class Hub:
         return commit
 
     def push_directory(self, repo: str, directory: Path, **others: bytes) -> str:
-        """The directory's files as a commit."""
+        """Add a commit with the directory's files and `others` by name."""
         return self.push(repo, {p.name: p.read_bytes() for p in directory.iterdir()} | others)
 
     @contextmanager
     def serving(self):
-        """Its address while it is served."""
+        """Serve the hub on this machine; yields its address."""
         handler = type("Handler", (_Handler,), {"hub": self})
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         thread = threading.Thread(target=server.serve_forever)

@@ -1,4 +1,4 @@
-"""Tiny models and files for the tests of reading and writing them."""
+"""Tiny models, and checkpoint files of them written without our code."""
 
 import json
 
@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from decant.models import Decoder, ModelConfig
 from decant.models.parameters import parameters_by_path
 
-# 32 and more, because GGUF quantises rows in blocks of 32.
+# Widths are multiples of 32, because GGUF quantises rows in blocks of 32.
 CONFIG = ModelConfig(
     vocab_size=64,
     hidden_size=32,
@@ -45,7 +45,11 @@ HF_CONFIG = {
 
 
 def random_decoder(config=CONFIG, *, scale=0.2, **kwargs):
-    """All parameters random, norms and biases too; made by numpy, so nothing is compiled."""
+    """A decoder whose parameters are all random, norms and biases included.
+
+    numpy makes them, so nothing is compiled. `scale` is their standard deviation; `kwargs` are
+    the Decoder's dtypes.
+    """
     model = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), **kwargs))
     draw = np.random.default_rng(1)
     for path, parameter in parameters_by_path(model).items():
@@ -56,13 +60,13 @@ def random_decoder(config=CONFIG, *, scale=0.2, **kwargs):
 
 @nnx.jit
 def final_states(model):
-    """What the model makes of one fixed row."""
+    """The model's final states on one fixed row."""
     tokens = jnp.arange(10)[None] * 5 % model.config.vocab_size
     return model(tokens, jnp.ones_like(tokens), jnp.arange(10)[None])[0]
 
 
 def hf_tensors(config=CONFIG, seed=0):
-    """Random tensors under Hugging Face's names and shapes, written out by hand."""
+    """Random tensors with the names and shapes of a Hugging Face file of CONFIG's sizes."""
     draw = np.random.default_rng(seed).standard_normal
     d, f, q, kv = 32, 64, 32, 16
 
@@ -92,6 +96,7 @@ def hf_tensors(config=CONFIG, seed=0):
 
 
 def write_hf(directory, tensors, config=HF_CONFIG):
+    """A Hugging Face directory without a tokenizer."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config))
     save_file(tensors, directory / "model.safetensors")
@@ -117,7 +122,11 @@ MERGES = ["a b", "Ġ ab", "1 2"]
 
 
 def write_gguf(path, tensors, *, kind=gguf.GGMLQuantizationType.F32, tokenizer=None, **fields):
-    """A GGUF file as llama.cpp's converter lays it out, Q and K rows interleaved."""
+    """A GGUF file of CONFIG's sizes as llama.cpp's converter writes it, Q and K interleaved.
+
+    `kind` is the quantisation of matrices, `tokenizer` replaces `tokenizer_metadata()`, and
+    `fields` are more string fields by name.
+    """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(128)
     writer.add_embedding_length(32)
@@ -136,7 +145,7 @@ def write_gguf(path, tensors, *, kind=gguf.GGMLQuantizationType.F32, tokenizer=N
     for name, array in tensors.items():
         for heads, part in ((4, "q_proj.weight"), (2, "k_proj.weight")):
             if part in name:
-                # What llama.cpp's converter does: (head, half, pair) → (head, pair, half).
+                # As llama.cpp's converter does: (head, half, pair) → (head, pair, half).
                 rows = array.reshape(heads, 2, len(array) // heads // 2, -1)
                 array = rows.swapaxes(1, 2).reshape(array.shape)
         quantised = kind if array.ndim == 2 else gguf.GGMLQuantizationType.F32
@@ -158,6 +167,7 @@ def gguf_name(name):
 
 
 def tokenizer_metadata(**changes):
+    """The `tokenizer.*` metadata of a small byte-level BPE, with changes by name."""
     return {
         "ggml.model": "gpt2",
         "ggml.pre": "smollm",

@@ -1,4 +1,4 @@
-"""Products sum in float32, and their gradients take operands in the dtype of the product's."""
+"""Products sum in float32; their gradients take operands in the dtype of the left operand."""
 
 import re
 
@@ -36,17 +36,18 @@ def test_gradients_are_those_of_the_same_product_in_float64(equation, dtype, clo
         return jnp.sum(contract(equation, left, right) * jnp.asarray(weights, jnp.float32))
 
     arguments = jnp.asarray(left, dtype), jnp.asarray(right, jnp.float32)
-    found = jax.grad(loss, argnums=(0, 1))(*arguments)
-    assert [x.dtype for x in found] == [jnp.dtype(dtype), jnp.float32]
-    for mine, theirs in zip(found, expected, strict=True):
+    gradients = jax.grad(loss, argnums=(0, 1))(*arguments)
+    assert [x.dtype for x in gradients] == [jnp.dtype(dtype), jnp.float32]
+    for mine, theirs in zip(gradients, expected, strict=True):
         error = np.linalg.norm(np.asarray(mine, np.float64) - theirs)
         assert error <= close * np.linalg.norm(theirs)
 
 
 def test_the_gradient_of_float32_weights_is_not_rounded():
     left, right = jnp.asarray(DRAW((64, 8)), jnp.bfloat16), jnp.asarray(DRAW((8, 4)), jnp.float32)
-    found = jax.grad(lambda right: jnp.sum(contract("nd,de->ne", left, right)))(right)
-    assert np.any(np.asarray(found) != np.asarray(found.astype(jnp.bfloat16), np.float32))
+    gradient = jax.grad(lambda right: jnp.sum(contract("nd,de->ne", left, right)))(right)
+    rounded = np.asarray(gradient.astype(jnp.bfloat16), np.float32)
+    assert np.any(np.asarray(gradient) != rounded)
 
 
 def test_no_product_of_a_bfloat16_gradient_has_float32_operands():
@@ -63,8 +64,8 @@ def test_no_product_of_a_bfloat16_gradient_has_float32_operands():
 def test_int8_weights_are_exact_and_have_no_gradient():
     left = jnp.asarray(DRAW((5, 8)), jnp.bfloat16)
     right = np.random.default_rng(1).integers(-127, 128, (8, 4)).astype(np.int8)
-    found = contract("nd,de->ne", left, jnp.asarray(right))
-    np.testing.assert_allclose(found, np.asarray(left, np.float64) @ right, rtol=1e-5)
+    product = contract("nd,de->ne", left, jnp.asarray(right))
+    np.testing.assert_allclose(product, np.asarray(left, np.float64) @ right, rtol=1e-5)
     gradient = jax.grad(lambda left: jnp.sum(contract("nd,de->ne", left, jnp.asarray(right))))(left)
     expected = np.broadcast_to(right.astype(np.float64).sum(1), (5, 8))
     np.testing.assert_allclose(np.asarray(gradient, np.float64), expected, rtol=2**-8)
@@ -72,7 +73,7 @@ def test_int8_weights_are_exact_and_have_no_gradient():
 
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 @pytest.mark.parametrize(("dtype", "close"), [("float32", 2e-6), ("bfloat16", 2**-6)])
-def test_an_opened_gate_has_the_gradient_of_its_formula(activation, dtype, close):
+def test_a_gated_product_has_the_gradient_of_its_formula(activation, dtype, close):
     gate, up, weights = (2 * DRAW((3, 50)) for _ in range(3))
     with jax.enable_x64(True):
         act = jax.nn.silu if activation == "silu" else jax.nn.gelu
@@ -80,11 +81,11 @@ def test_an_opened_gate_has_the_gradient_of_its_formula(activation, dtype, close
         expected = jax.grad(formula, argnums=(0, 1))(jnp.asarray(gate), jnp.asarray(up))
 
     def loss(gate, up):
-        opened = gated_product(gate, up, activation=activation, dtype=dtype)
-        assert opened.dtype == jnp.dtype(dtype)
-        return jnp.sum(opened.astype(jnp.float32) * jnp.asarray(weights, jnp.float32))
+        product = gated_product(gate, up, activation=activation, dtype=dtype)
+        assert product.dtype == jnp.dtype(dtype)
+        return jnp.sum(product.astype(jnp.float32) * jnp.asarray(weights, jnp.float32))
 
-    found = jax.grad(loss, argnums=(0, 1))(*(jnp.asarray(x, jnp.float32) for x in (gate, up)))
-    for mine, theirs in zip(found, expected, strict=True):
+    gradients = jax.grad(loss, argnums=(0, 1))(*(jnp.asarray(x, jnp.float32) for x in (gate, up)))
+    for mine, theirs in zip(gradients, expected, strict=True):
         error = np.linalg.norm(np.asarray(mine, np.float64) - np.asarray(theirs))
         assert error <= close * np.linalg.norm(np.asarray(theirs))

@@ -1,6 +1,7 @@
-"""What Hugging Face transformers makes of the same chats: `python chats_side.py DIRECTORY`.
+"""Hugging Face transformers renders and tokenises chats: `python chats_side.py DIRECTORY`.
 
-DIRECTORY holds `talks.json` and a tokenizer in each of its directories; writes report.json.
+DIRECTORY holds `talks.json`, and a tokenizer in each of its directories. The script writes
+report.json there: for each tokenizer a list with one entry per chat.
 """
 
 import json
@@ -15,14 +16,17 @@ def main() -> None:
     directory = Path(sys.argv[1])
     talks = json.loads((directory / "talks.json").read_text())
     report = {
-        path.name: [of_chat(PreTrainedTokenizerFast.from_pretrained(path), talk) for talk in talks]
+        path.name: [
+            report_on(PreTrainedTokenizerFast.from_pretrained(path), talk) for talk in talks
+        ]
         for path in directory.iterdir()
         if path.is_dir()
     }
     (directory / "report.json").write_text(json.dumps(report))
 
 
-def of_chat(tokenizer: PreTrainedTokenizerFast, talk: list[dict]) -> dict | None:
+def report_on(tokenizer: PreTrainedTokenizerFast, talk: list[dict]) -> dict | None:
+    """Text, ids and assistant mask of a chat, and its prompt; None if the template refuses it."""
     try:
         text = tokenizer.apply_chat_template(talk, tokenize=False)
     except TemplateError:

@@ -1,6 +1,6 @@
-"""Chats as Hugging Face transformers renders and tokenises them, template by template.
+"""Chat texts and ids against Hugging Face transformers, template by template.
 
-Needs an interpreter with transformers, as the other reference tests do.
+Needs an interpreter with transformers, like the other reference tests.
 """
 
 import json
@@ -15,16 +15,24 @@ from decant.models import open_checkpoint
 from decant.pipelines.rows.documents import Chat, Document
 from decant.pipelines.rows.marking import mark, segments
 from decant.pipelines.rows.records import Place
-from tests.making.chats import GENERATION, HEADERS, OPENED, THINKING, TURNS, chat_tokenizer, said
+from tests.making.chats import (
+    GENERATION,
+    HEADERS,
+    OPENED,
+    THINKING,
+    TURNS,
+    chat_tokenizer,
+    dialogue,
+)
 
 pytestmark = pytest.mark.reference
 
 PYTHON = os.environ.get("DECANT_REFERENCE_PYTHON", sys.executable)
 TALKS = [
-    said("Hi", "Yes"),
-    said("Hi  \n", "naïve ½ 🙂\n\ncode:\n    x = 1", "<b>&amp;</b> \"'", " Why  "),
-    [{"role": "system", "content": "Be brief."}, *said("a", "b", "c", "d", "e", "f")],
-    said("Hi", "<think>\nhm\n</think>\n\nYes"),
+    dialogue("Hi", "Yes"),
+    dialogue("Hi  \n", "naïve ½ 🙂\n\ncode:\n    x = 1", "<b>&amp;</b> \"'", " Why  "),
+    [{"role": "system", "content": "Be brief."}, *dialogue("a", "b", "c", "d", "e", "f")],
+    dialogue("Hi", "<think>\nhm\n</think>\n\nYes"),
 ]
 TEMPLATES = {
     "headers": HEADERS,
@@ -43,7 +51,7 @@ def tokenizer_of(name):
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory):
-    """{template: a report for each chat}; None for what it refuses."""
+    """Template → the reports of chats_side.py, one per chat."""
     probe = "import transformers, jinja2"
     if subprocess.run([PYTHON, "-c", probe], capture_output=True).returncode:
         pytest.skip(f"{PYTHON} has no transformers: `make reference` installs it.")
@@ -78,8 +86,8 @@ def test_texts_ids_and_prompts_are_those_of_transformers(theirs, name):
     assert refused == (name == "turns")
 
 
-def test_what_a_template_marks_is_what_transformers_masks(theirs):
-    """Where no answer begins with a space, whose token it does not find and then masks nothing."""
+def test_transformers_masks_the_tokens_that_a_template_marks(theirs):
+    """Except in chats where an answer begins with a space: there transformers masks no token."""
     tokenizer, compared = tokenizer_of("generation"), 0
     for talk, report in zip(TALKS, theirs["generation"], strict=True):
         document = Document(Place(0, 0), Chat(tuple(talk)))

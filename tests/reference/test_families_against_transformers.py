@@ -1,7 +1,7 @@
-"""What we export of every family, transformers loads, with equal logits. Needs the reference extra.
+"""Transformers loads our exports of every family with equal logits. Needs the reference extra.
 
-See test_models_against_transformers.py for the interpreter that is used. The checkpoints are the
-golden ones, so that transformers' own original is there to compare with.
+See test_models_against_transformers.py for the interpreter. The exports are made from the golden
+checkpoints, so they can be compared with the originals that transformers wrote.
 """
 
 import json

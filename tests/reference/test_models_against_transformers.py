@@ -1,11 +1,10 @@
-"""SmolLM2-135M out of GGUF against Hugging Face transformers, in float32 on real text.
+"""SmolLM2-135M from its GGUF file against Hugging Face transformers, in float32 on real text.
 
-Needs an interpreter with torch and transformers, named by DECANT_REFERENCE_PYTHON
-(default: this one): `make reference` installs them. Prints the figures with `-s`.
+Needs an interpreter with torch and transformers, which DECANT_REFERENCE_PYTHON names (default:
+this one); `make reference` installs them. With `-s` it prints the figures.
 
-Transformers reads the .gguf file itself and runs every document *alone*; we run the
-documents packed in rows. So agreement says at once that dequantisation, model and
-packing are right.
+Transformers reads the .gguf file itself and runs every document *alone*; we run the documents
+packed in rows. So agreement shows that dequantisation, model and packing are all right.
 """
 
 import json
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.reference
 
 PYTHON = os.environ.get("DECANT_REFERENCE_PYTHON", sys.executable)
 LENGTH, K = 1024, 64
-# Lengths of the documents in each row; what is left of a row is padding.
+# Lengths of the documents in each row; the rest of a row is padding.
 ROWS = ((500, 300, 200), (1024,), (350, 1, 640))
 FILES = (
     *("argparse.py", "ast.py", "bisect.py", "calendar.py", "copy.py", "csv.py", "dis.py"),
@@ -36,7 +35,7 @@ FILES = (
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """Our results and theirs, document after document."""
+    """Our results and those of transformers, the documents one after another."""
     probe = "import torch, transformers, regex, gguf"
     if subprocess.run([PYTHON, "-c", probe], capture_output=True).returncode:
         pytest.skip(f"{PYTHON} has no torch and transformers: `make reference` installs them.")

@@ -1,4 +1,4 @@
-"""A trained student, exported: transformers loads it, with equal logits and the same greedy text.
+"""Transformers loads an exported student, with equal logits and the same greedy text.
 
 Needs the reference extra; see test_models_against_transformers.py for the interpreter.
 """
@@ -41,7 +41,7 @@ json.dump({"problems": {k: sorted(map(str, v)) for k, v in info.items() if v},
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """Our student, and what transformers says of its export."""
+    """The run's directory, and the report of transformers on the exported student."""
     if subprocess.run([PYTHON, "-c", "import torch, transformers"], capture_output=True).returncode:
         pytest.skip(f"{PYTHON} has no torch and transformers: `make reference` installs them.")
     root = tmp_path_factory.mktemp("student")
@@ -70,7 +70,7 @@ def test_transformers_loads_a_student_with_equal_logits(both):
     np.testing.assert_allclose(theirs["logits"], ours, rtol=0, atol=3e-5 * np.abs(ours).max())
 
 
-def test_transformers_generates_what_we_do_and_knows_the_end(both):
+def test_transformers_generates_the_same_text_and_knows_the_end_token(both):
     run, theirs = both
     graph, params = load_student(run, dtype="float32")
     sampler = make_sampler(graph, params, config=Generate(temperature=0.0), vocabulary=512)
@@ -79,5 +79,5 @@ def test_transformers_generates_what_we_do_and_knows_the_end(both):
     assert theirs["greedy"] == ours
 
 
-def test_transformers_reads_its_tokenizer(both):
+def test_transformers_reads_the_exported_tokenizer(both):
     assert len(both[1]["ids"]) >= 5

@@ -1,4 +1,4 @@
-"""The README's Dataset for PyTorch gives what the cache holds, from worker processes."""
+"""The README's Dataset for PyTorch reads the same arrays as the cache, in worker processes."""
 
 import os
 import re
@@ -22,14 +22,14 @@ if __name__ == "__main__":
         rows, batch_size=3, num_workers=2, multiprocessing_context="spawn"
     )
     batches = list(loader)
-    found = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-    numpy.savez(sys.argv[2], **{name: x.numpy() for name, x in found.items()})
+    arrays = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    numpy.savez(sys.argv[2], **{name: x.numpy() for name, x in arrays.items()})
     assert not {"jax", "flax", "apache_beam"} & sys.modules.keys()
 """
 
 
 @pytest.mark.reference
-def test_the_readme_s_dataset_reads_a_cache_in_worker_processes(tmp_path):
+def test_the_readmes_dataset_reads_a_cache_in_worker_processes(tmp_path):
     from decant.pipelines.config import Hidden
 
     cache = tiny_cache(tmp_path, draws=4, hidden=Hidden(layers=(2,), dtype="int8"))
@@ -39,7 +39,7 @@ def test_the_readme_s_dataset_reads_a_cache_in_worker_processes(tmp_path):
     program.write_text(example + PROGRAM)
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [PYTHON, str(program), str(cache.path), str(tmp_path / "found.npz")],
+        [PYTHON, str(program), str(cache.path), str(tmp_path / "arrays.npz")],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
@@ -47,7 +47,7 @@ def test_the_readme_s_dataset_reads_a_cache_in_worker_processes(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     expected = cache.read(cache.rows(split="train"), signals=("logits", "hidden/2"))
-    with np.load(tmp_path / "found.npz") as found:
-        assert set(found) == set(expected)
+    with np.load(tmp_path / "arrays.npz") as arrays:
+        assert set(arrays) == set(expected)
         for name, array in expected.items():
-            np.testing.assert_array_equal(found[name], array, err_msg=name)
+            np.testing.assert_array_equal(arrays[name], array, err_msg=name)

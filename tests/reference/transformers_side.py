@@ -1,8 +1,8 @@
-"""What Hugging Face transformers makes of the same weights and text; run where torch is.
+"""Hugging Face transformers runs the same weights on the same text; needs torch.
 
-`python transformers_side.py MODEL.gguf DIRECTORY`, where DIRECTORY holds our export of that
-file (`export/`), `documents.npz` (token ids) and `texts.json`. Writes beside them:
-logprobs.npy and hidden.npy (each document run alone, one after the other) and report.json.
+`python transformers_side.py MODEL.gguf DIRECTORY`. DIRECTORY holds our export of that file
+(`export/`), `documents.npz` (token ids) and `texts.json`. The script writes there logprobs.npy and
+hidden.npy, for which each document is run alone, and report.json.
 """
 
 import json
@@ -22,7 +22,7 @@ def main() -> None:
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     ).eval()
     documents = list(np.load(directory / "documents.npz").values())
-    logprobs, hidden = zip(*(alone(model, ids) for ids in documents), strict=True)
+    logprobs, hidden = zip(*(run_alone(model, ids) for ids in documents), strict=True)
     np.save(directory / "logprobs.npy", np.concatenate(logprobs))
     np.save(directory / "hidden.npy", np.concatenate(hidden, axis=1))
 
@@ -33,26 +33,26 @@ def main() -> None:
     report = {
         "names": sorted(theirs) == sorted(ours),
         "unequal": [n for n in theirs if not torch.equal(theirs[n], ours[n])],
-        "same_logits": bool(np.array_equal(alone(exported, documents[0])[0], logprobs[0])),
+        "same_logits": bool(np.array_equal(run_alone(exported, documents[0])[0], logprobs[0])),
         "ids": [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts],
         "written_out": [byte_pair_ids(text, directory / "export") for text in texts],
     }
     (directory / "report.json").write_text(json.dumps(report))
 
 
-def alone(model, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probs [T, V] and hidden states [L + 1, T, D] of one document, nothing beside it."""
+def run_alone(model, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probs [T, V] and hidden states [L + 1, T, D] of one document in a row of its own."""
     out = model(torch.from_numpy(ids).long()[None], output_hidden_states=True)
     logprobs = torch.log_softmax(out.logits[0].float(), -1)
     return logprobs.numpy(), torch.stack(out.hidden_states)[:, 0].numpy()
 
 
-# SmolLM2's rule, as llama.cpp states it: first every digit apart, then GPT-2's expression.
+# SmolLM2's rule, as in llama.cpp: split off every digit, then apply GPT-2's expression.
 WORDS = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 
 
 def byte_pair_ids(text: str, directory: Path) -> list[int]:
-    """Byte-level BPE written out: no library's tokenizer takes part. Special tokens excluded."""
+    """Byte-level BPE without a tokenizer library; special tokens are not recognised."""
     model = json.loads((directory / "tokenizer.json").read_text())["model"]
     rank = {tuple(pair): i for i, pair in enumerate(model["merges"])}
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]

@@ -1,12 +1,12 @@
-"""Makes the golden files of each family of models: what Hugging Face transformers computes.
+"""Makes each model family's golden files with Hugging Face transformers.
 
-`make golden`, or by any interpreter that has the reference extra: `python make.py [CASE …]`.
+Run `make golden`, or `python make.py [CASE …]` with an interpreter that has the reference extra.
 
-A case is a tiny checkpoint as `save_pretrained` writes it (bfloat16, so that it is small and both
-sides read the same values) and golden.npz: for each document i, run *alone* in float32 with eager
-attention, `tokens_i` [T], `logits_i` [T, V], `hidden_i` [L + 1, T, D], `maps_i` [L, H, T, T].
-Documents are longer than the windows. Weights are large, norms and biases far from what they start
-as, caps low, so that leaving out any step shows.
+A case is a tiny checkpoint and golden.npz. `save_pretrained` writes the checkpoint, in bfloat16, so
+that it is small and both sides read the same values. golden.npz has, for each document i run
+*alone* in float32 with eager attention: `tokens_i` [T], `logits_i` [T, V],
+`hidden_i` [L + 1, T, D], `maps_i` [L, H, T, T]. Documents are longer than the windows. Weights are large, norms and biases
+far from their initial values, and caps low, so that a missing step changes results visibly.
 """
 
 import shutil
@@ -41,7 +41,7 @@ SIZES = {
     "rms_norm_eps": 1e-5,
 }
 PLAIN = {"rope_type": "default", "rope_theta": 500.0}
-# With 64 positions the eight frequencies fall on both sides of both limits and between them.
+# With 64 positions, the eight frequencies lie below, between and above the two limits.
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -80,7 +80,7 @@ CASES = {
         attn_logit_softcapping=4.0,
         final_logit_softcapping=12.0,
     ),
-    # One more block than a period of five with a window and one without.
+    # One block more than the period of five blocks with a window and one without.
     "gemma3": Gemma3TextConfig(
         **(SIZES | {"num_hidden_layers": 7}),
         **GEMMA,
@@ -106,7 +106,9 @@ def main() -> None:
         draw = np.random.default_rng(0)
         for i, length in enumerate(LENGTHS):
             tokens = draw.integers(0, SIZES["vocab_size"], length)
-            golden |= {f"{key}_{i}": array for key, array in alone(model.eval(), tokens).items()}
+            golden |= {
+                f"{key}_{i}": array for key, array in run_alone(model.eval(), tokens).items()
+            }
         np.savez_compressed(directory / "golden.npz", **golden)
         size = sum(file.stat().st_size for file in directory.iterdir())
         largest = max(np.abs(golden[f"logits_{i}"]).max() for i in range(len(LENGTHS)))
@@ -114,7 +116,7 @@ def main() -> None:
 
 
 def save_checkpoint(config, directory: Path, *, shard_size: str) -> None:
-    """A random model of this shape."""
+    """Save a random model of this shape in files of at most `shard_size`."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     for name, parameter in model.named_parameters():
@@ -130,8 +132,8 @@ def save_checkpoint(config, directory: Path, *, shard_size: str) -> None:
     (directory / "generation_config.json").unlink(missing_ok=True)
 
 
-def alone(model, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """What the model makes of one document."""
+def run_alone(model, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """Logits, hidden states and attention maps of one document."""
     out = model(torch.from_numpy(tokens)[None], output_hidden_states=True, output_attentions=True)
     return {
         "tokens": tokens.astype(np.int32),

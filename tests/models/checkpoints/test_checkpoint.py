@@ -1,4 +1,4 @@
-"""Checkpoints in and out: Hugging Face directories, GGUF files, and what is refused."""
+"""Loading and saving checkpoints: Hugging Face directories, GGUF files, and refusals."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ def directory(tmp_path):
 def test_a_hugging_face_directory_gives_its_config_and_weights(directory):
     tensors, model = hf_tensors(), open_checkpoint(directory).load()
     assert model.config == CONFIG
-    # A file's [output, input] matrix is ours transposed, heads apart.
+    # A file's [output, input] matrix is ours transposed, with an axis of heads.
     query = tensors["model.layers.1.self_attn.q_proj.weight"].T.reshape(32, 4, 8)
     output = tensors["model.layers.1.self_attn.o_proj.weight"].T.reshape(4, 8, 32)
     np.testing.assert_array_equal(model.blocks.query[1], query)
@@ -51,7 +51,7 @@ def test_a_hugging_face_directory_gives_its_config_and_weights(directory):
 @pytest.mark.parametrize(
     "change", [{}, {"tie_embeddings": True}, {"qkv_bias": True, "family": "qwen2"}]
 )
-def test_what_is_saved_is_what_is_opened(tmp_path, change):
+def test_a_saved_model_opens_as_the_same_model(tmp_path, change):
     model = random_decoder(dataclasses.replace(CONFIG, **change))
     save_directory(model, tmp_path, {"tokenizer.json": b"{}"})
     again = open_checkpoint(tmp_path)
@@ -74,7 +74,7 @@ def test_a_saved_file_has_the_names_shapes_and_bytes_of_the_one_it_came_from(dir
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
-def test_what_is_saved_is_for_whom_the_umask_says(directory, tmp_path, umask, mode):
+def test_saved_files_have_the_mode_that_the_umask_gives(directory, tmp_path, umask, mode):
     before = os.umask(umask)
     try:
         save_directory(open_checkpoint(directory).load(), tmp_path / "new", {"some.json": b"{}"})
@@ -109,7 +109,7 @@ def test_a_checkpoint_can_be_loaded_onto_a_mesh(directory):
     )
 
 
-# GGUF: the value that each quantisation keeps, from its definition.
+# The value that each GGUF quantisation gives a weight, by its definition.
 
 
 def half(x):
@@ -162,7 +162,7 @@ def test_a_gguf_file_of_each_quantisation_gives_the_weights_it_keeps(tmp_path, k
     close = {"rtol": 1e-6, "atol": 1e-7}
     at = "model.layers.1"
     for part, ours in (("q", model.blocks.query[1]), ("k", model.blocks.key[1])):
-        # Rows are quantised one by one, so undoing their order leaves their values.
+        # Rows are quantised one by one, so their order does not change their values.
         weight = expected(f"{at}.self_attn.{part}_proj.weight").T.reshape(ours.shape)
         np.testing.assert_allclose(ours, weight, **close)
     np.testing.assert_allclose(
@@ -182,9 +182,6 @@ def test_a_float_gguf_computes_what_its_hugging_face_original_computes(directory
 def test_a_gguf_file_without_an_output_matrix_is_tied(tmp_path):
     tensors = hf_tensors(dataclasses.replace(CONFIG, tie_embeddings=True))
     assert open_checkpoint(write_gguf(tmp_path / "model.gguf", tensors)).config.tie_embeddings
-
-
-# Refused, by name.
 
 
 @pytest.mark.parametrize(
@@ -269,7 +266,7 @@ def test_truncated_weights_are_named(directory):
         open_checkpoint(directory).load()
 
 
-def test_a_name_that_is_no_checkpoint_says_what_is_expected(tmp_path):
+def test_a_name_that_is_not_a_checkpoint_is_refused_with_the_expected_kinds(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected 'embedded', a Hugging Face directory"):
         open_checkpoint(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match=r"no config.json here"):
@@ -282,7 +279,7 @@ def test_without_its_package_the_embedded_teacher_names_the_remedy(monkeypatch):
         open_checkpoint("embedded")
 
 
-def test_gguf_is_still_the_reader_that_we_think_it_is():
+def test_the_gguf_package_has_the_published_block_sizes():
     # Quantised blocks: 32 values in 18, 20 and 34 bytes.
     sizes = {k: gguf.GGML_QUANT_SIZES[k] for k in (Kind.Q4_0, Kind.Q4_1, Kind.Q8_0)}
     assert sizes == {Kind.Q4_0: (32, 18), Kind.Q4_1: (32, 20), Kind.Q8_0: (32, 34)}

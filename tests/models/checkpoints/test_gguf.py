@@ -1,4 +1,4 @@
-"""GGUF: the K quantisations by their published layout, and how each architecture is laid out."""
+"""GGUF files: K quantisations by their published layout, and each architecture's files."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ def half(block, at):
 
 
 def q4_k(block):
-    """256 weights of 144 bytes: two halves, eight scales and eight minima of 6 bits, 4-bit codes.
+    """256 weights in 144 bytes: two half floats, eight 6-bit scales and minima, 4-bit codes.
 
     Weight i of group g is scale · s_g · code − minimum · m_g.
     """
@@ -45,7 +45,7 @@ def q4_k(block):
 
 
 def q6_k(block):
-    """256 weights of 210 bytes: low 4 bits, high 2 bits, 16 signed 8-bit scales, one half."""
+    """256 weights in 210 bytes: low 4 bits, high 2 bits, 16 signed 8-bit scales, a half float."""
     low, high = block[:128], block[128:192]
     scales, scale = np.frombuffer(block, np.int8, 16, 192), half(block, 208)
     weights = []
@@ -163,7 +163,7 @@ def logits_of(model):
 )
 def test_an_architecture_is_read_as_the_checkpoint_it_was_made_from(tmp_path, case, architecture):
     original = open_checkpoint(GOLDEN / case).load()
-    # Of Qwen's windows the converter writes nothing.
+    # The converter does not write Qwen's windows.
     original.config = dataclasses.replace(original.config, windows=(None,))
     original.blocks.config = original.config
     interleave = architecture == "llama"
@@ -176,7 +176,7 @@ def test_an_architecture_is_read_as_the_checkpoint_it_was_made_from(tmp_path, ca
     np.testing.assert_allclose(logits_of(model), logits_of(original), rtol=1e-5, atol=1e-5)
 
 
-def test_llama_3s_scaling_is_told_from_what_frequencies_are_divided_by(tmp_path):
+def test_llama_3s_scaling_is_recovered_from_the_divisors_of_frequencies(tmp_path):
     scaling = Llama3Scaling(32.0, 1.0, 4.0, 8192)
     config = dataclasses.replace(CONFIG, rope_theta=500_000.0, rope_scaling=scaling)
     save_directory(random_decoder(config), tmp_path / "hf", {})

@@ -1,4 +1,4 @@
-"""Checkpoints by their hub ids: the real client against a hub of our own, online and offline."""
+"""Checkpoints by hub id: the real client against a local server, online and offline."""
 
 import json
 import os
@@ -21,10 +21,10 @@ from decant.models import open_checkpoint
 answers = []
 for name in sys.argv[1:]:
     try:
-        found = open_checkpoint(name)
-        shapes = {n: list(s) for n, s in found.files.shapes.items()}
-        answers.append({"name": found.name, "title": found.title, "path": str(found.path),
-                        "shapes": shapes})
+        checkpoint = open_checkpoint(name)
+        shapes = {n: list(s) for n, s in checkpoint.files.shapes.items()}
+        answers.append({"name": checkpoint.name, "title": checkpoint.title,
+                        "path": str(checkpoint.path), "shapes": shapes})
     except (ValueError, OSError) as error:
         answers.append({"error": f"{type(error).__name__}: {error}"})
 print(json.dumps(answers))
@@ -32,7 +32,10 @@ print(json.dumps(answers))
 
 
 def environment(home: Path, address: str, **others: str) -> dict[str, str]:
-    """huggingface_hub reads it when it is imported, so every test has processes of its own."""
+    """Variables for a process that uses the local hub.
+
+    huggingface_hub reads them when it is imported, so tests run it in processes of their own.
+    """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     return {
         **inherited,
@@ -47,7 +50,7 @@ def environment(home: Path, address: str, **others: str) -> dict[str, str]:
     }
 
 
-def opened(*names: str, cwd: Path, env: dict[str, str]) -> list[dict]:
+def open_in_process(*names: str, cwd: Path, env: dict[str, str]) -> list[dict]:
     command = [sys.executable, "-c", OPEN, *names]
     out = subprocess.run(command, cwd=cwd, env=env, check=True, capture_output=True, text=True)
     return json.loads(out.stdout)
@@ -58,7 +61,7 @@ def hub():
     return Hub()
 
 
-def test_ids_are_told_from_paths():
+def test_hub_ids_are_told_from_paths():
     assert HubId.parse("owner/name") == HubId("owner/name")
     assert HubId.parse("owner/name@refs/pr/1") == HubId("owner/name", None, "refs/pr/1")
     assert HubId.parse("o/n/sub/x.gguf@v1") == HubId("o/n", "sub/x.gguf", "v1")
@@ -69,32 +72,32 @@ def test_ids_are_told_from_paths():
     assert without_commit("o/n") is None
 
 
-def test_only_what_is_needed_is_fetched_once_and_the_commit_is_in_the_name(hub, tmp_path):
+def test_only_needed_files_are_fetched_once_and_the_name_has_the_commit(hub, tmp_path):
     write_teacher(tmp_path / "teacher")
     others = {"pytorch_model.bin": b"x", "consolidated.safetensors": b"x", "README.md": b"x"}
     commit = hub.push_directory("owner/model", tmp_path / "teacher", **others)
     with hub.serving() as address:
         env = environment(tmp_path / "home", address)
-        (first,) = opened("owner/model", cwd=tmp_path, env=env)
+        (first,) = open_in_process("owner/model", cwd=tmp_path, env=env)
         assert (first["name"], first["title"]) == (f"owner/model@{commit}", "owner/model")
         wanted = {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
         assert sorted(hub.fetched) == sorted(wanted)
-        # The branch moves on; the commit does not, nor does who asks nobody.
+        # The branch moves. Offline, and by commit, the same files are opened.
         moved = hub.push("owner/model", hub.files["owner/model"][commit] | {"new.txt": b"n"})
         offline = env | {"HF_HUB_OFFLINE": "1"}
-        again, other = opened("owner/model", "owner/other", cwd=tmp_path, env=offline)
+        again, other = open_in_process("owner/model", "owner/other", cwd=tmp_path, env=offline)
         assert again == first
-        assert_not_here(other["error"])
-        now, then = opened("owner/model", first["name"], cwd=tmp_path, env=env)
+        assert_not_fetched(other["error"])
+        now, then = open_in_process("owner/model", first["name"], cwd=tmp_path, env=env)
         assert (now["name"], then) == (f"owner/model@{moved}", first)
-    # Nobody answers any more.
+    # The server is down.
     names = ("owner/model", first["name"], "owner/other")
-    *again, other = opened(*names, cwd=tmp_path, env=env)
+    *again, other = open_in_process(*names, cwd=tmp_path, env=env)
     assert again == [now, first]
-    assert_not_here(other["error"])
+    assert_not_fetched(other["error"])
 
 
-def assert_not_here(error: str) -> None:
+def assert_not_fetched(error: str) -> None:
     assert error.startswith("FileNotFoundError: owner/other: no directory of this name here")
     assert "HF_HUB_OFFLINE is set" in error
     assert "hf download owner/other" in error
@@ -105,9 +108,11 @@ def test_weights_in_several_files_are_those_that_the_index_names(hub, tmp_path):
     source = write_hf(tmp_path / "whole", tensors)
     names = sorted(tensors)
     halves = {"a-00001.safetensors": names[:9], "b-00002.safetensors": names[9:]}
-    for file, some in halves.items():
-        save_file({name: tensors[name] for name in some}, tmp_path / file)
-    index = {"weight_map": {name: file for file, some in halves.items() for name in some}}
+    for file, tensor_names in halves.items():
+        save_file({name: tensors[name] for name in tensor_names}, tmp_path / file)
+    index = {
+        "weight_map": {name: file for file, tensor_names in halves.items() for name in tensor_names}
+    }
     files = {file: (tmp_path / file).read_bytes() for file in halves} | {
         "config.json": (source / "config.json").read_bytes(),
         "tokenizer.json": b"{}",
@@ -117,31 +122,33 @@ def test_weights_in_several_files_are_those_that_the_index_names(hub, tmp_path):
     hub.push("owner/model", files)
     with hub.serving() as address:
         env = environment(tmp_path / "home", address)
-        (found,) = opened("owner/model", cwd=tmp_path, env=env)
-    assert found["shapes"] == {name: list(array.shape) for name, array in tensors.items()}
+        (answer,) = open_in_process("owner/model", cwd=tmp_path, env=env)
+    assert answer["shapes"] == {name: list(array.shape) for name, array in tensors.items()}
     assert "other.safetensors" not in hub.fetched
 
 
-def test_a_gguf_file_of_a_repository(hub, tmp_path):
+def test_a_gguf_file_of_a_repository_is_fetched_alone(hub, tmp_path):
     data = write_gguf(tmp_path / "m.gguf", hf_tensors()).read_bytes()
     commit = hub.push("owner/model", {"sub/m-Q8.gguf": data, "sub/m-Q4.gguf": b"x"})
     with hub.serving() as address:
         env = environment(tmp_path / "home", address)
-        found, whole = opened("owner/model/sub/m-Q8.gguf", "owner/model", cwd=tmp_path, env=env)
-    assert found["name"] == f"owner/model/sub/m-Q8.gguf@{commit}"
-    assert found["title"] == "owner/model/sub/m-Q8.gguf"
+        answer, whole = open_in_process(
+            "owner/model/sub/m-Q8.gguf", "owner/model", cwd=tmp_path, env=env
+        )
+    assert answer["name"] == f"owner/model/sub/m-Q8.gguf@{commit}"
+    assert answer["title"] == "owner/model/sub/m-Q8.gguf"
     assert hub.fetched == ["sub/m-Q8.gguf"]
     assert "has no config.json. For a repository of .gguf files name one" in whole["error"]
 
 
-def test_what_cannot_be_had_is_an_error_that_says_what_to_do(hub, tmp_path):
+def test_a_checkpoint_that_cannot_be_fetched_is_an_error_with_a_remedy(hub, tmp_path):
     hub.push("owner/model", {"config.json": b"{}", "tokenizer.json": b"{}"})
     hub.push("owner/gated", {})
     hub.gated.add("owner/gated")
     names = ("owner/none", "owner/gated", "owner/model@v9", "owner/model")
     with hub.serving() as address:
         env = environment(tmp_path / "home", address)
-        errors = [answer["error"] for answer in opened(*names, cwd=tmp_path, env=env)]
+        errors = [answer["error"] for answer in open_in_process(*names, cwd=tmp_path, env=env)]
     assert errors[0].startswith("FileNotFoundError: owner/none: no directory of this name here")
     assert "none on the hub" in errors[0]
     assert "accept its terms" in errors[1]
@@ -149,9 +156,9 @@ def test_what_cannot_be_had_is_an_error_that_says_what_to_do(hub, tmp_path):
     assert "lacks model.safetensors: the repository holds no .safetensors" in errors[3]
 
 
-def test_a_directory_of_that_name_wins(tmp_path, monkeypatch):
+def test_a_local_directory_takes_precedence_over_a_hub_id(tmp_path, monkeypatch):
     write_teacher(tmp_path / "owner" / "model")
     monkeypatch.chdir(tmp_path)
-    found = open_checkpoint("owner/model")
-    assert (found.name, found.title) == ("owner/model", "model")
-    assert load_file(found.path / "model.safetensors")
+    checkpoint = open_checkpoint("owner/model")
+    assert (checkpoint.name, checkpoint.title) == ("owner/model", "model")
+    assert load_file(checkpoint.path / "model.safetensors")

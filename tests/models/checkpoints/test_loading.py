@@ -1,4 +1,4 @@
-"""Weights placed share by share on eight simulated devices, and int8 weights."""
+"""Weights loaded share by share onto eight simulated devices, and int8 weights."""
 
 import os
 import subprocess
@@ -46,8 +46,8 @@ for family in FAMILIES:
                 assert len(array.sharding.device_set) == 8, path
                 np.testing.assert_array_equal(np.asarray(array), expected[path], err_msg=path)
             if states is not None and (data, tensor) in ((2, 4), (2, 2)):
-                found = np.asarray(everything(model, *rows)[0])
-                np.testing.assert_allclose(found, states, atol=3e-5)
+                split = np.asarray(everything(model, *rows)[0])
+                np.testing.assert_allclose(split, states, atol=3e-5)
             if expert > 1 and family == "qwen3_moe":
                 up = model.blocks.up.get_value()
                 print("experts", up.shape, up.sharding.shard_shape(up.shape))
@@ -97,8 +97,8 @@ def test_int8_is_within_half_a_step_of_every_weight():
 
 
 @pytest.mark.parametrize("family", ["llama3", "qwen3_moe"])
-def test_an_int8_model_computes_what_its_weights_say(family):
-    """Against the same decoder with float32 weights put where the codes mean."""
+def test_an_int8_model_computes_like_its_dequantised_weights(family):
+    """Against the same decoder with weights codes · scales in float32."""
     checkpoint = open_checkpoint(GOLDEN / family)
     golden = dict(np.load(GOLDEN / family / "golden.npz"))
     coarse, exact = checkpoint.load(quantize="int8"), checkpoint.load()
@@ -128,13 +128,13 @@ def test_a_channel_of_zeros_stays_zero():
     assert codes[0, :, 1].tolist() == [64, -127, 32]
 
 
-def test_int8_weights_are_not_exported(tmp_path):
+def test_int8_weights_cannot_be_saved(tmp_path):
     model = open_checkpoint(GOLDEN / "llama3").load(quantize="int8")
     with pytest.raises(ValueError, match="int8 weights are for running a teacher"):
         save_directory(model, tmp_path, {})
 
 
-def test_a_part_of_a_bfloat16_tensor_is_read_alone():
+def test_a_slice_of_a_bfloat16_tensor_can_be_read():
     checkpoint = open_checkpoint(GOLDEN / "gemma2")
     (file,) = checkpoint.weight_files
     whole = load_file(file)

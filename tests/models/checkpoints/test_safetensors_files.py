@@ -1,4 +1,4 @@
-"""Weights in several files with an index, what is wrong with some of them, and tied heads."""
+"""Weights in several files with an index, damaged sets of files, and tied heads."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Attention against a float64 formula that knows nothing of blocks."""
+"""Attention against a float64 formula without blocks."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ import pytest
 
 from decant.models.decoder import attention
 
-SCALE = 8**-0.5  # of heads of width 8, as `example` makes them
+SCALE = 8**-0.5  # for the heads of width 8 that `example` makes
 attend = jax.jit(partial(attention.attend, scale=SCALE))
 blockwise = jax.jit(partial(attention.blockwise, scale=SCALE), static_argnames="block")
 
@@ -55,9 +55,9 @@ def test_query_heads_share_key_heads_in_order(kv_heads):
 
 @pytest.mark.parametrize("block", [1, 5, 64])
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
-def test_maps_are_what_values_are_weighed_with(block, kv_heads):
+def test_attention_probabilities_are_the_weights_of_the_values(block, kv_heads):
     q, k, _, segments = example(kv_heads=kv_heads)
-    # Of values that are unit vectors the mix is the weights.
+    # If the values are unit vectors, the output is the weights.
     keys = np.broadcast_to(np.eye(13, dtype=np.float32)[None, :, None], (2, 13, kv_heads, 13))
     expected = textbook(
         jnp.pad(q, ((0, 0),) * 3 + ((0, 5),)) * (13 / 8) ** 0.5,
@@ -71,7 +71,7 @@ def test_maps_are_what_values_are_weighed_with(block, kv_heads):
     np.testing.assert_allclose(ours, expected.transpose(0, 2, 1, 3)[:, [4, 0, 1]], atol=2e-6)
 
 
-# Windows shorter and longer than blocks and documents, as arrays: blocks are scanned over.
+# Windows shorter and longer than blocks and documents; arrays, as in a scan over blocks.
 SETTINGS = [
     {"window": 1},
     {"window": 3},
@@ -93,7 +93,7 @@ def test_windows_caps_and_scales_are_those_of_the_formula(settings, block):
     explicit = jax.jit(partial(attention.blockwise, block=block, **static))
     expected = textbook(q, k, v, segments, **settings)
     np.testing.assert_allclose(explicit(q, k, v, segments, window), expected, atol=2e-6)
-    # Of values that are unit vectors the mix is the weights.
+    # If the values are unit vectors, the output is the weights.
     keys = jnp.broadcast_to(jnp.eye(13)[None, :, None], (2, 13, 2, 13))
     padded = [jnp.pad(x, ((0, 0),) * 3 + ((0, 5),)) for x in (q, k)]
     weights = textbook(*padded, keys, segments, **{"scale": SCALE, **settings})
@@ -104,7 +104,7 @@ def test_windows_caps_and_scales_are_those_of_the_formula(settings, block):
 
 
 @pytest.mark.parametrize("window", [1, 3, 13])
-def test_what_the_fused_kernel_is_asked_for_has_the_window(window):
+def test_the_fused_call_applies_the_window(window):
     q, k, v, segments = example()
     np.testing.assert_allclose(
         attention.fused(q, k, v, segments, window, scale=0.9, implementation="xla"),
@@ -160,7 +160,7 @@ def test_gradients_match_finite_differences_across_blocks_and_documents(settings
         np.testing.assert_allclose(np.vdot(gradient, direction), expected, rtol=1e-5)
 
 
-def test_what_the_fused_kernel_is_asked_for_is_the_same_attention():
+def test_the_fused_call_is_the_same_attention():
     # cuDNN needs a GPU; XLA's own implementation of the same call does not.
     q, k, v, segments = example()
     np.testing.assert_allclose(

@@ -1,4 +1,4 @@
-"""The decoder against a float64 formula, and what packing, layers and dtypes promise."""
+"""The decoder against a float64 formula; packing, hidden layers, dtypes and cut students."""
 
 import dataclasses
 
@@ -52,7 +52,7 @@ def textbook(model, tokens):
     def norm(x, weight):
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_eps) * weight
 
-    def turned(vector, position):
+    def rotated(vector, position):
         """Coordinates (i, i + half) as a complex number, times e^(i·angle)."""
         half = c.head_dim // 2
         angles = position * c.rope_theta ** (-2 * np.arange(half) / c.head_dim)
@@ -70,8 +70,8 @@ def textbook(model, tokens):
         mixed = np.zeros_like(q)
         for t, h in np.ndindex(len(tokens), c.num_heads):
             shared = h * c.num_kv_heads // c.num_heads
-            keys = np.stack([turned(k[s, shared], s) for s in range(t + 1)])
-            scores = np.exp(keys @ turned(q[t, h], t) / np.sqrt(c.head_dim))
+            keys = np.stack([rotated(k[s, shared], s) for s in range(t + 1)])
+            scores = np.exp(keys @ rotated(q[t, h], t) / np.sqrt(c.head_dim))
             maps[layer, h, t, : t + 1] = scores / scores.sum()
             mixed[t, h] = maps[layer, h, t, : t + 1] @ v[: t + 1, shared]
         x = x + np.einsum("thk,hkd->td", mixed, block["output"])
@@ -122,7 +122,7 @@ def test_attention_maps_of_packed_documents_are_each_documents_own(bias):
             expected[:, start:end, start:end] = textbook(model, tokens[0, start:end])[1][layer]
         np.testing.assert_allclose(ours[0, :, :12], expected[:, :12], atol=2e-6)
         np.testing.assert_array_equal(ours[0, :, 11, 11], 1)
-        # Padding sees padding: finite, and for whoever reads it to leave out.
+        # Padding sees padding, so its rows are finite too.
         np.testing.assert_allclose(ours.sum(-1), 1, atol=1e-6)
 
 
@@ -262,7 +262,7 @@ def test_training_a_cut_student_leaves_its_teacher_alone():
     teacher = build()
     student = cut_layers(teacher, (0, 1, 2))
     for parameter in parameters_by_path(student).values():
-        parameter[...].delete()  # what a training step that donates its state does
+        parameter[...].delete()  # as a training step does that donates its state
     assert all(np.isfinite(p[...]).all() for p in parameters_by_path(teacher).values())
 
 
@@ -276,18 +276,18 @@ def test_training_a_cut_student_leaves_its_teacher_alone():
         (5, 5, (*range(5),)),
     ],
 )
-def test_spread_takes_even_distances_first_and_last_included(count, total, expected):
+def test_evenly_spaced_layers_include_first_and_last(count, total, expected):
     assert evenly_spaced(count, total) == expected
 
 
-def test_layers_that_are_not_there_cannot_be_cut():
+def test_layers_that_do_not_exist_cannot_be_cut():
     with pytest.raises(ValueError, match=r"\[3\] do not exist.*blocks 0 to 2"):
         cut_layers(build(), (0, 3))
     with pytest.raises(ValueError, match="cannot take 6 layers out of 5"):
         evenly_spaced(6, 5)
 
 
-def test_a_config_that_cannot_be_is_refused():
+def test_a_config_whose_values_do_not_fit_together_is_refused():
     with pytest.raises(ValueError, match="multiple of num_kv_heads"):
         dataclasses.replace(TINY, num_kv_heads=3)
     with pytest.raises(ValueError, match="must be even"):
@@ -300,7 +300,7 @@ def test_a_config_that_cannot_be_is_refused():
         dataclasses.replace(TINY, num_experts=2, experts_per_token=3)
 
 
-def test_a_new_decoder_is_small_normal_noise_quieter_where_it_adds_to_the_stream():
+def test_a_new_decoder_is_normal_noise_smaller_where_it_adds_to_the_residual_stream():
     model = Decoder(TINY, rngs=nnx.Rngs(0))
     assert np.std(model.blocks.up[...]) == pytest.approx(0.02, rel=0.1)
     assert np.std(model.blocks.down[...]) == pytest.approx(0.02 / np.sqrt(2 * 3), rel=0.1)

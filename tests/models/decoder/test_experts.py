@@ -1,4 +1,4 @@
-"""The mixture of experts against the sum written out, however unevenly tokens choose."""
+"""The mixture of experts against a loop over tokens, however unevenly they choose."""
 
 import os
 import subprocess
@@ -15,7 +15,10 @@ EXPERTS, WIDTH = 5, 3
 
 
 def example(*, time=40, count=2, favourite=0.0, seed=0):
-    """Inputs, choices and the experts' matrices; `favourite` draws every token to expert 3."""
+    """Inputs, weights and the experts' matrices, then the choices.
+
+    `favourite` raises every token's score for expert 3.
+    """
     draw = np.random.default_rng(seed).standard_normal
     scores = draw((2, time, EXPERTS)) + favourite * (np.arange(EXPERTS) == 3)
     ids = np.argsort(-scores, axis=-1)[..., :count].astype(np.int32)
@@ -45,12 +48,12 @@ def textbook(x, weights, matrices, ids):
 @pytest.mark.parametrize("favourite", [0.0, 2.0, 100.0])
 def test_no_token_is_dropped_however_uneven_the_choice(count, favourite):
     (x, weights, matrices), ids = example(count=count, favourite=favourite)
-    # With 100 one expert has all 40 tokens of a row, five rounds of eight and sixteen slots.
+    # At 100, one expert has all 40 tokens of a row and needs several rounds of slots.
     expected = textbook(x, weights, matrices, ids)
     np.testing.assert_allclose(ours(x, weights, matrices, ids), expected, atol=2e-6)
 
 
-def test_a_row_of_few_tokens_and_experts_that_nobody_chose():
+def test_few_tokens_and_unchosen_experts_give_the_textbook_result():
     (x, weights, matrices), ids = example(time=3, count=1, favourite=100.0)
     expected = textbook(x, weights, matrices, ids)
     np.testing.assert_allclose(ours(x, weights, matrices, ids), expected, atol=2e-6)

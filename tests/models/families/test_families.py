@@ -1,12 +1,12 @@
-"""Each family against what Hugging Face transformers computes of the same tiny checkpoint.
+"""Each family against the results of Hugging Face transformers on the same tiny checkpoint.
 
-The golden files are made by tests/golden/families/make.py (`make golden`): each document alone,
-float32, eager attention. Here documents are packed in rows, longer than the windows.
+tests/golden/families/make.py (`make golden`) makes the golden files: each document alone, in
+float32, with eager attention. Here the documents are packed in rows, and longer than the windows.
 
-Both sides sum the same float32 products, each in its own order: logits up to 15 then differ by up
-to 1.4e-5, states by 8e-6, probabilities by 1.1e-6. The tolerances are two to three times that. The
-smallest of forty mutations (eps doubled; then gelu without its tanh approximation, a window longer
-by one …) changes logits by 1.5e-3, most by 1 to 10.
+Both sides sum the same float32 products in different orders. So logits of up to 15 differ by up to
+1.4e-5, states by 8e-6, probabilities by 1.1e-6; the tolerances are two to three times that. Of
+forty mutations of the code, the smallest (eps doubled) changes logits by 1.5e-3, most by 1 to 10.
+The next smallest are gelu without its tanh approximation and a window longer by one.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ def packed(golden):
 
 
 def documents(array, *, axis):
-    """Each document's own part of [batch, time, …], time being `axis`."""
+    """Each document's number and its part of a packed array, whose axis `axis` is time."""
     array = np.asarray(array)
     for row, lengths in enumerate(ROWS):
         start = 0
@@ -105,12 +105,12 @@ def test_in_bfloat16_it_is_the_same_model_but_for_rounding(name):
     golden, _, _ = case(name)
     ours = everything(open_checkpoint(GOLDEN / name).load(dtype="bfloat16"), *packed(golden))[0]
     errors = [np.abs(mine - golden[f"logits_{i}"]) for i, mine in documents(ours, axis=1)]
-    # The median, because a rounded score may choose another expert. Logits are 3 wide.
+    # The median, because a rounded score may choose another expert. Logits have a spread of 3.
     assert np.median(np.concatenate(errors)) < 0.05
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_exported_is_opened_again_as_the_same_model(name, tmp_path):
+def test_an_exported_model_opens_as_the_same_model(name, tmp_path):
     _, model, (expected, _, _) = case(name)
     save_directory(model, tmp_path, {})
     again = open_checkpoint(tmp_path)
@@ -121,7 +121,7 @@ def test_what_is_exported_is_opened_again_as_the_same_model(name, tmp_path):
 
 @pytest.mark.parametrize("name", CASES)
 def test_config_files_of_transformers_4_mean_the_same(name):
-    """It wrote rope_theta and rope_scaling where 5 writes rope_parameters."""
+    """Version 4 wrote rope_theta and rope_scaling, version 5 writes rope_parameters."""
     fields = json.loads((GOLDEN / name / "config.json").read_text())
     rope = fields.pop("rope_parameters")
     if name == "gemma3":
@@ -130,7 +130,7 @@ def test_config_files_of_transformers_4_mean_the_same(name):
     fields["rope_theta"] = rope.pop("rope_theta")
     fields["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     assert config_from_json(fields) == case(name)[1].config
-    # Before layer_types, the kinds of blocks followed from other fields.
+    # Before layer_types existed, other fields gave the types of blocks.
     fields.pop("layer_types", None)
     assert config_from_json(fields) == case(name)[1].config
 
@@ -158,7 +158,7 @@ def test_every_field_is_honoured_or_refused(name):
         ("mistral", {"quantization_config": {"bits": 4}}, "quantization_config"),
     ],
 )
-def test_what_we_cannot_run_is_refused_by_name(name, change, message):
+def test_a_model_that_we_cannot_run_is_refused_by_field(name, change, message):
     fields = json.loads((GOLDEN / name / "config.json").read_text())
     with pytest.raises(ValueError, match=message):
         config_from_json(fields | change)
@@ -184,13 +184,10 @@ def test_a_cap_that_is_null_is_off_and_one_that_is_absent_is_the_familys():
         ("gemma2", {"query_scalar": 6.5}, r"cannot say query_scalar = 6.5 \(but 6.0\)"),
     ],
 )
-def test_what_a_familys_files_cannot_say_is_not_saved(name, change, message):
+def test_a_config_that_its_familys_files_cannot_express_is_not_saved(name, change, message):
     config = dataclasses.replace(case(name)[1].config, **change)
     with pytest.raises(ValueError, match=message):
         config_to_json(config)
-
-
-# Students cut from such teachers.
 
 
 @pytest.mark.parametrize(
@@ -210,16 +207,16 @@ def test_a_cut_student_keeps_each_blocks_window_and_rotation(name, layers, windo
     assert student.config.layer_windows == windows
     _, segments, positions = packed(golden)
     for ours, theirs in enumerate(layers):
-        # The same states into the same block.
+        # The teacher's states into the student's copy of the block.
         again = student.attention_maps(states[theirs], segments, positions, layer=ours)
         np.testing.assert_allclose(again, maps[theirs], atol=1e-6)
     save_directory(student, tmp_path, {})
     assert open_checkpoint(tmp_path).config == student.config
 
 
-def test_an_id_is_made_of_what_a_config_says_and_not_of_what_configs_can_say():
+def test_a_later_field_enters_the_identity_only_if_it_differs_from_its_default():
     plain = case("llama")[1].config
-    # What teacher_id was made from before there were other fields.
+    # The fields that teacher_id was made from before others were added.
     assert plain.identity() == {
         "vocab_size": 80,
         "hidden_size": 32,

@@ -1,4 +1,4 @@
-"""config.json as published with some models of each family, and what it says of them."""
+"""The config.json published with a model of each family, read and written back."""
 
 import pytest
 
@@ -136,7 +136,7 @@ GEMMA = {
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "expected"),
     [
         (
             LLAMA_32_1B,
@@ -177,7 +177,7 @@ GEMMA = {
     ],
     ids=lambda value: value.get("model_type", ""),
 )
-def test_a_published_config_is_read_and_written_back(fields, says):
+def test_a_published_config_is_read_and_written_back(fields, expected):
     config = config_from_json(COMMON | fields)
-    assert {name: getattr(config, name) for name in says} == says
+    assert {name: getattr(config, name) for name in expected} == expected
     assert config_from_json(config_to_json(config)) == config

@@ -1,4 +1,4 @@
-"""What is kept for the backward pass changes memory, and numbers by rounding only."""
+"""What the backward pass keeps changes memory; it changes results by rounding only."""
 
 import dataclasses
 import json
@@ -71,8 +71,8 @@ def test_a_bfloat16_model_keeps_its_widest_arrays_in_bfloat16():
         forward = program.split("stablehlo.while", 1)[1].split("cond {")[0]
         return Counter(re.findall(r"tensor<7x1x32x([\dx]*x\w+)>", forward))
 
-    # The stream before attention and before the MLP, both of them normed; queries and what
-    # attention mixed; keys and values; gate, up and their product.
+    # The residual stream before attention and before the MLP, and both after their norms; queries
+    # and the output of attention; keys and values; gate, up and their product.
     assert kept("none") == {
         **{"16xf32": 2, "16xbf16": 2, "2x8xbf16": 2, "1x8xbf16": 2, "48xbf16": 3},
     }
@@ -80,8 +80,8 @@ def test_a_bfloat16_model_keeps_its_widest_arrays_in_bfloat16():
     assert kept("block") == {"16xf32": 1}
 
 
-def test_over_fsdp_no_device_keeps_what_it_gathered():
-    """Matrices of all blocks, whole, are in the program of no device, nor are their gradients."""
+def test_over_fsdp_no_device_keeps_gathered_matrices():
+    """No device's program has an array of the whole matrices of all blocks, or their gradients."""
     flags = "--xla_force_host_platform_device_count=4"
     env = os.environ | {"XLA_FLAGS": flags, "NPROC": "32", "PYTHONPATH": str(Path.cwd())}
     done = subprocess.run(
@@ -110,7 +110,7 @@ def place(v):
     where = NamedSharding(mesh, partition_spec(v.get_metadata()["axes"], v.get_value().shape, mesh))
     return v.replace(jax.device_put(v.get_value(), where))
 
-found = []
+whole_matrices = []
 for dtype in ("bfloat16", "float32"):
     graph, state = nnx.split(random_decoder(config, dtype=jnp.dtype(dtype)))
     state = jax.tree.map(place, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
@@ -119,6 +119,6 @@ for dtype in ("bfloat16", "float32"):
         states, _ = model(tokens, tokens, tokens, execution=Execution(mesh))
         return jnp.sum(states.astype(jnp.float32) ** 2)
     program = jax.jit(jax.grad(loss)).lower(state).compile().as_text()
-    found += re.findall(r"\\w+\\[7,(?:64,160|160,64)\\]", program)
-print(json.dumps(found))
+    whole_matrices += re.findall(r"\\w+\\[7,(?:64,160|160,64)\\]", program)
+print(json.dumps(whole_matrices))
 """

@@ -1,4 +1,4 @@
-"""The same model on 1, 2 and 4 devices; simulated in a process of its own."""
+"""The same model on 1, 2 and 4 simulated devices."""
 
 import os
 import subprocess
@@ -71,7 +71,7 @@ def test_heads_mlp_and_vocabulary_are_split_and_norms_are_not(report):
     )
 
 
-def test_what_the_mesh_does_not_divide_is_kept_whole(report):
+def test_an_axis_that_the_mesh_does_not_divide_stays_whole(report):
     # 2 key/value heads on 4 devices.
     assert "4 4 {'up': (2, 16, 6), 'query': (2, 16, 1, 8), 'key': (2, 16, 2, 8)" in report
 

@@ -1,4 +1,4 @@
-"""Tokenizers: rebuilt from GGUF metadata, read from files, and what their digest means."""
+"""Tokenizers: rebuilt from GGUF metadata, read from files, and what their digest covers."""
 
 import json
 
@@ -89,8 +89,8 @@ def test_the_digest_ignores_formatting_and_sees_everything_that_changes_ids():
         rebuilt(**{"ggml.merges": ["a b"]}),
     ]
     settings = json.loads(files["tokenizer_config.json"]) | {"add_bos_token": True}
-    told = files | {"tokenizer_config.json": json.dumps(settings).encode()}
-    others.append(Tokenizer(told, where=""))
+    with_bos = files | {"tokenizer_config.json": json.dumps(settings).encode()}
+    others.append(Tokenizer(with_bos, where=""))
     assert len({tokenizer.digest, *(other.digest for other in others)}) == 6
 
 

@@ -21,7 +21,7 @@ from tests.making.chats import (
     THINKING,
     TURNS,
     chat_tokenizer,
-    said,
+    dialogue,
 )
 
 
@@ -40,7 +40,7 @@ def marked(content, tokenizer, *, date=None) -> str:
 
 
 def chat(*turns, **others):
-    return Chat(tuple(said(*turns)), **others)
+    return Chat(tuple(dialogue(*turns)), **others)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,9 @@ def smollm():
 
 def test_of_a_real_chat_model_the_answers_are_learned_with_their_ends(smollm):
     system = ({"role": "system", "content": "Be brief."},)
-    talk = Chat((*system, *said("Hi\n", "Hello\n\nyou 🙂!", "And?", " That  is  all.  ", "Bye")))
+    talk = Chat(
+        (*system, *dialogue("Hi\n", "Hello\n\nyou 🙂!", "And?", " That  is  all.  ", "Bye"))
+    )
     assert marked(talk, smollm) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
         "<|im_start|>user\nHi\n<|im_end|>\n"
@@ -82,7 +84,7 @@ def test_turns_with_a_line_after_each_which_nobody_writes():
 
 
 def test_what_a_template_refuses_is_an_error_in_its_words():
-    system = Chat(({"role": "system", "content": "x"}, *said("Hi", "Yes")))
+    system = Chat(({"role": "system", "content": "x"}, *dialogue("Hi", "Yes")))
     with pytest.raises(ValueError, match="refuses these messages: there is no system role"):
         marked(system, chat_tokenizer(TURNS))
     with pytest.raises(ValueError, match="no element 0"):
@@ -90,7 +92,7 @@ def test_what_a_template_refuses_is_an_error_in_its_words():
 
 
 def test_an_assistant_that_speaks_first(smollm):
-    first = ({"role": "assistant", "content": "Yes?"}, *said("Hi", "No"))
+    first = ({"role": "assistant", "content": "Yes?"}, *dialogue("Hi", "No"))
     found = marked(Chat(first), chat_tokenizer(HEADERS))
     assert found.startswith("<s><|head|>assistant<|/head|>\n\n⟦Yes?<|eot|>⟧<|head|>user")
     # The prompt alone has no system prompt before it, the chat has: nothing is guessed.
@@ -119,12 +121,12 @@ def test_thinking_that_is_stripped_from_an_earlier_turn_names_the_message():
 def test_history_that_is_written_anew_is_never_guessed_at():
     system = {"role": "system", "content": "Be brief."}
     tokenizer = chat_tokenizer(MOVING)
-    assert marked(Chat((system, *said("Hi", "Hi"))), tokenizer) == (
+    assert marked(Chat((system, *dialogue("Hi", "Hi"))), tokenizer) == (
         "<turn>Be brief.\n\nHi</turn>⟦Hi</s>⟧"
     )
     # Question and answer are the same, and so is what it looks like from where they differ.
     with pytest.raises(ValueError, match="message 3: the chat template writes it otherwise"):
-        marked(Chat((system, *said("Hi", "Hi", "No", "Why"))), tokenizer)
+        marked(Chat((system, *dialogue("Hi", "Hi", "No", "Why"))), tokenizer)
 
 
 def test_a_prompt_that_opens_what_no_answer_has():

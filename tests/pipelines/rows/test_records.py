@@ -18,7 +18,7 @@ from decant.pipelines.rows.documents import (
     recognised,
 )
 from decant.pipelines.rows.sources import SourceFile, cut_shards, find_sources
-from tests.making.chats import said
+from tests.making.chats import dialogue
 
 TEXTS = [f"text {n} " + "é🙂x" * (n % 7) for n in range(300)]
 
@@ -186,7 +186,7 @@ def test_a_row_group_that_is_damaged_is_told_and_the_others_are_read(tmp_path):
 
 
 def test_chats_and_completions_are_known_by_their_fields(tmp_path):
-    talk = said("Hi", "Yes")
+    talk = dialogue("Hi", "Yes")
     parts = {"role": "user", "content": [{"type": "text", "text": "H"}, "i"]}
     records = {
         "a": {"messages": talk, "id": 3},
@@ -207,7 +207,7 @@ def test_chats_and_completions_are_known_by_their_fields(tmp_path):
 
 def test_chats_in_a_table_have_no_keys_without_a_value(tmp_path):
     call = {"role": "assistant", "content": None, "tool_calls": ["f"]}
-    talks = [said("Hi", "Yes", "No", "Why"), [*said("Hi"), call]]
+    talks = [dialogue("Hi", "Yes", "No", "Why"), [*dialogue("Hi"), call]]
     write_table(tmp_path / "a.parquet", {"messages": talks, "junk": [1, 2]})
     first, second = contents(tmp_path, "a*")
     assert first == Chat(tuple(talks[0]))
@@ -218,7 +218,7 @@ def test_chats_in_a_table_have_no_keys_without_a_value(tmp_path):
     ("record", "problem"),
     [
         ({"text": "x"}, "this record is a text, but the file's first is a chat; put records"),
-        ({"messages": said("Hi")}, "no message with the role 'assistant'"),
+        ({"messages": dialogue("Hi")}, "no message with the role 'assistant'"),
         ({"messages": []}, "no message with the role 'assistant'"),
         ({"messages": "Hi"}, "field 'messages' is a string, not a list of messages"),
         ({"messages": None}, "field 'messages' is NoneType, not a string or a list"),
@@ -226,14 +226,14 @@ def test_chats_in_a_table_have_no_keys_without_a_value(tmp_path):
         ({"messages": ["Hi"]}, "needs 'role' and 'content'; got: str"),
         ({"messages": [{"role": "user", "content": 5}]}, "content is int, not a string"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "parts that are not te"),
-        ({"messages": said("\ud800", "Yes")}, "cannot be written as JSON"),
-        ({"messages": said("Hi", "Yes"), "tools": {}}, "field 'tools' is dict, not a list"),
+        ({"messages": dialogue("\ud800", "Yes")}, "cannot be written as JSON"),
+        ({"messages": dialogue("Hi", "Yes"), "tools": {}}, "field 'tools' is dict, not a list"),
         ({"prompt": "x", "completion": []}, "one is a string, the other a list"),
         ({"completion": "x"}, "no field 'text' (has: completion); set corpus.text_field, or have"),
     ],
 )
 def test_a_record_that_is_no_chat_is_named_by_its_line_and_why(tmp_path, record, problem):
-    good = {"messages": said("Hi", "Yes")}
+    good = {"messages": dialogue("Hi", "Yes")}
     (tmp_path / "b.jsonl").write_bytes(jsonl([good, record, good]))
     documents, refused = read(find(tmp_path, "b*"))
     assert len(documents) == 2
@@ -248,6 +248,6 @@ def test_half_a_surrogate_is_no_text(tmp_path):
 
 def test_equal_texts_that_teach_other_tokens_are_no_duplicates():
     place = Place(0, 0)
-    contents = ["ab", Completion("a", "b"), Completion("", "ab"), Chat(tuple(said("a", "b")))]
-    contents.append(Chat(tuple(said("a", "b")), first=1))
+    contents = ["ab", Completion("a", "b"), Completion("", "ab"), Chat(tuple(dialogue("a", "b")))]
+    contents.append(Chat(tuple(dialogue("a", "b")), first=1))
     assert len({Document(place, content).content_hash for content in contents}) == 5
