@@ -5,8 +5,10 @@ Run `make golden`, or `python make.py [CASE …]` with an interpreter that has t
 A case is a tiny checkpoint and golden.npz. `save_pretrained` writes the checkpoint, in bfloat16, so
 that it is small and both sides read the same values. golden.npz has, for each document i run
 *alone* in float32 with eager attention: `tokens_i` [T], `logits_i` [T, V],
-`hidden_i` [L + 1, T, D], `maps_i` [L, H, T, T]. Documents are longer than the windows. Weights are large, norms and biases
-far from their initial values, and caps low, so that a missing step changes results visibly.
+`hidden_i` [L + 1, T, D], `maps_i` [L, H, T, T].
+
+Documents are longer than the windows. Weights are large, norms and biases far from their initial
+values, and caps low, so that a missing step changes results visibly.
 """
 
 import shutil
