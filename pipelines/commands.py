@@ -192,13 +192,13 @@ def _verify(arguments: list[str]) -> int:
     if config.rows < 0:
         print(f"error: --rows is {config.rows}; it must be 0 or more", file=sys.stderr)
         return 2
-    from decant.pipelines.verification.verify import verify_and_tell
+    from decant.pipelines.verification.report import verify_and_report
 
-    return verify_and_tell(
+    return verify_and_report(
         config.cache,
         rows=config.rows,
         teacher=config.teacher,
-        mend=config.repair,
+        with_repair=config.repair,
         as_json=config.json,
     )
 

@@ -7,10 +7,10 @@ and wait. If the holder dies, the first process to notice takes the lease, loads
 goes on. Commits decide which units are done: a unit that is requested twice is captured once, or
 twice to the same bytes.
 
-Beam's MultiProcessShared would not serve. Its owner writes its address to a file and listens on a
-TCP port that every user of the host can reach, with a fixed key and pickled arguments. A process
-that is waiting when the owner is killed keeps a dead proxy: it still needs a retry loop. And an
-owner cannot give the teacher up when idle, or to a process that needs it for calibration.
+Beam's MultiProcessShared was tried and would not save the retry loop: if its owner is killed, a
+waiting process gets EOFError and its instance never connects again. Its owner also unpickles what
+comes in on a TCP port that every user of the host can open with a published key, and it keeps the
+object until it ends: it cannot hand the teacher over when idle or when asked.
 """
 
 import contextlib

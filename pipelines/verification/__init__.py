@@ -1,1 +1,1 @@
-"""`verify`: a sealed cache held against its manifest, and what it holds against the teacher."""
+"""`verify`: a sealed cache is compared with its manifest, file by file, and with its teacher."""

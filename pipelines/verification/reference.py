@@ -1,8 +1,8 @@
-"""The teacher read plainly: what `verify` compares a cache with.
+"""The reference that `verify` compares a cache with: the teacher run as plainly as possible.
 
-Nothing of capture is used but the model: one document segment at a time, in a batch of one and at
-positions 0 … n−1; the whole vocabulary's logits, their log-softmax in float32; no packing, no
-top-k, no tail, no draws, no codec.
+It shares only the model with capture. It reads one document segment at a time, in a batch of one,
+at positions 0 … n−1, and computes the whole vocabulary's logits and their log-softmax in float32.
+There is no packing, no top-k, no tail, no draws and no codec.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,27 +19,29 @@ from decant.models.mesh.sharding import teacher_mesh
 from decant.schemas.manifest.plan import PlannedTeacher
 
 _SHORTEST = 32
-"""Positions of the smallest program. Segments are padded to powers of two: padding comes after
-them, where causal attention does not look, and few programs are compiled."""
+"""Positions of the smallest program. Segments are padded at the end to powers of two, so that few
+programs are compiled; causal attention never sees the padding."""
 _BLOCK = 128
-"""Positions whose full logits exist at once."""
+"""Positions whose logits are computed at once."""
 
 
 @dataclass(frozen=True)
-class Said:
-    """What the teacher says about one segment of n tokens.
-
-    `logits` float32 [n, V]; `hidden` float32 [n, D] by layer; `maps` float32 [heads, n, n] by
-    block.
-    """
+class SegmentOutput:
+    """The teacher's outputs for one segment of n tokens, all float32."""
 
     logits: np.ndarray
+    """[n, V]."""
     hidden: dict[int, np.ndarray]
+    """States [n, D] by layer."""
     maps: dict[int, np.ndarray]
+    """Attention maps [heads, n, n] by block."""
 
 
 class Reference:
-    """The teacher of a plan, its weights loaded; run without anything that capture adds."""
+    """The teacher of a plan, with loaded weights.
+
+    `layers` and `blocks` are the hidden layers and attention blocks that `run` returns.
+    """
 
     def __init__(
         self,
@@ -50,7 +52,7 @@ class Reference:
         blocks: Sequence[int] = (),
     ):
         split = planned.mesh.tensor * planned.mesh.expert > 1
-        # One copy of a model that no device can hold alone; the rest is the compiler's.
+        # A model that was split over devices is split again: one device may not hold it.
         mesh = (
             teacher_mesh(data=1, tensor=planned.mesh.tensor, expert=planned.mesh.expert)
             if split
@@ -63,8 +65,8 @@ class Reference:
         self._head = jnp.asarray(head, jnp.float32)
         self._cap = model.config.final_softcap
 
-    def say(self, tokens: np.ndarray) -> Said:
-        """What the teacher makes of one segment's tokens, int32 [n]."""
+    def run(self, tokens: np.ndarray) -> SegmentOutput:
+        """The teacher's outputs for the tokens of one segment, int32 [n]."""
         n = len(tokens)
         length = max(_SHORTEST, 1 << (n - 1).bit_length())
         ids, segments = np.zeros((2, 1, length), np.int32)
@@ -82,7 +84,7 @@ class Reference:
             _logits(last[0, i : i + _BLOCK], self._head, cap=self._cap) for i in range(0, n, _BLOCK)
         ]
         logits = np.concatenate([np.asarray(block) for block in blocks])[:n]
-        return Said(
+        return SegmentOutput(
             logits,
             {layer: np.asarray(x[0, :n], np.float32) for layer, x in hidden.items()},
             {block: np.asarray(x[0, :, :n, :n], np.float32) for block, x in maps.items()},
@@ -108,13 +110,13 @@ def _logits(states, head, *, cap):
 
 
 def log_softmax(logits: np.ndarray, *, beta: float = 1.0) -> np.ndarray:
-    """log of the softmax of β·logits over the last axis, by its definition, float32."""
+    """log(softmax(β·logits)) over the last axis, float32."""
     scaled = logits * np.float32(beta)
     scaled = scaled - scaled.max(-1, keepdims=True)
     return scaled - np.log(np.exp(scaled).sum(-1, keepdims=True, dtype=np.float64)).astype("f4")
 
 
 def segments_of(batch: Mapping[str, np.ndarray], row: int) -> list[np.ndarray]:
-    """Where each segment of a row lies: its positions, int64 [n], in order."""
+    """Positions of each segment of a row of the batch, int64 [n], in order."""
     ids = batch["segment_ids"][row]
     return [np.flatnonzero(ids == number) for number in range(1, int(ids.max(initial=0)) + 1)]

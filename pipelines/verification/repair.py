@@ -1,8 +1,8 @@
-"""`verify --repair`: units whose files are damaged or missing, captured again to the same bytes.
+"""`verify --repair`: captures damaged or missing units again, to the same bytes.
 
-Capture is a function of the plan and the rows, so what comes out must be what the manifest names;
-what is not is thrown away. It is made in a directory of its own: nothing else of the cache is
-touched, and the manifest stays.
+Capture depends only on plan and rows, so the new files must have the hashes that the manifest
+names; files with other hashes are discarded. Units are captured in a temporary directory; the
+manifest and undamaged files of the cache stay untouched.
 """
 
 import dataclasses
@@ -27,26 +27,30 @@ from decant.schemas.signals import LogitsSignal
 
 @dataclass(frozen=True)
 class Repair:
-    """What became of one unit and signal, or of a problem that no capture can mend."""
+    """The outcome for one signal of a unit, or for a problem that no capture can repair."""
 
     where: str
+    """Part, unit and signal, or a file below the cache."""
     done: bool
     why: str = ""
+    """Why it was not repaired."""
 
 
 def repair(
     cache: Cache, structure: Structure, *, teacher: str | None, memory: Path
 ) -> list[Repair]:
-    """Put right what can be: damaged units, by the plan's teacher or the one at `teacher`.
+    """Capture the damaged units of `structure` again; list the outcome of every problem.
 
-    ValueError if that is not the teacher of the cache.
+    `teacher` says where the teacher is, if not where the plan has it; `memory` is the file that
+    remembers its hashes. ValueError if it is not the teacher that made the cache.
     """
     done: list[Repair] = []
     seen: set[str] = set()
     for part in cache.manifest.parts:
-        if part.path not in seen:  # what a directory has once
-            done += _metadata(cache, part, structure)
-            done += [_beyond(p) for p in structure.problems if p.part == part.path and _lost(p)]
+        if part.path not in seen:  # several parts of a directory share its metadata and plan
+            done += _repair_metadata(cache, part, structure)
+            problems = [p for p in structure.problems if p.part == part.path]
+            done += [_refusal(problem) for problem in problems if _cannot_capture(problem)]
         seen.add(part.path)
         damaged = {
             number: signals - {ROWS}
@@ -68,20 +72,20 @@ def repair(
             continue
         plan = read_plan(PartLayout(cache.path / part.path).plan)
         checkpoint = open_teacher_of(cache, part, plan.teacher, teacher, memory=memory)
-        found = dataclasses.replace(plan.teacher, model=checkpoint.name)
-        plan = dataclasses.replace(plan, teacher=found)
+        planned = dataclasses.replace(plan.teacher, model=checkpoint.name)
+        plan = dataclasses.replace(plan, teacher=planned)
         for number, signals in sorted(damaged.items()):
-            done += _Unit(cache.path, part, plan, number).captured(signals)
+            done += _UnitRepair(cache.path, part, plan, number).run(signals)
     outside = [p for p in structure.problems if not p.part]
-    return done + [_beyond(problem) for problem in outside]
+    return done + [_refusal(problem) for problem in outside]
 
 
-def _lost(problem: Problem) -> bool:
-    """Whether it is none of a unit's signals or of an array's metadata."""
+def _cannot_capture(problem: Problem) -> bool:
+    """Whether the file is neither a unit's signal nor an array's metadata."""
     return problem.signal == ROWS or not problem.signal
 
 
-def _beyond(problem: Problem) -> Repair:
+def _refusal(problem: Problem) -> Repair:
     if problem.signal == ROWS:
         why = "rows come from the sources, not from the teacher: copy the file from a backup, or "
         why += "capture the corpus again into another directory"
@@ -90,8 +94,8 @@ def _beyond(problem: Problem) -> Repair:
     return Repair(problem.file, False, why)
 
 
-def _metadata(cache: Cache, part: Part, structure: Structure) -> Iterator[Repair]:
-    """Arrays' metadata, which the manifest decides alone."""
+def _repair_metadata(cache: Cache, part: Part, structure: Structure) -> Iterator[Repair]:
+    """Write damaged metadata of arrays again, which follows from the manifest alone."""
     layout = PartLayout(cache.path / part.path)
     damaged = {p.file for p in structure.problems if p.part == part.path and p.unit is None}
     for name, signal in part.signals.items():
@@ -106,8 +110,8 @@ def _metadata(cache: Cache, part: Part, structure: Structure) -> Iterator[Repair
                 yield Repair(file, True)
 
 
-class _Unit:
-    """One damaged unit."""
+class _UnitRepair:
+    """The repair of one damaged unit; `plan` is the part's own, with the teacher's new place."""
 
     def __init__(self, cache: Path, part: Part, plan: Plan, number: int):
         self.part = part
@@ -115,8 +119,8 @@ class _Unit:
         self.number = number
         self.layout = PartLayout(cache / part.path)
 
-    def captured(self, signals: Iterable[str]) -> Iterator[Repair]:
-        """Each of the damaged signals, with those that it was first captured with."""
+    def run(self, signals: Iterable[str]) -> Iterator[Repair]:
+        """Capture the damaged signals, each together with those it was first captured with."""
         left = set(signals)
         for together in self._passes():
             if not left & together:
@@ -125,11 +129,14 @@ class _Unit:
                 staged = PartLayout(Path(scratch) / "part")
                 self._capture(together, staged)
                 for name in sorted(left & together):
-                    yield self._put(name, staged)
+                    yield self._replace(name, staged)
             left -= together
 
     def _passes(self) -> list[set[str]]:
-        """Signals that were captured in one go. What shares a program decides its last bits."""
+        """Sets of signals that were captured together.
+
+        Signals of one program are compiled together, which decides the last bits of their values.
+        """
         held = set(self.part.signals)
         first = {name for name in self.plan.signals if name in held}
         added = held - first
@@ -150,8 +157,8 @@ class _Unit:
                 create_array(staged.array(array), spec)
         capture_unit(self.number, staged.root, staged.plan)
 
-    def _put(self, name: str, staged: PartLayout) -> Repair:
-        """Take over what was made, if it is what the manifest names."""
+    def _replace(self, name: str, staged: PartLayout) -> Repair:
+        """Copy the new files into the cache, if their hashes are those of the manifest."""
         where = f"{self.part.path}, unit {self.number}, {name}"
         commit = load_commit(staged.commit(name, self.number))
         sealed = dict(self.part.numbered_units)[self.number].files[name]
@@ -166,7 +173,7 @@ class _Unit:
             if not target.is_file() or file_sha256(target) != file_sha256(source):
                 write_bytes(target, source.read_bytes())
         target = self.layout.commit(name, self.number)
-        if not self._stands(name, commit):
+        if not self._has_commit(name, commit):
             write_bytes(target, staged.commit(name, self.number).read_bytes())
         return Repair(where, True)
 
@@ -177,16 +184,16 @@ class _Unit:
             for shard in shards:
                 yield staged.array(array) / shard.name, self.layout.array(array) / shard.name
 
-    def _stands(self, name: str, made: Commit) -> bool:
-        """Whether the commit on disk says the same, whoever made it."""
+    def _has_commit(self, name: str, expected: Commit) -> bool:
+        """Whether the commit on disk equals `expected`, apart from its provenance."""
         try:
-            found = load_commit(self.layout.commit(name, self.number))
+            present = load_commit(self.layout.commit(name, self.number))
         except (ValueError, KeyError, TypeError, OSError):
             return False
-        return dataclasses.replace(found, provenance=made.provenance) == made
+        return dataclasses.replace(present, provenance=expected.provenance) == expected
 
     def _machines(self, name: str) -> str:
-        """Where the unit was captured and where it was now, if its commit can still be read."""
+        """Advice that names this machine and, if its commit is readable, that of the capture."""
         here = provenance()
         try:
             there = load_commit(self.layout.commit(name, self.number)).provenance

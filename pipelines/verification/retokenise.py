@@ -1,8 +1,7 @@
-"""Are a cache's ids those of its tokenizer? Decoded to text and encoded again, they should return.
+"""Checks that the rows' ids come from the cache's tokenizer: decoding and encoding returns them.
 
-It proves that the ids are what this tokenizer makes of the text they stand for; not that the text
-is that of the source, which a cache does not keep. Ids of another tokenizer decode to text as well,
-but that text is spelled otherwise.
+Ids of another tokenizer also decode to some text, but encoding that text gives other ids. The check
+cannot tell whether the text is the source's: a cache does not keep the text.
 """
 
 from difflib import SequenceMatcher
@@ -12,13 +11,13 @@ import numpy as np
 from decant.models.text.tokenizer import Tokenizer
 
 _EDGE = 8
-"""Tokens beside a cut that are not judged: the text beyond it decides how they are spelled."""
+"""Tokens beside a cut that are not judged: text beyond the cut decides how they are encoded."""
 _MOST = 2048
-"""Tokens of a segment that are looked at; comparing sequences takes the square of it."""
+"""Tokens of a segment that are compared, at most; the time to compare grows with its square."""
 
 
 class Spelling:
-    """Counts, over segments, tokens that do not return."""
+    """Counts the tokens that decoding and encoding again does not return."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -26,9 +25,9 @@ class Spelling:
         self.wrong = 0
 
     def see(self, tokens: np.ndarray, *, length: int) -> None:
-        """A segment, int32 [n], of a row of `length` positions."""
-        # A segment that fills its row may go on in another one, or come from there; others end
-        # and, unless they are what a long document leaves over, begin where the document does.
+        """Judge a segment, int32 [n], of a row of `length` positions."""
+        # A segment that fills its row may continue in another row. Other segments end where their
+        # document ends. Any segment may begin in the middle of a long document.
         cut = len(tokens) == length or len(tokens) > _MOST
         tokens = tokens[:_MOST]
         own = tokens.tolist()

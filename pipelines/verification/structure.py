@@ -1,4 +1,4 @@
-"""What a sealed cache's manifest and commits promise, held against every file of it. No teacher."""
+"""Checks every file of a sealed cache against its manifest and commits, without a teacher."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,84 +28,87 @@ _LOCK = ".seal.lock"
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is not as it was sealed."""
+    """A file that differs from what was sealed."""
 
     file: str
-    """Below the cache's directory."""
+    """Path below the cache's directory."""
     expected: str
     got: str
     signal: str = ""
-    """`rows`, or the signal that cannot be read for it; empty where it belongs to none."""
+    """The signal that the problem makes unreadable, or `rows`; empty if the file has no signal."""
     part: str = ""
+    """The part's path; empty if the file belongs to no part."""
     unit: int | None = None
+    """None if the file belongs to no unit."""
 
 
 @dataclass
 class Structure:
-    """All that was found."""
+    """The result of `check_structure`."""
 
     problems: list[Problem] = field(default_factory=list)
     left_over: list[str] = field(default_factory=list)
-    """Of removed signals and unfinished additions: `gc` deletes them, and readers never look."""
+    """Files of removed signals and unfinished additions: readers ignore them, `gc` deletes them."""
     files: int = 0
-    """Files that the cache names."""
+    """Number of files that the cache should have."""
 
     def damaged(self, part: Part) -> dict[int, set[str]]:
-        """Signals of each of the part's units that something is wrong with."""
-        found: dict[int, set[str]] = {}
+        """The damaged signals of the part, by unit number."""
+        signals: dict[int, set[str]] = {}
         for problem in self.problems:
             if problem.part == part.path and problem.unit is not None:
-                found.setdefault(problem.unit, set()).add(problem.signal)
-        return found
+                signals.setdefault(problem.unit, set()).add(problem.signal)
+        return signals
 
     def readable(self, part: Part) -> bool:
-        """Whether no more than units are damaged: plan, statistics and arrays' metadata are not."""
+        """Whether plan, statistics and metadata of arrays are undamaged; units may be damaged."""
         return not any(p.part == part.path and p.unit is None for p in self.problems)
 
     def recapturable(self, part: Part) -> bool:
-        """Whether plan and statistics are what they were: what a capture needs beside rows."""
+        """Whether plan and statistics are undamaged, which a capture needs besides the rows."""
         return not any(
             p.part == part.path and p.unit is None and not p.signal for p in self.problems
         )
 
 
 SURPLUS = "a file that nothing names"
+_ERROR_CHARACTERS = 160
 
 
 def check_structure(cache: Path, manifest: Manifest) -> Structure:
-    """Every problem of the files of a sealed cache; each file is read once, whole."""
-    found = Structure()
-    check = _Check(cache, manifest, found)
-    check.manifest()
+    """Check all files of the sealed cache; each one is read once, as a whole."""
+    structure = Structure()
+    check = _CacheCheck(cache, manifest, structure)
+    check.check_manifest()
     seen: set[str] = set()
     for part in manifest.parts:
         _PartCheck(check, part).run(whole=part.path not in seen)
         seen.add(part.path)
-    check.surplus()
-    found.files = len(check.named)
-    return found
+    check.check_surplus()
+    structure.files = len(check.named)
+    return structure
 
 
-class _Check:
-    """The cache, what its files should be, and the problems so far."""
+class _CacheCheck:
+    """Checks files of the whole cache; collects the problems and the paths of expected files."""
 
-    def __init__(self, cache: Path, manifest: Manifest, found: Structure):
+    def __init__(self, cache: Path, manifest: Manifest, structure: Structure):
         self.cache = cache
         self.sealed = manifest
-        self.found = found
+        self.structure = structure
         self.named: set[Path] = {cache / MANIFEST}
 
-    def problem(self, path: Path, expected: object, got: object, **where) -> None:
-        """Note one."""
+    def add_problem(self, path: Path, expected: object, got: object, **where) -> None:
+        """Add a problem; `where` are fields of `Problem`."""
         file = path.relative_to(self.cache) if path.is_relative_to(self.cache) else path
-        self.found.problems.append(Problem(file.as_posix(), str(expected), str(got), **where))
+        self.structure.problems.append(Problem(file.as_posix(), str(expected), str(got), **where))
 
-    def manifest(self) -> None:
-        """What stands for the whole cache: its id, and the tokenizer beside it."""
+    def check_manifest(self) -> None:
+        """Check the manifest's own hash and the tokenizer's digest."""
         path = self.cache / MANIFEST
         value = {k: v for k, v in read_json(path).items() if k != "cache_id"}
         if digest(value) != self.sealed.cache_id:
-            self.problem(path, f"cache_id {digest(value)[:12]}", self.sealed.cache_id[:12])
+            self.add_problem(path, f"cache_id {digest(value)[:12]}", self.sealed.cache_id[:12])
         directory = self.cache / TOKENIZER
         self.named |= set(directory.glob("*"))
         try:
@@ -113,39 +116,44 @@ class _Check:
         except (ValueError, OSError) as error:
             tokenizer = str(error)
         if tokenizer != self.sealed.tokenizer:
-            self.problem(directory, f"tokenizer {self.sealed.tokenizer[:12]}", _brief(tokenizer))
+            self.add_problem(
+                directory, f"tokenizer {self.sealed.tokenizer[:12]}", _shortened(tokenizer)
+            )
 
-    def file(self, path: Path, size: int, sha256: str, **where) -> bool:
-        """Whether the file is the one that was committed."""
+    def check_file(self, path: Path, size: int, sha256: str, **where) -> bool:
+        """Check size and sha256 of a file; returns whether both are right."""
         self.named.add(path)
         if not path.is_file():
-            self.problem(path, f"{size} bytes", "no file", **where)
+            self.add_problem(path, f"{size} bytes", "no file", **where)
         elif path.stat().st_size != size:
-            self.problem(path, f"{size} bytes", f"{path.stat().st_size} bytes", **where)
-        elif (found := file_sha256(path)) != sha256:
-            self.problem(path, f"sha256 {sha256[:12]}", f"sha256 {found[:12]}", **where)
+            self.add_problem(path, f"{size} bytes", f"{path.stat().st_size} bytes", **where)
+        elif (actual := file_sha256(path)) != sha256:
+            self.add_problem(path, f"sha256 {sha256[:12]}", f"sha256 {actual[:12]}", **where)
         else:
             return True
         return False
 
-    def surplus(self) -> None:
-        """Files that nothing names, those apart that `gc` knows how to delete, and of captures that
-        are under way."""
+    def check_surplus(self) -> None:
+        """Find files that nothing names.
+
+        Files that `gc` deletes are listed as left over. Directories of unfinished captures are
+        skipped.
+        """
         known = [path for path, _ in unnamed(self.cache)]
         under_way = unfinished(self.cache, self.sealed)
         for path in known:
-            self.found.left_over.append(path.relative_to(self.cache).as_posix())
+            self.structure.left_over.append(path.relative_to(self.cache).as_posix())
         for path in sorted(self.cache.rglob("*")):
-            gone = any(path == other or other in path.parents for other in (*known, *under_way))
-            if path.is_dir() or gone or path in self.named or path == self.cache / _LOCK:
+            ignored = any(path == other or other in path.parents for other in (*known, *under_way))
+            if path.is_dir() or ignored or path in self.named or path == self.cache / _LOCK:
                 continue
-            self.problem(path, "no such file", SURPLUS)
+            self.add_problem(path, "no such file", SURPLUS)
 
 
 class _PartCheck:
-    """One part of it."""
+    """Checks the files of one part."""
 
-    def __init__(self, check: _Check, part: Part):
+    def __init__(self, check: _CacheCheck, part: Part):
         self.check = check
         self.part = part
         self.layout = PartLayout(check.cache / part.path)
@@ -157,95 +165,101 @@ class _PartCheck:
         self.tables: Tables | None = None
 
     def run(self, *, whole: bool) -> None:
-        """Everything of the part, in the order in which it was written; what its directory has
-        once if `whole`."""
+        """Check everything of the part, in the order in which it was written.
+
+        `whole`: also the plan and statistics, which several parts of a directory share.
+        """
         if whole:
-            self._plan()
-            self._statistics()
+            self._check_plan()
+            self._check_statistics()
         self._load_tables()
         for name, specs in self.specs.items():
             for array, spec in specs.items():
-                self._metadata(name, self.layout.array(array) / METADATA, spec)
+                self._check_metadata(name, self.layout.array(array) / METADATA, spec)
         for number, unit in self.part.numbered_units:
-            rows = self._rows(number, unit)
+            rows = self._check_rows(number, unit)
             if LOGITS in unit.files:
-                self._logits(number, unit, rows)
+                self._check_logits(number, unit, rows)
             for name in self.arrays:
-                self._shards(name, number, unit)
+                self._check_shards(name, number, unit)
 
-    def _problem(self, path: Path, expected: object, got: object, **where) -> None:
-        self.check.problem(path, expected, got, part=self.part.path, **where)
+    def _add_problem(self, path: Path, expected: object, got: object, **where) -> None:
+        self.check.add_problem(path, expected, got, part=self.part.path, **where)
 
-    def _file(self, path: Path, entry: FileEntry, **where) -> bool:
-        return self.check.file(path, entry.bytes, entry.sha256, part=self.part.path, **where)
+    def _check_file(self, path: Path, entry: FileEntry, **where) -> bool:
+        return self.check.check_file(path, entry.bytes, entry.sha256, part=self.part.path, **where)
 
-    def _plan(self) -> None:
+    def _check_plan(self) -> None:
         request = self.layout.request
         self.check.named |= {self.layout.plan, request}
         try:
             read_json(request)
         except (ValueError, OSError) as error:
-            self._problem(request, "what was asked for", _brief(error))
+            self._add_problem(request, "what was asked for", _shortened(error))
         if not self.part.signals:
-            return  # Nothing was captured: `pipelines tokenise` plans no teacher.
+            return  # `decant tokenise` writes rows without a plan
         try:
             plan = read_plan(self.layout.plan)
         except (ValueError, OSError) as error:
-            self._problem(self.layout.plan, "the capture's plan", _brief(error))
+            self._add_problem(self.layout.plan, "the capture's plan", _shortened(error))
             return
         for what, sealed, planned in (
             ("rows_id", self.part.rows_id, rows_id_of(plan.rows, self.part.unit_numbers)),
             ("tokenizer", self.check.sealed.tokenizer, plan.tokenizer),
         ):
             if planned != sealed:
-                self._problem(self.layout.plan, f"{what} {sealed[:12]}", f"{what} {planned[:12]}")
+                self._add_problem(
+                    self.layout.plan, f"{what} {sealed[:12]}", f"{what} {planned[:12]}"
+                )
 
-    def _statistics(self) -> None:
+    def _check_statistics(self) -> None:
         for name, sha256 in self.part.statistics.items():
             path = self.layout.statistics / name
-            size = path.stat().st_size if path.is_file() else 0  # the manifest knows the hash only
-            self.check.file(path, size, sha256, part=self.part.path)
+            size = path.stat().st_size if path.is_file() else 0  # the manifest has only the hash
+            self.check.check_file(path, size, sha256, part=self.part.path)
 
     def _load_tables(self) -> None:
         try:
             self.tables = load_tables(self.layout.root, self.part.statistics)
         except ValueError:
-            self.tables = None  # a problem already
+            self.tables = None  # `_check_statistics` has added the problem
 
-    def _metadata(self, name: str, path: Path, spec: ArraySpec) -> None:
+    def _check_metadata(self, name: str, path: Path, spec: ArraySpec) -> None:
         if path in self.check.named:
-            return  # another part of the directory has it too
+            return  # another part of the directory shares it and was checked
         self.check.named.add(path)
         if not path.is_file() or path.read_bytes() != metadata_bytes(spec):
             got = "other metadata" if path.is_file() else "no file"
-            self._problem(path, "the array's metadata", got, signal=name)
+            self._add_problem(path, "the array's metadata", got, signal=name)
 
-    def _rows(self, number: int, unit: Unit) -> list[Row]:
-        """The unit's rows; none if the file is not the one that was sealed."""
+    def _check_rows(self, number: int, unit: Unit) -> list[Row]:
+        """Check the unit's rows and return them; empty if the file's hash is wrong."""
         path, where = self.layout.records(ROWS, number), {"signal": ROWS, "unit": number}
-        if not self._file(path, unit.files[ROWS], **where):
+        if not self._check_file(path, unit.files[ROWS], **where):
             return []
         rows = []
         for offset, record in self._records(path, unit.files[ROWS], unit.rows, where):
             try:
                 row, key = decode_row(record, where=f"record {offset}")
             except ValueError as error:
-                self._problem(path, "a row", _brief(error), **where)
+                self._add_problem(path, "a row", _shortened(error), **where)
                 continue
             rows.append(row)
             if row.key != key:
-                self._problem(path, f"record {offset}: row key {row.key.hex()}", key.hex(), **where)
-            for expected, got in self._wrong(row):
-                self._problem(path, f"record {offset}: {expected}", got, **where)
+                self._add_problem(
+                    path, f"record {offset}: row key {row.key.hex()}", key.hex(), **where
+                )
+            for expected, got in self._row_errors(row):
+                self._add_problem(path, f"record {offset}: {expected}", got, **where)
         tokens = sum(int((row.segment_ids > 0).sum()) for row in rows)
         scored = sum(int(row.loss_mask.sum()) for row in rows)
         if (tokens, scored) != (unit.tokens, unit.scored):
             expected = f"{unit.tokens} tokens, {unit.scored} of them with targets"
-            self._problem(path, expected, f"{tokens}, {scored}", **where)
+            self._add_problem(path, expected, f"{tokens}, {scored}", **where)
         return rows
 
-    def _wrong(self, row: Row) -> Iterator[tuple[str, str]]:
-        """What is expected of the row, and what it is instead."""
+    def _row_errors(self, row: Row) -> Iterator[tuple[str, str]]:
+        """(expected, got) for every rule that the row breaks."""
         if len(row.tokens) != self.length:
             yield f"{self.length} positions", str(len(row.tokens))
         size = self.check.sealed.vocabulary_size
@@ -256,54 +270,54 @@ class _PartCheck:
             at = int(np.flatnonzero(row.loss_mask & ~possible)[0])
             yield "targets inside their segment only", f"position {at} has one"
 
-    def _logits(self, number: int, unit: Unit, rows: list[Row]) -> None:
+    def _check_logits(self, number: int, unit: Unit, rows: list[Row]) -> None:
         path, where = self.layout.records(LOGITS, number), {"signal": LOGITS, "unit": number}
         entry = unit.files[LOGITS]
-        self._commit(LOGITS, number, unit, entry)
-        if not self._file(path, entry, **where):
+        self._check_commit(LOGITS, number, unit, entry)
+        if not self._check_file(path, entry, **where):
             return
         records = self._records(path, entry, unit.rows, where)
         if len(rows) != unit.rows or self.tables is None:
-            return  # nothing to compare with, which is a problem already
+            return  # rows or tables are damaged, which is a problem already
         for (offset, record), row in zip(records, rows, strict=False):
-            self._target(path, offset, record, row, unit, where)
+            self._check_record(path, offset, record, row, unit, where)
 
-    def _target(self, path, offset, record, row: Row, unit: Unit, where: Mapping) -> None:
+    def _check_record(self, path, offset, record, row: Row, unit: Unit, where: Mapping) -> None:
         assert self.tables is not None
         size = self.check.sealed.vocabulary_size
         try:
             opened = open_logits(record, where=f"record {offset}")
             decode_logits([opened], tables=self.tables, vocabulary=size)
         except ValueError as error:
-            self._problem(path, "a record of logits", _brief(error), **where)
+            self._add_problem(path, "a record of logits", _shortened(error), **where)
             return
         if opened.row_key != row.key:
             expected = f"record {offset}: row key {row.key.hex()}"
-            self._problem(path, expected, f"{opened.row_key.hex()}, of another row", **where)
-        # A row with NaN has no target where a signal of the same capture had it, but keeps those
-        # of an earlier one.
+            self._add_problem(path, expected, f"{opened.row_key.hex()}, of another row", **where)
+        # A row that gave NaN has no targets; if only a signal that was added later gave NaN, the
+        # row keeps its targets.
         skipped = offset in unit.skipped_rows and not opened.positions
         if not skipped and not np.array_equal(opened.scored, row.loss_mask):
             expected = f"record {offset}: targets at {int(row.loss_mask.sum())} positions"
-            self._problem(path, expected, f"{opened.positions}, or others", **where)
+            self._add_problem(path, expected, f"{opened.positions}, or others", **where)
 
     def _records(
         self, path: Path, entry: FileEntry, rows: int, where: Mapping
     ) -> Iterator[tuple[int, bytes]]:
-        """The records that there are, if they are as many as the unit has rows."""
+        """The file's (offset, record) pairs; none if there are not `rows` of them."""
         if entry.records != rows:
-            self._problem(path, f"{rows} records", f"{entry.records}", **where)
+            self._add_problem(path, f"{rows} records", f"{entry.records}", **where)
             return iter(())
         try:
             return iter(enumerate(RecordReaders().read(path, range(rows), expected=entry)))
         except ValueError as error:
-            self._problem(path, f"{rows} records", _brief(error), **where)
+            self._add_problem(path, f"{rows} records", _shortened(error), **where)
             return iter(())
 
-    def _shards(self, name: str, number: int, unit: Unit) -> None:
-        shards = self._commit(name, number, unit, unit.files[name])
+    def _check_shards(self, name: str, number: int, unit: Unit) -> None:
+        shards = self._check_commit(name, number, unit, unit.files[name])
         if shards is None:
-            # What the commit would describe is surplus to nobody.
+            # The commit is damaged: the shards that it should list are not surplus.
             for array, spec in self.specs[name].items():
                 files = self._shard_files(spec, number, unit)
                 self.check.named |= {self.layout.array(array) / file for file in files}
@@ -312,7 +326,7 @@ class _PartCheck:
             directory, of_array = self.layout.array(array), shards.get(array, ())
             expected = self._shard_files(spec, number, unit)
             for shard in of_array:
-                self.check.file(
+                self.check.check_file(
                     directory / shard.name,
                     shard.bytes,
                     shard.sha256,
@@ -323,53 +337,55 @@ class _PartCheck:
             committed = {shard.name for shard in of_array}
             if committed != expected:
                 path = self.layout.commit(name, number)
-                self._problem(path, sorted(expected), sorted(committed), signal=name, unit=number)
+                self._add_problem(
+                    path, sorted(expected), sorted(committed), signal=name, unit=number
+                )
 
     def _shard_files(self, spec: ArraySpec, number: int, unit: Unit) -> set[str]:
-        """Names of the files that hold a unit's rows."""
+        """Names of the array's files that hold the unit's rows."""
         first = number * self.part.unit_rows
         rows = range(first // spec.shard_rows, -(-(first + unit.rows) // spec.shard_rows))
         return {file for row in rows for file in spec.shard_names(row)}
 
-    def _commit(
+    def _check_commit(
         self, name: str, number: int, unit: Unit, entry: FileEntry
     ) -> Mapping[str, tuple[Shard, ...]] | None:
-        """The shards of the unit's commit; None if it is not what the manifest was sealed with."""
+        """Check the unit's commit; returns its shards, or None if anything in it is wrong."""
         path, where = self.layout.commit(name, number), {"signal": name, "unit": number}
         self.check.named.add(path)
         try:
             commit = load_commit(path)
         except (ValueError, KeyError, TypeError, OSError) as error:
-            got = _brief(error) if path.is_file() else "no file"
-            self._problem(path, "the unit's commit", got, **where)
+            got = _shortened(error) if path.is_file() else "no file"
+            self._add_problem(path, "the unit's commit", got, **where)
             return None
         sealed = self.part.signals[name].signal_id
-        listed = name in self.arrays
-        found = summarise_shards(commit.shards, rows=entry.records) if listed else commit.file
-        wrong = [
+        is_array = name in self.arrays
+        listed = summarise_shards(commit.shards, rows=entry.records) if is_array else commit.file
+        checks = [
             (f"unit {number}", f"unit {commit.unit}", commit.unit == number),
             (
                 f"signal {sealed[:12]}",
                 f"signal {commit.signal_id[:12]}",
                 commit.signal_id == sealed,
             ),
-            (_entry(entry), _entry(commit.file), commit.file == entry),
-            (_entry(entry), _entry(found), found == entry),
+            (_describe(entry), _describe(commit.file), commit.file == entry),
+            (_describe(entry), _describe(listed), listed == entry),
             (f"{unit.rows} rows", f"{entry.records}", entry.records == unit.rows),
         ]
-        for expected, got, fine in wrong:
+        for expected, got, fine in checks:
             if not fine:
-                self._problem(path, expected, got, **where)
-        return commit.shards if all(fine for *_, fine in wrong) else None
+                self._add_problem(path, expected, got, **where)
+        return commit.shards if all(fine for *_, fine in checks) else None
 
     def _specs(self, name: str) -> dict[str, ArraySpec]:
         slots, signal = self.part.slots, self.arrays[name]
         return specs_of(signal, name=name, slots=slots, sequence_length=self.length)
 
 
-def _entry(entry: FileEntry) -> str:
+def _describe(entry: FileEntry) -> str:
     return f"{entry.bytes} bytes, {entry.records} rows, sha256 {entry.sha256[:12]}"
 
 
-def _brief(error: object) -> str:
-    return str(error)[:160]
+def _shortened(error: object) -> str:
+    return str(error)[:_ERROR_CHARACTERS]

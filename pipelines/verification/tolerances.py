@@ -1,8 +1,8 @@
-"""How far what is stored may be from the teacher, and why: the one table that `verify` judges by.
+"""The tolerances of `verify`: how far stored values may be from the teacher's, and why.
 
-An allowance is that of how the teacher computes plus that of how its outputs are stored. The
-teacher's own part is there because padding, packing and batches change the order of sums: the
-same weights give other last bits in another program.
+A tolerance is the sum of two: one for how the teacher computes, one for how its outputs are stored.
+The first is needed because padding, packing and batches change the order of sums, so that the same
+weights give other last bits in another program.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from decant.schemas.signals import AttentionDtype, HiddenDtype
 
 @dataclass(frozen=True)
 class Limits:
-    """Largest mean, 99th percentile and maximum over positions that pass."""
+    """Upper limits on mean, 99th percentile and maximum over positions."""
 
     mean: float
     p99: float
@@ -25,25 +25,25 @@ class Limits:
 
 @dataclass(frozen=True)
 class Rounding:
-    """What a teacher that computes in one dtype may be off from itself in another program."""
+    """How far the outputs of two programs may be apart if both run the same teacher."""
 
     kl: Limits
     """Nats, at any T ≥ 1."""
     tail: Limits
-    """Share of the distribution."""
+    """Error of the tail's probability."""
     logprob: Limits
     """Nats, of a single id."""
     states: Limits
-    """Of a hidden state's length."""
+    """Error of a hidden state, relative to its length."""
     maps: Limits
-    """Total variation of a query's row."""
+    """Total variation distance of a query's row."""
     tie: float
-    """Nats below the k-th log-probability at which an id may still have been the k-th."""
+    """Nats that an id may be below the k-th log-probability and still have been the k-th."""
 
 
 ROUNDING = {
-    # Canary rows of another worker pass at a mean of 1e-6 (calibration/canary.py). What float32
-    # programs differ by is 1e-5 of a logit; Hugging Face's differ from ours by 1.4e-4 (README).
+    # Canary rows of another worker pass at a mean of 1e-6 (calibration/canary.py). Two float32
+    # programs differ by 1e-5 of a logit; Hugging Face's differs from ours by 1.4e-4 (README).
     "float32": Rounding(
         kl=Limits(1e-6, 2e-6, 1e-5),
         tail=Limits(1e-5, 1e-4, 1e-3),
@@ -52,8 +52,8 @@ ROUNDING = {
         maps=Limits(1e-4, 1e-3, 1e-2),
         tie=1e-3,
     ),
-    # Canaries pass at 1e-3. bfloat16 has 8 bits: a logit of 20 is known to a tenth, single
-    # positions are off by ten and more times the mean.
+    # Canary rows pass at 1e-3. bfloat16 has 8 bits: a logit of 20 is known to a tenth, and single
+    # positions are off by ten times the mean and more.
     "bfloat16": Rounding(
         kl=Limits(1e-3, 1e-2, 5e-2),
         tail=Limits(1e-2, 5e-2, 0.2),
@@ -67,41 +67,42 @@ ROUNDING = {
 _EXACT = Limits(0.0, 0.0, 0.0)
 _LEVELS = Limits(1.1e-4, 2.5e-4, 1e-3)
 STORED_KL: dict[Profile, Limits] = {
-    # Every bit is kept; the tail's nodes among them, so nothing is interpolated at T = 1, 2, 4.
+    # Every bit is kept. T = 1, 2 and 4 are nodes of the tail, so nothing is interpolated.
     "lossless": _EXACT,
-    # README and benchmarks/codecs.py, 730,576 positions: 9e-5, 1.8e-4, 2.3e-4 at T = 1.
+    # Measured (README, benchmarks/codecs.py; 730,576 positions): 9e-5, 1.8e-4, 2.3e-4 at T = 1.
     "compact": _LEVELS,
     "fast": _LEVELS,
 }
 _THIRTY_SECONDS = Limits(2e-3, 1e-2, 2e-2)
 STORED_TAIL: dict[Profile, Limits] = {
     "lossless": _EXACT,
-    # Multiples of 1/32 nat, 1.6% at most of a mass t, of which t·(1 − t) is left when head and
-    # tail sum to one; and the head's own rounding. On the embedded teacher 6e-4, 4e-3, 7e-3.
+    # Stored in multiples of 1/32 nat: at most 1.6% of a mass t. Scaling head and tail to sum to
+    # one leaves t·(1 − t) of that; the head's own rounding adds to it. Measured on the embedded
+    # teacher: 6e-4, 4e-3, 7e-3.
     "compact": _THIRTY_SECONDS,
     "fast": _THIRTY_SECONDS,
 }
 _EIGHTHS = Limits(4e-2, 0.1, 0.15)
 STORED_DRAWS: dict[Profile, Limits] = {
     "lossless": _EXACT,
-    # Multiples of 1/8 nat: 1/16 at most and half of that on average, and what makes head and
-    # tail one distribution again.
+    # Stored in multiples of 1/8 nat: off by 1/16 at most, half of that on average. Scaling head
+    # and tail to sum to one adds to it.
     "compact": _EIGHTHS,
     "fast": _EIGHTHS,
 }
 STORED_STATES: dict[HiddenDtype, Limits] = {
-    # Half of the last place of 8 bits, at most 2⁻⁸ (README: 0.17 / 0.26 / 0.31%).
+    # Half of the last of 8 bits: at most 2⁻⁸. Measured (README): 0.17 / 0.26 / 0.31%.
     "bfloat16": Limits(0.003, 0.004, 0.004),
-    # README: 0.69 / 0.87 / 1.05%; a width of few directions has fewer numbers to average over.
+    # Measured (README): 0.69 / 0.87 / 1.05%. A small width averages over fewer numbers.
     "int8": Limits(0.01, 0.015, 0.02),
 }
 STORED_MAPS: dict[AttentionDtype, Limits] = {
-    # README: 0.0007 / 0.0012 / 0.0015, at most 2⁻⁹ of each probability, halved.
+    # Measured (README): 0.0007 / 0.0012 / 0.0015; at most 2⁻⁹ of each probability, halved.
     "bfloat16": Limits(0.001, 0.002, 0.004),
-    # README: 0.008 / 0.014 / 0.016: 3.2% of a probability at most, halved.
+    # Measured (README): 0.008 / 0.014 / 0.016; at most 3.2% of each probability, halved.
     "uint8-log": Limits(0.01, 0.016, 0.02),
 }
 MASS = Limits(1e-5, 1e-4, 1e-3)
-"""|Σ head + tail − 1|: sums of float32 numbers, whatever is stored and however it was computed."""
+"""|Σ head + tail − 1|: rounding of float32 sums, for every codec and compute dtype."""
 SPELLED = 0.99
-"""Least share of tokens that the cache's tokenizer makes again of the text they stand for."""
+"""Least share of tokens that decoding and encoding again must return (`retokenise.py`)."""

@@ -13,7 +13,7 @@ from decant.pipelines.__main__ import main
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Attention, Hidden, Teacher
 from decant.pipelines.teacher import loaded as teacher
-from decant.pipelines.verification.verify import Report, sample_rows, verify
+from decant.pipelines.verification.verify import Verification, sample_rows, verify
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk.frames import Kind, unpack
 from decant.schemas.targets.draws import Draws
@@ -51,20 +51,20 @@ def compact(root) -> Cache:
     return tiny_cache(root, profile="compact", **DRAWS, **narrow, output=root / "compact")
 
 
-def verified(cache: Cache | Path, rows: int = 1000, **options) -> Report:
+def verified(cache: Cache | Path, rows: int = 1000, **options) -> Verification:
     path = cache.path if isinstance(cache, Cache) else cache
     settings = {"teacher": None, "memory": path.parent / "digests.json", **options}
     return verify(path, rows=rows, **settings)
 
 
-def wrong_in(report: Report) -> set[str]:
+def wrong_in(result: Verification) -> set[str]:
     """What is beyond its limits, without the signal."""
     assert report.unable is None
     (content,) = report.content.values()
     return {found.what for found in (*content.figures, *content.counts) if not found.fine}
 
 
-def figure(report: Report, signal: str, what: str):
+def figure(result: Verification, signal: str, what: str):
     (content,) = report.content.values()
     (found,) = [f for f in content.figures if (f.signal, f.what) == (signal, what)]
     return found

@@ -1,0 +1,150 @@
+"""The command `verify`: runs a verification, prints a table or JSON, returns the exit status."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from decant.pipelines.teacher.identity import digest_memory
+from decant.pipelines.verification.content import Content, Count, Figure
+from decant.pipelines.verification.repair import Repair, repair
+from decant.pipelines.verification.structure import check_structure
+from decant.pipelines.verification.verify import Verification, verify
+from decant.schemas import open_cache
+
+_WIDTH = 140
+"""Columns of the report when it is written to a file."""
+_SHOWN = 40
+"""Problems printed in the terminal; `--json` prints all."""
+
+
+def verify_and_report(
+    path: Path, *, rows: int, teacher: str | None, with_repair: bool, as_json: bool
+) -> int:
+    """Verify the cache at `path`, after repairing it if asked; print the result.
+
+    `rows` and `teacher` are those of `verify`. Returns the exit status: `Verification.status`, or
+    2 if the cache could not be verified at all.
+    """
+    try:
+        repairs = _repair(path, teacher) if with_repair else []
+        result = verify(path, rows=rows, teacher=teacher, memory=digest_memory())
+        result.repairs = repairs
+    except (ValueError, OSError, RuntimeError) as error:
+        if as_json:
+            print(json.dumps({"cache": str(path), "status": 2, "error": str(error)}))
+        else:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    if as_json:
+        print(json.dumps(to_json(result), indent=1, ensure_ascii=False))
+    else:
+        console = Console(highlight=False, soft_wrap=True)
+        if not console.is_terminal:
+            console.width = _WIDTH
+        print_verification(result, console)
+    return result.status
+
+
+def _repair(path: Path, teacher: str | None) -> list[Repair]:
+    cache = open_cache(path)
+    structure = check_structure(path, cache.manifest)
+    return repair(cache, structure, teacher=teacher, memory=digest_memory())
+
+
+def to_json(result: Verification) -> dict[str, Any]:
+    """The whole result as the JSON document of `--json`."""
+
+    def with_fine(measure: Figure | Count) -> dict[str, Any]:
+        return dataclasses.asdict(measure) | {"fine": measure.fine}
+
+    return {
+        "cache": str(result.cache),
+        "cache_id": result.cache_id,
+        "status": result.status,
+        "files": result.structure.files,
+        "problems": [dataclasses.asdict(problem) for problem in result.structure.problems],
+        "left_over": result.structure.left_over,
+        "repairs": [dataclasses.asdict(repaired) for repaired in result.repairs],
+        "unable": result.unable,
+        "content": {
+            part: {
+                "rows": content.rows,
+                "positions": content.positions,
+                "cross_entropy": content.cross_entropy,
+                "fine": content.fine,
+                "figures": [with_fine(figure) for figure in content.figures],
+                "counts": [with_fine(count) for count in content.counts],
+            }
+            for part, content in result.content.items()
+        },
+    }
+
+
+def print_verification(result: Verification, console: Console) -> None:
+    """Print repairs, problems of files and the comparison with the teacher."""
+    for repaired in result.repairs:
+        outcome = "repaired" if repaired.done else f"not repaired, {repaired.why}"
+        console.print(f"{repaired.where}: {outcome}")
+    structure = result.structure
+    count = len(structure.problems)
+    console.print(
+        f"{result.cache}: {structure.files:,} files, "
+        + (f"{count:,} problems" if count else "each as it was sealed")
+    )
+    if count:
+        table = Table("unit", "signal", "file", "expected", "got", box=SIMPLE_HEAD)
+        for problem in structure.problems[:_SHOWN]:
+            unit = "" if problem.unit is None else str(problem.unit)
+            table.add_row(unit, problem.signal, problem.file, problem.expected, problem.got)
+        console.print(table)
+    if count > _SHOWN:
+        console.print(f"… and {count - _SHOWN:,} more: --json lists all")
+    if structure.left_over:
+        console.print(
+            f"{len(structure.left_over):,} files of removed signals or unfinished additions: "
+            f"`decant gc {result.cache}` deletes them"
+        )
+    for part, content in result.content.items():
+        console.print(
+            f"{part}: {len(content.rows)} rows, {content.positions:,} positions read again by the "
+            f"teacher, a document at a time (its own cross-entropy {content.cross_entropy:.3f})"
+        )
+        console.print(_table(content))
+        if not content.fine:
+            console.print(
+                "Its values were wrong when they were captured, not damaged later: --repair cannot "
+                "mend it. Capture again into another directory."
+            )
+    if result.unable:
+        console.print(f"not compared: {result.unable}")
+
+
+def _table(content: Content) -> Table:
+    table = Table("signal", "what", "mean", "p99", "max", "allowed", "", box=SIMPLE_HEAD)
+    for figure in content.figures:
+        limits = figure.allowed
+        table.add_row(
+            figure.signal,
+            figure.what,
+            *(f"{value:.2g}" for value in (figure.mean, figure.p99, figure.max)),
+            f"{limits.mean:.2g} / {limits.p99:.2g} / {limits.max:.2g}",
+            "" if figure.fine else "WRONG",
+        )
+    for count in content.counts:
+        ties = f", {count.ties} ties" if count.ties else ""
+        table.add_row(
+            count.signal,
+            count.what,
+            f"{count.wrong:,}",
+            "",
+            "",
+            f"{count.most:,} of {count.of:,}{ties}",
+            "" if count.fine else "WRONG",
+        )
+    return table
