@@ -1,1 +1,1 @@
-"""Changes to sealed caches: merge, forget, remove, collect garbage."""
+"""Changes to sealed caches: `merge`, `forget`, `remove`, and `gc`, which deletes and overwrites."""

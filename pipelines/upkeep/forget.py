@@ -1,6 +1,6 @@
-"""Documents taken out of a sealed cache for good: listed in its manifest, never read again.
+"""`forget`: lists documents in a sealed cache's manifest, so that no reader returns them again.
 
-Nothing of them leaves `Cache.read` from then on. Their bytes stay until `gc` overwrites them.
+Their bytes stay on disk until `gc` overwrites them (`overwrite.py`).
 """
 
 import dataclasses
@@ -22,27 +22,30 @@ from decant.schemas.reading.forgetting import ForgottenDocuments, is_wholly_forg
 from decant.schemas.reading.units import read_unit_rows
 
 _SHORTEST_SHA256 = 12
+"""Characters of a sha256 that are enough to name a source."""
 _NAMED = 5
+"""Documents that an error names."""
 
 
 @dataclass
 class Forgot:
-    """What was found of it, what had been forgotten before aside."""
+    """What one `forget` found; everything but `documents` leaves out what was forgotten before."""
 
     documents: set[int] = field(default_factory=set)
     tokens: int = 0
     rows: int = 0
-    """Rows that hold some of it."""
+    """Rows that hold tokens of these documents."""
     empty_rows: int = 0
-    """Rows that hold nothing else, which `Cache.rows` leaves out."""
+    """Rows that hold only forgotten documents; `Cache.rows` leaves them out."""
 
 
 def forget(cache: Path, *, source: str, documents: Sequence[int] = ()) -> tuple[Manifest, Forgot]:
-    """Seal the cache again without these documents of a source, or without all of it.
+    """Replace the manifest by one that forgets documents of a source, or the whole source.
 
-    `source` is its name as the manifest has it, or the beginning of its sha256; a document is the
-    byte offset of its line in the file, or the number of records before it in a table. ValueError
-    if the cache does not hold one of them.
+    `source` is the file's name in the manifest, or the first characters of its sha256. A document
+    is given by the byte offset of its line, or by its number from 0 in a table; without `documents`
+    the whole source is forgotten. Returns the new manifest and what was found. ValueError if the
+    cache does not hold the source or a document.
     """
     manifest = read_manifest(cache)
     sha256 = _sha256_of(source, manifest, cache=cache)
@@ -55,13 +58,13 @@ def forget(cache: Path, *, source: str, documents: Sequence[int] = ()) -> tuple[
                 f"{cache}: {source} is in a part of another cache, {home}; forget it there, and "
                 "every cache that refers to it forgets it too"
             )
-        parts.append(_without(cache, part, numbers, documents, forgot) if numbers else part)
+        parts.append(_forget_in(cache, part, numbers, documents, forgot) if numbers else part)
     if missing := sorted(set(documents) - forgot.documents):
-        has = ", ".join(map(str, sorted(forgot.documents)[:_NAMED]))
+        present = ", ".join(map(str, sorted(forgot.documents)[:_NAMED]))
         raise ValueError(
             f"{cache}: holds no document at {missing[0]} of {source}; `inspect --row` shows where "
-            f"each begins{f' (found: {has})' if has else ''}. A copy of an earlier document was "
-            "left out when it was captured: forget that one"
+            f"each begins{f' (found: {present})' if present else ''}. A copy of an earlier document "
+            "was left out when it was captured: forget that one"
         )
     new = dataclasses.replace(manifest, parts=tuple(parts))
     if new == manifest:
@@ -70,29 +73,32 @@ def forget(cache: Path, *, source: str, documents: Sequence[int] = ()) -> tuple[
 
 
 def _sha256_of(source: str, manifest: Manifest, *, cache: Path) -> str:
-    sources = [found for part in manifest.parts for found in part.sources]
-    named = {found.sha256 for found in sources if found.name == source}
-    if not named and len(source) >= _SHORTEST_SHA256:
-        named = {found.sha256 for found in sources if found.sha256.startswith(source)}
-    if len(named) == 1:
-        return named.pop()
-    if named:
+    sources = [one for part in manifest.parts for one in part.sources]
+    matches = {one.sha256 for one in sources if one.name == source}
+    if not matches and len(source) >= _SHORTEST_SHA256:
+        matches = {one.sha256 for one in sources if one.sha256.startswith(source)}
+    if len(matches) == 1:
+        return matches.pop()
+    if matches:
         raise ValueError(
-            f"{cache}: {len(named)} sources are called {source}; name one by its sha256: "
-            + ", ".join(sorted(named))
+            f"{cache}: {len(matches)} sources are called {source}; name one by its sha256: "
+            + ", ".join(sorted(matches))
         )
-    near = difflib.get_close_matches(source, sorted({found.name for found in sources}), n=1)
+    near = difflib.get_close_matches(source, sorted({one.name for one in sources}), n=1)
     hint = f"did you mean {near[0]}?" if near else f"it has {len(sources)}, see its manifest.json"
     raise ValueError(f"{cache}: no source is called {source}; {hint}")
 
 
-def _without(
+def _forget_in(
     cache: Path, part: Part, numbers: Sequence[int], documents: Sequence[int], forgot: Forgot
 ) -> Part:
-    """The part with these documents of the sources `numbers` forgotten; adds to `forgot`."""
-    wanted: list[int | None] = [*documents] or [None]
+    """The part with these documents of the sources numbered `numbers` forgotten.
+
+    Adds to `forgot`. No documents means the whole sources.
+    """
+    places: list[int | None] = [*documents] or [None]
     before = ForgottenDocuments(part)
-    new = {Forgotten(number, document) for number in numbers for document in wanted}
+    new = {Forgotten(number, document) for number in numbers for document in places}
     now = dataclasses.replace(part, forgotten=tuple(sorted({*part.forgotten, *new}, key=_order)))
     forgetting, empty = ForgottenDocuments(now), set(part.forgotten_rows)
     for number, unit in part.numbered_units:

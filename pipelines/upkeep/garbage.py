@@ -1,4 +1,4 @@
-"""What lies in a cache's directory that its manifest does not name, for `gc` to delete."""
+"""Finds files in a cache's directory that its manifest does not name, for `gc` to delete."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,10 @@ from decant.schemas.signals import array_names
 
 
 def unnamed(cache: Path) -> Iterator[tuple[Path, int]]:
-    """Files and directories of signals that the manifest does not name, each with its bytes."""
+    """Files and directories that the manifest does not name, each with its size in bytes.
+
+    Directories in which a capture is unfinished are left out.
+    """
     manifest = read_manifest(cache)
     if (staged := cache / STAGED).exists():
         yield staged, _size(staged)
@@ -18,44 +21,43 @@ def unnamed(cache: Path) -> Iterator[tuple[Path, int]]:
     for directory, parts in _directories(manifest).items():
         layout = PartLayout(cache / directory)
         if layout.root not in under_way:
-            yield from ((path, _size(path)) for path in _unnamed_of(layout, parts))
+            yield from ((path, _size(path)) for path in _unnamed_paths(layout, parts))
 
 
 def unfinished(cache: Path, manifest: Manifest) -> list[Path]:
-    """Directories of parts in which a capture is under way: begun, or sealed in part."""
-    found = _directories(manifest)
-    sealed = {cache / path: parts for path, parts in found.items()}
+    """Part directories with an unfinished capture: begun but not sealed, or sealed in part."""
+    sealed = {cache / path: parts for path, parts in _directories(manifest).items()}
     begun = [
         path.parent
         for path in sorted((cache / PARTS).glob(f"*/{REQUEST}"))
         if path.parent not in sealed
     ]
-    open_ = [
+    sealed_in_part = [
         root
         for root, parts in sealed.items()
         if parts[0].planned_units > sum(len(part.units) for part in parts)
     ]
-    return [*begun, *open_]
+    return [*begun, *sealed_in_part]
 
 
 def _directories(manifest: Manifest) -> dict[str, list[Part]]:
-    """The cache's own parts by path."""
-    found: dict[str, list[Part]] = {}
+    """The cache's own parts, by the path of their directory."""
+    directories: dict[str, list[Part]] = {}
     for part in manifest.parts:
         if not part.in_other_cache:
-            found.setdefault(part.path, []).append(part)
-    return found
+            directories.setdefault(part.path, []).append(part)
+    return directories
 
 
 def delete(path: Path) -> None:
-    """Remove a file or a directory with all that is in it."""
+    """Delete a file, or a directory with everything in it."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink()
 
 
-def _unnamed_of(layout: PartLayout, parts: Sequence[Part]) -> Iterator[Path]:
+def _unnamed_paths(layout: PartLayout, parts: Sequence[Part]) -> Iterator[Path]:
     arrays = {
         array
         for part in parts

@@ -1,4 +1,4 @@
-"""One cache out of several: a manifest that refers to their parts, which stay where they are."""
+"""`merge`: one manifest that refers to the parts of several caches, which stay where they are."""
 
 import dataclasses
 import os
@@ -16,27 +16,27 @@ from decant.schemas.manifest.manifest import Manifest, Part, read_manifest, writ
 from decant.schemas.signals import Signal
 
 _OWN = ("signal_id", "shard_rows", "variance_kept", "directions")
-"""Fields of a signal that are of one capture."""
+"""Fields of a signal that may differ between captures."""
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What came of it."""
+    """The result of `merge`."""
 
     manifest: Manifest
     left_out: tuple[str, ...]
-    """Parts with the same rows as one before them."""
+    """Parts that were left out, because an earlier part has the same rows."""
     lost: dict[str, str]
-    """Signals that some of them have and the merged cache does not offer, each with the reason."""
+    """Signals that the merged cache lacks although a cache has them, each with the reason."""
 
 
 def merge(output: Path, caches: Sequence[Path]) -> Merged:
-    """Make `output` a cache of all parts of `caches`, in this order. No payload is copied.
+    """Make `output` a cache of all parts of `caches`, in this order; it refers to their files.
 
-    ValueError naming both sides if they differ in tokenizer, row length, teacher or a signal's
-    settings, or if parts share some of their rows.
+    ValueError that names both sides if the caches differ in tokenizer, row length, teacher or a
+    signal's settings, or if two parts share some, but not all, of their rows.
     """
-    replaces = _replaced(output, caches)
+    replaces = _replaced_id(output, caches)
     opened = [open_cache(path) for path in caches]
     for cache in opened:
         if not cache.manifest.signals:
@@ -66,7 +66,7 @@ def merge(output: Path, caches: Sequence[Path]) -> Merged:
                     plan_sha256=file_sha256(PartLayout(place).plan),
                 )
             )
-    lost = _lost(opened)
+    lost = _lost_signals(opened)
     parts = [without_signals(part, lost.keys() & part.signals.keys()) for part in parts]
     first = opened[0].manifest
     output.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,8 @@ def merge(output: Path, caches: Sequence[Path]) -> Merged:
     return Merged(manifest, tuple(left_out), lost)
 
 
-def _lost(caches: Sequence[Cache]) -> dict[str, str]:
+def _lost_signals(caches: Sequence[Cache]) -> dict[str, str]:
+    """Signals that not every cache has in the same form, each with the reason."""
     held = [cache.manifest.signals for cache in caches]
     lost: dict[str, str] = {}
     for name in sorted({name for signals in held for name in signals}):
@@ -89,21 +90,24 @@ def _lost(caches: Sequence[Cache]) -> dict[str, str]:
             c.path for c, signals in zip(caches, held, strict=True) if name not in signals
         ]:
             lost[name] = f"{missing[0]} does not hold it"
-        elif len({_directions(cache, name) for cache in caches}) > 1:
-            # Each calibration finds its own, and nobody could learn from two kinds of numbers.
+        elif len({_directions_sha256(cache, name) for cache in caches}) > 1:
+            # Each calibration finds its own directions; no student can learn from two projections.
             lost[name] = "it was projected onto other directions in each"
     return lost
 
 
-def _directions(cache: Cache, name: str) -> str | None:
-    """sha256 of what a hidden state was projected onto: the same in all parts of a cache."""
+def _directions_sha256(cache: Cache, name: str) -> str | None:
+    """sha256 of the directions of a projected signal; all parts of a cache have the same."""
     part = cache.manifest.parts[0]
     file = getattr(part.signals[name], "directions", None)
     return part.statistics[file] if file else None
 
 
-def _replaced(output: Path, caches: Sequence[Path]) -> str | None:
-    """Id of the manifest that is replaced: one that refers to other caches alone may be."""
+def _replaced_id(output: Path, caches: Sequence[Path]) -> str | None:
+    """cache_id of the manifest at `output`, if there is one.
+
+    It may be replaced only if all its parts lie in other caches; otherwise ValueError.
+    """
     if any(output.resolve() == path.resolve() for path in caches):
         raise ValueError(f"{output}: is one of the caches to merge; choose another output")
     if not (output / MANIFEST).exists():

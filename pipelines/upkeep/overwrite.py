@@ -1,13 +1,13 @@
-"""Overwriting what was forgotten: units that hold it are written again, apart, then put in place.
+"""Overwrites forgotten documents: their units are written again in a staging directory, then moved.
 
-A unit's files belong together and to the manifest, so they are exchanged by a journal: it names
-every file that takes another's place and the manifest that follows. From the moment it stands the
-cache is not opened, and whoever runs `gc` next finishes what it says.
+A unit's files must match each other and the manifest, so a journal makes the exchange atomic. It
+names every file to move and the new manifest. While the journal exists the cache cannot be opened;
+the next `gc` finishes the exchange.
 
-Of a unit only forgotten positions change; the other targets of their rows are decoded and coded
-again, which in a codec with levels moves a few of them by a level. What calibration froze stays:
-sums over many documents, and what the teacher said of eight rows, which is no longer named (and
-deleted by `gc`) if one of them holds something forgotten.
+Only forgotten positions change. The other targets of the same rows are decoded and encoded again; a
+codec with levels moves a few of them by one level. Statistics stay, as they are sums over many
+documents. The canary targets, of eight rows, leave the manifest if a canary row's unit is written
+again; `gc` then deletes their files.
 """
 
 import dataclasses
@@ -44,20 +44,23 @@ from decant.schemas.signals import ArraySignal, LogitsSignal
 
 
 def overwrite_forgotten(cache: Path, *, dry_run: bool = False) -> int:
-    """Write units with forgotten documents again without them. Returns their number."""
+    """Write every unit that holds forgotten tokens again, without them.
+
+    Returns the number of these units. `dry_run` only counts them.
+    """
     if (cache / JOURNAL).exists() and not dry_run:
         _finish(cache)
     manifest, staged = read_manifest(cache), cache / STAGED
     shutil.rmtree(staged, ignore_errors=True)
     own = [part for part in manifest.parts if part.forgotten and not part.in_other_cache]
-    purging = {
-        id(part): _Purging(cache, part, manifest.sequence_length, manifest.vocabulary_size)
+    overwrites = {
+        id(part): _PartOverwrite(cache, part, manifest.sequence_length, manifest.vocabulary_size)
         for part in own
     }
-    count = sum(len(one.units) for one in purging.values())
+    count = sum(len(overwrite.units) for overwrite in overwrites.values())
     if not count or dry_run:
         return count
-    parts = tuple(purging[id(p)].run() if id(p) in purging else p for p in manifest.parts)
+    parts = tuple(overwrites[id(p)].run() if id(p) in overwrites else p for p in manifest.parts)
     new = manifest_to_json(dataclasses.replace(manifest, parts=parts))
     journal = {
         "moves": [path.relative_to(staged).as_posix() for path in _files(staged)],
@@ -71,13 +74,13 @@ def overwrite_forgotten(cache: Path, *, dry_run: bool = False) -> int:
 
 
 def _finish(cache: Path) -> None:
-    """Do what the journal says and has not been done."""
+    """Do what the journal says and is not done yet."""
     journal = read_json(cache / JOURNAL)
     new = manifest_from_json({k: v for k, v in journal["manifest"].items() if k != "version"})
 
     def exchange() -> None:
         for name in journal["moves"]:
-            # What is not there was moved before.
+            # A file that is no longer staged was moved by an earlier run.
             if (source := cache / STAGED / name).exists():
                 move(source, cache / name)
 
@@ -91,8 +94,8 @@ def _files(directory: Path) -> Iterator[Path]:
     return (path for path in sorted(directory.rglob("*")) if path.is_file())
 
 
-class _Purging:
-    """One part."""
+class _PartOverwrite:
+    """Writes the units of one part that hold forgotten tokens to the staging directory."""
 
     def __init__(self, cache: Path, part: Part, length: int, vocabulary: int):
         self.part = part
@@ -102,17 +105,21 @@ class _Purging:
         self.vocabulary = vocabulary
         self.forgetting = ForgottenDocuments(part)
         self.units = {
-            number: unit for number, unit in part.numbered_units if self._holds(number, unit)
+            number: unit
+            for number, unit in part.numbered_units
+            if self._holds_forgotten(number, unit)
         }
-        """Those that hold something forgotten, by number."""
+        """Units that hold forgotten tokens, by number."""
 
-    def _holds(self, number: int, unit: Unit) -> bool:
+    def _holds_forgotten(self, number: int, unit: Unit) -> bool:
         rows = read_unit_rows(self.layout.root, number, unit)
-        return any(self._without(row) is not row for row in rows)
+        return any(self._erased(row) is not row for row in rows)
 
-    def _without(self, row: Row) -> Row:
-        """The row, its forgotten tokens overwritten; the row itself if there are none. Segments
-        stay, so that it is still known what was there."""
+    def _erased(self, row: Row) -> Row:
+        """The row with its forgotten tokens and their targets erased; `row` itself if it has none.
+
+        Segments and their origins stay, so that readers still know which positions are forgotten.
+        """
         gone = self.forgetting.positions(row)
         if not (row.tokens[gone].any() or row.loss_mask[gone].any()):
             return row
@@ -120,31 +127,31 @@ class _Purging:
         return dataclasses.replace(row, tokens=tokens.astype(np.int32), loss_mask=mask)
 
     def run(self) -> Part:
-        """The part as it will be; its new files are staged."""
+        """Write the new files to the staging directory; returns the part that describes them."""
         units = tuple(
-            self._written(number, unit) if number in self.units else unit
+            self._write_unit(number, unit) if number in self.units else unit
             for number, unit in self.part.numbered_units
         )
         plan = self.layout.plan
-        # Rows alone, without a teacher, have none.
+        # A cache of rows without a teacher has no plan.
         canaries = {unit for unit, _ in read_plan(plan).canary} if plan.exists() else set()
         statistics = self.part.statistics
         if canaries & self.units.keys():
             statistics = {n: sha for n, sha in statistics.items() if not n.startswith(CANARY)}
         return dataclasses.replace(self.part, units=units, statistics=statistics)
 
-    def _written(self, number: int, unit: Unit) -> Unit:
+    def _write_unit(self, number: int, unit: Unit) -> Unit:
         before = read_unit_rows(self.layout.root, number, unit)
-        after = [self._without(row) for row in before]
+        after = [self._erased(row) for row in before]
         records = [encode_row(row) for row in after]
         files = {ROWS: write_records(self.staged.records(ROWS, number), records)}
         for name, signal in self.part.signals.items():
             commit = load_commit(self.layout.commit(name, number))
             if isinstance(signal, LogitsSignal):
-                file = self._logits(signal, number, unit, before, after)
+                file = self._write_logits(signal, number, unit, before, after)
                 commit = dataclasses.replace(commit, file=file)
             else:
-                shards = self._arrays(name, signal, number, before, commit.shards)
+                shards = self._write_arrays(name, signal, number, before, commit.shards)
                 file = summarise_shards(shards, rows=unit.rows)
                 commit = dataclasses.replace(commit, file=file, shards=shards)
             write_commit(self.staged.root, name, commit)
@@ -152,7 +159,7 @@ class _Purging:
         scored = int(sum(row.loss_mask.sum() for row in after))
         return dataclasses.replace(unit, scored=scored, files=files)
 
-    def _logits(
+    def _write_logits(
         self,
         signal: LogitsSignal,
         number: int,
@@ -162,9 +169,9 @@ class _Purging:
     ) -> FileEntry:
         path = self.layout.records(LOGITS, number)
         tables = load_tables(self.layout.root, self.part.statistics)
-        found = RecordReaders().read(path, range(unit.rows), expected=unit.files[LOGITS])
+        stored = RecordReaders().read(path, range(unit.rows), expected=unit.files[LOGITS])
         records = []
-        for record, was, now in zip(found, before, after, strict=True):
+        for record, was, now in zip(stored, before, after, strict=True):
             if now is was:
                 records.append(record)
                 continue
@@ -182,7 +189,7 @@ class _Purging:
             records.append(new)
         return write_records(self.staged.records(LOGITS, number), records)
 
-    def _arrays(
+    def _write_arrays(
         self,
         name: str,
         signal: ArraySignal,

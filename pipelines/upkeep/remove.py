@@ -1,4 +1,4 @@
-"""Taking signals out of a sealed cache: unlinked from the manifest first, deleted by `gc`."""
+"""`remove`: takes signals out of a sealed cache's manifest; `gc` then deletes their files."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from decant.schemas.signals import HiddenSignal
 
 
 def remove_signals(cache: Path, names: Sequence[str]) -> Manifest:
-    """Seal the cache again without these signals; no file but the manifest changes.
+    """Replace the manifest by one without the signals `names`; no other file changes.
 
-    ValueError for one that it does not hold, and for `logits`, which every cache has.
+    ValueError for a signal that the cache does not hold, and for `logits`, which every cache needs.
     """
     manifest = read_manifest(cache)
     for name in names:
@@ -28,7 +28,7 @@ def remove_signals(cache: Path, names: Sequence[str]) -> Manifest:
 
 
 def without_signals(part: Part, names: set[str]) -> Part:
-    """The part as a manifest describes it that does not name these."""
+    """The part without the signals `names`, their files and their directions."""
     signals = {name: signal for name, signal in part.signals.items() if name not in names}
     dropped = {
         signal.directions

@@ -1,4 +1,4 @@
-"""`verify` on caches that are right, and on caches captured wrong in ways that no hash can see."""
+"""`verify` on good caches, and on caches captured wrong in ways that no hash can show."""
 
 import dataclasses
 import json
@@ -58,36 +58,36 @@ def verified(cache: Cache | Path, rows: int = 1000, **options) -> Verification:
 
 
 def wrong_in(result: Verification) -> set[str]:
-    """What is beyond its limits, without the signal."""
-    assert report.unable is None
-    (content,) = report.content.values()
-    return {found.what for found in (*content.figures, *content.counts) if not found.fine}
+    """Names of the figures and counts beyond their limits, without the signal."""
+    assert result.unable is None
+    (content,) = result.content.values()
+    return {one.what for one in (*content.figures, *content.counts) if not one.fine}
 
 
 def figure(result: Verification, signal: str, what: str):
-    (content,) = report.content.values()
-    (found,) = [f for f in content.figures if (f.signal, f.what) == (signal, what)]
-    return found
+    (content,) = result.content.values()
+    (figure,) = [f for f in content.figures if (f.signal, f.what) == (signal, what)]
+    return figure
 
 
 def test_a_lossless_cache_with_every_signal_is_fine(lossless):
-    report = verified(lossless)
-    assert report.status == 0, wrong_in(report)
-    (content,) = report.content.values()
+    result = verified(lossless)
+    assert result.status == 0, wrong_in(result)
+    (content,) = result.content.values()
     assert content.rows == list(range(len(lossless)))
     assert content.positions == sum(u.scored for u in lossless.manifest.parts[0].units)
-    assert {found.signal for found in content.figures} == set(lossless.manifest.signals)
-    # Nothing passes for want of a comparison: each KL is the mean of as many positions.
-    assert figure(report, "logits", "KL at T = 2, nats").max > 0
+    assert {figure.signal for figure in content.figures} == set(lossless.manifest.signals)
+    # Positions were compared: the KL is not exactly 0.
+    assert figure(result, "logits", "KL at T = 2, nats").max > 0
 
 
 def test_a_compact_cache_with_narrow_signals_is_fine(compact):
-    report = verified(compact)
-    assert report.status == 0, wrong_in(report)
-    # Rounded, so that nothing passes for want of a comparison.
-    assert figure(report, "logits", "KL at T = 1, nats").mean > 1e-7
-    assert figure(report, "hidden/1", "error of a state, relative").mean > 1e-3
-    assert figure(report, "attention/1", "a query's total variation").mean > 1e-4
+    result = verified(compact)
+    assert result.status == 0, wrong_in(result)
+    # Values were compared: rounding shows.
+    assert figure(result, "logits", "KL at T = 1, nats").mean > 1e-7
+    assert figure(result, "hidden/1", "error of a state, relative").mean > 1e-3
+    assert figure(result, "attention/1", "a query's total variation").mean > 1e-4
 
 
 def test_a_fast_cache_is_fine(root):
@@ -99,32 +99,32 @@ def test_a_cache_of_a_bfloat16_teacher_is_fine(root):
     config = tiny_settings(root, **DRAWS, hidden=Hidden(layers=(1,)), output=root / "bfloat16")
     narrow = Teacher(model=config.teacher.model, batch_rows=2, dtype="bfloat16")
     precompute(dataclasses.replace(config, teacher=narrow))
-    report = verified(root / "bfloat16")
-    assert report.status == 0, wrong_in(report)
+    result = verified(root / "bfloat16")
+    assert result.status == 0, wrong_in(result)
 
 
 def test_a_capture_one_position_or_one_layer_off_is_found(root, monkeypatch):
-    """Logits of the position before, states of the layer after: each is told of its own signal."""
+    """Logits of the previous position and states of the next layer are found in their signals."""
     original = teacher.LoadedTeacher._read
 
     def off_by_one(self, batch, layers):
-        found = original(self, batch, {layer + 1 for layer in layers})
-        states = {layer: found.layers[layer + 1] for layer in layers}
-        return found._replace(hidden=jnp.roll(found.hidden, 1, axis=1), layers=states)
+        output = original(self, batch, {layer + 1 for layer in layers})
+        states = {layer: output.layers[layer + 1] for layer in layers}
+        return output._replace(hidden=jnp.roll(output.hidden, 1, axis=1), layers=states)
 
     monkeypatch.setattr(teacher.LoadedTeacher, "_read", off_by_one)
     narrow = Hidden(layers=(1,), dtype="int8")
     cache = tiny_cache(root, profile="compact", hidden=narrow, output=root / "off")
-    report = verified(cache, rows=2)
-    assert not report.structure.problems
-    assert report.status == 1
+    result = verified(cache, rows=2)
+    assert not result.structure.problems
+    assert result.status == 1
     wrong = {f"KL at T = {t}, nats" for t in (1, 2, 4)} | {"error of a state, relative"}
-    assert wrong <= wrong_in(report)
+    assert wrong <= wrong_in(result)
 
 
 def test_a_cache_tokenised_by_another_tokenizer_is_found(root, monkeypatch):
-    """Its files and digests say one tokenizer, its rows are another's."""
-    files = tokenizer_files(400)  # of the same words, but with fewer merges and other ids
+    """The cache names one tokenizer, but its rows hold ids of another."""
+    files = tokenizer_files(400)  # same words, fewer merges, other ids
     definition = json.loads(files["tokenizer.json"])
     definition["model"]["merges"] = definition["model"]["merges"][::3]
     files["tokenizer.json"] = json.dumps(definition).encode()
@@ -137,13 +137,13 @@ def test_a_cache_tokenised_by_another_tokenizer_is_found(root, monkeypatch):
     monkeypatch.setattr("decant.pipelines.rows.shard.Tokenizer", Other)
     cache = tiny_cache(root, output=root / "tokenizer")
     monkeypatch.undo()
-    report = verified(cache, rows=4)
-    assert not report.structure.problems
-    assert wrong_in(report) == {"tokens spelled otherwise"}
+    result = verified(cache, rows=4)
+    assert not result.structure.problems
+    assert wrong_in(result) == {"tokens spelled otherwise"}
 
 
 @pytest.mark.parametrize("kind", ["lossless", "compact"])
-def test_a_tail_of_half_its_mass_is_found(root, kind, request, tmp_path):
+def test_a_tail_with_half_its_mass_is_found(root, kind, request, tmp_path):
     cache = request.getfixturevalue(kind)
 
     def halved(targets):
@@ -163,8 +163,8 @@ def test_one_node_of_the_tail_that_no_temperature_reads_is_found(lossless, tmp_p
     assert wrong == {"tail's mass at any node"}
 
 
-def test_log_probs_that_are_all_off_by_the_same_are_found(lossless, tmp_path):
-    """A shift that the softmax takes out again, and that who reads a log-prob alone does not."""
+def test_log_probs_that_are_all_shifted_equally_are_found(lossless, tmp_path):
+    """A softmax cancels such a shift, but code that reads single log-probs would be wrong."""
 
     def shifted(targets):
         mass = targets.tail_logmass - 0.1 * np.array(lossless.manifest.betas, np.float32)
@@ -174,19 +174,19 @@ def test_log_probs_that_are_all_off_by_the_same_are_found(lossless, tmp_path):
     assert wrong == {"head and tail, off from 1"}
 
 
-def test_an_id_that_is_not_of_the_top_k_is_found(lossless, tmp_path):
+def test_an_id_outside_the_top_k_is_found(lossless, tmp_path):
     def other_id(targets):
         ids = targets.ids.copy()
-        # The first id that is in none of the two sets.
+        # The first id outside top-k and draws.
         taken = np.concatenate([ids, targets.draws.ids], axis=1)
         ids[:, -1] = [next(v for v in range(512) if v not in row) for row in taken]
         return dataclasses.replace(targets, ids=ids)
 
-    report = verified(with_targets(copy_of(lossless, tmp_path / "c"), other_id), rows=4)
-    assert "ids not of the top 8" in wrong_in(report)
-    (content,) = report.content.values()
+    result = verified(with_targets(copy_of(lossless, tmp_path / "c"), other_id), rows=4)
+    assert "ids not of the top 8" in wrong_in(result)
+    (content,) = result.content.values()
     (count,) = [c for c in content.counts if c.what == "ids not of the top 8"]
-    # All but those positions where the replacement is the true one by chance.
+    # By chance the replacement is right at a few positions.
     assert 0.9 * content.positions < count.wrong <= content.positions
 
 
@@ -202,30 +202,30 @@ def test_an_id_that_is_not_of_the_top_k_is_found(lossless, tmp_path):
         (lambda t, d: Draws(d.ids, np.full_like(d.logprobs, -np.inf), d.betas), "draws missing"),
     ],
 )
-def test_draws_not_of_the_tail_or_not_as_likely_are_found(lossless, tmp_path, change, what):
+def test_wrong_or_missing_draws_are_found(lossless, tmp_path, change, what):
     def redrawn(targets):
         return dataclasses.replace(targets, draws=change(targets, targets.draws))
 
-    report = verified(with_targets(copy_of(lossless, tmp_path / "c"), redrawn), rows=4)
-    assert what in wrong_in(report)
+    result = verified(with_targets(copy_of(lossless, tmp_path / "c"), redrawn), rows=4)
+    assert what in wrong_in(result)
 
 
 def test_two_records_of_a_unit_exchanged_are_found_by_their_keys(lossless, tmp_path):
     path = copy_of(lossless, tmp_path / "c")
     first, second, *rest = records_of(path, 0)
-    report = verified(with_records(path, {0: [second, first, *rest]}))
-    assert [(p.unit, p.signal) for p in report.structure.problems] == [(0, "logits")] * 2
-    assert all("of another row" in p.got for p in report.structure.problems)
-    assert report.status == 1
+    result = verified(with_records(path, {0: [second, first, *rest]}))
+    assert [(p.unit, p.signal) for p in result.structure.problems] == [(0, "logits")] * 2
+    assert all("of another row" in p.got for p in result.structure.problems)
+    assert result.status == 1
 
 
 def test_the_files_of_two_units_exchanged_are_found_by_their_keys(lossless, tmp_path):
     path = copy_of(lossless, tmp_path / "c")
     rows = [unit.rows for unit in lossless.manifest.parts[0].units]
     a, b = next((i, j) for i in range(len(rows)) for j in range(i) if rows[i] == rows[j])
-    report = verified(with_records(path, {a: records_of(path, b), b: records_of(path, a)}))
-    assert {(p.unit, p.signal) for p in report.structure.problems} == {(a, "logits"), (b, "logits")}
-    assert report.status == 1
+    result = verified(with_records(path, {a: records_of(path, b), b: records_of(path, a)}))
+    assert {(p.unit, p.signal) for p in result.structure.problems} == {(a, "logits"), (b, "logits")}
+    assert result.status == 1
 
 
 def test_records_exchanged_together_with_their_keys_are_found_by_the_teacher(lossless, tmp_path):
@@ -244,21 +244,21 @@ def test_records_exchanged_together_with_their_keys_are_found_by_the_teacher(los
             swapped[j] = dataclasses.replace(frames[i], row_key=frames[j].row_key)
             units[number] = [frame.pack() for frame in swapped]
     assert units
-    report = verified(with_records(path, units))
-    assert not report.structure.problems
-    assert "KL at T = 1, nats" in wrong_in(report)
+    result = verified(with_records(path, units))
+    assert not result.structure.problems
+    assert "KL at T = 1, nats" in wrong_in(result)
 
 
 def test_another_teacher_is_refused_by_name(root, lossless):
     write_teacher(root / "other", seed=1)
-    report = verified(lossless, teacher=str(root / "other"))
-    assert report.status == 2
-    assert "other: teacher_id" in report.unable
-    assert "--teacher" in report.unable
-    assert not report.content
+    result = verified(lossless, teacher=str(root / "other"))
+    assert result.status == 2
+    assert "other: teacher_id" in result.unable
+    assert "--teacher" in result.unable
+    assert not result.content
 
 
-def test_a_teacher_that_moved_is_found_with_its_new_place(root, lossless):
+def test_a_teacher_that_moved_is_used_at_its_new_place(root, lossless):
     (root / "teacher").rename(root / "moved")
     try:
         assert "--teacher" in verified(lossless).unable
@@ -268,7 +268,7 @@ def test_a_teacher_that_moved_is_found_with_its_new_place(root, lossless):
 
 
 def test_a_teacher_with_another_tokenizer_is_refused_by_name(root, lossless):
-    """A cache captured while a wrong tokenizer.json lay beside the weights."""
+    """The cache was captured while a wrong tokenizer.json lay beside the weights."""
     file = root / "teacher" / "tokenizer.json"
     right = file.read_bytes()
     file.write_bytes(tokenizer_files(400)["tokenizer.json"])
@@ -278,7 +278,7 @@ def test_a_teacher_with_another_tokenizer_is_refused_by_name(root, lossless):
         file.write_bytes(right)
 
 
-def test_a_config_beside_the_tokenizer_that_is_not_the_teachers_is_told(lossless, tmp_path):
+def test_a_config_in_the_cache_that_is_not_the_teachers_is_a_problem(lossless, tmp_path):
     path = copy_of(lossless, tmp_path / "c")
     file = path / "tokenizer" / "config.json"
     file.write_text(file.read_text().replace("256", "257"))
@@ -294,7 +294,7 @@ def test_the_sample_is_the_same_each_time_and_spread_over_the_cache(lossless):
     assert sample_rows(lossless.manifest, structure, rows=4) == [rows]
 
 
-def test_the_command_says_it_in_json_and_in_its_exit_status(lossless, tmp_path, capsys):
+def test_the_command_reports_in_json_and_by_its_exit_status(lossless, tmp_path, capsys):
     assert main(["verify", str(lossless.path), "--rows", "2", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["status"] == 0
