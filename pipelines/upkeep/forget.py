@@ -63,8 +63,8 @@ def forget(cache: Path, *, source: str, documents: Sequence[int] = ()) -> tuple[
         present = ", ".join(map(str, sorted(forgot.documents)[:_NAMED]))
         raise ValueError(
             f"{cache}: holds no document at {missing[0]} of {source}; `inspect --row` shows where "
-            f"each begins{f' (found: {present})' if present else ''}. If this document is a copy of "
-            "an earlier one, it was not captured: forget the earlier one"
+            f"each begins{f' (found: {present})' if present else ''}. If this document is a copy "
+            "of an earlier one, it was not captured: forget the earlier one"
         )
     new = dataclasses.replace(manifest, parts=tuple(parts))
     if new == manifest:
