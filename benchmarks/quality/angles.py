@@ -175,13 +175,13 @@ class Gradients:
             )
         prior = tail_prior(self.shop.cache(ROWS), loss=loss, mesh=teacher_mesh())
         batch = {**self._rows(rows), **targets}
-        found = self._compiled[loss](
+        _, _, gradient = self._compiled[loss](
             self.params,
             {name: jnp.asarray(batch[name]) for name in loss_fields(loss.tail)},
             values=scheduled_values(loss, 0, steps=1),
             tables=Tables(prior=prior),
         )
-        return _vector(found[2])
+        return _vector(gradient)
 
     def _rows(self, rows: np.ndarray) -> Batch:
         return self.shop.cache(ROWS).read(rows, signals=())
@@ -205,8 +205,8 @@ def captured(logits: Logits, shop: Workshop, rows: np.ndarray) -> tuple[Batch, f
     shared = {"tables": _tables(logits, shop), "vocabulary": vocabulary}
     batch, size, positions = _empty(len(rows), spec, shop.study.sequence_length), 0, 0
     for i, row in enumerate(rows):
-        found, scored, key = _asked(shop, int(row), spec)
-        record = encode_logits(found, row_key=key, scored=scored, profile=logits.profile, **shared)
+        exact, scored, key = _exact_targets_of_row(shop, int(row), spec)
+        record = encode_logits(exact, row_key=key, scored=scored, profile=logits.profile, **shared)
         got = decode_logits([open_logits(record, where="benchmark")], **shared)
         batch["topk_ids"][i, scored, : got.k] = got.ids
         batch["topk_logprobs"][i, scored, : got.k] = got.logprobs
@@ -223,7 +223,9 @@ def captured(logits: Logits, shop: Workshop, rows: np.ndarray) -> tuple[Batch, f
 @lru_cache
 def _tables(logits: Logits, shop: Workshop) -> codecs.Tables:
     others = _shuffled(shop.cache(ROWS))[-CALIBRATION_ROWS:]
-    sample = join_targets([_asked(shop, int(row), logits.target_spec())[0] for row in others])
+    sample = join_targets(
+        [_exact_targets_of_row(shop, int(row), logits.target_spec())[0] for row in others]
+    )
     return codecs.fit(logits.profile, sample, vocabulary=shop.teacher.vocabulary)
 
 
@@ -233,8 +235,10 @@ def _shuffled(cache: Cache) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _asked(shop: Workshop, row: int, spec: TargetSpec) -> tuple[Targets, np.ndarray, bytes]:
-    """What the teacher says of a row as a capture asks it, which positions are scored, the key."""
+def _exact_targets_of_row(
+    shop: Workshop, row: int, spec: TargetSpec
+) -> tuple[Targets, np.ndarray, bytes]:
+    """The exact targets of a row's scored positions, the mask of these positions, the row's key."""
     teacher = shop.teacher
     read = shop.cache(ROWS).read([row], signals=())
     # The key seeds the draws. Any key that depends on the row alone will do.
@@ -242,8 +246,8 @@ def _asked(shop: Workshop, row: int, spec: TargetSpec) -> tuple[Targets, np.ndar
     at = jnp.asarray(uniform_starts(key, positions=len(scored)))
     hidden = teacher.hidden(np.array([row]))[0]
     head = Head(Vocabulary(teacher.unembedding.shape[1]))
-    found = _targets(hidden, teacher.unembedding, at, spec=spec, head=head)
-    of_row = {name: np.asarray(x)[scored] for name, x in found.items()}
+    arrays = _targets(hidden, teacher.unembedding, at, spec=spec, head=head)
+    of_row = {name: np.asarray(x)[scored] for name, x in arrays.items()}
     draws = None
     if spec.draws:
         draws = Draws(of_row["tail_ids"], of_row["tail_logprobs"], spec.draw_betas)

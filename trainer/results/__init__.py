@@ -1,1 +1,1 @@
-"""After a run: evaluate, export, generate, report, compare, sweep."""
+"""Commands on finished runs: evaluate, export, generate, report; and sweeps of runs."""

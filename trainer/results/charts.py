@@ -176,7 +176,7 @@ def _calibration(runs: Sequence[RunSummary]) -> Draw:
                 x, y = ([one[name] for one in bins] for name in ("confidence", "accuracy"))
                 _line(axis, number, run, x, y, marker="o", ms=3)
         evaluated = [run for run in runs if run.evaluation]
-        title = "Calibration: how often right"
+        title = "Calibration: accuracy at each confidence"
         _finish(axis, evaluated, title=title, x="probability of the likeliest token")
 
     return draw
@@ -193,7 +193,7 @@ def _values(lines: Sequence[dict[str, Any]], name: str) -> np.ndarray:
 
 
 def _fit_without_first(axis: Any) -> None:
-    """Fit the height to all values but each curve's first, which is far above the others."""
+    """Fit the height to all values but each curve's first, which may dwarf the others."""
     _fit(axis, [line.get_ydata()[1:] for line in axis.get_lines()])
 
 

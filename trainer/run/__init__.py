@@ -1,1 +1,1 @@
-"""A run: its loop, directory, checkpoints and logs."""
+"""One training run: the command `train`, its loop, and the files in the run's directory."""
