@@ -40,7 +40,7 @@ from decant.trainer.loss.batch_fields import to_device
 from decant.trainer.loss.layer_pairs import layer_pairs, number_layers
 from decant.trainer.loss.objective import Objective, Tables
 from decant.trainer.loss.position_chunks import tokens_at_once
-from decant.trainer.run.binding import Bound
+from decant.trainer.run.binding import Binding
 from decant.trainer.run.checkpoint import Checkpoints
 from decant.trainer.run.loop import TrainingLoop
 from decant.trainer.run.loss_inputs import principal_directions
@@ -123,7 +123,7 @@ def loop(config, batches, step, *, mesh, signals=()):
             signals=signals,
             batches=batches,
             checkpoints=Unsaved(Path(directory)),
-            bound=Bound({}),
+            binding=Binding({}),
             metrics=metrics,
             mesh=mesh,
             step=step,

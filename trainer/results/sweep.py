@@ -164,18 +164,20 @@ def rank_students(
     students: Mapping[str, Train], *, heldout_rows: int | None
 ) -> list[dict[str, Any]]:
     """Each student's held-out metrics and the settings that differ, the lowest KL bound first."""
-    bound = {name: read_run_settings(config.run) for name, config in students.items()}
-    keys = dict.fromkeys(key for settings in bound.values() for key in settings)
-    values = {key: {json.dumps(s.get(key)) for s in bound.values()} for key in keys}
+    run_settings = {name: read_run_settings(config.run) for name, config in students.items()}
+    keys = dict.fromkeys(key for settings in run_settings.values() for key in settings)
+    values = {key: {json.dumps(s.get(key)) for s in run_settings.values()} for key in keys}
     differing = [key for key in keys if len(values[key]) > 1]
     ranked = []
     for name, config in students.items():
-        evaluation = Evaluate(
+        evaluate_config = Evaluate(
             run=config.run, cache=config.cache, heldout_rows=heldout_rows, dtype=config.dtype
         )
-        settings = {key: bound[name].get(key) for key in differing}
+        settings = {key: run_settings[name].get(key) for key in differing}
         step = latest_step(config.run)
-        ranked.append({"name": name, "step": step, "settings": settings, **evaluate(evaluation)})
+        ranked.append(
+            {"name": name, "step": step, "settings": settings, **evaluate(evaluate_config)}
+        )
     return sorted(ranked, key=lambda student: student["heldout_kl_bound"])
 
 

@@ -55,7 +55,7 @@ _CODE_BEFORE = "0.4.0 or older"
 
 
 @dataclasses.dataclass(frozen=True)
-class Bound:
+class Binding:
     """The values that a run is bound to, and the names that `--allow` permits to differ."""
 
     values: dict[str, Any]
@@ -82,7 +82,7 @@ def bind(
     steps: int,
     signals: Sequence[str] = (),
     after: int = 0,
-) -> Bound:
+) -> Binding:
     """Write `run.json` for a new run; for an existing run, check that it has the same values.
 
     `others` are the caches of `config.data.caches`, `signals` the signals read besides `logits`,
@@ -96,17 +96,17 @@ def bind(
     path = config.run / BINDING
     if not path.exists():
         write_json(path, now)
-        return Bound(now)
+        return Binding(now)
     was, changes = _with_defaults(read_run_settings(config.run), now), read_run_changes(config.run)
     if differing := _differing(was, now):
-        _require_allowed(Bound(now, config.allow), was, where=str(config.run))
+        _require_allowed(Binding(now, config.allow), was, where=str(config.run))
         changes += [
             {"after": after, "name": name, "was": was.get(name), "now": now.get(name)}
             for name in differing
         ]
         write_json(path, {**now, _CHANGES: changes})
     # Recorded changes stay allowed: the newest checkpoint may still hold the values before them.
-    return Bound(now, (*config.allow, *(change["name"] for change in changes)))
+    return Binding(now, (*config.allow, *(change["name"] for change in changes)))
 
 
 def cache_at_start(cache: Cache, *, run: Path) -> Cache:
@@ -209,11 +209,11 @@ def _differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
 
 
-def _require_allowed(bound: Bound, was: Mapping[str, Any], *, where: str) -> None:
+def _require_allowed(binding: Binding, was: Mapping[str, Any], *, where: str) -> None:
     """Raise ValueError if a value differs that is not allowed to, or that never may."""
-    now = bound.values
+    now = binding.values
     never = {name: why for name in _differing(was, now) if (why := _why_never(name, was, now))}
-    refused = [name for name in _differing(was, now) if name in never or not bound.allows(name)]
+    refused = [name for name in _differing(was, now) if name in never or not binding.allows(name)]
     if not refused:
         return
     lines = [

@@ -16,7 +16,7 @@ from decant.trainer.config import Train
 from decant.trainer.data.batches import Batches
 from decant.trainer.judging.heldout import Evaluator
 from decant.trainer.loss.batch_fields import to_device
-from decant.trainer.run.binding import Bound
+from decant.trainer.run.binding import Binding
 from decant.trainer.run.checkpoint import Checkpoints
 from decant.trainer.run.metrics_log import MetricsLog
 from decant.trainer.run.processes import StopAgreement
@@ -35,8 +35,8 @@ class TrainingLoop:
     """Signals that go to the device with every batch, besides `logits`."""
     batches: Batches
     checkpoints: Checkpoints
-    bound: Bound
-    """Saved with every checkpoint."""
+    binding: Binding
+    """The values that the run is bound to; saved with every checkpoint."""
     metrics: MetricsLog
     mesh: Mesh
     step: Callable[[TrainState, dict], tuple[TrainState, dict]]
@@ -75,7 +75,7 @@ class TrainingLoop:
                 delayed.flush()
             heldout = self._evaluate(done, state) if evaluate else None
             if save := save or self.checkpoints.due(done, heldout=heldout):
-                data = {**self.batches.state(), "binding": self.bound.values}
+                data = {**self.batches.state(), "binding": self.binding.values}
                 self.checkpoints.save(state, data=data, heldout=heldout)
             if evaluate or save:
                 self.clock.restart()

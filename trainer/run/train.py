@@ -25,7 +25,7 @@ from decant.trainer.loss.batch_fields import check_targets
 from decant.trainer.loss.layer_pairs import Pairs
 from decant.trainer.loss.objective import Objective, Tables
 from decant.trainer.loss.projections import initial_projections
-from decant.trainer.run.binding import Bound, bind, cache_at_start
+from decant.trainer.run.binding import Binding, bind, cache_at_start
 from decant.trainer.run.checkpoint import Checkpoints, latest_step
 from decant.trainer.run.compilation_cache import keep_compiled_programs
 from decant.trainer.run.data_facts import cache_facts, write_data_facts
@@ -65,7 +65,7 @@ def train(config: Train) -> bool:
         prior=tail_prior(cache, loss=config.loss, mesh=mesh, others=taught(others)),
         directions=principal_directions(cache, pairs=pairs, mesh=mesh),
     )
-    bound, student, projections = first_then_others(
+    binding, student, projections = first_then_others(
         lambda: _begin(config, cache=cache, others=others, steps=steps, pairs=pairs, mesh=mesh)
     )
     graph, state = _first_state(student, projections, config=config.optimiser, mesh=mesh)
@@ -93,8 +93,8 @@ def train(config: Train) -> bool:
         stack.callback(batches.close)
         if checkpoints.latest is not None:
             state, saved = checkpoints.restore(state)
-            bound.require_same(saved.get("binding"), where=f"{config.run}, its checkpoint")
-            batches.restore(saved, allows=bound.allows)
+            binding.require_same(saved.get("binding"), where=f"{config.run}, its checkpoint")
+            batches.restore(saved, allows=binding.allows)
         metrics = cast(MetricsLog, SilentMetrics())
         if is_first_process():
             metrics = MetricsLog(
@@ -113,7 +113,7 @@ def train(config: Train) -> bool:
             signals=pairs.signals,
             batches=batches,
             checkpoints=checkpoints,
-            bound=bound,
+            binding=binding,
             metrics=metrics,
             mesh=mesh,
             step=make_train_step(
@@ -158,13 +158,13 @@ def _begin(
     steps: int,
     pairs: Pairs,
     mesh: Mesh,
-) -> tuple[Bound, Decoder, dict[str, np.ndarray]]:
+) -> tuple[Binding, Decoder, dict[str, np.ndarray]]:
     """The run's binding, first student and projections, each written to or read from its directory.
 
     Raises ValueError if the directory belongs to a run with other settings or data.
     """
     config.run.mkdir(parents=True, exist_ok=True)
-    bound = bind(
+    binding = bind(
         config,
         cache=cache,
         others=others,
@@ -187,7 +187,7 @@ def _begin(
     projections = initial_projections(
         pairs, width=student.config.hidden_size, run=config.run, seed=config.data.seed
     )
-    return bound, student, projections
+    return binding, student, projections
 
 
 def _first_state(

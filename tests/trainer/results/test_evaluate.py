@@ -65,10 +65,10 @@ def heldout(cache):
     return cache.rows(split="heldout")
 
 
-def expected(counted, *, k, prior=None, some=slice(None)):
+def expected(counted, *, k, prior=None, chosen=slice(None)):
     """Means by formulas over the whole vocabulary; `prior` is π [nodes, V]."""
-    z, s = counted["teacher"][some], counted["student"][some]
-    labels = counted["labels"][some]
+    z, s = counted["teacher"][chosen], counted["student"][chosen]
+    labels = counted["labels"][chosen]
     n = np.arange(len(z))
     order = np.argsort(-z, axis=-1, kind="stable")
     head = np.zeros(z.shape, bool)
@@ -88,9 +88,9 @@ def expected(counted, *, k, prior=None, some=slice(None)):
 
     bound, estimate, p, q, t, tau = kls(1.0, -1)
     warm_bound, warm_estimate, *_ = kls(T, NODE)
-    ids = counted["tail_ids"][some]
+    ids = counted["tail_ids"][chosen]
     if k < z.shape[-1]:
-        omega = np.take_along_axis(p, ids, -1) * np.exp(counted["tail_logweights"][some])
+        omega = np.take_along_axis(p, ids, -1) * np.exp(counted["tail_logweights"][chosen])
         inside = np.log(np.take_along_axis(p / t[:, None], ids, -1))
         inside -= np.log(np.take_along_axis(q / tau[:, None], ids, -1))
         unbiased = (bound + (omega * inside).sum(-1)).mean()
@@ -186,8 +186,8 @@ def test_groups_by_position_are_the_formulas_over_these_positions(evaluation, co
     for group in groups:
         group = dict(group)
         start, end = group.pop("position_from"), group.pop("position_to")
-        some = (counted["positions"] >= start) & (counted["positions"] <= end)
-        same(group, expected(counted, k=8, prior=pi(drawn_cache), some=some), rtol=1e-4)
+        chosen = (counted["positions"] >= start) & (counted["positions"] <= end)
+        same(group, expected(counted, k=8, prior=pi(drawn_cache), chosen=chosen), rtol=1e-4)
 
 
 def test_groups_by_frequency_are_the_formulas_over_these_labels(evaluation, counted, drawn_cache):
@@ -201,8 +201,8 @@ def test_groups_by_frequency_are_the_formulas_over_these_labels(evaluation, coun
         group = dict(group)
         low, high = group.pop("share_from"), group.pop("share_to")
         name = group.pop("frequency")
-        some = (shares == 0) if name == "never" else (shares >= low) & (shares < high)
-        same(group, expected(counted, k=8, prior=pi(drawn_cache), some=some), rtol=1e-4)
+        chosen = (shares == 0) if name == "never" else (shares >= low) & (shares < high)
+        same(group, expected(counted, k=8, prior=pi(drawn_cache), chosen=chosen), rtol=1e-4)
 
 
 def test_the_training_loops_held_out_metrics_agree(evaluation, run):
@@ -262,13 +262,13 @@ def test_what_is_masked_or_not_stored_does_not_matter():
     q = np.exp(log_softmax(logits))
     p = np.exp(teacher)
     for i in np.flatnonzero(mask):
-        some = ids[i, : 2 if i == 0 else 3]
-        t, tau = 1 - p[i, some].sum(), 1 - q[i, some].sum()
-        kl = (p[i, some] * np.log(p[i, some] / q[i, some])).sum() + t * np.log(t / tau)
+        chosen = ids[i, : 2 if i == 0 else 3]
+        t, tau = 1 - p[i, chosen].sum(), 1 - q[i, chosen].sum()
+        kl = (p[i, chosen] * np.log(p[i, chosen] / q[i, chosen])).sum() + t * np.log(t / tau)
         np.testing.assert_allclose(got.kl_bound[i], kl, rtol=1e-4)
         ours = set(np.argsort(-logits[i])[:5])
-        np.testing.assert_allclose(got.top5_agreement[i], len(ours & set(some)) / len(some))
-        low = np.minimum(p, q)[i, some].sum()
+        np.testing.assert_allclose(got.top5_agreement[i], len(ours & set(chosen)) / len(chosen))
+        low = np.minimum(p, q)[i, chosen].sum()
         np.testing.assert_allclose(got.acceptance_low[i], low, rtol=1e-5)
         np.testing.assert_allclose(got.acceptance_high[i], low + min(t, tau), rtol=1e-4)
     assert all(np.isfinite(x).all() for x in got if x is not None)
