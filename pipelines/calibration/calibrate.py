@@ -69,9 +69,9 @@ def calibrate(job: CalibrateJob) -> None:
     )
     moments = Moments(_layers_to_project(arrays, job.known))
     prior = PriorSums(k=job.signals.logits.k)
-    asked = OutputSpec(job.signals.logits.target_spec())
-    planned = plan_teacher(job, dataclasses.replace(asked, arrays=arrays))
-    outputs = run_sample(job.part, job.rows, planned, asked, observers=(prior, moments))
+    spec = OutputSpec(job.signals.logits.target_spec())
+    planned = plan_teacher(job, dataclasses.replace(spec, arrays=arrays))
+    outputs = run_sample(job.part, job.rows, planned, spec, observers=(prior, moments))
     targets = {
         place: output.targets
         for place, output in outputs.items()
@@ -137,15 +137,13 @@ def run_sample(
     part: Path,
     rows: PlannedRows,
     planned: PlannedTeacher,
-    asked: OutputSpec,
+    spec: OutputSpec,
     *,
     observers: Sequence[Observer],
 ) -> dict[tuple[int, int], RowOutput]:
     """The teacher's outputs for the sampled rows, by (unit, offset)."""
     sample = sample_places(rows, length=planned.sequence_length)
-    outputs = loaded_teacher(planned).run(
-        _read_rows(part, rows, sample), asked, observers=observers
-    )
+    outputs = loaded_teacher(planned).run(_read_rows(part, rows, sample), spec, observers=observers)
     return dict(zip(sample, outputs, strict=True))
 
 
@@ -215,10 +213,10 @@ def _save_logits_statistics(
     return save_statistics(job.part, arrays)
 
 
-def plan_teacher(job: CalibrateJob, asked: OutputSpec) -> PlannedTeacher:
+def plan_teacher(job: CalibrateJob, spec: OutputSpec) -> PlannedTeacher:
     """The teacher with every shape decided, for this worker's devices.
 
-    `asked` is everything that capture will compute: it decides the memory a batch takes. ValueError
+    `spec` is everything that capture will compute: it decides the memory a batch takes. ValueError
     if not even one row a device fits into memory.
     """
     rows = job.teacher.batch_rows
@@ -234,7 +232,7 @@ def plan_teacher(job: CalibrateJob, asked: OutputSpec) -> PlannedTeacher:
         quantize=job.teacher.quantize,
     )
     if rows == "auto" or (rows is None and jax.default_backend() != "cpu"):
-        return dataclasses.replace(planned, batch_rows=fitting_batch_rows(planned, asked))
+        return dataclasses.replace(planned, batch_rows=fitting_batch_rows(planned, spec))
     return planned
 
 

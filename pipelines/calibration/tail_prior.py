@@ -1,4 +1,4 @@
-"""What calibration adds up for the tail prior; decant.schemas.targets.prior says what it means."""
+"""The tail prior, summed over the calibration sample (defined in `schemas.targets.prior`)."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ from decant.schemas.targets.targets import BETAS
 
 
 class PriorSums:
-    """Observes a run: the tail prior of its rows, added up in float64."""
+    """Observes a run: sums the tail prior of its rows, batches in float64 on the host."""
 
     layers = ()
 
@@ -27,21 +27,21 @@ class PriorSums:
         self._totals: list[np.ndarray] = []
 
     def observe(self, batch: DeviceBatch) -> None:
-        """Add a batch's; waits for it. A row with NaN spoils its batch, which then is left out."""
+        """Add the batch's sums; blocks until the device is done. Ignores a batch with NaN."""
         counted = batch.inputs["loss_mask"]
-        found = self._sums(batch.hidden, batch.unembedding, counted, head=batch.head)
-        new = [np.asarray(x, np.float64) for x in found]
+        sums = self._sums(batch.hidden, batch.unembedding, counted, head=batch.head)
+        new = [np.asarray(x, np.float64) for x in sums]
         if np.isfinite(new[0]).all():
             old = self._totals or [np.zeros_like(x) for x in new]
             self._totals = [a + b for a, b in zip(old, new, strict=True)]
 
     def result(self) -> TailPrior | None:
-        """What `decant.schemas.targets.prior` stores; None if every batch was spoilt."""
+        """The tail prior; None if every batch had a NaN."""
         return TailPrior(*self._totals) if self._totals else None
 
 
 def _of_batch(hidden, unembedding, counted, *, k: int, head: Head):
-    """Each device adds up its rows, for its ids; then the rows of all."""
+    """Sums of one batch: each device sums its rows for its ids, then devices are added up."""
 
     def of_device(hidden, unembedding, counted):
         flat = hidden.reshape(-1, hidden.shape[-1])
@@ -62,7 +62,10 @@ def prior_sums(
     head: Head,
     chunk: int = CHUNK_TOKENS,
 ) -> tuple[Float[Array, "nodes here"], Float[Array, " here"]]:
-    """Σ p_T(v)·[v in the tail] at the nodes β > 0, and Σ [v in the tail], over counted tokens."""
+    """Σ p_T(v)·[v in the tail] at each node β = 1/T > 0, and Σ [v in the tail], both by id v.
+
+    The sums run over the `counted` tokens, `chunk` of them at a time. `here` are this device's ids.
+    """
     tokens, _ = hidden.shape
     here = unembedding.shape[1]
     chunk = min(chunk, tokens)
@@ -74,7 +77,7 @@ def prior_sums(
         hidden_C, counted_C = xs
         logits = head.logits(hidden_C, unembedding)
         parts = split_off_top_k(logits, k=k, vocabulary=head.vocabulary)
-        there = in_tail(parts, vocabulary=head.vocabulary) & counted_C[:, None]
+        tail = in_tail(parts, vocabulary=head.vocabulary) & counted_C[:, None]
         logprobs = parts.logits - parts.normaliser[:, None]
         top = parts.top - parts.normaliser[:, None]
         sums = []
@@ -83,8 +86,8 @@ def prior_sums(
                 jnp.log(jnp.sum(jnp.exp(beta * top), axis=-1)), parts.tail_logmass[:, node]
             )
             p = jnp.exp(beta * logprobs - z[:, None])
-            sums.append(jnp.sum(jnp.where(there, p, 0.0), axis=0))
-        return (totals[0] + jnp.stack(sums), totals[1] + jnp.sum(there, axis=0)), None
+            sums.append(jnp.sum(jnp.where(tail, p, 0.0), axis=0))
+        return (totals[0] + jnp.stack(sums), totals[1] + jnp.sum(tail, axis=0)), None
 
     nothing = jnp.zeros((len(BETAS) - 1, here)), jnp.zeros(here)
     totals, _ = lax.scan(add, nothing, (hidden, counted))

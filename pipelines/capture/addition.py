@@ -43,8 +43,8 @@ def lacking_signals(
             if settings(asked[name]) != settings(held):
                 raise ValueError(
                     f"{cache}: holds {name} with {settings(held)}, but the config asks for "
-                    f"{settings(asked[name])}. Ask for what it holds, or take it out first: "
-                    f"`decant remove {cache} {name}`, then `gc`"
+                    f"{settings(asked[name])}. Ask for the same settings, or take it out first: "
+                    f"`decant remove {cache} {name}`, then `decant gc {cache}`"
                 )
     return {
         name: signal
@@ -144,6 +144,6 @@ def _refuse_leftovers(layout: PartLayout, plan: Plan, *, cache: Path) -> None:
             commit = valid_commit(layout.root, name, number)
             if commit and commit.signal_id != signal.signal_id:
                 raise ValueError(
-                    f"{layout.commit(name, number)}: of another {name}, which was removed from "
-                    f"this cache but not deleted; run `decant gc {cache}` first"
+                    f"{layout.commit(name, number)}: belongs to another {name}, which was removed "
+                    f"from this cache but not deleted; run `decant gc {cache}` first"
                 )

@@ -74,7 +74,7 @@ class Capture:
                 f"{self.cache}: {len(part.sources)} new files make part {part.directory.number}"
             )
             self.manifest = part.run(self._known_directions())
-        assert self.manifest, "something was captured or there already"
+        assert self.manifest, "the first part was captured now or before"
         if self.manifest == before:
             for part in begun:
                 clean(part.layout, sealed=self.manifest, path=self._path(part))
@@ -88,13 +88,13 @@ class Capture:
                     break
                 return seal(self.cache, part.layout, read_plan(part.layout.plan), partial=True)
         raise ValueError(
-            f"{self.cache}: no capture is under way, so there is nothing to seal in part; run "
+            f"{self.cache}: no capture is unfinished, so there is nothing to seal in part; run "
             "without --seal-partial"
         )
 
     def _add_signals(self) -> None:
         """Give every sealed part the signals that the settings ask for and it lacks."""
-        assert self.manifest, "the first part is captured"
+        assert self.manifest, "the first part was captured now or before"
         new = {}
         for part in self.parts:
             sealed = self._sealed(part)
@@ -131,7 +131,7 @@ class Capture:
         if missing := [name for name in held if name != LOGITS and name not in asked]:
             raise ValueError(
                 f"{self.cache}: holds {', '.join(missing)}, which the config does not ask for: the "
-                "new part would lack it, and nobody could learn from it any more. Ask for it, or "
+                "new part would lack it, and the cache could no longer offer it. Ask for it, or "
                 f"take it out first: `decant remove {self.cache} {missing[0]}`"
             )
         lacking_signals(asked, self.manifest.parts if self.manifest else (), cache=self.cache)

@@ -45,7 +45,7 @@ class Worker:
     part: Path
     plan: Plan
     teacher: LoadedTeacher
-    asked: OutputSpec
+    spec: OutputSpec
     logits: LogitsSignal | None
     tables: Tables
 
@@ -96,16 +96,16 @@ def _make_worker(part: Path, plan: Plan) -> Worker:
     teacher = loaded_teacher(plan.teacher)
     logits = plan.signals.get(LOGITS)
     assert logits is None or isinstance(logits, LogitsSignal)
-    asked = OutputSpec(
+    spec = OutputSpec(
         logits.target_spec if logits else None, plan.arrays, _load_directions(part, plan)
     )
     # Canary rows are compared by their logits, also if the plan captures none.
-    compared = asked if logits else dataclasses.replace(asked, targets=TargetSpec(IDS))
+    compared = spec if logits else dataclasses.replace(spec, targets=TargetSpec(IDS))
     if plan.canary:
         canaries = teacher.run(read_canaries(part, plan), compared)
         check_canary(plan, part, [output.targets for output in canaries if output.targets])
     tables = load_tables(part, plan.statistics)
-    return Worker(part, plan, teacher, asked, logits, tables)
+    return Worker(part, plan, teacher, spec, logits, tables)
 
 
 def capture_unit(number: int, part: Path, plan_path: Path) -> None:
@@ -186,7 +186,7 @@ def _run_teacher(
     with the numbers of rows that gave NaN, if the plan does not skip such rows.
     """
     plan, bad = worker.plan, []
-    for offset, output in enumerate(worker.teacher.run(rows, worker.asked)):
+    for offset, output in enumerate(worker.teacher.run(rows, worker.spec)):
         if offset in tally.skipped:
             output = dataclasses.replace(output, finite=False)
         elif not output.finite:

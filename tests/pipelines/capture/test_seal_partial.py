@@ -66,7 +66,7 @@ def test_committed_units_are_sealed_and_the_rest_follows_in_parts_that_read_as_t
 ):
     config = tiny_settings(root, output=root / "in-parts", **SIGNALS)
     sealing = dataclasses.replace(config, seal_partial=True)
-    with pytest.raises(ValueError, match="no capture is under way"):
+    with pytest.raises(ValueError, match="no capture is unfinished"):
         precompute(sealing)
     readers: list[tuple[Cache, dict]] = []
     for _ in range(2):
@@ -95,7 +95,7 @@ def test_committed_units_are_sealed_and_the_rest_follows_in_parts_that_read_as_t
     report = verify(config.output, rows=12, teacher=None, memory=digest_memory())
     assert report.status == 0, report
     assert len(report.content) == 3
-    with pytest.raises(ValueError, match="no capture is under way"):
+    with pytest.raises(ValueError, match="no capture is unfinished"):
         precompute(sealing)
 
 
