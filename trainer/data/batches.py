@@ -1,8 +1,8 @@
-"""Batches of train rows in a shuffled order that can be continued exactly.
+"""Batches of train rows in a shuffled order that a resumed run continues exactly.
 
-Grain shuffles and batches *row numbers*; one vectorised read a batch runs in a thread that is
-ahead of the step. Its state is a bare index, which another seed, batch or set of rows would
-accept silently and turn into other data: hence the fingerprint beside it.
+Grain shuffles and batches *row numbers*. A thread ahead of the update reads each batch with one
+vectorised call. Grain's state is a bare index: restored with another seed, batch size or set of
+rows it gives other data without an error. A fingerprint of these is therefore saved with it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,22 @@ import numpy as np
 
 from decant.schemas import Cache
 from decant.trainer.config import Data
-from decant.trainer.data.mixture import Reader, Turns, shares
+from decant.trainer.data.mixture import MixtureReader, Turns, cache_shares
 
 BATCHES_AHEAD = 2
-# Endless for any run; Grain's own endless repetition overflows with batches of one row.
+# More than any run needs; Grain's own endless repetition overflows with batches of one row.
 EPOCHS = 1_000_000
 ROWS = 10**12
+"""Rows of a mixture, for the same reason."""
 _SETTINGS = {"seed": "data.seed", "batch_rows": "data.batch_rows", "caches": "data.caches"}
-"""What `--allow` calls the parts of a fingerprint; the others are the cache's."""
+"""Name in `--allow` of each fingerprint entry; the other entries are `rows_id`."""
 
 
 class Batches:
-    """Endless batches: dicts as from `Cache.read`, and their `rows`, those of all processes."""
+    """Endless batches: dicts as from `Cache.read`, with `rows`, the row numbers of all processes.
+
+    With several caches an entry of `rows` is `PATH:NUMBER`.
+    """
 
     def __init__(
         self,
@@ -38,11 +42,12 @@ class Batches:
         signals: Sequence[str] = (),
         here: np.ndarray | None = None,
     ):
-        """Read `logits` and, undecoded, these signals too; of `others` as `config.caches` weighs.
+        """Batches of `cache`, mixed with `others` in the proportions of `config.caches`.
 
-        `here` are the places of a batch whose rows this process reads (None: all). Every process
-        shuffles all rows and takes its own of each batch, so that the order is the same on any
-        number of them.
+        `signals` are read, undecoded, beside `logits`. `here` are the indices of a batch whose rows
+        this process reads (None: all). Every process shuffles all rows and reads its part of each
+        batch, so that the order does not depend on the number of processes. ValueError if the
+        train rows of `cache` do not fill one batch.
         """
         self._caches, self._config = [cache, *others], config
         self._signals, self._here = signals, here
@@ -57,11 +62,11 @@ class Batches:
         self._iterator = self._from(0)
 
     def next(self) -> dict[str, np.ndarray]:
-        """The next batch, usually read already."""
+        """The next batch, which the thread has usually read already."""
         return next(self._iterator)
 
     def state(self) -> dict[str, Any]:
-        """Position after the batches taken so far, with what it is a position in."""
+        """The position after the batches taken so far, with the fingerprint of the data."""
         return {
             "position": self._iterator.get_state(),
             "first_row": self._first_row,
@@ -71,10 +76,11 @@ class Batches:
     def restore(
         self, state: dict[str, Any], *, allows: Callable[[str], bool] = lambda _: False
     ) -> None:
-        """Go to a saved position. ValueError if it is one in other data that is not allowed.
+        """Go to a saved position.
 
-        In batches of another size the next row is the same; in another order or other rows it is
-        the first.
+        `allows` says whether a setting may differ. ValueError if the position belongs to other data
+        and a differing setting is not allowed. If only the batch size differs, the next batch
+        begins at the next row. If rows or their order differ, it begins at the first row.
         """
         saved, first = state["fingerprint"], state.get("first_row", 0)
         differing = {name for name, now in self.fingerprint.items() if saved.get(name) != now}
@@ -85,7 +91,7 @@ class Batches:
                 for name in refused
             ]
             raise ValueError(
-                "this data position is one in other data and would continue elsewhere: "
+                "this position belongs to other data, where it would give other rows: "
                 + "; ".join(differences)
             )
         if differing == {"batch_rows"}:
@@ -103,10 +109,10 @@ class Batches:
         self._iterator.close()
 
     def _from(self, first: int) -> Any:
-        """Batches from this row of the run on."""
+        """An iterator over batches from row `first` of the run."""
         self._first_row = first
         order, read = _order(self._caches, self._config), self._read()
-        # One reader thread: numbers are free, and a batch is one vectorised read behind it.
+        # One thread for row numbers, which cost nothing; the thread below reads the rows.
         numbers = order[first:].batch(self._config.batch_rows)
         batches = numbers.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
         return iter(
@@ -119,48 +125,54 @@ class Batches:
         (cache, *others), here = self._caches, self._here
         signals = ("logits", *self._signals)
 
-        def mine(values: np.ndarray) -> np.ndarray:
+        def of_this_process(values: np.ndarray) -> np.ndarray:
             return values if here is None else values[here]
 
-        def one(numbers: np.ndarray) -> dict[str, np.ndarray]:
-            # As stored: a byte a number crosses to the device, not four.
-            return {"rows": numbers, **cache.read(mine(numbers), signals=signals, decode=False)}
+        def read_one_cache(numbers: np.ndarray) -> dict[str, np.ndarray]:
+            # Undecoded, so that one byte a number is sent to the device instead of four.
+            batch = cache.read(of_this_process(numbers), signals=signals, decode=False)
+            return {"rows": numbers, **batch}
 
         if not others:
-            return one
-        reader = Reader(self._caches, signals=self._signals)
-        paths = [str(some.path) for some in self._caches]
+            return read_one_cache
+        reader = MixtureReader(self._caches, signals=self._signals)
+        paths = [str(source.path) for source in self._caches]
 
-        def several(elements: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+        def read_several_caches(elements: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
             owners, numbers = elements
-            called = [f"{paths[o]}:{n}" for o, n in zip(owners, numbers, strict=True)]
-            return {"rows": np.array(called), **reader.read(mine(owners), mine(numbers))}
+            names = [f"{paths[o]}:{n}" for o, n in zip(owners, numbers, strict=True)]
+            batch = reader.read(of_this_process(owners), of_this_process(numbers))
+            return {"rows": np.array(names), **batch}
 
-        return several
+        return read_several_caches
 
 
-def updates(cache: Cache, *, config: Data) -> int:
-    """How many updates a run makes: `steps`, or as many whole batches as `epochs` of the main
-    cache hold, with the others' rows among them."""
+def number_of_updates(cache: Cache, *, config: Data) -> int:
+    """The number of updates of a run.
+
+    It is `config.steps`, or the number of whole batches in `config.epochs` passes over the main
+    cache `cache`, with the rows of the other caches mixed in.
+    """
     if config.steps is not None:
         return config.steps
     rows = config.epochs * len(cache.rows(split="train"))
-    return int(rows / shares(config)[0]) // config.batch_rows
+    return int(rows / cache_shares(config)[0]) // config.batch_rows
 
 
 def _order(caches: Sequence[Cache], config: Data) -> grain.MapDataset:
-    """All rows of a run: numbers, or (cache, number) where there are several."""
+    """All rows of a run in order: row numbers, or (cache, row number) for several caches."""
 
     def shuffled(cache: Cache, seed: int) -> grain.MapDataset:
         numbers = grain.MapDataset.source(cache.rows(split="train").tolist())
         return numbers.shuffle(seed=seed % 2**32).repeat(EPOCHS)
 
-    # An order of its own for each, of which the main cache's is what it would be alone.
+    # Each cache has its own order. That of the main cache is the same as without other caches.
     orders = [shuffled(cache, config.seed + 7919 * i) for i, cache in enumerate(caches)]
     if len(orders) == 1:
         return orders[0]
-    turns = Turns(shares(config))
+    turns = Turns(cache_shares(config))
 
+    # Not grain.MapDataset.mix: its order of caches differs, and runs that began would change.
     def element(row: int) -> tuple[int, Any]:
         owner, turn = turns.at(row)
         return owner, orders[owner][turn]

@@ -1,7 +1,7 @@
-"""Several caches as one stream of rows: whose turn it is, whether they fit, how they are read.
+"""Several caches mixed into one stream of rows: their turns, their checks and their reader.
 
-A cache without the teacher's targets (`decant tokenise`) may be among them: nothing is
-stored of its rows, so they are learned from their own next tokens alone.
+Caches without a teacher's targets (`decant tokenise`) are allowed. Their rows are learned from
+their next tokens alone.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from decant.trainer.loss.layer_pairs import Pairs
 
 _BLOCK = 1 << 16
 _GOLDEN = 2654435769
-"""2³² / φ. Multiples of it fill a circle more evenly than those of any other number do, so every
-stretch of rows, however short, has about each cache's share of it."""
-_ABSENT = ("topk_logprobs", "tail_logmass", "tail_logprobs", "tail_logweights")
-"""Arrays in which −inf says that nothing is stored; 0 in all others."""
+"""2³² / φ. Multiples of this number modulo 2³² are spread most evenly, so that every stretch of
+rows, however short, has about each cache's share of rows."""
+_INFINITE_IF_ABSENT = ("topk_logprobs", "tail_logmass", "tail_logprobs", "tail_logweights")
+"""Arrays that are padded with −inf; all others are padded with 0."""
 
 Arrays = dict[str, np.ndarray]
 
 
 class Turns:
-    """Which cache each row is of, and how many rows of that cache came before it.
+    """The cache of each row of a mixture, and the number of earlier rows of that cache.
 
-    A function of the row's number and the shares alone, so that any position can be gone on from.
+    Both depend on the row's number and the shares only, so that a run can resume at any row.
     """
 
     def __init__(self, shares: Sequence[float]):
@@ -44,7 +44,7 @@ class Turns:
         self._ranked = functools.lru_cache(maxsize=4)(self._ranks)
 
     def at(self, row: int) -> tuple[int, int]:
-        """(cache, its rows before) of this row, counted from the run's first."""
+        """(cache, number of earlier rows of that cache) for a row counted from the run's start."""
         block, offset = divmod(row, _BLOCK)
         owners, ranks = self._ranked(block)
         owner = int(owners[offset])
@@ -72,39 +72,39 @@ class Turns:
 
 
 def open_others(config: Data) -> list[Cache]:
-    """The caches that are mixed in. ValueError for a weight that means nothing."""
+    """The caches to mix with the main one. ValueError for a weight that is not above 0."""
     for number, mixed in enumerate(config.caches):
         if not 0 < mixed.weight < math.inf:
             raise ValueError(
-                f"data.caches[{number}].weight is {mixed.weight}; it is above 0, where the main "
-                "cache's is 1"
+                f"data.caches[{number}].weight is {mixed.weight}; it must be finite and above 0. "
+                "The main cache has weight 1"
             )
     return [open_cache(mixed.path) for mixed in config.caches]
 
 
-def shares(config: Data) -> list[float]:
-    """Of the main cache and those mixed in, of all rows."""
+def cache_shares(config: Data) -> list[float]:
+    """The share of all rows that each cache has: the main cache, then those of `config.caches`."""
     weights = [1.0, *(mixed.weight for mixed in config.caches)]
     return [weight / sum(weights) for weight in weights]
 
 
-def taught(caches: Sequence[Cache]) -> list[Cache]:
-    """Those that hold what a teacher said."""
+def caches_with_targets(caches: Sequence[Cache]) -> list[Cache]:
+    """The caches that hold a teacher's targets."""
     return [cache for cache in caches if "logits" in cache.manifest.signals]
 
 
 def check_mixture(cache: Cache, others: Sequence[Cache], *, loss: Loss, pairs: Pairs) -> None:
-    """ValueError that says what of the others does not go with the main cache."""
+    """ValueError if one of `others` cannot be mixed with the main cache for this loss."""
     for other in others:
-        for what in ("tokenizer", "vocabulary_size", "sequence_length"):
-            here, there = getattr(cache.manifest, what), getattr(other.manifest, what)
+        for field in ("tokenizer", "vocabulary_size", "sequence_length"):
+            here, there = getattr(cache.manifest, field), getattr(other.manifest, field)
             if here != there:
                 raise ValueError(
-                    f"{other.path}: {what.replace('_', ' ')} {there}, but {cache.path} has {here}; "
-                    "one batch cannot hold rows of both. Capture with the same tokenizer and "
-                    "--corpus.sequence-length"
+                    f"{other.path}: {field.replace('_', ' ')} {there}, but {cache.path} has "
+                    f"{here}; one batch cannot hold rows of both. Capture with the same tokenizer "
+                    "and --corpus.sequence-length"
                 )
-    for other in taught(others):
+    for other in caches_with_targets(others):
         check_targets(other, loss=loss)
         for name in pairs.signals:
             _check_signal(cache, other, name)
@@ -112,7 +112,7 @@ def check_mixture(cache: Cache, others: Sequence[Cache], *, loss: Loss, pairs: P
         if loss.tail == "prior" and teachers[0] != teachers[1]:
             raise ValueError(
                 f"{other.path}: captured from another teacher than {cache.path} (teacher_id "
-                f"{teachers[1][:12]}, {teachers[0][:12]}), and loss.tail = prior takes one "
+                f"{teachers[1][:12]}, {teachers[0][:12]}), but loss.tail = prior uses one "
                 "teacher's mean tail for all rows. Use --loss.tail sampled or bucket"
             )
 
@@ -126,13 +126,13 @@ def _check_signal(cache: Cache, other: Cache, name: str) -> None:
     if not same:
         raise ValueError(
             f"{other.path}: its {name} is {_described(there)}, but the one in {cache.path} is "
-            f"{_described(here)}; a term of the loss compares all rows with the same thing. "
-            "Capture it as there, from the same teacher, or leave the term out"
+            f"{_described(here)}; a term of the loss needs the same kind of array for all rows. "
+            f"Capture {name} with the settings and teacher of {cache.path}, or leave out the term"
         )
 
 
 def _meaning(signal: Any) -> Any:
-    """What must be equal for two arrays to be the same kind of numbers."""
+    """The fields of a signal that decide what its numbers mean; the others are made equal."""
     free = {"signal_id": "", "shard_rows": 0}
     if isinstance(signal, HiddenSignal):
         free |= {"variance_kept": 1.0, "directions": "some" if signal.directions else None}
@@ -144,53 +144,57 @@ def _described(signal: Any) -> str:
         return f"{signal.dtype}, width {signal.width}, of teacher {signal.teacher_id[:12]}"
     if isinstance(signal, AttentionSignal):
         return f"{signal.dtype}, heads {signal.heads}, of teacher {signal.teacher_id[:12]}"
-    return "not there"
+    return "missing"
 
 
-class Reader:
-    """Reads rows of several caches into arrays whose shapes never depend on which rows they are."""
+class MixtureReader:
+    """Reads rows of several caches into arrays whose shapes do not depend on the rows."""
 
     def __init__(self, caches: Sequence[Cache], *, signals: Sequence[str]):
-        """`signals` beside `logits`, undecoded; of caches that have any."""
+        """`signals` are read, undecoded, beside `logits`, from the caches that have targets."""
         self._reads: list[Callable[[np.ndarray], Arrays]] = []
         for cache in caches:
-            wanted = ("logits", *signals) if taught([cache]) else ()
-            self._reads.append(functools.partial(cache.read, signals=wanted, decode=False))
+            signal_names = ("logits", *signals) if caches_with_targets([cache]) else ()
+            self._reads.append(functools.partial(cache.read, signals=signal_names, decode=False))
         first = [read(cache.rows()[:1]) for read, cache in zip(self._reads, caches, strict=True)]
-        self._shapes = _common(first, drawn=[f for f in first if "topk_ids" in f])
+        self._shapes = _common_shapes(first)
 
     def read(self, owners: np.ndarray, numbers: np.ndarray) -> Arrays:
-        """Row `numbers[i]` of cache `owners[i]`, undecoded, at index i."""
+        """The arrays of a batch, undecoded: at index i row `numbers[i]` of cache `owners[i]`."""
         out = {
-            name: np.full((len(numbers), *shape), -np.inf if name in _ABSENT else 0, dtype)
+            name: np.full(
+                (len(numbers), *shape), -np.inf if name in _INFINITE_IF_ABSENT else 0, dtype
+            )
             for name, (shape, dtype) in self._shapes.items()
         }
         for owner in np.unique(owners):
             slots = np.flatnonzero(owners == owner)
-            found = self._reads[owner](numbers[slots])
-            for name in out.keys() & found.keys():
-                values = _at_common_nodes(name, found[name], self._shapes[name][0])
+            rows = self._reads[owner](numbers[slots])
+            for name in out.keys() & rows.keys():
+                values = _at_common_nodes(name, rows[name], self._shapes[name][0])
                 out[name][(slots, *(slice(length) for length in values.shape[1:]))] = values
         return out
 
 
-def _common(
-    first: Sequence[Arrays], *, drawn: Sequence[Arrays]
-) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape of a row and type of each array: as long as the longest, of nodes those all have."""
-    found: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+def _common_shapes(first: Sequence[Arrays]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """The shape of a row and the type of each array, from the first row of each cache.
+
+    Axes are as long as the longest. `tail_logmass` has the nodes that all caches have.
+    """
+    with_targets = [arrays for arrays in first if "topk_ids" in arrays]
+    shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
     for name in dict.fromkeys(name for arrays in first for name in arrays):
-        if name in DRAWS and any(name not in arrays for arrays in drawn):
-            continue  # Not every teacher's tail was drawn from: nobody asked for draws.
-        having = [arrays[name] for arrays in first if name in arrays]
-        lengths = zip(*(array.shape[1:] for array in having), strict=True)
+        if name in DRAWS and any(name not in arrays for arrays in with_targets):
+            continue  # A cache with targets has no draws, so the loss does not read draws.
+        present = [arrays[name] for arrays in first if name in arrays]
+        lengths = zip(*(array.shape[1:] for array in present), strict=True)
         pick = min if name == "tail_logmass" else max
-        found[name] = (tuple(pick(length) for length in lengths), having[0].dtype)
-    return found
+        shapes[name] = (tuple(pick(length) for length in lengths), present[0].dtype)
+    return shapes
 
 
 def _at_common_nodes(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The tail's mass at the nodes that all caches have: those of `lossless` are more."""
+    """`tail_logmass` at the nodes that all caches have; lossless caches store more nodes."""
     if name != "tail_logmass" or values.shape[-1] == shape[-1]:
         return values
     nodes = nodes_of(values)

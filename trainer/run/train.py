@@ -18,8 +18,8 @@ from decant.models.mesh.execution import Execution
 from decant.models.mesh.sharding import local_rows, row_shard_count, student_mesh
 from decant.schemas import Cache, open_cache
 from decant.trainer.config import Optimiser, Train
-from decant.trainer.data.batches import Batches, updates
-from decant.trainer.data.mixture import check_mixture, open_others, taught
+from decant.trainer.data.batches import Batches, number_of_updates
+from decant.trainer.data.mixture import caches_with_targets, check_mixture, open_others
 from decant.trainer.judging.heldout import make_evaluator
 from decant.trainer.loss.batch_fields import check_targets
 from decant.trainer.loss.layer_pairs import Pairs
@@ -54,7 +54,7 @@ def train(config: Train) -> bool:
     if config.compilation_cache:
         keep_compiled_programs(config.run)
     cache = cache_at_start(open_cache(config.cache), run=config.run)
-    steps = updates(cache, config=config.data)
+    steps = number_of_updates(cache, config=config.data)
     mesh = student_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     _check_batch(config, steps=steps, row_shards=row_shard_count(mesh))
     check_targets(cache, loss=config.loss)
@@ -62,7 +62,7 @@ def train(config: Train) -> bool:
     others = open_others(config.data)
     check_mixture(cache, others, loss=config.loss, pairs=pairs)
     tables = Tables(
-        prior=tail_prior(cache, loss=config.loss, mesh=mesh, others=taught(others)),
+        prior=tail_prior(cache, loss=config.loss, mesh=mesh, others=caches_with_targets(others)),
         directions=principal_directions(cache, pairs=pairs, mesh=mesh),
     )
     binding, student, projections = first_then_others(

@@ -1,4 +1,4 @@
-"""The parameters that are not frozen, taken out of all parameters and put back."""
+"""The parameters that are not frozen: selected from all parameters, and put back among zeros."""
 
 from __future__ import annotations
 
@@ -13,22 +13,28 @@ from decant.trainer.update.parameter_names import Path, Tree, matches, names, re
 
 
 class TrainedPart:
-    """The parameters that are not frozen, as a tree of their own that an optimiser works on."""
+    """Selects the parameters that are not frozen from trees with the parameters' structure.
+
+    A frozen layer of a stacked array is cut out; a fully frozen array is absent.
+    """
 
     def __init__(self, params: Tree, *, freeze: Sequence[str]):
-        """ValueError if a pattern names nothing, or together they name everything."""
+        """`freeze` are patterns of parameter names.
+
+        ValueError if a pattern matches no parameter, or all parameters are frozen.
+        """
         require_matches(params, freeze, setting="optimiser.freeze")
         self._layers: dict[Path, np.ndarray | None] = {}
-        """Which layers of an array are trained; None: all there is of it. Others are not here."""
-        for path, called in names(params).items():
-            moves = np.array([not matches(name, freeze) for name in called])
-            if moves.any():
-                self._layers[path] = None if moves.all() else np.flatnonzero(moves)
+        """Trained layers by array; None: every layer. Fully frozen arrays have no entry."""
+        for path, array_names in names(params).items():
+            trained = np.array([not matches(name, freeze) for name in array_names])
+            if trained.any():
+                self._layers[path] = None if trained.all() else np.flatnonzero(trained)
         if not self._layers:
             raise ValueError(f"optimiser.freeze = {list(freeze)} leaves nothing to train")
 
     def select(self, tree: Tree) -> Tree:
-        """What is trained of a tree that is like the parameters."""
+        """The trained part of `tree`, which has the structure of the parameters."""
         flat: Any = flatten_dict(tree)
         return unflatten_dict(
             {
@@ -38,7 +44,7 @@ class TrainedPart:
         )
 
     def with_zeros(self, trained: Tree, *, like: Tree) -> Tree:
-        """The whole tree again, zero where nothing is trained."""
+        """A tree with the structure of `like`: `trained` where it has values, zeros elsewhere."""
         flat: Any = flatten_dict(trained)
 
         def whole(path: Path, array: Any) -> Any:

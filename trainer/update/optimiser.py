@@ -1,7 +1,7 @@
-"""AdamW, Adafactor and Muon, the learning rate over a run, and what weight decay pulls at.
+"""AdamW, Adafactor and Muon; the learning rate over a run; the parameters with weight decay.
 
-Blocks are stacked, one array for all layers, which no optimiser may notice: each layer's matrix
-is factored, clipped or orthogonalised by itself.
+One array stacks a parameter of all blocks. Each layer's matrix is still factored, clipped or
+orthogonalised by itself.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from decant.trainer.update.parameter_names import (
 )
 
 _MUON_RMS = 0.2
-"""Root mean square of an update by Muon: AdamW's, so that both take the same learning rate
-(Liu et al. 2025, "Muon is Scalable for LLM Training")."""
+"""Root mean square of a Muon update. AdamW's is about the same, so that both can use the same
+learning rate (Liu et al. 2025, "Muon is Scalable for LLM Training")."""
 
 _IN_LAST_BUT_ONE = MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
 _INTO_HEADS = MuonDimensionNumbers(reduction_axis=-3, output_axis=(-2, -1))
@@ -41,22 +41,23 @@ _MATRICES = {
     "up": _IN_LAST_BUT_ONE,
     "down": _IN_LAST_BUT_ONE,
 }
-"""Axes of a block's matrices, counted from the last: those before are layers and experts."""
+"""Input and output axes of a block's matrices, counted from the last. Axes before them are layers
+and experts."""
 
 
 def make_optimiser(config: Optimiser) -> optax.GradientTransformation:
-    """From gradients to what the learning rate, applied outside, is multiplied with.
+    """Transforms gradients into directions; the caller multiplies them by −learning rate.
 
-    Frozen parameters have no moments and a direction of zero.
+    Frozen parameters have no moments, and their direction is zero.
     """
 
     def init(params: Tree) -> Any:
         trained = TrainedPart(params, freeze=config.freeze)
-        return _chain(config, decay=decayed(params, config)).init(trained.select(params))
+        return _chain(config, decay=has_weight_decay(params, config)).init(trained.select(params))
 
     def update(updates: Tree, state: Any, params: Tree = None) -> tuple[Tree, Any]:
         trained = TrainedPart(params, freeze=config.freeze)
-        chain = _chain(config, decay=decayed(params, config))
+        chain = _chain(config, decay=has_weight_decay(params, config))
         moves, state = chain.update(trained.select(updates), state, trained.select(params))
         return trained.with_zeros(moves, like=params), state
 
@@ -81,27 +82,29 @@ def learning_rate(config: Optimiser, *, steps: int) -> optax.Schedule:
 
 
 def _falling_steps(config: Optimiser, *, steps: int) -> int:
-    """Updates at the end of `wsd` in which the rate falls: not those of the warm-up."""
+    """Updates at the end of `wsd` in which the rate falls; none of the warm-up's."""
     return max(1, min(round(steps * config.decay_fraction), steps - config.warmup_steps))
 
 
-def decayed(params: Tree, config: Optimiser) -> dict[Path, bool]:
-    """Whether weight decay pulls at each array. By name: stacked norms are matrices in shape.
+def has_weight_decay(params: Tree, config: Optimiser) -> dict[Path, bool]:
+    """Whether each array has weight decay.
 
-    ValueError if `no_decay` names some layers of an array and not the others.
+    Decided by name, because stacked norms have the shape of a matrix. ValueError if `no_decay`
+    names only some layers of an array, or no parameter at all.
     """
     explicit = [p for p in config.no_decay if p not in Optimiser().no_decay]
     require_matches(params, explicit, setting="optimiser.no_decay")
-    found = {}
-    for path, called in names(params).items():
-        spared = [name for name in called if matches(name, config.no_decay)]
-        if spared and len(spared) < len(called):
+    has_decay = {}
+    for path, layer_names in names(params).items():
+        spared = [name for name in layer_names if matches(name, config.no_decay)]
+        if spared and len(spared) < len(layer_names):
             raise ValueError(
                 f"optimiser.no_decay: {list(config.no_decay)} names {spared[0]} but not all of "
-                f"the {len(called)} layers; weight decay is the same for all of them"
+                f"the {len(layer_names)} layers; all layers of a parameter must have weight decay "
+                "or none"
             )
-        found[path] = not spared
-    return found
+        has_decay[path] = not spared
+    return has_decay
 
 
 def _chain(config: Optimiser, *, decay: Mapping[Path, bool]) -> optax.GradientTransformation:
@@ -120,7 +123,7 @@ def _adam(config: Optimiser) -> optax.GradientTransformation:
 
 
 def _adafactor(config: Optimiser) -> optax.GradientTransformation:
-    """As Shazeer and Stern 2018: no first moment, updates relative to the size of the weights."""
+    """Shazeer and Stern 2018: no first moment, updates relative to the size of the weights."""
     one = optax.chain(
         optax.scale_by_factored_rms(),
         optax.clip_by_block_rms(1.0),
@@ -130,7 +133,7 @@ def _adafactor(config: Optimiser) -> optax.GradientTransformation:
 
 
 def _muon(config: Optimiser) -> optax.GradientTransformation:
-    """Muon for the blocks' matrices, Adam for everything else, the embedding and head among it."""
+    """Muon for the blocks' matrices; Adam for all other parameters, such as embedding and head."""
 
     axes: Any = lambda tree: _by_path(tree, lambda path, _: _MATRICES[path[-1]])  # noqa: E731
 
@@ -150,7 +153,7 @@ def _muon(config: Optimiser) -> optax.GradientTransformation:
 
 
 def _muon_size(x: jax.Array, axes: MuonDimensionNumbers) -> float:
-    """√max(in, out) · 0.2: an orthogonal matrix's entries have a mean square of 1/max(in, out)."""
+    """√max(in, out) · 0.2, as entries of an orthogonal matrix have mean square 1/max(in, out)."""
 
     def length(which: Any) -> int:
         chosen = which if isinstance(which, tuple) else (which,)
@@ -164,7 +167,7 @@ def _layers_or_rest(params: Tree) -> Any:
 
 
 def _per_layer(one: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`one` for each layer of each stacked array by itself: its state has their axis too."""
+    """`one` applied to each layer of each stacked array. Its state has the layer axis first."""
 
     def init(params: Tree) -> Any:
         return {_name(path): jax.vmap(one.init)(x) for path, x in _leaves(params)}
@@ -182,7 +185,7 @@ def _per_layer(one: optax.GradientTransformation) -> optax.GradientTransformatio
 
 
 def _by_path(tree: Tree, function: Callable[[Path, Any], Any]) -> Any:
-    """`function` of each array and its path. What optax masked out stays as it is."""
+    """`function(path, array)` of each array. Nodes that optax masked out are kept."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: function(tuple(key.key for key in path), x), tree
     )

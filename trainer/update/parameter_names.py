@@ -1,8 +1,8 @@
-"""Which parameters a pattern such as `layers.*norm` names, and those that are trained.
+"""Names of parameters, and the patterns such as `layers.*norm` that match them.
 
-Parameters are called `embedding`, `layers.0.query`, …, `final_norm`, `head`, and those that are
-trained beside the student `projections.NAME`. Blocks are stacked in memory, one array for all
-layers; here each layer of it has a name of its own, so that some of them can be frozen.
+Parameters are named `embedding`, `layers.0.query`, …, `final_norm`, `head`, and `projections.NAME`
+for projections. One array stacks a parameter of all blocks; here each layer of the array has its
+own name, so that patterns can select single layers.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from flax.traverse_util import flatten_dict
 STACKED, LAYERS = "blocks", "layers"
 Path = tuple[str, ...]
 Tree = Any
-"""Parameters, or what is like them: dicts in dicts of arrays."""
+"""Nested dicts of arrays with the structure of the parameters."""
 
 
 def names(params: Tree) -> dict[Path, list[str]]:
-    """What each array's parameters are called: one name, or one a layer."""
+    """The names of each array: one name for each layer of a stacked array, else a single one."""
     return {path: _names(path, array) for path, array in flatten_dict(params).items()}
 
 
@@ -32,22 +32,22 @@ def _names(path: Path, array: Any) -> list[str]:
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a pattern names the parameter, or what it is part of: `layers.0` its `query` too.
+    """Whether a pattern matches the parameter `name` or a group that contains it.
 
-    `*` stands for any characters, dots too.
+    `layers.0` matches `layers.0.query`. `*` stands for any characters, dots included.
     """
     return any(fnmatchcase(name, p) or fnmatchcase(name, f"{p}.*") for p in patterns)
 
 
 def require_matches(params: Tree, patterns: Sequence[str], *, setting: str) -> None:
-    """ValueError for a pattern that names no parameter."""
-    known = [name for some in names(params).values() for name in some]
+    """ValueError if a pattern matches no parameter. The message begins with `setting`."""
+    known = [name for array_names in names(params).values() for name in array_names]
     for pattern in patterns:
         if not any(matches(name, [pattern]) for name in known):
-            first = [some[0] for some in names(params).values()]
+            first = [array_names[0] for array_names in names(params).values()]
             near = difflib.get_close_matches(pattern, known, n=1)
             hint = f"did you mean {near[0]}? There" if near else "There"
             raise ValueError(
                 f"{setting}: no parameter is called {pattern!r}; {hint} are {', '.join(first)}"
-                + (" and the same of the other layers" if STACKED in params else "")
+                + (", and the same in every other layer" if STACKED in params else "")
             )

@@ -1,4 +1,4 @@
-"""Where the state of training lives: what is kept for each parameter lies where that one does."""
+"""Shardings of the optimiser's state on a mesh: moments are sharded like their parameters."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from jax.tree_util import DictKey
 
 
 def moment_shardings(abstract: Any, *, params: dict[str, Any], mesh: Mesh) -> Any:
-    """A sharding for each array of an optimiser's state.
+    """A sharding for each array of the optimiser's state `abstract`.
 
-    Those of a parameter's name and shape lie like it; the rest (counters, factored moments) is
-    small and whole on every device.
+    An array with the name and shape of a parameter gets that parameter's sharding. All others
+    (counters, factored moments) are small and replicated.
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(params)
-    places = {_name(path): (x.shape, x.sharding) for path, x in flat}
+    shardings = {_name(path): (x.shape, x.sharding) for path, x in flat}
     everywhere = NamedSharding(mesh, PartitionSpec())
 
-    def of(path: tuple, x: Any) -> Any:
-        shape, sharding = places.get(_name(path), (None, None))
+    def sharding_of(path: tuple, x: Any) -> Any:
+        shape, sharding = shardings.get(_name(path), (None, None))
         return sharding if shape == x.shape else everywhere
 
-    return jax.tree_util.tree_map_with_path(of, abstract)
+    return jax.tree_util.tree_map_with_path(sharding_of, abstract)
 
 
 def _name(path: tuple) -> tuple[str, ...]:
-    """The keys of dicts at the end of a path: a parameter's own, in whatever it is wrapped."""
+    """The dict keys at the end of a path, which are the parameter's path inside optax's state."""
     keys: list[str] = []
     for entry in reversed(path):
         if not isinstance(entry, DictKey):

@@ -1,8 +1,8 @@
-"""One update as a pure function: (state, batch) → (state, metrics). It neither logs nor saves.
+"""One update of the student as a pure function (state, batch) → (state, metrics).
 
-Gradients of microbatches are sums divided by the counted tokens of the *whole* batch, so that
-accumulating equals computing at once but for rounding. An update whose loss or gradient is not
-finite leaves weights and moments as they were and is counted.
+It neither logs nor saves. Gradients of microbatches are sums, divided by the counted tokens of the
+*whole* batch, so that microbatches change results by rounding only. An update with a non-finite
+loss or gradient is skipped: it leaves weights and moments unchanged and is counted.
 """
 
 from __future__ import annotations
@@ -38,19 +38,22 @@ from decant.trainer.update.state_sharding import moment_shardings
 
 
 class TrainState(NamedTuple):
-    """All that an update changes. `moments` is optax's state."""
+    """Everything that an update changes. `moments` is optax's state."""
 
     params: Parameters
     moments: Any
     step: Int[Array, ""]
+    """Number of updates so far, skipped ones included."""
     skipped: Int[Array, ""]
+    """Number of skipped updates."""
     skipped_in_a_row: Int[Array, ""]
+    """Number of skipped updates since the last one that was not skipped."""
 
 
 def initial_state(params: Parameters, *, config: Optimiser, mesh: Mesh | None = None) -> TrainState:
-    """The state before the first update; on a mesh, moments lie like their parameters."""
+    """The state before the first update. On a mesh, moments are sharded like their parameters."""
     init = make_optimiser(config).init
-    # Three zeros, not one three times: a buffer can be donated once.
+    # Three arrays, because a buffer can be donated only once.
     if mesh is None:
         zeros = (jnp.zeros((), jnp.int32) for _ in range(3))
         return TrainState(params, init(params), *zeros)
@@ -60,8 +63,7 @@ def initial_state(params: Parameters, *, config: Optimiser, mesh: Mesh | None = 
 
 
 class TrainStep(NamedTuple):
-    """An update as a function of state and batch. The given state is consumed: its buffers become
-    the new one's."""
+    """A compiled update. It consumes the given state: the new state takes its buffers."""
 
     compiled: Any
     tables: Tables
@@ -71,7 +73,7 @@ class TrainStep(NamedTuple):
         return self.compiled(state, batch, self.tables)
 
     def lower(self, state: TrainState, batch: Batch) -> Any:
-        """Its program, to be looked at; see `jax.stages`."""
+        """The update's program; see `jax.stages.Lowered`."""
         return self.compiled.lower(state, batch, self.tables)
 
 
@@ -86,15 +88,17 @@ def make_train_step(
 ) -> TrainStep:
     """The compiled update.
 
-    `steps` is the length of the schedules. `microbatches` is the number of pieces of a batch whose
-    gradients are added up, one after another. `places` are the shardings of the state on a mesh;
-    the new state keeps them.
+    `steps` is the number of updates of the run, the length of all schedules. `microbatches` is the
+    number of pieces of a batch that are computed one after another. `places` are the shardings of
+    the state on a mesh; the new state keeps them.
 
-    Metrics: loss, kl_loss (forward KL at T, in the sense of `HeadSums.kl`), ce_loss, agreement:
-    means over the counted positions, `tokens` of them, or over those that a teacher's targets
-    cover; hidden_state_loss and attention_loss, means over the terms without their λs, if there
-    are any; alpha, temperature and each λ that changes, learning_rate, grad_norm (of the trained
-    parameters, before clipping), skipped, skipped_in_a_row.
+    Metrics:
+    - loss; `tokens`, the number of counted positions; ce_loss, a mean over them;
+    - kl_loss (forward KL at T, see `HeadSums.kl`) and agreement, means over the counted positions
+      with a teacher's targets;
+    - hidden_state_loss and attention_loss, means over the terms of that kind without λ, if any;
+    - alpha, temperature, each λ that changes over the run, learning_rate;
+    - grad_norm of the trained parameters before clipping, skipped, skipped_in_a_row.
     """
     rate = learning_rate(optimiser, steps=steps)
 
@@ -113,7 +117,7 @@ def make_train_step(
         if places is not None:
             # Else every device would sum whole gradients and then keep its share.
             gradient = jax.lax.with_sharding_constraint(gradient, places.params)
-        now = jnp.float32(rate(state.step + 1))  # The first update is not wasted on a rate of 0.
+        now = jnp.float32(rate(state.step + 1))  # from 1, because the rate of step 0 is 0
         norm = optax.tree.norm(TrainedPart(gradient, freeze=optimiser.freeze).select(gradient))
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         state = updated_state(state, gradient, rate=now, finite=finite, config=optimiser)
@@ -141,7 +145,10 @@ def updated_state(
     finite: Bool[Array, ""],
     config: Optimiser,
 ) -> TrainState:
-    """The state after one update, or after skipping it where loss or gradient is not finite."""
+    """The state after an update with `gradient` at learning rate `rate`.
+
+    If `finite` is false the update is skipped: parameters and moments stay.
+    """
     direction, moments = make_optimiser(config).update(gradient, state.moments, state.params)
     params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
     bad = jnp.where(finite, 0, 1).astype(jnp.int32)

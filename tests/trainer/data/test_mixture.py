@@ -1,4 +1,4 @@
-"""Several caches as one stream: whose turn it is, what does not fit, text without a teacher."""
+"""Several caches as one stream of rows: their turns, misfits, and text without a teacher."""
 
 import dataclasses
 import json
@@ -14,8 +14,8 @@ from decant.schemas import Cache, open_cache
 from decant.schemas.signals import HiddenSignal, LogitsSignal
 from decant.schemas.targets.targets import BETAS, EIGHTHS
 from decant.trainer.config import Data, Loss, MixedCache, Student, Train
-from decant.trainer.data.batches import Batches, updates
-from decant.trainer.data.mixture import Reader, Turns, check_mixture, open_others
+from decant.trainer.data.batches import Batches, number_of_updates
+from decant.trainer.data.mixture import MixtureReader, Turns, check_mixture, open_others
 from decant.trainer.loss.layer_pairs import HiddenPair, Pairs
 from decant.trainer.run.metrics_log import read_metrics
 from decant.trainer.run.train import train
@@ -23,7 +23,7 @@ from tests.making.caches import write_corpus
 
 
 class FakeCache(Cache):
-    """`rows` train rows; the ids stored of row r are all r, in `k` columns."""
+    """`rows` train rows with numbers from 100. All tokens and all `k` stored ids of row r are r."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ def test_every_stretch_of_rows_has_about_each_cache_s_share():
 
 @pytest.mark.parametrize("start", [0, 65_536 - 30, 3 * 65_536 - 30])
 def test_a_cache_s_turns_count_its_rows_also_across_blocks(start):
-    """One by one over the edge of the blocks that they are looked up in; together they are all."""
+    """Each cache's count grows by one at each of its rows; the counts sum to the row's number."""
     turns, counts = Turns([0.7, 0.3]), {}
     for row in range(start, start + 90):
         owner, before = turns.at(row)
@@ -111,11 +111,11 @@ def test_each_cache_s_rows_come_once_before_any_comes_again():
     rows = [row for _ in range(12) for row in batches.next()["rows"].tolist()]
     batches.close()
     for name in ("main", "other"):
-        of_it = [row for row in rows if row.startswith(name)]
-        assert sorted(of_it[:20]) == [f"{name}:{100 + i}" for i in range(20)]
+        numbers = [row for row in rows if row.startswith(name)]
+        assert sorted(numbers[:20]) == [f"{name}:{100 + i}" for i in range(20)]
 
 
-def test_a_mixture_goes_on_exactly_from_every_position():
+def test_a_mixture_is_continued_exactly_from_every_position():
     config, other = mixed(0.5), FakeCache("other", rows=7)
     batches, states, sequence = batches_of(config, other), [], []
     for _ in range(9):
@@ -144,7 +144,7 @@ def test_a_position_in_another_mixture_is_refused(config, other):
 
 
 def test_in_batches_of_another_size_the_next_row_is_the_same_one():
-    """Where that is allowed; the position is one in rows, also when it is saved again."""
+    """If `allows` permits it. A position saved after that is continued exactly too."""
     config = Data(batch_rows=4)
     rows, batches = [], batches_of(config)
     for _ in range(4):
@@ -156,20 +156,20 @@ def test_in_batches_of_another_size_the_next_row_is_the_same_one():
     with pytest.raises(ValueError, match="batch_rows: saved 4, now 3"):
         then.restore(state)
     then.restore(state, allows=lambda name: name == "data.batch_rows")
-    found = then.next()["rows"].tolist()
+    numbers = then.next()["rows"].tolist()
     saved = then.state()
-    found += then.next()["rows"].tolist()
-    assert found == rows[4:10]
+    numbers += then.next()["rows"].tolist()
+    assert numbers == rows[4:10]
     again = batches_of(dataclasses.replace(config, batch_rows=3))
     again.restore(saved)
     assert again.next()["rows"].tolist() == rows[7:10]
-    for some in (once, then, again):
-        some.close()
+    for batches in (once, then, again):
+        batches.close()
 
 
-def test_arrays_are_as_wide_as_the_widest_and_absent_where_nothing_is_stored():
+def test_arrays_are_as_wide_as_the_widest_and_padded_as_absent():
     caches = [FakeCache("a", k=2, nodes=9), FakeCache("b", k=5), FakeCache("text", logits=False)]
-    reader = Reader(caches, signals=())
+    reader = MixtureReader(caches, signals=())
     got = reader.read(np.array([1, 0, 2, 0]), np.array([101, 102, 103, 104]))
     assert got["tokens"][:, 0].tolist() == [101, 102, 103, 104]
     assert got["topk_ids"].shape == (4, 4, 5)
@@ -177,20 +177,20 @@ def test_arrays_are_as_wide_as_the_widest_and_absent_where_nothing_is_stored():
     assert np.isneginf(got["topk_logprobs"][1, :, 2:]).all()
     assert np.isneginf(got["topk_logprobs"][2]).all()
     assert np.isneginf(got["tail_logmass"][2]).all()
-    # What lossless has between the nodes of the others is left out: each is at its own β.
+    # Nodes that only the lossless profile has are left out; values here equal their β.
     np.testing.assert_array_equal(got["tail_logmass"][[0, 1]], np.broadcast_to(BETAS, (2, 4, 7)))
     same_shapes = reader.read(np.array([2]), np.array([103]))
     assert same_shapes["topk_ids"].shape == (1, 4, 5)
 
 
-def test_draws_are_read_where_every_teacher_s_tail_was_drawn_from():
+def test_draws_are_read_if_every_cache_with_targets_has_them():
     drawn, text = FakeCache("d", draws=3), FakeCache("text", logits=False)
-    reader = Reader([drawn, FakeCache("e", draws=2), text], signals=())
+    reader = MixtureReader([drawn, FakeCache("e", draws=2), text], signals=())
     got = reader.read(np.array([1, 2]), np.array([101, 102]))
     assert got["tail_logweights"].shape == (2, 4, 3)
     assert np.isneginf(got["tail_logweights"][0, :, 2:]).all()
     assert np.isneginf(got["tail_logweights"][1]).all()
-    assert "tail_ids" not in Reader([drawn, FakeCache("f")], signals=())._shapes
+    assert "tail_ids" not in MixtureReader([drawn, FakeCache("f")], signals=())._shapes
 
 
 def hidden(**changes):
@@ -206,11 +206,11 @@ def hidden(**changes):
         ({"sequence_length": 8}, {}, "sequence length 8, but main has 4"),
         ({}, {"tail": "sampled"}, "o: captured without draws"),
         ({"teacher": "u"}, {"tail": "prior"}, "another teacher than main .* --loss.tail sampled"),
-        ({"signals": {}}, {}, "its hidden/2 is not there"),
+        ({"signals": {}}, {}, "its hidden/2 is missing"),
         ({"signals": hidden(width=4)}, {}, "its hidden/2 is int8, width 4"),
     ],
 )
-def test_caches_that_do_not_go_together_are_refused_by_name(other, loss, message):
+def test_caches_that_do_not_fit_each_other_are_refused_by_name(other, loss, message):
     main = FakeCache("main", draws=2, signals=hidden())
     there = FakeCache("o", **{"signals": hidden(shard_rows=8), **other})
     pairs = Pairs(hidden=((HiddenPair(2, "hidden/2", 8),),))
@@ -222,8 +222,8 @@ def test_caches_that_do_not_go_together_are_refused_by_name(other, loss, message
     )
 
 
-def test_states_along_other_directions_are_other_numbers():
-    """Those of the same calibration may be kept under another name."""
+def test_states_along_other_directions_are_refused():
+    """Equal directions are accepted, even in a file of another name."""
     pairs, loss = Pairs(hidden=((HiddenPair(2, "hidden/2", 8),),)), Loss(tail="bucket")
     main = FakeCache("main", signals=hidden(directions="a.npy", teacher_width=9))
     along = {"signals": hidden(directions="b.npy", teacher_width=9, variance_kept=0.5)}
@@ -233,19 +233,19 @@ def test_states_along_other_directions_are_other_numbers():
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("inf"), float("nan")])
-def test_a_weight_is_a_number_above_zero(weight):
+def test_a_weight_must_be_above_zero(weight):
     with pytest.raises(ValueError, match=rf"data.caches\[0\].weight is {weight}"):
         open_others(mixed(weight))
 
 
-def test_epochs_are_the_main_cache_s():
-    """20 rows of it once, among as many and half as many of others: 50 rows, in batches of 4."""
-    assert updates(FakeCache("main"), config=mixed(1.0, 0.5)) == 12
+def test_epochs_count_passes_over_the_main_cache():
+    """20 rows of the main cache, 20 and 10 of the others: 50 rows, in batches of 4."""
+    assert number_of_updates(FakeCache("main"), config=mixed(1.0, 0.5)) == 12
 
 
 @pytest.fixture(scope="module")
 def text(cache, tmp_path_factory) -> Cache:
-    """Rows of other text, of the tokenizer and length of `cache`."""
+    """Rows of other text without targets, with the tokenizer and row length of `cache`."""
     root = tmp_path_factory.mktemp("text")
     write_corpus(root / "corpus", files=3, words=300)
     config = Tokenise(
@@ -255,12 +255,12 @@ def text(cache, tmp_path_factory) -> Cache:
     )
     tokenise_only(config)
     before = (root / "rows" / "manifest.json").read_bytes()
-    tokenise_only(config)  # again: nothing to do
+    tokenise_only(config)  # changes nothing
     assert (root / "rows" / "manifest.json").read_bytes() == before
     return open_cache(root / "rows")
 
 
-def test_rows_alone_are_a_cache_that_says_so(text, cache, tmp_path):
+def test_a_cache_of_rows_alone_is_refused_as_the_main_cache(text, cache, tmp_path):
     assert text.manifest.signals == {}
     assert text.manifest.tokenizer == cache.manifest.tokenizer
     row = text.read([0], signals=())
@@ -275,7 +275,7 @@ def test_rows_alone_are_a_cache_that_says_so(text, cache, tmp_path):
 def test_a_student_learns_from_two_caches_and_text_at_once(
     cache, whole_cache, text, root, tmp_path
 ):
-    """Of k = 8 and k = 512, and of nothing; each as often as its weight says."""
+    """Caches with k = 8, with k = 512 and without targets."""
     others = (MixedCache(whole_cache.path, 0.5), MixedCache(text.path, 0.5))
     config = Train(
         cache=cache.path,

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from decant.trainer.config import Optimiser
-from decant.trainer.update.optimiser import decayed, learning_rate, make_optimiser
+from decant.trainer.update.optimiser import has_weight_decay, learning_rate, make_optimiser
 from decant.trainer.update.parameter_names import names
 
 LAYERS, D, H, K, F = 3, 8, 2, 4, 12
@@ -165,13 +165,13 @@ def test_layers_have_names_of_their_own():
 
 
 def test_weight_decay_leaves_norms_and_biases_alone():
-    mask = decayed(parameters(), Optimiser())
+    mask = has_weight_decay(parameters(), Optimiser())
     assert mask["embedding",]
     assert mask["blocks", "query"]
     assert not mask["final_norm",]
     assert not mask["blocks", "attention_norm"]
     assert not mask["blocks", "query_bias"]
-    assert not decayed(parameters(), Optimiser(no_decay=("embedding",)))["embedding",]
+    assert not has_weight_decay(parameters(), Optimiser(no_decay=("embedding",)))["embedding",]
     still = jax.tree.map(jnp.zeros_like, parameters())
     transform = make_optimiser(Optimiser(weight_decay=0.5))
     direction, _ = transform.update(still, transform.init(still), parameters())
