@@ -1,4 +1,4 @@
-"""Inputs of the fused head's tests, and the head as the trainer runs it."""
+"""Random inputs for tests of the fused head, and the head compiled as in training."""
 
 from functools import partial
 
@@ -13,8 +13,11 @@ from tests.formulas import dense
 V, D, B, T, M = 512, 16, 2, 24, 6
 
 
-def make(seed=0, *, k=V, spread=3.0, vocabulary=V, batch=B, length=T):
-    """Teacher logits, hidden states, unembedding and targets padded as `Cache.read` does."""
+def head_inputs(seed=0, *, k=V, spread=3.0, vocabulary=V, batch=B, length=T):
+    """Teacher logits, hidden states, unembedding and targets, padded as by `Cache.read`.
+
+    `spread` is the standard deviation of the teacher's logits. About 80% of positions count.
+    """
     rng = np.random.default_rng(seed)
     teacher = rng.normal(size=(batch, length, vocabulary)) * spread
     hidden = rng.normal(size=(batch, length, D)).astype(np.float32)
@@ -22,14 +25,14 @@ def make(seed=0, *, k=V, spread=3.0, vocabulary=V, batch=B, length=T):
     labels = rng.integers(0, vocabulary, (batch, length)).astype(np.int32)
     mask = rng.random((batch, length)) < 0.8
     ids, logprobs, mass = dense.targets(teacher, k)
-    # Id 0, log-prob −inf, tail −inf where nothing is scored.
+    # An unscored position has ids 0, log-probs −inf and tail masses −inf.
     ids, logprobs = np.where(mask[..., None], ids, 0), np.where(mask[..., None], logprobs, -np.inf)
     targets = BatchTargets(labels, mask, ids, logprobs, np.where(mask[..., None], mass, -np.inf))
     return teacher, hidden, unembedding, targets
 
 
 def with_draws(targets, teacher, *, m=M, seed=0, betas=(1.0,)):
-    """The same targets and m draws a position, of which some positions have fewer."""
+    """`targets` with up to m tail draws at each position."""
     drawn = dense.draws(teacher, targets.topk_ids, m=m, betas=betas, seed=seed)
     there = targets.mask[..., None] & np.isfinite(drawn[1])
     ids, logprobs, logweights = drawn
@@ -41,20 +44,20 @@ def with_draws(targets, teacher, *, m=M, seed=0, betas=(1.0,)):
 
 
 def prior_nodes(seed=0, *, vocabulary=V, spread=3.0):
-    """log π at the 7 nodes: not normalised, flatter towards β = 0, no straight line in β."""
+    """log π at the 7 nodes: not normalised, flatter towards β = 0, not linear in β."""
     rng = np.random.default_rng(seed)
     scores = rng.normal(size=vocabulary) * spread
     nodes = dense.BETAS[:, None] * scores + rng.normal(size=(7, vocabulary)) * 0.3 - 2.0
     return nodes.astype(np.float32)
 
 
-# Without LLVM's optimiser: compiling is most of what these tests do.
+# Without LLVM's optimiser, because compiling takes most of the time of these tests.
 @partial(
     jax.jit,
     static_argnames="recipe",
     compiler_options={"xla_backend_optimization_level": 0},
 )
-def step(hidden, unembedding, targets, temperature, alpha, prior, *, recipe):
+def compiled_head(hidden, unembedding, targets, temperature, alpha, prior, *, recipe):
     def loss(hidden, unembedding):
         return distillation_loss(
             hidden,
@@ -70,16 +73,16 @@ def step(hidden, unembedding, targets, temperature, alpha, prior, *, recipe):
 
 
 def fused(hidden, unembedding, targets, *, temperature=1.0, alpha=1.0, prior=None, **recipe):
-    """Loss, HeadSums, ∂/∂hidden, ∂/∂unembedding as the trainer gets them."""
-    (value, sums), (d_hidden, d_unembedding) = step(
+    """Loss, `HeadSums`, ∂/∂hidden and ∂/∂unembedding of the compiled head."""
+    (value, sums), (d_hidden, d_unembedding) = compiled_head(
         hidden, unembedding, targets, temperature, alpha, prior, recipe=Recipe(**recipe)
     )
     return float(value), sums, np.asarray(d_hidden), np.asarray(d_unembedding)
 
 
-def given_tail(tail, *, seed=0, k=8, **shape):
-    """`make`, with what the tail needs: teacher, hidden, unembedding, targets, prior."""
-    teacher, hidden, unembedding, targets = make(seed, k=k, **shape)
+def head_inputs_with_tail(tail, *, seed=0, k=8, **shape):
+    """`head_inputs` with draws or a prior as `tail` needs; the prior is the fifth value."""
+    teacher, hidden, unembedding, targets = head_inputs(seed, k=k, **shape)
     if tail == "sampled":
         targets = with_draws(targets, teacher, seed=seed)
     prior = prior_nodes(vocabulary=teacher.shape[-1]) if tail == "prior" else None

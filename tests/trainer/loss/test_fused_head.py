@@ -1,4 +1,4 @@
-"""The fused head against the dense formula in float64, and what must not matter to it."""
+"""The fused head against the dense formula in float64, for all tails, chunks and paddings."""
 
 import re
 
@@ -13,10 +13,21 @@ from decant.trainer.loss.chunk_loss import Recipe
 from decant.trainer.loss.position_chunks import positions_at_once, tokens_at_once
 from decant.trainer.loss.targets import BatchTargets
 from tests.formulas import dense
-from tests.making.heads import B, D, T, V, fused, given_tail, make, prior_nodes, relative, step
+from tests.making.heads import (
+    B,
+    D,
+    T,
+    V,
+    compiled_head,
+    fused,
+    head_inputs,
+    head_inputs_with_tail,
+    prior_nodes,
+    relative,
+)
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "tv")
-# All that the head computes differently: by tail and, for the prior, whether every token counts.
+# Every path of the head: by tail and, for the prior, whether every token is a category.
 EVERY = [
     *(("bucket", kind) for kind in DIVERGENCES),
     ("sampled", "forward_kl"),
@@ -29,7 +40,7 @@ ROUTES += [("prior", "jsd")]
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
 @pytest.mark.parametrize(("tail", "kind"), EVERY)
 def test_with_every_token_stored_the_loss_is_the_textbook_one(tail, kind, temperature):
-    teacher, hidden, unembedding, targets, prior = given_tail(tail, k=V)
+    teacher, hidden, unembedding, targets, prior = head_inputs_with_tail(tail, k=V)
     value, sums, d_hidden, d_unembedding = fused(
         hidden,
         unembedding,
@@ -63,9 +74,9 @@ def test_with_every_token_stored_the_loss_is_the_textbook_one(tail, kind, temper
 
 @pytest.mark.parametrize(("tail", "kind"), ROUTES)
 def test_masked_positions_have_exactly_no_gradient(tail, kind):
-    _, hidden, unembedding, targets, prior = given_tail(tail)
+    _, hidden, unembedding, targets, prior = head_inputs_with_tail(tail)
     mask = targets.mask.copy()
-    mask[0, :4] = False  # a row that only fills a batch has all its targets
+    mask[0, :4] = False  # as in a row that only fills up a batch
     targets = targets._replace(mask=mask)
     settings = {"temperature": 2.0, "alpha": 0.5, "prior": prior, "tail": tail, "divergence": kind}
     value, _, d_hidden, _ = fused(hidden, unembedding, targets, **settings)
@@ -98,7 +109,7 @@ def test_two_stored_tokens_and_a_tail_of_two_by_hand():
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([1, 8]), st.floats(0.1, 8))
 def test_the_bucket_never_exceeds_the_true_divergence(seed, k, spread):
-    teacher, hidden, unembedding, targets = make(seed, k=k, spread=spread)
+    teacher, hidden, unembedding, targets = head_inputs(seed, k=k, spread=spread)
     for kind in ("forward_kl", "jsd"):
         got, *_ = fused(hidden, unembedding, targets, temperature=2.0, divergence=kind)
         true, *_ = dense.loss(
@@ -115,8 +126,8 @@ def test_the_bucket_never_exceeds_the_true_divergence(seed, k, spread):
 
 
 def test_renormalize_ignores_the_tail():
-    """Teacher over K sums to one; forward KL of it against the whole student."""
-    teacher, hidden, unembedding, targets = make(k=4)
+    """The forward KL of a teacher that sums to one over K to the whole student."""
+    teacher, hidden, unembedding, targets = head_inputs(k=4)
     value, _, _, d_unembedding = fused(
         hidden, unembedding, targets, temperature=2.0, tail="renormalize"
     )
@@ -137,7 +148,7 @@ def test_renormalize_ignores_the_tail():
     [*(("bucket", "forward_kl", n) for n in (1, 7, 16, 1000)), *((*r, 7) for r in ROUTES[1:])],
 )
 def test_the_chunk_size_changes_nothing_but_rounding(tail, kind, chunk_tokens):
-    _, hidden, unembedding, targets, prior = given_tail(tail)
+    _, hidden, unembedding, targets, prior = head_inputs_with_tail(tail)
     settings = {"temperature": 2.0, "alpha": 0.5, "prior": prior, "tail": tail, "divergence": kind}
     whole = fused(hidden, unembedding, targets, chunk_tokens=48, **settings)
     other = fused(hidden, unembedding, targets, chunk_tokens=chunk_tokens, **settings)
@@ -149,7 +160,7 @@ def test_the_chunk_size_changes_nothing_but_rounding(tail, kind, chunk_tokens):
 @pytest.mark.parametrize(("tail", "kind"), ROUTES)
 def test_padding_and_packing_change_nothing_but_rounding(tail, kind):
     """The same positions alone, padded, or side by side in one row."""
-    _, hidden, unembedding, targets, prior = given_tail(tail)
+    _, hidden, unembedding, targets, prior = head_inputs_with_tail(tail)
 
     def reshaped(x, pad_value=0):
         x = np.asarray(x).reshape(1, B * T, *x.shape[2:])
@@ -168,7 +179,7 @@ def test_padding_and_packing_change_nothing_but_rounding(tail, kind):
 @pytest.mark.parametrize("gap", [-28.0, 16.0, 60.0])
 @pytest.mark.parametrize(("tail", "kind"), [*EVERY, ("renormalize", "forward_kl")])
 def test_finite_when_the_tail_is_nearly_nothing_or_nearly_everything(tail, kind, gap):
-    """One stored token against 511: tail mass about 1e-12·511 and 1 − 1e-7, and further."""
+    """One stored token and 511 in the tail, whose mass is about 1e-12·511, 1 − 1e-7 or beyond."""
     teacher = np.zeros((1, 2, V))
     teacher[..., 0] = -gap
     ids, logprobs, mass = (np.asarray(x) for x in dense.targets(teacher, 1))
@@ -210,7 +221,7 @@ def test_finite_when_the_tail_is_nearly_nothing_or_nearly_everything(tail, kind,
 
 def test_a_position_may_store_fewer_tokens_than_its_neighbours():
     """Column padding (id 0, −inf) must not hide token 0 from the tail."""
-    _, hidden, unembedding, targets = make(k=4)
+    _, hidden, unembedding, targets = head_inputs(k=4)
     wide = targets._replace(
         topk_ids=np.pad(targets.topk_ids, [(0, 0), (0, 0), (0, 3)]),
         topk_logprobs=np.pad(
@@ -224,7 +235,7 @@ def test_a_position_may_store_fewer_tokens_than_its_neighbours():
 
 @pytest.mark.parametrize(("tail", "kind"), ROUTES)
 def test_under_a_bfloat16_model_the_sums_stay_float32(tail, kind):
-    _, hidden, unembedding, targets, prior = given_tail(tail)
+    _, hidden, unembedding, targets, prior = head_inputs_with_tail(tail)
     settings = {"prior": prior, "tail": tail, "divergence": kind}
     half = hidden.astype(jnp.bfloat16)
     rounded = np.asarray(unembedding.astype(jnp.bfloat16), np.float32)
@@ -241,11 +252,11 @@ def test_under_a_bfloat16_model_the_sums_stay_float32(tail, kind):
 @pytest.mark.parametrize(("tail", "kind"), ROUTES)
 def test_no_array_of_all_tokens_by_vocabulary_is_compiled(tail, kind):
     vocabulary, chunk = 4099, 16
-    _, hidden, unembedding, targets, prior = given_tail(
+    _, hidden, unembedding, targets, prior = head_inputs_with_tail(
         tail, vocabulary=vocabulary, batch=4, length=64
     )
     recipe = Recipe(tail=tail, divergence=kind, chunk_tokens=chunk)
-    lowered = step.lower(hidden, unembedding, targets, 2.0, 0.5, prior, recipe=recipe)
+    lowered = compiled_head.lower(hidden, unembedding, targets, 2.0, 0.5, prior, recipe=recipe)
     program = lowered.compile().as_text()
     shapes = re.findall(r"\[([\d,]+)\]", program)
     others = [
@@ -253,15 +264,15 @@ def test_no_array_of_all_tokens_by_vocabulary_is_compiled(tail, kind):
         for shape in shapes
         if str(vocabulary) in shape.split(",")
     ]
-    assert max(others) == chunk  # also the unembedding's D = 16; nothing near the 256 tokens
-    # Nor a chunk's logits twice, but where every token is a category.
+    assert max(others) == chunk  # nothing with all 256 tokens
+    # A chunk's logits exist once, unless every token is a category.
     copies = re.findall(rf"\[{chunk},{vocabulary}\]\S* copy\(", program)
     assert bool(copies) == recipe.dense
 
 
 @pytest.mark.parametrize(("tail", "kind"), ROUTES)
-def test_a_student_that_caps_its_logits_is_scored_by_the_capped_ones(tail, kind):
-    teacher, hidden, unembedding, targets, prior = given_tail(tail, k=V)
+def test_a_student_with_capped_logits_is_scored_by_the_capped_logits(tail, kind):
+    teacher, hidden, unembedding, targets, prior = head_inputs_with_tail(tail, k=V)
     settings = {"temperature": 2.0, "alpha": 0.7, "softcap": 3.0}
     value, _, d_hidden, d_unembedding = fused(
         hidden, unembedding, targets, prior=prior, tail=tail, divergence=kind, **settings
@@ -273,7 +284,7 @@ def test_a_student_that_caps_its_logits_is_scored_by_the_capped_ones(tail, kind)
     assert relative(d_unembedding, expected[4]) < 5e-6
 
 
-def test_how_many_tokens_have_logits_at_once_is_asked_for_or_suits_the_device(monkeypatch):
+def test_chunk_tokens_is_the_setting_or_a_default_of_the_device(monkeypatch):
     assert tokens_at_once(None, vocabulary=49_152) == 256
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert tokens_at_once(None, vocabulary=49_152) == 2730

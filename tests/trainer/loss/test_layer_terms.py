@@ -1,4 +1,4 @@
-"""Terms in the step: through capture, codec and `Cache.read` against formulas written out here."""
+"""Terms of captured layers, read by `Cache.read`, against formulas written out here."""
 
 import dataclasses
 from functools import partial
@@ -76,7 +76,7 @@ ALONG_DIRECTIONS = Loss(
 
 
 def packed_rows(cache):
-    """Three rows among which are several segments and padding."""
+    """Three rows, one with several segments and one with padding."""
     rows = cache.rows(split="train")
     segments = cache.read(rows, signals=())["segment_ids"]
     most, padded = segments.max(1).argmax(), (segments == 0).any(1).argmax()
@@ -86,7 +86,7 @@ def packed_rows(cache):
 
 
 def given(loss, cache, shape, rows, *, tmp_path):
-    """All that an update of these rows takes."""
+    """The inputs of an update of these rows."""
     model = Decoder(shape, rngs=nnx.Rngs(1))
     model.embedding.set_value(model.embedding[...] * 20)
     model.blocks.query.set_value(model.blocks.query[...] * 100)
@@ -106,7 +106,7 @@ def given(loss, cache, shape, rows, *, tmp_path):
     )
 
 
-# Without LLVM's optimiser: compiling is most of what these tests do.
+# Without LLVM's optimiser, because compiling takes most of the time of these tests.
 @partial(
     jax.jit,
     static_argnames=("objective", "microbatches"),
@@ -129,15 +129,15 @@ def gradient(case, *, microbatches=1, **changes):
 
 
 def textbook_terms(case, states, maps, projections):
-    """Each term's mean over pairs and counted tokens; written for numpy and jax.numpy alike.
+    """Each term's mean over pairs and counted tokens, in numpy or jax.numpy.
 
-    `states` and `maps` are the student's by layer; the teacher's are what `Cache.read` decodes.
+    `states` and `maps` are the student's, by layer. The teacher's are decoded by `Cache.read`.
     """
     xp = np if isinstance(states[2], np.ndarray) else jnp
     decoded, mask = case.decoded, case.decoded["loss_mask"]
     segments = decoded["segment_ids"]
     seen = (segments[:, :, None] == segments[:, None, :]) & np.tri(segments.shape[1], dtype=bool)
-    found = []
+    values = []
     for number, term in enumerate(case.objective.loss.hidden):
         terms = []
         layers = zip(term.student_layers, term.teacher_layers, strict=True)
@@ -153,7 +153,7 @@ def textbook_terms(case, states, maps, projections):
                 squares = xp.where(mask, (x**2).sum(-1) * (y**2).sum(-1), 1)
                 distance = 1 - (x * y).sum(-1) / xp.sqrt(squares)
             terms.append(xp.where(mask, distance, 0).sum() / mask.sum())
-        found.append(sum(terms) / len(terms))
+        values.append(sum(terms) / len(terms))
     for term in case.objective.loss.attention:
         terms = []
         for ours, theirs in zip(term.student_layers, term.teacher_layers, strict=True):
@@ -170,8 +170,8 @@ def textbook_terms(case, states, maps, projections):
                 ratio = xp.log(np.where(some, p, 1)) - xp.log(xp.where(some, q, 1))
                 rows = xp.where(some, p * ratio, 0).sum(-1)
             terms.append((rows.mean(1) * mask).sum() / mask.sum())
-        found.append(sum(terms) / len(terms))
-    return found
+        values.append(sum(terms) / len(terms))
+    return values
 
 
 def student_side(case, params):
@@ -200,13 +200,13 @@ def test_every_term_s_value_and_gradient_are_the_formula_s(loss, shape, fixture,
 
     to_float64 = partial(jax.tree.map, lambda x: np.asarray(x, np.float64))
     expected = textbook_terms(case, *to_float64(student_side(case, case.params)))
-    found = [float(x) / count for x in (*totals.terms.hidden, *totals.terms.attention)]
-    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-7)
+    got = [float(x) / count for x in (*totals.terms.hidden, *totals.terms.attention)]
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-7)
     head = (loss.alpha * totals.head.kl + (1 - loss.alpha) * totals.head.ce) / count
     weights = [term.weight for term in (*loss.hidden, *loss.attention)]
     np.testing.assert_allclose(value, head + np.dot(weights, expected), rtol=1e-5)
 
-    # What the terms add to the head's gradient, which has tests of its own.
+    # The terms' part of the gradient; the head's part has tests of its own.
     bare = dataclasses.replace(case.objective.loss, hidden=(), attention=())
     student_only = {name: x for name, x in case.params.items() if name != "projections"}
     objective = dataclasses.replace(
@@ -227,8 +227,8 @@ def test_every_term_s_value_and_gradient_are_the_formula_s(loss, shape, fixture,
     assert relative(added, expected) < 2e-4
 
 
-def test_what_is_compared_is_the_teacher_s_own(layered_cache, layered_root, tmp_path):
-    """The teacher as its own student differs by what codecs round away, a layer off by far more."""
+def test_the_teacher_s_layers_equal_the_stored_ones(layered_cache, layered_root, tmp_path):
+    """The teacher as its own student differs by rounding; with crossed layers by far more."""
     rows = layered_cache.rows(split="train")[:2]
     shape = open_checkpoint(layered_root / "teacher").config
     everything = Loss(
@@ -241,17 +241,17 @@ def test_what_is_compared_is_the_teacher_s_own(layered_cache, layered_root, tmp_
         hidden=(HiddenLoss(student_layers=(0, 1, 2), teacher_layers=(1, 2, 1), kind="cosine"),),
         attention=(AttentionLoss(kind="kl", student_layers=(0, 1), teacher_layers=(1, 0)),),
     )
-    found = []
+    distances = []
     for loss in (everything, crossed):
         case = given(loss, layered_cache, shape, rows, tmp_path=tmp_path)
         graph, case.params = graph_and_parameters(open_checkpoint(layered_root / "teacher").load())
         case.objective = dataclasses.replace(case.objective, graph=graph)
         totals = gradient(case)[1]
         count = totals.head.count
-        found.append(
+        distances.append(
             [float(totals.terms.hidden[0] / count), float(totals.terms.attention[0] / count)]
         )
-    own, other = np.array(found)
+    own, other = np.array(distances)
     assert np.all(np.abs(own) < [1e-4, 2e-3])
     assert np.all(other > 10 * np.abs(own))
 
@@ -260,7 +260,7 @@ def test_what_is_compared_is_the_teacher_s_own(layered_cache, layered_root, tmp_
     ("loss", "shape"), [(MANY, TWIN), (PROJECTED, SMALL)], ids=["as wide", "projected"]
 )
 def test_accumulating_microbatches_equals_one_batch(loss, shape, layered_cache, tmp_path):
-    """One full piece, one of five counted tokens, one of none: each is divided by all tokens."""
+    """Pieces are full, of five counted tokens or of none; each is divided by all tokens."""
     rows = layered_cache.rows(split="train")[:4]
     case = given(loss, layered_cache, shape, rows, tmp_path=tmp_path)
     mask = case.batch["loss_mask"].at[0, 5:].set(False).at[3].set(False)
@@ -270,12 +270,12 @@ def test_accumulating_microbatches_equals_one_batch(loss, shape, layered_cache, 
     np.testing.assert_allclose(other, value, rtol=1e-6)
     for one, another in zip(jax.tree.leaves(sums), jax.tree.leaves(totals), strict=True):
         np.testing.assert_allclose(one, another, rtol=1e-6)
-    # Norms, because an entry in which positions cancel keeps the rounding of the largest.
+    # By norms: an entry in which positions cancel has the rounding error of the largest.
     assert apart(pieces, whole) < 1e-6
 
 
 def test_rows_without_targets_change_nothing_whatever_is_stored_there(layered_cache, tmp_path):
-    """As capture leaves a row in which the teacher gave NaN."""
+    """As in a row that capture skipped because the teacher gave NaN."""
     rows = layered_cache.rows(split="train")[:3]
     case = given(MANY, layered_cache, TWIN, rows, tmp_path=tmp_path)
     value, _, expected = gradient(case, batch={name: x[:2] for name, x in case.batch.items()})
@@ -287,7 +287,7 @@ def test_rows_without_targets_change_nothing_whatever_is_stored_there(layered_ca
     assert apart(got, expected) < 1e-6
 
 
-def test_a_batch_is_read_as_it_is_stored_and_only_what_is_needed(narrow_cache):
+def test_a_batch_is_read_undecoded_and_only_its_needed_fields_go_to_the_device(narrow_cache):
     batches = Batches(narrow_cache, config=Data(batch_rows=2), signals=("hidden/1", "attention/1"))
     batch = batches.next()
     batches.close()
@@ -300,7 +300,7 @@ def test_a_batch_is_read_as_it_is_stored_and_only_what_is_needed(narrow_cache):
 
 
 def one_update(case):
-    """The third of five, as a checkpoint gives the state back: the step and what it made of it."""
+    """The third update of five, from a state as restored from a checkpoint."""
     step = make_train_step(case.objective, optimiser=Optimiser(), steps=5, tables=case.tables)
 
     def update(batch):
@@ -333,7 +333,7 @@ def test_a_step_learns_from_terms_reports_them_and_skips_what_is_not_finite(
     assert relative(state.params["projections"], case.params["projections"]) > 0
     assert float(metrics["hidden[0].weight"]) == 2.0  # halfway
     assert "attention[0].weight" not in metrics
-    # Several of a kind are reported by their mean, without their weights.
+    # Terms of one kind are reported by their mean without weights.
     expected = (
         0.5 * 4 * metrics["kl_loss"]
         + 0.5 * metrics["ce_loss"]
@@ -350,8 +350,8 @@ def test_a_step_learns_from_terms_reports_them_and_skips_what_is_not_finite(
     assert relative(state.params, case.params) == 0
 
 
-def test_a_run_of_logits_only_has_no_trace_of_terms(layered_cache, tmp_path):
-    """Neither an input nor an output more: the state, the fields of a batch, and the metrics."""
+def test_a_loss_without_terms_adds_nothing_to_the_program(layered_cache, tmp_path):
+    """State, batch and metrics have no entry for terms."""
     rows = layered_cache.rows(split="train")[:2]
     loss = Loss(tail="bucket", chunk_tokens=64)
     case = given(loss, layered_cache, SMALL, rows, tmp_path=tmp_path)

@@ -1,4 +1,4 @@
-"""What a tail's draws or prior add: against float64 formulas, and right on average."""
+"""Corrections from tail draws and from the prior, against float64 formulas and on average."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,9 +6,19 @@ import pytest
 
 from decant.trainer.loss.tail_corrections import log_prior_at
 from tests.formulas import dense
-from tests.making.heads import B, T, V, fused, given_tail, make, prior_nodes, relative, with_draws
+from tests.making.heads import (
+    B,
+    T,
+    V,
+    fused,
+    head_inputs,
+    head_inputs_with_tail,
+    prior_nodes,
+    relative,
+    with_draws,
+)
 
-# At T = 3, between the nodes, the tail's mass is interpolated: within 2e-6 KL.
+# At T = 3, between the nodes, the interpolated tail mass is within 2e-6 KL.
 OFF_NODE = 1e-4
 
 
@@ -21,10 +31,10 @@ def same(got, expected, *, value=3e-6, gradient=5e-6):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
-def test_sampled_is_its_formula(temperature):
-    teacher, hidden, unembedding, targets = make(k=8, spread=2.0)
+def test_the_correction_from_draws_is_its_formula(temperature):
+    teacher, hidden, unembedding, targets = head_inputs(k=8, spread=2.0)
     targets = with_draws(targets, teacher, betas=(1.0, 0.5))
-    # A position without draws, and one with a draw less: what is absent is id 0, −inf.
+    # One position has no draws and one has a draw less; missing draws are id 0 and −inf.
     for name, absent in (("ids", 0), ("logprobs", -np.inf), ("logweights", -np.inf)):
         array = getattr(targets, f"tail_{name}")
         array[0, 0], array[1, 1, -1] = absent, absent
@@ -57,7 +67,7 @@ def test_sampled_is_its_formula(temperature):
 def test_sampled_is_right_on_average_where_the_bucket_is_not(temperature):
     """64 fixed directions of the gradient and the value, over 256 redraws."""
     redraws, settings = 256, {"temperature": temperature, "chunk_tokens": 48}
-    teacher, hidden, unembedding, targets = make(k=8, spread=1.5)
+    teacher, hidden, unembedding, targets = head_inputs(k=8, spread=1.5)
     rng = np.random.default_rng(5)
     directions = rng.normal(size=(64, hidden.size + unembedding.size))
 
@@ -90,8 +100,8 @@ def test_sampled_is_right_on_average_where_the_bucket_is_not(temperature):
 @pytest.mark.parametrize("k", [1, 8, V - 1])
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd", "tv"])
 def test_a_prior_is_the_dense_loss_of_its_target(kind, k):
-    """With V − 1 tokens stored one is left: it has all the tail whatever the prior says."""
-    teacher, hidden, unembedding, targets, prior = given_tail("prior", k=k)
+    """With V − 1 stored tokens, the one in the tail has all of its mass, whatever the prior."""
+    teacher, hidden, unembedding, targets, prior = head_inputs_with_tail("prior", k=k)
     for temperature in (1.0, 2.0, 3.0, 4.0):
         p = dense.with_prior(teacher, targets.topk_ids, prior, temperature=temperature)
         got = fused(
@@ -123,8 +133,8 @@ def test_a_prior_is_the_dense_loss_of_its_target(kind, k):
 
 
 def test_a_prior_that_the_stored_tokens_nearly_exhaust_is_still_exact():
-    """Π of 1e-9 beside tokens that are not: a difference of sums would be rounding alone."""
-    teacher, hidden, unembedding, targets, prior = given_tail("prior", k=8, spread=2.0)
+    """Π is 1e-9 at one position, where a difference of sums would be rounding error."""
+    teacher, hidden, unembedding, targets, prior = head_inputs_with_tail("prior", k=8, spread=2.0)
     flat = np.zeros_like(prior)
     flat[:, targets.topk_ids[0, 3]] = 27.0
     flat += prior_nodes(1, spread=0.5)
@@ -144,9 +154,9 @@ def test_a_prior_that_the_stored_tokens_nearly_exhaust_is_still_exact():
     same(got, expected, gradient=1e-5)
 
 
-def test_a_prior_with_nothing_that_float32_could_sum_is_flat_and_not_ignored():
-    """All but one token at e^−95 of it: equal among themselves where that one is stored."""
-    teacher, hidden, unembedding, targets = make(k=8, spread=2.0)
+def test_a_prior_below_the_clamp_is_uniform_and_not_ignored():
+    """All tokens but one have e^−95 of its prior; they are equal if that one is stored."""
+    teacher, hidden, unembedding, targets = head_inputs(k=8, spread=2.0)
     prior = np.zeros((7, V), np.float32)
     prior[:, targets.topk_ids[0, 3, 0]] = 95.0
     p = dense.with_prior(teacher, targets.topk_ids, prior, temperature=1.0)
@@ -166,8 +176,8 @@ def test_a_prior_with_nothing_that_float32_could_sum_is_flat_and_not_ignored():
 
 
 def test_the_true_tail_as_prior_makes_the_loss_the_textbook_one():
-    """One teacher distribution at all positions, so that a prior can be right."""
-    teacher, hidden, unembedding, targets = make(k=1)
+    """All positions have the same teacher distribution, so that one prior fits all."""
+    teacher, hidden, unembedding, targets = head_inputs(k=1)
     teacher = np.broadcast_to(teacher[:1, :1], teacher.shape)
     ids, logprobs, mass = dense.targets(teacher, 8)
     targets = targets._replace(
@@ -191,7 +201,7 @@ def test_the_true_tail_as_prior_makes_the_loss_the_textbook_one():
         same(got, expected, value=1e-5, gradient=1e-5)
 
 
-def test_log_prior_is_a_straight_line_between_nodes_and_itself_at_them():
+def test_the_log_prior_is_linear_between_nodes_and_equal_to_them_at_nodes():
     nodes = prior_nodes(2).astype(np.float64)
     expected = ((1.0, {6: 1}), (0.5, {3: 1}), (1 / 16, {0: 0.5, 1: 0.5}), (0.8, {4: 0.6, 5: 0.4}))
     for beta, shares in expected:

@@ -1,7 +1,8 @@
-"""What training gives on meshes of eight simulated devices: `python -m …meshes_side CACHE OUT`.
+"""Trains on meshes of eight simulated devices: `python -m …meshes_side CACHE OUT`.
 
-A process of its own, because a process simulates one number of devices only. Writes the losses of
-`STEPS` updates by mesh and signal, what their programs gather, and what the head gives by itself.
+It is a process of its own, because a process simulates a fixed number of devices. It writes to the
+directory OUT the losses of `STEPS` updates by mesh and signal, the arrays that their programs
+gather, and the values and gradients of the fused head alone.
 """
 
 import json
@@ -29,7 +30,7 @@ from decant.trainer.run.initial_student import teacher_config
 from decant.trainer.run.loss_inputs import tail_prior
 from decant.trainer.run.student_parameters import graph_and_parameters
 from decant.trainer.update.step import initial_state, make_train_step
-from tests.making.heads import given_tail, prior_nodes
+from tests.making.heads import head_inputs_with_tail, prior_nodes
 from tests.making.models import random_decoder
 
 STEPS, ROWS = 20, 8
@@ -39,7 +40,7 @@ REMAT: dict[tuple[int, int, int], Remat] = {
     (2, 2, 2): "dots",
     (1, 4, 2): "block",
 }
-"""Meshes, and what they keep for the backward pass, which changes nothing either."""
+"""`remat` by mesh (data, fsdp, tensor); it must not change losses either."""
 CHUNK = {"chunk_tokens": 64}
 SIGNALS = {
     "prior, hidden, attention": Loss(
@@ -61,7 +62,7 @@ CASES = [
     ((1, 4, 2), "sampled"),
     ((1, 4, 2), "renormalize"),
 ]
-# 512 ids; the embedding has rows that are none, on the last device.
+# 512 ids; the embedding has 8 more rows, on the last device, which are no ids.
 STUDENT = ModelConfig(
     vocab_size=520,
     hidden_size=32,
@@ -74,7 +75,7 @@ STUDENT = ModelConfig(
     tie_embeddings=True,
 )
 IDS = 509
-"""Of the head alone: three columns more on the last of four devices would be padding."""
+"""Ids of the fused head alone. With four devices the last one has three columns of padding."""
 ROUTES = (
     ("bucket", "jsd"),
     ("sampled", "forward_kl"),
@@ -101,7 +102,7 @@ SIGNALS_READ = ("hidden/2", "attention/0", "attention/1")
 
 
 def run(cache, batches, loss, sizes):
-    """Losses of the updates on a mesh, and facts about their program."""
+    """The losses of the updates on a mesh, and facts about their compiled program."""
     mesh = student_mesh(
         **dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)),
         devices=jax.devices()[: np.prod(sizes)],
@@ -139,27 +140,27 @@ def run(cache, batches, loss, sizes):
         "up": state.params["blocks"]["up"].addressable_data(0).shape,
     }
     before = jax.tree.map(lambda x: x.sharding, state)
-    consumed, found = state, []
+    consumed, losses = state, []
     for batch in batches:
         batch = to_device(batch, mesh=mesh, tail=loss.tail, signals=compared.signals)
         state, metrics = program(state, batch, step.tables)
-        found.append(float(metrics["loss"]))
+        losses.append(float(metrics["loss"]))
     facts["deleted"] = all(x.is_deleted() for x in jax.tree.leaves(consumed))
     facts["stays"] = before == jax.tree.map(lambda x: x.sharding, state)
-    return np.array(found), facts
+    return np.array(losses), facts
 
 
 def heads():
-    """The head alone on (2, 2, 2): value, sums and gradients of each route."""
-    mesh, found = student_mesh(data=1, fsdp=2, tensor=4), {}
+    """Value, sums and gradients of the fused head alone on mesh (1, 2, 4)."""
+    mesh, arrays = student_mesh(data=1, fsdp=2, tensor=4), {}
     for tail, kind in ROUTES:
-        _, hidden, unembedding, targets, prior = given_tail(tail, **shape(tail))
+        _, hidden, unembedding, targets, prior = head_inputs_with_tail(tail, **shape(tail))
         recipe = Recipe(kind, 0.3, tail, 16, softcap=3.0 if tail == "bucket" else None)
 
         @jax.jit
         def step(hidden, unembedding, targets, prior, recipe=recipe):
             def of(hidden, unembedding):
-                # Two columns of a padded checkpoint that are no ids.
+                # Two columns of padding, as in a padded checkpoint.
                 padded = jnp.pad(unembedding, ((0, 0), (0, 2)), constant_values=9.0)
                 return distillation_loss(
                     hidden,
@@ -181,17 +182,17 @@ def heads():
         for name, given in priors.items():
             (value, sums), (d_hidden, d_unembedding) = step(hidden, unembedding, targets, given)
             parts = (value, *sums, d_hidden, d_unembedding)
-            found |= {f"{name}{tail} {kind} {i}": np.asarray(x) for i, x in enumerate(parts)}
-    return found
+            arrays |= {f"{name}{tail} {kind} {i}": np.asarray(x) for i, x in enumerate(parts)}
+    return arrays
 
 
 def shape(tail):
-    """With every token stored the bucket is dense; the other tails have one."""
+    """For the bucket every token is stored (the dense formula); other tails need a tail."""
     return {"vocabulary": IDS, "k": IDS if tail == "bucket" else 8}
 
 
 def exhausted(targets):
-    """A prior of which one position's stored token is nearly all."""
+    """A prior that one position's stored token nearly exhausts."""
     nodes = prior_nodes(1, vocabulary=IDS, spread=0.5)
     nodes[:, targets.topk_ids[0, 3]] += 27.0
     return nodes

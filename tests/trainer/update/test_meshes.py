@@ -11,7 +11,7 @@ import pytest
 
 from decant.trainer.loss.chunk_loss import HeadSums
 from tests.formulas import dense
-from tests.making.heads import given_tail, relative
+from tests.making.heads import head_inputs_with_tail, relative
 from tests.trainer.update.meshes_side import CASES, ROUTES, STEPS, exhausted, shape
 
 ONE = (1, 1, 1)
@@ -78,7 +78,7 @@ def test_a_shared_vocabulary_scores_like_the_dense_formula(run, tail, kind):
     """Where four devices share 509 ids, and what is no id has large logits."""
     names = [""] if (tail, kind) != ("prior", "forward_kl") else ["", "exhausted "]
     for name in names:
-        teacher, hidden, unembedding, targets, prior = given_tail(tail, **shape(tail))
+        teacher, hidden, unembedding, targets, prior = head_inputs_with_tail(tail, **shape(tail))
         prior = exhausted(targets) if name else prior
         settings = {"temperature": 2.0, "alpha": 0.7, "kind": kind, "mix": 0.3}
         rows = (teacher, hidden, unembedding, targets.labels, targets.mask)

@@ -31,7 +31,7 @@ def parameters(seed=0, **sizes):
 
 
 def moved(config, *, updates=3):
-    """The parameters after some updates at a rate of 0.1, with any gradients."""
+    """The parameters and state after updates at a rate of 0.1 with random gradients."""
     transform, params = make_optimiser(config), parameters()
     state = transform.init(params)
     step = jax.jit(transform.update)
@@ -42,7 +42,7 @@ def moved(config, *, updates=3):
 
 
 def newton_schulz(matrix):
-    """Muon's quintic, in float64 and on one matrix: Jordan et al. 2024."""
+    """Muon's quintic iteration on one matrix in float64 (Jordan et al. 2024)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix / np.linalg.norm(matrix)
     for _ in range(5):
@@ -73,18 +73,18 @@ def test_muon_orthogonalises_every_layer_s_matrix_by_itself(name, as_matrix):
 def test_muon_leaves_embeddings_norms_and_biases_to_adam():
     muon, _ = moved(Optimiser(name="muon", clip_norm=1e9))
     adam, _ = moved(Optimiser(clip_norm=1e9))
-    for found, expected in (
+    for got, expected in (
         (muon["embedding"], adam["embedding"]),
         (muon["final_norm"], adam["final_norm"]),
         (muon["blocks"]["attention_norm"], adam["blocks"]["attention_norm"]),
         (muon["blocks"]["query_bias"], adam["blocks"]["query_bias"]),
     ):
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(got, expected)
     assert float(jnp.abs(muon["blocks"]["gate"] - adam["blocks"]["gate"]).max()) > 0.01
 
 
 def test_muon_s_updates_are_of_adam_s_size():
-    """So that one learning rate serves both: a root mean square near 0.2, whatever the shape."""
+    """Their root mean square is near 0.2 for every shape, so that one learning rate fits both."""
     transform, params = make_optimiser(Optimiser(name="muon", weight_decay=0.0)), parameters()
     update = jax.jit(transform.update)
     direction, _ = update(parameters(seed=10), transform.init(params), params)
@@ -95,14 +95,16 @@ def test_muon_s_updates_are_of_adam_s_size():
 
 def test_adafactor_treats_every_layer_as_optax_would_alone(monkeypatch):
     config = Optimiser(name="adafactor", clip_norm=1e9, weight_decay=0.0)
-    # Factored at this size too: optax's own least size is 128.
+    # Factor arrays of this size too; optax's default minimum is 128.
     factored = optax.scale_by_factored_rms
     monkeypatch.setattr(
         "decant.trainer.update.optimiser.optax.scale_by_factored_rms",
         lambda: factored(min_dim_size_to_factor=4),
     )
     after, state = moved(config)
-    assert (LAYERS, D) in {x.shape for x in jax.tree.leaves(state)}  # a row's numbers a layer
+    assert (LAYERS, D) in {
+        x.shape for x in jax.tree.leaves(state)
+    }  # the factored moments of one axis
     alone = optax.adafactor(0.1, min_dim_size_to_factor=4)
     step = jax.jit(alone.update)
     for name in ("query", "gate", "attention_norm"):
@@ -117,7 +119,7 @@ def test_adafactor_treats_every_layer_as_optax_would_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
-def test_what_is_frozen_stays_to_the_bit_and_has_no_moments(name):
+def test_frozen_parameters_stay_to_the_bit_and_have_no_moments(name):
     freeze = ("embedding", "layers.*norm", "layers.0.gate")
     after, state = moved(Optimiser(name=name, freeze=freeze))
     before = parameters()
@@ -135,14 +137,14 @@ def test_what_is_frozen_stays_to_the_bit_and_has_no_moments(name):
 
 
 def test_frozen_gradients_are_not_part_of_the_clipped_norm():
-    """The rest moves as if there were nothing else."""
+    """The other parameters move as if the frozen gradient were zero."""
     config = Optimiser(freeze=("embedding",), clip_norm=1.0, epsilon=1.0)
     params, gradient = parameters(), parameters(seed=10)
     transform = make_optimiser(config)
     huge = {**gradient, "embedding": gradient["embedding"] * 1e6}
-    found, _ = transform.update(huge, transform.init(params), params)
+    got, _ = transform.update(huge, transform.init(params), params)
     expected, _ = transform.update(gradient, transform.init(params), params)
-    np.testing.assert_array_equal(found["final_norm"], expected["final_norm"])
+    np.testing.assert_array_equal(got["final_norm"], expected["final_norm"])
 
 
 @pytest.mark.parametrize(
@@ -153,15 +155,15 @@ def test_frozen_gradients_are_not_part_of_the_clipped_norm():
         ({"no_decay": ("layers.0.gate",)}, "names layers.0.gate but not all of the 3 layers"),
     ],
 )
-def test_patterns_that_mean_nothing_are_refused(settings, message):
+def test_patterns_that_match_nothing_or_too_much_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         make_optimiser(Optimiser(**settings)).init(parameters())
 
 
 def test_layers_have_names_of_their_own():
-    called = names(parameters())
-    assert called["blocks", "query"] == ["layers.0.query", "layers.1.query", "layers.2.query"]
-    assert called[("final_norm",)] == ["final_norm"]
+    array_names = names(parameters())
+    assert array_names["blocks", "query"] == ["layers.0.query", "layers.1.query", "layers.2.query"]
+    assert array_names[("final_norm",)] == ["final_norm"]
 
 
 def test_weight_decay_leaves_norms_and_biases_alone():
@@ -189,7 +191,7 @@ def test_weight_decay_leaves_norms_and_biases_alone():
         ("wsd", {1: 0.25, 4: 1.0, 12: 1.0, 18: 0.6, 24: 0.2}),
     ],
 )
-def test_the_learning_rate_warms_up_and_then_goes_its_way(schedule, at):
+def test_the_learning_rate_warms_up_and_then_follows_its_schedule(schedule, at):
     config = Optimiser(
         learning_rate=1.0,
         warmup_steps=4,

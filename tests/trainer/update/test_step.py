@@ -1,4 +1,4 @@
-"""One update: against the dense formula on a real cache, and what must not matter to it."""
+"""One update against the dense formula on a captured cache; invariances; skipped updates."""
 
 from functools import partial
 
@@ -48,7 +48,7 @@ def student(seed=1, vocabulary=V, **kwargs):
     return graph_and_parameters(model)
 
 
-# Without LLVM's optimiser: compiling is most of what these tests do.
+# Without LLVM's optimiser, because compiling takes most of the time of these tests.
 @partial(
     jax.jit,
     static_argnames=("objective", "microbatches"),
@@ -139,7 +139,7 @@ def test_held_out_figures_are_those_of_the_dense_formula(whole_cache, root):
         kind="forward_kl",
     )
     agree = np.argmax(hidden @ model.unembedding(), -1) == np.argmax(teacher, -1)
-    # Batches of 2 leave a last one of 1, which is padded.
+    # Five rows in batches of 2: the last batch has one row and is padded.
     judge = make_evaluator(
         Objective(graph, Loss(chunk_tokens=32), vocabulary=V, execution=Execution(teacher_mesh())),
         cache=whole_cache,
@@ -155,7 +155,7 @@ def test_held_out_figures_are_those_of_the_dense_formula(whole_cache, root):
 
 
 def with_draws(batch, *, m=4):
-    """Any tokens outside the top-k as draws: what they are worth does not matter here."""
+    """`batch` with arbitrary tokens outside the top-k as tail draws."""
     rng = np.random.default_rng(0)
     shape = (*batch["tokens"].shape, m)
     stored = np.asarray(batch["topk_ids"])[..., None] == np.arange(V)
@@ -174,7 +174,7 @@ def with_draws(batch, *, m=4):
 def test_accumulating_microbatches_equals_one_batch(cache, tail):
     microbatches = 4
     batch = with_draws(read(cache, cache.rows(split="train")[:4]))
-    # Pieces of different weight, and one of none.
+    # Pieces with different numbers of counted tokens, one of them with none.
     batch["loss_mask"] = batch["loss_mask"].at[0, 5:].set(False).at[3].set(False)
     prior = jnp.asarray(prior_nodes()) if tail == "prior" else None
     graph, params = student()
@@ -202,7 +202,7 @@ def test_rows_without_targets_change_nothing(cache):
 
 
 def test_ids_beyond_the_caches_vocabulary_get_no_mass(cache):
-    """A student whose embedding is padded: its extra rows are never scored nor learned."""
+    """The extra rows of a padded embedding get no probability and no gradient."""
     batch = read(cache, cache.rows(split="train")[:4])
     graph, params = student(vocabulary=V + 8)
     loss, _, got = gradient(graph, params, batch)
@@ -225,7 +225,7 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_weights(cache):
 
 
 def test_under_bfloat16_weights_and_moments_stay_float32(cache):
-    """Nothing of the state that an update gives is rounded to what its products take."""
+    """No array of the new state has the type of matmul operands."""
     half_graph, params = student(dtype=jnp.bfloat16)
     batch = read(cache, cache.rows(split="train")[:2])
     step = make_train_step(
@@ -294,7 +294,7 @@ def test_a_non_finite_gradient_under_a_finite_loss_is_noticed(cache, monkeypatch
 
 
 def test_alpha_and_temperature_follow_the_step_and_are_reported(cache):
-    """At its step an update is the one of a constant loss with the values of that step."""
+    """An update equals that of a loss with the constant values of its step."""
     batch = read(cache, cache.rows(split="train")[:2])
     graph, params = student()
     moving = Loss(
@@ -308,7 +308,7 @@ def test_alpha_and_temperature_follow_the_step_and_are_reported(cache):
     step = make_train_step(Objective(graph, moving, vocabulary=V), optimiser=Optimiser(), steps=5)
     expected, _, _ = gradient(graph, params, batch, alpha=0.75, temperature=3.0)
     state = initial_state(params, config=Optimiser())
-    _, metrics = step(state._replace(step=jnp.int32(2)), batch)  # as a checkpoint gives it back
+    _, metrics = step(state._replace(step=jnp.int32(2)), batch)  # as restored from a checkpoint
     assert (float(metrics["alpha"]), float(metrics["temperature"])) == (0.75, 3.0)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
 
@@ -347,8 +347,8 @@ def test_microbatches_must_divide_the_batch(cache, tmp_path):
 @pytest.mark.parametrize(
     ("tail", "divergence"), [("sampled", "forward_kl"), ("prior", "reverse_kl")]
 )
-def test_rows_that_no_teacher_spoke_of_are_learned_as_at_alpha_zero(cache, tail, divergence):
-    """Among others: the loss and gradient are those of both kinds apart, by counted tokens."""
+def test_rows_without_a_teacher_s_targets_are_learned_as_at_alpha_zero(cache, tail, divergence):
+    """Loss and gradient are means, weighted by counted tokens, of those of both kinds of rows."""
     batch = with_draws(read(cache, cache.rows(split="train")[:3]))
     silent = ("topk_logprobs", "tail_logmass", "tail_logprobs", "tail_logweights")
     for name in silent:
