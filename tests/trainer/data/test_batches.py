@@ -82,7 +82,7 @@ def test_batches_restored_at_any_position_continue_with_the_same_rows():
 )
 def test_a_position_in_another_order_is_refused_by_name(name, settings):
     batches, other = make_batches(), make_batches(**settings)
-    with pytest.raises(ValueError, match=rf"other data .*{name}: saved"):
+    with pytest.raises(ValueError, match=rf"other data, .*{name}: saved"):
         other.restore(batches.state())
     batches.close()
     other.close()
