@@ -13,7 +13,7 @@ from decant.pipelines.calibration.calibrate import CalibrateJob
 from decant.pipelines.calibration.directions import KnownDirections
 from decant.pipelines.calibration.signal_specs import describe_arrays
 from decant.pipelines.config import Corpus, Precompute
-from decant.pipelines.rows.documents import recognised
+from decant.pipelines.rows.documents import with_kinds
 from decant.pipelines.rows.rules import choose_unit_rows, row_rules
 from decant.pipelines.rows.shard import TokeniseJob
 from decant.pipelines.rows.sources import SourceFile, find_sources, resolve_defaults
@@ -28,7 +28,7 @@ from decant.schemas.signals import ArraySignal
 def corpus_sources(corpus: Corpus) -> tuple[SourceFile, ...]:
     """The files that `corpus.files` names, hashed, each with the kind of its documents."""
     files = find_sources(corpus.files, max_bytes=corpus.max_bytes, memory=digest_memory())
-    return tuple(recognised(files, text_field=corpus.text_field))
+    return tuple(with_kinds(files, text_field=corpus.text_field))
 
 
 def decided_corpus(

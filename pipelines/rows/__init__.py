@@ -1,1 +1,1 @@
-"""Corpus → rows: sources, documents, chats, packing, tokenising."""
+"""From corpus files to rows: find, read, mark, tokenise, pack and write them."""

@@ -1,9 +1,9 @@
-"""Which characters of a rendered chat the assistant wrote.
+"""Finds the characters of a rendered chat that the assistant wrote.
 
-A template with `{% generation %}` blocks says so itself. Of others it is found by rendering: a
-turn begins where the messages before it, rendered with the prompt to generate, end, and it ends
-where the messages up to it end. So the end-of-turn token is the assistant's, and the header is
-not. White space that a template puts behind that token is nobody's: no model writes it.
+A template with `{% generation %}` blocks marks them itself. For other templates, shorter chats are
+rendered: a turn begins where the messages before it, with the generation prompt, end. It ends where
+the messages up to and including it end. So the end-of-turn token belongs to the turn, and the
+header does not. White space after that token does not either: no model writes it.
 """
 
 from collections.abc import Sequence
@@ -23,9 +23,10 @@ _REMEDY = (
 def assistant_spans(
     chat: Chat, template: ChatTemplate, *, special: Sequence[str]
 ) -> tuple[str, Spans]:
-    """The whole chat as text, and the characters [start, end) of each of the assistant's turns.
+    """The whole chat as text, and the characters [start, end) of each assistant turn.
 
-    `special` are the texts of special tokens. ValueError where it cannot be told who wrote what.
+    Turns of the prompt (`chat.first`) are left out. `special` are the texts of special tokens.
+    ValueError if it cannot be told which characters the assistant wrote.
     """
     whole = template.render(chat.messages, tools=chat.tools)
     turns = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
@@ -48,14 +49,14 @@ def _span(
         return template.render(chat.messages[:count], tools=chat.tools, **options).text
 
     prompt, through = rendered(turn, add_generation_prompt=True), rendered(turn + 1)
-    start = _shared(prompt, whole)
+    start = _common_length(prompt, whole)
     if start == len(prompt) and whole.startswith(through):
         written = through[start:]
     else:
-        # Without this a history that is written anew may look like the turn, by what it repeats.
+        # Otherwise a template that rewrites earlier messages might repeat the turn's text there.
         before = rendered(turn)
         same = whole.startswith(before) and start >= len(before)
-        written = _rewritten(chat.messages[turn], through[start:], whole[start:]) if same else ""
+        written = _earlier_form(chat.messages[turn], through[start:], whole[start:]) if same else ""
     if not written:
         raise ValueError(
             f"message {turn + 1}: the chat template writes it otherwise once the conversation goes "
@@ -65,18 +66,20 @@ def _span(
     return start, start + len(ended if ended.endswith(special) else written)
 
 
-def _shared(one: str, other: str) -> int:
-    """How many characters at the start are the same."""
+def _common_length(one: str, other: str) -> int:
+    """Length of the common beginning of two texts."""
     if other.startswith(one):
         return len(one)
     pairs = zip(one, other, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
-def _rewritten(message: dict[str, Any], through: str, rest: str) -> str:
-    """The turn at the start of `rest`, which others follow, where a template writes such a turn
-    otherwise than the last one: its content and what ended it when it was the last, `through`.
-    Empty if this is not there."""
+def _earlier_form(message: dict[str, Any], through: str, rest: str) -> str:
+    """The turn as the template writes it when other messages follow, at the start of `rest`.
+
+    `through` is the turn as the template writes it when it is the last: a header, the content, and
+    the turn's end. Content and end must be the same in both. Empty if they are not.
+    """
     content = message["content"].strip()
     if not content or message.keys() > {"role", "content"}:
         return ""

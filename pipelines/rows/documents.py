@@ -1,4 +1,4 @@
-"""Documents out of one shard's records, each with its place; what cannot be read is named."""
+"""Turns a shard's records into documents: texts, chats, and prompts with completions."""
 
 import dataclasses
 import hashlib
@@ -17,16 +17,17 @@ _TOOLS = "tools"
 
 
 class Chat(NamedTuple):
-    """Messages, each with `role`, `content` and whatever else a chat template reads."""
+    """Messages, each with `role`, `content` and any other keys that a chat template reads."""
 
     messages: tuple[dict[str, Any], ...]
     tools: list[Any] | None = None
     first: int = 0
-    """Number of messages that are only there to be answered, whoever speaks."""
+    """Number of messages at the start that are a prompt: none is learned from, not even the
+    assistant's."""
 
 
 class Completion(NamedTuple):
-    """A text and what follows it."""
+    """A prompt, and the text that follows it."""
 
     prompt: str
     completion: str
@@ -34,7 +35,7 @@ class Completion(NamedTuple):
 
 @dataclass(frozen=True)
 class Document:
-    """What a document says, and its place."""
+    """A document's content, and its place."""
 
     place: Place
     content: str | Chat | Completion
@@ -43,7 +44,7 @@ class Document:
     def content_hash(self) -> bytes:
         """sha256 of the content: finds duplicates and chooses the held-out documents.
 
-        Of a chat before it is rendered: whichever teacher reads it, the same ones are held out.
+        A chat is hashed before it is rendered, so that every teacher holds out the same chats.
         """
         content = self.content
         data = content.encode() if isinstance(content, str) else canonical_json(content._asdict())
@@ -51,7 +52,7 @@ class Document:
 
 
 Refuse = Callable[[Place, str], None]
-"""Called with the place of a document that cannot be read and what is wrong; may raise."""
+"""Called with the place of an unreadable document and the problem; may raise."""
 
 
 def read_documents(
@@ -59,7 +60,7 @@ def read_documents(
 ) -> Iterator[Document]:
     """Non-empty documents of `shard`, in order. The same inputs give the same documents.
 
-    `sources` know their kinds, as `recognised` finds them.
+    `sources` have the kinds that `with_kinds` found.
     """
     for span in shard.spans:
         source = sources[span.source]
@@ -76,8 +77,8 @@ def read_documents(
                     yield Document(record.place, content)
 
 
-def recognised(sources: Sequence[SourceFile], *, text_field: str) -> list[SourceFile]:
-    """The sources with the kind of each, which is that of its first record that has one."""
+def with_kinds(sources: Sequence[SourceFile], *, text_field: str) -> list[SourceFile]:
+    """The sources with their kinds: the kind of a file is that of its first readable record."""
     return [dataclasses.replace(s, kind=_first_kind(s, text_field)) for s in sources]
 
 
@@ -102,7 +103,7 @@ def _columns(names: Collection[str], *, text_field: str) -> list[str]:
 
 
 def _fields(names: Collection[str], text_field: str) -> tuple[str, ...]:
-    """Those that hold the document, of a record that has these."""
+    """The fields that hold the document, of a record with fields `names`."""
     for fields in ((text_field,), _CHAT, _COMPLETION):
         if all(name in names for name in fields):
             return fields
@@ -113,7 +114,7 @@ def _fields(names: Collection[str], text_field: str) -> tuple[str, ...]:
 
 
 def _kind(record: Any, text_field: str) -> Kind:
-    """ValueError for a record that is none."""
+    """The kind of document that a record is. ValueError if it is none of the three."""
     if not isinstance(record, dict):
         raise ValueError(
             f"no field {text_field!r} (has: {type(record).__name__}); set corpus.text_field"
@@ -136,7 +137,7 @@ def _kind(record: Any, text_field: str) -> Kind:
 
 
 def _content(value: Any, source: SourceFile, *, text_field: str) -> str | Chat | Completion:
-    """What a record says. ValueError says what is wrong with it."""
+    """The content of a record. ValueError with the problem if it has none."""
     if not (source.is_jsonl or source.is_parquet):
         return value
     kind = _kind(value, text_field)
@@ -169,8 +170,8 @@ def _chat(parts: list[list[Any]], tools: Any) -> Chat:
 
 
 def _message(message: Any) -> dict[str, Any]:
-    """As templates expect it: parts of text joined, and no key without a value (a table's
-    records have every key)."""
+    """The message as templates expect it: text parts are joined, and keys without a value are
+    left out (a table's records have every key)."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         got = ", ".join(message) if isinstance(message, dict) else type(message).__name__
         raise ValueError(f"a message needs 'role' and 'content'; got: {got}")

@@ -1,14 +1,13 @@
 """Which tokens of a document are learned from: all of a text, the completion, the assistant's.
 
-A document is always tokenised as a whole, then tokens are found by their characters; a token that
-holds a character of the completion and others too is learned from.
+A document is tokenised as a whole; then characters decide which tokens are learned from. A token
+that holds at least one character of the completion (or of the assistant's turn) is.
 
-- text: BOS as the tokenizer says; EOS after it.
-- completion: the same round prompt and completion, where the text does not have them already;
-  EOS is learned.
-- chat: what the template writes and nothing else, as it is when the model is used. Templates write
-  BOS where a model wants it, and end every turn; EOS would be an end after the end. What follows
-  the last token that is learned from is left out, as nothing depends on it.
+- text: BOS in front if the tokenizer says so; EOS at the end.
+- completion: BOS and EOS as for a text, unless the text already has them; EOS is learned from.
+- chat: exactly the template's text, as when the model is used. The template writes BOS if the model
+  wants it, and ends every turn itself, so no EOS is added. Tokens after the last one that is
+  learned from are left out: no target depends on them.
 """
 
 from collections.abc import Collection, Sequence
@@ -25,20 +24,21 @@ from decant.pipelines.rows.sources import Kind
 from decant.schemas.records.rows import Segment
 
 VERSION = 1
-"""Part of the rows_id of corpora with chats or completions: a change makes other rows."""
+"""Part of the rows_id of corpora with chats or completions. Raise it if their rows change."""
 
 
 @dataclass(frozen=True)
 class Marked:
-    """A document as one text and the characters [start, end) to learn; None stands for all."""
+    """A document as one text, and its characters that are learned from."""
 
     document: Document
     text: str
     learned: Spans | None = None
+    """Ranges [start, end) of characters. None: all of the text."""
 
 
 def marking_rules(kinds: Collection[Kind], template: ChatTemplate | None) -> dict[str, Any]:
-    """What decides rows of these kinds besides their text; nothing for texts alone."""
+    """Entries of rows_id that depend on the kinds of the corpus's files; none if all are texts."""
     rules: dict[str, Any] = {}
     if set(kinds) - {"text"}:
         rules["learned"] = VERSION
@@ -48,20 +48,21 @@ def marking_rules(kinds: Collection[Kind], template: ChatTemplate | None) -> dic
 
 
 def mark(document: Document, tokenizer: Tokenizer, template: ChatTemplate | None) -> Marked:
-    """The document as it is tokenised. ValueError for a chat that cannot be rendered."""
+    """The document's text with its learned characters. ValueError for a chat that `template`
+    cannot render."""
     content = document.content
     if isinstance(content, str):
         return Marked(document, content)
     if isinstance(content, Completion):
         text = content.prompt + content.completion
         return Marked(document, text, ((len(content.prompt), len(text)),))
-    assert template, "the driver has seen that there is one"
+    assert template, "the driver checked that the tokenizer has one"
     text, spans = assistant_spans(content, template, special=tokenizer.special_texts)
     return Marked(document, text, spans)
 
 
 def segments(batch: Sequence[Marked], tokenizer: Tokenizer) -> list[Segment]:
-    """The documents as tokens, each uncut."""
+    """The documents as tokens, one uncut segment each."""
     texts = [marked.text for marked in batch]
     if all(marked.learned is None for marked in batch):
         counted = [(ids, np.ones(len(ids), bool)) for ids in tokenizer.encode_batch(texts)]
@@ -70,13 +71,17 @@ def segments(batch: Sequence[Marked], tokenizer: Tokenizer) -> list[Segment]:
             (ids, _learned(places, marked.learned))
             for marked, (ids, places) in zip(batch, tokenizer.encode_with_spans(texts), strict=True)
         ]
-    return [_segment(m, *found, tokenizer) for m, found in zip(batch, counted, strict=True)]
+    return [
+        _segment(marked, ids, learned, tokenizer)
+        for marked, (ids, learned) in zip(batch, counted, strict=True)
+    ]
 
 
 def _learned(places: np.ndarray, spans: Spans | None) -> np.ndarray:
+    """Whether each token, with characters `places` [tokens, (start, end)], overlaps a span."""
     learned = np.full(len(places), spans is None)
     starts = places[:, 0]
-    ends = np.maximum(places[:, 1], starts + 1)  # a token of no character is where it stands
+    ends = np.maximum(places[:, 1], starts + 1)  # a token without characters counts as its place
     for start, end in spans or ():
         learned |= (starts < end) & (ends > start)
     return learned
@@ -87,14 +92,15 @@ def _segment(marked: Marked, ids: np.ndarray, counted: np.ndarray, tokenizer: To
     if isinstance(content, Chat):
         end = 1 + int(np.flatnonzero(counted).max(initial=-1))
         return Segment(ids[:end], counted[:end], place.source, place.offset, 0)
-    has = isinstance(content, Completion)  # texts get both, whatever they begin and end with
+    # A plain text gets BOS and EOS even if it begins or ends with one.
+    is_completion = isinstance(content, Completion)
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    bos = [] if has and bos == ids[:1].tolist() else bos
+    bos = [] if is_completion and bos == ids[:1].tolist() else bos
     eos = [tokenizer.eos_id]
-    eos = [] if has and eos == ids[-1:].tolist() else eos
+    eos = [] if is_completion and eos == ids[-1:].tolist() else eos
     return Segment(
         np.concatenate([bos, ids, eos]).astype(np.int32),
-        np.concatenate([np.full(len(bos), not has), counted, np.ones(len(eos), bool)]),
+        np.concatenate([np.full(len(bos), not is_completion), counted, np.ones(len(eos), bool)]),
         place.source,
         place.offset,
         0,

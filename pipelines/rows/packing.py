@@ -1,4 +1,4 @@
-"""Documents to rows: long ones cut so that every transition is scored once, short ones packed."""
+"""Packs documents into rows: long documents are cut, short ones share a row."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,15 +8,15 @@ import numpy as np
 from decant.schemas.records.rows import Row, Segment, build_row
 
 VERSION = 1
-"""Part of every rows_id: a change of what follows is another corpus."""
+"""Part of every rows_id. Raise it if the same documents would give other rows."""
 
 
 def pieces(document: Segment, *, length: int) -> Iterator[Segment]:
     """Cut a document into pieces of at most `length` tokens.
 
-    Each piece repeats its predecessor's last token, so that the transition between them is
-    scored, and scored once. A single token has no transition and gives no piece, nor do tokens
-    none of which counts.
+    Each piece repeats the last token of the piece before, so that the transition between the two
+    is scored exactly once. No piece is made of a single token, which has no transition, nor of
+    tokens of which none is learned from.
     """
     start = 0
     while start + 1 < len(document.tokens):
@@ -34,7 +34,11 @@ def pieces(document: Segment, *, length: int) -> Iterator[Segment]:
 
 @dataclass
 class Packer:
-    """First fit over at most `open_rows` open rows of `length` positions."""
+    """Puts each piece into the first of at most `open_rows` open rows that has room for it.
+
+    Rows have `length` positions. If no open row has room, a new row is opened; if all `open_rows`
+    are open, the fullest is closed first.
+    """
 
     length: int
     open_rows: int
@@ -42,7 +46,7 @@ class Packer:
     _room: list[int] = field(default_factory=list)
 
     def add(self, document: Segment) -> Iterator[Row]:
-        """Rows that are complete once `document` is in."""
+        """Add a document; returns the rows that this completes."""
         for piece in pieces(document, length=self.length):
             if len(piece.tokens) == self.length:
                 yield build_row([piece], length=self.length)
@@ -66,7 +70,7 @@ class Packer:
             fits = len(self._open) - 1
         self._open[fits].append(piece)
         self._room[fits] -= need
-        # Fewer than two tokens of room can take no piece.
+        # A piece has at least two tokens.
         if self._room[fits] < 2:
             yield self._close(fits)
 

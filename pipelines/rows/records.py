@@ -1,4 +1,4 @@
-"""Records out of a corpus file, each with its place: text files, JSON lines and Parquet tables."""
+"""Reads the records of a corpus file, each with its place: text, JSON lines, Parquet tables."""
 
 import gzip
 import io
@@ -16,36 +16,39 @@ import zstandard
 from decant.pipelines.rows.sources import SourceFile, Span
 from decant.pipelines.rows.zstd_file import ZstdFile
 
-_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
+_DAMAGE_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
 _RECORDS_A_BATCH = 256
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a document begins: the source's number, and the byte offset in its text or, in a
-    table, the number of records before it."""
+    """Where a document begins."""
 
     source: int
+    """Number of the source file."""
     offset: int
+    """Byte offset in the decompressed text; in a table the number of records before it."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """A text file's text, or what a JSON line or a table's record holds. Or what is wrong."""
+    """One record of a file, or the problem with it."""
 
     place: Place
     value: Any = None
+    """A text file's text, a JSON line's value, or a table's record as a dictionary."""
     problem: str = ""
+    """Why the record cannot be read; empty if it can."""
 
 
 Fields = Callable[[Collection[str]], Sequence[str]]
-"""Of a table's columns those to read. ValueError says why there are none."""
+"""Given a table's column names, returns the ones to read. Raises ValueError if none is usable."""
 
 
 def read_records(span: Span, source: SourceFile, *, fields: Fields) -> Iterator[Record]:
-    """Records that begin in `span`, in order; a problem stands in its record's place.
+    """Records that begin in `span`, in order. An unreadable one is a record with a problem.
 
-    Damage that the rest of the file is lost to is the last record, and a problem.
+    If the rest of the file cannot be read, the last record says so.
     """
     if source.is_parquet:
         return _table(span, source, fields=fields)
@@ -53,7 +56,7 @@ def read_records(span: Span, source: SourceFile, *, fields: Fields) -> Iterator[
 
 
 def located(problem: str, place: Place, source: SourceFile) -> str:
-    """The problem, after which record of its file has it."""
+    """`problem` with the number of its line or record in front; of a text file unchanged."""
     if source.is_parquet:
         return f"record {place.offset + 1}: {problem}"
     if not source.is_jsonl:
@@ -88,7 +91,7 @@ def _whole_file(span: Span, source: SourceFile) -> Iterator[Record]:
             yield Record(place, file.read().decode())
     except UnicodeDecodeError as error:
         yield Record(place, problem=f"not UTF-8 at byte {error.start}")
-    except _DAMAGE as error:
+    except _DAMAGE_ERRORS as error:
         yield Record(place, problem=f"damaged or cut short, cannot be decompressed: {error}")
 
 
@@ -96,14 +99,14 @@ def _json_lines(span: Span, source: SourceFile) -> Iterator[Record]:
     with _open(source) as file:
         offset = span.start
         if offset:
-            # A line that began before the span belongs to the shard before.
+            # A line that begins before the span belongs to the shard before this one.
             file.seek(offset - 1)
             offset += len(file.readline()) - 1
         while source.compression or offset < span.end:
             place = Place(span.source, offset)
             try:
                 line = file.readline()
-            except _DAMAGE as error:
+            except _DAMAGE_ERRORS as error:
                 why = f"damaged or cut short after {offset} bytes of text, the rest is lost: "
                 yield Record(place, problem=f"{why}{error}")
                 return
@@ -130,7 +133,7 @@ def _table(span: Span, source: SourceFile, *, fields: Fields) -> Iterator[Record
         table = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
         columns = list(fields(table.schema_arrow.names))
     except (pyarrow.ArrowException, OSError) as error:
-        if not span.start:  # of a file that is cut for several workers one tells
+        if not span.start:  # if the file is cut, only its first span reports the damage
             why = "damaged, cut short or no Parquet file: "
             yield Record(Place(span.source, 0), problem=f"{why}{_first_line(error)}")
         return
@@ -142,12 +145,12 @@ def _table(span: Span, source: SourceFile, *, fields: Fields) -> Iterator[Record
         at = 0
         for number in range(table.num_row_groups):
             group = table.metadata.row_group(number)
-            if span.start <= _begins(group) < span.end:
+            if span.start <= _first_byte(group) < span.end:
                 yield from _row_group(table, number, columns, Place(span.source, at))
             at += group.num_rows
 
 
-def _begins(group: pyarrow.parquet.RowGroupMetaData) -> int:
+def _first_byte(group: pyarrow.parquet.RowGroupMetaData) -> int:
     first = group.column(0)
     return min(first.data_page_offset, first.dictionary_page_offset or first.data_page_offset)
 

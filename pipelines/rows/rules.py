@@ -13,7 +13,10 @@ from decant.pipelines.rows.sources import SourceFile
 def row_rules(
     corpus: Corpus, sources: Sequence[SourceFile], *, template: ChatTemplate | None = None
 ) -> dict[str, Any]:
-    """What decides rows besides the text and the tokenizer; goes into rows_id."""
+    """All settings that decide the rows, apart from text and tokenizer; part of rows_id.
+
+    `corpus` has its defaults resolved. `template` is the chat template, if there are chats.
+    """
     return marking_rules({source.kind for source in sources}, template) | {
         "version": PACKING_VERSION,
         "sequence_length": corpus.sequence_length,
@@ -29,7 +32,8 @@ def row_rules(
 
 
 def choose_unit_rows(sources: Sequence[SourceFile], *, length: int) -> int:
-    """U: a power of two, about 4M tokens, at most 4,096 rows, small enough for 16 units."""
+    """U, rows per unit, for rows of `length` tokens: a power of two of at most about 4M tokens and
+    4,096 rows, and small enough that the corpus gives 16 units."""
     rows = sum(source.bytes for source in sources) / 4 / length  # about four bytes a token
     limit = max(1, min(4096, (4 << 20) // length, int(rows / 16)))
     return 1 << (limit.bit_length() - 1)

@@ -1,4 +1,4 @@
-"""One input shard: its documents to rows, its rows to files of units, and last its commit."""
+"""Tokenises one input shard: documents to rows, rows to files of units, and last a commit."""
 
 import dataclasses
 import heapq
@@ -20,25 +20,31 @@ from decant.schemas.manifest.manifest import SPLITS, Skipped, Split, Unit
 from decant.schemas.records.rows import Row, Segment, encode_row
 
 _CHARACTERS_A_BATCH = 1 << 20
-_BEFORE = Place(-1, 0)
-SAMPLE_ROWS = 4096  # train rows with the smallest keys that a shard offers to calibration
+SAMPLE_ROWS = 4096
+"""Number of train rows, those with the smallest keys, that a shard offers to calibration."""
+_BEFORE_ALL = Place(-1, 0)
+"""Sorts before the place of any document of this part."""
 
 
 @dataclass(frozen=True)
 class TokeniseJob:
-    """Everything a tokenise worker needs. `corpus` has its defaults resolved."""
+    """Everything that a worker needs to tokenise a shard of a part."""
 
     part: Path
+    """The part's directory, absolute."""
     tokenizer: Path
+    """The directory of the tokenizer's files, absolute."""
     sources: tuple[SourceFile, ...]
     corpus: Corpus
+    """The settings, as `resolve_defaults` returns them."""
     unit_rows: int
+    """U, rows per unit."""
     older: tuple[SourceFile, ...] = ()
-    """Files of older parts: a document that one of them holds too is left out."""
+    """Files of the older parts. Documents that occur in them are left out of this part."""
 
     @property
     def shard_bytes(self) -> int:
-        """Bytes of input in a shard."""
+        """Bytes of input per shard."""
         assert self.corpus.shard_bytes, "resolve_defaults sets it"
         return self.corpus.shard_bytes
 
@@ -46,16 +52,18 @@ class TokeniseJob:
 def document_hashes(
     shard: InputShard, job: TokeniseJob
 ) -> list[tuple[bytes, tuple[int | None, Place]]]:
-    """(first 16 bytes of the content's hash, (the shard's number, place)) of each document."""
+    """(first 16 bytes of the content's hash, (shard number, place)) of each document."""
     return [(content, (shard.number, place)) for content, place in _hashes(shard, job, job.sources)]
 
 
 def older_document_hashes(
     shard: InputShard, job: TokeniseJob
 ) -> list[tuple[bytes, tuple[int | None, Place]]]:
-    """The same for a shard of `job.older`, whose documents have no shard and one place before all
-    others. ValueError if a file changed while it was read."""
-    hashes = [(content, (None, _BEFORE)) for content, _ in _hashes(shard, job, job.older)]
+    """The same for a shard of `job.older`. The shard number is None, and the place sorts first.
+
+    ValueError if a file changed while it was read.
+    """
+    hashes = [(content, (None, _BEFORE_ALL)) for content, _ in _hashes(shard, job, job.older)]
     for number in {span.source for span in shard.spans}:
         job.older[number].require_unchanged()
     return hashes
@@ -71,7 +79,11 @@ def _hashes(
 
 
 def tokenise_shard(shard: InputShard, repeated: frozenset[Place], job: TokeniseJob) -> None:
-    """Write a shard's units and, last, its commit. Does nothing if the commit is there."""
+    """Write a shard's units and, last, its commit. Does nothing if the commit exists.
+
+    Documents at the places `repeated` are duplicates and left out. ValueError if a document cannot
+    be read and `on_error` is "fail", or if a file changed while it was read.
+    """
     commit = shard_commit(job, shard.number)
     if commit.exists():
         return
@@ -115,12 +127,12 @@ def _segments(
     documents: Iterable[Document], job: TokeniseJob, *, refuse: Refuse
 ) -> Iterator[tuple[Split, Segment]]:
     tokenizer = Tokenizer.from_files(job.tokenizer)
-    for batch in _batches(_marked(documents, job, tokenizer, refuse=refuse)):
+    for batch in _batches(_mark_all(documents, job, tokenizer, refuse=refuse)):
         for marked, segment in zip(batch, segments(batch, tokenizer), strict=True):
-            yield _split(marked.document.content_hash, job.corpus.heldout or 0.0), segment
+            yield _split_of(marked.document.content_hash, job.corpus.heldout or 0.0), segment
 
 
-def _marked(
+def _mark_all(
     documents: Iterable[Document], job: TokeniseJob, tokenizer: Tokenizer, *, refuse: Refuse
 ) -> Iterator[Marked]:
     chats = any(source.kind == "chat" for source in job.sources)
@@ -133,11 +145,12 @@ def _marked(
             refuse(place, located(str(error), place, job.sources[place.source]))
 
 
-def _split(content_hash: bytes, heldout: float) -> Split:
+def _split_of(content_hash: bytes, heldout: float) -> Split:
     return "heldout" if int.from_bytes(content_hash[:8]) < heldout * 2**64 else "train"
 
 
 def _batches(documents: Iterable[Marked]) -> Iterator[list[Marked]]:
+    """Lists of about `_CHARACTERS_A_BATCH`, so that the tokenizer's memory is bounded."""
     batch, characters = [], 0
     for marked in documents:
         batch.append(marked)
@@ -150,7 +163,7 @@ def _batches(documents: Iterable[Marked]) -> Iterator[list[Marked]]:
 
 
 class UnitWriter:
-    """Gathers rows of one split into units of U and writes each as it fills."""
+    """Collects the rows of one split of a shard, and writes a unit whenever it has U of them."""
 
     def __init__(self, job: TokeniseJob, shard: int, split: Split):
         self._job, self._shard = job, shard
@@ -158,16 +171,16 @@ class UnitWriter:
         self._pending: list[Row] = []
         self.units: list[Unit] = []
         self.sample: list[tuple[bytes, tuple[int, int]]] = []
-        """(row key, (unit of this writer, offset)) of the rows with the smallest keys."""
+        """(row key, (number of the unit in this writer, offset)) of rows with the smallest keys."""
 
     def add(self, row: Row) -> None:
-        """Take a row."""
+        """Add a row; may write a unit."""
         self._pending.append(row)
         if len(self._pending) == self._job.unit_rows:
             self._flush()
 
     def finish(self) -> None:
-        """Write the last, short unit."""
+        """Write the rows that are left as the last, shorter unit."""
         if self._pending:
             self._flush()
 
@@ -190,10 +203,10 @@ class UnitWriter:
 
 
 def shard_commit(job: TokeniseJob, shard: int) -> Path:
-    """Where a finished shard's commit lies."""
+    """Path of a shard's commit, which exists once the shard is finished."""
     return PartLayout(job.part).work / f"shard-{shard:05d}.json"
 
 
 def staged_unit(job: TokeniseJob, shard: int, split: Split, unit: int) -> Path:
-    """Where a shard's unit of rows lies until it gets its final name."""
+    """Path of a shard's unit of rows before it gets its final name."""
     return PartLayout(job.part).work / f"shard-{shard:05d}" / f"{split}-{unit:05d}.array_record"

@@ -1,4 +1,4 @@
-"""From globs to a fixed, ordered list of input files, and from that to tokenise shards."""
+"""The input files that globs match, in a fixed order, and how they are cut into input shards."""
 
 import dataclasses
 import glob
@@ -13,64 +13,67 @@ from decant.pipelines.config import Corpus
 from decant.schemas.disk.identity import remembered_sha256s
 
 EMBEDDED = "embedded"
-# About 90k tokens, which a laptop's two cores capture in three to four minutes, in files small
-# enough that there are dozens of documents to train on and several to hold out.
+# About 90k tokens, which a laptop's two cores capture in three to four minutes. Files are small,
+# so that there are dozens of documents to train on and several to hold out.
 _EMBEDDED_BYTES = 300_000
 _EMBEDDED_FILE_BYTES = range(2_000, 16_000)
-# Not prose or code that anyone reads: tables, tests, other people's packages.
+# Tables, tests and other people's packages: not code that anyone reads.
 _NOT_EMBEDDED = {"encodings", "test", "tests", "idlelib", "lib2to3", "site-packages", "turtledemo"}
 _MAGIC = ("*", "?", "[")
 _COMPRESSIONS = (".gz", ".zst")
 
 Kind = Literal["text", "chat", "completion"]
-"""What a file's documents are: texts, messages of a chat, or prompts with what follows them."""
+"""What a file's documents are: texts, chats (lists of messages), or prompts with completions."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """An input file. `name` is its path below its glob's fixed directory: moving a corpus as a
-    whole changes no identity."""
+    """An input file and its hash."""
 
     name: str
+    """Path below the directory before the glob's first wildcard. It goes into identities, so moving
+    the whole corpus changes none."""
     path: str
     bytes: int
     sha256: str
     kind: Kind = "text"
     modified: int | None = None
-    """mtime in nanoseconds, from before it was hashed."""
+    """Modification time in nanoseconds, taken before the file was hashed. None: unknown."""
 
     def require_unchanged(self) -> None:
-        """ValueError if it is not the file that was hashed, as far as size and time can tell."""
+        """ValueError if the file's size or modification time differs from when it was hashed."""
         stat = Path(self.path).stat()
         if self.modified is not None and (stat.st_size, stat.st_mtime_ns) != (
             self.bytes,
             self.modified,
         ):
             raise ValueError(
-                f"{self.path}: changed while this run read it; bring back what it was and run "
-                "again, or capture what it is now into another output"
+                f"{self.path}: changed while this run read it. Restore the old file and run again, "
+                "or capture the new one into another output"
             )
 
     @property
     def compression(self) -> str:
-        """Suffix that says how the whole file is compressed; empty if it is not."""
+        """`.gz` or `.zst` if the whole file is compressed, else an empty string."""
         return next((suffix for suffix in _COMPRESSIONS if self.path.endswith(suffix)), "")
 
     @property
     def is_jsonl(self) -> bool:
-        """One document a line rather than one a file."""
+        """Whether each line of the file is a document in JSON."""
         return self.path.removesuffix(self.compression).endswith(".jsonl")
 
     @property
     def is_parquet(self) -> bool:
-        """One document a record of a table."""
+        """Whether the file is a table, of which each record is a document."""
         return self.path.endswith(".parquet")
 
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes [start, end) of source number `source`; a line, or a row group of a table, belongs
-    where it begins."""
+    """Bytes [start, end) of source number `source`.
+
+    A line, or a row group of a table, belongs to the span in which it begins.
+    """
 
     source: int
     start: int
@@ -79,7 +82,7 @@ class Span:
 
 @dataclass(frozen=True)
 class InputShard:
-    """What one tokenise worker reads. Cut on the driver, from the sizes of files alone."""
+    """The input that a worker tokenises at once. The driver cuts shards by file sizes alone."""
 
     number: int
     spans: tuple[Span, ...]
@@ -88,17 +91,17 @@ class InputShard:
 def find_sources(
     patterns: Sequence[str], *, max_bytes: int | None, memory: Path
 ) -> list[SourceFile]:
-    """The files that `patterns` match, by name, each once, hashed.
+    """The files that `patterns` match, hashed and sorted by name, each file once.
 
-    `memory` remembers hashes between runs. FileNotFoundError for a pattern that matches nothing,
-    ValueError when all files are empty.
+    `max_bytes` limits the total as `Corpus.max_bytes` says. The file `memory` keeps hashes between
+    runs. FileNotFoundError for a pattern that matches no file; ValueError if all files are empty.
     """
-    found: dict[Path, str] = {}
+    names: dict[Path, str] = {}
     for pattern in patterns:
         limit = _EMBEDDED_BYTES if pattern == EMBEDDED else None
-        for path, name in _limited(_match(pattern), limit):
-            found.setdefault(path, name)
-    chosen = sorted(_limited(list(found.items()), max_bytes), key=lambda item: (item[1], item[0]))
+        for path, name in _limited(_matching_files(pattern), limit):
+            names.setdefault(path, name)
+    chosen = sorted(_limited(list(names.items()), max_bytes), key=lambda item: (item[1], item[0]))
     if not any(path.stat().st_size for path, _ in chosen):
         raise ValueError(f"corpus.files {list(patterns)}: every matching file is empty")
     stats = [path.stat() for path, _ in chosen]
@@ -109,7 +112,7 @@ def find_sources(
     ]
 
 
-def _match(pattern: str) -> list[tuple[Path, str]]:
+def _matching_files(pattern: str) -> list[tuple[Path, str]]:
     if pattern == EMBEDDED:
         return _standard_library()
     root = _fixed_directory(pattern)
@@ -131,6 +134,7 @@ def _standard_library() -> list[tuple[Path, str]]:
 
 
 def _fixed_directory(pattern: str) -> Path:
+    """The directory before the pattern's first wildcard."""
     parts = Path(pattern).parts
     fixed = []
     for part in parts[:-1]:
@@ -153,7 +157,7 @@ def _limited(files: list[tuple[Path, str]], max_bytes: int | None) -> list[tuple
 
 
 def resolve_defaults(corpus: Corpus, sources: Sequence[SourceFile]) -> Corpus:
-    """The settings with everything decided that was left to depend on the corpus."""
+    """`corpus` with unset `shard_bytes` and `heldout` chosen by the total size of `sources`."""
     size = sum(source.bytes for source in sources)
     shard_bytes = min(max(size // 16, 1 << 20), 32 << 20)
     heldout = min(max(round((1 << 20) / size, 4), 0.005), 0.1)
@@ -165,8 +169,11 @@ def resolve_defaults(corpus: Corpus, sources: Sequence[SourceFile]) -> Corpus:
 
 
 def cut_shards(sources: Sequence[SourceFile], *, shard_bytes: int) -> list[InputShard]:
-    """Consecutive sources gathered to about `shard_bytes`; long files are cut where that can be
-    done without reading them: JSON lines that are not compressed, and tables."""
+    """Shards of consecutive sources, each of about `shard_bytes`.
+
+    A longer file is cut only if it is a table or uncompressed JSON lines: others would have to be
+    read for that.
+    """
     shards: list[list[Span]] = [[]]
     filled = 0
     for number, source in enumerate(sources):

@@ -90,8 +90,11 @@ def tokenise_here(job: TokeniseJob, shards: Sequence[InputShard]) -> PlannedRows
 def _tokenise_shards(
     shards: Sequence[InputShard], job: TokeniseJob, *, each: Callable[..., Iterator[Any]]
 ) -> None:
-    """What `_build` does, without Beam. `each` maps a function, called with the job as its last
-    argument, over the shards; its results are in the shards' order."""
+    """Do the work of `_build` without Beam.
+
+    `each(function, *arguments)` is like `map`, and calls `function` with the job as one more
+    argument at the end.
+    """
     older = each(older_document_hashes, cut_shards(job.older, shard_bytes=job.shard_bytes))
     hashes = chain(older, each(document_hashes, shards))
     repeated = _repeated(chain.from_iterable(hashes))
@@ -100,7 +103,7 @@ def _tokenise_shards(
 
 
 def _repeated(hashes: Hashes) -> dict[int, set[Place]]:
-    """By shard, the places of documents whose content stands earlier in `hashes`."""
+    """Places of the documents whose content occurs earlier in `hashes`, by shard number."""
     seen: set[bytes] = set()
     repeated: dict[int, set[Place]] = defaultdict(set)
     for content, (shard, place) in hashes:
@@ -111,11 +114,12 @@ def _repeated(hashes: Hashes) -> dict[int, set[Place]]:
 
 
 def _build(pipeline: beam.Pipeline, job: TokeniseJob, shards: list[InputShard]) -> None:
-    """Only hashes, places and shard descriptions pass through Beam; workers read text twice."""
+    """Add the steps to `pipeline`. Only hashes, places and shard descriptions pass through Beam;
+    workers read the text twice instead, once to hash it and once to tokenise it."""
     cut = pipeline | "Shards" >> beam.Create(shards) | "Spread" >> beam.Reshuffle()
     hashes = cut | "Hash documents" >> beam.FlatMap(document_hashes, job)
     if job.older:
-        # Read again rather than remembered: caches keep no hashes of documents.
+        # Older files are read again, because caches store no hashes of documents.
         older_shards = cut_shards(job.older, shard_bytes=job.shard_bytes)
         older = pipeline | "Older shards" >> beam.Create(older_shards) | beam.Reshuffle()
         kept = older | "Hash older documents" >> beam.FlatMap(older_document_hashes, job)
@@ -149,7 +153,10 @@ def _tokenise_grouped(group: tuple[int, dict[str, Iterable]], job: TokeniseJob) 
 
 
 def _gather(job: TokeniseJob, shards: Sequence[InputShard], *, rows_id: str) -> PlannedRows:
-    """Give units their numbers and files their final names; each step can be repeated."""
+    """Number the units of all shards and give their files their final names.
+
+    If it is interrupted, it can be called again.
+    """
     layout = PartLayout(job.part)
     units: list[Unit] = []
     skipped: list[Skipped] = []
@@ -166,7 +173,7 @@ def _gather(job: TokeniseJob, shards: Sequence[InputShard], *, rows_id: str) -> 
                 final.parent.mkdir(parents=True, exist_ok=True)
                 staged.replace(final)
             units.append(unit)
-        # A shard's train units come first, so the writer's numbers only need the offset.
+        # A shard's train units come first, so their numbers in the writer only need the offset.
         sample += [(key, first + unit, offset) for key, unit, offset in commit["sample"]]
         skipped += [Skipped(**item) for item in commit["skipped"]]
         duplicates += commit["duplicates"]

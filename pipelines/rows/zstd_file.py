@@ -1,4 +1,4 @@
-"""A `.zst` file as a stream of its bytes, in which an end that is missing is an error."""
+"""Reads a `.zst` file as a stream of its decompressed bytes; a missing end is an error."""
 
 import io
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 import zstandard
 
 _CHUNK_BYTES = 1 << 16
-_LARGEST_WINDOW = 1 << 31  # what `zstd --long=31` writes, as some public corpora are
+_LARGEST_WINDOW = 1 << 31  # some public corpora were written with `zstd --long=31`
 
 
 class ZstdFile(io.RawIOBase):
-    """Reads frame after frame. EOFError where the file ends inside one.
+    """Reads one frame after another. EOFError if the file ends inside a frame.
 
-    zstandard's own stream reader takes a frame that was cut off for one that ended.
+    zstandard's own stream reader takes a frame that was cut off for a complete one.
     """
 
     def __init__(self, path: Path):
@@ -27,7 +27,7 @@ class ZstdFile(io.RawIOBase):
         return True
 
     def readinto(self, buffer) -> int:
-        """Fill `buffer` as far as one chunk of the file goes; 0 at the end."""
+        """Write at most one chunk's bytes to `buffer`; returns their number, 0 at the end."""
         while not self._text:
             packed = self._packed or self._file.read(_CHUNK_BYTES)
             if not packed:
@@ -45,6 +45,6 @@ class ZstdFile(io.RawIOBase):
         return count
 
     def close(self) -> None:
-        """Close the file beneath, too."""
+        """Close this stream and its file."""
         self._file.close()
         super().close()

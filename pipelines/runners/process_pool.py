@@ -1,7 +1,7 @@
-"""A pool of worker processes on this machine, which ends whenever this process does.
+"""A pool of worker processes on this machine. They end when this process ends, however it does.
 
-Beam's in-process runner can start processes too, but waits for ever for one that was killed, and
-cannot be interrupted while they work.
+Beam's in-process runner can start processes too. But it waits forever for a process that was
+killed, and cannot be interrupted while the processes work.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from decant.pipelines.runners.worker_error import WorkerError
 
 @contextlib.contextmanager
 def process_pool(processes: int, *, shared: Any) -> Iterator["ProcessPool"]:
-    """A pool of `processes`, each of which gets `shared` once, as it starts.
+    """A pool of `processes`. Each process gets a copy of `shared` when it starts.
 
-    If the block raises, the processes are killed in the middle of their work.
+    If the `with` block raises, the processes are killed at once.
     """
     pool = ProcessPool(processes, shared=shared)
     try:
@@ -39,17 +39,17 @@ class ProcessPool:
     """Maps functions over arguments in other processes. Use it through `process_pool`."""
 
     def __init__(self, processes: int, *, shared: Any):
-        # Not forked: a fork copies no thread, and jax and Beam have some.
+        # Spawned, not forked: a forked copy lacks the threads of jax and Beam, and may hang.
         self._context = _SpawnContext()
         self._executor = ProcessPoolExecutor(
             processes, mp_context=self._context, initializer=_begin, initargs=(shared,)
         )
 
     def map(self, function: Callable[..., Any], *arguments: Iterable[Any]) -> Iterator[Any]:
-        """`function(*values, shared)` for each tuple of `arguments`; results in their order.
+        """Like `map`, but calls `function(*values, shared)` in the processes; results in order.
 
-        WorkerError with the message of the exception that the function raised, or with the
-        signal's name if a process was killed.
+        WorkerError with the message of the exception that the function raised, or, if a process
+        was killed, with the signal's name.
         """
         results = self._executor.map(_call, itertools.repeat(function), *arguments)
         try:
@@ -58,31 +58,32 @@ class ProcessPool:
             self.join()
             raise WorkerError(
                 f"a worker process of this machine ended with {self._status()} in the middle of "
-                "its work; was it out of memory? What it had finished stays: run the same command "
-                "again, with fewer tokenise_workers if memory is short"
+                "its work; was memory short? Finished work is kept: run the same command again, "
+                "with fewer tokenise_workers if memory is short"
             ) from error
         except Exception as error:
             raise WorkerError(str(error) or repr(error)) from error
 
     def kill(self) -> None:
-        """End the processes at once."""
+        """Kill the processes."""
         for process in self._context.started:
             if process.is_alive():
                 process.kill()
 
     def join(self) -> None:
-        """Start no further call, and wait until the processes have ended."""
+        """Cancel all calls that have not begun, and wait until the processes have ended."""
         self._executor.shutdown(cancel_futures=True)
 
     def _status(self) -> str:
-        """How the first process that ended badly did; the executor terminates the others."""
+        """The signal or exit status of the process that failed; the executor sent the others
+        SIGTERM."""
         codes = [process.exitcode for process in self._context.started]
         code = next((c for c in codes if c and c != -signal.SIGTERM), -signal.SIGTERM)
         return signal.Signals(-code).name if code < 0 else f"status {code}"
 
 
 class _SpawnContext(SpawnContext):
-    """Remembers the processes that it started: an executor does not tell which are its own."""
+    """Remembers the processes that it started, which an executor does not make public."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,11 +99,11 @@ _shared: Any = None
 
 
 def _begin(shared: Any) -> None:
-    """Prepare a worker process. Tokenizers keep to one thread, as there is a process a core."""
+    """Prepare a worker process."""
     global _shared
     _shared = shared
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # Ctrl-C in a terminal reaches every process; the one that has the pool ends this one.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is one process per core already
+    # Ctrl-C in a terminal reaches every process. The parent process then kills this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Running a Beam pipeline by a named runner, and getting a worker's error back as it was meant."""
+"""Runs a Beam pipeline on a named runner, and reports a worker's error in its own words."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -13,52 +13,53 @@ from decant.pipelines.runners.worker_error import WorkerError
 
 Build = Callable[[beam.Pipeline], Any]
 IN_PROCESS = "FnApiRunner"
-# Beam knows its other runners by their short names.
+# Beam finds its other runners by their short names.
 _DASK = "DaskRunner", "apache_beam.runners.dask.dask_runner.DaskRunner"
-# What Beam adds to a message, and the exception's name that it puts before some.
+# Beam appends the step to a message, and puts the exception's name before some messages.
 _ADDED = re.compile(r"\s*\[while running .*", re.DOTALL)
 _NAMED = re.compile(r"(?:ValueError|RuntimeError|FileNotFoundError): ")
 
 
 def run_pipeline(build: Build, *, runner: str, options: Sequence[str]) -> None:
-    """Build and run a pipeline to its end. WorkerError with the worker's own message.
+    """Build a pipeline and run it to its end.
 
-    `options` are Beam's, with or without the leading dashes.
+    `runner` is `IN_PROCESS`, `DaskRunner`, or any name that Beam knows. `options` are Beam options,
+    with or without leading dashes. WorkerError if a step fails.
     """
-    # On our own command line and in a config file they would be flags of ours.
+    # Users write them without dashes: with dashes our own command line would parse them.
     options = [o if o.startswith("--") else f"--{o}" for o in options]
     if runner in _DASK and not any(o.startswith(("--dask_np", "--dask_pa")) for o in options):
-        # Beam's default makes one task of 128 units.
+        # By default Beam makes one Dask task of 128 units, and other workers would be idle.
         options = [*options, "--dask_partition_size=1"]
     try:
-        pipeline = beam.Pipeline(_engine(runner), PipelineOptions(list(options)))
+        pipeline = beam.Pipeline(_beam_runner(runner), PipelineOptions(list(options)))
         build(pipeline)
         _finish(pipeline)
     except Exception as error:
-        # Ctrl-C reaches an in-process worker first and comes back as an error like any other.
+        # Ctrl-C interrupts a step of the in-process runner, which wraps it like other errors.
         if "KeyboardInterrupt" in str(error):
             raise KeyboardInterrupt from error
-        # Beam raises the worker's own type where it can and RuntimeError where it cannot.
+        # The message tells a worker's error: its type is the worker's own or RuntimeError.
         if "[while running " not in str(error):
             raise
-        raise WorkerError(_as_meant(str(error))) from error
+        raise WorkerError(_worker_message(str(error))) from error
 
 
-def _as_meant(text: str) -> str:
-    """The worker's message alone."""
+def _worker_message(text: str) -> str:
+    """The message that the worker raised, without Beam's additions."""
     message, traceback, _ = text.partition("Traceback (most recent call last)")
     if traceback and not message.strip():
-        # From another process the traceback comes first, then its last line and the message.
+        # From another process: a traceback, whose last line of code precedes the message.
         message = text.rsplit('\n  File "', 1)[-1]
         message = re.split(r"\n(?! )", message, maxsplit=1)[-1]
     return _NAMED.sub("", _ADDED.sub("", message).strip(), count=1)
 
 
-def _engine(runner: str) -> PipelineRunner:
+def _beam_runner(runner: str) -> PipelineRunner:
     if runner != IN_PROCESS:
         return create_runner(_DASK[1] if runner in _DASK else runner)
-    # DirectRunner would try to download another engine first: what runs must not depend on
-    # the network, so the in-process engine is named.
+    # Not Beam's default, DirectRunner, which first tries to download another runner: the choice
+    # must not depend on the network.
     return FnApiRunner()
 
 
@@ -67,7 +68,7 @@ def _finish(pipeline: beam.Pipeline) -> None:
     try:
         result.wait_until_finish()
     finally:
-        # Of Dask: a job is several pipelines, and each would leave its connection (and, if
-        # no scheduler was named, a cluster of its own) behind.
+        # A job is several pipelines. On Dask, each would leave a connection open and, if no
+        # scheduler was named, a cluster running.
         if client := getattr(result, "client", None):
             client.close()

@@ -1,4 +1,4 @@
-"""The error of a step that failed on a worker."""
+"""The error of a step that failed on a worker, of Beam's or of a process pool."""
 
 
 class WorkerError(RuntimeError):

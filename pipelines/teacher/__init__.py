@@ -1,1 +1,1 @@
-"""The teacher on its devices, and what is kept of its outputs."""
+"""The teacher: finding it, loading it on devices, and computing the outputs that are stored."""

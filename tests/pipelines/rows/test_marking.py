@@ -241,5 +241,5 @@ def test_a_template_that_asks_for_the_date_gets_one_that_does_not_change():
         marked(chat("Hi", "Yes"), chat_tokenizer(DATED))
     found = marked(chat("Hi", "Yes"), chat_tokenizer(DATED), date="2026-01-31")
     assert found.startswith("31 Jan 2026<s>")
-    with pytest.raises(ValueError, match=r"'31\.1\.' is no date"):
+    with pytest.raises(ValueError, match=r"'31\.1\.' is not a date"):
         chat_tokenizer(DATED).chat_template(date="31.1.")

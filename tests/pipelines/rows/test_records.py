@@ -15,7 +15,7 @@ from decant.pipelines.rows.documents import (
     Document,
     Place,
     read_documents,
-    recognised,
+    with_kinds,
 )
 from decant.pipelines.rows.sources import SourceFile, cut_shards, find_sources
 from tests.making.chats import dialogue
@@ -26,7 +26,7 @@ TEXTS = [f"text {n} " + "é🙂x" * (n % 7) for n in range(300)]
 def find(tmp_path: Path, *patterns: str, field: str = "text") -> list[SourceFile]:
     globs = [str(tmp_path / pattern) for pattern in patterns]
     memory = tmp_path / "memory" / "digests.json"
-    return recognised(find_sources(globs, max_bytes=None, memory=memory), text_field=field)
+    return with_kinds(find_sources(globs, max_bytes=None, memory=memory), text_field=field)
 
 
 def read(sources: list[SourceFile], *, shard_bytes: int = 1 << 20, field: str = "text"):

@@ -1,4 +1,4 @@
-"""The same pipeline on Beam's own runner, on processes of this machine and on a Dask cluster."""
+"""The same pipeline on Beam's in-process runner and on a Dask cluster."""
 
 import dataclasses
 import os
@@ -16,10 +16,7 @@ from apache_beam.runners.dask.dask_runner import DaskOptions
 from apache_beam.runners.runner import PipelineRunner
 
 from decant.pipelines.capture.job import precompute
-from decant.pipelines.rows.sources import SourceFile
-from decant.pipelines.rows.tokenise import local_processes
-from decant.pipelines.runners.run_pipeline import IN_PROCESS, run_pipeline
-from decant.pipelines.runners.worker_error import WorkerError
+from decant.pipelines.runners.run_pipeline import run_pipeline
 from tests.making.caches import tiny_cache, tiny_settings
 from tests.paths import environment
 
@@ -34,62 +31,6 @@ def root(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def in_process(root) -> str:
     return tiny_cache(root).manifest.cache_id
-
-
-def workers_of_this_process() -> list[int]:
-    children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    pids = [int(pid) for path in children for pid in path.read_text().split()]
-    return [pid for pid in pids if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text("latin1")]
-
-
-def killing_one(pids: list[int]) -> threading.Thread:
-    """Kill a worker as soon as there are two; which ones there were goes into `pids`."""
-
-    def kill() -> None:
-        while len(pids) < 2:
-            pids[:] = workers_of_this_process()
-            time.sleep(0.05)
-        os.kill(pids[0], signal.SIGKILL)
-
-    thread = threading.Thread(target=kill, daemon=True)
-    thread.start()
-    return thread
-
-
-def test_a_killed_process_that_tokenises_is_an_error_and_a_rerun_gives_the_same_cache(
-    root, in_process
-):
-    config = tiny_settings(root, output=root / "processes")
-    config = with_changes(config, tokenise_workers=2)
-    pids: list[int] = []
-    killing_one(pids)
-    with pytest.raises(WorkerError, match=r"ended with SIGKILL.*run the same command again"):
-        precompute(config)
-    assert len(pids) == 2
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-    assert precompute(config).cache_id == in_process
-
-
-def test_a_process_that_tokenises_gives_the_reason_not_a_traceback(tmp_path):
-    config = with_changes(tiny_settings(tmp_path), tokenise_workers=2)
-    broken = tmp_path / "corpus" / "broken.txt"
-    broken.write_bytes(b"ab\xff")
-    with pytest.raises(WorkerError) as raised:
-        precompute(config)
-    assert str(raised.value).startswith(f"{broken}: not UTF-8 at byte 2. Repair it, or set")
-
-
-def test_processes_are_as_many_as_have_enough_to_do():
-    def chosen(*megabytes: int) -> int:
-        files = [SourceFile("a", "a", size << 20, "") for size in megabytes]
-        return local_processes(None, files, runner=IN_PROCESS)
-
-    assert chosen(1) == chosen(31, 30) == 1
-    assert chosen(10_000) == len(os.sched_getaffinity(0))
-    assert local_processes(3, [], runner=IN_PROCESS) == 3
-    assert local_processes(3, [], runner="DaskRunner") == 1
-    with pytest.raises(ValueError, match="tokenise_workers is 0; expected 1 or more"):
-        local_processes(0, [], runner=IN_PROCESS)
 
 
 class Recorder(PipelineRunner):
@@ -184,11 +125,3 @@ def test_a_dask_cluster_gives_the_same_cache_though_a_worker_is_killed_in_a_unit
     assert precompute(config).cache_id == in_process
     assert killed
     assert not Path(f"/proc/{killed[0]}").exists()
-
-
-def test_a_process_that_tokenises_imports_no_jax():
-    code = (
-        "import sys, decant.pipelines.rows.shard, decant.pipelines.runners.process_pool;"
-        "sys.exit(bool({'jax', 'apache_beam'} & set(sys.modules)))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], env=environment()).returncode == 0
