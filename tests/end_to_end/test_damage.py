@@ -1,4 +1,4 @@
-"""Damage to every kind of file of a sealed cache: an error that names the file, or no harm."""
+"""Damage to any file of a sealed cache gives an error that names the file, or does no harm."""
 
 import random
 from collections import Counter
@@ -18,11 +18,11 @@ from decant.schemas.manifest.plan import read_plan
 from tests.making.arrays import flip, same_bits
 from tests.making.caches import tiny_cache, write_corpus
 
-FLIPS = 100  # of each kind
+FLIPS = 100  # bits flipped in each kind of file, one at a time
 
-# By kind: its files (of units: those of the first), and how many flips must at least be refused.
-# The others are in bytes that carry nothing or that `everything` has no use for: most of an
-# ArrayRecord file is padding; there are canaries among the statistics, and commits of logits.
+# By kind: its files (for units, those of the first) and the least number of flips that must give an
+# error. Other flips hit bytes without content or bytes that `everything` does not read: most of an
+# ArrayRecord file is padding, and nothing reads canary statistics or commits of logits.
 KINDS = {
     "manifest": ("manifest.json", 100),
     "rows": ("parts/0000/rows/unit-00000*", 40),
@@ -62,12 +62,12 @@ def whole(cache) -> dict[str, np.ndarray]:
 
 
 def everything(path: Path, *, rows: slice = slice(None)) -> dict[str, np.ndarray]:
-    """All that a cache says, read by a new reader."""
+    """All rows, signals and tables of a cache, from a new reader."""
     cache = open_cache(path)
-    found = cache.read(cache.rows()[rows], signals=tuple(cache.manifest.signals))
+    arrays = cache.read(cache.rows()[rows], signals=tuple(cache.manifest.signals))
     directions = cache.directions("hidden/1")
     assert directions is not None
-    return found | {"prior": cache.tail_prior(), "directions": directions}
+    return arrays | {"prior": cache.tail_prior(), "directions": directions}
 
 
 def vocabulary(path: Path) -> dict[str, np.ndarray]:
@@ -83,19 +83,19 @@ READERS: dict[str, Callable[[Path], object]] = {
 }
 
 
-def same(found: object, expected: object) -> bool:
-    if not isinstance(found, dict) or not isinstance(expected, dict):
-        return found == expected
-    return found.keys() == expected.keys() and all(
-        same_bits(found[name], expected[name])
-        if isinstance(found[name], np.ndarray)
-        else found[name] == expected[name]
-        for name in found
+def same(value: object, expected: object) -> bool:
+    if not isinstance(value, dict) or not isinstance(expected, dict):
+        return value == expected
+    return value.keys() == expected.keys() and all(
+        same_bits(value[name], expected[name])
+        if isinstance(value[name], np.ndarray)
+        else value[name] == expected[name]
+        for name in value
     )
 
 
-def places(file: Path, chance: random.Random) -> int:
-    """A byte of the file; of an ArrayRecord, every other time one that is not zero."""
+def random_byte(file: Path, chance: random.Random) -> int:
+    """Offset of a random byte; in an ArrayRecord, half of the time of one that is not zero."""
     if file.suffix == ".array_record" and chance.random() < 0.5:
         used = np.flatnonzero(np.frombuffer(file.read_bytes(), np.uint8))
         return int(chance.choice(used.tolist()))
@@ -111,7 +111,7 @@ def test_no_flipped_bit_is_silent(cache, kind):
     chance, outcomes = random.Random(kind), Counter()
     for _ in range(FLIPS):
         file = chance.choice(files)
-        at, bit = places(file, chance), chance.randrange(8)
+        at, bit = random_byte(file, chance), chance.randrange(8)
         flip(file, at, bit=bit)
         try:
             outcome = "harmless" if same(read(cache.path), expected) else "silent"
@@ -125,12 +125,12 @@ def test_no_flipped_bit_is_silent(cache, kind):
 
 
 def names(error: ValueError, file: Path, *, kind: str) -> bool:
-    # A tokenizer is several files: which of them it was cannot be known.
+    # A tokenizer has several files and one digest, so only their directory can be named.
     return (str(file.parent) if kind == "tokenizer" else str(file)) in str(error)
 
 
 def of_unit(cache: Cache) -> list[tuple[Path, Path]]:
-    """Each kind of file of unit 0, and the same of unit 2."""
+    """One file of each kind of unit 0, each with the same file of unit 2."""
     part = cache.path / "parts" / "0000"
     names = (
         "rows/unit-0000{}.array_record",
@@ -147,7 +147,7 @@ def of_unit(cache: Cache) -> list[tuple[Path, Path]]:
 
 
 @pytest.mark.parametrize("number", range(7))
-def test_a_file_of_a_unit_that_is_cut_gone_or_anothers_is_named(cache, whole, number):
+def test_a_truncated_missing_or_exchanged_file_of_a_unit_is_named(cache, whole, number):
     file, other = of_unit(cache)[number]
     mine, others = file.read_bytes(), other.read_bytes()
     assert mine != others
@@ -167,14 +167,17 @@ def test_a_file_of_a_unit_that_is_cut_gone_or_anothers_is_named(cache, whole, nu
 
 
 def refused(cache: Cache, *files: Path) -> None:
-    """Of rows that were swapped, the logits beside them are named: they no longer match."""
+    """Assert that reading names one of `files`.
+
+    If two files of rows are exchanged, the logits beside them are named, which no longer match.
+    """
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the name is looked for below
         everything(cache.path)
     assert any(file.name in str(caught.value) for file in files), str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["tail-prior-sums.npy", "logits-order.npy"])
-def test_a_table_that_is_gone_or_another_is_named(cache, whole, name):
+def test_a_missing_or_exchanged_table_is_named(cache, whole, name):
     file = cache.path / "parts" / "0000" / "statistics" / name
     other, mine = file.with_name("tail-prior-counts.npy"), file.read_bytes()
     for content in (mine[:-1], b"", other.read_bytes(), None):

@@ -1,4 +1,4 @@
-"""`plan` against what the capture then wrote."""
+"""The estimates of `plan`, compared with the files that the capture writes."""
 
 import dataclasses
 import json
@@ -39,36 +39,36 @@ def config(root):
 
 
 @pytest.fixture(scope="module")
-def found(config):
+def whole(config):
     return estimate(config, console=QUIET)
 
 
-def test_it_is_near_what_the_capture_writes(config, found):
+def test_the_estimate_is_near_the_files_that_the_capture_writes(config, whole):
     precompute(config)
     cache = open_cache(config.output)
     (part,) = cache.manifest.parts
-    assert found.rows == pytest.approx(len(cache), rel=0.1)
-    assert found.units == pytest.approx(len(part.units), rel=0.1)
-    assert found.tokens == pytest.approx(sum(unit.tokens for unit in part.units), rel=0.1)
-    assert found.scored == pytest.approx(sum(unit.scored for unit in part.units), rel=0.1)
-    assert found.signals.keys() == {"rows", *part.signals}
-    for name, cost in found.signals.items():
+    assert whole.rows == pytest.approx(len(cache), rel=0.1)
+    assert whole.units == pytest.approx(len(part.units), rel=0.1)
+    assert whole.tokens == pytest.approx(sum(unit.tokens for unit in part.units), rel=0.1)
+    assert whole.scored == pytest.approx(sum(unit.scored for unit in part.units), rel=0.1)
+    assert whole.signals.keys() == {"rows", *part.signals}
+    for name, cost in whole.signals.items():
         real = sum(unit.files[name].bytes for unit in part.units)
         assert cost.bytes == pytest.approx(real, rel=0.15), name
     files = [path for path in config.output.rglob("*") if path.is_file()]
-    assert found.files == pytest.approx(len(files), rel=0.1)
-    assert found.bytes == pytest.approx(sum(p.stat().st_size for p in files), rel=0.15)
+    assert whole.files == pytest.approx(len(files), rel=0.1)
+    assert whole.bytes == pytest.approx(sum(p.stat().st_size for p in files), rel=0.15)
 
 
-def test_a_share_of_the_corpus_stands_for_the_rest(config, found, monkeypatch):
+def test_a_sample_of_the_corpus_stands_for_the_rest(config, whole, monkeypatch):
     monkeypatch.setattr(
-        "decant.pipelines.capture.estimate._TOKENISED_BYTES", found.source_bytes // 3
+        "decant.pipelines.capture.estimate._TOKENISED_BYTES", whole.source_bytes // 3
     )
-    part = estimate(config, console=QUIET)
-    assert part.tokenised_bytes < 0.6 * part.source_bytes
-    assert part.rows == pytest.approx(found.rows, rel=0.1)
-    assert part.units == pytest.approx(found.units, rel=0.2)
-    assert part.bytes == pytest.approx(found.bytes, rel=0.2)
+    sampled = estimate(config, console=QUIET)
+    assert sampled.tokenised_bytes < 0.6 * sampled.source_bytes
+    assert sampled.rows == pytest.approx(whole.rows, rel=0.1)
+    assert sampled.units == pytest.approx(whole.units, rel=0.2)
+    assert sampled.bytes == pytest.approx(whole.bytes, rel=0.2)
 
 
 def test_it_says_when_it_will_not_fit_and_leaves_nothing_behind(
@@ -81,12 +81,12 @@ def test_it_says_when_it_will_not_fit_and_leaves_nothing_behind(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr("decant.pipelines.capture.estimate.device_bytes", lambda: 1000)
     output = tmp_path / "not yet" / "cache"
-    found = estimate(dataclasses.replace(config, output=output), console=QUIET)
-    assert [problem.split(":")[0] for problem in found.problems] == [
+    result = estimate(dataclasses.replace(config, output=output), console=QUIET)
+    assert [problem.split(":")[0] for problem in result.problems] == [
         f"free on the disk of {output}",
         "each device's memory",
     ]
-    print_estimate(found, Console())
+    print_estimate(result, Console())
     assert "it will not fit" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == [scratch]
     assert list(scratch.iterdir()) == []
@@ -108,7 +108,7 @@ def test_the_command_prints_one_json_document(config, tmp_path, capsys):
     assert not (tmp_path / "never").exists()
 
 
-def test_errors_of_the_config_are_those_of_precompute(config):
+def test_wrong_settings_give_the_errors_of_precompute(config):
     hidden = dataclasses.replace(config.signals.hidden, layers=(9,))
     signals = dataclasses.replace(config.signals, hidden=hidden)
     with pytest.raises(ValueError, match="there is no layer 9"):

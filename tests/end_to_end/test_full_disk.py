@@ -1,4 +1,4 @@
-"""A disk that is full, or a directory that is read-only, at every kind of write."""
+"""The disk fills up at every kind of write, or the output is read-only."""
 
 import contextlib
 import importlib
@@ -27,16 +27,16 @@ SIGNALS = {
 }
 
 FULL = "No space left|File too large"
-# What is written, in this order, and before which call of which function the space runs out.
+# By what is written, in order: module, function, and the call of it before which the disk fills up.
 WRITES = {
-    "request": ("decant.schemas.manifest.plan", "write_json", 1),
+    "request": ("decant.schemas.manifest.request", "write_json", 1),
     "tokenizer": ("decant.pipelines.teacher.opened", "write_bytes", 1),
     "rows": ("decant.pipelines.rows.shard", "write_records", 2),
     "a shard of rows": ("decant.pipelines.rows.shard", "write_json", 1),
     "statistics": ("decant.pipelines.calibration.calibrate", "save_statistics", 1),
     "plan": ("decant.pipelines.calibration.calibrate", "write_plan", 1),
     "metadata of an array": ("decant.pipelines.capture.remaining_units", "create_array", 1),
-    "an array": ("decant.schemas.arrays.reader", "write_bytes", 3),
+    "an array": ("decant.schemas.arrays.writer", "write_bytes", 3),
     "logits": ("decant.pipelines.capture.unit", "write_records", 2),
     "commit": ("decant.pipelines.capture.unit", "write_commit", 2),
     "manifest": ("decant.pipelines.capture.seal", "write_manifest", 1),
@@ -56,13 +56,13 @@ def undisturbed(root) -> str:
 
 
 Disk = tuple[Path, Callable[[], None], Callable[[], None]]
-"""A directory, what fills its disk, and what makes room again."""
+"""A directory, a function that fills its disk, and one that frees space again."""
 
 
 @pytest.fixture
 def disk(request, tmp_path) -> Iterator[Disk]:
-    with DISKS[request.param](tmp_path) as found:
-        yield found
+    with DISKS[request.param](tmp_path) as disk:
+        yield disk
 
 
 @contextlib.contextmanager
@@ -85,7 +85,7 @@ def small_disk(directory: Path) -> Iterator[Disk]:
 
 @contextlib.contextmanager
 def small_files(directory: Path) -> Iterator[Disk]:
-    """A limit on the size of files is no full disk, but writes end in the middle as on one."""
+    """A limit on the size of files: writes end in the middle, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limit(size: int) -> None:
@@ -101,11 +101,11 @@ DISKS = {"full": small_disk, "limited": small_files}
 
 
 @pytest.mark.parametrize("disk", DISKS, indirect=True)
-def test_without_space_for_any_write_a_run_fails_and_with_space_it_goes_on(root, undisturbed, disk):
+def test_a_run_fails_at_any_write_without_space_and_goes_on_with_space(root, undisturbed, disk):
     directory, fill, free = disk
     output = directory / "cache"
     config = tiny_settings(root, **SIGNALS, output=output)
-    # Not to the terminal: what pytest keeps of it is a file, which a limit would stop too.
+    # Not to stdout: pytest captures it in a file, to which the limit applies too.
     quiet = Console(file=io.StringIO())
     for write, (module, name, calls) in WRITES.items():
         with pytest.MonkeyPatch.context() as patch:
@@ -122,7 +122,7 @@ def test_without_space_for_any_write_a_run_fails_and_with_space_it_goes_on(root,
 
 
 def filling(module: str, name: str, calls: int, *, fill: Callable[[], None]) -> Callable:
-    """The function, for whose `calls`-th call there is no space."""
+    """The function, which calls `fill` before its call number `calls`."""
     original, left = getattr(importlib.import_module(module), name), itertools.count(1)
 
     def call(*args, **kwargs):
@@ -133,7 +133,7 @@ def filling(module: str, name: str, calls: int, *, fill: Callable[[], None]) -> 
     return call
 
 
-def test_a_read_only_output_is_said_before_anything_runs(root, undisturbed, tmp_path):
+def test_a_read_only_output_is_an_error_before_anything_runs(root, undisturbed, tmp_path):
     options = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(tmp_path)]
     mounted = not subprocess.run(options, capture_output=True, check=False).returncode
     if not mounted:

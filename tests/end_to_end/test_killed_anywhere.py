@@ -1,5 +1,4 @@
-"""SIGKILL at every stage of a capture, a full disk, Ctrl-C; then a rerun: the cache of an
-undisturbed run."""
+"""A capture that is killed, stopped or out of space goes on to the cache of an undisturbed run."""
 
 import os
 import shutil
@@ -39,7 +38,7 @@ def undisturbed(root) -> str:
 
 
 def command(root: Path, output: Path) -> list[str]:
-    """The flags of `tiny_settings` as a user would type them."""
+    """The command with the flags of `tiny_settings`."""
     config = tiny_settings(root, **SIGNALS, output=output)
     return [
         "precompute",
@@ -74,7 +73,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 BEFORE_THE_SEAL = tuple(Step)[: tuple(Step).index(Step.MANIFEST_NAMED)]
 SECOND_VISIT = (Step.UNIT_BEGUN, Step.ARRAY_NAMED, Step.LOGITS_NAMED, Step.COMMIT_NAMED)
-"""At these a capture is killed in its second unit, or between commits of one."""
+"""Steps at which a capture is killed in its second unit, or between two commits of a unit."""
 GROWING = (
     Step.SHARD_NAMED,
     Step.ROWS_GATHERED,
@@ -96,14 +95,14 @@ SEALING_IN_PART = (Step.COMMITS_CHECKED, Step.MANIFEST_FLUSHED, Step.MANIFEST_NA
 
 
 def left_over(cache: Path) -> list[str]:
-    """Names of what no finished capture leaves."""
+    """Names of files that a finished capture must not leave."""
     names = [path.name for path in cache.rglob("*")]
     return [n for n in names if n.endswith(".tmp") or n == "work" or "adding" in n]
 
 
 def test_killed_at_every_step_and_rerun_the_cache_has_the_same_bytes(root, undisturbed, tmp_path):
-    """One cache whose capture is killed at each step in turn, each time by another process that
-    went on where the one before had died."""
+    """One capture is killed at each step in turn, each time in a process that went on from the
+    last kill."""
     output = tmp_path / "cache"
     flags = command(root, output)
     with killer(tmp_path / "log") as dying:
@@ -112,7 +111,7 @@ def test_killed_at_every_step_and_rerun_the_cache_has_the_same_bytes(root, undis
             with pytest.raises(ValueError, match="not sealed"):
                 open_cache(output)
         for step in tuple(Step)[len(BEFORE_THE_SEAL) :]:
-            # From here on it is sealed: each of the last steps on a copy of its own.
+            # These steps seal the cache, so each runs on a copy of the unsealed one.
             copy = Path(shutil.copytree(output, tmp_path / step))
             dying.kill(step, command(root, copy))
             assert open_cache(copy).manifest.cache_id == undisturbed
@@ -121,7 +120,7 @@ def test_killed_at_every_step_and_rerun_the_cache_has_the_same_bytes(root, undis
             assert left_over(copy) == []
 
 
-def test_killed_while_it_grows_or_gains_signals_the_old_cache_stands_and_a_rerun_goes_on(
+def test_killed_while_it_grows_or_gains_signals_the_old_cache_stays_and_a_rerun_goes_on(
     tmp_path, root
 ):
     for name in ("killed", "whole"):
@@ -146,20 +145,20 @@ def test_killed_while_it_grows_or_gains_signals_the_old_cache_stands_and_a_rerun
             assert left_over(killed) == []
     assert main(logits_only(tmp_path / "whole")) == 0
     assert main(command(tmp_path / "whole", whole)) == 0
-    found = open_cache(killed)
-    assert found.manifest.cache_id == open_cache(whole).manifest.cache_id
-    assert [len(part.signals) for part in found.manifest.parts] == [4, 4]
+    cache = open_cache(killed)
+    assert cache.manifest.cache_id == open_cache(whole).manifest.cache_id
+    assert [len(part.signals) for part in cache.manifest.parts] == [4, 4]
     for name, array in old.read(old.rows()).items():
         np.testing.assert_array_equal(array, rows[name])
 
 
-def test_killed_and_sealed_in_part_killed_again_and_finished_it_reads_as_the_whole(
+def test_killed_then_sealed_in_part_then_killed_and_finished_it_reads_as_the_whole(
     root, undisturbed, tmp_path
 ):
     output = tmp_path / "cache"
     flags = command(root, output)
     with killer(tmp_path / "log") as dying:
-        dying.kill(Step.COMMIT_NAMED, flags, visit=10)  # with four commits a unit
+        dying.kill(Step.COMMIT_NAMED, flags, visit=10)  # there are four commits a unit
         for step in SEALING_IN_PART:
             dying.kill(step, [*flags, "--seal-partial"])
         first = open_cache(output)
@@ -178,12 +177,12 @@ def test_killed_and_sealed_in_part_killed_again_and_finished_it_reads_as_the_who
 
 
 def logits_only(root: Path) -> list[str]:
-    """The command without the other signals."""
+    """The command without hidden states and attention maps."""
     flags = command(root, root / "cache")
     return [*flags[: flags.index("--signals.hidden.layers")], flags[-1]]
 
 
-def test_a_full_disk_is_said_and_what_is_committed_stays(root, undisturbed, tmp_path):
+def test_a_full_disk_is_reported_and_committed_units_stay(root, undisturbed, tmp_path):
     mount = tmp_path / "small"
     mount.mkdir()
     # Room for the rows and a few units: an ArrayRecord file takes at least 128 KB.
@@ -206,7 +205,7 @@ def test_a_full_disk_is_said_and_what_is_committed_stays(root, undisturbed, tmp_
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_by_hand_or_scheduler_it_says_what_is_done_and_goes_on(
+def test_stopped_by_ctrl_c_or_sigterm_it_says_how_many_units_are_done_and_goes_on(
     root, undisturbed, sent, status
 ):
     output = root / sent.name
@@ -236,6 +235,6 @@ def test_stopped_by_hand_or_scheduler_it_says_what_is_done_and_goes_on(
 
 
 def units_done(cache: Path) -> int:
-    """How many units have every signal's commit."""
+    """Number of units with a commit of every signal."""
     commits = [path.stem[-len("00000") :] for path in cache.glob("parts/0000/commits/*.json")]
     return sum(commits.count(unit) == 4 for unit in set(commits))

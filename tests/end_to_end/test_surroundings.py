@@ -1,4 +1,4 @@
-"""What is around a capture and none of its business: umask, paths, other workers, open files."""
+"""A capture does not depend on umask, paths, other workers or the limit on open files."""
 
 import os
 import shutil
@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from decant.pipelines.capture import job as precompute
 from decant.pipelines.capture import part as part_capture
+from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Attention, Hidden
 from decant.pipelines.rows import tokenise
 from decant.pipelines.runners.worker_error import WorkerError
@@ -47,7 +47,7 @@ def undisturbed(root) -> str:
 
 @pytest.fixture
 def copy(root, undisturbed, tmp_path) -> Path:
-    """Corpus and teacher of one's own."""
+    """A directory with an odd name that holds copies of corpus and teacher."""
     for name in ("corpus", "teacher"):
         shutil.copytree(root / name, tmp_path / ODD / name)
     return tmp_path / ODD
@@ -70,7 +70,7 @@ class Stop(RuntimeError):
 
 
 def interrupted(config, monkeypatch, where: str) -> None:
-    """Run until `where`, of which nothing is done."""
+    """Capture until the function `where` is called, then stop."""
 
     def stop(*_, **__):
         raise Stop("stop here")
@@ -78,12 +78,10 @@ def interrupted(config, monkeypatch, where: str) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(where, stop)
         with pytest.raises(RuntimeError, match="stop here"):
-            precompute.precompute(config)
+            precompute(config)
 
 
-def test_a_capture_goes_on_from_another_place_after_it_was_moved(
-    undisturbed, copy, monkeypatch, tmp_path
-):
+def test_a_capture_that_was_moved_goes_on(undisturbed, copy, monkeypatch, tmp_path):
     monkeypatch.chdir(copy)
     interrupted(
         tiny_settings(Path(), **SIGNALS),
@@ -92,14 +90,14 @@ def test_a_capture_goes_on_from_another_place_after_it_was_moved(
     )
     moved = copy.rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
-    # As a new process, which has no teacher yet.
+    # No teacher is loaded, as in a new process.
     monkeypatch.setattr("decant.pipelines.teacher.loaded._loaded", {})
     cache = tiny_cache(moved.relative_to(tmp_path), **SIGNALS)
     assert cache.manifest.cache_id == undisturbed
 
 
 def edit(file: Path, *, keep_times: bool = False) -> None:
-    """Another text of the same size."""
+    """Reverse the text of the file; its size stays."""
     stat, text = file.stat(), file.read_text()
     file.write_text(text[::-1])
     if keep_times:
@@ -130,7 +128,7 @@ def test_a_source_that_changes_while_it_is_tokenised_is_named(undisturbed, copy,
         patch.setattr(tokenise, "cut_shards", after_edit)
         with pytest.raises(WorkerError, match=r"document-001\.txt: changed while"):
             tiny_cache(copy, **SIGNALS)
-    edit(changed)  # as it was
+    edit(changed)  # back to the old text
     assert tiny_cache(copy, **SIGNALS).manifest.cache_id == undisturbed
 
 
@@ -140,16 +138,16 @@ def test_a_source_that_changes_between_runs_is_refused_by_name(copy, monkeypatch
     interrupted(config, monkeypatch, "decant.pipelines.rows.tokenise.cut_shards")
     edit(copy / "corpus" / "document-001.txt", keep_times=keep_times)
     with pytest.raises(ValueError, match=r"files: document-001\.txt has changed\n"):
-        precompute.precompute(config)
+        precompute(config)
     (copy / "corpus" / "document-002.txt").rename(copy / "corpus" / "other.txt")
     with pytest.raises(
         ValueError,
         match=r"001\.txt has changed, document-002\.txt is missing\nBring its files back",
     ):
-        precompute.precompute(config)
+        precompute(config)
 
 
-def test_a_memory_of_hashes_that_cannot_be_kept_is_no_error(tmp_path):
+def test_a_hash_memory_that_cannot_be_written_or_read_is_no_error(tmp_path):
     file = tmp_path / "file"
     file.write_bytes(b"x")
     for memory in (Path("/proc/nowhere/digests.json"), tmp_path):
@@ -163,17 +161,17 @@ def test_a_memory_of_hashes_that_cannot_be_kept_is_no_error(tmp_path):
 WORKER = """
 import os, signal, sys
 from pathlib import Path
-from decant.pipelines.capture import unit as capture
+from decant.pipelines.capture import unit
 part, number, stops = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "stops"
-original = capture.write_records
+original = unit.write_records
 
 def write(path, records, **kind):
     if stops:
         os.kill(os.getpid(), signal.SIGSTOP)
     return original(path, records, **kind)
 
-capture.write_records = write
-capture.capture_unit(number, part, part / "plan.json")
+unit.write_records = write
+unit.capture_unit(number, part, part / "plan.json")
 """
 
 
@@ -182,7 +180,9 @@ def worker(part: Path, *, unit: int, stops: bool) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment())
 
 
-def test_two_workers_of_one_unit_of_which_one_wakes_after_the_seal(root, undisturbed, monkeypatch):
+def test_a_worker_of_a_unit_that_wakes_after_the_seal_changes_nothing(
+    root, undisturbed, monkeypatch
+):
     config = tiny_settings(root, **SIGNALS, output=root / "zombie")
     interrupted(config, monkeypatch, "decant.pipelines.capture.remaining_units.create_array")
     part = part_layout(config.output, 0).root.resolve()
@@ -193,7 +193,7 @@ def test_two_workers_of_one_unit_of_which_one_wakes_after_the_seal(root, undistu
         while state(zombie) != "T":
             assert zombie.poll() is None
             time.sleep(0.01)
-        assert precompute.precompute(config).cache_id == undisturbed
+        assert precompute(config).cache_id == undisturbed
         before = digests(config.output)
         zombie.send_signal(signal.SIGCONT)
         assert zombie.wait(120) == 0
@@ -205,12 +205,13 @@ def test_two_workers_of_one_unit_of_which_one_wakes_after_the_seal(root, undistu
     cache, expected = open_cache(config.output), open_cache(root / "cache")
     assert cache.manifest == expected.manifest
     signals = tuple(cache.manifest.signals)
-    found, wanted = (c.read(c.rows(), signals=signals) for c in (cache, expected))
-    assert all(found[name].tobytes() == wanted[name].tobytes() for name in wanted)
+    arrays, undisturbed_arrays = (c.read(c.rows(), signals=signals) for c in (cache, expected))
+    for name, array in undisturbed_arrays.items():
+        assert arrays[name].tobytes() == array.tobytes(), name
 
 
 def state(process: subprocess.Popen) -> str:
-    """R, S, T for stopped, as the kernel has it."""
+    """The kernel's letter for the state: R, S, or T for stopped."""
     return Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
@@ -224,14 +225,15 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 from pathlib import Path
 import numpy as np
-from decant.pipelines.capture import job as precompute, step_inputs
+from decant.pipelines.capture import step_inputs
+from decant.pipelines.capture.job import precompute
 from decant.schemas import open_cache
 from tests.making.caches import tiny_settings, write_corpus
 step_inputs.choose_unit_rows = lambda sources, length: 1
 root = Path(sys.argv[1])
 write_corpus(root / "corpus", files=8, words=500)
 config = tiny_settings(root, sequence_length=16, shard_bytes=1 << 20, batch_rows=1)
-precompute.precompute(config)
+precompute(config)
 cache = open_cache(config.output)
 assert len(cache.manifest.parts[0].units) == len(cache) > 256, len(cache)
 chance = np.random.default_rng(0)
@@ -240,7 +242,7 @@ for _ in range(8):
 """
 
 
-def test_more_units_than_a_process_may_open_files_are_captured_and_read_at_random(tmp_path):
+def test_there_may_be_more_units_than_a_process_may_open_files(tmp_path):
     command = [sys.executable, "-c", FEW_FILES, str(tmp_path)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

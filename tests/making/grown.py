@@ -1,4 +1,4 @@
-"""A tiny cache of two parts: captured, then grown by more files, one of them a copy."""
+"""Makes a tiny cache of two parts: one capture, then a second one of added files."""
 
 import dataclasses
 import json
@@ -28,28 +28,28 @@ COPY = "again.txt"
 
 @dataclasses.dataclass
 class Grown:
-    """The cache and what it was before it grew."""
+    """The cache with both parts, and its state when it had only the first."""
 
     root: Path
     cache: Cache
     before: dict[str, str]
-    """Hashes of its files."""
+    """sha256 of each file before the second capture, by path."""
     reader: Cache
-    """Opened then."""
+    """The cache as it was opened before the second capture."""
     old: dict[str, np.ndarray]
-    """What it read then."""
+    """All arrays that `reader` read then."""
     more: dict[str, str]
-    """Texts of the new documents by file, in order where they are several lines."""
+    """Texts of the added documents, by file, or by `file:line` for JSON lines."""
 
     def copied(self, to: Path) -> Path:
-        """The cache, its corpus and teacher, elsewhere."""
+        """Copy the cache, its corpus and its teacher to the directory `to`."""
         for name in ("cache", "corpus", "teacher"):
             shutil.copytree(self.root / name, to / name)
         return to
 
 
 def settings(root: Path, **changes: Any) -> Precompute:
-    """What the cache was captured with."""
+    """The settings of the capture, with the corpus and teacher below `root`."""
     config = tiny_settings(root, **{**SIGNALS, **changes})
     corpus = dataclasses.replace(config.corpus, files=(str(root / "corpus" / "*"),))
     return dataclasses.replace(config, corpus=corpus)
@@ -68,13 +68,13 @@ def make_grown(root: Path) -> Grown:
 
 
 def write_more(corpus: Path) -> dict[str, str]:
-    """More documents, in files that come before, between and behind those that are there."""
-    found = {f"{'adz'[n]}-more-{n}.txt": _text(n) for n in range(3)}
-    for name, text in found.items():
+    """Add files that sort before, between and behind the old ones; returns their texts."""
+    texts = {f"{'adz'[n]}-more-{n}.txt": _text(n) for n in range(3)}
+    for name, text in texts.items():
         (corpus / name).write_text(text)
     lines = [_text(n) for n in range(3, 7)]
     (corpus / LINES).write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
-    return found | {f"{LINES}:{n}": text for n, text in enumerate(lines)}
+    return texts | {f"{LINES}:{n}": text for n, text in enumerate(lines)}
 
 
 def _text(n: int) -> str:
@@ -83,7 +83,7 @@ def _text(n: int) -> str:
 
 
 def hashes(directory: Path) -> dict[str, str]:
-    """sha256 of each file below."""
+    """sha256 of each file below the directory, by relative path."""
     return {
         path.relative_to(directory).as_posix(): file_sha256(path)
         for path in directory.rglob("*")

@@ -1,4 +1,4 @@
-"""What several files of tests look at."""
+"""The grown cache that several test files read."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from tests.making.grown import Grown, make_grown
 
 @pytest.fixture(scope="session")
 def grown(tmp_path_factory) -> Grown:
-    """Read only; `copied` gives one to change."""
+    """For reading only; `grown.copied(path)` makes a copy to change."""
     return make_grown(tmp_path_factory.mktemp("grown"))

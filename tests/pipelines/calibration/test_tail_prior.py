@@ -1,4 +1,4 @@
-"""The tail prior's sums on the device, against the definition in float64."""
+"""The tail prior's sums on the device, compared with the definition in float64."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +44,7 @@ def test_parts_add_up_before_they_are_divided():
     np.testing.assert_allclose(pi[1:], np.tile([0.3, 0.15, 0.3], (6, 1)), rtol=1e-6)
 
 
-def test_a_token_that_was_never_in_a_tail_gets_the_least():
+def test_a_token_that_was_never_in_a_tail_gets_the_smallest_prior():
     prior = TailPrior(np.tile([0.5, 0.0, 0.1, 0.0], (6, 1)), np.array([2.0, 0, 1, 5]))
     logs = log_prior([prior])
     np.testing.assert_allclose(np.exp(logs[1:]), np.tile([0.25, 0.1, 0.1, 0.1], (6, 1)), rtol=1e-6)

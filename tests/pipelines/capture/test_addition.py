@@ -1,4 +1,4 @@
-"""Signals added to a sealed cache, taken out of it, and deleted."""
+"""Signals are added to a sealed cache, removed from it, and deleted."""
 
 import dataclasses
 import shutil
@@ -33,7 +33,7 @@ def logits_only(root) -> Path:
 
 @pytest.fixture(scope="module")
 def with_both(root) -> Path:
-    """The same rows, with the same signals from the beginning."""
+    """The same rows, captured with all signals at once."""
     return tiny_cache(root, output=root / "at-once", **MORE).path
 
 
@@ -49,7 +49,7 @@ def hashes(cache: Path) -> dict[str, str]:
     }
 
 
-def test_what_is_added_is_what_one_capture_gives_and_nothing_else_changes(
+def test_added_signals_equal_those_of_one_capture_and_no_other_file_changes(
     root, logits_only, with_both, tmp_path
 ):
     cache = copy(logits_only, tmp_path / "cache")
@@ -70,7 +70,7 @@ def test_what_is_added_is_what_one_capture_gives_and_nothing_else_changes(
     assert not list(cache.rglob("plan-adding-*"))
 
 
-def test_an_open_cache_goes_on_reading_while_signals_are_added(root, logits_only, tmp_path):
+def test_an_open_cache_can_be_read_while_signals_are_added(root, logits_only, tmp_path):
     cache = copy(logits_only, tmp_path / "cache")
     reader = open_cache(cache)
     precompute(tiny_settings(root, output=cache, hidden=Hidden(layers=(0,))))
@@ -80,7 +80,7 @@ def test_an_open_cache_goes_on_reading_while_signals_are_added(root, logits_only
     assert open_cache(cache).read([0], signals=("hidden/0",))["hidden/0"].shape == (1, 64, 32)
 
 
-def test_asking_for_no_more_than_there_is_does_nothing(root, with_both):
+def test_asking_for_signals_that_are_there_does_nothing(root, with_both):
     before = hashes(with_both)
     precompute(tiny_settings(root, output=with_both, **MORE))
     precompute(tiny_settings(root, output=with_both))
@@ -104,22 +104,24 @@ def test_other_rows_or_another_teacher_are_refused(root, logits_only, tmp_path):
         precompute(dataclasses.replace(config, teacher=teacher))
 
 
-def test_two_that_add_at_once_both_get_in_if_the_second_runs_again(root, logits_only, tmp_path):
+def test_of_two_additions_at_once_one_fails_and_succeeds_when_run_again(
+    root, logits_only, tmp_path
+):
     cache = copy(logits_only, tmp_path / "cache")
     second = tiny_settings(root, output=cache, hidden=Hidden(layers=(2,)))
 
-    from decant.pipelines.capture import addition as add
+    from decant.pipelines.capture import addition
 
     def overtaken(*arguments):
-        # While the second was capturing, the first has sealed.
+        # The first addition seals while the second captures.
         precompute(tiny_settings(root, output=cache, hidden=Hidden(layers=(0,))))
         return seal_addition(*arguments)
 
-    seal_addition = add.seal_addition
+    seal_addition = addition.seal_addition
     patch = pytest.MonkeyPatch()
     calls = []
     patch.setattr(
-        add,
+        addition,
         "seal_addition",
         lambda *a: calls.append(a) or (overtaken(*a) if len(calls) == 1 else seal_addition(*a)),
     )
@@ -130,9 +132,9 @@ def test_two_that_add_at_once_both_get_in_if_the_second_runs_again(root, logits_
         patch.undo()
     assert read_manifest(cache).signals.keys() == {"logits", "hidden/0"}
     precompute(second)
-    found = open_cache(cache)
-    assert found.manifest.signals.keys() == {"logits", "hidden/0", "hidden/2"}
-    found.read(found.rows(), signals=("logits", "hidden/0", "hidden/2"))
+    opened = open_cache(cache)
+    assert opened.manifest.signals.keys() == {"logits", "hidden/0", "hidden/2"}
+    opened.read(opened.rows(), signals=("logits", "hidden/0", "hidden/2"))
 
 
 def test_a_removed_signal_is_unlinked_then_deleted_by_gc(root, with_both, tmp_path):
@@ -141,14 +143,14 @@ def test_a_removed_signal_is_unlinked_then_deleted_by_gc(root, with_both, tmp_pa
     remove_signals(cache, ["hidden/1"])
     assert {p for p, sha in hashes(cache).items() if files[p] != sha} == {"manifest.json"}
     assert "hidden/1" not in open_cache(cache).manifest.signals
-    reader.read([0], signals=("hidden/1",))  # who has it open reads on
+    reader.read([0], signals=("hidden/1",))  # an open cache can still read it
     for path, _ in list(unnamed(cache)):
         delete(path)
     gone = files.keys() - hashes(cache).keys()
     assert {path.split("/")[2] for path in gone} == {"hidden", "commits", "statistics"}
     assert all("hidden" in path for path in gone)
-    found = open_cache(cache)
-    found.read(found.rows(), signals=("logits", "attention/0"))
+    opened = open_cache(cache)
+    opened.read(opened.rows(), signals=("logits", "attention/0"))
     assert list(unnamed(cache)) == []
 
 
@@ -166,7 +168,7 @@ def test_a_removed_signal_comes_back_without_capture_if_nothing_was_deleted(
     assert again.cache_id == before.cache_id
 
 
-def test_a_removed_signals_files_are_not_overwritten_by_another_of_its_name(
+def test_files_of_a_removed_signal_are_not_overwritten_by_a_new_one_of_that_name(
     root, with_both, tmp_path
 ):
     cache = copy(with_both, tmp_path / "cache")
@@ -183,14 +185,14 @@ def test_a_removed_signals_files_are_not_overwritten_by_another_of_its_name(
     assert batch["attention/0"].shape == (2, 1, 64, 64)
 
 
-def test_logits_and_signals_that_are_not_there_cannot_be_removed(with_both):
+def test_logits_and_missing_signals_cannot_be_removed(with_both):
     with pytest.raises(ValueError, match="every cache holds logits"):
         remove_signals(with_both, ["logits"])
     with pytest.raises(ValueError, match="no signal 'hidden/7'; this cache holds attention/0, "):
         remove_signals(with_both, ["hidden/7"])
 
 
-def test_the_commands_say_what_they_did(with_both, tmp_path):
+def test_the_commands_print_what_they_did(with_both, tmp_path):
     cache = copy(with_both, tmp_path / "cache")
 
     def run(*arguments: str) -> str:
@@ -211,29 +213,29 @@ def test_the_commands_say_what_they_did(with_both, tmp_path):
 
 
 def test_a_damaged_array_is_named_at_the_first_read(with_both, tmp_path):
-    """Each kind of damage to each kind of file; schemas.arrays.spec has the exhaustive ones."""
+    """One damage of each kind; `tests/schemas/arrays` tests all of them."""
     for damage in (Path.unlink, _truncate, _flip, _swap):
         cache = copy(with_both, tmp_path / damage.__name__)
         file = cache / "parts/0000/attention/0/c.1.0.0.0"
         damage(file)
-        found = open_cache(cache)
-        rows = [int(n) for n in found.rows() if _unit(found, int(n)) == 1]
+        opened = open_cache(cache)
+        rows = [int(n) for n in opened.rows() if _unit(opened, int(n)) == 1]
         with pytest.raises(ValueError, match=r"attention/0.*unit 1|attention/0/c\.1\.0\.0\.0") as e:
-            found.read(rows, signals=("attention/0",))
+            opened.read(rows, signals=("attention/0",))
         assert str(file) in str(e.value)
-        found.read(rows)  # logits are whole
-        others = [int(n) for n in found.rows() if _unit(found, int(n)) == 3]
-        found.read(others, signals=("attention/0",))
+        opened.read(rows)  # logits are undamaged
+        others = [int(n) for n in opened.rows() if _unit(opened, int(n)) == 3]
+        opened.read(others, signals=("attention/0",))
 
 
-def test_a_commit_of_another_unit_is_not_believed(with_both, tmp_path):
+def test_a_commit_of_another_unit_is_refused(with_both, tmp_path):
     cache = copy(with_both, tmp_path / "cache")
     commits = cache / "parts/0000/commits"
     shutil.copy(commits / "hidden-1-unit-00002.json", commits / "hidden-1-unit-00001.json")
-    found = open_cache(cache)
-    rows = [int(n) for n in found.rows() if _unit(found, int(n)) == 1]
+    opened = open_cache(cache)
+    rows = [int(n) for n in opened.rows() if _unit(opened, int(n)) == 1]
     with pytest.raises(ValueError, match="not the commit of hidden/1, unit 1,"):
-        found.read(rows, signals=("hidden/1",))
+        opened.read(rows, signals=("hidden/1",))
 
 
 def _unit(cache, row: int) -> int:

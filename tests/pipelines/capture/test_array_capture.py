@@ -1,4 +1,4 @@
-"""Hidden states and attention maps through a whole capture and `Cache.read`."""
+"""Hidden states and attention maps, captured and read by `Cache.read`."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def cache(root) -> Cache:
 
 @pytest.fixture(scope="module")
 def narrow(root) -> Cache:
-    """The same rows, in a byte a number."""
+    """The same rows, stored with one byte a number."""
     return tiny_cache(
         root,
         hidden=Hidden(layers=(1, 2), dtype="int8"),
@@ -55,8 +55,11 @@ def everything(model, tokens, segments, positions):
 
 
 def of_documents(root: Path, batch: dict[str, np.ndarray]) -> tuple[dict, dict]:
-    """The teacher's hidden states and maps of each document in a row of its own, put where the
-    document is: {layer: [n, S, D]} and {block: [n, heads, S, S]}, zero at padding and between."""
+    """The teacher's states {layer: [n, S, D]} and maps {block: [n, heads, S, S]}.
+
+    Each document is run alone; the results are placed where the document is in its row. All other
+    positions are 0.
+    """
     model = open_checkpoint(str(root / "teacher")).load(dtype="float32")
     n, length = batch["tokens"].shape
     hidden = {i: np.zeros((n, length, model.config.hidden_size)) for i in range(3)}
@@ -80,13 +83,13 @@ def test_states_and_maps_are_those_of_each_document_alone(root, cache):
     rows = cache.rows()[[0, 7, 40, -1]]
     signals = ("hidden/0", "hidden/1", "hidden/2", "attention/0", "attention/1")
     batch = cache.read(rows, signals=signals)
-    assert (np.diff(batch["segment_ids"], axis=1) > 0).any()  # some row is packed
-    assert (batch["segment_ids"] == 0).any()  # and one has padding
+    assert (np.diff(batch["segment_ids"], axis=1) > 0).any()  # a row with several documents
+    assert (batch["segment_ids"] == 0).any()  # a row with padding
     hidden, maps = of_documents(root, batch)
     for layer, expected in hidden.items():
         stored = batch[f"hidden/{layer}"]
         assert stored.dtype == ml_dtypes.bfloat16
-        # Half of bfloat16's last place, and what float32 programs differ by.
+        # Half of bfloat16's last bit, plus the difference between two float32 programs.
         np.testing.assert_allclose(
             stored.astype(np.float64), expected, rtol=2**-8 * 1.01, atol=1e-5
         )
@@ -99,8 +102,8 @@ def test_states_and_maps_are_those_of_each_document_alone(root, cache):
         )
 
 
-def test_bfloat16_is_the_nearest_one_to_what_the_teacher_gave(root, cache):
-    """Run as capture runs it, there is nothing but the rounding."""
+def test_bfloat16_is_the_nearest_to_the_teachers_value(root, cache):
+    """The teacher is run as in capture, so rounding is the only difference."""
     batch = cache.read(cache.rows()[:2], signals=("hidden/1",))
     model = open_checkpoint(str(root / "teacher")).load(dtype="float32")
     names = ("tokens", "segment_ids", "positions")
@@ -109,7 +112,7 @@ def test_bfloat16_is_the_nearest_one_to_what_the_teacher_gave(root, cache):
     counted = batch["segment_ids"] > 0
     stored = batch["hidden/1"].astype(np.float32)
     same = stored[counted] == expected[counted]
-    assert same.mean() > 0.999  # another program's float32 may round to the neighbour
+    assert same.mean() > 0.999  # the float32 of another program may round to the neighbour
 
 
 def test_int8_states_are_within_a_percent(root, narrow):
@@ -124,7 +127,7 @@ def test_int8_states_are_within_a_percent(root, narrow):
         assert (stored[~counted] == 0).all()
 
 
-def test_a_bytes_maps_are_near_in_total_variation(root, narrow):
+def test_one_byte_maps_are_near_in_total_variation(root, narrow):
     batch = narrow.read(narrow.rows()[:8], signals=("attention/0", "attention/1"))
     _, maps = of_documents(root, batch)
     counted = batch["segment_ids"] > 0
@@ -133,7 +136,7 @@ def test_a_bytes_maps_are_near_in_total_variation(root, narrow):
         assert stored.dtype == np.float32
         distance = 0.5 * np.abs(stored - maps[block]).sum(-1).transpose(0, 2, 1)[counted]
         assert distance.max() < 0.016
-        single = (maps[block] == 1).any(-1)  # a document's first token sees itself alone
+        single = (maps[block] == 1).any(-1)  # a document's first token attends only to itself
         assert single.any()
         np.testing.assert_array_equal(stored.max(-1)[single], 1)
         assert (stored.transpose(0, 2, 1, 3)[~counted] == 0).all()
@@ -147,7 +150,7 @@ def test_undecoded_reads_are_the_codes(narrow):
     values = narrow.read(rows, signals=signals)
     assert codes["hidden/1"].dtype == np.int8
     assert codes["attention/0"].dtype == np.uint8
-    # Of 32 coordinates all are mixed with each other, by the Hadamard matrix's own definition.
+    # 32 coordinates are one Hadamard block: built here from the definition of the matrix.
     signs = [[(-1) ** (i & j).bit_count() for j in range(32)] for i in range(32)]
     mixed = codes["hidden/1"] * codes["hidden/1-scale"].astype(np.float64)[..., None]
     np.testing.assert_allclose(values["hidden/1"], mixed @ signs / np.sqrt(32), atol=1e-5)
@@ -200,7 +203,7 @@ def test_a_width_keeps_the_principal_directions_of_the_sample(root):
     )
 
 
-def test_whole_states_have_no_directions(cache):
+def test_states_of_full_width_have_no_directions(cache):
     assert cache.directions("hidden/1") is None
 
 
@@ -224,7 +227,7 @@ def test_captured_twice_the_bytes_are_the_same(root, cache):
 
 
 def test_four_devices_store_what_one_stores(root, cache):
-    """Two that split every matrix, two that split the batch."""
+    """Two devices split every matrix, and two split the batch."""
     script = (
         "import sys, pathlib, dataclasses; from decant.schemas.manifest.plan import TeacherMesh;"
         "from tests.making.caches import tiny_settings;"
@@ -249,7 +252,7 @@ def test_four_devices_store_what_one_stores(root, cache):
         np.testing.assert_allclose(
             ours[name].astype(np.float32),
             theirs[name].astype(np.float32),
-            rtol=2**-7,  # a neighbouring bfloat16
+            rtol=2**-7,  # the neighbouring bfloat16
             atol=1e-5,
         )
 
@@ -266,7 +269,7 @@ def test_four_devices_store_what_one_stores(root, cache):
         ({"attention": Attention(layers=(0,), heads=())}, "heads 0 to 3"),
     ],
 )
-def test_what_the_teacher_does_not_have_is_refused_before_anything_is_written(
+def test_layers_and_heads_that_the_teacher_lacks_are_refused_before_anything_is_written(
     root, settings, message
 ):
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""New files make a new part of a sealed cache; what it held stays as it is, byte for byte."""
+"""New files make a new part of a sealed cache; old files do not change."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from decant.models import open_checkpoint
-from decant.pipelines.capture import estimate
+from decant.pipelines.capture.estimate import estimate
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Hidden
 from decant.pipelines.inspection.contents import splits_table
@@ -30,18 +30,18 @@ def test_no_file_of_the_old_part_changes_and_its_rows_keep_their_numbers(grown):
     after = hashes(grown.cache.path)
     assert {p for p, sha in grown.before.items() if after[p] != sha} == {"manifest.json"}
     assert all(path.startswith("parts/0001/") for path in after.keys() - grown.before.keys())
-    found = grown.cache.read(range(len(grown.reader)), NAMES)
+    arrays = grown.cache.read(range(len(grown.reader)), NAMES)
     for name, array in grown.old.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
+        np.testing.assert_array_equal(arrays[name], array, err_msg=name)
 
 
-def test_who_has_it_open_reads_on(grown):
+def test_a_cache_that_was_open_before_still_reads_the_same(grown):
     assert len(grown.reader) < len(grown.cache)
     for name, array in grown.reader.read(grown.reader.rows(), NAMES).items():
         np.testing.assert_array_equal(array, grown.old[name], err_msg=name)
 
 
-def test_every_token_of_the_new_files_is_scored_once_and_copies_of_old_ones_are_left_out(grown):
+def test_every_token_of_new_files_is_scored_once_and_copies_of_old_documents_are_left_out(grown):
     first, second = grown.cache.manifest.parts
     assert {s.name for s in second.sources} == {COPY, *(n.partition(":")[0] for n in grown.more)}
     assert not {s.name for s in first.sources} & {s.name for s in second.sources}
@@ -72,7 +72,7 @@ def test_a_document_is_held_out_by_its_content_in_whichever_part_it_comes(grown)
     assert new & heldout["train"]
 
 
-def test_each_part_has_its_own_tables_and_the_prior_is_that_of_both(grown):
+def test_each_part_has_its_own_tables_and_the_prior_sums_both_parts(grown):
     roots = [part_layout(grown.cache.path, n).statistics for n in (0, 1)]
     sums, counts = (
         [np.load(root / f"tail-prior-{what}.npy") for root in roots] for what in ("sums", "counts")
@@ -80,10 +80,10 @@ def test_each_part_has_its_own_tables_and_the_prior_is_that_of_both(grown):
     assert not np.array_equal(*sums)
     with np.errstate(divide="ignore", invalid="ignore"):
         expected = np.log(sums[0] + sums[1]) - np.log(counts[0] + counts[1])
-    found = grown.cache.tail_prior()[1:]
+    prior = grown.cache.tail_prior()[1:]
     there = np.isfinite(expected)
     assert there.any()
-    np.testing.assert_allclose(found[there], expected[there], rtol=1e-6)
+    np.testing.assert_allclose(prior[there], expected[there], rtol=1e-6)
 
 
 def test_states_of_all_parts_are_projected_onto_the_same_directions(grown):
@@ -120,7 +120,7 @@ def test_inspect_counts_all_parts(grown):
     assert rows == len(grown.cache) == sum(unit.rows for unit in units)
 
 
-def test_nothing_is_done_twice(grown, capsys):
+def test_a_rerun_does_nothing(grown, capsys):
     before = hashes(grown.cache.path)
     precompute(settings(grown.root))
     assert "nothing to do" in capsys.readouterr().out
@@ -140,7 +140,7 @@ def test_a_changed_or_missing_old_file_is_named_and_nothing_is_captured(grown, t
     with pytest.raises(ValueError, match=r"document-002\.txt is missing"):
         precompute(config)
     changed.write_text(text)
-    (root / "corpus" / "d-more-1.txt").unlink()  # of the second part
+    (root / "corpus" / "d-more-1.txt").unlink()  # a file of the second part
     with pytest.raises(ValueError, match=r"d-more-1\.txt is missing"):
         precompute(config)
     assert not (root / "cache/parts/0002").exists()
@@ -155,12 +155,12 @@ def test_a_new_part_without_a_signal_that_the_cache_holds_is_refused(grown, tmp_
         precompute(config)
 
 
-def test_plan_measures_the_new_files_alone(grown, tmp_path):
+def test_plan_measures_only_the_new_files(grown, tmp_path):
     root = grown.copied(tmp_path)
     new = root / "corpus" / "entirely-new.txt"
     new.write_text("students read rows " * 300)
-    found = estimate.estimate(settings(root), console=Console(quiet=True))
-    assert (found.sources, found.source_bytes) == (1, new.stat().st_size)
+    result = estimate(settings(root), console=Console(quiet=True))
+    assert (result.sources, result.source_bytes) == (1, new.stat().st_size)
 
 
 def test_a_signal_is_added_to_every_part_and_taken_out_of_every_part(grown, tmp_path):
@@ -173,7 +173,7 @@ def test_a_signal_is_added_to_every_part_and_taken_out_of_every_part(grown, tmp_
     assert {p.split("/")[1] for p in after.keys() - before.keys()} == {"0000", "0001"}
     cache = open_cache(root / "cache")
     cache.read(cache.rows(), (*NAMES, "hidden/2"))
-    cache.directions("hidden/2")  # the same in both
+    cache.directions("hidden/2")  # an error if the parts differ
     report = verify(cache.path, rows=12, teacher=None, memory=digest_memory())
     assert report.status == 0, report
     remove_signals(cache.path, ["hidden/2"])

@@ -1,4 +1,4 @@
-"""A capture from text to sealed cache, with a tiny real teacher."""
+"""`precompute` from text to sealed cache, with a tiny real teacher."""
 
 import dataclasses
 import shutil
@@ -35,7 +35,7 @@ def with_corpus(config, **changes):
 
 
 def dense_logprobs(teacher: Path, batch: dict) -> np.ndarray:
-    """The teacher's log-probs at every position, float64 from its float32 logits."""
+    """The teacher's log-probabilities at every position, float64, from its float32 logits."""
     model = open_checkpoint(teacher).load()
     arrays = (jnp.asarray(batch[name]) for name in ("tokens", "segment_ids", "positions"))
     hidden, _ = model(*arrays)
@@ -44,7 +44,7 @@ def dense_logprobs(teacher: Path, batch: dict) -> np.ndarray:
     return logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
 
 
-def test_what_is_stored_is_what_the_teacher_says(root, cache):
+def test_stored_targets_are_those_of_the_teacher(root, cache):
     batch = cache.read(cache.rows())
     logprobs = dense_logprobs(root / "teacher", batch)
     mask = batch["loss_mask"]
@@ -90,7 +90,7 @@ def test_rows_are_read_in_the_order_asked_for(cache):
         np.testing.assert_array_equal(array, every[name][some])
 
 
-def test_a_row_or_signal_that_is_not_there_is_an_error(cache):
+def test_a_missing_row_or_signal_is_an_error(cache):
     with pytest.raises(IndexError, match=f"row {len(cache)} asked for"):
         cache.read([len(cache)])
     with pytest.raises(ValueError, match="no signal 'hidden/3'; this cache holds logits"):
@@ -107,7 +107,7 @@ def test_rerunning_a_sealed_capture_changes_nothing(root, cache, capsys):
     assert before == after
 
 
-def test_only_what_is_missing_is_captured_again(root, cache, capsys, monkeypatch):
+def test_only_missing_units_are_captured_again(root, cache, capsys, monkeypatch):
     copy = root / "partly"
     shutil.copytree(cache.path, copy)
     layout = capture.PartLayout(copy / "parts" / "0000")
@@ -122,20 +122,20 @@ def test_only_what_is_missing_is_captured_again(root, cache, capsys, monkeypatch
         return original(path, records, **kind)
 
     monkeypatch.setattr(capture, "write_records", counting)
-    # The scratch of tokenising is gone once sealed, so rows are tokenised again, to equal bytes.
+    # Sealing deleted the scratch files, so rows are tokenised again, to equal bytes.
     manifest = precompute(dataclasses.replace(tiny_settings(root, k=8), output=copy))
     assert sorted(done) == [2, 5]
     assert manifest.cache_id == cache.manifest.cache_id
     assert "units" in capsys.readouterr().out
 
 
-def test_a_bundle_run_twice_leaves_the_same_cache(root, cache):
+def test_a_unit_captured_twice_leaves_the_same_cache(root, cache):
     config = tiny_settings(root, k=8, output=root / "twice")
     twice = dataclasses.replace(config, runner_options=("--direct_runner_bundle_repeat=2",))
     assert precompute(twice).cache_id == cache.manifest.cache_id
 
 
-def test_paths_and_batch_are_in_no_identity(root, cache):
+def test_no_id_depends_on_paths_or_batch(root, cache):
     moved = root / "another place, with ümlauts"
     shutil.copytree(root / "corpus", moved / "corpus")
     shutil.copytree(root / "teacher", moved / "teacher")
@@ -185,7 +185,7 @@ def test_another_teacher_in_the_same_directory_is_refused(root, cache):
         ),
     ],
 )
-def test_settings_that_the_teacher_cannot_serve_are_refused_before_anything_runs(
+def test_settings_that_the_teacher_does_not_allow_are_refused_before_anything_runs(
     root, change, problem
 ):
     config = dataclasses.replace(tiny_settings(root, k=8), output=root / "never")
@@ -194,7 +194,7 @@ def test_settings_that_the_teacher_cannot_serve_are_refused_before_anything_runs
     assert not (root / "never").exists()
 
 
-def test_a_worker_gives_the_reason_not_a_traceback(tmp_path):
+def test_a_failing_worker_gives_its_reason_without_a_traceback(tmp_path):
     config = tiny_settings(tmp_path)
     (tmp_path / "corpus" / "broken.txt").write_bytes(b"ab\xff")
     with pytest.raises(WorkerError) as raised:
@@ -219,20 +219,20 @@ def test_skipped_and_duplicate_documents_are_counted_and_listed(tmp_path, root, 
 
 
 def poison(teacher: Path, token: int) -> None:
-    """Make the teacher give NaN wherever it reads `token`."""
+    """Make the teacher give NaN wherever the input has `token`."""
     checkpoint = open_checkpoint(teacher)
     model = checkpoint.load()
     model.embedding.set_value(model.embedding[...].at[token].set(jnp.nan))
     save_directory(nnx.clone(model), teacher, checkpoint.tokenizer().files())
 
 
-def test_nan_names_its_rows_and_nothing_is_committed_unless_told_to_skip(tmp_path):
+def test_rows_with_nan_are_named_and_stop_the_capture_unless_it_may_skip_them(tmp_path):
     config = tiny_settings(tmp_path, k=4, hidden=Hidden(layers=(1,)))
-    # Only one document has the word, and NaN spreads along its rows alone.
+    # Only one document has the word, so only its rows get NaN.
     (tmp_path / "corpus" / "odd.txt").write_text("Zebra " * 10)
     tokenizer = open_checkpoint(tmp_path / "teacher").tokenizer()
     (odd,) = tokenizer.encode_batch(["Z"])
-    # Tied embeddings would give NaN everywhere; the poisoned teacher has a head of its own.
+    # A tied head would give NaN everywhere, so the poisoned teacher has a head of its own.
     untie(tmp_path / "teacher")
     poison(tmp_path / "teacher", int(odd[0]))
     with pytest.raises(WorkerError, match=r"gave NaN in rows \[\d+.*nothing of this unit"):
@@ -246,7 +246,7 @@ def test_nan_names_its_rows_and_nothing_is_committed_unless_told_to_skip(tmp_pat
     has_odd = (batch["tokens"] == odd[0]).any(-1)
     assert has_odd.any()
     assert not batch["loss_mask"][has_odd].any()
-    # Of whatever signal is read: the row has no target, and zeros for what could not be stored.
+    # In every signal: the row has no target, and zeros for values that were NaN.
     hidden = cache.read(cache.rows(), signals=("hidden/1",))
     np.testing.assert_array_equal(hidden["loss_mask"], batch["loss_mask"])
     assert (hidden["hidden/1"][has_odd] == 0).all()
@@ -254,7 +254,7 @@ def test_nan_names_its_rows_and_nothing_is_committed_unless_told_to_skip(tmp_pat
 
 
 def untie(teacher: Path) -> None:
-    """Give the teacher a head apart from its embedding."""
+    """Give the teacher a head that is not its embedding."""
     checkpoint = open_checkpoint(teacher)
     tied = checkpoint.load()
     config = dataclasses.replace(checkpoint.config, tie_embeddings=False)

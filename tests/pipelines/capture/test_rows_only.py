@@ -1,4 +1,4 @@
-"""Rows without a teacher, as the commands make, verify and show them."""
+"""`tokenise`: rows without a teacher, made, verified and shown by the commands."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def verified(path, capsys):
     return status, json.loads(capsys.readouterr().out)
 
 
-def test_what_was_left_out_is_counted_and_listed(made):
+def test_left_out_documents_are_counted_and_listed(made):
     (part,) = made.manifest.parts
     assert part.duplicates == 1
     assert [skipped.source for skipped in part.skipped] == ["broken.txt"]
@@ -47,7 +47,7 @@ def test_what_was_left_out_is_counted_and_listed(made):
         ("a.jsonl", "--corpus.heldout=0", "a.jsonl holds chats, but there is no chat template"),
     ],
 )
-def test_rows_that_do_not_go_with_the_cache_are_refused(grown, tmp_path, name, flag, why, capsys):
+def test_rows_that_do_not_fit_the_cache_are_refused(grown, tmp_path, name, flag, why, capsys):
     message = {
         "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     }
@@ -58,15 +58,14 @@ def test_rows_that_do_not_go_with_the_cache_are_refused(grown, tmp_path, name, f
     assert not (tmp_path / "rows").exists()
 
 
-def test_verify_finds_rows_alone_as_they_were_sealed(made, capsys):
-    """Every file is held to its hash; no teacher is asked for."""
+def test_verify_checks_every_file_without_a_teacher(made, capsys):
     status, report = verified(made.path, capsys)
     assert (status, report["problems"], report["left_over"]) == (0, [], [])
     assert (report["unable"], report["content"]) == (None, {})
     assert report["files"] == sum(path.is_file() for path in made.path.rglob("*"))
 
 
-def test_verify_tells_damaged_rows(path, capsys):
+def test_verify_names_damaged_rows(path, capsys):
     file = path / "parts/0000/rows/unit-00000.array_record"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
@@ -76,7 +75,7 @@ def test_verify_tells_damaged_rows(path, capsys):
     assert [(p["unit"], p["signal"]) for p in report["problems"]] == [(0, "rows")]
 
 
-def test_verify_repairs_no_rows_and_says_so(path, capsys):
+def test_verify_says_that_it_cannot_repair_rows(path, capsys):
     (path / "parts/0000/rows/unit-00000.array_record").unlink()
     assert main(["verify", str(path), "--repair"]) == 1
     assert "not repaired" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Draws and priors through a whole capture and `Cache.read`."""
+"""Tail draws and the tail prior, captured and read by `Cache.read`."""
 
 import dataclasses
 import os
@@ -33,7 +33,7 @@ def cache(root) -> Cache:
 
 
 def teacher_logits(root: Path, batch: dict[str, np.ndarray]) -> np.ndarray:
-    """Dense logits [n, S, V] of rows as they were read."""
+    """The teacher's dense logits [n, S, V] for a batch from `Cache.read`."""
     model = open_checkpoint(str(root / "teacher")).load(dtype="float32")
     hidden, _ = model(*(batch[name] for name in ("tokens", "segment_ids", "positions")))
     return np.asarray(hidden, np.float64) @ np.asarray(model.unembedding(), np.float64)
@@ -57,8 +57,8 @@ def test_read_gives_draws_with_the_weights_of_their_proposal(root, cache):
         assert (batch[name][~scored] == -np.inf).all()
 
 
-def test_draws_depend_on_the_row_alone(root, cache):
-    """Other batches and other units: the same draws, but for those counted as near an edge."""
+def test_draws_depend_only_on_the_row(root, cache):
+    """Other batches and units give the same draws, except those counted as near an edge."""
     again = tiny_cache(
         root,
         draws=M,
@@ -83,7 +83,7 @@ def assert_same_draws(cache: Cache, again: Cache) -> None:
 
 
 def test_four_devices_draw_what_one_draws(root, cache):
-    """Two that split every matrix, two that split the batch."""
+    """Two devices split every matrix, and two split the batch."""
     script = (
         "import sys, pathlib; from decant.schemas.manifest.plan import TeacherMesh;"
         "from tests.making.caches import tiny_settings;"
@@ -110,7 +110,7 @@ def test_four_devices_draw_what_one_draws(root, cache):
 
 
 def test_a_row_captured_in_another_corpus_draws_the_same(root, cache):
-    """Fewer files, other shards, other units: rows that are in both have equal draws."""
+    """Fewer files, other shards, other units: rows in both caches have equal draws."""
     some = dataclasses.replace(
         (config := tiny_settings(root, draws=M, draw_temperatures=TEMPERATURES)),
         corpus=dataclasses.replace(

@@ -1,4 +1,4 @@
-"""What stands in the way of a seal: rows or commits that are not those of the plan."""
+"""Sealing refuses rows and commits that are not those of the plan."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def sealed(layout: PartLayout):
         ({"file": {"records": 99}}, "99 rows of logits for . rows of unit 1"),
     ],
 )
-def test_a_commit_that_is_not_the_plans_is_named(unsealed, change, message):
+def test_a_commit_that_differs_from_the_plan_is_named(unsealed, change, message):
     path = unsealed.commit("logits", 1)
     commit = read_json(path)
     if "file" in change:
@@ -38,12 +38,12 @@ def test_a_commit_that_is_not_the_plans_is_named(unsealed, change, message):
     assert not (unsealed.root.parents[1] / "manifest.json").exists()
 
 
-def test_rows_that_are_gone_are_named(unsealed):
+def test_missing_rows_are_named(unsealed):
     unsealed.records("rows", 1).unlink()
     with pytest.raises(ValueError, match=r"rows/unit-00001.array_record: .* is missing"):
         sealed(unsealed)
 
 
-def test_otherwise_it_is_sealed_as_it_was(grown, unsealed):
+def test_an_unchanged_part_is_sealed_as_before(grown, unsealed):
     (part,) = sealed(unsealed).parts
     assert part == grown.cache.manifest.parts[0]

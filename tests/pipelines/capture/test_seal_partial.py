@@ -1,4 +1,4 @@
-"""`--seal-partial`: what is committed becomes a part to train from; the rest follows as another."""
+"""`--seal-partial`: committed units become a part; the rest follows as another part."""
 
 import dataclasses
 import shutil
@@ -34,7 +34,7 @@ class Stop(RuntimeError):
 
 
 def interrupted(config, monkeypatch, *, units: int) -> None:
-    """Run until so many more units are committed."""
+    """Capture until `units` more units are committed, then stop."""
     left = units
 
     def stop(step: Step) -> None:
@@ -100,7 +100,7 @@ def test_committed_units_are_sealed_and_the_rest_follows_in_parts_that_read_as_t
 
 
 def _require_rows_of(whole: Cache, cache: Cache) -> None:
-    """Each unit's rows and signals are those of the unit of that number in the whole."""
+    """Each unit has the rows and signals of the unit with its number in the cache `whole`."""
     (part,) = whole.manifest.parts
     first = np.concatenate([[0], np.cumsum([unit.rows for unit in part.units])])
     order = [
@@ -110,9 +110,9 @@ def _require_rows_of(whole: Cache, cache: Cache) -> None:
     ]
     rows = np.concatenate(order)
     assert sorted(rows.tolist()) == list(range(len(whole)))
-    expected, found = whole.read(rows, NAMES), cache.read(range(len(cache)), NAMES)
+    expected, arrays = whole.read(rows, NAMES), cache.read(range(len(cache)), NAMES)
     for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
+        np.testing.assert_array_equal(arrays[name], array, err_msg=name)
 
 
 def test_a_capture_that_was_sealed_in_part_while_it_ran_seals_the_rest(root, whole, monkeypatch):
@@ -145,7 +145,7 @@ def test_signals_are_added_to_a_cache_that_was_sealed_in_parts(root, whole, monk
     assert verify(cache.path, rows=8, teacher=None, memory=digest_memory()).status == 0
 
 
-def test_a_damaged_unit_of_a_part_is_found_and_others_are_not_blamed(root, monkeypatch, tmp_path):
+def test_a_damaged_unit_of_one_part_is_found_in_no_other_part(root, monkeypatch, tmp_path):
     path = Path(shutil.copytree(root / "in-parts", tmp_path / "cache"))
     cache = open_cache(path)
     second = cache.manifest.parts[1]

@@ -1,4 +1,4 @@
-"""One teacher a host, whatever starts workers there: real processes and real signals."""
+"""One teacher per host, tested with real worker processes and real signals."""
 
 import shutil
 import subprocess
@@ -16,8 +16,9 @@ from decant.schemas.manifest.plan import read_plan
 from tests.making.caches import tiny_cache, tiny_settings
 from tests.paths import environment
 
-# A worker as a runner would start it: the DoFn and some units. Writes down when it loads a
-# teacher; with `stops`, is stopped before it writes its second unit, and stays when it is done.
+# A worker process that runs the DoFn on the given units, as a Beam runner does. It appends its
+# process id to `marks` when it loads a teacher. With `stops` it stops itself before it writes the
+# second unit of the part, and does not exit when it is done.
 WORKER = """
 import os, signal, sys
 from pathlib import Path
@@ -59,7 +60,7 @@ def in_process(root) -> str:
 
 @pytest.fixture
 def planned(root, in_process, tmp_path):
-    """The settings of a cache that has a plan and no unit, and its part."""
+    """Settings and part directory of a cache with a plan, but no captured unit."""
     config = tiny_settings(root, output=tmp_path / "cache")
     shutil.copytree(root / "cache", config.output)
     (config.output / "manifest.json").unlink()
@@ -78,7 +79,7 @@ def worker(part: Path, units, *, stops: bool = False) -> subprocess.Popen:
 
 
 def loaded(part: Path) -> list[int]:
-    """Who loaded a teacher, in order."""
+    """Process ids that loaded a teacher, in order."""
     marks = part.parent / "loaded"
     return [int(line) for line in marks.read_text().split()] if marks.exists() else []
 
@@ -89,7 +90,7 @@ def wait_until(true, *, of: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-def test_one_process_captures_for_all_and_when_it_is_killed_another_takes_over(planned, in_process):
+def test_one_process_captures_for_all_and_another_takes_over_when_it_is_killed(planned, in_process):
     config, part = planned
     units = range(len(read_plan(part / "plan.json").rows.units))
     first = worker(part, [], stops=True)
@@ -113,7 +114,7 @@ def state(process: subprocess.Popen) -> str:
     return Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
-def test_an_error_of_a_unit_comes_back_to_whoever_asked(planned):
+def test_the_error_of_a_unit_comes_back_to_the_process_that_asked(planned):
     _, part = planned
     (part / "rows" / "unit-00001.array_record").unlink()
     units = CaptureUnits(part, part / "plan.json")
@@ -136,7 +137,7 @@ def test_an_error_of_a_unit_comes_back_to_whoever_asked(planned):
     assert not teacher_lease._lock_file(part).exists()
 
 
-def test_an_idle_process_gives_the_teacher_up_and_one_that_needs_it_gets_it_at_once(
+def test_an_idle_process_releases_the_lease_and_one_that_asks_gets_it_at_once(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(teacher_lease, "IDLE_SECONDS", 0.0)

@@ -1,4 +1,4 @@
-"""Documents forgotten by their place: never read again; then overwritten, killed anywhere."""
+"""`forget` and `gc`: forgotten documents are never read again, then overwritten."""
 
 import dataclasses
 import json
@@ -34,8 +34,8 @@ def line_offset(grown: Grown, number: int) -> int:
 
 
 def places(cache: Cache) -> list[list[tuple[slice, str, int]]]:
-    """By row: each segment's positions, source and document, as they were captured."""
-    found = []
+    """For each row: positions, source and document of its segments, as captured."""
+    rows = []
     for part in cache.manifest.parts:
         for number, unit in part.numbered_units:
             for row in read_unit_rows(cache.path / part.path, number, unit):
@@ -44,7 +44,7 @@ def places(cache: Cache) -> list[list[tuple[slice, str, int]]]:
                 )
                 starts = [0, *ends[:-1]]
                 origins = row.origins.tolist()
-                found.append(
+                rows.append(
                     [
                         (slice(start, end), part.sources[source].name, document)
                         for start, end, (source, document, _) in zip(
@@ -52,7 +52,7 @@ def places(cache: Cache) -> list[list[tuple[slice, str, int]]]:
                         )
                     ]
                 )
-    return found
+    return rows
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def cache(grown, tmp_path) -> Cache:
 
 
 def expected_of(cache: Cache, forgotten) -> tuple[np.ndarray, dict[str, np.ndarray], list[int]]:
-    """Positions to vanish [rows, S], what is read without them, and rows that hold nothing else."""
+    """Forgotten positions [rows, S], the arrays to read without them, and rows without others."""
     rows = places(cache)
     gone = np.zeros((len(rows), cache.manifest.sequence_length), bool)
     empty = []
@@ -84,41 +84,43 @@ def expected_of(cache: Cache, forgotten) -> tuple[np.ndarray, dict[str, np.ndarr
 LOGARITHMS = ("topk_logprobs", "tail_logmass", "tail_logprobs", "tail_logweights")
 
 
-def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], *, nats: float = 0) -> None:
-    """Equal, but for what is coded in levels and was coded again: within `nats`."""
-    assert found.keys() == expected.keys()
+def assert_same(
+    arrays: dict[str, np.ndarray], expected: dict[str, np.ndarray], *, nats: float = 0
+) -> None:
+    """Assert that arrays are equal; log-probabilities that were encoded again, within `nats`."""
+    assert arrays.keys() == expected.keys()
     for name, array in expected.items():
         off = nats if name in LOGARITHMS else 0
-        np.testing.assert_allclose(found[name], array, rtol=0, atol=off, err_msg=name)
+        np.testing.assert_allclose(arrays[name], array, rtol=0, atol=off, err_msg=name)
         if off:
-            same_places = found[name] == array
+            same_places = arrays[name] == array
             assert same_places.mean() > 0.99, name
 
 
-def test_what_is_forgotten_is_padding_and_everything_else_is_as_it_was(grown, cache):
+def test_forgotten_documents_read_as_padding_and_all_others_are_unchanged(grown, cache):
     document = line_offset(grown, 2)
 
     def forgotten(source: str, at: int) -> bool:
         return source == WHOLE or (source, at) == (LINES, document)
 
     gone, expected, empty = expected_of(cache, forgotten)
-    assert gone.any(1).sum() > len(empty) > 0  # whole rows, and rows with neighbours
+    assert gone.any(1).sum() > len(empty) > 0  # whole rows, and rows that keep other documents
     before = cache.read(cache.rows(), NAMES)
     forget(cache.path, source=WHOLE)
     _, forgot = forget(cache.path, source=LINES, documents=[document])
     assert forgot.documents == {document}
     after = open_cache(cache.path)
-    same(after.read(range(len(after)), NAMES), expected)
+    assert_same(after.read(range(len(after)), NAMES), expected)
     undecoded = after.read(range(len(after)), NAMES, decode=False)
     assert not undecoded["hidden/1"][gone].any()
     assert sorted(set(cache.rows().tolist()) - set(after.rows().tolist())) == empty
     assert set(after.rows("train")) | set(after.rows("heldout")) == set(after.rows().tolist())
-    same(cache.read(cache.rows(), NAMES), before)  # who has it open reads on
-    report = verify(cache.path, rows=8, teacher=None, memory=digest_memory())
-    assert report.status == 0, report
+    assert_same(cache.read(cache.rows(), NAMES), before)  # a cache opened before reads the same
+    result = verify(cache.path, rows=8, teacher=None, memory=digest_memory())
+    assert result.status == 0, result
 
 
-def test_a_release_that_would_read_it_all_the_same_refuses_it(grown, cache):
+def test_a_release_that_cannot_forget_refuses_the_cache(grown, cache):
     path = cache.path / "manifest.json"
     assert read_json(path)["version"] == 1
     forget(cache.path, source=WHOLE)
@@ -135,7 +137,7 @@ def test_forgetting_again_changes_nothing(cache):
     assert (forgot.tokens > 0, nothing.tokens) == (True, 0)
 
 
-def test_what_the_cache_does_not_hold_is_an_error_that_names_it(grown, cache):
+def test_a_missing_source_or_document_is_named(grown, cache):
     with pytest.raises(ValueError, match=r"no source is called document-00\.txt; did you mean doc"):
         forget(cache.path, source="document-00.txt")
     with pytest.raises(ValueError, match=rf"holds no document at 1 of {LINES}; .*inspect --row"):
@@ -146,19 +148,19 @@ def test_what_the_cache_does_not_hold_is_an_error_that_names_it(grown, cache):
     assert forgot.tokens > 0
 
 
-def test_a_file_that_was_left_out_as_a_copy_is_forgotten_where_it_was_kept(cache):
+def test_of_a_copied_document_the_captured_original_is_forgotten(cache):
     _, forgot = forget(cache.path, source=COPY)
     assert forgot.tokens > 0
     _, of_the_first = forget(cache.path, source="document-001.txt")
     assert of_the_first.tokens == 0
 
 
-def test_a_run_does_not_go_on_with_other_data_unnoticed(cache):
+def test_a_training_run_refuses_to_go_on_after_a_document_was_forgotten(cache):
     config = Data(batch_rows=2)
     batches = Batches(cache, config=config)
     state = batches.state()
     batches.close()
-    # Rows with neighbours: their numbers stay.
+    # Rows that keep other documents keep their numbers.
     forget(cache.path, source=LINES, documents=[0])
     now = Batches(open_cache(cache.path), config=config)
     with pytest.raises(ValueError, match="forgotten: saved None, now"):
@@ -166,7 +168,7 @@ def test_a_run_does_not_go_on_with_other_data_unnoticed(cache):
     now.close()
 
 
-def test_from_the_command_line_and_seen_by_inspect(grown, cache, capsys):
+def test_the_command_forgets_and_inspect_shows_it(grown, cache, capsys):
     assert main(["forget", str(cache.path), "--source", LINES, "--document", "0"]) == 0
     assert f"forgot 1 documents of {LINES}, " in capsys.readouterr().out
     assert main(["inspect", str(cache.path)]) == 0
@@ -181,7 +183,7 @@ def test_from_the_command_line_and_seen_by_inspect(grown, cache, capsys):
     assert f"{WHOLE}, document 0" in capsys.readouterr().out
 
 
-def test_gc_overwrites_it_and_nothing_else_changes(grown, cache):
+def test_gc_overwrites_forgotten_documents_and_nothing_else(grown, cache):
     document = line_offset(grown, 2)
     forget(cache.path, source=WHOLE)
     forget(cache.path, source=LINES, documents=[document])
@@ -192,19 +194,19 @@ def test_gc_overwrites_it_and_nothing_else_changes(grown, cache):
     assert main(["gc", str(cache.path), "--dry-run"]) == 0
     assert hashes(cache.path) == before
     assert main(["gc", str(cache.path)]) == 0
-    found = open_cache(cache.path)
-    same(found.read(range(len(found)), NAMES), expected, nats=0.05)
-    np.testing.assert_array_equal(found.rows(), forgetting.rows())
+    after = open_cache(cache.path)
+    assert_same(after.read(range(len(after)), NAMES), expected, nats=0.05)
+    np.testing.assert_array_equal(after.rows(), forgetting.rows())
     tokenizer = open_checkpoint(grown.root / "teacher").tokenizer()
     text = (grown.root / "corpus" / WHOLE).read_text()
     ids = tokenizer.encode_batch([text])[0].astype("<u2").tobytes()[:32]
     assert ids in raw
-    assert ids not in _raw_tokens(found)
+    assert ids not in _raw_tokens(after)
     gone = counted & ~expected["loss_mask"]
     assert gone.any()
-    for name, array in _stored(found, ("hidden/1", "attention/1")).items():
+    for name, array in _stored(after, ("hidden/1", "attention/1")).items():
         assert not np.moveaxis(array, -2, 1)[gone].any(), name
-    assert check_structure(cache.path, found.manifest).problems == []
+    assert check_structure(cache.path, after.manifest).problems == []
     assert verify(cache.path, rows=8, teacher=None, memory=digest_memory()).status == 0
     once = hashes(cache.path)
     assert overwrite_forgotten(cache.path) == 0
@@ -212,7 +214,7 @@ def test_gc_overwrites_it_and_nothing_else_changes(grown, cache):
 
 
 def _stored(cache: Cache, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Arrays as they are on disk: read without knowing what is forgotten."""
+    """Arrays as they are on disk, read as if nothing were forgotten."""
     manifest = cache.manifest
     parts = [dataclasses.replace(p, forgotten=(), forgotten_rows=()) for p in manifest.parts]
     bare = Cache(cache.path, dataclasses.replace(manifest, parts=tuple(parts)))
@@ -246,11 +248,11 @@ def test_gc_killed_between_any_two_files_is_finished_by_the_next(grown, cache, m
         with pytest.raises(ValueError, match=r"`gc` is overwriting what was forgotten"):
             precompute(settings(cache.path.parent))
         with pytest.raises(ValueError, match=r"`gc` is overwriting what was forgotten"):
-            overwrite_forgotten(cache.path, dry_run=True)  # which finishes nothing
+            overwrite_forgotten(cache.path, dry_run=True)  # a dry run finishes nothing
     overwrite_forgotten(cache.path)
-    found = open_cache(cache.path)
-    same(found.read(range(len(found)), NAMES), expected, nats=0.05)
-    assert check_structure(cache.path, found.manifest).problems == []
+    after = open_cache(cache.path)
+    assert_same(after.read(range(len(after)), NAMES), expected, nats=0.05)
+    assert check_structure(cache.path, after.manifest).problems == []
     assert not (cache.path / "gc").exists()
 
 
@@ -259,7 +261,7 @@ class Killed(BaseException):
 
 
 def _dying(patch, at: int) -> None:
-    """Die before the journal, before and between the moves, or before its end."""
+    """Die before the journal is written, before or between the moves, or before it is deleted."""
 
     def die(*_, **__):
         raise Killed
@@ -288,7 +290,7 @@ def _dying(patch, at: int) -> None:
         patch.setattr(purging, "move", moving)
 
 
-def test_signals_are_added_after_it_was_overwritten(grown, cache):
+def test_signals_can_be_added_after_documents_were_overwritten(grown, cache):
     forget(cache.path, source=WHOLE)
     plan = json.loads(PartLayout(cache.path / "parts/0000").plan.read_text())
     canaries = {unit for unit, _ in plan["canary"]}
@@ -299,6 +301,6 @@ def test_signals_are_added_after_it_was_overwritten(grown, cache):
     main(["gc", str(cache.path)])
     more = Hidden(layers=(1, 2), dtype="int8", width=6)
     precompute(settings(cache.path.parent, hidden=more))
-    found = open_cache(cache.path)
-    found.read(found.rows(), (*NAMES, "hidden/2"))
+    after = open_cache(cache.path)
+    after.read(after.rows(), (*NAMES, "hidden/2"))
     assert verify(cache.path, rows=8, teacher=None, memory=digest_memory()).status == 0

@@ -1,4 +1,4 @@
-"""A cache that refers to the parts of others: reads as they do, copies nothing, notices changes."""
+"""`merge`: the merged cache reads as its parts do, copies nothing and notices changes."""
 
 import dataclasses
 import shutil
@@ -26,7 +26,7 @@ NAMES = ("logits", "attention/1")
 
 @pytest.fixture(scope="module")
 def other(grown, tmp_path_factory) -> Path:
-    """A cache of other text by the same teacher."""
+    """A cache of another text, by the same teacher."""
     root = tmp_path_factory.mktemp("other")
     shutil.copytree(grown.root / "teacher", root / "teacher")
     for path in write_corpus(root / "corpus", files=3, words=90).iterdir():
@@ -37,19 +37,19 @@ def other(grown, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def place(grown, other, tmp_path) -> Path:
-    """A directory with `one` and `two` and, of both, `merged`."""
+    """A directory with the caches `one`, `two` and `merged`, which is merged from both."""
     shutil.copytree(grown.root / "cache", tmp_path / "one")
     shutil.copytree(other, tmp_path / "two")
     merge(tmp_path / "merged", [tmp_path / "one", tmp_path / "two"])
     return tmp_path
 
 
-def test_it_reads_as_its_caches_one_after_the_other_and_copies_no_payload(place):
+def test_it_reads_as_its_caches_one_after_the_other_and_copies_nothing(place):
     cache, *others = (open_cache(place / name) for name in ("merged", "one", "two"))
     assert len(cache.manifest.parts) == 3
-    found = cache.read(range(len(cache)), NAMES)
+    arrays = cache.read(range(len(cache)), NAMES)
     expected = [o.read(range(len(o)), NAMES) for o in others]
-    for name, array in found.items():
+    for name, array in arrays.items():
         joined = np.concatenate([read[name] for read in expected])
         np.testing.assert_array_equal(array, joined, err_msg=name)
     first, second = (o.rows("heldout") for o in others)
@@ -68,7 +68,7 @@ def test_caches_move_together(place):
         open_cache(place / "merged")
 
 
-def test_another_capture_in_the_place_of_a_part_is_named(place, grown):
+def test_another_capture_at_the_path_of_a_part_is_named(place, grown):
     shutil.rmtree(place / "two")
     shutil.copytree(grown.root / "cache", place / "two")
     with pytest.raises(
@@ -77,7 +77,7 @@ def test_another_capture_in_the_place_of_a_part_is_named(place, grown):
         open_cache(place / "merged")
 
 
-def test_what_a_cache_forgets_or_loses_is_noticed_by_its_merge(place):
+def test_a_merged_cache_notices_what_its_caches_forget_or_lose(place):
     before = open_cache(place / "merged")
     forget(place / "two", source="document-001.txt")
     after = open_cache(place / "merged")
@@ -101,7 +101,7 @@ def test_what_a_cache_forgets_or_loses_is_noticed_by_its_merge(place):
     assert open_cache(place / "merged").manifest.signals.keys() == {"logits"}
 
 
-def test_the_same_rows_are_taken_once(place, grown):
+def test_parts_with_the_same_rows_are_taken_once(place, grown):
     shutil.copytree(place / "one", place / "copy")
     merged = merge(place / "more", [place / "one", place / "two", place / "copy"])
     assert [text.split(",")[0] for text in merged.left_out] == [
@@ -136,7 +136,7 @@ def test_parts_that_share_some_rows_are_refused(place):
         ({"k": 4}, "k of logits: 8, and 4"),
     ],
 )
-def test_what_cannot_be_one_cache_is_refused_naming_both_sides(place, change, named):
+def test_caches_that_do_not_match_are_refused_naming_both_sides(place, change, named):
     manifest = read_manifest(place / "two")
     (part,) = manifest.parts
     if change.keys() & {"teacher_id", "k"}:
@@ -149,7 +149,7 @@ def test_what_cannot_be_one_cache_is_refused_naming_both_sides(place, change, na
         merge(place / "more", [place / "one", place / "two"])
 
 
-def test_how_a_capture_cut_its_files_is_no_difference(place):
+def test_caches_may_differ_in_rows_per_shard_file(place):
     manifest = read_manifest(place / "two")
     (part,) = manifest.parts
     maps = dataclasses.replace(part.signals["attention/1"], shard_rows=1 << 12)
@@ -159,7 +159,7 @@ def test_how_a_capture_cut_its_files_is_no_difference(place):
     assert merge(place / "more", [place / "one", place / "two"]).lost.keys() == {"hidden/1"}
 
 
-def test_rows_without_a_teacher_are_left_to_mixtures(place):
+def test_rows_without_a_teacher_cannot_be_merged(place):
     manifest = read_manifest(place / "two")
     bare = tuple(dataclasses.replace(part, signals={}) for part in manifest.parts)
     rows_only = dataclasses.replace(manifest, parts=bare)
@@ -168,7 +168,7 @@ def test_rows_without_a_teacher_are_left_to_mixtures(place):
         merge(place / "more", [place / "one", place / "two"])
 
 
-def test_what_is_there_already_is_not_written_over(place):
+def test_an_output_with_parts_of_its_own_is_refused(place):
     (place / "begun/parts").mkdir(parents=True)
     for output, why in (
         ("begun", "holds a capture that is not sealed"),
@@ -178,7 +178,7 @@ def test_what_is_there_already_is_not_written_over(place):
             merge(place / output, [place / "one", place / "two"])
 
 
-def test_a_merge_is_verified_but_captured_into_repaired_and_collected_where_the_parts_are(
+def test_a_merged_cache_can_be_verified_but_not_captured_into_repaired_or_collected(
     place, grown: Grown, capsys
 ):
     before = {name: hashes(place / name) for name in ("one", "two")}
@@ -194,7 +194,7 @@ def test_a_merge_is_verified_but_captured_into_repaired_and_collected_where_the_
     assert f"`verify --repair` that one, {place / 'two'}" in capsys.readouterr().out
 
 
-def test_from_the_command_line(place, capsys):
+def test_the_command_prints_what_it_merged(place, capsys):
     arguments = [str(place / name) for name in ("by-hand", "one", "two")]
     assert main(["merge", *arguments]) == 0
     assert f"{place / 'by-hand'}: " in capsys.readouterr().out

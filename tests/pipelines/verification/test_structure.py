@@ -1,4 +1,4 @@
-"""What `verify` finds in the files of a cache, and what `--repair` makes of it."""
+"""`verify` finds damage to every kind of file, and `--repair` captures damaged units again."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from decant.pipelines.capture import unit as capture
+from decant.pipelines.capture import unit as capture_unit
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Attention, Hidden
 from decant.pipelines.teacher.identity import digest_memory
@@ -36,7 +36,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def sealed(root) -> Cache:
-    """With a signal that was added after sealing."""
+    """A sealed cache; its attention maps were added later."""
     first = {**SIGNALS, "attention": Attention()}
     precompute(tiny_settings(root, **first))
     return tiny_cache(root, **SIGNALS)
@@ -51,17 +51,17 @@ def structure(path: Path) -> Structure:
     return check_structure(path, open_cache(path).manifest)
 
 
-def found(path: Path) -> list[tuple]:
+def problems(path: Path) -> list[tuple]:
     return [(p.unit, p.signal, p.file) for p in structure(path).problems]
 
 
-def mended(path: Path):
+def repaired(path: Path):
     cache = open_cache(path)
     return repair(cache, structure(path), teacher=None, memory=digest_memory())
 
 
 def state(path: Path) -> dict[str, tuple[int, bytes]]:
-    """When each file was written, and what is in it."""
+    """Modification time and content of each file."""
     return {
         str(file.relative_to(path)): (file.stat().st_mtime_ns, file.read_bytes())
         for file in path.rglob("*")
@@ -101,21 +101,21 @@ def test_a_sealed_cache_has_no_problem_and_names_each_of_its_files(path):
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("file", KINDS)
-def test_damage_to_any_file_is_told_with_its_unit_and_signal(path, file, damage):
+def test_damage_to_any_file_is_listed_with_its_unit_and_signal(path, file, damage):
     DAMAGES[damage](path / file)
-    # What depends on a damaged file may be told too, but not before it.
+    # Problems that follow from the damaged file may be listed too.
     unit, signal = KINDS[file]
     assert (unit, signal, file) in [
-        (u, s, "tokenizer/tokenizer.json" if f == "tokenizer" else f) for u, s, f in found(path)
+        (u, s, "tokenizer/tokenizer.json" if f == "tokenizer" else f) for u, s, f in problems(path)
     ]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("array", ["hidden/1", "hidden/1-scale", "attention/0"])
-def test_damage_to_a_shard_is_told_with_its_unit_and_signal(path, array, damage):
+def test_damage_to_a_shard_is_listed_with_its_unit_and_signal(path, array, damage):
     shards = sorted((path / PART / array).glob("c.*"))
     DAMAGES[damage](shards[-1])
-    ((unit, signal, file),) = found(path)
+    ((unit, signal, file),) = problems(path)
     assert signal == array.removesuffix("-scale")
     assert file == f"{PART}/{array}/{shards[-1].name}"
     assert unit is not None
@@ -129,21 +129,21 @@ def test_every_problem_is_listed_with_what_was_expected(path):
     problems = {(p.unit, p.signal): (p.expected, p.got) for p in structure(path).problems}
     size = layout.records("rows", 3).stat().st_size
     assert problems == {
-        (0, "logits"): (f"{size + 1} bytes", "no file"),  # an ArrayRecord's least size
+        (0, "logits"): (f"{size + 1} bytes", "no file"),  # the least size of an ArrayRecord file
         (3, "rows"): (f"{size + 1} bytes", f"{size} bytes"),
         (2, "hidden/1"): ("the unit's commit", "no file"),
     }
 
 
-def test_a_commit_of_another_unit_is_told(path):
+def test_a_commit_of_another_unit_is_a_problem(path):
     commits = path / PART / "commits"
     shutil.copy(commits / "logits-unit-00002.json", commits / "logits-unit-00001.json")
-    assert (1, "logits", f"{PART}/commits/logits-unit-00001.json") in found(path)
+    assert (1, "logits", f"{PART}/commits/logits-unit-00001.json") in problems(path)
     shutil.copy(commits / "hidden-1-unit-00002.json", commits / "hidden-1-unit-00003.json")
-    assert (3, "hidden/1", f"{PART}/commits/hidden-1-unit-00003.json") in found(path)
+    assert (3, "hidden/1", f"{PART}/commits/hidden-1-unit-00003.json") in problems(path)
 
 
-def test_a_manifest_that_was_edited_with_its_checksum_is_told(path):
+def test_a_manifest_that_was_edited_with_its_checksum_is_a_problem(path):
     file = path / "manifest.json"
     value = json.loads(file.read_bytes())
     del value["checksum"]
@@ -157,12 +157,12 @@ def test_a_manifest_that_was_edited_with_its_checksum_is_told(path):
 @pytest.mark.parametrize(
     "file", ["notes.txt", f"{PART}/logits/unit-09999.array_record", f"{PART}/hidden/1/c.999.0.0"]
 )
-def test_a_file_that_nothing_names_is_told(path, file):
+def test_a_file_that_nothing_names_is_a_problem(path, file):
     (path / file).write_bytes(b"x")
     assert [(p.file, p.got) for p in structure(path).problems] == [(file, SURPLUS)]
 
 
-def test_what_a_removed_signal_leaves_is_no_problem(path):
+def test_files_of_a_removed_signal_are_no_problem(path):
     remove_signals(path, ["attention/0"])
     report = structure(path)
     assert report.problems == []
@@ -175,7 +175,7 @@ def test_repair_restores_the_sealed_bytes_and_touches_nothing_else(path):
     damaged = [
         layout.records("logits", 1),
         layout.commit("logits", 2),
-        layout.commit("attention/0", 3),  # added later, in a capture of its own
+        layout.commit("attention/0", 3),  # added later, in another capture
         shards[0],
         layout.array("hidden/1") / "zarr.json",
     ]
@@ -185,7 +185,7 @@ def test_repair_restores_the_sealed_bytes_and_touches_nothing_else(path):
     damage_flipped(damaged[2])
     damage_flipped(shards[0])
     damaged[4].write_text("{}")
-    done = mended(path)
+    done = repaired(path)
     assert all(one.done for one in done), done
     assert {one.where for one in done} == {
         f"{PART}/hidden/1/zarr.json",
@@ -203,41 +203,41 @@ def test_repair_restores_the_sealed_bytes_and_touches_nothing_else(path):
         assert (written == whole[name][0]) == (name not in names), name
 
 
-def test_what_comes_out_otherwise_replaces_nothing(path, monkeypatch):
-    """A capture that this machine or this code makes differently."""
-    original = capture.encode_logits
+def test_a_unit_that_is_captured_to_other_bytes_replaces_nothing(path, monkeypatch):
+    """As on another machine, or with other code."""
+    original = capture_unit.encode_logits
 
     def other(targets, **settings):
         return original(targets, **{**settings, "profile": "fast"})
 
-    monkeypatch.setattr(capture, "encode_logits", other)
+    monkeypatch.setattr(capture_unit, "encode_logits", other)
     layout = capture.PartLayout(path / PART)
     damage_flipped(layout.records("logits", 1))
     before = state(path)
-    (refused,) = mended(path)
+    (refused,) = repaired(path)
     assert not refused.done
     assert "other bytes" in refused.why
     assert state(path) == before
 
 
-def test_rows_and_statistics_are_beyond_repair_and_it_says_so(path):
+def test_repair_says_that_rows_and_statistics_cannot_be_repaired(path):
     layout = capture.PartLayout(path / PART)
     damage_truncated(layout.records("rows", 1))
     damage_truncated(layout.records("logits", 1))
     (path / "notes.txt").write_text("x")
     before = state(path)
-    done = mended(path)
+    done = repaired(path)
     assert not any(one.done for one in done)
     assert any("come from the sources" in one.why for one in done)
     assert state(path) == before
 
     (layout.statistics / "logits-order.npy").unlink()
     damage_truncated(layout.records("logits", 2))
-    assert any("statistics are damaged too" in one.why for one in mended(path))
+    assert any("statistics are damaged too" in one.why for one in repaired(path))
 
 
-def test_nothing_is_captured_where_nothing_is_damaged(path, monkeypatch):
+def test_repair_captures_nothing_if_nothing_is_damaged(path, monkeypatch):
     monkeypatch.setattr(
         "decant.pipelines.verification.repair.capture_unit", lambda *_: pytest.fail("captured")
     )
-    assert mended(path) == []
+    assert repaired(path) == []
