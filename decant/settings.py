@@ -1,9 +1,9 @@
-"""A config file is a saved command line: TOML, flattened, overridden by flags, parsed once.
+"""Settings of a command: a TOML file, flattened to flags, overridden by flags, parsed once.
 
-Both packages' command lines come through here, so that `--corpus.sequence-length 1024` and
-`[corpus] sequence_length = 1024` are the same thing and a typo gets the same answer. A field that
-is a tuple of dataclasses is a list of tables: the first `[[loss.hidden]]` of the file is
-`--loss.hidden.0` on the command line, which may change it or add the next one.
+Commands of pipelines and trainer that take a config file use it. `--corpus.sequence-length 1024` and
+`[corpus] sequence_length = 1024` mean the same, and a typo in either gets the same suggestion. A
+field that is a tuple of dataclasses is a list of tables: the first `[[loss.hidden]]` of the file is
+`--loss.hidden.0` on the command line, which can change that entry or add the next one.
 """
 
 import dataclasses
@@ -19,15 +19,15 @@ Config = TypeVar("Config")
 
 
 def parse(config_type: type[Config], arguments: Sequence[str], *, program: str) -> Config:
-    """Frozen `config_type` from `[CONFIG.toml] [--flag value …]`; flags win over the file.
+    """The settings from `[CONFIG.toml] [--flag value …]`; a flag overrides the file.
 
-    Raises ValueError on an unknown key in the file (with the nearest right name) and
-    FileNotFoundError when the file does not exist; a wrong flag ends the process with tyro's
-    message and exit status 2.
+    `config_type` is a frozen dataclass; `program` is the command's name in `--help`. Raises
+    ValueError for an unknown key in the file (suggesting the nearest name) and FileNotFoundError if
+    there is no such file. A wrong flag ends the process with tyro's message and exit status 2.
     """
     flags = list(arguments)
     if not flags or flags[0].startswith("-"):
-        return _parsed(config_type, {}, flags, program=program)
+        return _run_tyro(config_type, {}, flags, program=program)
     path = Path(flags.pop(0))
     return parse_tables(config_type, [read_table(path)], flags, program=program, path=path)
 
@@ -40,28 +40,28 @@ def parse_tables(
     program: str,
     path: Path,
 ) -> Config:
-    """As `parse`, of tables that were read from `path`: later ones win, and flags over all."""
+    """As `parse`, from tables read from `path`. Later tables override earlier ones; flags, all."""
     table: dict[str, Any] = {}
-    for one in tables:
-        table = _over(table, one)
+    for later in tables:
+        table = _merge_tables(table, later)
     flags = [*_flatten(table, config_type, prefix="", path=path), *flags]
-    return _parsed(config_type, table, flags, program=program)
+    return _run_tyro(config_type, table, flags, program=program)
 
 
-def _over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Both tables as one; what only `under` has stays, in tables inside too."""
+def _merge_tables(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`under` updated with `over`, nested tables recursively."""
     merged = {key.replace("-", "_"): value for key, value in under.items()}
     for key, value in over.items():
         name = key.replace("-", "_")
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)
-        merged[name] = _over(merged[name], value) if both else value
+        merged[name] = _merge_tables(merged[name], value) if both else value
     return merged
 
 
-def _parsed(
+def _run_tyro(
     config_type: type[Config], table: dict[str, Any], flags: Sequence[str], *, program: str
 ) -> Config:
-    import tyro  # here, because readers of a cache need no command line
+    import tyro  # here, because reading a cache must not import it
 
     changes = _lists_of_tables(config_type, table, flags, prefix="")
     if changes:
@@ -81,7 +81,7 @@ def parse_flags(config_type: type[Config], arguments: Sequence[str], *, program:
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """A TOML file. FileNotFoundError or ValueError that says what is wrong with it."""
+    """The table in a TOML file. FileNotFoundError if it is missing, ValueError if it is invalid."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such config file (from {Path.cwd()})")
     try:
@@ -91,27 +91,27 @@ def read_table(path: Path) -> dict[str, Any]:
 
 
 def _flatten(table: dict, config_type: type, *, prefix: str, path: Path) -> Iterator[str]:
-    names, here = _fields(config_type), _as_written(prefix)
+    names, shown = _fields(config_type), _for_messages(prefix)
     for key, value in table.items():
         name = key.replace("-", "_")
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {here}{near[0]}?" if near else f"known: {', '.join(names)}"
-            raise ValueError(f"{path}: unknown key {here}{key}; {hint}")
+            hint = f"did you mean {shown}{near[0]}?" if near else f"known: {', '.join(names)}"
+            raise ValueError(f"{path}: unknown key {shown}{key}; {hint}")
         element = _element(names[name])
-        tables = isinstance(value, list) and all(isinstance(one, dict) for one in value)
+        tables = isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
         if element and tables:
-            for number, one in enumerate(value):
+            for number, entry in enumerate(value):
                 inside = f"{prefix}{name}.{number}."
-                yield from _flatten(one, element, prefix=inside, path=path)
+                yield from _flatten(entry, element, prefix=inside, path=path)
         elif element:
-            raise ValueError(f"{path}: {here}{key} is a list of tables: write [[{here}{key}]]")
+            raise ValueError(f"{path}: {shown}{key} is a list of tables: write [[{shown}{key}]]")
         elif isinstance(value, dict) and dataclasses.is_dataclass(names[name]):
             yield from _flatten(value, names[name], prefix=f"{prefix}{name}.", path=path)
         elif isinstance(value, dict):
-            raise ValueError(f"{path}: {here}{key} is a single value, not a table")
+            raise ValueError(f"{path}: {shown}{key} is a single value, not a table")
         elif tables and value:
-            raise ValueError(f"{path}: {here}{key} is not a list of tables")
+            raise ValueError(f"{path}: {shown}{key} is not a list of tables")
         else:
             yield from _flag(prefix + name, value, path=path)
 
@@ -119,9 +119,9 @@ def _flatten(table: dict, config_type: type, *, prefix: str, path: Path) -> Iter
 def _lists_of_tables(
     config_type: type, table: dict, flags: Sequence[str], *, prefix: str
 ) -> dict[str, Any]:
-    """Defaults for as many entries of each list of tables as file and flags speak of.
+    """Default values with as many entries in each list of tables as the file or the flags mention.
 
-    tyro offers flags for the entries that a default has; without it there would be none.
+    tyro offers flags only for entries that exist in the default value.
     """
     changes: dict[str, Any] = {}
     table = {key.replace("-", "_"): value for key, value in table.items()}
@@ -141,21 +141,21 @@ def _lists_of_tables(
 
 
 def _fields(config_type: type) -> dict[str, Any]:
-    """Types of a dataclass's fields by name."""
+    """The types of a dataclass's fields, by name."""
     types = typing.get_type_hints(config_type)
     return {field.name: types[field.name] for field in dataclasses.fields(config_type)}
 
 
 def _element(kind: Any) -> type | None:
-    """The dataclass of which `kind` is a tuple of any length."""
+    """The dataclass D if `kind` is tuple[D, …], else None."""
     if typing.get_origin(kind) is not tuple:
         return None
     element = typing.get_args(kind)[0]
     return element if isinstance(element, type) and dataclasses.is_dataclass(element) else None
 
 
-def _as_written(prefix: str) -> str:
-    """`loss.hidden[0].` of `loss.hidden.0.`"""
+def _for_messages(prefix: str) -> str:
+    """The prefix as messages write it: `loss.hidden[0].` for `loss.hidden.0.`"""
     return re.sub(r"\.(\d+)(?=\.)", r"[\1]", prefix)
 
 

@@ -1,7 +1,7 @@
-"""Real processes that kill themselves with the real signal at a named step.
+"""Run captures in processes that kill themselves with SIGKILL at a named step.
 
-They are forked from a process that has imported what is slow to import: a kill then costs what the
-capture costs. TensorStore must not be imported before a fork, nor JAX's devices be looked for.
+The processes are forked from one server process that did the slow imports, so that a test pays only
+for the capture. The server must not import TensorStore or initialise JAX's devices before a fork.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ def run(step, visit, arguments, log):
     os.dup2(1, 2)
     from decant.schemas.disk import steps
     visits = 0
-    def dying(reached):
+    def dying(here):
         nonlocal visits
-        visits += reached == step
+        visits += here == step
         if visits == visit:
             os.kill(os.getpid(), signal.SIGKILL)
     steps.reached = dying
@@ -49,15 +49,17 @@ for line in sys.stdin:
 
 
 class Killer:
-    """Runs commands that die."""
+    """Runs commands in forked processes that kill themselves."""
 
     def __init__(self, server: subprocess.Popen, log: Path):
         self._server = server
         self._log = log
 
     def kill(self, step: Step, arguments: list[str], *, visit: int = 1) -> None:
-        """Run `decant` until it reaches the step for the `visit`-th time. Fails if it
-        does not."""
+        """Run `decant` and kill it at the `visit`-th visit of `step`.
+
+        AssertionError if the step is not visited so often.
+        """
         assert self._server.stdin
         assert self._server.stdout
         request = json.dumps([step, visit, arguments, str(self._log)])
@@ -68,7 +70,7 @@ class Killer:
 
 @contextlib.contextmanager
 def killer(log: Path) -> Iterator[Killer]:
-    """Whoever kills, for as long as the block."""
+    """A `Killer` for the block. Output of the commands goes to `log`."""
     server = subprocess.Popen(
         [sys.executable, "-c", _SERVER],
         env=environment(),

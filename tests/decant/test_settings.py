@@ -1,4 +1,4 @@
-"""A config file is a saved command line."""
+"""Settings: a config file means the same as a saved command line."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +83,7 @@ layers = [-1, 3]
 
 
 def test_a_list_of_tables_is_a_tuple_of_dataclasses(tmp_path):
-    """The second table says nothing and is there all the same, with its defaults."""
+    """The second table is empty, so its entry has the defaults."""
     config = parse(Outer, [write(tmp_path, TWO_TERMS)], program="p")
     assert config == Outer(loss=Loss(0.25, (Term(2.0, (-1, 3)), Term())), output=Path("x"))
     assert parse(Outer, [write(tmp_path, "")], program="p") == Outer()

@@ -1,4 +1,4 @@
-"""The dense formula of LOSSES.md in float64 numpy: the independent side of the golden tests."""
+"""Independent formulas of the losses (LOSSES.md), over the full vocabulary in float64 numpy."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ def log_softmax(x):
 
 
 def divergence(p, q, kind, mix=0.5):
-    """Per position, over the full vocabulary; p and q are probabilities."""
+    """Divergence of probabilities p and q at each position, over the full vocabulary."""
 
     def kl(a, b):
         return np.where(a > 0, a * np.log(np.where(a > 0, a, 1) / b), 0).sum(-1)
@@ -28,7 +28,7 @@ def divergence(p, q, kind, mix=0.5):
 
 
 def _slope(p, q, kind, mix):
-    """∂D/∂q of each token, at fixed p."""
+    """∂D/∂q for each token, at fixed p."""
     if kind == "forward_kl":
         return -p / q
     if kind == "reverse_kl":
@@ -39,9 +39,9 @@ def _slope(p, q, kind, mix):
 
 
 def loss(teacher, hidden, unembedding, labels, mask, *, temperature, p=None, **settings):
-    """Returns Σ w (α·scale·D + (1−α)·CE), Σ w KL, Σ w CE, ∂/∂hidden, ∂/∂unembedding.
+    """Σ w (α·scale·D + (1−α)·CE), Σ w KL, Σ w CE, ∂/∂hidden, ∂/∂unembedding.
 
-    `p` is another target than the teacher's softmax at T.
+    `p` replaces the teacher's softmax at T as the target.
     """
     if p is None:
         p = np.exp(log_softmax(np.asarray(teacher, np.float64) / temperature))
@@ -58,15 +58,15 @@ def loss(teacher, hidden, unembedding, labels, mask, *, temperature, p=None, **s
 def sampled_loss(
     teacher, hidden, unembedding, labels, mask, *, temperature, ids, draws, **settings
 ):
-    """The same for LOSSES.md's `sampled`, token by token, from ids [..., k] and `draws`."""
+    """As `loss`, for `loss.tail = "sampled"`: from top-k `ids` [..., k] and tail `draws`."""
     p = np.exp(log_softmax(np.asarray(teacher, np.float64) / temperature))
     head = _at(ids, np.ones(ids.shape), p.shape) > 0
     t = np.where(head, 0, p).sum(-1)
-    ids_drawn, _, logweights = draws
-    omega = np.take_along_axis(p, ids_drawn.astype(np.int64), -1) * np.exp(
+    tail_ids, _, logweights = draws
+    omega = np.take_along_axis(p, tail_ids.astype(np.int64), -1) * np.exp(
         np.asarray(logweights, np.float64)
     )
-    measure = _at(ids_drawn, omega, p.shape)
+    measure = _at(tail_ids, omega, p.shape)
 
     def soft(student, kind, mix):
         assert kind == "forward_kl"
@@ -82,7 +82,7 @@ def sampled_loss(
 
 
 def _at(ids, values, shape):
-    """Values added up at their ids, which may repeat."""
+    """Sums of `values` at their ids, which may repeat."""
     out = np.zeros(shape)
     rows = np.indices(ids.shape, sparse=True)[:-1]
     np.add.at(out, (*rows, ids.astype(np.int64)), values)
@@ -121,7 +121,7 @@ def _assembled(
 
 
 def with_prior(teacher, ids, nodes, *, temperature):
-    """p on the ids and t·π̃ elsewhere: π between its nodes, a straight line in β for each id."""
+    """p on the top-k `ids` and t·π̃ on the tail; log π is linear in β between its nodes."""
     p = np.exp(log_softmax(np.asarray(teacher, np.float64) / temperature))
     nodes = np.asarray(nodes, np.float64)
     columns = [np.interp(1 / temperature, BETAS, nodes[:, v]) for v in range(nodes.shape[1])]
@@ -133,9 +133,9 @@ def with_prior(teacher, ids, nodes, *, temperature):
 
 
 def draws(teacher, ids, *, m, betas, seed):
-    """m iid draws from the tail: ids, log p at T = 1, −log(m·r) of the mixture of tempered tails.
+    """m iid tail draws: ids, log p at T = 1, and −log(m·r) for the mixture r of tempered tails.
 
-    Without a tail there are none: −inf.
+    All are id 0 and −inf if the tail is empty.
     """
     rng = np.random.default_rng(seed)
     logp = log_softmax(teacher)
@@ -147,14 +147,14 @@ def draws(teacher, ids, *, m, betas, seed):
     proposal = np.mean([x / x.sum(-1, keepdims=True) for x in tempered], axis=0)
     edges = np.cumsum(proposal, -1) / proposal.sum(-1, keepdims=True)
     u = rng.random((*ids.shape[:-1], m))
-    drawn = (u[..., None] >= edges[..., None, :]).sum(-1)
-    logprobs = np.take_along_axis(logp, drawn, -1)
-    logweights = -np.log(m * np.take_along_axis(proposal, drawn, -1))
-    return drawn.astype(np.int32), logprobs, logweights
+    tail_ids = (u[..., None] >= edges[..., None, :]).sum(-1)
+    logprobs = np.take_along_axis(logp, tail_ids, -1)
+    logweights = -np.log(m * np.take_along_axis(proposal, tail_ids, -1))
+    return tail_ids.astype(np.int32), logprobs, logweights
 
 
 def targets(teacher, k):
-    """Top-k ids, log-probs and exact tail grid [..., 7] of float64 teacher logits."""
+    """Top-k ids, log-probs and the tail's log-mass [..., 7] of float64 teacher logits."""
     logp = log_softmax(teacher)
     order = np.argsort(-logp, axis=-1, kind="stable")
     ids, rest = order[..., :k], order[..., k:]

@@ -1,4 +1,4 @@
-"""A run's event files as TensorBoard reads them: in the order of names, with its purges."""
+"""A run's event files as TensorBoard shows them: in the order of names, purged at restarts."""
 
 import struct
 from pathlib import Path
@@ -8,7 +8,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 
 def shown_by_tensorboard(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """Steps and values by tag. A session that starts hides what has its step or a later one."""
+    """(step, value) pairs by tag. A session start hides earlier values from its step on."""
     shown: dict[str, list[tuple[int, float]]] = {}
     for path in sorted(run.glob("*tfevents*")):
         events = list(events_of(path.read_bytes()))
@@ -23,7 +23,7 @@ def shown_by_tensorboard(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def events_of(data: bytes):
-    """Whole records with right checksums; one that was cut off ends the file."""
+    """Events of all whole records, checksums checked. A truncated record ends the file."""
     at = 0
     while at + 12 <= len(data):
         (length,) = struct.unpack("<Q", data[at : at + 8])
@@ -31,7 +31,7 @@ def events_of(data: bytes):
             return
         payload = data[at + 12 : at + 12 + length]
         sums = data[at + 8 : at + 12], data[at + 12 + length : at + 16 + length]
-        for part, found in zip((data[at : at + 8], payload), sums, strict=True):
-            assert struct.pack("<I", masked_crc32c(part)) == found
+        for part, stored in zip((data[at : at + 8], payload), sums, strict=True):
+            assert struct.pack("<I", masked_crc32c(part)) == stored
         yield Event.FromString(payload)
         at += 16 + length

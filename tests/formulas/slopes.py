@@ -1,4 +1,4 @@
-"""Gradients of float64 formulas by central differences, and how far two gradients are apart."""
+"""Gradients of float64 formulas by central differences, and distances between gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def slope(formula, x, *, step=1e-5):
-    """∂formula/∂x of a number at a float64 array."""
+    """∂formula/∂x at the float64 array x, for a formula that returns a number."""
     x = np.array(x, np.float64)
     out = np.zeros_like(x)
     for at in np.ndindex(x.shape):
@@ -19,14 +19,14 @@ def slope(formula, x, *, step=1e-5):
     return out
 
 
-def relative(a, b):
-    """Largest difference of two trees as a share of the largest entry of each leaf."""
+def relative_error(a, b):
+    """Largest |a − b| of two trees, relative to the largest |b| of the same leaf."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return max(float(jnp.abs(x - y).max() / jnp.maximum(jnp.abs(y).max(), 1e-30)) for x, y in pairs)
 
 
-def apart(a, b):
-    """‖a − b‖ / ‖b‖ of two trees, the largest of their leaves."""
+def relative_distance(a, b):
+    """Largest ‖a − b‖ / ‖b‖ over the leaves of two trees."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return max(_norm(np.float64(x) - np.float64(y)) / (_norm(y) or 1.0) for x, y in pairs)
 

@@ -1,4 +1,4 @@
-"""Small arrays for tests: written, read, compared, damaged."""
+"""Small arrays of rows for tests: write, read, compare and damage them."""
 
 import hashlib
 import subprocess
@@ -22,7 +22,7 @@ def spec_of(dtype: str = "bfloat16", *, row=(6, 5), rows_a_file: int = 4, slots:
 
 
 def some_rows(spec: ArraySpec, count: int, *, seed: int = 0) -> np.ndarray:
-    """Random bytes: every bit pattern of the type, NaNs too."""
+    """Rows of random bytes: any bit pattern of the type, NaN included."""
     generator = np.random.default_rng(seed)
     itemsize = spec.numpy_dtype.itemsize
     shape = (count, *spec.row[:-1], spec.row[-1] * itemsize)
@@ -52,7 +52,7 @@ def same_bits(got: np.ndarray, expected: np.ndarray) -> bool:
 
 
 def digests(path: Path) -> dict[str, str]:
-    """sha256 of each file that has its name, by name."""
+    """sha256 of each finished file, by name."""
     return {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(path.iterdir())
@@ -61,7 +61,7 @@ def digests(path: Path) -> dict[str, str]:
 
 
 def flip(file: Path, at: int, *, bit: int = 0) -> None:
-    """In place, as a disk would; twice is not at all."""
+    """Flip one bit of a file in place; a second call restores it."""
     with file.open("r+b") as f:
         f.seek(at)
         (byte,) = f.read(1)

@@ -1,4 +1,4 @@
-"""Caches that are whole but wrong: records changed, commits and manifest made right again."""
+"""Sealed caches with wrong contents: change records, then rewrite commits and manifest to match."""
 
 import dataclasses
 import shutil
@@ -16,13 +16,13 @@ from decant.schemas.targets.targets import Targets
 
 
 def copy_of(cache: Cache, to: Path) -> Path:
-    """The cache's files, elsewhere."""
+    """Copy the cache to directory `to`."""
     shutil.copytree(cache.path, to)
     return to
 
 
 def with_records(path: Path, units: dict[int, list[bytes]]) -> Cache:
-    """The cache at `path` with these records of logits in place of those of some units."""
+    """The cache at `path` with logits records replaced, by unit number."""
     manifest = read_manifest(path)
     (part,) = manifest.parts
     layout, sealed = PartLayout(path / part.path), list(part.units)
@@ -39,7 +39,7 @@ def with_records(path: Path, units: dict[int, list[bytes]]) -> Cache:
 
 
 def records_of(path: Path, number: int) -> list[bytes]:
-    """The records of logits of a unit."""
+    """The logits records of unit `number`."""
     (part,) = read_manifest(path).parts
     entry = part.units[number].files[LOGITS]
     file = PartLayout(path / part.path).records(LOGITS, number)
@@ -47,7 +47,7 @@ def records_of(path: Path, number: int) -> list[bytes]:
 
 
 def with_targets(path: Path, change: Callable[[Targets], Targets]) -> Cache:
-    """The cache at `path` with the targets of every row changed, encoded by its own codec."""
+    """The cache at `path` with `change` applied to the targets of every row."""
     manifest = read_manifest(path)
     (part,) = manifest.parts
     tables = load_tables(path / part.path, part.statistics)

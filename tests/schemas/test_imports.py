@@ -1,4 +1,4 @@
-"""Whoever only reads a cache needs no jax, flax or Beam."""
+"""Reading a cache imports no jax, flax or Beam."""
 
 import subprocess
 import sys

@@ -1,9 +1,9 @@
-"""Writes the golden record of each codec version that has none yet.
+"""Write a golden record for each codec version that has none yet.
 
     python -m tests.golden.codecs.make
 
-A golden file is never written again: it is what a released version wrote. A change of a codec
-that makes its golden record decode to something else needs a new codec id.
+A golden file is never rewritten: a released version wrote it. A codec change that decodes a golden
+record to other targets needs a new codec id.
 """
 
 from pathlib import Path
@@ -28,7 +28,10 @@ CODECS: dict[str, Profile] = {
 
 
 def example(betas: tuple[float, ...]) -> tuple[Targets, Targets]:
-    """A record, and the sample for its tables: two kinds of positions, a sure one, a log 0."""
+    """A record's targets, and the sample for its tables.
+
+    Two kinds of positions, one position with nearly all mass on one id, one with ids of log 0.
+    """
     rng = np.random.default_rng(2)
     kinds = rng.normal(size=(2, VOCABULARY)) * 3
     logits = kinds[rng.integers(2, size=600)] + rng.normal(size=(600, VOCABULARY))
@@ -47,7 +50,7 @@ def example(betas: tuple[float, ...]) -> tuple[Targets, Targets]:
 
 
 def with_draws() -> tuple[Targets, Targets]:
-    """Another, and its sample, with tail draws."""
+    """A record's targets and its sample, both with tail draws."""
     rng = np.random.default_rng(3)
     kinds = rng.normal(size=(2, VOCABULARY)) * 3
     logits = kinds[rng.integers(2, size=600)] + rng.normal(size=(600, VOCABULARY))

@@ -1,4 +1,4 @@
-"""That reading is strict, and what a process keeps of what it read."""
+"""Reading arrays is strict: damage is an error. A process keeps no rows and no open files."""
 
 import os
 import resource
@@ -21,7 +21,7 @@ def error_of(path: Path, spec: ArraySpec, shards, *, rows=range(4)) -> str:
 
 @pytest.fixture
 def array(tmp_path):
-    """Two files of four rows, and what the commit says of them."""
+    """Two files of four rows, and their entries in the commit."""
     spec = spec_of()
     rows = some_rows(spec, 8)
     return tmp_path, spec, rows, write(tmp_path, spec, rows)
@@ -55,7 +55,7 @@ def test_a_truncated_file_is_an_error(array, kept):
     assert f"expected {shards[0].bytes} bytes, got {file.stat().st_size}" in message
 
 
-def test_an_error_is_one_each_time_it_is_asked_for(array):
+def test_a_damaged_row_is_an_error_on_every_read(array):
     path, spec, rows, shards = array
     (path / "c.1.0.0").unlink()
     opened = reader(path, spec, shards)
@@ -184,7 +184,7 @@ def test_files_are_open_only_while_they_are_read(tmp_path):
     assert start(MANY, tmp_path).wait() == 0
 
 
-def test_a_row_costs_one_read_once_its_files_index_is_known(array):
+def test_a_row_costs_one_read_once_the_index_of_its_file_is_cached(array):
     path, spec, _, shards = array
     opened = reader(path, spec, shards)
     opened.read(range(8))

@@ -1,4 +1,4 @@
-"""What arrays look like on disk, and that their bytes depend on the rows alone."""
+"""Arrays on disk: their files, and that their bytes depend only on the rows."""
 
 import dataclasses
 import json
@@ -55,7 +55,7 @@ def test_rows_of_zeros_and_of_the_fill_value_are_data_like_any_other(tmp_path, d
     assert same_bits(reader(tmp_path, spec, shards).read(range(4)), rows)
 
 
-def test_rows_can_be_read_into_slots_of_an_array_that_is_there(tmp_path):
+def test_rows_can_be_read_into_slots_of_an_existing_array(tmp_path):
     spec = spec_of()
     rows = some_rows(spec, 4)
     out = np.zeros((6, *spec.row), spec.numpy_dtype)
@@ -64,7 +64,7 @@ def test_rows_can_be_read_into_slots_of_an_array_that_is_there(tmp_path):
     assert not out[[0, 1, 3, 4]].view(np.uint16).any()
 
 
-def test_rows_beyond_what_may_be_read_at_once_are_read_when_others_are_there(tmp_path, monkeypatch):
+def test_rows_beyond_the_read_limit_are_read_after_earlier_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(array_reader, "_READ_BYTES", 2 * 6 * 5 * 2)  # two rows
     spec = spec_of()
     rows = some_rows(spec, 8)
@@ -80,7 +80,7 @@ def test_rows_beyond_what_may_be_read_at_once_are_read_when_others_are_there(tmp
         opened.read(range(8))
 
 
-def test_a_short_unit_leaves_holes_that_are_no_files(tmp_path):
+def test_the_unused_slots_of_a_short_unit_take_no_files(tmp_path):
     spec = spec_of()
     first, second = some_rows(spec, 5), some_rows(spec, 16, seed=1)
     units = write(tmp_path, spec, first), write(tmp_path, spec, second, unit=1)
@@ -91,7 +91,7 @@ def test_a_short_unit_leaves_holes_that_are_no_files(tmp_path):
     assert same_bits(got, np.stack([first[4], second[0], second[15]]))
 
 
-def test_what_a_last_file_lacks_is_written_as_zeros_not_as_what_came_before(tmp_path):
+def test_unused_slots_of_a_last_file_are_zeros_not_earlier_rows(tmp_path):
     spec = spec_of()
     long, short = write(tmp_path, spec, some_rows(spec, 11)), some_rows(spec, 9)
     full = np.concatenate([short[8:], np.zeros((3, *spec.row), spec.numpy_dtype)])
@@ -177,12 +177,12 @@ def test_the_metadata_is_all_that_a_zarr3_reader_needs(tmp_path):
     array = tensorstore.open({"driver": "zarr3", "kvstore": where}, open=True).result()
     assert same_bits(array[:4].read().result(), rows)
     assert array.shape == (64, 6, 5)
-    assert np.isnan(array[4:8].read().result()).all()  # the fill value of what is not there
+    assert np.isnan(array[4:8].read().result()).all()  # missing rows read as the fill value
     inner = json.loads((tmp_path / METADATA).read_text())["codecs"][0]["configuration"]
     assert inner["codecs"][-1]["name"] == inner["index_codecs"][-1]["name"] == "crc32c"
 
 
-def test_integers_are_filled_with_zero():
+def test_the_fill_value_of_integers_is_zero():
     assert [metadata(spec_of(dtype))["fill_value"] for dtype in DTYPES] == ["NaN", "NaN", 0, 0]
 
 
@@ -236,7 +236,7 @@ def test_two_processes_that_write_the_same_unit_leave_the_same_bytes(tmp_path):
 
 
 def killed_in_mid_write(path: Path, *, after: int) -> bool:
-    """Kill a writer while it writes a file, `after` others or more; False if it was too fast."""
+    """Kill a writer during a file, after at least `after` files; False if it finished first."""
     before = half_written(path)
     process = start(WRITE, path)
     while process.poll() is None:

@@ -1,4 +1,4 @@
-"""What every codec keeps, and what it makes of damage."""
+"""Every codec: what it keeps of targets, and that damaged payloads are errors."""
 
 from functools import lru_cache
 
@@ -36,7 +36,7 @@ def from_logits(logits: np.ndarray, *, k: int) -> Targets:
 
 
 def zipf_logits(n: int, vocabulary: int, *, seed: int = 0) -> np.ndarray:
-    """Logits like a language model's: a few topics, each with its own frequent ids."""
+    """Logits like those of a language model: a few topics, each with its own frequent ids."""
     rng = np.random.default_rng(seed)
     topics = rng.normal(size=(5, vocabulary)) * 2 - np.log(1 + np.arange(vocabulary))
     return topics[rng.integers(5, size=n)] + rng.normal(size=(n, vocabulary))
@@ -44,7 +44,7 @@ def zipf_logits(n: int, vocabulary: int, *, seed: int = 0) -> np.ndarray:
 
 @lru_cache
 def tables_for(profile: str, vocabulary: int, k: int) -> Tables:
-    """Tables of a small sample; ids beyond 500 are unknown to them."""
+    """Tables of a small sample that holds no id beyond 500."""
     sample = from_logits(zipf_logits(280, min(vocabulary, 500), seed=9), k=min(k, 100))
     return fit(profile, sample, vocabulary=vocabulary)
 
@@ -90,12 +90,12 @@ def any_targets(draw) -> tuple[Targets, int]:
     logits = rng.normal(size=(n, vocabulary)) * draw(st.sampled_from([0.0, 0.1, 3.0, 40.0]))
     if draw(st.booleans()):  # ties
         logits = np.rint(logits)
-    if draw(st.booleans()):  # an instruct model that is sure of itself
+    if draw(st.booleans()):  # a confident instruct model
         logits[:, 0] += 40
     if draw(st.booleans()):  # ids that cannot occur
         logits[:, 1:][rng.random((n, vocabulary - 1)) < 0.5] = -np.inf
     targets = from_logits(logits, k=k)
-    if vocabulary == 5000 and draw(st.booleans()):  # ids all over the largest vocabulary
+    if vocabulary == 5000 and draw(st.booleans()):  # ids spread over the largest vocabulary
         vocabulary = 1 << 20
         spread = np.sort(rng.choice(vocabulary, 5000, replace=False))
         nodes = targets.tail_logmass.copy()
@@ -128,7 +128,7 @@ def test_quantised_codecs_keep_ids_order_and_values_within_a_step(profile, case)
     by_id = [np.take_along_axis(t.logprobs, np.argsort(t.ids, 1), 1) for t in (targets, stored)]
     infinite = np.isinf(by_id[0])
     np.testing.assert_array_equal(np.isinf(by_id[1]), infinite)
-    # Half of the largest step, 0.26 nat, and what normalising adds.
+    # Half of the largest step, 0.26 nat, plus the shift of normalising.
     assert np.abs(by_id[0][~infinite] - by_id[1][~infinite]).max(initial=0) < 0.2
     empty = np.isinf(targets.tail_logmass)
     np.testing.assert_array_equal(np.isinf(stored.tail_logmass), empty)
@@ -276,21 +276,21 @@ def test_altered_bytes_are_an_error_or_decode_to_something_of_the_right_shape(pr
         try:
             result = decoded(replaced(blocks, field, bytes(altered)), tables)
         except ValueError:
-            continue  # what the record's checksum would have said anyway
+            continue  # the record's checksum would find this too
         assert result.ids.shape == result.logprobs.shape == (40, 24)
         assert result.ids.min() >= 0
         assert result.ids.max() < 900
 
 
 def with_section(blocks, section: int, values, *, of: int, skip: int = 0):
-    """The top-k payload with one of its `of` sections replaced, its frame intact."""
+    """The blocks with section number `section` of the top-k payload's `of` sections replaced."""
     payload = blocks[0].payload
     sections = split(payload[skip:], count=of)
     sections[section] = compress(np.asarray(values, np.uint8))
     return replaced(blocks, TOPK, payload[:skip] + join(sections))
 
 
-def test_streams_that_are_whole_but_say_the_impossible_are_an_error():
+def test_intact_streams_with_impossible_values_are_an_error():
     blocks, tables = encoded("fast")
     ranks_beyond_900 = with_section(blocks, 4, np.full(24 * 40, 255), of=5)
     with pytest.raises(ValueError, match=r"rank \d+ in a vocabulary of 900"):
@@ -323,7 +323,7 @@ def test_streams_that_are_whole_but_say_the_impossible_are_an_error():
         far = with_section(far, frame, np.full(3 * 40, 24), of=18, skip=1)
     sections = split(far[0].payload[1:], count=18)
     sections[5] = bytes(24 * 40 * 5 // 8)
-    with pytest.raises(ValueError, match="a place outside"):
+    with pytest.raises(ValueError, match="a place is outside"):
         decoded(replaced(far, TOPK, far[0].payload[:1] + join(sections)), tables)
 
 

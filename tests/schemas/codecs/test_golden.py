@@ -1,4 +1,4 @@
-"""Records that released versions wrote still decode to what they meant."""
+"""Records that released versions wrote still decode to the same targets."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ RECORDS = sorted((GOLDEN / "codecs").glob("*.npz"), key=lambda path: path.stem)
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
-def test_a_record_of_every_codec_version_decodes_as_it_always_did(path):
+def test_a_record_of_every_codec_version_decodes_as_when_it_was_written(path):
     with np.load(path) as file:
         arrays = dict(file)
     tables, blocks = {}, []

@@ -1,4 +1,4 @@
-"""The pieces that codecs are made of: varying bit widths, levels, streams, the codebook."""
+"""The building blocks of codecs: bit packing, levels, streams, the codebook."""
 
 import numpy as np
 import pytest
@@ -34,26 +34,28 @@ def test_bits_of_any_width_come_back(pairs):
 
 
 @given(st.lists(pairs, min_size=1, max_size=4), st.sampled_from([1, 3]))
-def test_bits_of_many_records_come_back_below_those_above_them(records, rows):
-    """Each record is an array of `rows` rows, and what is packed are its numbers row by row."""
+def test_bits_of_many_records_come_back_with_their_leading_bits(records, rows):
+    """Each record is an array of `rows` rows; its numbers are packed row by row."""
     records = [(record * rows)[: len(record) // rows * rows] for record in records]
     widths = [np.array([width for width, _ in r], np.uint8).reshape(rows, -1) for r in records]
     values = [np.array([v & (1 << w) - 1 for w, v in r], np.int64) for r in records]
     packed = [bits.pack(v, widths=w.reshape(-1)) for v, w in zip(values, widths, strict=True)]
-    for found, width, value in zip(unpacked(packed, widths, above=5), widths, values, strict=True):
+    for values_back, width, value in zip(
+        unpacked(packed, widths, above=5), widths, values, strict=True
+    ):
         expected = value.reshape(rows, -1) | np.int64(5) << width.astype(np.int64)
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(values_back, expected)
 
 
 def unpacked(packed: list[bytes], widths: list[np.ndarray], *, above: int = 0) -> list[np.ndarray]:
-    """Through a grid, whose zeros between records take no bits."""
+    """Unpack through a grid; the zero widths between records take no bits."""
     widths = [np.atleast_2d(width) for width in widths]
     columns = [width.shape[1] for width in widths]
     of_all = grid(len(widths[0]), columns)
     for cell, width in zip(cells(columns), widths, strict=True):
         of_all[:, cell] = width
-    found = bits.unpack(packed, widths=of_all, above=np.full_like(of_all, above))
-    return [found[:, cell] for cell in cells(columns)]
+    values = bits.unpack(packed, widths=of_all, above=np.full_like(of_all, above))
+    return [values[:, cell] for cell in cells(columns)]
 
 
 def test_bits_are_stored_least_significant_first():
@@ -98,7 +100,7 @@ def test_a_level_decodes_to_within_half_a_step(values):
     assert error.max() < STEPS[1] / 2 + 1e-3
 
 
-def test_levels_keep_the_order_and_log_zero_is_one_of_its_own():
+def test_levels_keep_the_order_and_log_zero_has_its_own_level():
     ours = quantiser(*STEPS)
     falling = np.append(-np.geomspace(1e-6, 1e6, 10_000), -np.inf).astype(np.float32)[None]
     levels = ours.levels(falling)[0].astype(int)
@@ -154,7 +156,7 @@ def test_escaped_bytes_come_back(values):
 
 
 def hand_made() -> Tables:
-    """Ids by frequency 5, 3, 8; two orders that name two of them each."""
+    """Ids by frequency: 5, 3, 8. Two orders, each listing two of them."""
     return Tables(
         {
             "order": np.array([5, 3, 8], np.int32),
@@ -163,16 +165,16 @@ def hand_made() -> Tables:
     )
 
 
-def test_ids_that_an_order_names_come_first_and_all_others_by_rank():
+def test_ids_that_an_order_lists_come_first_and_all_others_by_rank():
     book = codebook(hand_made(), vocabulary=10)
-    # By rank: 5 3 8, then 0 1 2 4 6 7 9. Order 1 names 8 and 5.
+    # By rank: 5 3 8, then 0 1 2 4 6 7 9. Order 1 lists 8 and 5.
     ids = np.array([[8, 5, 3, 0, 9]], np.int32)
     places = book.places(ids, chosen=np.array([1]))
     np.testing.assert_array_equal(places, [[0, 1, 2 + 1, 2 + 3, 2 + 9]])
     np.testing.assert_array_equal(book.ids(places.T, chosen=np.array([1])), ids.T)
 
 
-def test_the_order_that_names_a_set_is_chosen():
+def test_the_order_that_lists_a_set_is_chosen():
     book = codebook(hand_made(), vocabulary=10)
     sets = np.array([[5, 3], [5, 8]], np.int32)
     np.testing.assert_array_equal(book.choose(sets), [0, 1])

@@ -1,4 +1,4 @@
-"""What the codecs keep of tail draws, and what they make of damage."""
+"""Codecs of tail draws: what they keep, and that damaged payloads are errors."""
 
 from functools import lru_cache
 
@@ -12,7 +12,7 @@ from decant.schemas.targets.targets import BETAS, Targets, join_targets
 from tests.formulas import sampling
 from tests.schemas.codecs.test_codecs import replaced, zipf_logits
 
-DRAWN: tuple[Profile, ...] = ("lossless", "fast", "compact")
+PROFILES: tuple[Profile, ...] = ("lossless", "fast", "compact")
 
 
 def example(profile: Profile, n: int, vocabulary: int, *, seed: int = 0) -> Targets:
@@ -56,15 +56,14 @@ def test_quantised_draws_keep_their_ids_and_round_their_values(profile):
     rows = np.arange(50)[:, None]
     of_id[rows, targets.draws.ids] = targets.draws.logprobs
     error = stored.draws.logprobs - of_id[rows, stored.draws.ids]
-    assert np.abs(error).max() < 1 / 16 + 0.02  # half a level, and what normalising moves
+    assert np.abs(error).max() < 1 / 16 + 0.02  # half a level, plus the shift of normalising
     assert abs(error.mean()) < 0.005
     assert stored.draws.betas == (0.5, 1.0)
 
 
-@pytest.mark.parametrize("profile", DRAWN)
+@pytest.mark.parametrize("profile", PROFILES)
 def test_the_stored_weights_of_all_draws_sum_to_the_tail(profile):
-    """Σ p/(m·r) over the draws estimates the tail's mass: on average over positions, through
-    the rounding of the codec."""
+    """The mean of Σ p/(m·r) over positions is the mean of the tail's mass, despite rounding."""
     targets = example(profile, 2000, 300, seed=4)
     stored = through(profile, targets, vocabulary=300)
     for draws, mass in ((targets.draws, targets.tail_logmass), (stored.draws, stored.tail_logmass)):
@@ -79,15 +78,15 @@ def test_weights_are_one_over_m_times_the_proposal(betas):
     targets = sampling.with_draws(logits, rng.random(40), k=8, m=12, betas=betas)
     assert targets.draws
     targets.draws.logprobs[3, 5:] = -np.inf  # no draw there
-    found = logweights(targets.draws, targets.tail_logmass, nodes=BETAS)
+    computed = logweights(targets.draws, targets.tail_logmass, nodes=BETAS)
     r = np.take_along_axis(sampling.proposal(logits, k=8, betas=betas), targets.draws.ids, 1)
     expected = -np.log(12 * r)
     expected[3, 5:] = -np.inf
-    # What is left is the float32 of the log-probs and of the tail's mass.
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=4e-6)
+    # The tolerance is float32 rounding of the log-probabilities and of the tail's mass.
+    np.testing.assert_allclose(computed, expected, rtol=1e-6, atol=4e-6)
 
 
-@pytest.mark.parametrize("profile", DRAWN)
+@pytest.mark.parametrize("profile", PROFILES)
 def test_every_truncation_of_draws_is_an_error(profile):
     blocks, tables = encoded(profile)
     payload = next(b.payload for b in blocks if b.field == DRAWS)
@@ -96,7 +95,7 @@ def test_every_truncation_of_draws_is_an_error(profile):
             decoded(replaced(blocks, DRAWS, payload[:length]), tables)
 
 
-@pytest.mark.parametrize("profile", DRAWN)
+@pytest.mark.parametrize("profile", PROFILES)
 def test_altered_draws_are_an_error_or_ids_of_the_vocabulary(profile):
     blocks, tables = encoded(profile)
     payload = next(b.payload for b in blocks if b.field == DRAWS)
@@ -108,7 +107,7 @@ def test_altered_draws_are_an_error_or_ids_of_the_vocabulary(profile):
         try:
             result = decoded(replaced(blocks, DRAWS, bytes(altered)), tables)
         except ValueError:
-            continue  # what the record's checksum would have said anyway
+            continue  # the record's checksum would find this too
         for ids in (result.ids, result.draws.ids):
             assert 0 <= ids.min() <= ids.max() < 700
             assert len(ids) == 40
@@ -142,7 +141,7 @@ def test_draws_of_another_profile_in_a_record_are_refused():
         decoded([*quantised[:2], exact[2]], tables)
 
 
-@pytest.mark.parametrize("profile", DRAWN)
+@pytest.mark.parametrize("profile", PROFILES)
 def test_the_same_draws_give_the_same_bytes(profile):
     first, second = (encoded(profile)[0] for _ in range(2))
     assert first == second

@@ -1,4 +1,4 @@
-"""Files are whole or absent."""
+"""Files are written atomically; damaged files are refused."""
 
 import json
 

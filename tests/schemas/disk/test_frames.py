@@ -1,4 +1,4 @@
-"""A record is whole, of this format and of this row, or an error that names it."""
+"""Record frames: any damage, other kind or other version is an error that names the record."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What is not a sealed cache of this format is refused with the reason."""
+"""Sealing and opening: only a sealed cache of this format opens; errors give the reason."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ def manifest(length: int = 8) -> Manifest:
     return Manifest(sequence_length=length, vocabulary_size=9, tokenizer="t", parts=(part,))
 
 
-def test_it_comes_back_with_its_id(tmp_path):
+def test_a_manifest_is_read_back_with_its_id(tmp_path):
     written = write_manifest(tmp_path, manifest(), replaces=None)
     assert read_manifest(tmp_path) == written
     assert read_manifest(tmp_path).cache_id == written.cache_id != ""
@@ -45,7 +45,7 @@ def test_of_many_sealers_at_once_exactly_one_wins(tmp_path):
     assert [read_manifest(tmp_path).cache_id] == [manifest.cache_id for manifest in won]
 
 
-def test_an_unfinished_capture_says_how_to_go_on(tmp_path):
+def test_the_error_for_an_unfinished_capture_says_how_to_continue(tmp_path):
     (tmp_path / "parts").mkdir()
     with pytest.raises(ValueError, match=r"not sealed.*run the same `precompute` again"):
         open_cache(tmp_path)

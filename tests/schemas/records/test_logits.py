@@ -1,4 +1,4 @@
-"""Records of logits that are decoded together: as each alone, and an error names its own."""
+"""Decoding logits records together gives the same as each alone; errors name the record."""
 
 import numpy as np
 import pytest
@@ -22,14 +22,14 @@ VOCABULARY, LENGTH = 700, 60
 
 def targets_of(n: int, *, k: int = 8, m: int = 5, seed: int = 0) -> Targets:
     logits = zipf_logits(max(n, 1), VOCABULARY, seed=seed)
-    # Levels and nodes far from the last one and from their prediction take the codecs' escapes.
+    # Levels far from the last level, and nodes far from their prediction, need escapes.
     logits[: n // 3, 0] += 80
     starts = np.random.default_rng(seed).random(len(logits))
     return sampling.with_draws(logits, starts, k=k, m=m, betas=(0.5, 1.0))[:n]
 
 
 def written(profile: Profile, sizes: list[int], **shape: int) -> tuple[list[bytes], Tables]:
-    """Records of rows with so many scored positions each, at the end of the row."""
+    """Records of rows whose last `sizes[i]` positions are scored."""
     tables = fit(profile, targets_of(280, seed=9, **shape), vocabulary=VOCABULARY)
     records = [
         encode_logits(
@@ -58,7 +58,7 @@ def arrays_of(targets: Targets) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_records_decode_together_as_each_alone(profile, monkeypatch):
+def test_records_decode_together_as_each_does_alone(profile, monkeypatch):
     # Several groups of positions in records of this size.
     monkeypatch.setattr("decant.schemas.codecs.compact._ENTRIES_PER_FRAME", 16)
     records, tables = written(profile, [60, 1, 37, 60])
@@ -71,10 +71,12 @@ def test_records_decode_together_as_each_alone(profile, monkeypatch):
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_of_records_that_decode_together_the_damaged_one_is_named(profile):
+def test_a_damaged_record_in_a_group_is_named(profile):
     records, tables = written(profile, [60, 37, 60])
     frame = unpack(records[1], kind=Kind.LOGITS, where="")
-    for number, block in enumerate(frame.blocks[2:], start=2):  # what its checksum cannot see
+    for number, block in enumerate(
+        frame.blocks[2:], start=2
+    ):  # damage that the record's checksum does not cover
         blocks = list(frame.blocks)
         blocks[number] = type(block)(block.field, block.codec, block.payload[:-1])
         damaged = type(frame)(frame.kind, frame.row_key, frame.positions, tuple(blocks)).pack()
@@ -84,7 +86,7 @@ def test_of_records_that_decode_together_the_damaged_one_is_named(profile):
             )
 
 
-def test_batches_are_of_one_form_and_bounded_and_leave_out_rows_without_targets(monkeypatch):
+def test_groups_share_a_key_and_are_bounded_and_leave_out_rows_without_targets(monkeypatch):
     first, _ = written("compact", [60, 0, 20, 60])
     other_k, _ = written("compact", [60], k=4)
     other_draws, _ = written("compact", [60, 60], m=3)

@@ -1,4 +1,4 @@
-"""Targets as padded arrays: every number is put, whatever was there."""
+"""Padded targets: every number of the arrays is overwritten."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def two_positions(*, k: int, m: int) -> Targets:
     return Targets(ids, -ids.astype(np.float32), mass, draws if m else None)
 
 
-def test_what_is_not_a_target_is_id_0_and_log_0():
+def test_positions_without_a_target_hold_id_0_and_log_0():
     out = garbage(k=2, draws=2)
     fill_targets(out, np.array([1, 5]), targets=two_positions(k=2, m=2), nodes=BETAS)
     clear_targets(out, np.array([0, 2, 3, 4]))
@@ -40,7 +40,7 @@ def test_what_is_not_a_target_is_id_0_and_log_0():
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
-def test_positions_are_put_at_their_places_in_long_runs_and_in_short_ones(share):
+def test_targets_land_at_their_positions_in_long_runs_and_in_short_ones(share):
     scored = np.random.default_rng(0).random(600) < share
     n = int(scored.sum())
     ids = np.arange(1, 2 * n + 1, dtype=np.int32).reshape(n, 2)
@@ -50,8 +50,8 @@ def test_positions_are_put_at_their_places_in_long_runs_and_in_short_ones(share)
         array[...] = 0
     fill_targets(out, np.flatnonzero(scored), targets=targets, nodes=BETAS)
     expected = np.zeros((600, 2), np.int32)
-    for at, its in zip(np.flatnonzero(scored), ids, strict=True):
-        expected[at] = its
+    for position, topk in zip(np.flatnonzero(scored), ids, strict=True):
+        expected[position] = topk
     np.testing.assert_array_equal(out["topk_ids"].reshape(600, 2), expected)
     np.testing.assert_array_equal(out["topk_logprobs"], -out["topk_ids"])
 

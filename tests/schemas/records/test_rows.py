@@ -1,4 +1,4 @@
-"""What one position means, by hand."""
+"""Rows: targets of positions worked by hand, records and keys."""
 
 import dataclasses
 import struct
@@ -31,7 +31,7 @@ def test_position_t_is_scored_against_token_t_plus_1_of_the_same_segment():
 
 
 def test_a_position_before_an_uncounted_token_is_not_scored():
-    # A chat: the prompt 1 2 is read, the answer 3 4 is learned.
+    # A chat: the prompt 1 2 is only read, the answer 3 4 is learned.
     mask = loss_mask(np.array([1, 1, 1, 1]), np.array([False, False, True, True]))
     assert mask.tolist() == [False, True, True, False]
 

@@ -1,4 +1,4 @@
-"""Codes of hidden states and attention maps: what they keep, for numpy and jax alike."""
+"""Codes of hidden states and attention maps: precision, in numpy and in jax."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +14,8 @@ def relative_error(states: np.ndarray, *, xp=np) -> np.ndarray:
     codes, scale = encode_int8(xp.asarray(states), xp=xp)
     assert codes.dtype == np.int8
     assert scale.shape == states.shape[:-1]
-    found = np.asarray(decode_int8(codes, scale, xp=xp), np.float64)
-    return np.linalg.norm(found - states, axis=-1) / np.linalg.norm(states, axis=-1)
+    decoded = np.asarray(decode_int8(codes, scale, xp=xp), np.float64)
+    return np.linalg.norm(decoded - states, axis=-1) / np.linalg.norm(states, axis=-1)
 
 
 @BACKENDS
@@ -24,13 +24,13 @@ def test_int8_is_off_by_less_than_a_percent_at_any_width(xp, width):
     states = np.random.default_rng(width).standard_normal((50, width)).astype(np.float32)
     errors = relative_error(states, xp=xp)
     assert errors.mean() < 0.008
-    assert errors.max() < 0.012  # a position whose largest of many numbers is 5 deviations out
+    assert errors.max() < 0.012  # a position whose largest number is 5 standard deviations out
 
 
 @BACKENDS
 @pytest.mark.parametrize("at", [0, 17, 575])
 def test_a_coordinate_a_thousand_times_larger_leaves_the_others_their_codes(xp, at):
-    """One scale without mixing gives the others three codes, and an error of 5%."""
+    """Without mixing, the other coordinates would get three codes, an error of 5%."""
     states = np.random.default_rng(at).standard_normal((50, 576)).astype(np.float32)
     states[:, at] = 1000
     assert relative_error(states, xp=xp).max() < 0.01
@@ -47,7 +47,7 @@ def test_both_backends_give_the_same_codes():
     states = np.random.default_rng(0).standard_normal((20, 576)).astype(np.float32)
     ours, theirs = (np.asarray(encode_int8(xp.asarray(states), xp=xp)[0]) for xp in (np, jnp))
     differ = np.abs(ours.astype(int) - theirs) > 0
-    assert differ.mean() < 1e-3  # where rounding is a tie but for the last bit
+    assert differ.mean() < 1e-3  # rounding ties that differ in the last bit
     assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
@@ -56,8 +56,8 @@ def test_a_probability_is_kept_within_half_a_step(xp):
     p = np.geomspace(1.2e-7, 1, 5000).astype(np.float32)
     codes = encode_log(xp.asarray(p), xp=xp)
     assert codes.dtype == np.uint8
-    found = np.asarray(decode_log(codes, xp=xp), np.float64)
-    assert np.abs(found / p - 1).max() < 0.032  # exp(16 / 254 / 2) − 1
+    decoded = np.asarray(decode_log(codes, xp=xp), np.float64)
+    assert np.abs(decoded / p - 1).max() < 0.032  # exp(16 / 254 / 2) − 1
     assert np.asarray(codes)[-1] == 255
 
 

@@ -1,4 +1,4 @@
-"""The tail's mass between the nodes, against dense float64."""
+"""The tail's mass between the nodes, compared with dense float64."""
 
 import numpy as np
 import pytest
@@ -40,9 +40,9 @@ def test_nodes_are_reproduced(betas):
 def test_an_empty_tail_stays_empty_and_its_neighbours_finite():
     _, nodes = dense(np.random.default_rng(1).normal(size=(2, 300)), k=4)
     nodes[0] = -np.inf
-    found = tail_logmass_at(nodes, 0.3)
-    assert found[0] == -np.inf
-    assert np.isfinite(found[1])
+    empty, other = tail_logmass_at(nodes, 0.3)
+    assert empty == -np.inf
+    assert np.isfinite(other)
 
 
 def test_the_node_at_zero_counts_ids():

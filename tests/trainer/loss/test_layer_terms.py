@@ -27,7 +27,7 @@ from decant.trainer.update.step import (
     make_train_step,
     mean_gradient,
 )
-from tests.formulas.slopes import apart, relative
+from tests.formulas.slopes import relative_distance, relative_error
 
 V = 512
 SMALL = ModelConfig(
@@ -224,7 +224,7 @@ def test_every_term_s_value_and_gradient_are_the_formula_s(loss, shape, fixture,
         jax.grad(written_out), compiler_options={"xla_backend_optimization_level": 0}
     )(case.params)
     added = jax.tree.map(jnp.subtract, whole, without)
-    assert relative(added, expected) < 2e-4
+    assert relative_error(added, expected) < 2e-4
 
 
 def test_the_teacher_s_layers_equal_the_stored_ones(layered_cache, layered_root, tmp_path):
@@ -271,7 +271,7 @@ def test_accumulating_microbatches_equals_one_batch(loss, shape, layered_cache, 
     for one, another in zip(jax.tree.leaves(sums), jax.tree.leaves(totals), strict=True):
         np.testing.assert_allclose(one, another, rtol=1e-6)
     # By norms: an entry in which positions cancel has the rounding error of the largest.
-    assert apart(pieces, whole) < 1e-6
+    assert relative_distance(pieces, whole) < 1e-6
 
 
 def test_rows_without_targets_change_nothing_whatever_is_stored_there(layered_cache, tmp_path):
@@ -284,7 +284,7 @@ def test_rows_without_targets_change_nothing_whatever_is_stored_there(layered_ca
         batch[name] = batch[name].at[2].set(jnp.nan)
     other, _, got = gradient(case, batch=batch)
     np.testing.assert_allclose(other, value, rtol=1e-6)
-    assert apart(got, expected) < 1e-6
+    assert relative_distance(got, expected) < 1e-6
 
 
 def test_a_batch_is_read_undecoded_and_only_its_needed_fields_go_to_the_device(narrow_cache):
@@ -330,7 +330,7 @@ def test_a_step_learns_from_terms_reports_them_and_skips_what_is_not_finite(
     case = given(MOVING, layered_cache, SMALL, rows, tmp_path=tmp_path)
     update = one_update(case)
     state, metrics = update(case.batch)
-    assert relative(state.params["projections"], case.params["projections"]) > 0
+    assert relative_error(state.params["projections"], case.params["projections"]) > 0
     assert float(metrics["hidden[0].weight"]) == 2.0  # halfway
     assert "attention[0].weight" not in metrics
     # Terms of one kind are reported by their mean without weights.
@@ -347,7 +347,7 @@ def test_a_step_learns_from_terms_reports_them_and_skips_what_is_not_finite(
     state, metrics = update({**case.batch, "hidden/2": odd})
     assert not np.isfinite(metrics["loss"])
     assert metrics["skipped_in_a_row"] == 1
-    assert relative(state.params, case.params) == 0
+    assert relative_error(state.params, case.params) == 0
 
 
 def test_a_loss_without_terms_adds_nothing_to_the_program(layered_cache, tmp_path):
