@@ -1,6 +1,6 @@
 """Settings of a command: a TOML file, flattened to flags, overridden by flags, parsed once.
 
-Commands of pipelines and trainer that take a config file use it. `--corpus.sequence-length 1024` and
+Commands of both packages that take a config file use it. `--corpus.sequence-length 1024` and
 `[corpus] sequence_length = 1024` mean the same, and a typo in either gets the same suggestion. A
 field that is a tuple of dataclasses is a list of tables: the first `[[loss.hidden]]` of the file is
 `--loss.hidden.0` on the command line, which can change that entry or add the next one.
