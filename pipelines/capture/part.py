@@ -1,4 +1,4 @@
-"""One part directory: claimed, tokenised, calibrated, captured, sealed.
+"""The steps of one part directory, run by `job.py`: claim, tokenise, calibrate, capture, seal.
 
 Each step does only what no earlier run has done, so a rerun goes on where the last one stopped.
 """

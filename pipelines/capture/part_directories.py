@@ -1,7 +1,8 @@
-"""Assigns the corpus's files to the cache's part directories; new files make a new directory.
+"""First step of `job.py`: assigns the corpus's files to part directories, old and new.
 
-A directory keeps the files that it was begun with. If one of them has changed or is missing,
-`PartCapture.claim` refuses to go on: the cache still holds rows of the old file.
+New files make a new directory. A directory keeps the files that it was begun with. If one of them
+has changed or is missing, `PartCapture.claim` refuses to go on: the cache still holds rows of the
+old file.
 """
 
 import itertools
