@@ -51,18 +51,18 @@ def colour(number: int) -> str:
 
 def charts(runs: Sequence[RunSummary]) -> dict[str, Draw]:
     """The charts for which at least one run has data, by file name."""
-    drawn: dict[str, Draw] = {}
+    drawings: dict[str, Draw] = {}
     for name, title in CURVES.items():
-        drawn[name] = _curve(runs, name, title)
+        drawings[name] = _curve(runs, name, title)
     if any(run.seconds for run in runs):
-        drawn["kl_over_time"] = _over_time(runs)
+        drawings["kl_over_time"] = _over_time(runs)
     for name, title in TRAINED.items():
-        drawn[name] = _trained(runs, name, title)
+        drawings[name] = _trained(runs, name, title)
     if any(run.evaluation for run in runs):
-        drawn["by_frequency"] = _grouped(runs, "by_frequency", "next token's share of the text")
-        drawn["by_position"] = _grouped(runs, "by_position", "tokens before it in the document")
-        drawn["calibration"] = _calibration(runs)
-    return drawn
+        drawings["by_frequency"] = _grouped(runs, "by_frequency", "next token's share of the text")
+        drawings["by_position"] = _grouped(runs, "by_position", "tokens before it in the document")
+        drawings["calibration"] = _calibration(runs)
+    return drawings
 
 
 def as_svg(draw: Draw) -> bytes:

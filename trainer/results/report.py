@@ -27,24 +27,12 @@ Value = Callable[[RunSummary], Any]
 MEASURES: tuple[tuple[str, str, Value, str, int], ...] = (
     ("updates", "", lambda r: r.updates[-1]["step"] if r.updates else None, "{:,}", 0),
     ("KL ≥", "nats a token, T = 1", lambda r: r.measure("heldout_kl_bound"), "{:.4f}", -1),
-    (
-        "KL ≈",
-        "estimate by the tail prior",
-        lambda r: r.measure("heldout_kl_estimate"),
-        "{:.4f}",
-        -1,
-    ),
+    ("KL ≈", "by the tail prior", lambda r: r.measure("heldout_kl_estimate"), "{:.4f}", -1),
     ("KL, draws", "unbiased estimate", lambda r: r.measure("heldout_kl_unbiased"), "{:.4f}", -1),
     ("CE", "nats a token", lambda r: r.measure("heldout_ce"), "{:.4f}", -1),
     ("perplexity", "", lambda r: r.measure("heldout_perplexity"), "{:,.1f}", -1),
     ("top-1", "same as the teacher", lambda r: r.measure("heldout_agreement"), "{:.1%}", 1),
-    (
-        "top-5",
-        "shared with the teacher",
-        lambda r: r.measure("heldout_top5_agreement"),
-        "{:.1%}",
-        1,
-    ),
+    ("top-5", "shared with it", lambda r: r.measure("heldout_top5_agreement"), "{:.1%}", 1),
     ("right", "next token", lambda r: r.measure("heldout_accuracy"), "{:.1%}", 1),
     ("ECE", "", lambda r: r.measure("heldout_ece"), "{:.3f}", -1),
     ("accepted", "as a draft", lambda r: r.measure("heldout_acceptance"), "{:.1%}", 0),
@@ -62,12 +50,12 @@ def report(config: Report) -> Path:
     Raises FileNotFoundError for a directory that holds no run.
     """
     runs = read_run_summaries(config.runs)
-    drawn = charts(runs)
-    images = {name: as_svg(draw) for name, draw in drawn.items()}
+    drawings = charts(runs)
+    images = {name: as_svg(draw) for name, draw in drawings.items()}
     config.output.mkdir(parents=True, exist_ok=True)
-    for name, draw in drawn.items():
+    for name, draw in drawings.items():
         write_png([draw], config.output / f"{name}.png")
-    write_png([drawn[name] for name in CURVES], config.output / HELDOUT_CHARTS)
+    write_png([drawings[name] for name in CURVES], config.output / HELDOUT_CHARTS)
     write_bytes(config.output / PAGE, page(runs, images).encode())
     return config.output / PAGE
 
