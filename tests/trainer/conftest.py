@@ -1,4 +1,4 @@
-"""Tiny captured caches and a run, shared by all tests of the trainer."""
+"""Tiny real captures, and a run, that all tests of the trainer share."""
 
 import json
 import shutil
@@ -21,25 +21,25 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def cache(root) -> Cache:
-    """k = 8 of 512 tokens, so that the tail has much of the mass."""
+    """k = 8 of 512 tokens, so that most tokens are in the tail."""
     return tiny_cache(root, k=8)
 
 
 @pytest.fixture(scope="session")
 def drawn_cache(root) -> Cache:
-    """k = 8, with six tail draws."""
+    """`cache` with six tail draws a position."""
     return tiny_cache(root, draws=6, draw_temperatures=(1.0, 2.0), output=root / "drawn")
 
 
 @pytest.fixture(scope="session")
 def whole_cache(root) -> Cache:
-    """k = V = 512: every tail is empty."""
+    """k = V: the tail is empty."""
     return tiny_cache(root, k=512, output=root / "whole")
 
 
 @pytest.fixture(scope="session")
 def layered_root(tmp_path_factory):
-    """A directory with a teacher (width 32, 4 heads) whose attention is far from uniform."""
+    """Directory with a teacher (width 32, 4 heads) whose attention is far from uniform."""
     root = tmp_path_factory.mktemp("layered")
     weights = write_teacher(root / "teacher") / "model.safetensors"
     tensors = load_file(weights)
@@ -50,7 +50,7 @@ def layered_root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def layered_cache(layered_root) -> Cache:
-    """Draws, hidden states of every layer and attention maps of both blocks."""
+    """A cache with tail draws, hidden states of every layer and both blocks' attention maps."""
     return tiny_cache(
         layered_root,
         draws=6,
@@ -61,7 +61,7 @@ def layered_cache(layered_root) -> Cache:
 
 @pytest.fixture(scope="session")
 def narrow_cache(layered_root) -> Cache:
-    """Hidden states along 8 principal directions as int8, and means of maps over the heads."""
+    """A cache with hidden states along 8 directions in int8, and maps averaged over the heads."""
     return tiny_cache(
         layered_root,
         hidden=Hidden(layers=(1, 2), dtype="int8", width=8),
@@ -72,7 +72,7 @@ def narrow_cache(layered_root) -> Cache:
 
 @pytest.fixture(scope="session")
 def noisy_run(drawn_cache, root, tmp_path_factory) -> Train:
-    """Two updates of a student that is the teacher with noise in its head, so partly right."""
+    """A run of two updates; its student is the teacher with a noisy head, so it is partly right."""
     directory = tmp_path_factory.mktemp("noisy")
     source = shutil.copytree(root / "teacher", directory / "source")
     weights = load_file(source / "model.safetensors")
