@@ -15,7 +15,7 @@ READY := .venv/.ready-$(ACCEL)
 # Hashing and network time go to the job, not to looking for newer versions of pip.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup precompute train demo check format test reference package golden bench lock clean
+.PHONY: help setup precompute train demo check format test test-all reference package golden bench lock clean
 help: ## this menu
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -40,8 +40,12 @@ format: $(READY) ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(READY) ## every test that does not need torch
-	$(BIN)/python -m pytest -m "not reference and not package" -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+test: $(READY) ## the tests of every change, in under 15 minutes on two cores; none needs torch
+	$(PYTEST) -m "not slow and not reference and not package" $(ARGS)
+
+test-all: $(READY) ## these and the slow ones, which repeat their promises at full length
+	$(PYTEST) -m "not reference and not package" $(ARGS)
 
 reference: .venv/.reference ## comparison with Hugging Face transformers (installs torch and transformers)
 	$(BIN)/python -m pytest -m reference -s $(ARGS)

@@ -32,7 +32,7 @@ LEVELS = {
         ["__init__"],
     ],
     "models": [
-        ["rotary", "numerics"],
+        ["rotary", "numerics", "parameters"],
         ["config"],
         ["families", "mesh", "text"],
         ["decoder"],

@@ -1,1 +1,1 @@
-"""The step before capture: the teacher reads a sample of rows, and tables and plan are frozen."""
+"""The teacher on a sample of rows: everything that is measured there and frozen before capture."""

@@ -1,2 +1,1 @@
-"""From sources to a sealed cache. Order of the calls: job, part_directories, part (with step_inputs
-and disk_space), remaining_units, teacher_lease, unit, seal; for a sealed cache, addition."""
+"""From sources to a sealed cache: `job` runs `part`, workers run `unit`, `seal` comes last."""

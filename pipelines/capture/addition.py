@@ -1,7 +1,7 @@
-"""Adds signals to parts that are sealed already, from the same rows and teacher.
+"""Adds signals to a sealed cache: same rows, same teacher; files that are there stay unchanged.
 
-Existing files stay unchanged, and readers see the old manifest until the new one replaces it. An
-addition in progress has a plan file of its own, so that a rerun goes on where it stopped.
+An addition in progress has a plan file of its own, so that a rerun goes on where it stopped.
+Readers see the old manifest until the new one replaces it.
 """
 
 import dataclasses

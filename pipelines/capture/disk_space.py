@@ -1,4 +1,4 @@
-"""The check before calibration that a capture's arrays fit on the disk."""
+"""Refuses, before a worker starts, a capture whose arrays cannot fit on the disk."""
 
 import shutil
 from collections.abc import Mapping, Sequence

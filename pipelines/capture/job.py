@@ -1,7 +1,7 @@
-"""`precompute` from settings to sealed cache: decides which parts to capture, extend or leave.
+"""`precompute`, from settings to sealed cache: which parts to capture, extend or leave as they are.
 
-It asks `part_directories.py` for the parts, then runs `part.py` for each one that is not sealed and
-`addition.py` for sealed ones that lack signals. A rerun goes on where the last run stopped.
+The steps of one part directory are in `part.py`; signals for sealed parts are in `addition.py`. A
+rerun goes on where the last run stopped.
 """
 
 from rich.console import Console

@@ -1,4 +1,4 @@
-"""The steps of one part directory, run by `job.py`: claim, tokenise, calibrate, capture, seal.
+"""One part directory: claimed, tokenised, calibrated, captured, sealed.
 
 Each step does only what no earlier run has done, so a rerun goes on where the last one stopped.
 """

@@ -1,8 +1,7 @@
-"""First step of `job.py`: assigns the corpus's files to part directories, old and new.
+"""Assigns the corpus's files to the cache's part directories; new files make a new directory.
 
-New files make a new directory. A directory keeps the files that it was begun with. If one of them
-has changed or is missing, `PartCapture.claim` refuses to go on: the cache still holds rows of the
-old file.
+A directory keeps the files that it was begun with. If one of them has changed or is missing,
+`PartCapture.claim` refuses to go on: the cache still holds rows of the old file.
 """
 
 import itertools

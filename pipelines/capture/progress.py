@@ -1,4 +1,4 @@
-"""The progress bar of `remaining_units.py`: rows, rows/s, tokens/s, time left.
+"""The progress bar of a capture: rows, rows/s, tokens/s, time left.
 
 For display only; the commits decide what is done. Rows of this process are counted as they are
 encoded, rows of other workers when their unit is committed.

@@ -1,4 +1,4 @@
-"""The Beam step after calibration: captures every unit of a plan that has no commit yet.
+"""The Beam step that captures every unit of a plan that has no commit yet, with a progress bar.
 
 Only unit numbers travel through Beam; workers read the plan and write files and commits themselves.
 """

@@ -1,4 +1,4 @@
-"""Sealing, after the last unit: checks commits against the plan, writes the manifest atomically."""
+"""Sealing: check every commit against the plan again, then write the manifest atomically."""
 
 import dataclasses
 import shutil

@@ -1,4 +1,4 @@
-"""Inputs of the steps in `part.py`, made from the settings: files, rows_id, jobs, array signals.
+"""The settings turned into inputs of each step: source files, rows_id, jobs, array signals.
 
 The capture of a part, `tokenise` without a teacher and `plan` all build their steps from these.
 """

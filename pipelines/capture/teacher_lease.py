@@ -1,4 +1,4 @@
-"""In the workers: one process of each host holds the lease, loads the teacher and runs `unit.py`.
+"""One teacher per host: of all worker processes, the one with the host's lease runs the teacher.
 
 A runner may start several processes on a host (Dask: one per core); without the lease each would
 load its own teacher. The lease is a lock on a file, which the operating system releases however the

@@ -1,4 +1,4 @@
-"""In the worker with the teacher: one unit's rows become files, and its commits come last.
+"""One unit in a worker: its rows go through the teacher into files; its commits are written last.
 
 The files depend on the plan alone: capturing a unit twice, even at the same time, leaves the same
 bytes.

@@ -12,7 +12,7 @@ from decant.pipelines.__main__ import main
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Hidden
 from decant.pipelines.teacher.identity import digest_memory
-from decant.pipelines.upkeep import overwrite
+from decant.pipelines.upkeep import overwrite as purging
 from decant.pipelines.upkeep.forget import forget
 from decant.pipelines.upkeep.overwrite import overwrite_forgotten
 from decant.pipelines.verification.structure import check_structure
@@ -267,7 +267,7 @@ def _dying(patch, at: int) -> None:
         raise Killed
 
     if at == 0:
-        patch.setattr(overwrite, "write_json", die)
+        patch.setattr(purging, "write_json", die)
     elif at == 5:
         unlink = Path.unlink
 
@@ -278,7 +278,7 @@ def _dying(patch, at: int) -> None:
 
         patch.setattr(Path, "unlink", unlinking)
     else:
-        left, move = [0, 0, 1, 4, 9][at], overwrite.move
+        left, move = [0, 0, 1, 4, 9][at], purging.move
 
         def moving(*paths):
             nonlocal left
@@ -287,7 +287,7 @@ def _dying(patch, at: int) -> None:
             left -= 1
             move(*paths)
 
-        patch.setattr(overwrite, "move", moving)
+        patch.setattr(purging, "move", moving)
 
 
 def test_signals_can_be_added_after_documents_were_overwritten(grown, cache):
