@@ -1,4 +1,4 @@
-"""How many rows a batch has: as many as the compiler says that the devices' memory can hold."""
+"""Chooses the rows per batch, by the memory that the compiler says the programs need."""
 
 import dataclasses
 import math
@@ -21,46 +21,50 @@ from decant.pipelines.teacher.programs import batch_targets, forward
 from decant.pipelines.teacher.sharded_head import Head
 from decant.schemas.manifest.plan import PlannedTeacher, TeacherMesh
 
-_SHARE = 0.9
-"""Of a device's memory: the rest is for the batch before, fragments and whoever shares the host."""
+_USABLE_SHARE = 0.9
+"""Share of a device's memory. The rest is for the batch before, for fragmentation, and for other
+processes of the host."""
 
 
 def default_batch_rows(sequence_length: int, *, mesh: TeacherMesh) -> int:
-    """About 2,048 tokens on CPU, 32,768 on accelerators; a multiple of the groups' number."""
+    """Rows of about 2,048 tokens on CPU and 32,768 on accelerators; a multiple of the copies of
+    the model."""
     tokens = 2048 if jax.default_backend() == "cpu" else 32_768
-    groups = max(1, model_copies(mesh))
-    return -(-max(1, tokens // sequence_length) // groups) * groups
+    copies = max(1, model_copies(mesh))
+    return -(-max(1, tokens // sequence_length) // copies) * copies
 
 
 def fitting_batch_rows(
     planned: PlannedTeacher, spec: OutputSpec, *, budget: int | None = None
 ) -> int:
-    """`planned.batch_rows`, or the half, quarter … of it that fits into `budget` bytes a device.
+    """`planned.batch_rows`, halved until a batch fits into `budget` bytes per device.
 
-    Unset, the budget is nine tenths of the device's memory. ValueError if one row a device does
-    not fit.
+    None: the budget is nine tenths of the device's memory. ValueError if not even one row per
+    copy of the model fits.
     """
-    budget = int(device_bytes() * _SHARE) if budget is None else budget
-    groups = max(1, model_copies(planned.mesh))
+    budget = int(device_bytes() * _USABLE_SHARE) if budget is None else budget
+    copies = max(1, model_copies(planned.mesh))
     rows = planned.batch_rows
     while True:
         needed = bytes_needed(dataclasses.replace(planned, batch_rows=rows), spec)
         if needed <= budget:
             return rows
-        if rows <= groups:
+        if rows <= copies:
             raise ValueError(
                 f"{planned.model}: a batch of {rows} rows of {planned.sequence_length} tokens "
                 f"needs {needed / 2**30:.1f} GiB on each device, which has {budget / 2**30:.1f} "
-                "GiB for it. Split the model over more devices (teacher.mesh.tensor), keep its "
-                'weights narrower (teacher.dtype = "bfloat16", teacher.quantize = "int8"), or '
-                "choose a shorter corpus.sequence_length."
+                "GiB for it. Split the model over more devices (teacher.mesh.tensor), use smaller "
+                'weights (teacher.dtype = "bfloat16", teacher.quantize = "int8"), or choose a '
+                "shorter corpus.sequence_length."
             )
-        rows = max(groups, rows // 2 // groups * groups)
+        rows = max(copies, rows // 2 // copies * copies)
 
 
 def bytes_needed(planned: PlannedTeacher, spec: OutputSpec) -> int:
-    """What the compiled programs need on each device at once: weights, inputs, results and
-    temporaries. Nothing is loaded and nothing runs."""
+    """Bytes that each device needs at once for weights, inputs, results and temporaries.
+
+    The programs are compiled for abstract arrays: nothing is loaded and nothing runs.
+    """
     mesh = planned_mesh(planned)
     model = open_checkpoint(planned.model).abstract(dtype=planned.dtype, quantize=planned.quantize)
     head = Head.of(model, vocabulary_size=planned.vocabulary_size, mesh=mesh)
@@ -86,7 +90,8 @@ def bytes_needed(planned: PlannedTeacher, spec: OutputSpec) -> int:
         starts = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=of_rows)
         program = jax.jit(batch_targets, static_argnames=("spec", "head"))
         second = program.lower(hidden, unembedding, starts, spec=spec.targets, head=head)
-        # The weights stay while targets are made; the head is there while the blocks run.
+        # Both programs' arguments are in memory throughout: the weights while targets are
+        # computed, the unembedding while the blocks run.
         weight_bytes = sum(
             math.prod(place.shard_shape(p.get_value().shape)) * p.get_value().dtype.itemsize
             for p, place in ((p, places[path]) for path, p in parameters_by_path(model).items())
@@ -97,7 +102,7 @@ def bytes_needed(planned: PlannedTeacher, spec: OutputSpec) -> int:
 
 
 def device_bytes() -> int:
-    """Memory of one device; where it does not say, its share of the host's."""
+    """Bytes of memory of one device; if the backend does not tell, its share of the host's."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
@@ -107,13 +112,13 @@ def device_bytes() -> int:
 
 
 def _all_bytes(compiled: jax.stages.Compiled) -> int:
-    found = compiled.memory_analysis()
-    if found is None:
-        return 0  # a backend that cannot say: the batch stays what it was
-    return int(found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes)
+    sizes = compiled.memory_analysis()
+    if sizes is None:
+        return 0  # the backend does not tell, so the batch is not made smaller
+    return int(sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes)
 
 
 def _map_bytes(planned: PlannedTeacher, spec: OutputSpec) -> int:
-    """Of attention maps in bfloat16, at most, once as they come and once as they are stored."""
+    """Upper bound for the attention maps: two copies (computed and stored) in bfloat16."""
     heads = sum(getattr(signal, "stored_heads", 0) for signal in spec.arrays.values())
     return 4 * heads * planned.batch_rows * planned.sequence_length**2

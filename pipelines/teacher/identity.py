@@ -1,4 +1,4 @@
-"""Which teacher a checkpoint is, so that whoever runs one can be held to what a cache names."""
+"""The teacher_id of a checkpoint, and opening the checkpoint that a cache was captured with."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,11 @@ from decant.schemas.manifest.plan import PlannedTeacher
 def teacher_id_of(
     checkpoint: Checkpoint, *, dtype: str, quantize: Quantize, vocabulary: int, memory: Path
 ) -> str:
-    """The teacher_id of the checkpoint run like this. `memory` remembers the files' hashes."""
+    """The teacher_id of a checkpoint that is run with these settings.
+
+    `vocabulary` is the number of ids that it predicts. The file `memory` keeps the weight files'
+    hashes between runs.
+    """
     files = checkpoint.weight_files
     digests = remembered_sha256s(files, memory=memory)
     return teacher_id(
@@ -27,13 +31,13 @@ def teacher_id_of(
 
 
 def digest_memory() -> Path:
-    """Where hashes of large files are remembered for this user."""
+    """Path of the user's file that keeps the hashes of large files between runs."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "decant" / "digests.json"
 
 
 def numerics(dtype: str, quantize: Quantize) -> str:
-    """How the teacher computes, as it goes into teacher_id."""
+    """How the teacher rounds, in words; part of teacher_id."""
     precision = precision_for(dtype_named(dtype)).name.lower()
     weights = ", int8 weights by output channel" if quantize == "int8" else ""
     return f"{dtype} operands, {precision} precision, float32 sums{weights}"
@@ -42,33 +46,33 @@ def numerics(dtype: str, quantize: Quantize) -> str:
 def open_teacher_of(
     cache: Cache, part: Part, planned: PlannedTeacher, teacher: str | None, *, memory: Path
 ) -> Checkpoint:
-    """The teacher that the manifest names, at `teacher` or where the plan had it.
+    """Open the checkpoint that `part` was captured with, at `teacher` or at the plan's path.
 
-    ValueError if what is there is another one, or has another tokenizer.
+    ValueError if there is none, or one with another teacher_id or another tokenizer.
     """
     place = teacher or planned.model
     try:
         checkpoint = open_checkpoint(place)
     except OSError as error:
         raise ValueError(f"{error} If the teacher lies elsewhere now, say --teacher.") from error
-    found = teacher_id_of(
+    own_id = teacher_id_of(
         checkpoint,
         dtype=planned.dtype,
         quantize=planned.quantize,
         vocabulary=planned.vocabulary_size,
         memory=memory,
     )
-    others = {n: s.teacher_id for n, s in part.signals.items() if s.teacher_id != found}
+    others = {n: s.teacher_id for n, s in part.signals.items() if s.teacher_id != own_id}
     if others:
         name, expected = next(iter(others.items()))
         raise ValueError(
-            f"{place}: teacher_id {found[:12]} ({planned.dtype}), but {name} of {cache.path} was "
+            f"{place}: teacher_id {own_id[:12]} ({planned.dtype}), but {name} of {cache.path} was "
             f"captured by {expected[:12]}. Point --teacher at the checkpoint that made the cache."
         )
     tokenizer = checkpoint.tokenizer().digest
     if tokenizer != cache.manifest.tokenizer:
         raise ValueError(
-            f"{place}: tokenizer {tokenizer[:12]}, but the rows of {cache.path} are ids of "
+            f"{place}: tokenizer {tokenizer[:12]}, but the rows of {cache.path} have token ids of "
             f"{cache.manifest.tokenizer[:12]}: the teacher read them as other text. Capture again."
         )
     return checkpoint

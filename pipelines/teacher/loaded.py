@@ -154,14 +154,14 @@ class LoadedTeacher:
     ) -> dict[str, jax.Array]:
         """The arrays that the signal stores of the batch, by stored name."""
         states, segment_ids = batch.layers[signal.layer], batch.inputs["segment_ids"]
-        read = programs.stored_mask(segment_ids, batch.inputs["loss_mask"])
+        stored = programs.stored_mask(segment_ids, batch.inputs["loss_mask"])
         if isinstance(signal, HiddenSignal):
-            stored = programs.encoded_states(states, read, directions, dtype=signal.dtype)
-            return {name + suffix: array for suffix, array in stored.items()}
+            arrays = programs.encoded_states(states, stored, directions, dtype=signal.dtype)
+            return {name + suffix: array for suffix, array in arrays.items()}
         # Signals that differ in the layer alone share one compiled program.
         of_any_layer = dataclasses.replace(signal, layer=0, signal_id="")
         positions = batch.inputs["positions"]
         maps = self._maps(
-            self._weights, states, segment_ids, positions, read, signal.layer, signal=of_any_layer
+            self._weights, states, segment_ids, positions, stored, signal.layer, signal=of_any_layer
         )
         return {name: maps}

@@ -1,4 +1,4 @@
-"""The teacher that was asked for, looked up once on the driver; workers open it for themselves."""
+"""The teacher as the driver opens it: config and tokenizer, no weights. Workers load it later."""
 
 import json
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from decant.schemas.manifest.plan import read_plan
 
 @dataclass(frozen=True)
 class OpenedTeacher:
-    """What a capture needs to know of it, without its weights."""
+    """A checkpoint with its tokenizer, and the settings to run it with; no weights are loaded."""
 
     asked: config.Teacher
     checkpoint: Checkpoint
@@ -26,18 +26,18 @@ class OpenedTeacher:
 
     @property
     def model(self) -> str:
-        """What opens the teacher, wherever a worker runs."""
+        """The absolute path or the hub id by which workers open the teacher."""
         name, path = self.checkpoint.name, self.checkpoint.path
         return str(path.absolute()) if Path(name) == path else name
 
     @property
     def vocabulary(self) -> int:
-        """Ids that it predicts: padding behind the tokenizer's is cut."""
+        """Number of ids that it predicts, without padding ids that the tokenizer does not have."""
         return min(self.tokenizer.size, self.checkpoint.config.vocab_size)
 
     @cached_property
     def teacher_id(self) -> str:
-        """Its identity; hashes the weights once."""
+        """The teacher's identity. The first access hashes the weights."""
         return teacher_id_of(
             self.checkpoint,
             dtype=self.asked.dtype,
@@ -47,19 +47,19 @@ class OpenedTeacher:
         )
 
     def write_tokenizer_and_config(self, cache: Path) -> None:
-        """Tokenizer and teacher config: the cache is readable on a machine without the teacher."""
+        """Write both below `cache`, so that it can be read on a machine without the teacher."""
         config = json.dumps(config_to_json(self.checkpoint.config), indent=2, sort_keys=True)
         for name, content in {**self.tokenizer.files(), "config.json": config.encode()}.items():
             write_bytes(cache / TOKENIZER / name, content)
 
 
 def open_teacher(asked: config.Teacher, *, plan: Path) -> OpenedTeacher:
-    """The teacher; of a hub's the commit that an earlier run's plan at `plan` has, if there is."""
+    """Open the teacher. A hub id gets the commit that an earlier run fixed in the file `plan`."""
     checkpoint = open_checkpoint(_pinned(asked.model, plan))
     return OpenedTeacher(asked, checkpoint, checkpoint.tokenizer())
 
 
 def _pinned(model: str, plan: Path) -> str:
-    """The hub id with the commit that an earlier run's plan has, if that is of the same one."""
+    """`model`, with the commit in `plan` if `plan` exists and names the same hub id."""
     planned = read_plan(plan).teacher.model if plan.exists() else ""
     return planned if hub.without_commit(planned) == model and not Path(model).exists() else model

@@ -13,7 +13,7 @@ from decant.pipelines.teacher.states_and_maps import (
     map_encoder,
     rows_are_finite,
     stored_states,
-    zero_unread,
+    zero_unstored,
 )
 from decant.pipelines.teacher.targets import targets
 from decant.schemas.records.rows import stored_positions
@@ -46,7 +46,7 @@ def batch_targets(hidden, unembedding, starts, *, spec: TargetSpec, head: Head):
 
 
 def attention_maps(
-    graph, weights, states, segment_ids, positions, read, layer, *, signal: AttentionSignal
+    graph, weights, states, segment_ids, positions, stored, layer, *, signal: AttentionSignal
 ):
     """The maps that `signal` stores, [batch, heads, time, time], from block `layer`'s input.
 
@@ -56,4 +56,4 @@ def attention_maps(
     maps = nnx.merge(graph, weights).attention_maps(
         states, segment_ids, positions, layer=layer, heads=heads, keep=map_encoder(signal)
     )
-    return zero_unread(maps, read)
+    return zero_unstored(maps, stored)

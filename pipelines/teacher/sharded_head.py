@@ -1,4 +1,4 @@
-"""The teacher's head as the devices of a mesh share it: from hidden states to logits."""
+"""The teacher's head on a mesh: each device computes logits for its part of the vocabulary."""
 
 from __future__ import annotations
 
@@ -18,29 +18,31 @@ from decant.models.numerics import logits
 
 
 class Head(NamedTuple):
-    """How logits are made; hashable, so that compiled programs may depend on it."""
+    """The static properties of the head; hashable, so that it can be a static argument of jit."""
 
     vocabulary: Vocabulary
     softcap: float | None = None
-    """The model's, `config.final_softcap`."""
+    """`config.final_softcap` of the model."""
     mesh: Mesh | None = None
 
     @classmethod
     def of(cls, model: Decoder, *, vocabulary_size: int, mesh: Mesh) -> Head:
-        """The head of a model on `mesh`, for the ids that its tokenizer has."""
+        """The head of `model` on `mesh`; `vocabulary_size` is without padding ids."""
         axis = TENSOR if mesh.shape[TENSOR] > 1 else None
         return cls(Vocabulary(vocabulary_size, axis), model.config.final_softcap, mesh)
 
     def logits(
         self, hidden: Float[Array, "tokens width"], unembedding: Float[Array, "width here"]
     ) -> Float[Array, "tokens here"]:
-        """This device's, float32; −inf in columns that are no id."""
-        found = logits(hidden, unembedding, softcap=self.softcap)
-        return self.vocabulary.mask_padding(found)
+        """Logits of this device's columns, float32; −inf in columns that are no id."""
+        return self.vocabulary.mask_padding(logits(hidden, unembedding, softcap=self.softcap))
 
     def unembedding(self, model: Decoder) -> Float[Array, "width columns"]:
-        """The model's matrix without the rows of a padded vocabulary, which no token has and which
-        must not collect mass; split over the devices, the last of which may need padding again."""
+        """The model's unembedding matrix without the columns of a padded vocabulary.
+
+        No token has these ids, so they must get no probability. The matrix is split over the
+        devices; zero columns are added at the end so that all have equally many.
+        """
         assert self.mesh
         padding = -self.vocabulary.size % self.mesh.shape[TENSOR]
 
@@ -52,13 +54,16 @@ class Head(NamedTuple):
     def on_each_device(
         self, function: Callable, hidden: Array, unembedding: Array, of_rows: Array, *, out: Any
     ) -> Any:
-        """`function` of a device's rows and columns: (hidden, unembedding, of_rows); `out` says
-        how what it gives is split."""
+        """Call `function(hidden, unembedding, of_rows)` on each device, with the device's shards.
+
+        `hidden` and `of_rows` are split by rows, `unembedding` by columns. `out` is the
+        PartitionSpec of the results.
+        """
         assert self.mesh
         return jax.shard_map(
             function,
             mesh=self.mesh,
             in_specs=(P(DATA), P(None, TENSOR), P(DATA)),
             out_specs=out,
-            check_vma=False,  # it cannot see that gathered numbers are the same everywhere
+            check_vma=False,  # it cannot infer that gathered arrays are replicated
         )(hidden, unembedding, of_rows)

@@ -1,4 +1,4 @@
-"""Hidden states and attention maps on the device, turned into what the cache stores of them."""
+"""Converts hidden states and attention maps, on the device, to the arrays that a cache stores."""
 
 from collections.abc import Callable
 
@@ -14,20 +14,22 @@ from decant.schemas.targets.hidden import encode_int8
 
 def stored_states(
     states: Float[Array, "batch time width"],
-    read: Bool[Array, "batch time"],
+    stored: Bool[Array, "batch time"],
     directions: Float[Array, "width kept"] | None,
     *,
     dtype: HiddenDtype,
 ) -> dict[str, Array]:
-    """The states by what is added to the signal's name: "" [batch, time, kept], and for int8
-    "-scale" [batch, time]. `directions` are what they are projected onto; what is not `read` is
-    zero."""
+    """The arrays that a signal stores of its layer's states, by suffix of the signal's name.
+
+    "" [batch, time, kept]: the states, projected onto `directions` if given. "-scale"
+    [batch, time], for int8 only: the scale of each position. Positions not in `stored` are zero.
+    """
     states = states.astype(jnp.float32)
     if directions is not None:
         states = jnp.einsum(
             "btd,dn->btn", states, jnp.asarray(directions), precision=lax.Precision.HIGHEST
         )
-    states = jnp.where(read[..., None], states, 0)
+    states = jnp.where(stored[..., None], states, 0)
     if dtype == "bfloat16":
         return {"": states.astype(jnp.bfloat16)}
     codes, scale = encode_int8(states, xp=jnp)
@@ -37,13 +39,14 @@ def stored_states(
 def rows_are_finite(
     states: Float[Array, "batch time width"], segment_ids: Int[Array, "batch time"]
 ) -> Bool[Array, " batch"]:
-    """Whether all of a row's states are finite, padding aside."""
+    """Whether each row's states are finite at all positions but padding."""
     good = jnp.isfinite(states).all(axis=-1) | (segment_ids == PADDING)
     return good.all(axis=-1)
 
 
 def map_encoder(signal: AttentionSignal) -> Callable[[Array], Array]:
-    """What is kept of a block of queries' probabilities [batch, heads, queries, keys]."""
+    """A function from attention probabilities [batch, heads, queries, keys] of some queries to
+    the values that `signal` stores of them."""
 
     def keep(probabilities: Array) -> Array:
         if signal.heads == MEAN:
@@ -55,8 +58,8 @@ def map_encoder(signal: AttentionSignal) -> Callable[[Array], Array]:
     return keep
 
 
-def zero_unread(
-    maps: Shaped[Array, "batch heads time time"], read: Bool[Array, "batch time"]
+def zero_unstored(
+    maps: Shaped[Array, "batch heads time time"], stored: Bool[Array, "batch time"]
 ) -> Shaped[Array, "batch heads time time"]:
-    """The maps with zeros for queries that are not `read`, padding's among them."""
-    return jnp.where(read[:, None, :, None], maps, jnp.zeros((), maps.dtype))
+    """The maps with zeros for queries that are not in `stored`."""
+    return jnp.where(stored[:, None, :, None], maps, jnp.zeros((), maps.dtype))

@@ -1,8 +1,8 @@
-"""Draws from the tail on the device, by two-stage systematic inverse CDF.
+"""Draws token ids from the tail on the device; `schemas.targets.draws` defines the draws.
 
-What is drawn depends on the position's probabilities and its start alone, not on the batch, the
-mesh or the unit. Two stages (sums of blocks, then inside one block) because the cumulated sum of
-a whole vocabulary is slow and adds up rounding; see schemas.targets.draws for what the draws mean.
+A position's draws depend on its probabilities and its start, not on batch, mesh or unit. Each point
+is looked up in two stages, the sums of blocks and then one block: the cumulated sum of a whole
+vocabulary is slow and accumulates rounding errors.
 """
 
 from typing import NamedTuple
@@ -18,13 +18,14 @@ _BELOW_ONE = 1 - 2.0**-23
 
 
 class TailDraws(NamedTuple):
-    """What was drawn, the same on every device."""
+    """The drawn ids, the same on every device."""
 
     ids: Int[Array, "tokens m"]
     values: Float[Array, "tokens m"]
-    """Those of `ids`."""
+    """Entries of the `values` given to `draw` at `ids`."""
     near_edge: Bool[Array, "tokens m"]
-    """Whether the point lies nearer than `EDGE` times the weights' sum to an end of its share."""
+    """Whether the point lies within `EDGE` times the sum of all weights from an end of its id's
+    interval."""
 
 
 def draw(
@@ -34,10 +35,11 @@ def draw(
     values: Float[Array, "tokens here"],
     vocabulary: Vocabulary,
 ) -> TailDraws:
-    """The id in whose share of the cumulated weights each point lies.
+    """For each point, the id in whose interval of the cumulated weights it lies.
 
-    `weights` and `values` are this device's. Points run from 0 to the sum of all weights; a point
-    at or beyond the sum finds the last id. Ids without weight are never found.
+    `weights` and `values` are those of this device's columns. Points run from 0 to the sum of all
+    weights; a point at or above the sum gives the last id with a weight. An id of weight 0 is never
+    drawn.
     """
     tokens, width = weights.shape
     padded = jnp.pad(weights, ((0, 0), (0, -width % _BLOCK)))
@@ -46,7 +48,7 @@ def draw(
     ends = jnp.cumsum(blocks, axis=-1)
     here = ends[:, -1:]
 
-    # Which device's share a point lies in, by the same few numbers on every device.
+    # The device in whose columns a point lies. All devices compute it from the same sums.
     sums = vocabulary.gather_columns(here)
     device_ends = jnp.cumsum(sums, axis=-1)
     total = device_ends[:, -1:]
@@ -59,7 +61,7 @@ def draw(
     before = jnp.take_along_axis(ends - blocks, block, axis=-1)
     members = jnp.take_along_axis(grouped, block[:, :, None], axis=1)
     member_ends = jnp.cumsum(members, axis=-1)
-    # The two stages round differently: a rest beyond the block's own sum is its last member.
+    # The two stages round differently: a rest above the block's own sum means its last member.
     rest = jnp.clip(rest - before, 0, member_ends[..., -1] * _BELOW_ONE)
     member = _first_above(member_ends, rest)
     weight, end = (
@@ -70,10 +72,10 @@ def draw(
     column = block * _BLOCK + member
     mine = vocabulary.is_this_device(device)
     ids = (column + vocabulary.first_id(width)).astype(jnp.int32)
-    found = jnp.take_along_axis(values, column, axis=-1)
+    own_values = jnp.take_along_axis(values, column, axis=-1)
     return TailDraws(
         ids=vocabulary.sum_over_devices(jnp.where(mine, ids, 0)),
-        values=vocabulary.sum_over_devices(jnp.where(mine, found, 0)),
+        values=vocabulary.sum_over_devices(jnp.where(mine, own_values, 0)),
         near_edge=vocabulary.sum_over_devices(jnp.where(mine, near, False).astype(jnp.int32)) > 0,
     )
 
@@ -81,5 +83,5 @@ def draw(
 def _first_above(
     ends: Float[Array, "tokens #m bins"], points: Float[Array, "tokens m"]
 ) -> Int[Array, "tokens m"]:
-    """The first bin whose end lies above the point; a bin without weight never is."""
+    """Index of the first bin whose end lies above the point; never a bin of weight 0."""
     return jnp.sum(ends <= points[..., None], axis=-1)

@@ -1,8 +1,8 @@
-"""Targets on the device: exact top-k, the tail grid and draws, a chunk of tokens at a time.
+"""Targets on the device: exact top-k, tail mass and tail draws, a chunk of tokens at a time.
 
-[batch, time, vocabulary] never exists; a chunk's logits are reduced before the next one's are
-computed. Logits and weights are those of one device's part of the vocabulary, see
-decant.models.mesh.vocabulary; what comes out is the same on all of them.
+A chunk's logits are reduced before the next chunk's are computed, so an array
+[batch, time, vocabulary] never exists. Each device has the logits of its part of the vocabulary
+(`models.mesh.vocabulary`); the targets are the same on all devices.
 """
 
 from collections.abc import Callable
@@ -32,11 +32,12 @@ def targets(
     head: Head,
     chunk: int = CHUNK_TOKENS,
 ) -> dict[str, Array]:
-    """`ids` int32 [tokens, k], `logprobs` float32 [tokens, k], `tail_logmass` [tokens, nodes];
-    with draws, `tail_ids` int32 and `tail_logprobs` float32 [tokens, m], and `near_edge` bool.
+    """The targets that `spec` asks for, from the states after the final norm.
 
-    Defined as in schemas.targets.targets and schemas.targets.draws; `starts` are those of the
-    draws. `tokens` that `chunk` does not divide are padded inside.
+    `ids` int32 [tokens, k], `logprobs` float32 [tokens, k] and `tail_logmass` float32
+    [tokens, nodes], as `schemas.targets.targets` defines them. With draws also `tail_ids` int32,
+    `tail_logprobs` float32 and `near_edge` bool, each [tokens, m]; `starts` are the draws' uniform
+    starts. `chunk` need not divide the number of tokens.
     """
 
     def one_chunk(hidden_C: Array, starts_C: Array) -> dict[str, Array]:
@@ -49,7 +50,10 @@ def targets(
 def over_chunks(
     function: Callable[..., dict[str, Array]], *arrays: Array, chunk: int = CHUNK_TOKENS
 ) -> dict[str, Array]:
-    """`function` of `chunk` tokens at a time, joined; the last chunk is padded with zeros."""
+    """Apply `function` to `chunk` tokens of `arrays` at a time and join the results.
+
+    The last chunk is padded with zeros.
+    """
     tokens = len(arrays[0])
     chunk = min(chunk, tokens)
 
@@ -57,10 +61,10 @@ def over_chunks(
         padded = jnp.pad(x, [(0, -tokens % chunk)] + [(0, 0)] * (x.ndim - 1))
         return padded.reshape(-1, chunk, *x.shape[1:])
 
-    _, found = lax.scan(
+    _, results = lax.scan(
         lambda _, chunks: (None, function(*chunks)), None, tuple(cut(x) for x in arrays)
     )
-    return {name: x.reshape(-1, *x.shape[2:])[:tokens] for name, x in found.items()}
+    return {name: x.reshape(-1, *x.shape[2:])[:tokens] for name, x in results.items()}
 
 
 def targets_of_logits(
@@ -70,20 +74,20 @@ def targets_of_logits(
     spec: TargetSpec,
     vocabulary: Vocabulary,
 ) -> dict[str, Array]:
-    """The same, of logits that are there; those of padding are −inf."""
-    parts = split_off_top_k(logits, k=spec.k, vocabulary=vocabulary, betas=spec.betas)
-    found = {
-        "ids": parts.ids,
-        "logprobs": parts.top - parts.normaliser[:, None],
-        "tail_logmass": parts.tail_logmass,
+    """The same as `targets`, from logits. Logits of padding columns are −inf."""
+    split = split_off_top_k(logits, k=spec.k, vocabulary=vocabulary, betas=spec.betas)
+    fields = {
+        "ids": split.ids,
+        "logprobs": split.top - split.normaliser[:, None],
+        "tail_logmass": split.tail_logmass,
     }
     if spec.draws:
-        found |= _tail_draws(parts, starts, spec=spec, vocabulary=vocabulary)
-    return found
+        fields |= _tail_draws(split, starts, spec=spec, vocabulary=vocabulary)
+    return fields
 
 
-class Parts(NamedTuple):
-    """Logits with their top-k taken off. Of the vocabulary, `logits` alone are this device's."""
+class SplitLogits(NamedTuple):
+    """Logits and their top-k. Only `logits` are this device's; all other fields are replicated."""
 
     logits: Float[Array, "tokens here"]
     ids: Int[Array, "tokens k"]
@@ -100,10 +104,13 @@ def split_off_top_k(
     k: int,
     vocabulary: Vocabulary,
     betas: tuple[float, ...] = BETAS,
-) -> Parts:
-    """The exact top-k, the normaliser and the tail's mass at `betas`: eighths, 0 and 1 included."""
+) -> SplitLogits:
+    """The exact top-k, the normaliser, and the tail's log mass at each of `betas`.
+
+    `betas` are multiples of 1/8 in ascending order, from 0 to 1.
+    """
     top, ids = top_k(logits, min(k + 1, vocabulary.size), vocabulary=vocabulary)
-    # Without the barrier XLA recomputes the top-k inside what follows.
+    # Without the barrier XLA computes the top-k again for each of its uses.
     logits, top, ids = lax.optimization_barrier((logits, top, ids))
     if k == vocabulary.size:
         normaliser = jax.nn.logsumexp(top, axis=-1)
@@ -118,34 +125,35 @@ def split_off_top_k(
         )
         shift = jnp.asarray(betas) * (reference - normaliser)[:, None]
         tail = relative + shift
-    return Parts(logits, ids[:, :k].astype(jnp.int32), top[:, :k], normaliser, tail)
+    return SplitLogits(logits, ids[:, :k].astype(jnp.int32), top[:, :k], normaliser, tail)
 
 
-def in_tail(parts: Parts, *, vocabulary: Vocabulary) -> Bool[Array, "tokens here"]:
-    """Which tokens the top-k left out: all below the k-th, and its equals with higher ids."""
-    kth = parts.top[:, -1:]
-    last = jnp.max(jnp.where(parts.top == kth, parts.ids, -1), axis=-1, keepdims=True)
-    ids = vocabulary.ids(parts.logits.shape[-1])
-    return (parts.logits < kth) | ((parts.logits == kth) & (ids > last))
+def in_tail(split: SplitLogits, *, vocabulary: Vocabulary) -> Bool[Array, "tokens here"]:
+    """Whether each token of the vocabulary is outside the top-k: its logit is below the k-th, or
+    equal to it with a higher id than the last of the top-k with this logit."""
+    kth = split.top[:, -1:]
+    last = jnp.max(jnp.where(split.top == kth, split.ids, -1), axis=-1, keepdims=True)
+    ids = vocabulary.ids(split.logits.shape[-1])
+    return (split.logits < kth) | ((split.logits == kth) & (ids > last))
 
 
 def _tail_draws(
-    parts: Parts, starts: Float[Array, " tokens"], *, spec: TargetSpec, vocabulary: Vocabulary
+    split: SplitLogits, starts: Float[Array, " tokens"], *, spec: TargetSpec, vocabulary: Vocabulary
 ) -> dict[str, Array]:
-    """m draws from the equal mixture of the tail at the nodes asked for."""
-    logprobs = parts.logits - parts.normaliser[:, None]
+    """m draws from the equal mixture of the tails at the nodes `spec.draw_betas`."""
+    logprobs = split.logits - split.normaliser[:, None]
     shares = [
-        jnp.exp(beta * logprobs - parts.tail_logmass[:, spec.betas.index(beta), None])
+        jnp.exp(beta * logprobs - split.tail_logmass[:, spec.betas.index(beta), None])
         for beta in spec.draw_betas
     ]
-    there = in_tail(parts, vocabulary=vocabulary)
+    there = in_tail(split, vocabulary=vocabulary)
     weights = jnp.where(there, sum(shares[1:], shares[0]), 0.0)
     total = float(len(shares))
     points = (jnp.arange(spec.draws) + starts[:, None]) * (total / spec.draws)
-    # Without the barrier XLA computes the weights once for their sums and again for the blocks.
+    # Without the barrier XLA computes the weights twice, for their sums and for the blocks.
     weights = lax.optimization_barrier(weights)
-    draws = draw(weights, points, values=parts.logits, vocabulary=vocabulary)
-    logprobs = draws.values - parts.normaliser[:, None]
+    draws = draw(weights, points, values=split.logits, vocabulary=vocabulary)
+    logprobs = draws.values - split.normaliser[:, None]
     return {"tail_ids": draws.ids, "tail_logprobs": logprobs, "near_edge": draws.near_edge}
 
 
@@ -160,9 +168,9 @@ def _tail_relative(
 ) -> Float[Array, "tokens nodes"]:
     """log Σ_tail exp(β·(logit − reference)); `reference` is the tail's largest logit.
 
-    The tail is masked by value, since a scatter of k ids costs more than the sum: everything
-    below the k-th, plus as many equals of the k-th as the top-k left out. One exp a token and
-    id; the other nodes are its powers.
+    The tail is masked by value, because a scatter of k ids costs more than the sum: all logits
+    below the k-th, plus as many equal to the k-th as the top-k left out. There is one exp per token
+    and id, at β = 1/8; the other nodes are powers of it.
     """
     below = logits < kth[:, None]
     eighth = jnp.where(below, jnp.exp((logits - reference[:, None]) / 8), 0.0)
@@ -175,7 +183,7 @@ def _tail_relative(
         jnp.stack([jnp.sum(power, axis=-1) for power in powers], axis=-1)
     )
     size = vocabulary.size - k
-    # Equals of the k-th that are in the tail exist only when reference == kth: each adds exp(0).
+    # The tail has logits equal to the k-th only if reference == kth; each then adds exp(0).
     left_out = size - vocabulary.sum_over_devices(
         jnp.sum(vocabulary.exclude_padding(below), axis=-1)
     )

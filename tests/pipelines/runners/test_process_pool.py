@@ -59,6 +59,7 @@ def test_an_interrupted_block_kills_the_processes(tmp_path):
 
     def interrupt_once_written(*_) -> None:
         if file.exists() and file.read_text():
+            signal.setitimer(signal.ITIMER_REAL, 0)
             raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupt_once_written)
