@@ -1,1 +1,1 @@
-"""Batches of rows, from one cache or a mixture."""
+"""Batches of train rows from one cache or a mixture of caches."""

@@ -1,1 +1,1 @@
-"""Losses from a cache, and the fused head."""
+"""The loss: settings, targets from a cache, the fused head, terms that compare layers."""

@@ -56,7 +56,7 @@ NO_TABLES = Tables()
 
 
 class Totals(NamedTuple):
-    """HeadSums over the counted positions of a batch."""
+    """Sums over the counted positions of a batch."""
 
     head: HeadSums
     terms: TermSums

@@ -1,1 +1,1 @@
-"""One update of the student."""
+"""One update of the student: gradient, optimiser, and skipped updates."""

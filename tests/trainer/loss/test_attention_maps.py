@@ -1,4 +1,4 @@
-"""Distances of attention maps: against formulas in float64, row by row."""
+"""Distances of attention maps against formulas in float64, row by row."""
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,10 @@ from decant.schemas.targets.attention import decode_log, encode_log
 from decant.trainer.loss.attention_maps import attention_loss
 from tests.formulas.slopes import slope
 
-# Two rows: segments of 3, 2 and 1 tokens and padding; one segment.
+# Two rows: the first has segments of 3, 2 and 1 tokens and padding, the second one segment.
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 3, 0, 0], [1, 1, 1, 1, 1, 1, 1, 0]], np.int32)
 B, T = SEGMENTS.shape
-# The last of each segment has no next token; the third of the second row is not counted either.
+# The last token of a segment has no target. Position 2 of the second row is not counted either.
 COUNTED = np.array([[1, 1, 0, 1, 0, 0, 0, 0], [1, 1, 0, 1, 1, 1, 0, 0]], bool)
 KINDS = ["mse", "kl"]
 
@@ -54,7 +54,7 @@ def maps(heads, seed=0, *, sharp=1.0):
 
 
 def coded(x):
-    """As the cache gives it back: rows then sum to one within a few percent."""
+    """`x` as read from a cache; its rows then sum to one within a few percent."""
     return np.asarray(decode_log(encode_log(x)))
 
 
@@ -93,7 +93,7 @@ def test_value_and_gradient_are_the_formula_s(kind, normalize, ours, theirs, ave
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_maps_are_no_distance_apart(kind):
+def test_equal_maps_have_no_distance(kind):
     value, gradient = value_and_slope(maps(2), maps(2), kind=kind)
     assert float(value) == 0.0
     if kind == "mse":
@@ -102,7 +102,7 @@ def test_the_same_maps_are_no_distance_apart(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("normalize", [False, True])
-def test_a_query_with_one_visible_key_counts_and_is_never_wrong(kind, normalize):
+def test_a_query_with_one_visible_key_counts_with_distance_zero(kind, normalize):
     counted = np.zeros((B, T), bool)
     counted[[0, 0, 0, 1], [0, 3, 5, 0]] = True
     settings = {"kind": kind, "normalize": normalize}
@@ -112,8 +112,8 @@ def test_a_query_with_one_visible_key_counts_and_is_never_wrong(kind, normalize)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_what_the_teacher_does_not_look_at_costs_no_kl_and_has_no_slope(normalize):
-    """0 · log 0 is 0: nothing stored (code 0), whatever the student does there, even nothing."""
+def test_a_key_with_teacher_probability_zero_adds_no_kl_and_no_gradient(normalize):
+    """0 · log 0 is 0 (stored as code 0), whatever the student's probability, even 0."""
     student, teacher = maps(2, 1), maps(2, 2)
     teacher[1, :, 4, 1:3] = 0
     student[1, :, 4, 2] = 0
@@ -127,14 +127,14 @@ def test_what_the_teacher_does_not_look_at_costs_no_kl_and_has_no_slope(normaliz
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("normalize", [False, True])
-def test_a_student_that_ignores_what_the_teacher_sees_gives_finite_numbers(kind, normalize):
+def test_a_student_probability_of_zero_gives_finite_numbers(kind, normalize):
     student, teacher = maps(2, 1), maps(2, 2)
     student[1, 0, 4, 1] = 0
     value, gradient = value_and_slope(student, teacher, kind=kind, normalize=normalize)
     assert np.isfinite(value)
     assert np.all(np.isfinite(gradient))
     if kind == "kl":
-        # −p · log(1e-30) of one of the two heads is most of it.
+        # Most of the value is −p · log(1e-30) of one of the two heads.
         assert float(value) > 30 * teacher[1, 0, 4, 1]
 
 
@@ -150,12 +150,12 @@ def test_a_teacher_s_row_of_zeros_stays_zero(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("normalize", [False, True])
-def test_what_is_stored_where_nothing_counts_may_be_anything(kind, normalize):
+def test_stored_values_of_uncounted_queries_may_be_anything(kind, normalize):
     settings = {"kind": kind, "normalize": normalize}
     student, teacher = maps(2, 1), maps(2, 2)
     value, gradient = value_and_slope(student, teacher, **settings)
     odd = np.where(COUNTED[:, None, :, None], teacher, np.nan)
-    odd = np.where(np.tril(np.ones((T, T), bool)), odd, np.nan)  # nor keys that come later
+    odd = np.where(np.tril(np.ones((T, T), bool)), odd, np.nan)  # and so may later keys
     other, same = value_and_slope(student, odd, **settings)
     assert float(other) == float(value)
     np.testing.assert_array_equal(same, gradient)
@@ -169,8 +169,8 @@ def test_half_precision_maps_are_summed_in_float32():
         np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
-def test_the_kl_learns_through_a_softmax_however_sharp():
-    """A student whose probability underflows is pulled by the others, with finite slopes."""
+def test_the_kl_has_a_gradient_through_a_sharp_softmax():
+    """If a probability underflows, the gradients of the others still pull, and are finite."""
     scores = jnp.zeros((B, 1, T, T)).at[1, 0, 4, 0].set(-300.0)
     seen = jnp.asarray(maps(1) > 0)
 

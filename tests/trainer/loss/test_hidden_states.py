@@ -1,4 +1,4 @@
-"""Distances of hidden states: against formulas in float64, and where these have no value."""
+"""Distances of hidden states against formulas in float64, and for zero or uncounted states."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ B, T, D, W = 2, 5, 4, 3
 
 
 def textbook(student, teacher, counted, kind, matrix=None):
-    """Σ over counted positions, one by one, in float64."""
+    """Σ over counted positions, in a loop, in float64."""
     total = 0.0
     for b, t in zip(*np.nonzero(counted), strict=True):
         x, y = np.float64(student[b, t]), np.float64(teacher[b, t])
@@ -25,7 +25,7 @@ def textbook(student, teacher, counted, kind, matrix=None):
     return total
 
 
-def make(seed=0, *, stored=D, dtype=jnp.float32):
+def states(seed=0, *, stored=D, dtype=jnp.float32):
     rng = np.random.default_rng(seed)
     student = jnp.asarray(rng.normal(size=(B, T, D)), dtype)
     teacher = jnp.asarray(rng.normal(size=(B, T, stored)) * 2, jnp.bfloat16)
@@ -41,7 +41,7 @@ def value_and_slope(student, teacher, counted, kind, matrix=None):
 
 @pytest.mark.parametrize("kind", ["mse", "cosine"])
 def test_value_and_gradient_are_the_formula_s_over_counted_positions(kind):
-    student, teacher, counted = make()
+    student, teacher, counted = states()
     value, gradient = value_and_slope(student, teacher, counted, kind)
     assert 0 < counted.sum() < counted.size
     np.testing.assert_allclose(value, textbook(student, teacher, counted, kind), rtol=1e-6)
@@ -51,8 +51,8 @@ def test_value_and_gradient_are_the_formula_s_over_counted_positions(kind):
 
 
 @pytest.mark.parametrize("kind", ["mse", "cosine"])
-def test_states_of_another_width_pass_a_matrix_that_learns_too(kind):
-    student, teacher, counted = make(stored=W)
+def test_a_matrix_maps_states_of_another_width_and_gets_a_gradient(kind):
+    student, teacher, counted = states(stored=W)
     matrix = np.random.default_rng(1).normal(size=(D, W)).astype(np.float32)
     value, (d_student, d_matrix) = value_and_slope(student, teacher, counted, kind, matrix)
     expected = textbook(student, teacher, counted, kind, matrix)
@@ -63,8 +63,8 @@ def test_states_of_another_width_pass_a_matrix_that_learns_too(kind):
     np.testing.assert_allclose(d_matrix, by_matrix, atol=1e-5)
 
 
-def test_the_cosine_of_zero_is_one_away_and_has_no_slope():
-    student, teacher, counted = make()
+def test_the_cosine_distance_of_a_zero_state_is_one_with_zero_gradient():
+    student, teacher, counted = states()
     student, teacher = student.at[0, 0].set(0), teacher.at[1, 1].set(0)
     counted[:] = False
     counted[[0, 1], [0, 1]] = True
@@ -74,8 +74,8 @@ def test_the_cosine_of_zero_is_one_away_and_has_no_slope():
 
 
 @pytest.mark.parametrize("size", [1e-12, 1e12])
-def test_the_cosine_does_not_know_sizes(size):
-    student, teacher, counted = make()
+def test_the_cosine_distance_does_not_depend_on_sizes(size):
+    student, teacher, counted = states()
     value, gradient = value_and_slope(student, teacher, counted, "cosine")
     other, sized = value_and_slope(student * size, teacher, counted, "cosine")
     np.testing.assert_allclose(other, value, rtol=1e-5)
@@ -83,8 +83,8 @@ def test_the_cosine_does_not_know_sizes(size):
 
 
 @pytest.mark.parametrize("kind", ["mse", "cosine"])
-def test_what_is_stored_where_nothing_counts_may_be_anything(kind):
-    student, teacher, counted = make()
+def test_stored_values_of_uncounted_positions_may_be_anything(kind):
+    student, teacher, counted = states()
     value, gradient = value_and_slope(student, teacher, counted, kind)
     odd = jnp.where(counted[..., None], teacher, jnp.nan)
     other, same = value_and_slope(student, odd, counted, kind)
@@ -104,8 +104,8 @@ def test_half_precision_states_are_compared_and_summed_in_float32(kind):
     np.testing.assert_allclose(value, textbook(student, teacher, counted, kind), rtol=1e-5)
 
 
-def test_twice_the_width_is_the_same_distance():
-    student, teacher, counted = make()
+def test_the_width_does_not_scale_the_distance():
+    student, teacher, counted = states()
     for kind in ("mse", "cosine"):
         value, _ = value_and_slope(student, teacher, counted, kind)
         twice = (jnp.concatenate([x, x], axis=-1) for x in (student, teacher))
@@ -114,8 +114,8 @@ def test_twice_the_width_is_the_same_distance():
 
 
 def test_the_cosine_is_half_the_mse_of_states_of_unit_root_mean_square():
-    """Why there is no option that normalises states."""
-    student, teacher, counted = make()
+    """An option that normalises states would therefore add nothing."""
+    student, teacher, counted = states()
     value, _ = value_and_slope(student, teacher, counted, "cosine")
 
     def unit(x):

@@ -1,4 +1,4 @@
-"""The trained maps beside the student: what they begin as, and that a run keeps them."""
+"""Projections: their initial values, and that a run keeps them."""
 
 import numpy as np
 
@@ -15,42 +15,42 @@ SECOND = HiddenPair(2, "hidden/4", 32, projection="hidden-0-1")
 BARE = HiddenPair(2, "hidden/4", 48)
 
 
-def made(run, *terms, seed=0):
+def initial(run, *terms, seed=0):
     run.mkdir(exist_ok=True)
     return initial_projections(Pairs(hidden=terms), width=48, run=run, seed=seed)
 
 
 def test_states_keep_their_size_through_a_first_projection(tmp_path):
-    found = made(tmp_path, (FIRST, SECOND), (BARE,))
-    assert {name: x.shape for name, x in found.items()} == {
+    projections = initial(tmp_path, (FIRST, SECOND), (BARE,))
+    assert {name: x.shape for name, x in projections.items()} == {
         "hidden-0-0": (48, 64),
         "hidden-0-1": (48, 32),
     }
     states = np.random.default_rng(0).normal(size=(1000, 48))
-    for matrix in found.values():
+    for matrix in projections.values():
         assert matrix.dtype == np.float32
         np.testing.assert_allclose(np.mean((states @ matrix) ** 2), 1, rtol=0.1)
 
 
-def test_each_has_a_stream_of_its_own(tmp_path):
-    both, one = made(tmp_path / "a", (FIRST, SECOND)), made(tmp_path / "b", (FIRST,))
+def test_each_projection_is_seeded_by_its_name(tmp_path):
+    both, one = initial(tmp_path / "a", (FIRST, SECOND)), initial(tmp_path / "b", (FIRST,))
     np.testing.assert_array_equal(both["hidden-0-0"], one["hidden-0-0"])
-    other = made(tmp_path / "c", (FIRST,), seed=1)
+    other = initial(tmp_path / "c", (FIRST,), seed=1)
     assert not np.array_equal(one["hidden-0-0"], other["hidden-0-0"])
     assert not np.array_equal(both["hidden-0-0"][:, :32], both["hidden-0-1"])
 
 
-def test_a_run_goes_on_with_those_that_it_began_with(tmp_path):
-    """Whatever another version of numpy would draw."""
-    began = made(tmp_path, (FIRST,), seed=5)
-    again = made(tmp_path, (FIRST,), seed=6)
+def test_a_resumed_run_reads_its_initial_projections(tmp_path):
+    """So that another version of numpy cannot change them."""
+    began = initial(tmp_path, (FIRST,), seed=5)
+    again = initial(tmp_path, (FIRST,), seed=6)
     np.testing.assert_array_equal(again["hidden-0-0"], began["hidden-0-0"])
     np.testing.assert_array_equal(saved_projections(tmp_path)["hidden-0-0"], began["hidden-0-0"])
 
 
-def test_a_run_without_any_has_no_trace_of_them(tmp_path):
+def test_a_run_without_projections_writes_no_file(tmp_path):
     params = {"blocks": 1, "embedding": 2}
-    assert with_projections(params, made(tmp_path, (BARE,))) == params
+    assert with_projections(params, initial(tmp_path, (BARE,))) == params
     assert list(tmp_path.iterdir()) == []
     assert saved_projections(tmp_path) == {}
     assert without_projections(with_projections(params, {"hidden-0-0": 3})) == params

@@ -1,4 +1,4 @@
-"""Values that change over a run: worked by hand."""
+"""Values that change over a run, against values worked by hand."""
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ def test_cosine_is_slow_at_both_ends():
     np.testing.assert_allclose(values(Schedule(0.0, 1.0, "cosine")), expected, atol=1e-6)
 
 
-def test_a_run_of_one_update_has_the_first_value_and_none_goes_past_the_last():
+def test_a_run_of_one_update_has_the_first_value_and_later_steps_the_last():
     assert values(Schedule(4.0, 2.0), steps=1) == [4.0]
     assert float(Schedule(4.0, 2.0).at(9, steps=5)) == 2.0
 

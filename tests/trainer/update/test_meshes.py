@@ -1,4 +1,4 @@
-"""The same student on one device and on eight, simulated in a process of its own."""
+"""Training on one device equals training on eight, which another process simulates."""
 
 import json
 import os
@@ -20,7 +20,7 @@ EIGHT = [case for case in CASES if case[0] != ONE]
 
 @pytest.fixture(scope="module")
 def run(layered_cache, tmp_path_factory) -> tuple[dict, dict, dict]:
-    """Losses by mesh and signal, facts about the programs, what the head gave."""
+    """What `meshes_side` wrote: losses, facts about programs, and results of the head alone."""
     out = tmp_path_factory.mktemp("meshes")
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     done = subprocess.run(
@@ -28,8 +28,8 @@ def run(layered_cache, tmp_path_factory) -> tuple[dict, dict, dict]:
         env={
             **os.environ,
             "XLA_FLAGS": flags,
-            # Threads of XLA's pool: with two cores' worth, eight devices that wait for one another
-            # in collectives may take them all and wait for ever.
+            # Threads of XLA's pool. By default there is one for each core; eight devices that wait
+            # for each other in a collective may take them all, a deadlock.
             "NPROC": "32",
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": str(Path.cwd()),
@@ -44,14 +44,14 @@ def run(layered_cache, tmp_path_factory) -> tuple[dict, dict, dict]:
 
 @pytest.mark.parametrize(("mesh", "signal"), EIGHT)
 def test_eight_devices_give_the_losses_of_one(run, mesh, signal):
-    one, found = (run[0][f"{shape} {signal}"] for shape in (ONE, mesh))
+    one, eight = (run[0][f"{shape} {signal}"] for shape in (ONE, mesh))
     assert len(one) == STEPS
-    assert one[-1] < one[0] - 0.1  # it learns, so that an update which is lost would show
-    np.testing.assert_allclose(found, one, rtol=1e-5)
+    assert one[-1] < one[0] - 0.1  # it learns, so that a lost update would show
+    np.testing.assert_allclose(eight, one, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("mesh", "signal"), EIGHT)
-def test_weights_and_moments_lie_in_shares_and_stay_there(run, mesh, signal):
+def test_weights_and_moments_are_sharded_and_stay_sharded(run, mesh, signal):
     facts = run[1][f"{mesh} {signal}"]
     _, fsdp, tensor = mesh
     assert facts["embedding"] == [520 // tensor, 32 // fsdp]
@@ -60,7 +60,7 @@ def test_weights_and_moments_lie_in_shares_and_stay_there(run, mesh, signal):
 
 
 @pytest.mark.parametrize(("mesh", "signal"), CASES)
-def test_the_state_is_donated_to_the_next_one(run, mesh, signal):
+def test_the_buffers_of_the_state_are_donated(run, mesh, signal):
     facts = run[1][f"{mesh} {signal}"]
     assert facts["deleted"]
     assert facts["donated"] >= facts["state"]
@@ -75,7 +75,7 @@ def test_logits_are_never_gathered(run, mesh, signal):
 
 @pytest.mark.parametrize(("tail", "kind"), ROUTES)
 def test_a_shared_vocabulary_scores_like_the_dense_formula(run, tail, kind):
-    """Where four devices share 509 ids, and what is no id has large logits."""
+    """Four devices share 509 ids; padding columns have large logits."""
     names = [""] if (tail, kind) != ("prior", "forward_kl") else ["", "exhausted "]
     for name in names:
         teacher, hidden, unembedding, targets, prior = head_inputs_with_tail(tail, **shape(tail))
