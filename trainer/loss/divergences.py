@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from decant.schemas.targets.targets import tail_logmass_at
+from decant.trainer.loss.settings import Divergence, Tail
 
 
 class TeacherCategories(NamedTuple):
