@@ -1,4 +1,4 @@
-"""The decoder against a float64 formula; packing, hidden layers, dtypes and cut students."""
+"""The decoder against a float64 formula; packing, hidden layers and dtypes."""
 
 import dataclasses
 
@@ -9,7 +9,6 @@ import pytest
 from flax import nnx
 
 from decant.models import Decoder, ModelConfig
-from decant.models.checkpoints.cut import cut_layers, evenly_spaced
 from decant.models.parameters import parameters_by_path
 from tests.making.models import random_decoder
 
@@ -243,61 +242,6 @@ def test_every_parameter_learns_from_a_loss(switches):
 
     for path, gradient in nnx.to_flat_state(nnx.jit(nnx.grad(loss))(model)):
         assert np.abs(gradient[...]).max() > 1e-6, path
-
-
-def test_a_student_cut_from_layers_has_those_blocks_and_the_rest_unchanged():
-    teacher = build()
-    student = cut_layers(teacher, (2, 0))
-    assert student.config == dataclasses.replace(TINY, num_layers=2)
-    _, ours = run(student, *rows(), hidden_layers=(0,))
-    _, theirs = run(teacher, *rows(), hidden_layers=(0,))
-    np.testing.assert_array_equal(ours[0], theirs[0])
-    np.testing.assert_array_equal(
-        student.blocks.down[...], teacher.blocks.down[...][jnp.array([2, 0])]
-    )
-    np.testing.assert_array_equal(student.unembedding(), teacher.unembedding())
-
-
-def test_training_a_cut_student_leaves_its_teacher_alone():
-    teacher = build()
-    student = cut_layers(teacher, (0, 1, 2))
-    for parameter in parameters_by_path(student).values():
-        parameter[...].delete()  # as a training step does that donates its state
-    assert all(np.isfinite(p[...]).all() for p in parameters_by_path(teacher).values())
-
-
-@pytest.mark.parametrize(
-    ("count", "total", "expected"),
-    [
-        (1, 4, (0,)),
-        (2, 30, (0, 29)),
-        (3, 5, (0, 2, 4)),
-        (4, 10, (0, 3, 6, 9)),
-        (5, 5, (*range(5),)),
-    ],
-)
-def test_evenly_spaced_layers_include_first_and_last(count, total, expected):
-    assert evenly_spaced(count, total) == expected
-
-
-def test_layers_that_do_not_exist_cannot_be_cut():
-    with pytest.raises(ValueError, match=r"\[3\] do not exist.*blocks 0 to 2"):
-        cut_layers(build(), (0, 3))
-    with pytest.raises(ValueError, match="cannot take 6 layers out of 5"):
-        evenly_spaced(6, 5)
-
-
-def test_a_config_whose_values_do_not_fit_together_is_refused():
-    with pytest.raises(ValueError, match="multiple of num_kv_heads"):
-        dataclasses.replace(TINY, num_kv_heads=3)
-    with pytest.raises(ValueError, match="must be even"):
-        dataclasses.replace(TINY, head_dim=5)
-    with pytest.raises(ValueError, match="num_layers is 0"):
-        dataclasses.replace(TINY, num_layers=0)
-    with pytest.raises(ValueError, match=r"windows is \(4, 0\)"):
-        dataclasses.replace(TINY, windows=(4, 0))
-    with pytest.raises(ValueError, match=r"experts_per_token is 3; expected 1 to num_experts = 2"):
-        dataclasses.replace(TINY, num_experts=2, experts_per_token=3)
 
 
 def test_a_new_decoder_is_normal_noise_smaller_where_it_adds_to_the_residual_stream():

@@ -212,26 +212,3 @@ def test_a_cut_student_keeps_each_blocks_window_and_rotation(name, layers, windo
         np.testing.assert_allclose(again, maps[theirs], atol=1e-6)
     save_directory(student, tmp_path, {})
     assert open_checkpoint(tmp_path).config == student.config
-
-
-def test_a_later_field_enters_the_identity_only_if_it_differs_from_its_default():
-    plain = case("llama")[1].config
-    # The fields that teacher_id was made from before others were added.
-    assert plain.identity() == {
-        "vocab_size": 80,
-        "hidden_size": 32,
-        "intermediate_size": 40,
-        "num_layers": 3,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "head_dim": 16,
-        "rope_theta": 500.0,
-        "norm_eps": 1e-5,
-        "max_positions": 128,
-        "tie_embeddings": False,
-        "qkv_bias": False,
-        "family": "llama",
-    }
-    assert dataclasses.replace(plain, windows=(6,)).identity() == plain.identity() | {
-        "windows": (6,)
-    }
