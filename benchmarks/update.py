@@ -80,7 +80,7 @@ def main():
 
 
 def lower(model: Decoder, batch, loss, options, *, head=None, prior=None, remat="none"):
-    """The compiled update, its batch, and its further arguments."""
+    """The compiled update, its batch, and its tables."""
     graph, params = graph_and_parameters(model)
     step = make_train_step(
         Objective(
@@ -142,9 +142,9 @@ def time_updates(lowered, model, options):
     state = initial_state(params, config=Optimiser())
     times = {name: [] for name in lowered}
     for round_ in range(options.repeats + 1):
-        for name, (program, needed, given) in lowered.items():
+        for name, (program, needed, tables) in lowered.items():
             start = time.perf_counter()
-            state, _ = jax.block_until_ready(program(state, needed, *given))
+            state, _ = jax.block_until_ready(program(state, needed, tables))
             if round_:  # The first round warms up.
                 times[name].append(time.perf_counter() - start)
     return times
