@@ -15,7 +15,7 @@ from decant.schemas.codecs.fast import permutation
 _PART = 1024
 _OFFSET = 16
 """The cost of place r is log2(r + 16) bits, about the bits of gaps between places up to a constant.
-It chose better orders than the log-odds from which the orders were made."""
+It chooses better than the log-odds from which the orders were made."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -120,7 +120,7 @@ def decode(
     codes, symbols = grid(3 + k, positions), grid(k, positions)
     last_escapes, relative_escapes, raw = zip(
         *(
-            _expand(payload, codes=codes[:, cell], symbols=symbols[:, cell])
+            _decompress_record(payload, codes=codes[:, cell], symbols=symbols[:, cell])
             for payload, cell in zip(payloads, cells(positions), strict=True)
         ),
         strict=True,
@@ -149,7 +149,7 @@ def decode(
     return ids, ordered
 
 
-def _expand(
+def _decompress_record(
     payload: bytes, *, codes: UInt8[np.ndarray, "above n"], symbols: UInt8[np.ndarray, "k n"]
 ) -> tuple[bytes, bytes, bytes]:
     """Decompress one record into `codes` and `symbols`; columns are positions sorted by group.

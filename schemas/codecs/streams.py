@@ -48,7 +48,7 @@ _zstd = _Zstd()
 
 
 def compress(values: np.ndarray) -> bytes:
-    """The bytes of an array, entropy-coded, or raw if that is not larger."""
+    """The bytes of an array, entropy-coded if that makes them fewer."""
     raw = values.tobytes()
     frame = _zstd.compressor.compress(raw)[_HEADER_BYTES:]
     return frame if len(frame) < len(raw) else raw
@@ -141,7 +141,7 @@ def column_runs(k: int, most: int) -> tuple[slice, ...]:
 
 @lru_cache
 def run_heights(k: int, most: int) -> tuple[int, ...]:
-    """Number of columns in each of `column_runs`."""
+    """Length of each run of `column_runs`."""
     return tuple(run.stop - run.start for run in column_runs(k, most))
 
 

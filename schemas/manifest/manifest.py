@@ -126,7 +126,7 @@ class Manifest:
     parts: tuple[Part, ...]
     format: str = FORMAT
     cache_id: str = field(default="", compare=False)
-    """Hash of the canonical manifest, for people and audits; checkpoints do not bind to it."""
+    """Hash of the canonical manifest, for people and audits."""
 
     @property
     def rows_ids(self) -> tuple[str, ...]:

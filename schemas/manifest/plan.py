@@ -37,8 +37,8 @@ class TeacherMesh:
     """How a host's devices share the teacher: `tensor` × `expert` devices hold one copy of it."""
 
     data: int | None = None
-    """Copies of the model; each computes its share of a batch's rows. Unset: as many as the
-    devices can hold."""
+    """Copies of the model; each computes its share of a batch's rows. Unset: as many as fit the
+    host's devices and divide the batch."""
     tensor: int = 1
     """Devices across which every matrix and the vocabulary are split."""
     expert: int = 1
@@ -100,9 +100,9 @@ def plan_as_sealed(plan: Plan, parts: Sequence[Part]) -> Plan:
     A sealed unit also lists the rows skipped for NaN. The canary rows are dropped if one of them
     has been overwritten, because the teacher's targets of that row changed.
     """
-    units = dict(enumerate(plan.rows.units)) | dict(
-        n for part in parts for n in part.numbered_units
-    )
+    units = dict(enumerate(plan.rows.units))
+    for part in parts:
+        units |= dict(part.numbered_units)
     rows = dataclasses.replace(plan.rows, units=tuple(units[n] for n in sorted(units)))
     sealed = {name for part in parts for name in part.statistics}
     kept = any(name.startswith(CANARY) for name in sealed)

@@ -51,9 +51,7 @@ class Cache:
         self._paths: dict[tuple[int, str], Path] = {}
         self._tables_of: dict[str, Tables] = {}
         self._arrays: dict[str, SignalArrays] = {}
-        self._units = [
-            (part, *numbered) for part in manifest.parts for numbered in part.numbered_units
-        ]
+        self._units = [(part, *pair) for part in manifest.parts for pair in part.numbered_units]
         counts = [unit.rows for _, _, unit in self._units]
         self._first_row = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self._forgotten = {
