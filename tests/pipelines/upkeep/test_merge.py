@@ -64,7 +64,7 @@ def test_caches_move_together(place):
     cache = open_cache(place / "merged")
     cache.read(cache.rows(), NAMES)
     (place / "two").rename(place / "three")
-    with pytest.raises(ValueError, match=r"refers to a part of another cache, .*two.* not there"):
+    with pytest.raises(ValueError, match=r"refers to a part of another cache, .*two.* is missing"):
         open_cache(place / "merged")
 
 
