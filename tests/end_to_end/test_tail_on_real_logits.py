@@ -1,4 +1,4 @@
-"""The tail grid of the embedded teacher, at temperatures between the nodes, in float64."""
+"""The stored tail mass of the embedded teacher at temperatures between the nodes, in float64."""
 
 import inspect
 import json
@@ -37,14 +37,14 @@ def real() -> tuple[np.ndarray, np.ndarray]:
 )
 def test_at_every_temperature_and_position_the_stored_tail_is_close(real, k, nodes, bound):
     hidden, unembedding = real
-    found = targets(
+    fields = targets(
         jnp.asarray(hidden),
         jnp.asarray(unembedding),
         jnp.zeros(TOKENS),
         spec=TargetSpec(k, betas=nodes),
         head=Head(Vocabulary(VOCABULARY)),
     )
-    held = Targets(*(np.asarray(found[name]) for name in ("ids", "logprobs", "tail_logmass")))
+    held = Targets(*(np.asarray(fields[name]) for name in ("ids", "logprobs", "tail_logmass")))
     shape = {"vocabulary": VOCABULARY, "tables": Tables({})}
     stored = decode([encode("lossless", held, **shape)], positions=[TOKENS], k=k, **shape)
     logp = sampling.log_softmax(hidden.astype(np.float64) @ unembedding.astype(np.float64))
@@ -57,7 +57,7 @@ def test_at_every_temperature_and_position_the_stored_tail_is_close(real, k, nod
         beta = np.float32(1 / temperature)
         mass = np.logaddexp.reduce(rest / temperature, axis=1)
         p = normalised(np.concatenate([top / temperature, mass[:, None]], axis=1))
-        # As the loss does, in float32.
+        # In float32, as the loss computes it.
         read = tail_logmass_at(stored.tail_logmass, beta)
         assert read.dtype == np.float32
         q = normalised(np.concatenate([beta * stored.logprobs, read[:, None]], axis=1))

@@ -1,8 +1,8 @@
-"""Draws through capture, codec, `Cache.read` and the fused loss: right on average.
+"""Gradients from tail draws are unbiased, through capture, codec, `Cache.read` and fused loss.
 
-Every document begins with the same tokens and goes on differently, so that each row redraws the
-tails of the same distributions with a start of its own. The mean of the sampled gradients over
-rows is compared, along fixed random directions, with the gradient towards the whole distribution.
+All documents begin with the same tokens and then differ, so that every row has other draws from the
+same tails. The mean over rows of the sampled gradients is compared, along fixed random directions,
+with the gradient towards the whole distribution.
 """
 
 from functools import partial
@@ -37,7 +37,7 @@ def root(tmp_path_factory) -> Path:
 
 
 def rows_that_begin_alike(cache: Cache) -> dict[str, np.ndarray]:
-    """The first segments of rows, as far as all documents are the same."""
+    """The beginnings of rows, as far as all documents are the same."""
     batch = cache.read(cache.rows())
     first = batch["tokens"][0, :SHARED]
     alike = (batch["tokens"][:, :SHARED] == first).all(1)
@@ -55,7 +55,7 @@ def teacher_logits(root: Path, batch: dict[str, np.ndarray]) -> np.ndarray:
 
 @partial(jax.jit, static_argnames="tail")
 def gradients(hidden, unembedding, batch, directions, *, temperature, tail):
-    """For each row, the gradient in the unembedding along each direction: [rows, directions]."""
+    """Each row's gradient of the unembedding, along each direction: [rows, directions]."""
 
     def of_row(row):
         targets = BatchTargets(
@@ -105,7 +105,7 @@ def test_sampled_gradients_are_unbiased_from_capture_to_fused_loss(root, tempera
     unembedding = rng.normal(size=(WIDTH, 512)).astype(np.float32)
     directions = rng.normal(size=(DIRECTIONS, WIDTH, 512)).astype(np.float32)
 
-    found, bucket = (
+    sampled, bucket = (
         np.asarray(
             gradients(hidden, unembedding, batch, directions, temperature=temperature, tail=tail),
             np.float64,
@@ -117,19 +117,19 @@ def test_sampled_gradients_are_unbiased_from_capture_to_fused_loss(root, tempera
         np.exp(sampling.log_softmax(x / temperature))
         for x in (teacher, hidden.astype(np.float64) @ unembedding)
     )
-    # What the tail's inner shape adds to the gradient in the logits of T² · KL at T.
+    # The gradient of T² · KL at T in the logits that the tail's inner shape adds.
     tail = sampling.tail_of(teacher, 8)
     share = np.where(tail, p, 0).sum(1) / np.where(tail, q, 0).sum(1)
     shape = temperature * np.where(tail, share[:, None] * q - p, 0)
     exact = np.einsum("td,tv,xdv->x", hidden, shape, directions)
-    # Both are off by the same where a codec rounds the head, which no draw can mend.
-    added = found - bucket
+    # A codec's rounding of the top-k changes both losses equally, so it cancels.
+    added = sampled - bucket
     deviation = added.std(0, ddof=1) / np.sqrt(len(added))
     rounding = 0.03 * np.sqrt(np.mean(exact**2)) if "profile" in logits else 0.0
     assert (np.abs(added.mean(0) - exact) < 4 * deviation + rounding).all()
-    # The test can see: most of what is added is more than its own noise.
+    # The test is sharp enough: most of the added gradient exceeds its noise.
     assert (np.abs(exact) > 4 * deviation + rounding).mean() > 0.5
     if "profile" not in logits:
         whole = np.einsum("td,tv,xdv->x", hidden, temperature * (q - p), directions)
-        deviation = found.std(0, ddof=1) / np.sqrt(len(found))
-        assert (np.abs(found.mean(0) - whole) < 4 * deviation).all()
+        deviation = sampled.std(0, ddof=1) / np.sqrt(len(sampled))
+        assert (np.abs(sampled.mean(0) - whole) < 4 * deviation).all()

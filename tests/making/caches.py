@@ -21,7 +21,7 @@ WORDS = TEXT.split(" ")
 
 
 def write_corpus(directory: Path, *, files: int = 12, words: int = 400) -> Path:
-    """Text files of `words` words each, all different, the same at every call."""
+    """Write `files` different text files of about `words` words each; the same at every call."""
     directory.mkdir(parents=True, exist_ok=True)
     for number in range(files):
         text = " ".join(
@@ -33,9 +33,9 @@ def write_corpus(directory: Path, *, files: int = 12, words: int = 400) -> Path:
 
 
 def write_teacher(directory: Path, *, vocabulary: int = 512, seed: int = 0, **changes: Any) -> Path:
-    """A random two-block teacher as a Hugging Face directory, with a byte-level BPE tokenizer.
+    """Write a random two-block teacher with a byte-level BPE tokenizer, as Hugging Face files.
 
-    `changes` are to fields of its config.
+    `changes` replace fields of its ModelConfig.
     """
     config = ModelConfig(
         vocab_size=vocabulary,
@@ -50,14 +50,14 @@ def write_teacher(directory: Path, *, vocabulary: int = 512, seed: int = 0, **ch
     )
     config = dataclasses.replace(config, **changes)
     model = Decoder(config, rngs=nnx.Rngs(seed))
-    # Larger than at initialisation, so that the distributions are far from uniform.
+    # Larger than initialised, so that the distributions are far from uniform.
     model.embedding.set_value(model.embedding[...] * 25)
     save_directory(model, directory, tokenizer_files(vocabulary))
     return directory
 
 
 def tokenizer_files(vocabulary: int) -> dict[str, bytes]:
-    """A BPE of at most `vocabulary` ids trained on `WORDS`; ends documents with `<end>`."""
+    """Files of a BPE tokenizer with `vocabulary` ids, trained on `WORDS`, with EOS `<end>`."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -68,7 +68,7 @@ def tokenizer_files(vocabulary: int) -> dict[str, bytes]:
         show_progress=False,
     )
     tokenizer.train_from_iterator([" ".join(WORDS)] * 3, trainer)
-    # Ids that no merge needed, so that the tokenizer fills the vocabulary.
+    # The text has too few merges; unused tokens fill the vocabulary.
     missing = vocabulary - tokenizer.get_vocab_size()
     tokenizer.add_tokens([f"<unused-{i}>" for i in range(missing)])
     settings = {"eos_token": "<end>", "add_bos_token": False}
@@ -91,9 +91,9 @@ def tiny_settings(
     attention: Attention | None = None,
     **logits: Any,
 ) -> Precompute:
-    """Settings of a capture of `root/corpus` by `root/teacher` (made if absent) to `root/cache`.
+    """Settings that capture `root/corpus` with `root/teacher` to `output`, default `root/cache`.
 
-    `logits` are fields of decant.pipelines.config.Logits.
+    Writes corpus and teacher if they are missing. `logits` are fields of `pipelines.config.Logits`.
     """
     if not (root / "corpus").exists():
         write_corpus(root / "corpus")
@@ -117,7 +117,7 @@ def tiny_settings(
 
 
 def tiny_cache(root: Path, **settings) -> Cache:
-    """The sealed cache that `tiny_settings(root, **settings)` asks for."""
+    """Capture and open the cache of `tiny_settings(root, **settings)`."""
     config = tiny_settings(root, **settings)
     precompute(config)
     return open_cache(config.output)

@@ -1,4 +1,4 @@
-"""Documents out of files, and what is said about those that cannot be read."""
+"""Reading documents from files, and the messages for documents that cannot be read."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Which tokens of chats and completions are learned, with templates of every usual shape."""
+"""Which tokens of chats and completions are learned from, for the usual kinds of templates."""
 
 import json
 
@@ -26,9 +26,9 @@ from tests.making.chats import (
 
 
 def marked(content, tokenizer, *, date=None) -> str:
-    """The document's tokens as text, what is learned in ⟦brackets⟧."""
-    found = mark(Document(Place(0, 0), content), tokenizer, tokenizer.chat_template(date=date))
-    (segment,) = segments([found], tokenizer)
+    """The document's tokens as text; tokens that are learned from stand in ⟦brackets⟧."""
+    document = mark(Document(Place(0, 0), content), tokenizer, tokenizer.chat_template(date=date))
+    (segment,) = segments([document], tokenizer)
     assert len(segment.tokens) == len(segment.counted)
     runs: list[tuple[bool, list[int]]] = []
     for token, learned in zip(segment.tokens.tolist(), segment.counted.tolist(), strict=True):
@@ -93,9 +93,9 @@ def test_what_a_template_refuses_is_an_error_in_its_words():
 
 def test_an_assistant_that_speaks_first(smollm):
     first = ({"role": "assistant", "content": "Yes?"}, *dialogue("Hi", "No"))
-    found = marked(Chat(first), chat_tokenizer(HEADERS))
-    assert found.startswith("<s><|head|>assistant<|/head|>\n\n⟦Yes?<|eot|>⟧<|head|>user")
-    # The prompt alone has no system prompt before it, the chat has: nothing is guessed.
+    text = marked(Chat(first), chat_tokenizer(HEADERS))
+    assert text.startswith("<s><|head|>assistant<|/head|>\n\n⟦Yes?<|eot|>⟧<|head|>user")
+    # The prompt alone is rendered without a system prompt, the chat with one: it is refused.
     with pytest.raises(ValueError, match="message 1: the chat template writes it otherwise"):
         marked(Chat(first), smollm)
 
@@ -165,16 +165,16 @@ def test_prefixes_find_what_the_same_template_with_marks_says(smollm):
 @given(st.lists(st.text("ab \n½🙂", max_size=5), min_size=2, max_size=8))
 def test_whatever_is_said_exactly_the_answers_and_their_ends_are_learned(turns):
     talk, tokenizer = chat(*turns), chat_tokenizer(HEADERS)
-    found = marked(talk, tokenizer)
-    learned = [part.split("⟧")[0] for part in found.split("⟦")[1:]]
+    text = marked(talk, tokenizer)
+    learned = [part.split("⟧")[0] for part in text.split("⟦")[1:]]
     assert learned == [turn.strip() + "<|eot|>" for turn in turns[1::2]]
 
 
 def test_answers_that_belong_to_the_prompt_are_not_learned():
     for template in (HEADERS, GENERATION):
-        found = marked(chat("Hi", "Yes", "No", "Why", first=3), chat_tokenizer(template))
-        assert found.count("⟦") == 1
-        assert "⟦Why<|" in found
+        text = marked(chat("Hi", "Yes", "No", "Why", first=3), chat_tokenizer(template))
+        assert text.count("⟦") == 1
+        assert "⟦Why<|" in text
 
 
 def test_messages_in_a_row_of_one_speaker_and_tools():
@@ -185,8 +185,8 @@ def test_messages_in_a_row_of_one_speaker_and_tools():
         {"role": "assistant", "content": ""},
         {"role": "assistant", "content": "five"},
     )
-    found = marked(Chat(messages), chat_tokenizer(HEADERS))
-    turns = [part.split("⟧")[0] for part in found.split("⟦")[1:]]
+    text = marked(Chat(messages), chat_tokenizer(HEADERS))
+    turns = [part.split("⟧")[0] for part in text.split("⟦")[1:]]
     assert turns == ["call<|eot|>", "<|eot|>", "five<|eot|>"]
 
 
@@ -196,8 +196,8 @@ def test_messages_in_a_row_of_one_speaker_and_tools():
         ("Q? A:", " 4  4", "<s>Q? A:⟦ 4  4</s>⟧"),
         ("", "all", "<s>⟦all</s>⟧"),
         ("x", "", "<s>x⟦</s>⟧"),
-        ("<s>x", "y</s>", "<s>x⟦y</s>⟧"),  # what is there is not put there again
-        ("x ", " y", "<s>x⟦  y</s>⟧"),  # the token of two spaces is of both
+        ("<s>x", "y</s>", "<s>x⟦y</s>⟧"),  # no second BOS or EOS is added
+        ("x ", " y", "<s>x⟦  y</s>⟧"),  # the token of two spaces belongs to both
         ("naïve ½", "½ 🙂", "<s>naïve ½⟦½ 🙂</s>⟧"),
     ],
 )
@@ -239,7 +239,7 @@ def test_rules_name_the_template_for_chats_and_nothing_for_texts():
 def test_a_template_that_asks_for_the_date_gets_one_that_does_not_change():
     with pytest.raises(ValueError, match=r"writes the current date.*corpus\.chat_date"):
         marked(chat("Hi", "Yes"), chat_tokenizer(DATED))
-    found = marked(chat("Hi", "Yes"), chat_tokenizer(DATED), date="2026-01-31")
-    assert found.startswith("31 Jan 2026<s>")
+    text = marked(chat("Hi", "Yes"), chat_tokenizer(DATED), date="2026-01-31")
+    assert text.startswith("31 Jan 2026<s>")
     with pytest.raises(ValueError, match=r"'31\.1\.' is not a date"):
         chat_tokenizer(DATED).chat_template(date="31.1.")

@@ -48,7 +48,7 @@ def test_when_too_many_rows_are_open_the_fullest_is_closed():
         [1],
         [2],
         [0],
-    ]  # 7 leaves no room and closes at once
+    ]  # 7 leaves no room, so its row closes at once
 
 
 @given(
@@ -73,7 +73,7 @@ def test_every_transition_is_scored_once_whatever_the_lengths(lengths, length, o
 
 def test_a_piece_without_a_token_that_counts_gives_no_row():
     counted = np.zeros(10, bool)
-    counted[[0, 3]] = True  # the first token of all and that of a later piece are not predicted
+    counted[[0, 3]] = True  # first tokens of the document and of a later piece
     assert list(pieces(dataclasses.replace(document(10), counted=counted), length=4)) != []
     cut = list(pieces(dataclasses.replace(document(10), counted=counted), length=4))
     assert [piece.start for piece in cut] == [0]

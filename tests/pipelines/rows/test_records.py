@@ -1,4 +1,4 @@
-"""Parquet and compressed files: what is in them, and what is said of damage."""
+"""Reading Parquet and compressed files, and the messages about damaged ones."""
 
 import gzip
 import json
@@ -60,7 +60,7 @@ def jsonl(records) -> bytes:
 def compressed(data: bytes, suffix: str) -> bytes:
     if suffix == ".gz":
         return gzip.compress(data)
-    half = len(data) // 2  # two frames, as parallel compressors write
+    half = len(data) // 2  # two frames, as parallel compressors write them
     packer = zstandard.ZstdCompressor(write_checksum=True)
     return packer.compress(data[:half]) + packer.compress(data[half:])
 
@@ -108,7 +108,7 @@ def test_altered_and_foreign_bytes_are_told(tmp_path, suffix):
         path = tmp_path / f"{name}.jsonl{suffix}"
         path.write_bytes(data)
         _, refused = read(find(tmp_path, f"{name}*"))
-        # gzip's checksum is at its end: lines before it may be what is refused first.
+        # gzip checks at the end of the file, so a damaged line may be refused before.
         assert "damaged or cut short" in refused[-1][1]
 
 
@@ -137,7 +137,7 @@ def read_shard(shard, sources):
 
 
 def test_only_the_columns_that_are_needed_are_read(tmp_path):
-    """The others are damaged, which nobody notices."""
+    """The other columns are damaged, and it does not matter."""
     junk = [f"{n:0200d}" for n in range(300)]
     columns = {"text": TEXTS, "junk": junk}
     write_table(tmp_path / "a.parquet", columns, use_dictionary=False, compression="none")
@@ -199,10 +199,10 @@ def test_chats_and_completions_are_known_by_their_fields(tmp_path):
         (tmp_path / f"{name}.jsonl").write_bytes(jsonl([record]))
     sources = find(tmp_path, "*.jsonl")
     assert [source.kind for source in sources] == ["chat", "completion", "chat", "chat", "chat"]
-    found = contents(tmp_path, "*.jsonl")
+    documents = contents(tmp_path, "*.jsonl")
     chat = Chat(tuple(talk))
     tools = [{"name": "f"}]
-    assert found == [chat, Completion("Hi", "Yes"), Chat(tuple(talk), tools, 1), chat, chat]
+    assert documents == [chat, Completion("Hi", "Yes"), Chat(tuple(talk), tools, 1), chat, chat]
 
 
 def test_chats_in_a_table_have_no_keys_without_a_value(tmp_path):

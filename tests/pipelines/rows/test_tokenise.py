@@ -1,4 +1,4 @@
-"""Tokenising in several processes gives the same rows; errors and killed processes are told."""
+"""Tokenising in several processes: the same rows, and a clear error if a process fails."""
 
 import dataclasses
 import os
@@ -53,6 +53,20 @@ def test_a_killed_process_that_tokenises_is_an_error_and_a_rerun_gives_the_same_
     assert len(pids) == 2
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert precompute(config).cache_id == in_one_process
+
+
+def test_processes_too_leave_out_documents_of_older_parts(tmp_path):
+    ids = []
+    for workers in (1, 2):
+        root = tmp_path / str(workers)
+        tiny_cache(root)
+        repeated = (root / "corpus" / "document-001.txt").read_text()
+        (root / "corpus" / "repeated.txt").write_text(repeated)
+        (root / "corpus" / "new.txt").write_text(repeated[::-1])
+        grown = precompute(with_changes(tiny_settings(root), tokenise_workers=workers))
+        assert [part.duplicates for part in grown.parts] == [0, 1]
+        ids.append(grown.cache_id)
+    assert ids[0] == ids[1]
 
 
 def test_a_process_that_tokenises_gives_the_reason_not_a_traceback(tmp_path):

@@ -34,7 +34,7 @@ def in_process(root) -> str:
 
 
 class Recorder(PipelineRunner):
-    """Runs nothing and remembers what Dask would be told."""
+    """Runs nothing and records the options that Dask would get."""
 
     def __init__(self, told: list[DaskOptions]):
         self._told = told
@@ -59,7 +59,7 @@ class Recorder(PipelineRunner):
 def test_a_unit_is_one_dask_task_unless_options_say_otherwise(
     monkeypatch, runner, options, size, count
 ):
-    """Beam's default makes 128 of them one task, so that a cluster's other workers had none."""
+    """By default Beam makes one task of 128 units, and the cluster's other workers are idle."""
     told: list[DaskOptions] = []
     monkeypatch.setattr(
         "decant.pipelines.runners.run_pipeline.create_runner", lambda _: Recorder(told)
@@ -69,8 +69,8 @@ def test_a_unit_is_one_dask_task_unless_options_say_otherwise(
     assert (given.partition_size, given.npartitions) == (size, count)
 
 
-# A scheduler and two workers as processes of their own; prints the scheduler's address, then the
-# workers' process ids, and ends with its standard input.
+# Starts a scheduler and two workers as processes; prints the scheduler's address and the workers'
+# process ids; ends when its standard input is closed.
 CLUSTER = """
 import sys
 from distributed import LocalCluster
@@ -86,7 +86,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def dask(root):
-    """Address of a cluster, and its workers' process ids."""
+    """The address of a cluster, and its workers' process ids."""
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER, str(root / "dask-scratch")],
         env=environment(),
@@ -111,8 +111,8 @@ def test_a_dask_cluster_gives_the_same_cache_though_a_worker_is_killed_in_a_unit
     config = with_changes(config, runner="DaskRunner", runner_options=options)
     killed: list[int] = []
 
-    def kill_who_writes() -> None:
-        """The worker whose temporary file it is, once some units are done."""
+    def kill_a_writer() -> None:
+        """Once two units are done, kill the worker that has a temporary file open."""
         rows = config.output / "parts" / "0000" / "logits"
         while not killed:
             if len(list(rows.glob("unit-*"))) >= 2:
@@ -121,7 +121,7 @@ def test_a_dask_cluster_gives_the_same_cache_though_a_worker_is_killed_in_a_unit
             time.sleep(0.001)
         os.kill(killed[0], signal.SIGKILL)
 
-    threading.Thread(target=kill_who_writes, daemon=True).start()
+    threading.Thread(target=kill_a_writer, daemon=True).start()
     assert precompute(config).cache_id == in_process
     assert killed
     assert not Path(f"/proc/{killed[0]}").exists()

@@ -1,4 +1,4 @@
-"""The batch that fits, by the compiler's account of memory."""
+"""The largest batch that fits, by the memory that the compiler reports."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ def test_more_rows_need_more_and_weights_are_counted(planned):
     # The embedding, its transpose as head, and two blocks.
     weights = 4 * (2 * 512 * 32 + 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64))
     assert weights < few < many
-    # Tokens' states alone.
+    # The hidden states alone need this much more.
     assert many - few > 31 * 64 * 32 * 4
     coarse = dataclasses.replace(planned, quantize="int8", batch_rows=1)
     assert bytes_needed(coarse, ASKED) < few
@@ -60,7 +60,7 @@ def test_auto_is_a_number_in_the_plan_and_changes_no_id(tmp_path):
     plans = [read_plan(tmp_path / n / "parts/0000/plan.json") for n in ("auto", "unset")]
     assert plans[0].teacher == plans[1].teacher
     assert manifests[0].cache_id == manifests[1].cache_id
-    # A plan of 0.3 said how many devices split a matrix, and nothing of quantisation.
+    # A plan of release 0.3 has `tensor_parallel` and no `quantize`.
     path = tmp_path / "unset/parts/0000/plan.json"
     old = read_json(path) | {"version": 1}
     old["teacher"] = {k: v for k, v in old["teacher"].items() if k not in ("mesh", "quantize")}

@@ -1,4 +1,4 @@
-"""The same teacher on meshes of one and of eight devices, simulated in a process of its own."""
+"""One teacher gives the same targets on meshes of one and of eight simulated devices."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.making.caches import tokenizer_files
 from tests.making.models import random_decoder
 
 VOCABULARY = 1003
-"""Ids; five columns of padding on eight devices. The embedding has 1,024 rows."""
+"""Number of ids. Eight devices add five columns of padding; the embedding has 1,024 rows."""
 MESHES = ((1, 1), (2, 4), (8, 1), (1, 8))
 K, DRAWS = 13, 6
 
@@ -46,35 +46,35 @@ for data, tensor in MESHES:
         model=sys.argv[1], teacher_id="", dtype="float32", vocabulary_size=VOCABULARY,
         sequence_length=24, batch_rows=8, mesh=TeacherMesh(data, tensor),
     )
-    runner, prior = LoadedTeacher(planned), PriorSums(k=K)
-    found = list(runner.run(rows, OutputSpec(spec), observers=[prior]))
+    teacher, prior = LoadedTeacher(planned), PriorSums(k=K)
+    outputs = list(teacher.run(rows, OutputSpec(spec), observers=[prior]))
     fields = {
-        name: np.concatenate([getattr(x.targets, name) for x in found])
+        name: np.concatenate([getattr(x.targets, name) for x in outputs])
         for name in ("ids", "logprobs", "tail_logmass")
     }
-    fields["tail_ids"] = np.concatenate([x.targets.draws.ids for x in found])
-    fields["tail_logprobs"] = np.concatenate([x.targets.draws.logprobs for x in found])
-    fields["near"] = np.array(sum(x.near_edge for x in found))
+    fields["tail_ids"] = np.concatenate([x.targets.draws.ids for x in outputs])
+    fields["tail_logprobs"] = np.concatenate([x.targets.draws.logprobs for x in outputs])
+    fields["near"] = np.array(sum(x.near_edge for x in outputs))
     result = prior.result()
     fields |= {"sums": result.sums, "counts": result.counts}
     np.savez(f"{sys.argv[2]}/{data}-{tensor}.npz", **fields)
 
-    batch = runner._read(rows[:8], ())
-    starts = runner._on_device(runner._starts(rows[:8], spec))
+    batch = teacher._read(rows[:8], ())
+    starts = teacher._on_device(teacher._starts(rows[:8], spec))
     programs = {
-        "forward": runner._forward.lower(
-            runner._weights, *(batch.inputs[n] for n in ("tokens", "segment_ids", "positions")),
+        "forward": teacher._forward.lower(
+            teacher._weights, *(batch.inputs[n] for n in ("tokens", "segment_ids", "positions")),
             layers=()),
-        "targets": runner._targets.lower(
-            batch.hidden, runner._unembedding, starts, spec=spec,
-            head=runner._head),
+        "targets": teacher._targets.lower(
+            batch.hidden, teacher._unembedding, starts, spec=spec,
+            head=teacher._head),
     }
     gathers[f"{data}-{tensor}"] = {
         name: re.findall(r"= \\w+\\[([\\d,]*)\\]\\S* all-gather\\(", low.compile().as_text())
         for name, low in programs.items()
     }
-    gathers[f"{data}-{tensor}"]["head"] = runner._unembedding.sharding.shard_shape(
-        runner._unembedding.shape)
+    gathers[f"{data}-{tensor}"]["head"] = teacher._unembedding.sharding.shard_shape(
+        teacher._unembedding.shape)
 print(json.dumps(gathers))
 """
 
@@ -93,7 +93,7 @@ def teacher(tmp_path_factory) -> Path:
     )
     path = tmp_path_factory.mktemp("teacher")
     model: Decoder = random_decoder(config)
-    # No token has these rows: mass that they collected would show.
+    # No token has these rows. If they collected mass, the targets would show it.
     model.embedding.set_value(model.embedding[...].at[VOCABULARY:].set(9.0))
     save_directory(model, path, tokenizer_files(VOCABULARY))
     return path
@@ -101,7 +101,7 @@ def teacher(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(teacher, tmp_path_factory) -> tuple[dict[str, dict], dict[str, dict]]:
-    """What each mesh gave, and the shapes that its programs gather."""
+    """The targets on each mesh, and the shapes of the all-gathers in its programs."""
     out = tmp_path_factory.mktemp("out")
     environment = {
         **os.environ,
@@ -116,30 +116,32 @@ def run(teacher, tmp_path_factory) -> tuple[dict[str, dict], dict[str, dict]]:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    found = {f"{d}-{t}": dict(np.load(out / f"{d}-{t}.npz")) for d, t in MESHES}
-    return found, json.loads(done.stdout.splitlines()[-1])
+    by_mesh = {f"{d}-{t}": dict(np.load(out / f"{d}-{t}.npz")) for d, t in MESHES}
+    return by_mesh, json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("mesh", ["2-4", "8-1", "1-8"])
 def test_eight_devices_find_what_one_finds(run, mesh):
-    one, found = run[0]["1-1"], run[0][mesh]
-    np.testing.assert_array_equal(np.sort(found["ids"]), np.sort(one["ids"]))
+    one, several = run[0]["1-1"], run[0][mesh]
+    np.testing.assert_array_equal(np.sort(several["ids"]), np.sort(one["ids"]))
     for name in ("logprobs", "tail_logmass"):
-        np.testing.assert_allclose(found[name], one[name], atol=1e-5)
-    same = found["tail_ids"] == one["tail_ids"]
+        np.testing.assert_allclose(several[name], one[name], atol=1e-5)
+    same = several["tail_ids"] == one["tail_ids"]
     assert (~same).sum() <= one["near"]
-    np.testing.assert_allclose(found["tail_logprobs"][same], one["tail_logprobs"][same], atol=1e-5)
-    np.testing.assert_array_equal(found["counts"], one["counts"])
-    np.testing.assert_allclose(found["sums"], one["sums"], rtol=1e-4)
+    np.testing.assert_allclose(
+        several["tail_logprobs"][same], one["tail_logprobs"][same], atol=1e-5
+    )
+    np.testing.assert_array_equal(several["counts"], one["counts"])
+    np.testing.assert_allclose(several["sums"], one["sums"], rtol=1e-4)
     ids, logprobs = one["ids"], one["logprobs"]
-    again = Targets(found["ids"], found["logprobs"], found["tail_logmass"])
+    again = Targets(several["ids"], several["logprobs"], several["tail_logmass"])
     assert canary_kl(ids, logprobs, [again]) < 1e-6
 
 
 def test_no_id_that_is_padding_is_found_or_drawn(run):
-    for found in run[0].values():
-        assert found["ids"].max() < VOCABULARY
-        assert found["tail_ids"].max() < VOCABULARY
+    for fields in run[0].values():
+        assert fields["ids"].max() < VOCABULARY
+        assert fields["tail_ids"].max() < VOCABULARY
 
 
 @pytest.mark.parametrize(("mesh", "devices"), [("2-4", 4), ("1-8", 8)])

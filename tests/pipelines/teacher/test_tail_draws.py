@@ -1,4 +1,4 @@
-"""Draws on the device, against the definition in float64."""
+"""Tail draws on the device, compared with the definition in float64."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,14 +20,14 @@ def logits_of(vocabulary: int, *, n: int, seed: int = 0, spread: float = 3) -> n
     return np.random.default_rng(seed).normal(size=(n, vocabulary)).astype(np.float32) * spread
 
 
-def sampled(logits: np.ndarray, at: np.ndarray, spec: TargetSpec) -> dict[str, np.ndarray]:
-    found = targets_of_logits(
+def numpy_targets(logits: np.ndarray, at: np.ndarray, spec: TargetSpec) -> dict[str, np.ndarray]:
+    fields = targets_of_logits(
         jnp.asarray(logits), jnp.asarray(at), spec=spec, vocabulary=Vocabulary(logits.shape[1])
     )
-    return {name: np.asarray(x) for name, x in found.items()}
+    return {name: np.asarray(x) for name, x in fields.items()}
 
 
-def drawn(weights: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def draw_at(weights: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     values = jnp.asarray(weights)
     here = Vocabulary(weights.shape[1])
     ids, of_ids, near = draw(values, jnp.asarray(points), values=values, vocabulary=here)
@@ -42,11 +42,11 @@ def test_each_point_finds_the_token_in_whose_share_it_lies(vocabulary):
     weights[rng.random(weights.shape) < 0.3] = 0
     weights[:, 1] = 1
     points = rng.random((9, 16)).astype(np.float32) * weights.sum(1, keepdims=True) * 0.999
-    found, near = drawn(weights, points)
+    ids, near = draw_at(weights, points)
     expected = sampling.found_at(weights.astype(np.float64), points.astype(np.float64))
     surely = ~np.asarray(near)
     assert surely.mean() > 0.9
-    np.testing.assert_array_equal(np.asarray(found)[surely], expected[surely])
+    np.testing.assert_array_equal(np.asarray(ids)[surely], expected[surely])
 
 
 def test_a_point_at_the_very_end_or_beyond_finds_a_token_with_weight():
@@ -55,18 +55,18 @@ def test_a_point_at_the_very_end_or_beyond_finds_a_token_with_weight():
     weights[1, 128:256] = 0.1
     total = weights.sum(1, keepdims=True)
     points = total * np.array([[0, 1 - 1e-7, 1, 1.1]], np.float32)
-    found, _ = drawn(weights, points)
-    np.testing.assert_array_equal(found, [[3, 700, 700, 700], [128, 255, 255, 255]])
+    ids, _ = draw_at(weights, points)
+    np.testing.assert_array_equal(ids, [[3, 700, 700, 700], [128, 255, 255, 255]])
 
 
 def test_points_at_the_seams_of_blocks_find_tokens_with_weight():
-    """The sums of blocks and the sums inside one round differently."""
+    """The sums of blocks round differently from the sums inside a block."""
     weights = np.random.default_rng(0).exponential(size=(20, 128 * 60)).astype(np.float32)
     weights[:, ::128] = weights[:, 127::128] = 0
     seams = np.cumsum(weights.reshape(20, 60, 128).sum(-1, dtype=np.float32), 1, dtype=np.float32)
     points = np.concatenate([np.nextafter(seams, 0), seams, np.nextafter(seams, np.inf)], axis=1)
-    found, _ = drawn(weights, points)
-    assert (np.take_along_axis(weights, np.asarray(found), axis=1) > 0).all()
+    ids, _ = draw_at(weights, points)
+    assert (np.take_along_axis(weights, np.asarray(ids), axis=1) > 0).all()
 
 
 @pytest.mark.parametrize("betas", [(1.0,), (0.5, 1.0), (1 / 8, 3 / 4, 1.0)])
@@ -74,22 +74,22 @@ def test_a_token_is_drawn_as_often_as_the_proposal_says(betas):
     """Over starts spread evenly, the mean number of draws of v is m·r(v)."""
     vocabulary, k, m = 300, 5, 7
     logits = np.repeat(logits_of(vocabulary, n=1), len(MANY_STARTS), axis=0)
-    found = sampled(logits, MANY_STARTS, TargetSpec(k, m, betas))
-    often = np.bincount(found["tail_ids"].reshape(-1), minlength=vocabulary) / len(MANY_STARTS)
+    fields = numpy_targets(logits, MANY_STARTS, TargetSpec(k, m, betas))
+    often = np.bincount(fields["tail_ids"].reshape(-1), minlength=vocabulary) / len(MANY_STARTS)
     r = sampling.proposal(logits[:1], k=k, betas=betas)[0]
     np.testing.assert_allclose(often, m * r, atol=3 * m / len(MANY_STARTS))
-    assert not np.isin(found["tail_ids"], found["ids"][0]).any()
+    assert not np.isin(fields["tail_ids"], fields["ids"][0]).any()
     logp = sampling.log_softmax(logits[:1])[0]
-    np.testing.assert_allclose(found["tail_logprobs"], logp[found["tail_ids"]], atol=2e-5)
+    np.testing.assert_allclose(fields["tail_logprobs"], logp[fields["tail_ids"]], atol=2e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_weighted_draws_estimate_any_sum_over_the_tail(temperature):
     vocabulary, k, m, betas = 300, 5, 7, (0.5, 1.0)
     logits = np.repeat(logits_of(vocabulary, n=1), len(MANY_STARTS), axis=0)
-    found = sampled(logits, MANY_STARTS, TargetSpec(k, m, betas))
-    draws = Draws(found["tail_ids"], found["tail_logprobs"], betas)
-    weights = logweights(draws, found["tail_logmass"], nodes=BETAS)
+    fields = numpy_targets(logits, MANY_STARTS, TargetSpec(k, m, betas))
+    draws = Draws(fields["tail_ids"], fields["tail_logprobs"], betas)
+    weights = logweights(draws, fields["tail_logmass"], nodes=BETAS)
     function = np.random.default_rng(1).normal(size=vocabulary)
     p = np.exp(sampling.log_softmax(logits[:1])[0] / temperature)
     tail = sampling.tail_of(logits[:1], k)[0]
@@ -100,8 +100,8 @@ def test_weighted_draws_estimate_any_sum_over_the_tail(temperature):
 
 def test_of_equal_logits_only_those_outside_the_top_k_are_drawn():
     logits = np.zeros((64, 40), np.float32)
-    found = sampled(logits, MANY_STARTS[::63][:64], TargetSpec(7, 5, (1.0,)))
-    np.testing.assert_array_equal(np.unique(found["tail_ids"]), np.arange(7, 40))
+    fields = numpy_targets(logits, MANY_STARTS[::63][:64], TargetSpec(7, 5, (1.0,)))
+    np.testing.assert_array_equal(np.unique(fields["tail_ids"]), np.arange(7, 40))
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 7])
@@ -134,7 +134,7 @@ def test_starts_are_a_function_of_the_row_and_spread_evenly():
 def test_the_grid_is_exact_enough_between_nodes_for_draws_at_any_temperature():
     """Weights at T = 1.7, where no node is: against float64 sums over the tail."""
     logits = logits_of(2000, n=50)
-    found = sampled(logits, np.full(50, 0.3, np.float32), TargetSpec(8, 4, (1.0,)))
+    fields = numpy_targets(logits, np.full(50, 0.3, np.float32), TargetSpec(8, 4, (1.0,)))
     logp, tail = sampling.log_softmax(logits), sampling.tail_of(logits, 8)
     exact = np.log(np.where(tail, np.exp(logp / 1.7), 0).sum(1))
-    np.testing.assert_allclose(tail_logmass_at(found["tail_logmass"], 1 / 1.7), exact, atol=1e-4)
+    np.testing.assert_allclose(tail_logmass_at(fields["tail_logmass"], 1 / 1.7), exact, atol=1e-4)

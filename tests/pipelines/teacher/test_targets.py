@@ -1,4 +1,4 @@
-"""Targets on the device, against dense float64."""
+"""Targets on the device, compared with dense float64."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,10 +33,10 @@ def dense(logits: np.ndarray, *, k: int, betas=BETAS) -> dict[str, np.ndarray]:
     return {"ids": order[:, :k], "logprobs": ordered[:, :k], "tail_logmass": tail}
 
 
-def assert_same(found: dict, expected: dict, *, atol: float = 2e-5) -> None:
-    np.testing.assert_array_equal(found["ids"], expected["ids"])
-    np.testing.assert_allclose(found["logprobs"], expected["logprobs"], atol=atol)
-    np.testing.assert_allclose(found["tail_logmass"], expected["tail_logmass"], atol=atol)
+def assert_same(fields: dict, expected: dict, *, atol: float = 2e-5) -> None:
+    np.testing.assert_array_equal(fields["ids"], expected["ids"])
+    np.testing.assert_allclose(fields["logprobs"], expected["logprobs"], atol=atol)
+    np.testing.assert_allclose(fields["tail_logmass"], expected["tail_logmass"], atol=atol)
 
 
 @pytest.mark.parametrize("vocab", [5, 512, 3000, 20_011])
@@ -45,8 +45,8 @@ def assert_same(found: dict, expected: dict, *, atol: float = 2e-5) -> None:
 def test_any_k_and_vocabulary(vocab, k, betas):
     k = min(k, vocab)
     logits = np.random.default_rng(vocab + k).normal(size=(7, vocab)).astype(np.float32) * 4
-    found = targets_of_logits(jnp.asarray(logits), k=k, betas=betas)
-    assert_same(found, dense(logits, k=k, betas=betas))
+    fields = targets_of_logits(jnp.asarray(logits), k=k, betas=betas)
+    assert_same(fields, dense(logits, k=k, betas=betas))
 
 
 @pytest.mark.parametrize("k", [511, 512])
@@ -80,7 +80,7 @@ def test_the_chunk_changes_nothing_but_rounding(chunk):
     rng = np.random.default_rng(3)
     hidden = rng.normal(size=(10, 16)).astype(np.float32)
     head = rng.normal(size=(16, 3000)).astype(np.float32)
-    found = targets(
+    fields = targets(
         jnp.asarray(hidden),
         jnp.asarray(head),
         jnp.zeros(10),
@@ -88,4 +88,4 @@ def test_the_chunk_changes_nothing_but_rounding(chunk):
         head=Head(Vocabulary(3000)),
         chunk=chunk,
     )
-    assert_same(found, dense(hidden @ head, k=5), atol=1e-4)
+    assert_same(fields, dense(hidden @ head, k=5), atol=1e-4)
