@@ -203,7 +203,7 @@ def test_the_commands_print_what_they_did(with_both, tmp_path):
             check=True,
         ).stdout
 
-    assert "holds attention/0, logits now" in run("remove", str(cache), "hidden/1")
+    assert "now holds attention/0, logits" in run("remove", str(cache), "hidden/1")
     dry = run("gc", str(cache), "--dry-run")
     assert "parts/0000/hidden/1" in dry
     assert "could go" in dry
