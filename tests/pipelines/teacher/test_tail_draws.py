@@ -43,7 +43,7 @@ def test_each_point_finds_the_token_in_whose_share_it_lies(vocabulary):
     weights[:, 1] = 1
     points = rng.random((9, 16)).astype(np.float32) * weights.sum(1, keepdims=True) * 0.999
     ids, near = draw_at(weights, points)
-    expected = sampling.found_at(weights.astype(np.float64), points.astype(np.float64))
+    expected = sampling.ids_at(weights.astype(np.float64), points.astype(np.float64))
     surely = ~np.asarray(near)
     assert surely.mean() > 0.9
     np.testing.assert_array_equal(np.asarray(ids)[surely], expected[surely])
