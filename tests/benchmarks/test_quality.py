@@ -53,6 +53,7 @@ def test_every_cell_s_settings_survive_its_toml_file(shop):
         assert stored.draws == logits.get("draws", 0)
 
 
+@pytest.mark.slow
 def test_cells_run_once_and_give_a_report(shop):
     cells = {cell.name: cell for cell in study.cells(shop.study)}
     names = [f"{method}-T1-seed0" for method in ("bucket", "dense", "online")]

@@ -140,6 +140,7 @@ def test_padding_of_the_vocabulary_has_no_mass_and_no_draws(root, cache):
     assert batch["tail_ids"][mask].max() < size
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_chats(root, cache):
     terms = {
         "hidden": (HiddenLoss(weight=0.1, student_layers=(1,), teacher_layers=(1,)),),

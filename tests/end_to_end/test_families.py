@@ -57,6 +57,7 @@ def test_stored_targets_are_those_of_the_capped_logits(captured):
     np.testing.assert_allclose(batch["topk_logprobs"][mask], best[mask], atol=5e-5)
 
 
+@pytest.mark.slow
 def test_a_student_that_is_the_whole_teacher_has_nothing_to_learn_and_a_cut_one_has(
     captured, tmp_path
 ):

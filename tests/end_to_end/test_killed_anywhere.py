@@ -1,6 +1,5 @@
 """A capture that is killed, stopped or out of space goes on to the cache of an undisturbed run."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from decant.schemas import open_cache
 from decant.schemas.disk.steps import Step
 from tests.killing import killer
 from tests.making.caches import tiny_cache, tiny_settings, write_corpus
+from tests.paths import environment
 
 SIGNALS = {
     "profile": "fast",
@@ -60,10 +60,9 @@ def command(root: Path, output: Path) -> list[str]:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": os.getcwd()}  # noqa: PTH109
     return subprocess.run(
         [sys.executable, *arguments],
-        env=environment,
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,
@@ -100,17 +99,23 @@ def left_over(cache: Path) -> list[str]:
     return [n for n in names if n.endswith(".tmp") or n == "work" or "adding" in n]
 
 
-def test_killed_at_every_step_and_rerun_the_cache_has_the_same_bytes(root, undisturbed, tmp_path):
+A_FEW = (Step.ROWS_NAMED, Step.PLAN_FLUSHED, Step.ARRAY_NAMED, Step.COMMIT_WRITTEN, Step.SEALED)
+
+
+@pytest.mark.parametrize(
+    "steps", [A_FEW, pytest.param(tuple(Step), marks=pytest.mark.slow)], ids=["a few", "every"]
+)
+def test_killed_at_steps_and_rerun_the_cache_has_the_same_bytes(root, undisturbed, tmp_path, steps):
     """One capture is killed at each step in turn, each time in a process that went on from the
     last kill."""
     output = tmp_path / "cache"
     flags = command(root, output)
     with killer(tmp_path / "log") as dying:
-        for step in BEFORE_THE_SEAL:
+        for step in (step for step in steps if step in BEFORE_THE_SEAL):
             dying.kill(step, flags, visit=2 if step in SECOND_VISIT else 1)
             with pytest.raises(ValueError, match="not sealed"):
                 open_cache(output)
-        for step in tuple(Step)[len(BEFORE_THE_SEAL) :]:
+        for step in (step for step in steps if step not in BEFORE_THE_SEAL):
             # These steps seal the cache, so each runs on a copy of the unsealed one.
             copy = Path(shutil.copytree(output, tmp_path / step))
             dying.kill(step, command(root, copy))
@@ -120,6 +125,7 @@ def test_killed_at_every_step_and_rerun_the_cache_has_the_same_bytes(root, undis
             assert left_over(copy) == []
 
 
+@pytest.mark.slow
 def test_killed_while_it_grows_or_gains_signals_the_old_cache_stays_and_a_rerun_goes_on(
     tmp_path, root
 ):
@@ -152,6 +158,7 @@ def test_killed_while_it_grows_or_gains_signals_the_old_cache_stays_and_a_rerun_
         np.testing.assert_array_equal(array, rows[name])
 
 
+@pytest.mark.slow
 def test_killed_then_sealed_in_part_then_killed_and_finished_it_reads_as_the_whole(
     root, undisturbed, tmp_path
 ):
@@ -182,6 +189,7 @@ def logits_only(root: Path) -> list[str]:
     return [*flags[: flags.index("--signals.hidden.layers")], flags[-1]]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_reported_and_committed_units_stay(root, undisturbed, tmp_path):
     mount = tmp_path / "small"
     mount.mkdir()
@@ -204,7 +212,10 @@ def test_a_full_disk_is_reported_and_committed_units_stay(root, undisturbed, tmp
         subprocess.run(["umount", str(mount)], check=True)
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)],
+)
 def test_stopped_by_ctrl_c_or_sigterm_it_says_how_many_units_are_done_and_goes_on(
     root, undisturbed, sent, status
 ):
@@ -212,7 +223,7 @@ def test_stopped_by_ctrl_c_or_sigterm_it_says_how_many_units_are_done_and_goes_o
     flags = command(root, output)
     process = subprocess.Popen(
         [sys.executable, "-m", "decant.pipelines", *flags],
-        env=os.environ | {"PYTHONPATH": os.getcwd()},  # noqa: PTH109
+        env=environment(),
         stderr=subprocess.PIPE,
         text=True,
     )

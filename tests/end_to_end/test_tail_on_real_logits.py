@@ -20,6 +20,9 @@ TOKENS, VOCABULARY = 160, 49_152
 TEMPERATURES = (1, 1.05, 1.2, 1.4, 1.7, 2, 2.5, 3, 4, 5.5, 8, 12, 30, 1000)
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def real() -> tuple[np.ndarray, np.ndarray]:
     """Hidden states of the embedded teacher on source code, and its unembedding."""

@@ -83,8 +83,8 @@ def gradients(hidden, unembedding, batch, directions, *, temperature, tail):
     ("temperature", "logits"),
     [
         (1.0, {"draws": 8}),
-        (2.0, {"draws": 16, "draw_temperatures": (1.0, 2.0)}),
-        (1.0, {"draws": 8, "profile": "compact"}),
+        pytest.param(2.0, {"draws": 16, "draw_temperatures": (1.0, 2.0)}, marks=pytest.mark.slow),
+        pytest.param(1.0, {"draws": 8, "profile": "compact"}, marks=pytest.mark.slow),
     ],
     ids=["T1", "T2", "compact"],
 )

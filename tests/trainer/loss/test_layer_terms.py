@@ -257,7 +257,9 @@ def test_the_teacher_s_layers_equal_the_stored_ones(layered_cache, layered_root,
 
 
 @pytest.mark.parametrize(
-    ("loss", "shape"), [(MANY, TWIN), (PROJECTED, SMALL)], ids=["as wide", "projected"]
+    ("loss", "shape"),
+    [(MANY, TWIN), pytest.param(PROJECTED, SMALL, marks=pytest.mark.slow)],
+    ids=["as wide", "projected"],
 )
 def test_accumulating_microbatches_equals_one_batch(loss, shape, layered_cache, tmp_path):
     """Pieces are full, of five counted tokens or of none; each is divided by all tokens."""

@@ -201,6 +201,7 @@ def test_hidden_states_alone_teach_a_student(layered_cache, layered_root, tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_the_classic_online_step_is_a_config(layered_cache, layered_root, tmp_path):
     """T = 4, α = 0.9, microbatches, states and maps; each part of the loss is in the metrics."""
     config = tmp_path / "online.toml"
