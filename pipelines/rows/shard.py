@@ -49,21 +49,24 @@ class TokeniseJob:
         return self.corpus.shard_bytes
 
 
-def document_hashes(
-    shard: InputShard, job: TokeniseJob
-) -> list[tuple[bytes, tuple[int | None, Place]]]:
-    """(first 16 bytes of the content's hash, (shard number, place)) of each document."""
+DocumentHash = tuple[bytes, tuple[int | None, Place]]
+"""First 16 bytes of the content's hash; number of the document's shard and its place. A document of
+an older part has no shard, and a place that sorts before all others."""
+
+
+def document_hashes(shard: InputShard, job: TokeniseJob) -> list[DocumentHash]:
+    """The hash of each document of `shard`."""
     return [(content, (shard.number, place)) for content, place in _hashes(shard, job, job.sources)]
 
 
-def older_document_hashes(
-    shard: InputShard, job: TokeniseJob
-) -> list[tuple[bytes, tuple[int | None, Place]]]:
-    """The same for a shard of `job.older`. The shard number is None, and the place sorts first.
+def older_document_hashes(shard: InputShard, job: TokeniseJob) -> list[DocumentHash]:
+    """The hash of each document of a shard of `job.older`.
 
     ValueError if a file changed while it was read.
     """
-    hashes = [(content, (None, _BEFORE_ALL)) for content, _ in _hashes(shard, job, job.older)]
+    hashes: list[DocumentHash] = []
+    for content, _ in _hashes(shard, job, job.older):
+        hashes.append((content, (None, _BEFORE_ALL)))
     for number in {span.source for span in shard.spans}:
         job.older[number].require_unchanged()
     return hashes

@@ -12,6 +12,7 @@ import apache_beam as beam
 from decant.pipelines.rows.records import Place
 from decant.pipelines.rows.shard import (
     SAMPLE_ROWS,
+    DocumentHash,
     TokeniseJob,
     document_hashes,
     older_document_hashes,
@@ -30,14 +31,13 @@ from decant.schemas.manifest.manifest import SPLITS, Skipped, Source, Unit, unit
 from decant.schemas.manifest.plan import PlannedRows, planned_rows_from_json
 
 _BYTES_A_PROCESS = 32 << 20  # starting a process takes as long as tokenising this much text
-Hashes = Iterable[tuple[bytes, tuple[int | None, Place]]]
 
 
 def local_processes(asked: int | None, sources: Sequence[SourceFile], *, runner: str) -> int:
     """Number of processes of this machine that tokenise; 1 if the Beam runner has its own workers.
 
-    `asked` is the setting `tokenise_workers`; None asks for one process a core, as far as each
-    gets 32 MiB of text. ValueError if it is less than 1.
+    `asked` is the setting `tokenise_workers`. If it is None, there is one process per core, but at
+    most one per 32 MiB of text. ValueError if `asked` is less than 1.
     """
     if asked is not None and asked < 1:
         raise ValueError(f"tokenise_workers is {asked}; expected 1 or more, or leave it out")
@@ -48,7 +48,7 @@ def local_processes(asked: int | None, sources: Sequence[SourceFile], *, runner:
 
 
 def _cores() -> int:
-    """Cores that this process may use: in a container fewer than the machine has."""
+    """Number of cores that this process may use; in a container it may be less than all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -57,8 +57,9 @@ def tokenise(
 ) -> PlannedRows:
     """Write all rows of the part under their final names; return the list of their units.
 
-    Skips the shards that an earlier run finished. Works in so many `processes` of this machine;
-    with one, `run` runs a Beam pipeline instead. ValueError if no document has a token to predict.
+    Skips the shards that an earlier run finished. If `processes` is 1, `run` is called to run a
+    Beam pipeline; otherwise that many processes of this machine do the work. ValueError if no
+    document has a token to predict.
     """
     layout = PartLayout(job.part)
     done = layout.work / "rows.json"
@@ -102,7 +103,7 @@ def _tokenise_shards(
         pass
 
 
-def _repeated(hashes: Hashes) -> dict[int, set[Place]]:
+def _repeated(hashes: Iterable[DocumentHash]) -> dict[int, set[Place]]:
     """Places of the documents whose content occurs earlier in `hashes`, by shard number."""
     seen: set[bytes] = set()
     repeated: dict[int, set[Place]] = defaultdict(set)
