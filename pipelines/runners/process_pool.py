@@ -9,7 +9,9 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+import types
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -90,9 +92,25 @@ class _SpawnContext(SpawnContext):
         self.started: list[SpawnProcess] = []
 
     def Process(self, *args: Any, **kwargs: Any) -> SpawnProcess:
-        process = SpawnProcess(*args, **kwargs)
+        process = _Process(*args, **kwargs)
         self.started.append(process)
         return process
+
+
+class _Process(SpawnProcess):
+    """A process that does not run the user's script again.
+
+    A spawned process imports the file of `__main__`, so a script without `if __name__ ==
+    "__main__":` would start a second capture. Our functions need nothing from that file.
+    """
+
+    def start(self) -> None:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            super().start()
+        finally:
+            sys.modules["__main__"] = main
 
 
 _shared: Any = None

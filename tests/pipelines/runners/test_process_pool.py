@@ -96,3 +96,18 @@ def test_the_processes_end_when_their_parent_is_killed(tmp_path):
             return
         time.sleep(0.05)
     raise AssertionError("the process outlived its parent")
+
+
+def test_a_script_without_a_main_guard_is_not_run_again(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from decant.pipelines.runners.process_pool import process_pool\n"
+        "print('begun')\n"
+        "with process_pool(2, shared=5) as pool:\n"
+        "    print(list(pool.map(max, [1, 9])))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "begun\n[5, 9]\n"
