@@ -3,7 +3,7 @@
     python -m benchmarks.scale [--rows 25000 50000 100000 200000]
 
 Tokenising, planning, calibration, capture, codecs, files and sealing are real. Only the teacher's
-forward pass is replaced: targets are looked up by token. Each size runs in a process of its own.
+forward pass is replaced: targets are looked up in a table. Each size runs in a process of its own.
 Then manifests with `--units` units (those of the last capture, repeated) are opened, each in a new
 process.
 """
@@ -25,9 +25,8 @@ from rich.table import Table
 
 LENGTH = 128
 VOCABULARY = 512
-UNIT_ROWS = (
-    64  # Smaller than `precompute` would choose (4,096), so that there are thousands of units.
-)
+UNIT_ROWS = 64
+"""Smaller than `precompute` would choose (4,096), so that there are thousands of units."""
 WORDS_A_DOCUMENT = 400
 
 
@@ -49,7 +48,7 @@ class SimulatedTeacher:
         _peak("tokenise")
 
     def run(self, rows: Iterable, asked, *, observers: Sequence = ()) -> Iterator:
-        """Yield an output for each row; a position's targets follow from its token."""
+        """Yield an output for each row; targets follow from a position's token and number."""
         from decant.pipelines.teacher.outputs import RowOutput
 
         if not observers:

@@ -3,8 +3,9 @@
     python -m benchmarks.tokenising [--megabytes 48] [--processes 1 2] [--turns 1]
 
 The time is that of the whole step: reading, hashing, finding duplicates, tokenising, packing and
-writing. Each process has one tokenizer thread (TOKENIZERS_PARALLELISM=false). The text is Python's
-standard library, repeated with a number before each file so that no file is a duplicate.
+writing. One process runs the step in Beam; several run it in a pool without Beam. Each
+process has one tokenizer thread (TOKENIZERS_PARALLELISM=false). The text is Python's standard
+library, repeated with a number before each file so that no file is a duplicate.
 """
 
 import os

@@ -80,9 +80,8 @@ def _compute(model, cache: Cache, path: Path) -> float:
     hidden = np.zeros((len(cache), length, width), np.float32)
     times = []
     for at in range(0, len(cache), ROWS_AT_A_TIME):
-        rows = np.arange(at, at + ROWS_AT_A_TIME).clip(
-            max=len(cache) - 1
-        )  # The same shape for every batch.
+        # The last row fills up the last batch, so that all batches have one shape.
+        rows = np.arange(at, at + ROWS_AT_A_TIME).clip(max=len(cache) - 1)
         batch = cache.read(rows, signals=())
         start = time.perf_counter()
         states = forward(weights, *(batch[x] for x in ("tokens", "segment_ids", "positions")))

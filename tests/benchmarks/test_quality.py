@@ -146,9 +146,8 @@ def test_the_metrics_agree_with_a_calculation_by_hand():
     assert metrics["positions"] == 2
     assert metrics["kl"] == pytest.approx(kl / 2, rel=1e-5)
     assert metrics["ce"] == pytest.approx(-(np.log(0.8) + np.log(0.4)) / 2, rel=1e-5)
-    assert (
-        metrics["agreement"] == 0.5
-    )  # the teacher's tie goes to token 0, the student's first choice
+    # The teacher's tie goes to token 0, which is the student's first choice too.
+    assert metrics["agreement"] == 0.5
     # Confidence 0.8 was right, 0.6 was wrong, in different bins.
     assert metrics["ece"] == pytest.approx((0.2 + 0.6) / 2, rel=1e-5)
 

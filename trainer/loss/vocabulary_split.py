@@ -20,7 +20,7 @@ from decant.models.mesh.vocabulary import Vocabulary
 
 
 class VocabularySplit(NamedTuple):
-    """How the head's arrays are split over a mesh; None: one device holds all of them.
+    """How the head's arrays are split over a mesh. Without a mesh nothing is split.
 
     Hashable, so that compiled programs may depend on it.
     """
@@ -36,10 +36,10 @@ class VocabularySplit(NamedTuple):
         return cls(Vocabulary(size, TENSOR if mesh.shape[TENSOR] > 1 else None), mesh)
 
     def columns(self, x: Float[Array, "... vocab"], *, fill: float) -> Float[Array, "... columns"]:
-        """`x` with the columns that devices share.
+        """`x` with the columns that the head computes with.
 
-        Over several devices: padded with `fill` to a multiple of their number. On one device: cut
-        to the ids.
+        If the vocabulary is split, columns are padded with `fill` to a multiple of the devices of
+        `tensor`. If not, they are cut to the ids.
         """
         if self.mesh is None or self.vocabulary.axis is None:
             return x[..., : self.vocabulary.size]

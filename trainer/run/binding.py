@@ -21,8 +21,8 @@ from decant.trainer.run.code_version import code_version
 
 BINDING = "run.json"
 _CHANGES = "changes"
-# Paths, frequencies, devices and output: they cannot change results but for rounding, so a
-# continued run may change them.
+# Paths, frequencies, devices and output: they change updates by rounding at most, so a continued
+# run may change them.
 FREE = (
     "cache",
     "run",

@@ -51,7 +51,8 @@ def resolve_layers(config: Train, *, cache: Cache) -> tuple[Train, Pairs]:
     """The settings with an explicit number for every layer, and the pairs of layers to compare.
 
     An existing run keeps its layers, because defaults may change when a cache gains signals.
-    Raises ValueError if the student, the teacher or the cache lacks a layer of the loss.
+    Raises ValueError if the student, the teacher or the cache does not fit a term of the loss: it
+    lacks a layer, or widths or heads differ.
     """
     if not config.loss.terms:
         return config, NO_PAIRS

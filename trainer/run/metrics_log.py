@@ -58,8 +58,8 @@ class MetricsLog:
         """Open the files of a run of `steps` updates.
 
         `after` is the step of the checkpoint that the run continues from, None if there is none;
-        lines after it are dropped. With `quiet` nothing is printed. With `as_json` every line goes
-        to standard output too, with `steps` and `eta_seconds` added.
+        lines after it are dropped. With `quiet` nothing goes to standard error. With `as_json`
+        every line goes to standard output too, with `steps` and, for updates, `eta_seconds` added.
         """
         path = run / FILE
         if path.exists():

@@ -51,7 +51,8 @@ def is_first_process() -> bool:
 def first_then_others(function: Callable[[], T]) -> T:
     """Call `function` in the first process, then in the others, which find the first one's files.
 
-    If it fails in the first process, every process raises an error, so that none waits forever.
+    If it raises ValueError or OSError in the first process, every process raises an error, so that
+    none waits forever.
     """
     if jax.process_count() == 1:
         return function()
@@ -70,7 +71,7 @@ def first_then_others(function: Callable[[], T]) -> T:
 
 
 class StopAgreement:
-    """Whether any process wants to stop: all processes get the same answer after an update."""
+    """Whether any process wants to stop: all get the same answer after the same update."""
 
     def __init__(self, mesh: Mesh):
         self._alone = jax.process_count() == 1

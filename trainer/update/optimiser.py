@@ -90,7 +90,7 @@ def has_weight_decay(params: Tree, config: Optimiser) -> dict[Path, bool]:
     """Whether each array has weight decay.
 
     Decided by name, because stacked norms have the shape of a matrix. ValueError if `no_decay`
-    names only some layers of an array, or no parameter at all.
+    names only some layers of an array, or if a pattern that is no default matches no parameter.
     """
     explicit = [p for p in config.no_decay if p not in Optimiser().no_decay]
     require_matches(params, explicit, setting="optimiser.no_decay")

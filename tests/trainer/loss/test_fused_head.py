@@ -264,7 +264,8 @@ def test_no_array_of_all_tokens_by_vocabulary_is_compiled(tail, kind):
         for shape in shapes
         if str(vocabulary) in shape.split(",")
     ]
-    assert max(others) == chunk  # nothing with all 256 tokens
+    # The other axis is a chunk or the unembedding's width D, 16 both; never all 256 tokens.
+    assert max(others) == chunk
     # A chunk's logits exist once, unless every token is a category.
     copies = re.findall(rf"\[{chunk},{vocabulary}\]\S* copy\(", program)
     assert bool(copies) == recipe.dense

@@ -102,9 +102,8 @@ def test_adafactor_treats_every_layer_as_optax_would_alone(monkeypatch):
         lambda: factored(min_dim_size_to_factor=4),
     )
     after, state = moved(config)
-    assert (LAYERS, D) in {
-        x.shape for x in jax.tree.leaves(state)
-    }  # the factored moments of one axis
+    # The factored moments of one axis, for each layer.
+    assert (LAYERS, D) in {x.shape for x in jax.tree.leaves(state)}
     alone = optax.adafactor(0.1, min_dim_size_to_factor=4)
     step = jax.jit(alone.update)
     for name in ("query", "gate", "attention_norm"):
