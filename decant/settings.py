@@ -74,7 +74,7 @@ def parse_flags(config_type: type[Config], arguments: Sequence[str], *, program:
 
     Exits with tyro's message and status 2 if an argument is wrong or missing.
     """
-    import tyro  # not at the top, as in `_parsed`
+    import tyro  # not at the top, as in `_run_tyro`
 
     pairs_off = (tyro.conf.FlagCreatePairsOff,)
     return tyro.cli(config_type, args=arguments, prog=program, config=pairs_off)

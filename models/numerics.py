@@ -37,7 +37,7 @@ def contract(
     Args:
         equation: an explicit equation, "ab,bc->ac". Each axis of one operand must appear in the
             other operand or in the result.
-        left: activations; their dtype is that of the product.
+        left: activations; both operands of every product have their dtype.
         right: weights, in any dtype.
     """
     return _contract(equation, jnp.asarray(left), jnp.asarray(right))

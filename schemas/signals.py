@@ -18,7 +18,7 @@ MEAN = "mean"
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """What is kept of each next-token distribution; `targets/targets.py` defines the terms."""
+    """The stored part of a next-token distribution; `targets/targets.py` defines the terms."""
 
     k: int
     """Ids stored per position, at most."""

@@ -25,7 +25,7 @@ class GgufFormat:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One family. ValueErrors of its functions name the field and the file it is from."""
+    """One family. A ValueError of its functions names the field and its file."""
 
     name: str
     model_types: tuple[str, ...]

@@ -50,7 +50,7 @@ class Execution(NamedTuple):
         """
         if not self._has_fsdp:
             return x
-        if dtype is not None:  # cast before gathering, so that half as much is sent
+        if dtype is not None:  # cast before gathering: half as much is sent, and may be kept
             x = self._place(x.astype(dtype), axes, gathered=None)
         # The name makes the backward pass gather again, instead of keeping every gathered matrix.
         return checkpoint_name(self._place(x, axes, gathered=FSDP), _GATHERED)

@@ -1,4 +1,4 @@
-"""How much of each block is kept for the backward pass. Apart, because settings import no jax."""
+"""The names of what a block may keep for the backward pass; settings read them without jax."""
 
 from typing import Literal
 

@@ -75,8 +75,8 @@ def student_mesh(
     the mesh.
 
     Args:
-        data: devices that split rows but hold whole weights; None makes as many as there are
-            devices for.
+        data: number of groups of `fsdp` · `tensor` devices. Each group holds all weights and has
+            its share of the rows. None makes as many groups as there are devices for.
         fsdp: devices that split rows and weights.
         tensor: devices that split heads, MLP width and vocabulary.
         devices: None takes those of all processes.

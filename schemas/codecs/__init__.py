@@ -66,7 +66,7 @@ def fit(profile: Profile, sample: Targets, *, vocabulary: int) -> Tables:
 def encode(profile: Profile, targets: Targets, *, tables: Tables, vocabulary: int) -> list[Block]:
     """The blocks of one record; an empty list for a record without positions.
 
-    ValueError for wrong shapes, NaN, or ids outside the vocabulary.
+    ValueError for wrong shapes or ids outside the vocabulary, and for NaN unless `lossless`.
     """
     _check(targets, profile=profile, vocabulary=vocabulary)
     if not len(targets):

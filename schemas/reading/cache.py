@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def open_cache(path: str | Path) -> "Cache":
-    """Open the sealed cache at `path`. Only manifests are read.
+    """Open the sealed cache at `path`, without reading rows or signals.
 
     Raises ValueError with the reason if the cache is unsealed, not a cache or of another format
     version, if its manifest is damaged, or if it refers to a part of another cache that is gone.

@@ -28,7 +28,7 @@ def encode_logits(
 ) -> bytes:
     """The record of one row. `scored` is bool [S]; `targets` has one entry per True in it.
 
-    ValueError for targets that the codec cannot store, such as NaN.
+    ValueError as `codecs.encode`.
     """
     assert len(targets) == scored.sum(), "one target for each scored position"
     blocks = (
