@@ -138,6 +138,8 @@ class CollectGarbage:
 
 
 def _plan(arguments: list[str]) -> int:
+    if arguments[:1] == ["--json"]:
+        arguments = [*arguments[1:], "--json"]  # `parse` takes a config file only as the first
     config = parse(Plan, arguments, program="decant plan")
     from rich.console import Console
 
@@ -263,6 +265,10 @@ def _merge(arguments: list[str]) -> int:
 
 def _forget(arguments: list[str]) -> int:
     config = parse_flags(Forget, arguments, program="decant forget")
+    if "--document" in arguments and not config.document:
+        # Not the same as no flag, which forgets the whole file.
+        print("error: --document needs at least one number", file=sys.stderr)
+        return 2
     from decant.pipelines.upkeep.forget import forget
 
     manifest, forgot = forget(config.cache, source=config.source, documents=config.document)

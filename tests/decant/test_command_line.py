@@ -103,3 +103,14 @@ def test_a_missing_argument_ends_with_status_2(arguments, capsys):
 def test_a_negative_number_of_rows_cannot_be_verified(capsys):
     assert main(["verify", "cache", "--rows", "-1"]) == 2
     assert "--rows is -1" in capsys.readouterr().err
+
+
+def test_a_document_flag_without_a_number_does_not_forget_the_whole_file(capsys):
+    assert main(["forget", "cache", "--source", "a.txt", "--document"]) == 2
+    assert "--document needs at least one number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--json", "none.toml"], ["none.toml", "--json"]])
+def test_plan_takes_json_before_and_after_the_config_file(arguments, capsys):
+    assert main(["plan", *arguments]) == 1
+    assert "none.toml: no such config file" in capsys.readouterr().err
