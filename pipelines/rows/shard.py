@@ -54,22 +54,21 @@ DocumentHash = tuple[bytes, tuple[int | None, Place]]
 an older part has no shard, and a place that sorts before all others."""
 
 
-def document_hashes(shard: InputShard, job: TokeniseJob) -> list[DocumentHash]:
+def document_hashes(shard: InputShard, job: TokeniseJob) -> Iterator[DocumentHash]:
     """The hash of each document of `shard`."""
-    return [(content, (shard.number, place)) for content, place in _hashes(shard, job, job.sources)]
+    for content, place in _hashes(shard, job, job.sources):
+        yield content, (shard.number, place)
 
 
-def older_document_hashes(shard: InputShard, job: TokeniseJob) -> list[DocumentHash]:
+def older_document_hashes(shard: InputShard, job: TokeniseJob) -> Iterator[DocumentHash]:
     """The hash of each document of a shard of `job.older`.
 
-    ValueError if a file changed while it was read.
+    After the last one, ValueError if a file changed while it was read.
     """
-    hashes: list[DocumentHash] = []
     for content, _ in _hashes(shard, job, job.older):
-        hashes.append((content, (None, _BEFORE_ALL)))
+        yield content, (None, _BEFORE_ALL)
     for number in {span.source for span in shard.spans}:
         job.older[number].require_unchanged()
-    return hashes
 
 
 def _hashes(

@@ -50,8 +50,8 @@ class ProcessPool:
     def map(self, function: Callable[..., Any], *arguments: Iterable[Any]) -> Iterator[Any]:
         """Like `map`, but calls `function(*values, shared)` in the processes; results in order.
 
-        WorkerError with the message of the exception that the function raised, or, if a process
-        was killed, with the signal's name.
+        The result of a generator function is a list of its values. WorkerError with the message of
+        the exception that the function raised, or, if a process was killed, with the signal's name.
         """
         results = self._executor.map(_call, itertools.repeat(function), *arguments)
         try:
@@ -134,4 +134,5 @@ def _end_with_parent() -> None:
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(*arguments, _shared)
+    result = function(*arguments, _shared)
+    return list(result) if isinstance(result, Iterator) else result  # a generator has no pickle

@@ -18,6 +18,10 @@ def product(number: int, shared: int) -> int:
     return number * shared
 
 
+def numbers_below(number: int, shared: int):
+    yield from range(number)
+
+
 def fail(number: int, shared: int) -> None:
     raise ValueError(f"{number} is wrong")
 
@@ -41,6 +45,11 @@ def test_results_come_in_the_order_of_the_arguments():
         pids = set(pool.map(own_pid, range(5)))
     assert os.getpid() not in pids
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_a_generator_functions_values_come_as_a_list():
+    with process_pool(1, shared=0) as pool:
+        assert list(pool.map(numbers_below, [0, 2])) == [[], [0, 1]]
 
 
 def test_an_exception_in_a_process_is_an_error_with_its_message():
