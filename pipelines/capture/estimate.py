@@ -115,6 +115,8 @@ def _uncaptured_job(capture: Capture, cache: Path) -> TokeniseJob:
     It takes all files if there are none left.
     """
     left = [part for part in capture.parts if not part.directory.complete] or capture.parts
+    for part in left:
+        _ = part.rows_id  # refuses chats without a chat template, as `precompute` does
     sources = [source for part in left for source in part.sources]
     first = None if left[0] is capture.parts[0] else capture.parts[0].corpus
     corpus = decided_corpus(capture.config.corpus, sources, first=first)

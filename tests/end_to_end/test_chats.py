@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from rich.console import Console
 
 from decant.models import open_checkpoint, save_directory
+from decant.pipelines.capture.estimate import estimate
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Attention, Corpus, Hidden
 from decant.pipelines.runners.worker_error import WorkerError
@@ -191,8 +193,12 @@ def test_chats_without_a_template_are_refused_before_anything_runs(root):
     write_chat_teacher(root / "base", None)
     config = settings(root, output=root / "never")
     teacher = dataclasses.replace(config.teacher, model=str(root / "base"))
-    with pytest.raises(ValueError, match=r"a\.jsonl\.zst holds chats, but .*base has no chat temp"):
-        precompute(dataclasses.replace(config, teacher=teacher))
+    config = dataclasses.replace(config, teacher=teacher)
+    refused = r"a\.jsonl\.zst holds chats, but .*base has no chat temp"
+    with pytest.raises(ValueError, match=refused):
+        precompute(config)
+    with pytest.raises(ValueError, match=refused):
+        estimate(config, console=Console(quiet=True))
     assert not (root / "never").exists()
 
 
