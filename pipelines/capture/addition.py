@@ -43,7 +43,7 @@ def lacking_signals(
             if settings(asked[name]) != settings(held):
                 raise ValueError(
                     f"{cache}: holds {name} with {settings(held)}, but the config asks for "
-                    f"{settings(asked[name])}. Ask for the same settings, or take it out first: "
+                    f"{settings(asked[name])}. Ask for what it holds, or take it out first: "
                     f"`decant remove {cache} {name}`, then `decant gc {cache}`"
                 )
     return {

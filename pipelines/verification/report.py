@@ -118,8 +118,8 @@ def print_verification(result: Verification, console: Console) -> None:
         console.print(_table(content))
         if not content.fine:
             console.print(
-                "Its values were wrong when they were captured, not damaged later: --repair cannot "
-                "mend it. Capture again into another directory."
+                "Values marked WRONG were captured wrong, not damaged later: --repair cannot mend "
+                "them. Capture again into another directory."
             )
     if result.unable:
         console.print(f"not compared: {result.unable}")

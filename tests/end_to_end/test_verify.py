@@ -320,5 +320,5 @@ def test_the_table_names_what_is_wrong(lossless, tmp_path, capsys):
     assert main(["verify", str(cache.path), "--rows", "2"]) == 1
     out = capsys.readouterr().out
     assert "WRONG" in out
-    assert "--repair cannot mend it" in out
+    assert "--repair cannot mend them" in out
     assert open_cache(cache.path).manifest.cache_id == cache.manifest.cache_id
