@@ -33,8 +33,8 @@ class Verify:
     """Check every file of a sealed cache, then its targets.
 
     Each file is compared with its commit and the manifest. Then the teacher reads some rows again,
-    one document at a time and without any of capture's numerics, and the stored targets are
-    compared with its outputs. Exit status: 0 all is right, 1 something is wrong, 2 the check
+    one document at a time, without packing, top-k or codec, and the stored signals are compared
+    with its outputs. Exit status: 0 all is right, 1 something is wrong, 2 the check
     could not be made.
     """
 
