@@ -38,10 +38,7 @@ def forgotten_summary(cache: Cache) -> str:
         return ""
     counts = [f"{n:,} {name}{'s' * (n != 1)}" for n, name in ((documents, "document"),) if n]
     counts += [f"{n:,} whole file{'s' * (n != 1)}" for n in (files,) if n]
-    return (
-        f"forgotten: {' and '.join(counts)}; {rows:,} rows held nothing else, and `Cache.rows` "
-        "leaves them out"
-    )
+    return f"forgotten: {' and '.join(counts)}; {rows:,} rows held nothing else and are left out"
 
 
 def sizes_table(cache: Cache, sample: Sequence[int] | np.ndarray) -> Table:
