@@ -13,7 +13,8 @@ def planned_mesh(planned: PlannedTeacher) -> Mesh:
     """The mesh that the plan asks for, over this host's devices.
 
     If the plan leaves `mesh.data` open, it is the greatest common divisor of the rows per batch and
-    the copies of the model that fit the host. ValueError if a given `mesh.data` does not divide the batch.
+    the copies of the model that fit the host. ValueError if a given `mesh.data` does not divide the
+    batch.
     """
     shape, rows = planned.mesh, planned.batch_rows
     data = shape.data or math.gcd(model_copies(shape), rows) or None
