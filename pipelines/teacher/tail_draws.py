@@ -81,7 +81,7 @@ def draw(
 
 
 def _first_above(
-    ends: Float[Array, "tokens #m bins"], points: Float[Array, "tokens m"]
+    ends: Float[Array, " tokens #m bins"], points: Float[Array, "tokens m"]
 ) -> Int[Array, "tokens m"]:
     """Index of the first bin whose end lies above the point; never a bin of weight 0."""
     return jnp.sum(ends <= points[..., None], axis=-1)

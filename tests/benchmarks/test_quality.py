@@ -67,6 +67,7 @@ def test_cells_run_once_and_give_a_report(shop):
     assert (shop.study.work / "report.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_dense_gradient_is_the_trainer_s_when_every_token_is_stored(shop):
     cache, teacher = shop.cache(study.ROWS), shop.teacher
     rows = cache.rows(split="train")[:2]

@@ -15,6 +15,7 @@ from decant.pipelines.verification.repair import repair
 from decant.pipelines.verification.structure import SURPLUS, Structure, check_structure
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk.atomic import write_json
+from decant.schemas.disk.layout import PartLayout
 from tests.making.arrays import flip
 from tests.making.caches import tiny_cache, tiny_settings, write_corpus
 
@@ -122,7 +123,7 @@ def test_damage_to_a_shard_is_listed_with_its_unit_and_signal(path, array, damag
 
 
 def test_every_problem_is_listed_with_what_was_expected(path):
-    layout = capture.PartLayout(path / PART)
+    layout = PartLayout(path / PART)
     layout.records("logits", 0).unlink()
     damage_truncated(layout.records("rows", 3))
     layout.commit("hidden/1", 2).unlink()
@@ -170,7 +171,7 @@ def test_files_of_a_removed_signal_are_no_problem(path):
 
 
 def test_repair_restores_the_sealed_bytes_and_touches_nothing_else(path):
-    layout = capture.PartLayout(path / PART)
+    layout = PartLayout(path / PART)
     shards = sorted(layout.array("hidden/1").glob("c.*"))
     damaged = [
         layout.records("logits", 1),
@@ -211,7 +212,7 @@ def test_a_unit_that_is_captured_to_other_bytes_replaces_nothing(path, monkeypat
         return original(targets, **{**settings, "profile": "fast"})
 
     monkeypatch.setattr(capture_unit, "encode_logits", other)
-    layout = capture.PartLayout(path / PART)
+    layout = PartLayout(path / PART)
     damage_flipped(layout.records("logits", 1))
     before = state(path)
     (refused,) = repaired(path)
@@ -221,7 +222,7 @@ def test_a_unit_that_is_captured_to_other_bytes_replaces_nothing(path, monkeypat
 
 
 def test_repair_says_that_rows_and_statistics_cannot_be_repaired(path):
-    layout = capture.PartLayout(path / PART)
+    layout = PartLayout(path / PART)
     damage_truncated(layout.records("rows", 1))
     damage_truncated(layout.records("logits", 1))
     (path / "notes.txt").write_text("x")

@@ -187,7 +187,7 @@ def student_side(case, params):
     [
         (MANY, TWIN, "layered_cache"),
         (PROJECTED, SMALL, "layered_cache"),
-        (PROJECTED, SMALL, "narrow_cache"),
+        pytest.param(PROJECTED, SMALL, "narrow_cache", marks=pytest.mark.slow),
         (ALONG_DIRECTIONS, TWIN, "narrow_cache"),
     ],
     ids=["as wide", "projected", "projected onto directions", "along directions"],
