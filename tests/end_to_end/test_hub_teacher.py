@@ -28,7 +28,6 @@ def root(tmp_path):
     return tmp_path
 
 
-@pytest.mark.slow
 def test_a_resumed_capture_keeps_the_commit_of_its_plan(root):
     hub = Hub()
     commit = hub.push_directory("owner/model", root / "first")
