@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from decant.schemas import Cache, open_cache
 
 __all__ = ["Cache", "__version__", "open_cache"]
-__version__ = "0.7.0"
+__version__ = "0.8.0"
 
 _HOMES = {"Cache": "decant.schemas", "open_cache": "decant.schemas"}
 _PACKAGES = ("models", "pipelines", "schemas", "trainer")

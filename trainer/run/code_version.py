@@ -14,7 +14,7 @@ PACKAGES = ("schemas", "models", "trainer")
 
 @functools.cache
 def code_version() -> str:
-    """`0.7.0 1a2b3c4d5e6f`: the release and a hash of the sources."""
+    """`0.8.0 1a2b3c4d5e6f`: the release and a hash of the sources."""
     root = Path(decant.__file__).parent
     paths = [root / "settings.py"]
     for package in PACKAGES:
