@@ -10,10 +10,11 @@ import dataclasses
 import difflib
 import re
 import tomllib
+import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 Config = TypeVar("Config")
 
@@ -22,8 +23,9 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, program: str) 
     """The settings from `[CONFIG.toml] [--flag value …]`; a flag overrides the file.
 
     `config_type` is a frozen dataclass; `program` is the command's name in `--help`. Raises
-    ValueError for an unknown key in the file (suggesting the nearest name) and FileNotFoundError if
-    there is no such file. A wrong flag ends the process with tyro's message and exit status 2.
+    ValueError for an unknown key in the file (suggesting the nearest name) or a value of another
+    type than its field's, and FileNotFoundError if there is no such file. A wrong flag ends the
+    process with tyro's message and exit status 2.
     """
     flags = list(arguments)
     if not flags or flags[0].startswith("-"):
@@ -113,7 +115,66 @@ def _flatten(table: dict, config_type: type, *, prefix: str, path: Path) -> Iter
         elif tables and value:
             raise ValueError(f"{path}: {shown}{key} is not a list of tables")
         else:
+            require_type(value, names[name], where=f"{path}: {shown}{key}")
             yield from _flag(prefix + name, value, path=path)
+
+
+def require_type(value: Any, kind: Any, *, where: str) -> None:
+    """ValueError unless a value from a TOML file has the type `kind`; `where` begins the message.
+
+    A flag is always text, so without this check `k = "16"` would mean 16. A single value may stand
+    for a list of one, and the text "None" unsets a field, since TOML has no null.
+    """
+    if not _has_type(value, kind):
+        got = f'"{value}", a string' if isinstance(value, str) else _toml(value)
+        raise ValueError(f"{where} is {got}; expected {_words(kind)}")
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    choices = typing.get_args(kind)
+    if kind is types.NoneType:
+        return value == "None"
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return any(_has_type(value, choice) for choice in choices)
+    if typing.get_origin(kind) is Literal:
+        return value in choices and type(value) in map(type, choices)
+    if typing.get_origin(kind) is tuple:
+        values = value if isinstance(value, list) else [value]
+        return all(_has_type(one, choices[0]) for one in values)
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list) and all(_has_type(one, choices[0]) for one in value)
+    if kind in _TYPES:
+        # A bool is an int in Python, but `k = true` is a mistake.
+        return isinstance(value, _TYPES[kind]) and (kind is bool or not isinstance(value, bool))
+    return True
+
+
+_TYPES = {bool: bool, int: int, float: (int, float), str: str, Path: str, dict: dict}
+"""Types that a value from TOML may have, by the field's type."""
+_WORDS = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    types.NoneType: '"None"',
+    dict: "a table",
+}
+
+
+def _words(kind: Any) -> str:
+    """The values that `kind` allows, for a message."""
+    choices = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(map(_toml, choices))
+    if typing.get_origin(kind) in (tuple, list):
+        return f"a list, each {_words(choices[0])}"
+    return " or ".join(map(_words, choices)) if choices else _WORDS.get(kind, "a string")
+
+
+def _toml(value: Any) -> str:
+    """A value about as TOML writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def _lists_of_tables(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -129,3 +130,72 @@ def test_a_typo_in_an_entry_is_named_by_its_number(tmp_path):
 def test_a_value_of_another_shape_is_refused(text, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         parse(Outer, [write(tmp_path, text)], program="p")
+
+
+@dataclass(frozen=True)
+class Kinds:
+    count: int = 1
+    share: float = 0.5
+    name: str = "a"
+    path: Path = Path("p")
+    quick: bool = False
+    limit: int | None = 3
+    codec: Literal["fast", "small"] = "fast"
+    rows: int | Literal["auto"] | None = None
+    layers: tuple[int, ...] | Literal["all"] = ()
+    weights: tuple[float, ...] = ()
+    sources: tuple[str, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('count = "16"', 'count is "16", a string; expected an integer$'),
+        ("count = true", "count is true; expected an integer$"),
+        ("count = 16.0", "count is 16.0; expected an integer$"),
+        ("count = [16]", r"count is \[16\]; expected an integer$"),
+        ('share = "0.5"', 'share is "0.5", a string; expected a number$'),
+        ("share = false", "share is false; expected a number$"),
+        ("name = 7", "name is 7; expected a string$"),
+        ("name = 2026-01-31", "name is 2026-01-31; expected a string$"),
+        ("path = 7", "path is 7; expected a string$"),
+        ('quick = "false"', 'quick is "false", a string; expected true or false$'),
+        ("quick = 0", "quick is 0; expected true or false$"),
+        ('limit = "3"', 'limit is "3", a string; expected an integer or "None"$'),
+        ('codec = "slow"', 'codec is "slow", a string; expected "fast" or "small"$'),
+        ('rows = "4"', 'rows is "4", a string; expected an integer or "auto" or "None"$'),
+        ('layers = ["1"]', 'layers is .*; expected a list, each an integer or "all"$'),
+        ("weights = [1, true]", "weights is .*; expected a list, each a number$"),
+        ("sources = [1]", "sources is .*; expected a list, each a string$"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(text, message, tmp_path):
+    with pytest.raises(ValueError, match=r"c\.toml: " + message):
+        parse(Kinds, [write(tmp_path, text)], program="p")
+
+
+def test_values_of_the_right_types_mean_themselves(tmp_path):
+    text = """
+    count = -16
+    share = 2
+    path = "x"
+    quick = true
+    limit = "None"
+    codec = "small"
+    rows = "auto"
+    layers = [-1, 3]
+    weights = [1, 2.5]
+    sources = "one"
+    """
+    assert parse(Kinds, [write(tmp_path, text)], program="p") == Kinds(
+        count=-16,
+        share=2.0,
+        path=Path("x"),
+        quick=True,
+        limit=None,
+        codec="small",
+        rows="auto",
+        layers=(-1, 3),
+        weights=(1.0, 2.5),
+        sources=("one",),
+    )

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from decant.schemas import open_cache
 from decant.schemas.disk.atomic import write_bytes
-from decant.settings import parse_tables, read_table
+from decant.settings import parse_tables, read_table, require_type
 from decant.trainer.config import Evaluate, Train
 from decant.trainer.data.mixture import check_mixture, open_others
 from decant.trainer.loss.batch_fields import check_targets
@@ -31,7 +31,14 @@ from decant.trainer.run.loss_inputs import resolve_layers
 from decant.trainer.run.train import train
 
 COMPARISON = "comparison.json"
-_KEYS = ("run", "heldout_rows", "base", "students", "grid")
+_KEYS = {
+    "run": str,
+    "heldout_rows": int,
+    "base": dict,
+    "students": list[dict],
+    "grid": dict,
+}
+"""Keys of a sweep file, with the types of their values."""
 _COLUMNS = {
     "heldout_kl_bound": "KL ≥",
     "heldout_ce": "CE",
@@ -65,6 +72,7 @@ def read_sweep(path: Path, arguments: Sequence[str] = ()) -> Sweep:
             near = difflib.get_close_matches(key, _KEYS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(_KEYS)}"
             raise ValueError(f"{path}: unknown key {key}; {hint}")
+        require_type(table[key], _KEYS[key], where=f"{path}: {key}")
     below = [table.get("base", {})]
     if flags and not flags[0].startswith("-"):
         below = [read_table(Path(flags.pop(0))), *below]
@@ -89,6 +97,7 @@ def _students(table: Mapping[str, Any], *, path: Path) -> Iterator[tuple[str, li
     """Name of each student, and its tables of settings, the weakest first."""
     grid, listed = _flat(table.get("grid", {})), table.get("students", [{}])
     for number, student in enumerate(listed):
+        require_type(student.get("name", ""), str, where=f"{path}: students[{number}].name")
         own = {key: value for key, value in student.items() if key != "name"}
         called = student.get("name", "" if len(listed) == 1 and grid else f"student-{number}")
         if "run" in own or "/" in called or called.startswith("."):

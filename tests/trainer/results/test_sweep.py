@@ -70,6 +70,11 @@ alpha = 0.5
         ("[grid.loss]\nalpha = []", "expected a list of values"),
         ("[[students]]\n[students.loss]\nalpa = 1.0", "did you mean loss.alpha"),
         ('[[students]]\n[[students]]\ncache = "other"', "held-out rows of one cache"),
+        ('heldout_rows = "8"', 'heldout_rows is "8", a string; expected an integer'),
+        ("run = 3", "run is 3; expected a string"),
+        ("[students]", "students is {}; expected a list, each a table"),
+        ("[[students]]\nname = 3", r"students\[0\].name is 3; expected a string"),
+        ('[grid]\n"data.seed" = ["1"]', 'data.seed is "1", a string; expected an integer'),
     ],
 )
 def test_a_malformed_sweep_is_refused(tmp_path, text, message):
