@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from decant.local_paths import require_local, require_local_paths
+
 Config = TypeVar("Config")
 
 
@@ -23,9 +25,9 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, program: str) 
     """The settings from `[CONFIG.toml] [--flag value …]`; a flag overrides the file.
 
     `config_type` is a frozen dataclass; `program` is the command's name in `--help`. Raises
-    ValueError for an unknown key in the file (suggesting the nearest name) or a value of another
-    type than its field's, and FileNotFoundError if there is no such file. A wrong flag ends the
-    process with tyro's message and exit status 2.
+    ValueError for an unknown key in the file (suggesting the nearest name), a value of another type
+    than its field's or a path that is not on this machine, and FileNotFoundError if there is no
+    such file. A wrong flag ends the process with tyro's message and exit status 2.
     """
     flags = list(arguments)
     if not flags or flags[0].startswith("-"):
@@ -67,23 +69,30 @@ def _run_tyro(
 
     changes = _lists_of_tables(config_type, table, flags, prefix="")
     if changes:
-        return tyro.cli(config_type, args=flags, prog=program, default=config_type(**changes))
-    return tyro.cli(config_type, args=flags, prog=program)
+        config = tyro.cli(config_type, args=flags, prog=program, default=config_type(**changes))
+    else:
+        config = tyro.cli(config_type, args=flags, prog=program)
+    require_local_paths(config)
+    return config
 
 
 def parse_flags(config_type: type[Config], arguments: Sequence[str], *, program: str) -> Config:
     """Frozen `config_type` from arguments and flags alone, for a command without a config file.
 
-    Exits with tyro's message and status 2 if an argument is wrong or missing.
+    Exits with tyro's message and status 2 if an argument is wrong or missing. ValueError for a path
+    that is not on this machine.
     """
     import tyro  # not at the top, as in `_run_tyro`
 
     pairs_off = (tyro.conf.FlagCreatePairsOff,)
-    return tyro.cli(config_type, args=arguments, prog=program, config=pairs_off)
+    config = tyro.cli(config_type, args=arguments, prog=program, config=pairs_off)
+    require_local_paths(config)
+    return config
 
 
 def read_table(path: Path) -> dict[str, Any]:
     """The table in a TOML file. FileNotFoundError if it is missing, ValueError if it is invalid."""
+    require_local(str(path), name="the config file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such config file (from {Path.cwd()})")
     try:

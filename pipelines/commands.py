@@ -5,12 +5,13 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from decant.local_paths import IS_PATH
 from decant.pipelines.config import Precompute, Tokenise
 from decant.settings import parse, parse_flags
 
@@ -42,7 +43,7 @@ class Verify:
     """The sealed cache."""
     rows: int = 16
     """Rows that the teacher reads again, spread over the cache. 0 checks files only."""
-    teacher: str | None = None
+    teacher: str | None = field(default=None, metadata=IS_PATH)
     """Where the teacher is now. Unset: where the cache's plan says."""
     json: bool = False
     """Print one JSON document instead of a table."""
@@ -190,10 +191,13 @@ def _tokenise(arguments: list[str]) -> int:
 
 
 def _verify(arguments: list[str]) -> int:
-    config = parse_flags(Verify, arguments, program="decant verify")
-    if config.rows < 0:
-        print(f"error: --rows is {config.rows}; it must be 0 or more", file=sys.stderr)
-        return 2
+    try:
+        config = parse_flags(Verify, arguments, program="decant verify")
+        if config.rows < 0:
+            raise ValueError(f"--rows is {config.rows}; it must be 0 or more")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2  # 1 would say that the cache is wrong
     from decant.pipelines.verification.report import verify_and_report
 
     return verify_and_report(

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from decant.local_paths import IS_PATH
 from decant.schemas.codecs import NODES, Profile
 from decant.schemas.manifest.plan import TeacherMesh
 from decant.schemas.signals import AttentionDtype, HiddenDtype, TargetSpec
@@ -16,7 +17,7 @@ _MOST_DRAWS = 4096
 class Corpus:
     """The documents that the teacher reads, and how they become rows."""
 
-    files: tuple[str, ...] = ("embedded",)
+    files: tuple[str, ...] = field(default=("embedded",), metadata=IS_PATH)
     """Globs of the input files. A text file is one document; a `.jsonl` file has one document per
     line; both may also be compressed (`.gz`, `.zst`). A `.parquet` file has one document per
     record. `embedded` is the source code of Python's standard library."""
@@ -51,7 +52,7 @@ class Corpus:
 class Teacher:
     """The model whose outputs are stored."""
 
-    model: str = "embedded"
+    model: str = field(default="embedded", metadata=IS_PATH)
     """A Hugging Face directory, a `.gguf` file, or a hub id (`owner/name`, `owner/name@revision` or
     `owner/name/file.gguf`), whose commit the first run fixes. `embedded` is SmolLM2-135M-Instruct.
     """

@@ -15,7 +15,8 @@ from tests.paths import ROOT
 # offers names from its rooms to other packages, so no room of the package imports it.
 LEVELS = {
     "decant": [
-        ["__init__", "settings", "menu"],
+        ["__init__", "local_paths", "menu"],
+        ["settings"],
         ["schemas"],
         ["models"],
         ["pipelines", "trainer"],

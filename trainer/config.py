@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from decant.local_paths import IS_PATH
 from decant.models.mesh.remat import Remat
 from decant.trainer.loss.settings import AttentionLoss, HiddenLoss, Loss
 
@@ -39,7 +40,7 @@ class Student:
     init: Literal["cut", "checkpoint", "scratch"] = "cut"
     """`cut`: chosen blocks of `source`; `checkpoint`: all of `source`; `scratch`: random
     weights."""
-    source: str = "embedded"
+    source: str = field(default="embedded", metadata=IS_PATH)
     """Checkpoint for `cut` and `checkpoint`: a Hugging Face directory, a hub id, a `.gguf` file or
     `embedded`. It is read once; the run's directory keeps the initial student."""
     layers: int | tuple[int, ...] = 8

@@ -158,7 +158,8 @@ def _limited(files: list[tuple[Path, str]], max_bytes: int | None) -> list[tuple
 
 def resolve_defaults(corpus: Corpus, sources: Sequence[SourceFile]) -> Corpus:
     """`corpus` with unset `shard_bytes` and `heldout` chosen by the total size of `sources`."""
-    size = sum(source.bytes for source in sources)
+    # A directory of which all files are gone has no sources; `claim` then says which are missing.
+    size = sum(source.bytes for source in sources) or 1
     shard_bytes = min(max(size // 16, 1 << 20), 32 << 20)
     heldout = min(max(round((1 << 20) / size, 4), 0.005), 0.1)
     return dataclasses.replace(

@@ -10,7 +10,10 @@ import decant
 from decant import menu
 from decant.__main__ import main
 from decant.pipelines.__main__ import COMMANDS as PIPELINES
+from decant.pipelines.config import Precompute
+from decant.settings import parse
 from decant.trainer.__main__ import COMMANDS as TRAINER
+from decant.trainer.config import Generate
 from tests.paths import environment
 
 ALL = menu.CACHES | menu.STUDENTS
@@ -114,3 +117,42 @@ def test_a_document_flag_without_a_number_does_not_forget_the_whole_file(capsys)
 def test_plan_takes_json_before_and_after_the_config_file(arguments, capsys):
     assert main(["plan", *arguments]) == 1
     assert "none.toml: no such config file" in capsys.readouterr().err
+
+
+ADDRESSES = [
+    (["precompute", "--output", "gs://b/c"], "output"),
+    (["precompute", "--corpus.files", "a.txt", "s3://b/*.txt"], "corpus.files"),
+    (["plan", "--teacher.model", "https://host/owner/name"], "teacher.model"),
+    (["tokenise", "--like", "gs://b"], "like"),
+    (["verify", "gs://b/c"], "cache"),
+    (["verify", "here", "--teacher", "s3://b/c"], "teacher"),
+    (["inspect", "here", "--html", "file:///tmp/row.html"], "html"),
+    (["merge", "here", "there", "az://b/c"], "caches"),
+    (["train", "--cache", "gs://b/c"], "cache"),
+    (["train", "--run", "hdfs://b/c"], "run"),
+    (["train", "gs://b/c.toml"], "the config file"),
+    (["train", "--student.source", "s3://b/c"], "student.source"),
+    (["train", "--student.config", "s3://b/c.json"], "student.config"),
+    (["train", "--data.caches.0.path", "gs://b/c"], "data.caches[0].path"),
+    (["report", "gs://b/run"], "runs"),
+    (["export", "--output", "s3://b/c"], "output"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "name"), ADDRESSES, ids=lambda value: " ".join(value))
+def test_an_address_in_place_of_a_path_is_refused_and_makes_no_folder(
+    arguments, name, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert main(arguments) == (2 if arguments[0] == "verify" else 1)
+    address = next(argument for argument in arguments if "://" in argument)
+    assert f"error: {name} is {address.replace(':///', '://')}: " in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_text_that_is_no_path_may_hold_an_address():
+    scheduler = "dask_client_address=tcp://10.0.0.1:8786"
+    config = parse(Precompute, ["--runner-options", scheduler], program="p")
+    assert config.runner_options == (scheduler,)
+    assert parse(Generate, ["--prompt", "https://host/"], program="p").prompt == "https://host/"

@@ -147,6 +147,16 @@ def test_a_changed_or_missing_old_file_is_named_and_nothing_is_captured(grown, t
     assert open_cache(root / "cache").manifest.cache_id == grown.cache.manifest.cache_id
 
 
+def test_a_wholly_different_corpus_is_another_capture(grown, tmp_path):
+    root = grown.copied(tmp_path)
+    for path in (root / "corpus").iterdir():
+        path.unlink()
+    (root / "corpus" / "other.txt").write_text("students read rows " * 30)
+    with pytest.raises(ValueError, match=r"holds another capture\n(.|\n)*is missing(.|\n)*Bring"):
+        precompute(settings(root))
+    assert not (root / "cache/parts/0002").exists()
+
+
 def test_a_new_part_without_a_signal_that_the_cache_holds_is_refused(grown, tmp_path):
     root = grown.copied(tmp_path)
     (root / "corpus" / "entirely-new.txt").write_text("students read rows " * 30)
