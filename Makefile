@@ -15,7 +15,7 @@ READY := .venv/.ready-$(ACCEL)
 # Hashing and network time go to the job, not to looking for newer versions of pip.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup precompute train demo check format test test-all reference package golden bench lock clean
+.PHONY: help setup precompute train demo check format test test-all reference package fuzz golden bench lock clean
 help: ## this menu
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -52,6 +52,13 @@ reference: .venv/.reference ## comparison with Hugging Face transformers (instal
 
 package: $(READY) ## build the sdist that workers install, and try it in environments of its own
 	$(BIN)/python -m pytest -m package $(ARGS)
+
+fuzz: .venv/.fuzz ## readers of foreign files against hostile ones, by coverage (ARGS="gguf 300": one target, seconds)
+	$(BIN)/python -m tests.fuzzing $(ARGS)
+
+.venv/.fuzz: $(READY)
+	$(BIN)/python -m pip install -q $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["fuzz"])')
+	@touch $@
 
 golden: .venv/.reference ## make the families' golden files anew, by Hugging Face transformers
 	$(BIN)/python tests/golden/families/make.py $(ARGS)

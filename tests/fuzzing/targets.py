@@ -1,0 +1,73 @@
+"""Every reader of foreign files that is fuzzed, by name. To add one, add a `Target`."""
+
+import json
+from pathlib import Path
+
+from decant.models.checkpoints.gguf_file import GgufFile
+from decant.models.checkpoints.safetensors_files import SafetensorsFiles
+from decant.models.families import config_to_json
+from tests.fuzzing.target import Target
+from tests.making.models import CONFIG, HF_CONFIG, hf_tensors, write_gguf, write_hf
+from tests.paths import GOLDEN
+
+
+def configs(_: Path) -> list[bytes]:
+    files = sorted((GOLDEN / "families").glob("*/config.json"))
+    return [*(file.read_bytes() for file in files), json.dumps(config_to_json(CONFIG)).encode()]
+
+
+def read_config(path: Path) -> None:
+    _ = SafetensorsFiles(path.parent).config
+
+
+def gguf_files(directory: Path) -> list[bytes]:
+    return [write_gguf(directory / "a.gguf", hf_tensors()).read_bytes()]
+
+
+def read_gguf(path: Path) -> None:
+    """All that opening a teacher reads; each part has its own chance to fail."""
+    file = GgufFile(path)
+    failed: Exception | None = None
+    for part in (
+        lambda: file.config,
+        file.tokenizer,
+        lambda: [file.read(name) for name in file.shapes],
+    ):
+        try:
+            part()
+        except (ValueError, OSError) as error:
+            failed = error
+    if failed:
+        raise failed
+
+
+def safetensors(directory: Path) -> list[bytes]:
+    return [(write_hf(directory, hf_tensors()) / "model.safetensors").read_bytes()]
+
+
+def read_safetensors(path: Path) -> None:
+    (path.parent / "config.json").write_text(json.dumps(HF_CONFIG))
+    files = SafetensorsFiles(path.parent)
+    for name in files.shapes:
+        files.read(name)
+
+
+def indices(_: Path) -> list[bytes]:
+    return [(GOLDEN / "families" / "mistral" / "model.safetensors.index.json").read_bytes()]
+
+
+def read_index(path: Path) -> None:
+    (path.parent / "config.json").write_text(json.dumps(HF_CONFIG))
+    for file in (GOLDEN / "families" / "mistral").glob("*.safetensors"):
+        here = path.parent / file.name
+        if not here.exists():
+            here.write_bytes(file.read_bytes())
+    files = SafetensorsFiles(path.parent)
+    for name in files.shapes:
+        files.read(name)
+
+
+TARGETS = {
+    "gguf": Target("model.gguf", gguf_files, read_gguf),
+    "safetensors": Target("model.safetensors", safetensors, read_safetensors),
+}
