@@ -13,7 +13,7 @@ from decant.pipelines.rows.marking import Marked, mark, segments
 from decant.pipelines.rows.packing import Packer
 from decant.pipelines.rows.records import Place, located
 from decant.pipelines.rows.sources import InputShard, SourceFile
-from decant.schemas.disk.array_record import write_records
+from decant.schemas.disk.array_record import as_json, write_records
 from decant.schemas.disk.atomic import write_json
 from decant.schemas.disk.layout import ROWS, PartLayout
 from decant.schemas.manifest.manifest import SPLITS, Skipped, Split, Unit
@@ -116,7 +116,7 @@ def tokenise_shard(shard: InputShard, repeated: frozenset[Place], job: TokeniseJ
     write_json(
         commit,
         {
-            "units": [dataclasses.asdict(unit) for unit in units],
+            "units": [as_json(unit) for unit in units],
             "sample": [(key.hex(), *place) for key, place in sorted(writers["train"].sample)],
             "skipped": [dataclasses.asdict(item) for item in skipped],
             "duplicates": len(repeated),

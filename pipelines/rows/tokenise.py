@@ -1,6 +1,5 @@
 """The tokenise job: all documents of a corpus to rows on disk, each distinct document once."""
 
-import dataclasses
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ from decant.pipelines.rows.sources import InputShard, SourceFile, cut_shards
 from decant.pipelines.runners.process_pool import process_pool
 from decant.pipelines.runners.run_pipeline import IN_PROCESS, Build
 from decant.schemas.disk import steps
+from decant.schemas.disk.array_record import as_json
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.disk.layout import ROWS, PartLayout
 from decant.schemas.disk.steps import Step
@@ -74,7 +74,7 @@ def tokenise(
             run(lambda pipeline: _build(pipeline, job, shards))
     rows = _gather(job, shards, rows_id=rows_id)
     steps.reached(Step.ROWS_GATHERED)
-    write_json(done, dataclasses.asdict(rows))
+    write_json(done, as_json(rows))
     return rows
 
 

@@ -4,9 +4,12 @@ The writer closes, reopens and counts a file before it renames it to its final n
 itself raises no error for a missing file and leaves a file unfinished without close().
 """
 
+import dataclasses
+import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,13 @@ from array_record.python import array_record_module  # pyright: ignore
 from decant.schemas.disk import steps
 from decant.schemas.disk.atomic import replacing
 from decant.schemas.disk.identity import file_sha256
+from decant.schemas.disk.record_file import RecordFile
 
 # group_size:1 so that one row can be read without decompressing its neighbours. Uncompressed,
 # because the payloads are compressed already.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
+_FIRST, _LAST = 4 << 10, 128 << 10
+"""Bytes of a file in its fingerprint: its first record, and the blocks of its index."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,31 @@ class FileEntry:
     bytes: int
     sha256: str
     records: int
+    fingerprint: str = field(default="", compare=False)
+    """`fingerprint_of` the file; empty for arrays, and in caches of 0.7 and before."""
+
+
+def as_json(value: Any) -> dict[str, Any]:
+    """`dataclasses.asdict(value)`, without empty fingerprints: older caches keep their bytes."""
+
+    def without_empty(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in fields if (name, value) != ("fingerprint", "")}
+
+    return dataclasses.asdict(value, dict_factory=without_empty)
+
+
+def fingerprint_of(path: Path) -> str:
+    """16 hex digits of a sha256 over a file's size, its first 4 KiB and its last 128 KiB.
+
+    No two files of a cache share it. The first record of a file of rows names its document; the
+    first of a file of logits, its row. The last blocks list the size of every record.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        summary = hashlib.sha256(size.to_bytes(8, "little"))
+        summary.update(os.pread(file.fileno(), _FIRST, 0))
+        summary.update(os.pread(file.fileno(), _LAST, max(size - _LAST, 0)))
+    return summary.hexdigest()[:16]
 
 
 def write_records(path: Path, records: Sequence[bytes], *, kind: steps.File = "other") -> FileEntry:
@@ -41,14 +72,24 @@ def write_records(path: Path, records: Sequence[bytes], *, kind: steps.File = "o
         for record in records:
             writer.write(record)
         writer.close()
-        reader = array_record_module.ArrayRecordReader(str(temporary))
-        if not reader.ok() or reader.num_records() != len(records):
+        count = _count(temporary)
+        if count != len(records):
             raise OSError(
-                f"{path}: wrote {len(records)} records, read back {reader.num_records()}; "
-                "is the disk full?"
+                f"{path}: wrote {len(records)} records, read back {count}; is the disk full?"
             )
-        reader.close()
-        return FileEntry(temporary.stat().st_size, file_sha256(temporary), len(records))
+        return FileEntry(
+            temporary.stat().st_size,
+            file_sha256(temporary),
+            len(records),
+            fingerprint_of(temporary),
+        )
+
+
+def _count(path: Path) -> int:
+    try:
+        return len(RecordFile(path))
+    except ValueError:
+        return 0
 
 
 class RecordReaders:
@@ -59,42 +100,45 @@ class RecordReaders:
     """
 
     def __init__(self, *, capacity: int = 64):
-        self._open: OrderedDict[Path, Any] = OrderedDict()
+        self._open: OrderedDict[Path, RecordFile] = OrderedDict()
         self._capacity = capacity
+        self._checked: set[Path] = set()
 
     def read(self, path: Path, indices: Sequence[int], *, expected: FileEntry) -> list[bytes]:
         """The records of `path` at `indices`. ValueError if the file differs from `expected`."""
-        reader = self._reader(path, expected)
-        try:
-            # read([i]) scans every chunk header of the file; read(i, i + 1) does not.
-            return [reader.read(i, i + 1)[0] for i in indices]
-        except RuntimeError as error:  # ArrayRecord's checksum errors do not name the file
-            raise ValueError(f"{path}: {error}; the file is damaged") from error
+        file = self._file(path, expected)
+        return [file.read(i) for i in indices]
 
-    def _reader(self, path: Path, expected: FileEntry) -> Any:
+    def _file(self, path: Path, expected: FileEntry) -> RecordFile:
         if path in self._open:
             self._open.move_to_end(path)
             return self._open[path]
-        require_file(path, expected)
-        reader = array_record_module.ArrayRecordReader(
-            str(path), "readahead_buffer_size:0,max_parallelism:0"
-        )
-        if not reader.ok() or reader.num_records() != expected.records:
+        require_file(path, expected, whole=path not in self._checked)
+        file = RecordFile(path)
+        if len(file) != expected.records:
             raise ValueError(
-                f"{path}: expected {expected.records} records, got {reader.num_records()}; "
-                "the file is damaged"
+                f"{path}: expected {expected.records} records, got {len(file)}; the file is damaged"
             )
-        self._open[path] = reader
+        self._checked.add(path)
+        self._open[path] = file
         if len(self._open) > self._capacity:
-            self._open.popitem(last=False)[1].close()
-        return reader
+            self._open.popitem(last=False)
+        return file
 
 
-def require_file(path: Path, expected: FileEntry) -> None:
-    """ValueError unless `path` exists with the committed size. Only `verify` checks hashes."""
+def require_file(path: Path, expected: FileEntry, *, whole: bool = True) -> None:
+    """ValueError unless `path` exists with the committed size and, if `whole`, fingerprint.
+
+    Only `verify` checks hashes.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: the manifest names this file, but it is missing")
     if path.stat().st_size != expected.bytes:
         raise ValueError(
             f"{path}: expected {expected.bytes} bytes, got {path.stat().st_size}; it is damaged"
+        )
+    if whole and expected.fingerprint and (got := fingerprint_of(path)) != expected.fingerprint:
+        raise ValueError(
+            f"{path}: expected fingerprint {expected.fingerprint}, got {got}; it is damaged, or "
+            "was exchanged for another file"
         )

@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from decant.schemas.disk.array_record import FileEntry, require_file
+from decant.schemas.disk.array_record import FileEntry, as_json, require_file
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.disk.identity import digest
 from decant.schemas.disk.layout import PartLayout
@@ -43,9 +43,7 @@ def summarise_shards(shards: dict[str, tuple[Shard, ...]], *, rows: int) -> File
 
 def write_commit(part: Path, signal: str, commit: Commit) -> None:
     """Write a commit. The files that it names must be on disk."""
-    write_json(
-        PartLayout(part).commit(signal, commit.unit), dataclasses.asdict(commit), kind="commit"
-    )
+    write_json(PartLayout(part).commit(signal, commit.unit), as_json(commit), kind="commit")
 
 
 def valid_commit(part: Path, signal: str, unit: int) -> Commit | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from decant.schemas.disk import steps
-from decant.schemas.disk.array_record import FileEntry
+from decant.schemas.disk.array_record import FileEntry, as_json
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.disk.identity import digest
 from decant.schemas.disk.layout import JOURNAL, LOGITS, MANIFEST
@@ -253,7 +253,7 @@ _SINCE_2 = ("numbers", "planned_units", "forgotten", "forgotten_rows", "plan_sha
 
 def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
     """The manifest as JSON, without its `cache_id`."""
-    value = dataclasses.asdict(manifest)
+    value = as_json(manifest)
     del value["cache_id"]
     version = 1
     for part in value["parts"]:
@@ -266,7 +266,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
 
 
 def unit_from_json(value: dict[str, Any]) -> Unit:
-    """The unit from the JSON form of its `dataclasses.asdict`."""
+    """The unit from the JSON form of its `as_json`."""
     files = {name: FileEntry(**entry) for name, entry in value["files"].items()}
     return Unit(**{**value, "files": files, "skipped_rows": tuple(value["skipped_rows"])})
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from decant.schemas.arrays.spec import ArraySpec, specs_of
+from decant.schemas.disk.array_record import as_json
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.disk.identity import digest
 from decant.schemas.manifest.manifest import Part, Skipped, Source, Unit, unit_from_json
@@ -111,7 +112,7 @@ def plan_as_sealed(plan: Plan, parts: Sequence[Part]) -> Plan:
 
 def write_plan(path: Path, plan: Plan) -> None:
     """Write `plan` to `path`."""
-    write_json(path, dataclasses.asdict(plan), kind="plan")
+    write_json(path, as_json(plan), kind="plan")
 
 
 def read_plan(path: Path) -> Plan:
@@ -148,7 +149,7 @@ def _planned_teacher(value: dict[str, Any]) -> PlannedTeacher:
 
 
 def planned_rows_from_json(value: dict[str, Any]) -> PlannedRows:
-    """The planned rows from the JSON form of their `dataclasses.asdict`."""
+    """The planned rows from the JSON form of their `as_json`."""
     return PlannedRows(
         **{
             **value,
