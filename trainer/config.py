@@ -254,8 +254,11 @@ class Evaluate:
     checkpoint: str = "last"
     """Checkpoint to use: `last`, `best` (by held-out KL), `best-ce` (by held-out cross-entropy), or
     a number of updates."""
-    cache: Path = Path("runs/cache")
-    """A sealed cache with the run's tokenizer."""
+    cache: Path | None = None
+    """A sealed cache with the run's tokenizer. Unset: the cache that the run learned from."""
+    other_teacher: str | None = None
+    """To judge against another teacher than the run's: the first characters, at least 8, of the
+    teacher_id of `cache`. The evaluation is marked with it, and so are report and model card."""
     heldout_rows: int | None = None
     """Number of held-out rows to evaluate on, spread evenly. Unset: all."""
     batch_rows: int = 4

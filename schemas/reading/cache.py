@@ -265,6 +265,11 @@ class Cache:
         """
         return log_prior(self.tail_priors())
 
+    @property
+    def has_tail_prior(self) -> bool:
+        """Whether every part was captured with a tail prior."""
+        return all({SUMS, COUNTS} <= part.statistics.keys() for part in self.manifest.parts)
+
     def tail_priors(self) -> list[TailPrior]:
         """The sums and counts behind `tail_prior`, one per directory of parts.
 

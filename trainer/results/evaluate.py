@@ -15,9 +15,9 @@ from jax.sharding import Mesh
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from decant.models import open_checkpoint
+from decant.models import Checkpoint, open_checkpoint
 from decant.models.mesh.sharding import replicate, student_mesh
-from decant.schemas import Cache, open_cache
+from decant.schemas import Cache
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.records.rows import next_tokens
 from decant.trainer.config import Evaluate, Loss
@@ -32,9 +32,10 @@ from decant.trainer.judging.tally import (
 )
 from decant.trainer.loss.batch_fields import to_device
 from decant.trainer.loss.objective import Objective
+from decant.trainer.results.judged_on import cache_to_judge_on, describe, is_other_teacher
 from decant.trainer.run.binding import read_run_settings
-from decant.trainer.run.initial_student import INITIAL
-from decant.trainer.run.trained_student import checkpoint_step, load_student
+from decant.trainer.run.initial_student import INITIAL, check_covers_cache
+from decant.trainer.run.trained_student import checkpoint_step, load_student, weights_sha256
 
 FILE = "evaluation.json"
 COUNTED_TOKENS = 1 << 22
@@ -46,11 +47,13 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
 
     `heldout_…` are means over all positions, named as in `metrics.jsonl`; `by_frequency` and
     `by_position` give means for groups of positions. KLs that need a tail prior or draws are left
-    out if the cache has none. Raises ValueError if the cache has another tokenizer, no held-out
-    rows, or the run no such checkpoint; FileNotFoundError if there is no run.
+    out if the cache has none. Raises ValueError if the cache has another tokenizer or an unnamed
+    other teacher, no targets or no held-out rows, or the run no such checkpoint; FileNotFoundError
+    if there is no run.
     """
-    cache = open_cache(config.cache)
-    _check_tokenizer(config.run, cache)
+    student = _initial(config.run)
+    cache = cache_to_judge_on(config)
+    _check_student(student, cache, run=config.run)
     mesh = student_mesh(fsdp=jax.device_count())
     graph, params = load_student(config.run, dtype=config.dtype, checkpoint=config.checkpoint)
     temperature = training_temperature(config.run)
@@ -85,7 +88,10 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     whole, by_frequency, by_position = tallies
     evaluation = {
         "step": checkpoint_step(config.run, config.checkpoint),
+        "weights": weights_sha256(params),
         "cache_id": cache.manifest.cache_id,
+        "teacher_id": cache.manifest.logits.teacher_id,
+        "other_teacher": is_other_teacher(cache, run=config.run),
         "rows": len(numbers),
         "dtype": config.dtype,
         "temperature": temperature,
@@ -148,7 +154,7 @@ def as_table(evaluation: dict[str, Any]) -> Table:
     shown = [name for name in COLUMNS if name in whole]
     if evaluation["temperature"] == 1:
         shown = [name for name in shown if not name.endswith("at_temperature")]
-    title = f"{evaluation['rows']} held-out rows, T = {evaluation['temperature']:g}"
+    title = f"{describe(evaluation)}, T = {evaluation['temperature']:g}"
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("positions", no_wrap=True)
     for name in ("tokens", *(COLUMNS[name][0] for name in shown), "acceptance"):
@@ -176,20 +182,24 @@ def position_range(means: dict[str, Any]) -> str:
 
 
 def _measure_inputs(cache: Cache, *, temperature: float, mesh: Mesh) -> MeasureInputs:
-    try:
-        prior = cache.tail_prior()
-    except ValueError:  # captured by release 0.1, which stored none
-        prior = None
+    # Release 0.1 stored none.
+    prior = cache.tail_prior() if cache.has_tail_prior else None
     return MeasureInputs(
         None if temperature == 1 else replicate(np.asarray(temperature, np.float32), mesh),
         None if prior is None else replicate(np.asarray(prior, np.float32), mesh),
     )
 
 
-def _check_tokenizer(run: Path, cache: Cache) -> None:
+def _initial(run: Path) -> Checkpoint:
     if not (run / INITIAL).is_dir():
         raise FileNotFoundError(f"{run / INITIAL}: not there; {run} is not the directory of a run")
-    ours = open_checkpoint(run / INITIAL).tokenizer().digest
+    return open_checkpoint(run / INITIAL)
+
+
+def _check_student(student: Checkpoint, cache: Cache, *, run: Path) -> None:
+    """ValueError unless the student has the cache's tokenizer, token ids and positions."""
+    check_covers_cache(student.config, cache=cache, name=f"the student of {run}")
+    ours = student.tokenizer().digest
     if ours != cache.manifest.tokenizer:
         raise ValueError(
             f"{cache.path}: captured with tokenizer {cache.manifest.tokenizer[:12]}, but the "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 
@@ -15,10 +16,10 @@ from decant.models.text.tokenizer import Tokenizer
 from decant.schemas import open_cache
 from decant.trainer.config import Export
 from decant.trainer.results.model_card import model_card
-from decant.trainer.run.binding import read_run_settings
+from decant.trainer.run.binding import cache_at_start, read_run_settings
 from decant.trainer.run.data_facts import cache_facts, read_data_facts
 from decant.trainer.run.initial_student import INITIAL
-from decant.trainer.run.trained_student import checkpoint_step, load_student
+from decant.trainer.run.trained_student import checkpoint_step, load_student, weights_sha256
 
 GENERATION = "generation_config.json"
 CARD = "README.md"
@@ -29,12 +30,13 @@ def export(config: Export) -> Path:
     graph, params = load_student(config.run, dtype="float32", checkpoint=config.checkpoint)
     model = nnx.merge(graph, params)
     tokenizer = open_checkpoint(config.run / INITIAL).tokenizer()
-    caches = read_data_facts(config.run) or [cache_facts(open_cache(config.cache))]
+    caches = read_data_facts(config.run) or [_facts_of_old_run(config)]
     text = model_card(
         model.config,
         name=config.output.name,
         run=config.run,
         step=checkpoint_step(config.run, config.checkpoint),
+        weights=weights_sha256(params),
         settings=read_run_settings(config.run),
         caches=caches,
     )
@@ -44,6 +46,21 @@ def export(config: Export) -> Path:
     (config.output / GENERATION).write_text(_generation(tokenizer), "utf-8")
     save_directory(model, config.output, tokenizer.files())
     return config.output
+
+
+def _facts_of_old_run(config: Export) -> dict[str, Any]:
+    """Facts of the cache that a run of a release before 0.5 learned from.
+
+    ValueError if `config.cache` is another one.
+    """
+    cache = cache_at_start(open_cache(config.cache), run=config.run)
+    learned_from = read_run_settings(config.run).get("rows_id")
+    if cache.manifest.rows_id != learned_from:
+        raise ValueError(
+            f"{config.cache}: holds rows {cache.manifest.rows_id[:12]}, but {config.run} learned "
+            f"from {str(learned_from)[:12]}; name the run's own cache with --cache, for the card"
+        )
+    return cache_facts(cache)
 
 
 def _generation(tokenizer: Tokenizer) -> str:

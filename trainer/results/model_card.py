@@ -11,6 +11,7 @@ from typing import Any
 
 from decant.models import ModelConfig
 from decant.trainer.results.evaluate import read_evaluation
+from decant.trainer.results.judged_on import describe
 from decant.trainer.run.metrics_log import read_metrics
 from decant.trainer.run.speed import multiplying_parameters
 
@@ -53,12 +54,14 @@ def model_card(
     name: str,
     run: Path,
     step: int,
+    weights: str,
     settings: Mapping[str, Any],
     caches: Sequence[Mapping[str, Any]],
 ) -> str:
     """The text of README.md for a student after `step` updates of a run.
 
-    `settings` are the run's from `run.json`, `caches` the facts from its `data.json`.
+    `weights` is the `weights_sha256` of its parameters, `settings` are the run's from `run.json`,
+    `caches` the facts from its `data.json`.
     """
     kinds = ("loss.", "data.", "student.", "optimiser.")
     chosen = [k for kind in kinds for k in sorted(settings) if k.startswith(kind)]
@@ -73,7 +76,7 @@ def model_card(
         "## Training data\n",
         *(_table(_data(cache)) for cache in caches),
         "## Held-out metrics\n",
-        _metrics(run, step),
+        _metrics(run, step, weights=weights, cache_id=caches[0]["cache_id"]),
         "## Settings\n",
         _table(shown),
         "License: that of the initial weights and of the training data.\n",
@@ -98,15 +101,19 @@ def _data(cache: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _metrics(run: Path, step: int) -> str:
-    """The evaluation if it is of this checkpoint, else the training loop's held-out metrics."""
+def _metrics(run: Path, step: int, *, weights: str, cache_id: str) -> str:
+    """The evaluation if it is of these weights, else the training loop's held-out metrics."""
     metrics = read_evaluation(run)
-    if metrics is None or metrics["step"] != step:
+    if metrics and metrics["step"] == step and metrics.get("weights", weights) == weights:
+        judged_on = describe(metrics)
+    else:
         lines = [x for x in read_metrics(run) if "heldout_ce" in x and x["step"] == step]
         metrics = lines[-1] if lines else None
+        judged_on = f"held-out rows of cache {cache_id[:12]}, while training"
     if metrics is None:
         return "Not evaluated: run `decant evaluate` before `decant export`.\n"
-    return _table({text: metrics[key] for key, text in MEASURES.items() if key in metrics})
+    measures = {text: metrics[key] for key, text in MEASURES.items() if key in metrics}
+    return _table({"judged on": judged_on, **measures})
 
 
 def _table(rows: Mapping[str, Any]) -> str:

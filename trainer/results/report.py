@@ -25,6 +25,7 @@ SIDE_BY_SIDE = 4
 
 Value = Callable[[RunSummary], Any]
 MEASURES: tuple[tuple[str, str, Value, str, int], ...] = (
+    ("judged on", "", lambda r: r.judged_on, "{}", 0),
     ("updates", "", lambda r: r.updates[-1]["step"] if r.updates else None, "{:,}", 0),
     ("KL ≥", "nats a token, T = 1", lambda r: r.measure("heldout_kl_bound"), "{:.4f}", -1),
     ("KL ≈", "by the tail prior", lambda r: r.measure("heldout_kl_estimate"), "{:.4f}", -1),
@@ -68,6 +69,7 @@ def page(runs: Sequence[RunSummary], images: dict[str, bytes]) -> str:
         '<p class="note">Measured on held-out rows, on which no run was trained. KL ≥ counts the '
         "teacher’s tail as one token and is a lower bound. Run <code>decant evaluate</code> on a "
         "run to get the other KLs.</p>",
+        _incomparable(runs),
         _summary(runs),
         "<h2>Curves</h2>",
         _charts(images),
@@ -82,10 +84,24 @@ def page(runs: Sequence[RunSummary], images: dict[str, bytes]) -> str:
     return template.replace("TITLE", escape(title)).replace("BODY", "\n".join(body))
 
 
+def _incomparable(runs: Sequence[RunSummary]) -> str:
+    """A note if the runs were judged against different teachers."""
+    if _comparable(runs):
+        return ""
+    return (
+        "<p><strong>These runs were judged against different teachers</strong> (see “judged on”), "
+        "so their figures say nothing about which is better.</p>"
+    )
+
+
+def _comparable(runs: Sequence[RunSummary]) -> bool:
+    return len({run.judged_against for run in runs if run.judged_against}) <= 1
+
+
 def _summary(runs: Sequence[RunSummary]) -> str:
     """The table of measures: few runs as columns, which fit a phone; more runs as lines."""
     rows = [[_named(runs, number)] for number in range(len(runs))]
-    head = ["run"]
+    head, comparable = ["run"], len(runs) > 1 and _comparable(runs)
     for name, unit, value, form, way in MEASURES:
         values = [value(run) for run in runs]
         if all(one is None for one in values):
@@ -93,7 +109,7 @@ def _summary(runs: Sequence[RunSummary]) -> str:
         head.append(f"{escape(name)} <small>{escape(unit)}</small>" if unit else escape(name))
         best = _best(values, way)
         for row, one in zip(rows, values, strict=True):
-            row.append(_cell(_formatted(one, form), best=len(runs) > 1 and one == best))
+            row.append(_cell(_formatted(one, form), best=comparable and one == best))
     if len(runs) > SIDE_BY_SIDE:
         return _table(head, rows)
     sides = [_named(runs, number, cell=False) for number in range(len(runs))]
@@ -193,7 +209,7 @@ def _formatted(value: Any, form: str) -> str:
         return ABSENT
     if isinstance(value, list):
         return " – ".join(form.format(x) for x in value)
-    return form.format(value)
+    return _wrapped(value) if isinstance(value, str) else form.format(value)
 
 
 def _setting(value: Any) -> str:

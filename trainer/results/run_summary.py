@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from decant.trainer.results.evaluate import read_evaluation
+from decant.trainer.results.judged_on import describe
 from decant.trainer.run.binding import read_run_settings
 from decant.trainer.run.data_facts import read_data_facts
 from decant.trainer.run.metrics_log import read_metrics
@@ -87,14 +88,32 @@ class RunSummary:
         return float(np.mean(sums)) if sums else None
 
     def measure(self, name: str) -> Any:
-        """The metric `heldout_…` at the run's end; None if it was not measured.
+        """The metric `heldout_…` at the run's end; None if it was not measured."""
+        return {**self._last_heldout, **(self._last_evaluation or {})}.get(name)
 
-        It comes from the evaluation, unless the training loop measured a later step.
-        """
-        last = self.heldout[-1] if self.heldout else {}
-        if self.evaluation and self.evaluation["step"] >= last.get("step", 0):
-            last = {**last, **self.evaluation}
-        return last.get(name)
+    @property
+    def judged_on(self) -> str | None:
+        """What `measure` was measured on, in a few words; None if nothing was measured."""
+        if self._last_evaluation:
+            return describe(self._last_evaluation)
+        return "while training" if self.heldout else None
+
+    @property
+    def judged_against(self) -> str | None:
+        """teacher_id that `measure` compares with; None if no file of the run says it."""
+        main = self.caches[0]["teacher_id"] if self.caches else None
+        return (self._last_evaluation or {}).get("teacher_id", main)
+
+    @property
+    def _last_heldout(self) -> dict[str, Any]:
+        return self.heldout[-1] if self.heldout else {}
+
+    @property
+    def _last_evaluation(self) -> dict[str, Any] | None:
+        """The evaluation, unless the training loop measured a later step."""
+        if self.evaluation and self.evaluation["step"] >= self._last_heldout.get("step", 0):
+            return self.evaluation
+        return None
 
 
 def read_run_summaries(paths: Sequence[Path]) -> list[RunSummary]:

@@ -142,6 +142,7 @@ def sweep(config: Sweep, *, console: Console | None = None) -> bool:
     console = console or Console(soft_wrap=True, highlight=False)
     for name, student in config.students.items():
         _check(student, name)
+    before = _judged_before(config)
     failed: dict[str, str] = {}
     for number, (name, student) in enumerate(config.students.items(), 1):
         console.print(f"student {number} of {len(config.students)}: {name} in {student.run}")
@@ -154,6 +155,8 @@ def sweep(config: Sweep, *, console: Console | None = None) -> bool:
             failed[name] = str(error)
     trained = {n: c for n, c in config.students.items() if n not in failed}
     ranked = rank_students(trained, heldout_rows=config.heldout_rows)
+    # A student that fails now may have a run that an earlier sweep has judged.
+    ranked += [{**one, "earlier": True} for one in before if one["name"] in failed]
     document = {
         "cache": str(next(iter(config.students.values())).cache),
         "heldout_rows": config.heldout_rows,
@@ -167,6 +170,17 @@ def sweep(config: Sweep, *, console: Console | None = None) -> bool:
             f"{name} failed; its error is above. Run the sweep again to continue it", markup=False
         )
     return not failed
+
+
+def _judged_before(config: Sweep) -> list[dict[str, Any]]:
+    """The students of the comparison that an earlier sweep wrote. ValueError if it is damaged."""
+    path = config.run / COMPARISON
+    if not path.exists():
+        return []
+    try:
+        return json.loads(path.read_text("utf-8"))["students"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: damaged ({error}); move it away and run again") from error
 
 
 def rank_students(
@@ -196,7 +210,8 @@ def comparison_table(ranked: Sequence[Mapping[str, Any]]) -> Table:
     for student in ranked:
         settings = [f"{key} {value}" for key, value in student["settings"].items()]
         metrics = [f"{student[name]:.4f}" for name in _COLUMNS]
-        table.add_row(student["name"], str(student["step"]), *metrics, ", ".join(settings))
+        name = student["name"] + (" (earlier)" if student.get("earlier") else "")
+        table.add_row(name, str(student["step"]), *metrics, ", ".join(settings))
     return table
 
 

@@ -1,4 +1,4 @@
-"""`data.json`: ids and sizes of the caches that a run learns from, readable without the caches.
+"""`data.json`: ids, sizes and places of a run's caches, readable without the caches.
 
 Model cards and reports show them. `run.json` (`binding.py`) decides whether a run may continue;
 nothing depends on `data.json`, which may change when a cache gains signals or rows.
@@ -6,6 +6,7 @@ nothing depends on `data.json`, which may change when a cache gains signals or r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,30 @@ def cache_facts(cache: Cache, *, signals: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-def write_data_facts(run: Path, caches: Sequence[dict[str, Any]]) -> None:
-    """Write the facts of each cache into a run's directory."""
-    write_json(run / FILE, {"caches": list(caches)})
+def write_data_facts(run: Path, caches: Sequence[Cache], *, signals: Sequence[str] = ()) -> None:
+    """Write the facts and the path of each cache, the main cache first, into a run's directory.
+
+    Paths are relative to the run, so that runs and caches can be moved together.
+    """
+    facts = [
+        {**cache_facts(cache, signals=signals), "path": _relative(cache.path, run)}
+        for cache in caches
+    ]
+    write_json(run / FILE, {"caches": facts})
 
 
 def read_data_facts(run: Path) -> list[dict[str, Any]]:
     """The facts of each cache that a run reads; empty if a release before 0.5 began the run."""
     return read_json(run / FILE)["caches"] if (run / FILE).exists() else []
+
+
+def main_cache(run: Path) -> Path | None:
+    """Path of the main cache that a run learns from; None if a release before 0.8 began it."""
+    for facts in read_data_facts(run)[:1]:
+        if "path" in facts:
+            return Path(os.path.relpath(run.resolve() / facts["path"]))
+    return None
+
+
+def _relative(cache: Path, run: Path) -> str:
+    return Path(os.path.relpath(cache.resolve(), run.resolve())).as_posix()

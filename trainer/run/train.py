@@ -28,7 +28,7 @@ from decant.trainer.loss.projections import initial_projections
 from decant.trainer.run.binding import Binding, bind, cache_at_start
 from decant.trainer.run.checkpoint import Checkpoints, latest_step
 from decant.trainer.run.compilation_cache import keep_compiled_programs
-from decant.trainer.run.data_facts import cache_facts, write_data_facts
+from decant.trainer.run.data_facts import write_data_facts
 from decant.trainer.run.initial_student import initial_student
 from decant.trainer.run.loop import TrainingLoop
 from decant.trainer.run.loss_inputs import principal_directions, resolve_layers, tail_prior
@@ -173,9 +173,7 @@ def _begin(
         after=latest_step(config.run),
     )
     if is_first_process():
-        write_data_facts(
-            config.run, [cache_facts(one, signals=pairs.signals) for one in (cache, *others)]
-        )
+        write_data_facts(config.run, (cache, *others), signals=pairs.signals)
     student = initial_student(
         config.student,
         cache=cache,

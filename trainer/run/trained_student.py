@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from decant.models.mesh.sharding import student_mesh
@@ -45,3 +47,13 @@ def checkpoint_step(run: Path, checkpoint: str) -> int:
     step = checkpoints.named_step(checkpoint)
     checkpoints.close()
     return step or 0
+
+
+def weights_sha256(params: dict[str, Any]) -> str:
+    """sha256 over all parameters, with their names and shapes: tells which weights were judged."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        found.update(array.data)
+    return found.hexdigest()

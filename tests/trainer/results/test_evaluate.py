@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from decant.pipelines.capture.rows_only import tokenise_only
+from decant.pipelines.config import Corpus, Tokenise
 from decant.schemas import open_cache
+from decant.schemas.disk.atomic import write_json
 from decant.schemas.manifest.manifest import read_manifest, write_manifest
 from decant.schemas.records.rows import next_tokens
 from decant.trainer.__main__ import main
@@ -26,11 +29,11 @@ from decant.trainer.judging.tally import (
     position_groups,
 )
 from decant.trainer.loss.targets import BatchTargets
-from decant.trainer.results.evaluate import evaluate, read_evaluation, token_shares
+from decant.trainer.results.evaluate import as_table, evaluate, read_evaluation, token_shares
 from decant.trainer.run.metrics_log import read_metrics
-from decant.trainer.run.trained_student import load_student
+from decant.trainer.run.trained_student import load_student, weights_sha256
 from tests.formulas.dense import log_softmax
-from tests.making.caches import write_teacher
+from tests.making.caches import tiny_cache, write_corpus, write_teacher
 from tests.trainer.update.test_step import teacher_logits
 
 T, NODE = 2.0, 3  # β = 1/2 is the fourth node of the prior
@@ -347,3 +350,83 @@ def test_a_student_of_another_tokenizer_is_refused(run, drawn_cache, tmp_path):
         shutil.copy(other / name, path / "initial" / name)
     with pytest.raises(ValueError, match=r"captured with tokenizer .* student of .* uses"):
         evaluate(Evaluate(run=path, cache=drawn_cache.path))
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory):
+    """A cache of the same text and tokenizer, but of another teacher."""
+    root = tmp_path_factory.mktemp("stranger")
+    write_teacher(root / "teacher", seed=1)
+    return tiny_cache(root)
+
+
+def test_without_a_cache_a_run_is_judged_on_its_own_wherever_both_are_moved(
+    run, drawn_cache, evaluation, tmp_path, monkeypatch
+):
+    (tmp_path / "runs").mkdir()
+    moved = shutil.copytree(run, tmp_path / "runs" / "student")
+    shutil.copytree(drawn_cache.path, tmp_path / "runs" / "cache")
+    facts = json.loads((moved / "data.json").read_text())
+    write_json(moved / "data.json", {"caches": [{**facts["caches"][0], "path": "../cache"}]})
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(Evaluate(run=moved, batch_rows=3)) == evaluation
+    shutil.rmtree(tmp_path / "runs" / "cache")
+    with pytest.raises(ValueError, match=r"runs/cache: no such cache directory"):
+        evaluate(Evaluate(run=moved))
+
+
+def test_a_cache_of_another_teacher_must_be_named_and_marks_the_evaluation(run, stranger, tmp_path):
+    run = shutil.copytree(run, tmp_path / "run")
+    before = read_evaluation(run)
+    teacher = stranger.manifest.logits.teacher_id
+    for named in (None, "", teacher[:4], "0123456789ab"):
+        with pytest.raises(ValueError, match=f"teacher {teacher[:12]}, but .* --other-teacher"):
+            evaluate(Evaluate(run=run, cache=stranger.path, other_teacher=named))
+    assert read_evaluation(run) == before
+    marked = evaluate(Evaluate(run=run, cache=stranger.path, other_teacher=teacher[:12]))
+    assert read_evaluation(run) == marked
+    assert (marked["other_teacher"], marked["teacher_id"]) == (True, teacher)
+    assert "ANOTHER TEACHER" in str(as_table(marked).title)
+
+
+def test_an_evaluation_names_cache_teacher_and_weights(evaluation, run, drawn_cache):
+    assert evaluation["cache_id"] == drawn_cache.manifest.cache_id
+    assert evaluation["teacher_id"] == drawn_cache.manifest.logits.teacher_id
+    assert evaluation["other_teacher"] is False
+    _, params = load_student(run, dtype="bfloat16")
+    assert evaluation["weights"] == weights_sha256(params)
+    params["final_norm"] = params["final_norm"] * 2
+    assert evaluation["weights"] != weights_sha256(params)
+
+
+def test_a_run_of_a_release_that_recorded_no_teacher_is_bound_by_its_targets(
+    run, drawn_cache, stranger, tmp_path
+):
+    run = shutil.copytree(run, tmp_path / "run")
+    (run / "data.json").unlink()
+    assert not evaluate(Evaluate(run=run, cache=drawn_cache.path))["other_teacher"]
+    with pytest.raises(ValueError, match="learned from another, which it does not record"):
+        evaluate(Evaluate(run=run, cache=stranger.path))
+
+
+def test_rows_without_targets_judge_nobody(run, drawn_cache, tmp_path):
+    corpus = Corpus(files=(str(write_corpus(tmp_path / "text") / "*.txt"),), heldout=0.2)
+    tokenise_only(Tokenise(like=drawn_cache.path, corpus=corpus, output=tmp_path / "rows"))
+    with pytest.raises(ValueError, match=r"rows: holds rows without a teacher's targets"):
+        evaluate(Evaluate(run=run, cache=tmp_path / "rows"))
+
+
+def test_a_damaged_tail_prior_is_an_error_and_not_a_missing_measure(run, drawn_cache, tmp_path):
+    path = shutil.copytree(drawn_cache.path, tmp_path / "cache")
+    (prior,) = path.glob("parts/*/statistics/tail-prior-sums.npy")
+    content = bytearray(prior.read_bytes())
+    content[-1] ^= 1
+    prior.write_bytes(content)
+    with pytest.raises(ValueError, match=r"tail-prior-sums.npy: checksum mismatch"):
+        evaluate(Evaluate(run=run, cache=path))
+    manifest = read_manifest(path)
+    (part,) = manifest.parts
+    kept = {n: sha for n, sha in part.statistics.items() if not n.startswith("tail-prior")}
+    old = dataclasses.replace(manifest, parts=(dataclasses.replace(part, statistics=kept),))
+    write_manifest(path, old, replaces=manifest.cache_id)
+    assert "heldout_kl_estimate" not in evaluate(Evaluate(run=run, cache=path))

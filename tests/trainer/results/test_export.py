@@ -12,6 +12,7 @@ from flax import nnx
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Teacher
 from decant.schemas import open_cache
+from decant.schemas.disk.atomic import read_json, write_json
 from decant.trainer.config import Data, Evaluate, Export
 from decant.trainer.results.evaluate import evaluate
 from decant.trainer.results.export import export
@@ -89,6 +90,25 @@ def test_an_evaluation_of_the_same_checkpoint_is_in_the_card(noisy_run, drawn_ca
     low, high = evaluation["heldout_acceptance"]
     assert f"speculative decoding keeps | {low:.5g} – {high:.5g} |" in text
     assert f"| expected calibration error | {evaluation['heldout_ece']:.5g} |" in text
+    judged_on = f"{evaluation['rows']} held-out rows of cache {evaluation['cache_id'][:12]}"
+    assert f"| judged on | {judged_on} |" in text
+
+
+def test_an_evaluation_of_other_weights_is_not_in_the_card_and_another_teacher_is_marked(
+    noisy_run, drawn_cache, tmp_path
+):
+    run = shutil.copytree(noisy_run.run, tmp_path / "run")
+    evaluation = evaluate(Evaluate(run=run, cache=drawn_cache.path, batch_rows=3))
+
+    def card(**changes):
+        write_json(run / "evaluation.json", {**evaluation, **changes})
+        return (export(Export(run=run, output=tmp_path / "out")) / "README.md").read_text("utf-8")
+
+    trained = card(weights="0" * 64)  # as if the run had been deleted and trained again
+    assert "while training" in trained
+    assert "speculative" not in trained
+    marked = card(other_teacher=True, teacher_id="e" * 64)
+    assert f"against ANOTHER TEACHER than the student's: {'e' * 12} |" in marked
 
 
 def test_the_generation_config_names_the_end_token(exported):
@@ -104,6 +124,10 @@ def test_a_run_of_an_older_release_takes_its_card_from_the_cache(
     assert read_data_facts(run) == []
     out = export(Export(run=run, cache=drawn_cache.path, output=tmp_path / "student"))
     assert digests(out) == digests(exported)
+    settings = read_json(run / "run.json")
+    write_json(run / "run.json", {**settings, "rows_id": "0" * 64})
+    with pytest.raises(ValueError, match=r"learned from 000000000000; name the run's own cache"):
+        export(Export(run=run, cache=drawn_cache.path, output=tmp_path / "wrong"))
 
 
 def test_facts_count_rows_and_bytes(noisy_run, drawn_cache):

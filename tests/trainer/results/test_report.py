@@ -127,6 +127,19 @@ def test_an_evaluation_of_an_older_checkpoint_is_not_shown(runs, tmp_path):
     assert summary.measure("heldout_ce") == summary.heldout[-1]["heldout_ce"]
 
 
+def test_runs_judged_against_different_teachers_are_marked_and_not_ranked(runs, tmp_path):
+    other = shutil.copytree(runs[0], tmp_path / "other")
+    evaluation = read_json(other / "evaluation.json")
+    stranger = {"other_teacher": True, "teacher_id": "e" * 64, "heldout_kl_bound": 0.0}
+    write_json(other / "evaluation.json", {**evaluation, **stranger})
+    page = report(Report(runs=(runs[0], other), output=tmp_path / "out")).read_text("utf-8")
+    _, *judged = next(row for row in cells(page) if row[0] == "judged on")
+    assert "ANOTHER TEACHER" not in judged[0]
+    assert f"ANOTHER TEACHER than the student's: {'e' * 12}" in judged[1]
+    assert "judged against different teachers" in page
+    assert 'class="best"' not in page
+
+
 def test_runs_with_the_same_name_get_longer_names(runs, tmp_path):
     (tmp_path / "a").mkdir()
     other = shutil.copytree(runs[0], tmp_path / "a" / "first")

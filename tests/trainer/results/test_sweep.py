@@ -153,6 +153,24 @@ name = "good"
     assert "bad failed" in capsys.readouterr().out
 
 
+def test_a_failing_rerun_keeps_what_the_earlier_sweep_found(cache, tmp_path, capsys):
+    text = 'run = "{run}"\n[[students]]\nname = "a"\n[[students]]\nname = "b"\n' + BASE
+    path = write(tmp_path, text, run=tmp_path / "sweep")
+    arguments = ["train", f"--cache={cache.path}", "--sweep", str(path)]
+    comparison = tmp_path / "sweep" / "comparison.json"
+    assert main(arguments) == 0
+    first = json.loads(comparison.read_text())["students"]
+    # No run may change its seed, so every student fails.
+    assert main([*arguments, "--data.seed=7"]) == 1
+    again = json.loads(comparison.read_text())
+    assert again["students"] == [{**student, "earlier": True} for student in first]
+    assert again["failed"].keys() == {"a", "b"}
+    assert "(earlier)" in capsys.readouterr().out
+    comparison.write_text(comparison.read_text()[:100])
+    assert main(arguments) == 1
+    assert "comparison.json: damaged" in capsys.readouterr().err
+
+
 def test_a_student_that_does_not_fit_the_cache_is_refused_before_any_begins(
     cache, tmp_path, capsys
 ):
