@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decant.models.checkpoints.hf_layout import CONFIG, INDEX, WEIGHTS
+from decant.models.text.named_templates import ADDITIONAL
 from decant.models.text.tokenizer import FILES
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
@@ -61,7 +62,9 @@ def fetch_checkpoint(hub_id: HubId) -> Fetched:
         snapshot = _download(hub_id, hub_id.revision, [hub_id.file])
         path = snapshot / hub_id.file
     else:
-        path = snapshot = _download(hub_id, hub_id.revision, [CONFIG, *FILES, INDEX])
+        path = snapshot = _download(
+            hub_id, hub_id.revision, [CONFIG, *FILES, f"{ADDITIONAL}/*", INDEX]
+        )
         _download(hub_id, snapshot.name, _weights(snapshot))
     if not path.exists() or not (hub_id.file or (path / CONFIG).exists()):
         raise FileNotFoundError(

@@ -39,6 +39,7 @@ def save_directory(model: Decoder, path: Path | str, tokenizer_files: Mapping[st
             tensors[tensor] = name.to_file(array[at], "hf")
     config = config_to_json(model.config) | {"torch_dtype": str(model.param_dtype)}
     for file, content in tokenizer_files.items():
+        (path / file).parent.mkdir(exist_ok=True)
         (path / file).write_bytes(content)
     (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     partial = path / f"{WEIGHTS}.partial"

@@ -44,12 +44,20 @@ class ChatTemplate:
         tokens: texts of special tokens by name, such as `bos_token`.
         date: the day that the template's clock shows, as 2026-01-31. None: it has no clock.
         where: the template's origin, for error messages.
+        with_tools: the template for chats with tools; None: the same.
     """
 
     def __init__(
-        self, source: str, *, tokens: Mapping[str, str], date: str | None = None, where: str = ""
+        self,
+        source: str,
+        *,
+        tokens: Mapping[str, str],
+        date: str | None = None,
+        where: str = "",
+        with_tools: ChatTemplate | None = None,
     ):
         self._source, self._tokens, self._date = source, dict(tokens), date
+        self._with_tools = with_tools
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
@@ -69,12 +77,18 @@ class ChatTemplate:
     def digest(self) -> str:
         """Sha-256 of everything that decides the rendered text: template, tokens and date."""
         facts = {"source": self._source, "tokens": self._tokens, "date": self._date}
+        if self._with_tools:
+            facts["with_tools"] = self._with_tools.digest
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def marks_generation(self) -> bool:
         """Whether the template has `generation` blocks, which mark the assistant's words."""
         return bool(re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", self._source))
+
+    def chosen(self, tools: Sequence[Any] | None) -> ChatTemplate:
+        """The template that renders chats with these tools."""
+        return self._with_tools if self._with_tools and tools else self
 
     def render(
         self,
@@ -90,6 +104,8 @@ class ChatTemplate:
             tools: descriptions of tools that the template may list.
             add_generation_prompt: end with the opening of an assistant's turn.
         """
+        if (chosen := self.chosen(tools)) is not self:
+            return chosen.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
         if self.marks_generation and re.search(f"[{_OPEN}{_CLOSE}]", _tojson([*messages])):
             raise ValueError("a message holds U+FDD0 or U+FDD1, which are not characters")
         try:

@@ -14,13 +14,20 @@ import numpy as np
 import tokenizers
 
 from decant.models.text.chat_template import ChatTemplate
+from decant.models.text.named_templates import (
+    CHAT_TEMPLATE,
+    DEFAULT,
+    TOOL_USE,
+    named_templates,
+    template_files,
+)
 from decant.schemas import Cache
 
 DEFINITION = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
-CHAT_TEMPLATE = "chat_template.jinja"
-# The files of a complete tokenizer; the ids of a text depend on the first two only.
+# The files of a complete tokenizer, beside more templates in a directory of their own; the ids of
+# a text depend on the first two only.
 FILES = (DEFINITION, SETTINGS, SPECIAL_TOKENS, CHAT_TEMPLATE)
 
 
@@ -55,7 +62,8 @@ class Tokenizer:
     def from_files(cls, directory: Path | str) -> Tokenizer:
         """The tokenizer of a directory: a model's, or a cache's `tokenizer/`."""
         directory = Path(directory)
-        paths = {name: directory / name for name in FILES if (directory / name).is_file()}
+        names = [*FILES, *template_files(directory)]
+        paths = {name: directory / name for name in names if (directory / name).is_file()}
         return cls({name: path.read_bytes() for name, path in paths.items()}, where=str(directory))
 
     def files(self) -> dict[str, bytes]:
@@ -132,15 +140,16 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def chat_template(self, *, date: str | None = None) -> ChatTemplate | None:
-        """The template that renders chats, or None. `date`: the day that its clock shows."""
-        source = self._settings.get("chat_template")
-        if CHAT_TEMPLATE in self._files:
-            source = self._files[CHAT_TEMPLATE].decode()
-        if isinstance(source, list):  # several templates, each with a name
-            source = {item["name"]: item["template"] for item in source}.get("default")
-        if source is None:
+        """The template that renders chats, or None. `date`: the day that its clock shows.
+
+        A template called "tool_use" renders the chats that have tools.
+        """
+        sources = named_templates(self._settings, self._files, where=self._where)
+        if DEFAULT not in sources:
             return None
-        return ChatTemplate(source, tokens=self._token_texts, date=date, where=self._where)
+        kinds = {"tokens": self._token_texts, "date": date, "where": self._where}
+        with_tools = ChatTemplate(sources[TOOL_USE], **kinds) if TOOL_USE in sources else None
+        return ChatTemplate(sources[DEFAULT], **kinds, with_tools=with_tools)
 
     @cached_property
     def special_texts(self) -> tuple[str, ...]:

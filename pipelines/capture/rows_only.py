@@ -54,8 +54,9 @@ def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manife
     if (config.output / MANIFEST).exists():
         console.print(f"{config.output}: sealed already, nothing to do")
         return read_manifest(config.output)
-    for file in sorted(like.tokenizer_path.iterdir()):
-        write_bytes(config.output / TOKENIZER / file.name, file.read_bytes())
+    for file in sorted(path for path in like.tokenizer_path.rglob("*") if path.is_file()):
+        name = file.relative_to(like.tokenizer_path)
+        write_bytes(config.output / TOKENIZER / name, file.read_bytes())
     rows = tokenise(
         tokenise_job(config.output, layout, corpus, sources),
         rows_id=rows_id,

@@ -110,7 +110,7 @@ class _CacheCheck:
         if digest(value) != self.sealed.cache_id:
             self.add_problem(path, f"cache_id {digest(value)[:12]}", self.sealed.cache_id[:12])
         directory = self.cache / TOKENIZER
-        self.named |= set(directory.glob("*"))
+        self.named |= set(directory.rglob("*"))
         try:
             tokenizer = Tokenizer.from_files(directory).digest
         except (ValueError, OSError) as error:

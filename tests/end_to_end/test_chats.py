@@ -13,6 +13,8 @@ import zstandard
 from rich.console import Console
 
 from decant.models import open_checkpoint, save_directory
+from decant.models.text.tokenizer import tokenizer_of
+from decant.pipelines.__main__ import main
 from decant.pipelines.capture.estimate import estimate
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Attention, Corpus, Hidden
@@ -187,6 +189,27 @@ def test_another_template_or_date_makes_other_rows_and_is_refused_in_the_same_pl
             ).rows_id
         )
     assert len(names | {cache.manifest.rows_id}) == 4
+
+
+def test_the_template_for_tools_goes_with_the_cache_and_renders_chats_that_have_tools(
+    tmp_path, capsys
+):
+    write_chat_teacher(tmp_path / "teacher")
+    named = tmp_path / "teacher" / "additional_chat_templates" / "tool_use.jinja"
+    named.parent.mkdir()
+    named.write_text("{{ '<turn>' + tools[0].name + '</turn>' }}" + HEADERS)
+    write_chats(tmp_path / "chats" / "a.jsonl")
+    with (tmp_path / "chats" / "a.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"messages": TALKS[0], "tools": [{"name": "warm"}]}))
+    precompute(settings(tmp_path))
+    flags = [f"--like={tmp_path / 'cache'}", f"--corpus.files={tmp_path}/chats/*"]
+    assert main(["tokenise", *flags, f"--output={tmp_path / 'rows'}"]) == 0
+    for name in ("cache", "rows"):
+        cache = open_cache(tmp_path / name)
+        tokens = cache.read(cache.rows(), signals=())["tokens"]
+        texts = "".join(tokenizer_of(cache).decode(row) for row in tokens)
+        assert texts.count("<turn>warm</turn>") == 1
+        assert main(["verify", str(cache.path), "--rows=0"]) == 0, capsys.readouterr()
 
 
 def test_chats_without_a_template_are_refused_before_anything_runs(root):

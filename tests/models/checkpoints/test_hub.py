@@ -75,12 +75,14 @@ def test_hub_ids_are_told_from_paths():
 def test_only_needed_files_are_fetched_once_and_the_name_has_the_commit(hub, tmp_path):
     write_teacher(tmp_path / "teacher")
     others = {"pytorch_model.bin": b"x", "consolidated.safetensors": b"x", "README.md": b"x"}
+    others["additional_chat_templates/tool_use.jinja"] = b"x"
     commit = hub.push_directory("owner/model", tmp_path / "teacher", **others)
     with hub.serving() as address:
         env = environment(tmp_path / "home", address)
         (first,) = open_in_process("owner/model", cwd=tmp_path, env=env)
         assert (first["name"], first["title"]) == (f"owner/model@{commit}", "owner/model")
         wanted = {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
+        wanted.add("additional_chat_templates/tool_use.jinja")
         assert sorted(hub.fetched) == sorted(wanted)
         # The branch moves. Offline, and by commit, the same files are opened.
         moved = hub.push("owner/model", hub.files["owner/model"][commit] | {"new.txt": b"n"})

@@ -34,6 +34,49 @@ def test_a_template_file_precedes_the_settings_and_named_templates_need_a_defaul
     assert rendered(with_settings(chat_template="a") | {"chat_template.jinja": b"d"}) == "d"
 
 
+TOOLS = [{"type": "function", "function": {"name": "warm"}}]
+
+
+@pytest.mark.parametrize(
+    "chat_template",
+    [
+        [{"name": "tool_use", "template": "b"}, {"name": "default", "template": "c"}],
+        {"tool_use": "b", "default": "c"},
+    ],
+)
+def test_a_chat_with_tools_is_rendered_by_the_template_for_tools(chat_template):
+    named = Tokenizer(with_settings(chat_template=chat_template), where="here").chat_template()
+    assert named
+    assert named.render([], tools=TOOLS).text == "b"
+    assert named.render([]).text == "c"
+    alone = Tokenizer(with_settings(chat_template="c"), where="here").chat_template()
+    assert alone
+    assert alone.render([], tools=TOOLS).text == "c"
+    assert alone.digest != named.digest
+
+
+def test_templates_in_a_directory_of_their_own_are_read_and_written(tmp_path):
+    files = with_settings(chat_template="a")
+    files["additional_chat_templates/tool_use.jinja"] = b"t"
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "additional_chat_templates" / "notes.txt").write_text("no template")
+    tokenizer = Tokenizer.from_files(tmp_path)
+    assert tokenizer.files() == files
+    template = tokenizer.chat_template()
+    assert template
+    assert (template.render([]).text, template.render([], tools=TOOLS).text) == ("a", "t")
+
+
+def test_a_template_that_is_no_text_is_named():
+    for wrong in (5, [5], [{"name": "default"}], {"default": 5}):
+        with pytest.raises(ValueError, match="here: chat_template is neither"):
+            Tokenizer(with_settings(chat_template=wrong), where="here").chat_template()
+    with pytest.raises(ValueError, match=r"here: chat_template\.jinja: not UTF-8"):
+        Tokenizer(with_settings() | {"chat_template.jinja": b"\xff"}, where="here").chat_template()
+
+
 def test_templates_see_special_tokens_by_name_in_every_spelling_of_the_files():
     text = "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ add_bos_token }}"
     named = {"special_tokens_map.json": b'{"pad_token": "<pad>", "bos_token": "<no>"}'}
