@@ -20,7 +20,8 @@ class Corpus:
     files: tuple[str, ...] = field(default=("embedded",), metadata=IS_PATH)
     """Globs of the input files. A text file is one document; a `.jsonl` file has one document per
     line; both may also be compressed (`.gz`, `.zst`). A `.parquet` file has one document per
-    record. `embedded` is the source code of Python's standard library."""
+    record. A symbolic link counts by its own name. `embedded` is the source code of Python's
+    standard library."""
     text_field: str = "text"
     """Field of a JSON or Parquet record that holds the document: a text, or the messages of a chat.
     A record without this field must have `messages`, or `prompt` and `completion`. In chats only
@@ -44,8 +45,8 @@ class Corpus:
     """Bytes of input that a worker tokenises at once; no row spans two of these shards. Unset: a
     sixteenth of the corpus, but 1 to 32 MiB."""
     on_error: Literal["fail", "skip"] = "fail"
-    """`fail` stops the run at a document that cannot be read, or at a row whose outputs are NaN.
-    `skip` leaves it out, counts it and lists it in the manifest."""
+    """`fail` stops the run at a path or document that cannot be read, or at a row whose outputs are
+    NaN. `skip` leaves it out, counts it and lists it in the manifest."""
 
 
 @dataclass(frozen=True)

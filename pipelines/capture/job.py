@@ -41,11 +41,16 @@ class Capture:
         self.manifest = sealed_manifest(self.cache)
         self.teacher = open_teacher(config.teacher, plan=part_layout(self.cache, 0).plan)
         check_settings(config, self.teacher.checkpoint, vocabulary=self.teacher.vocabulary)
-        sources = corpus_sources(config.corpus)
+        sources, skipped = corpus_sources(config.corpus)
         self.parts: list[PartCapture] = []
         for directory in assign_files(self.cache, self.manifest, sources):
             part = PartCapture(
-                config, directory, teacher=self.teacher, before=self.parts, console=console
+                config,
+                directory,
+                teacher=self.teacher,
+                before=self.parts,
+                skipped=skipped,
+                console=console,
             )
             self.parts.append(part)
 

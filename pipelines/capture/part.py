@@ -32,7 +32,7 @@ from decant.pipelines.runners.run_pipeline import Build, run_pipeline
 from decant.pipelines.teacher.opened import OpenedTeacher
 from decant.schemas.disk.array_record import require_file
 from decant.schemas.disk.layout import ROWS, PartLayout
-from decant.schemas.manifest.manifest import Manifest, Source
+from decant.schemas.manifest.manifest import Manifest, Skipped, Source
 from decant.schemas.manifest.plan import Plan, PlannedRows, read_plan, set_teacher_model
 from decant.schemas.manifest.request import claim
 from decant.schemas.signals import ArraySignal
@@ -48,13 +48,16 @@ class PartCapture:
         *,
         teacher: OpenedTeacher,
         before: Sequence["PartCapture"] = (),
+        skipped: Sequence[Skipped] = (),
         console: Console,
     ):
-        """`before` are the captures of the cache's earlier part directories, in order."""
+        """`before` are the captures of the cache's earlier part directories, in order. `skipped`
+        are paths of the corpus that cannot be read."""
         self.config = config
         self.directory = directory
         self.teacher = teacher
         self.before = tuple(before)
+        self.skipped = tuple(skipped)
         self.console = console
         self.cache = config.output
 
@@ -143,6 +146,7 @@ class PartCapture:
             rows_id=self.rows_id,
             run=self.run_beam,
             processes=local_processes(config.tokenise_workers, self.sources, runner=config.runner),
+            skipped=self.skipped,
         )
         count, tokens = totals(rows.units)
         heldout = sum(unit.rows for unit in rows.units if unit.split == "heldout")

@@ -35,7 +35,7 @@ def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manife
     like, layout = open_cache(config.like), part_layout(config.output, 0)
     tokenizer = tokenizer_of(like)
     asked = _with_row_length(config.corpus, like)
-    sources = corpus_sources(asked)
+    sources, skipped = corpus_sources(asked)
     corpus = decided_corpus(asked, sources)
     template = chat_template(
         corpus,
@@ -62,6 +62,7 @@ def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manife
         rows_id=rows_id,
         run=functools.partial(run_pipeline, runner=config.runner, options=config.runner_options),
         processes=local_processes(config.tokenise_workers, sources, runner=config.runner),
+        skipped=skipped,
     )
     sealed = seal_rows(config.output, layout, rows, like=like.manifest)
     count, tokens = totals(rows.units)

@@ -14,6 +14,7 @@ from decant.pipelines.calibration.directions import KnownDirections
 from decant.pipelines.calibration.signal_specs import describe_arrays
 from decant.pipelines.config import Corpus, Precompute
 from decant.pipelines.rows.documents import with_kinds
+from decant.pipelines.rows.matching import fail
 from decant.pipelines.rows.rules import choose_unit_rows, row_rules
 from decant.pipelines.rows.shard import TokeniseJob
 from decant.pipelines.rows.sources import SourceFile, find_sources, resolve_defaults
@@ -21,14 +22,29 @@ from decant.pipelines.teacher.identity import digest_memory
 from decant.pipelines.teacher.opened import OpenedTeacher
 from decant.schemas.disk.identity import rows_id
 from decant.schemas.disk.layout import TOKENIZER, PartLayout
+from decant.schemas.manifest.manifest import Skipped
 from decant.schemas.manifest.plan import PlannedRows
 from decant.schemas.signals import ArraySignal
 
 
-def corpus_sources(corpus: Corpus) -> tuple[SourceFile, ...]:
-    """The files that `corpus.files` names, hashed, each with the kind of its documents."""
-    files = find_sources(corpus.files, max_bytes=corpus.max_bytes, memory=digest_memory())
-    return tuple(with_kinds(files, text_field=corpus.text_field))
+def corpus_sources(corpus: Corpus) -> tuple[tuple[SourceFile, ...], tuple[Skipped, ...]]:
+    """The files that `corpus.files` names, hashed, each with the kind of its documents; and the
+    paths left out because they cannot be read.
+
+    ValueError for such a path if `on_error` is "fail".
+    """
+    skipped: list[Skipped] = []
+
+    def skip(path: str, problem: str) -> None:
+        skipped.append(Skipped(path, problem))
+
+    files = find_sources(
+        corpus.files,
+        max_bytes=corpus.max_bytes,
+        memory=digest_memory(),
+        refuse=skip if corpus.on_error == "skip" else fail,
+    )
+    return tuple(with_kinds(files, text_field=corpus.text_field)), tuple(skipped)
 
 
 def decided_corpus(

@@ -1,7 +1,6 @@
 """The input files that globs match, in a fixed order, and how they are cut into input shards."""
 
 import dataclasses
-import glob
 import hashlib
 import sysconfig
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from decant.pipelines.config import Corpus
+from decant.pipelines.rows.matching import Match, Refuse, fail, matching_files
 from decant.schemas.disk.identity import remembered_sha256s
 
 EMBEDDED = "embedded"
@@ -19,7 +19,6 @@ _EMBEDDED_BYTES = 300_000
 _EMBEDDED_FILE_BYTES = range(2_000, 16_000)
 # Tables, tests and other people's packages: not code that anyone reads.
 _NOT_EMBEDDED = {"encodings", "test", "tests", "idlelib", "lib2to3", "site-packages", "turtledemo"}
-_MAGIC = ("*", "?", "[")
 _COMPRESSIONS = (".gz", ".zst")
 
 Kind = Literal["text", "chat", "completion"]
@@ -32,8 +31,9 @@ class SourceFile:
 
     name: str
     """Path below the directory before the glob's first wildcard. It goes into identities, so moving
-    the whole corpus changes none."""
+    the whole corpus changes none. Links in it are not followed."""
     path: str
+    """Absolute path, of which `name` is the end."""
     bytes: int
     sha256: str
     kind: Kind = "text"
@@ -55,17 +55,18 @@ class SourceFile:
     @property
     def compression(self) -> str:
         """`.gz` or `.zst` if the whole file is compressed, else an empty string."""
-        return next((suffix for suffix in _COMPRESSIONS if self.path.endswith(suffix)), "")
+        lower = self.path.lower()
+        return next((suffix for suffix in _COMPRESSIONS if lower.endswith(suffix)), "")
 
     @property
     def is_jsonl(self) -> bool:
         """Whether each line of the file is a document in JSON."""
-        return self.path.removesuffix(self.compression).endswith(".jsonl")
+        return self.path.lower().removesuffix(self.compression).endswith(".jsonl")
 
     @property
     def is_parquet(self) -> bool:
         """Whether the file is a table, of which each record is a document."""
-        return self.path.endswith(".parquet")
+        return self.path.lower().endswith(".parquet")
 
 
 @dataclass(frozen=True)
@@ -89,70 +90,59 @@ class InputShard:
 
 
 def find_sources(
-    patterns: Sequence[str], *, max_bytes: int | None, memory: Path
+    patterns: Sequence[str], *, max_bytes: int | None, memory: Path, refuse: Refuse = fail
 ) -> list[SourceFile]:
     """The files that `patterns` match, hashed and sorted by name, each file once.
 
     `max_bytes` limits the total as `Corpus.max_bytes` says. The file `memory` keeps hashes between
-    runs. FileNotFoundError for a pattern that matches no file; ValueError if all files are empty.
+    runs. `refuse` gets the paths that cannot be read. FileNotFoundError for a pattern that matches
+    no file; ValueError if all files are empty.
     """
-    names: dict[Path, str] = {}
+    matches: dict[Path, Match] = {}
     for pattern in patterns:
         limit = _EMBEDDED_BYTES if pattern == EMBEDDED else None
-        for path, name in _limited(_matching_files(pattern), limit):
-            names.setdefault(path, name)
-    chosen = sorted(_limited(list(names.items()), max_bytes), key=lambda item: (item[1], item[0]))
-    if not any(path.stat().st_size for path, _ in chosen):
+        for match in _limited(_matches(pattern, refuse), limit):
+            matches.setdefault(match.real, match)
+    chosen = _limited(list(matches.values()), max_bytes)
+    chosen.sort(key=lambda match: (match.name, match.path))
+    stats = [match.path.stat() for match in chosen]
+    if not any(stat.st_size for stat in stats):
         raise ValueError(f"corpus.files {list(patterns)}: every matching file is empty")
-    stats = [path.stat() for path, _ in chosen]
-    digests = remembered_sha256s([path for path, _ in chosen], memory=memory)
+    digests = remembered_sha256s([match.path for match in chosen], memory=memory)
     return [
-        SourceFile(name, str(path), stat.st_size, sha256, modified=stat.st_mtime_ns)
-        for (path, name), stat, sha256 in zip(chosen, stats, digests, strict=True)
+        SourceFile(match.name, str(match.path), stat.st_size, sha256, modified=stat.st_mtime_ns)
+        for match, stat, sha256 in zip(chosen, stats, digests, strict=True)
     ]
 
 
-def _matching_files(pattern: str) -> list[tuple[Path, str]]:
+def _matches(pattern: str, refuse: Refuse) -> list[Match]:
     if pattern == EMBEDDED:
         return _standard_library()
-    root = _fixed_directory(pattern)
-    paths = [Path(path) for path in glob.glob(pattern, recursive=True)]  # noqa: PTH207 - absolute
-    files = [path.resolve() for path in paths if path.is_file()]
-    if not files:
+    matches = matching_files(pattern, refuse=refuse)
+    if not matches:
         raise FileNotFoundError(f"corpus.files: {pattern!r} matches no file (from {Path.cwd()})")
-    return [(path, path.relative_to(root).as_posix()) for path in files]
+    return matches
 
 
-def _standard_library() -> list[tuple[Path, str]]:
+def _standard_library() -> list[Match]:
     root = Path(sysconfig.get_path("stdlib"))
     named = [(path, path.relative_to(root)) for path in root.rglob("*.py")]
     return [
-        (path, name.as_posix())
+        Match(name.as_posix(), path, path)
         for path, name in named
         if not _NOT_EMBEDDED & set(name.parts) and path.stat().st_size in _EMBEDDED_FILE_BYTES
     ]
 
 
-def _fixed_directory(pattern: str) -> Path:
-    """The directory before the pattern's first wildcard."""
-    parts = Path(pattern).parts
-    fixed = []
-    for part in parts[:-1]:
-        if any(sign in part for sign in _MAGIC):
-            break
-        fixed.append(part)
-    return Path(*fixed).resolve()
-
-
-def _limited(files: list[tuple[Path, str]], max_bytes: int | None) -> list[tuple[Path, str]]:
+def _limited(matches: list[Match], max_bytes: int | None) -> list[Match]:
     if max_bytes is None:
-        return files
+        return matches
     taken, total = [], 0
-    for path, name in sorted(files, key=lambda item: hashlib.sha256(item[1].encode()).digest()):
+    for match in sorted(matches, key=lambda m: hashlib.sha256(m.name.encode()).digest()):
         if total >= max_bytes:
             break
-        taken.append((path, name))
-        total += path.stat().st_size
+        taken.append(match)
+        total += match.path.stat().st_size
     return taken
 
 

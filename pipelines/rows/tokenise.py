@@ -53,13 +53,18 @@ def _cores() -> int:
 
 
 def tokenise(
-    job: TokeniseJob, *, rows_id: str, run: Callable[[Build], None], processes: int = 1
+    job: TokeniseJob,
+    *,
+    rows_id: str,
+    run: Callable[[Build], None],
+    processes: int = 1,
+    skipped: Sequence[Skipped] = (),
 ) -> PlannedRows:
     """Write all rows of the part under their final names; return the list of their units.
 
     Skips the shards that an earlier run finished. If `processes` is 1, `run` is called to run a
-    Beam pipeline; otherwise that many processes of this machine do the work. ValueError if no
-    document has a token to predict.
+    Beam pipeline; otherwise that many processes of this machine do the work. `skipped` are listed
+    before the documents that are skipped here. ValueError if no document has a token to predict.
     """
     layout = PartLayout(job.part)
     done = layout.work / "rows.json"
@@ -72,7 +77,7 @@ def tokenise(
                 _tokenise_shards(shards, job, each=pool.map)
         else:
             run(lambda pipeline: _build(pipeline, job, shards))
-    rows = _gather(job, shards, rows_id=rows_id)
+    rows = _gather(job, shards, rows_id=rows_id, skipped=skipped)
     steps.reached(Step.ROWS_GATHERED)
     write_json(done, as_json(rows))
     return rows
@@ -153,14 +158,20 @@ def _tokenise_grouped(group: tuple[int, dict[str, Iterable]], job: TokeniseJob) 
     tokenise_shard(shard, frozenset(values["repeated"]), job)
 
 
-def _gather(job: TokeniseJob, shards: Sequence[InputShard], *, rows_id: str) -> PlannedRows:
+def _gather(
+    job: TokeniseJob,
+    shards: Sequence[InputShard],
+    *,
+    rows_id: str,
+    skipped: Sequence[Skipped] = (),
+) -> PlannedRows:
     """Number the units of all shards and give their files their final names.
 
     If it is interrupted, it can be called again.
     """
     layout = PartLayout(job.part)
     units: list[Unit] = []
-    skipped: list[Skipped] = []
+    skipped = list(skipped)
     sample: list[tuple[str, int, int]] = []
     duplicates = 0
     for shard in shards:

@@ -1,0 +1,136 @@
+"""Finds the files that a glob matches, and every path that may hide one: no corpus gets shorter.
+
+Python's glob leaves out links that lead nowhere and folders that cannot be read.
+"""
+
+import fnmatch
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NoReturn
+
+_MAGIC = "*?["
+_FOLDERS = "**"
+
+Refuse = Callable[[str, str], None]
+"""Called with the path of what cannot be read and the problem; may raise."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A file that a glob matches."""
+
+    name: str
+    """Path below the directory before the glob's first wildcard. Links in it are not followed,
+    because a link's target may have another suffix, or none."""
+    path: Path
+    """Absolute path, of which `name` is the end."""
+    real: Path
+    """Path of the file after all links."""
+
+
+def matching_files(pattern: str, *, refuse: Refuse) -> list[Match]:
+    """The files that `pattern` matches, each once: first those without a link, then by name.
+
+    `*`, `?` and `[…]` match names that do not begin with a dot; the part `**` matches folders
+    inside folders. Links to folders are followed. `refuse` gets every path that matches, or may
+    hold matching files, and cannot be read.
+    """
+    parts = Path(pattern).parts
+    first = next((i for i, part in enumerate(parts) if _is_magic(part)), len(parts) - 1)
+    root = Path(*parts[:first]).resolve()
+    refused: set[Path] = set()  # a folder is read for `**` and again for the part after it
+
+    def refuse_once(path: Path, problem: str) -> None:
+        if path not in refused:
+            refused.add(path)
+            refuse(os.fsencode(path).decode(errors="backslashreplace"), problem)
+
+    paths = set(_below(root, parts[first:], (), refuse_once))
+    resolved = cache(Path.resolve)
+    found = [
+        Match(
+            path.relative_to(root).as_posix(),
+            path,
+            path.resolve() if path.is_symlink() else resolved(path.parent) / path.name,
+        )
+        for path in paths
+    ]
+    return sorted(found, key=lambda match: (match.path != match.real, match.name))
+
+
+def fail(path: str, problem: str) -> NoReturn:
+    """Raise ValueError: a corpus with `on_error = "fail"` has a path that cannot be read."""
+    raise ValueError(f'{path}: {problem}. Repair or remove it, or set corpus.on_error = "skip".')
+
+
+def _below(
+    folder: Path,
+    parts: tuple[str, ...],
+    inside: tuple[Path, ...],
+    refuse: Callable[[Path, str], None],
+) -> Iterator[Path]:
+    """Files below `folder` that match `parts`.
+
+    `inside` are the folders that `**` came through, after all links. A link to one of them would
+    lead round in a circle.
+    """
+    part, rest = parts[0], parts[1:]
+    if part == _FOLDERS:
+        real = folder.resolve()
+        if real in inside:
+            return
+        yield from _below(folder, rest or ("*",), inside, refuse)
+        part, rest, inside = "*", parts, (*inside, real)
+    for path in _entries(folder, part, refuse) if _is_magic(part) else [folder / part]:
+        mode = _mode(path, refuse)
+        if rest and stat.S_ISDIR(mode):
+            yield from _below(path, rest, inside, refuse)
+        elif not rest and mode and not stat.S_ISDIR(mode):
+            if problem := _problem(path, mode):
+                refuse(path, problem)
+            else:
+                yield path
+
+
+def _entries(folder: Path, part: str, refuse: Callable[[Path, str], None]) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        refuse(folder, f"this folder cannot be read: {error.strerror}")
+        return []
+    hidden = part.startswith(".")
+    return [folder / n for n in fnmatch.filter(names, part) if hidden or n[0] != "."]
+
+
+def _mode(path: Path, refuse: Callable[[Path, str], None]) -> int:
+    """The mode of what the path leads to; 0 if nothing is there, or if that cannot be told."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            refuse(path, "this link leads nowhere")
+    except OSError as error:
+        refuse(path, f"cannot be read: {error.strerror}")
+    return 0
+
+
+def _problem(path: Path, mode: int) -> str:
+    """Why the file cannot be read; empty if it can."""
+    if not stat.S_ISREG(mode):
+        return "a pipe, a socket or a device; write its content to a file"
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return "this name is not UTF-8; rename the file"
+    return "" if os.access(path, os.R_OK) else "no permission to read this file"
+
+
+def _is_magic(part: str) -> bool:
+    return any(sign in part for sign in _MAGIC)
