@@ -18,13 +18,13 @@ import fcntl
 import json
 import os
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from decant.pipelines.capture.private_directory import private_directory, socket_address
 from decant.pipelines.capture.unit import capture_unit, forget_worker
 from decant.pipelines.teacher import loaded
 from decant.schemas.disk.identity import digest
@@ -102,12 +102,8 @@ def _leased(part: Path) -> Iterator["_Lease"]:
             threading.Thread(target=_held[file].serve, daemon=True).start()
         lease = _held[file]
         lease.users += 1
-    try:
+    with lease.counted():
         yield lease
-    finally:
-        with _lock:
-            lease.users -= 1
-            lease.used = time.monotonic()
 
 
 class _Lease:
@@ -115,16 +111,26 @@ class _Lease:
 
     def __init__(self, part: Path, file: Path):
         self._part, self._file = part, file
-        self._descriptor = _lock_descriptor(file)
         self.users = 0
         self.used = time.monotonic()
         # Two units at once: one is written and hashed while the devices compute the other.
         self._turn = threading.Semaphore(2)
-        _socket_file(file).unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(_socket_file(file)))
-        self._listener.listen(128)
-        self._listener.settimeout(1.0)
+        self._descriptor = _lock_descriptor(file)
+        try:
+            self._listener = _listening_socket(_socket_file(file))
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count one of `users` out again at the end of the `with` block."""
+        try:
+            yield
+        finally:
+            with _lock:
+                self.users -= 1
+                self.used = time.monotonic()
 
     def capture(self, number: int, plan: Path) -> None:
         """Capture a unit in this process."""
@@ -166,18 +172,38 @@ class _Lease:
             request = json.loads(connection.makefile().readline())
             if request.get("leave"):
                 self._release_if_idle(seconds=0.0)
-                return
-            answer = {"error": self._capture_requested(request)}
-            connection.sendall(json.dumps(answer).encode() + b"\n")
+            elif self._still_held():
+                with self.counted():
+                    answer = {"error": self._capture_requested(request)}
+                connection.sendall(json.dumps(answer).encode() + b"\n")
+
+    def _still_held(self) -> bool:
+        """Add a user, unless the lease was released since the request's connection was accepted.
+
+        Without an answer the other process asks again, then the new holder or for the lease itself.
+        """
+        with _lock:
+            held = _held.get(self._file) is self
+            self.users += held
+            return held
 
     def _capture_requested(self, request: dict) -> str:
         """Capture the requested unit. Returns the error message, empty if there was none."""
         try:
-            with _leased(self._part):
-                self.capture(request["unit"], Path(request["plan"]))
+            self.capture(request["unit"], Path(request["plan"]))
         except Exception as error:
             return str(error) or repr(error)
         return ""
+
+
+def _listening_socket(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    with socket_address(path) as address:
+        listener.bind(address)
+    listener.listen(128)
+    listener.settimeout(1.0)
+    return listener
 
 
 def _ask_holder(part: Path, request: dict) -> bool:
@@ -185,9 +211,10 @@ def _ask_holder(part: Path, request: dict) -> bool:
 
     RuntimeError with the holder's message if the request failed there.
     """
+    path = _socket_file(_lock_file(part))
     try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(_socket_file(_lock_file(part))))
+        with socket.socket(socket.AF_UNIX) as connection, socket_address(path) as address:
+            connection.connect(address)
             connection.sendall(json.dumps(request).encode() + b"\n")
             answer = connection.makefile().readline()
     except OSError:
@@ -201,7 +228,8 @@ def _ask_holder(part: Path, request: dict) -> bool:
 
 def _lock_descriptor(file: Path) -> int:
     """An open descriptor that holds the lock on `file`. _Taken if another process holds it."""
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(file, flags, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The last holder may have removed the file after we opened it.
@@ -215,14 +243,8 @@ def _lock_descriptor(file: Path) -> int:
 
 def _lock_file(part: Path) -> Path:
     """The lock file for this part, host, user and set of devices, in the temporary directory."""
-    directory = Path(tempfile.gettempdir()) / f"decant-{os.getuid()}"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    if directory.stat().st_uid != os.getuid():
-        raise PermissionError(
-            f"{directory}: belongs to another user; set TMPDIR to a place of yours"
-        )
     devices = {name: os.environ.get(name) for name in _DEVICES}
-    return directory / digest([str(part.resolve()), socket.gethostname(), devices])[:16]
+    return private_directory() / digest([str(part.resolve()), socket.gethostname(), devices])[:16]
 
 
 def _socket_file(lock_file: Path) -> Path:

@@ -1,8 +1,11 @@
 """One teacher per host, tested with real worker processes and real signals."""
 
+import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -135,6 +138,33 @@ def test_the_error_of_a_unit_comes_back_to_the_process_that_asked(planned):
     finally:
         teacher_lease.release_lease(part)
     assert not teacher_lease._lock_file(part).exists()
+
+
+def test_a_lease_released_between_accept_and_use_leaves_the_asker_without_an_answer(tmp_path):
+    """So it asks again. Another process, here a second descriptor, has the lease by then."""
+    with teacher_lease._leased(tmp_path):
+        pass
+    file = teacher_lease._lock_file(tmp_path)
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(20)
+        connection.connect(str(teacher_lease._socket_file(file)))
+        wait_until_accepted()
+        teacher_lease.release_lease(tmp_path)
+        taken = teacher_lease._lock_descriptor(file)
+        try:
+            connection.sendall(b'{"unit": 0, "plan": "plan.json"}\n')
+            assert connection.makefile().readline() == ""
+        finally:
+            os.close(taken)
+            file.unlink()
+
+
+def wait_until_accepted() -> None:
+    """Wait until a thread of this process reads from the other end."""
+    deadline = time.monotonic() + 20
+    while not any("_answer" in thread.name for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_an_idle_process_releases_the_lease_and_one_that_asks_gets_it_at_once(
