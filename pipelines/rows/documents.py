@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from decant.pipelines.rows.records import Place, Record, located, read_records
+from decant.pipelines.rows.records import Located, Place, Record, read_records
 from decant.pipelines.rows.sources import InputShard, Kind, SourceFile, Span
 from decant.schemas.disk.identity import canonical_json
 
 _CHAT = ("messages",)
 _COMPLETION = ("prompt", "completion")
 _TOOLS = "tools"
+_LONGEST_LIST = 300
+"""Characters of a list of fields in a message."""
 
 
 class Chat(NamedTuple):
@@ -39,6 +41,7 @@ class Document:
 
     place: Place
     content: str | Chat | Completion
+    located: Located = str
 
     @property
     def content_hash(self) -> bytes:
@@ -71,10 +74,10 @@ def read_documents(
             try:
                 content = _content(record.value, source, text_field=text_field)
             except ValueError as error:
-                refuse(record.place, located(str(error), record.place, source))
+                refuse(record.place, record.located(str(error)))
             else:
                 if content:
-                    yield Document(record.place, content)
+                    yield Document(record.place, content, record.located)
 
 
 def with_kinds(sources: Sequence[SourceFile], *, text_field: str) -> list[SourceFile]:
@@ -108,8 +111,8 @@ def _fields(names: Collection[str], text_field: str) -> tuple[str, ...]:
         if all(name in names for name in fields):
             return fields
     raise ValueError(
-        f"no field {text_field!r} (has: {', '.join(names)}); set corpus.text_field, or have "
-        "'messages', or 'prompt' and 'completion'"
+        f"no field {text_field!r} (has: {_shortened(', '.join(names))}); set corpus.text_field, or "
+        "have 'messages', or 'prompt' and 'completion'"
     )
 
 
@@ -164,7 +167,7 @@ def _chat(parts: list[list[Any]], tools: Any) -> Chat:
     chat = Chat(tuple(messages), tools or None, first)
     try:
         canonical_json(chat._asdict())
-    except (UnicodeEncodeError, TypeError) as error:
+    except (UnicodeEncodeError, TypeError, RecursionError) as error:
         raise ValueError(f"a message cannot be written as JSON: {error}") from error
     return chat
 
@@ -173,7 +176,9 @@ def _message(message: Any) -> dict[str, Any]:
     """The message as templates expect it: text parts are joined, and keys without a value are
     left out (a table's records have every key)."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        got = ", ".join(message) if isinstance(message, dict) else type(message).__name__
+        got = (
+            _shortened(", ".join(message)) if isinstance(message, dict) else type(message).__name__
+        )
         raise ValueError(f"a message needs 'role' and 'content'; got: {got}")
     content = message.get("content")
     if isinstance(content, list):
@@ -188,6 +193,10 @@ def _message(message: Any) -> dict[str, Any]:
         raise ValueError(f"a message's content is {got}, not a string or a list of text parts")
     others = {name: value for name, value in message.items() if value is not None}
     return others | {"content": content}
+
+
+def _shortened(names: str) -> str:
+    return names if len(names) <= _LONGEST_LIST else f"{names[:_LONGEST_LIST]}…"
 
 
 def _require_text(text: str) -> None:

@@ -1,11 +1,15 @@
 """Reads the records of a corpus file, each with its place: text, JSON lines, Parquet tables."""
 
+import codecs
 import gzip
 import io
+import itertools
 import json
+import sys
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +20,16 @@ import zstandard
 from decant.pipelines.rows.sources import SourceFile, Span
 from decant.pipelines.rows.zstd_file import ZstdFile
 
+Located = Callable[[str], str]
+"""Puts a record's line or number in front of a problem with it."""
+
+_BOM = codecs.BOM_UTF8
+_OTHER_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _DAMAGE_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
 _RECORDS_A_BATCH = 256
+_BLOCK = 1 << 20
+_MOST_COUNTED = 1 << 30
+"""Bytes before a span that are read to tell the number of a bad line."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,8 @@ class Record:
     value: Any = None
     """A text file's text, a JSON line's value, or a table's record as a dictionary."""
     problem: str = ""
-    """Why the record cannot be read; empty if it can."""
+    """Why the record cannot be read, with its place in the file; empty if it can."""
+    located: Located = str
 
 
 Fields = Callable[[Collection[str]], Sequence[str]]
@@ -53,17 +66,6 @@ def read_records(span: Span, source: SourceFile, *, fields: Fields) -> Iterator[
     if source.is_parquet:
         return _table(span, source, fields=fields)
     return _json_lines(span, source) if source.is_jsonl else _whole_file(span, source)
-
-
-def located(problem: str, place: Place, source: SourceFile) -> str:
-    """`problem` with the number of its line or record in front; of a text file unchanged."""
-    if source.is_parquet:
-        return f"record {place.offset + 1}: {problem}"
-    if not source.is_jsonl:
-        return problem
-    with _open(source) as file:
-        number = file.read(place.offset).count(b"\n") + 1
-    return f"line {number}: {problem}"
 
 
 def _unchanged(source: SourceFile) -> Path:
@@ -88,22 +90,61 @@ def _whole_file(span: Span, source: SourceFile) -> Iterator[Record]:
     place = Place(span.source, 0)
     try:
         with _open(source) as file:
-            yield Record(place, file.read().decode())
+            data = file.read()
+        yield Record(place, data.decode().removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
-        yield Record(place, problem=f"not UTF-8 at byte {error.start}")
+        yield Record(place, problem=_not_utf8(data, error))
     except _DAMAGE_ERRORS as error:
         yield Record(place, problem=f"damaged or cut short, cannot be decompressed: {error}")
 
 
+def _not_utf8(data: bytes, error: UnicodeDecodeError) -> str:
+    if data.startswith(_OTHER_BOMS):
+        return "UTF-16 or UTF-32, not UTF-8; convert the file"
+    return f"not UTF-8 at byte {error.start}"
+
+
+class _LineNumbers:
+    """The number of a span's lines in the whole file, which is read at the first bad line only."""
+
+    def __init__(self, span: Span, source: SourceFile):
+        self._span, self._source = span, source
+
+    def located(self, problem: str, *, line: int, offset: int) -> str:
+        """`problem` of the line that is number `line` of the span, from 0, and begins at `offset`
+        of the file."""
+        if self._span.start > _MOST_COUNTED:
+            return f"line at byte {offset}: {problem}"
+        return f"line {self._before + line + 1}: {problem}"
+
+    @cached_property
+    def _before(self) -> int:
+        """Lines that begin before the span."""
+        left, lines = self._span.start, 0
+        if not left:
+            return 0
+        with _open(self._source) as file:
+            last = b"\n"
+            while block := file.read(min(left, _BLOCK)):
+                left -= len(block)
+                lines += block.count(b"\n")
+                last = block[-1:]
+        return lines + (last != b"\n")
+
+
 def _json_lines(span: Span, source: SourceFile) -> Iterator[Record]:
+    numbers = _LineNumbers(span, source)
     with _open(source) as file:
         offset = span.start
         if offset:
             # A line that begins before the span belongs to the shard before this one.
             file.seek(offset - 1)
             offset += len(file.readline()) - 1
-        while source.compression or offset < span.end:
+        for number in itertools.count():
+            if offset >= span.end and not source.compression:
+                return
             place = Place(span.source, offset)
+            located = partial(numbers.located, line=number, offset=offset)
             try:
                 line = file.readline()
             except _DAMAGE_ERRORS as error:
@@ -112,10 +153,15 @@ def _json_lines(span: Span, source: SourceFile) -> Iterator[Record]:
                 return
             if not line:
                 return
+            if not offset and line.startswith(_OTHER_BOMS):
+                yield Record(place, problem="UTF-16 or UTF-32, not UTF-8; convert the file")
+                return
+            offset += len(line)
+            if not place.offset:
+                line = line.removeprefix(_BOM)
             if line.strip():
                 value, problem = _parsed(line)
-                yield Record(place, value, problem and located(problem, place, source))
-            offset += len(line)
+                yield Record(place, value, problem and located(problem), located)
 
 
 def _parsed(line: bytes) -> tuple[Any, str]:
@@ -125,6 +171,10 @@ def _parsed(line: bytes) -> tuple[Any, str]:
         return None, f"not UTF-8 at byte {error.start} of the line"
     except json.JSONDecodeError as error:
         return None, f"not valid JSON: {error.msg} at character {error.pos}"
+    except ValueError:  # the library's own message speaks of Python
+        return None, f"an integer of more than {sys.get_int_max_str_digits():,} digits"
+    except RecursionError:
+        return None, "nested too deeply"
 
 
 def _table(span: Span, source: SourceFile, *, fields: Fields) -> Iterator[Record]:
@@ -172,11 +222,11 @@ def _row_group(
 
 
 def _record(row: pyarrow.RecordBatch, place: Place) -> Record:
+    located = partial("record {}: {}".format, place.offset + 1)
     try:
-        return Record(place, row.to_pylist()[0])
+        return Record(place, row.to_pylist()[0], located=located)
     except UnicodeDecodeError as error:
-        why = f"not UTF-8 at byte {error.start} of the field"
-        return Record(place, problem=f"record {place.offset + 1}: {why}")
+        return Record(place, problem=located(f"not UTF-8 at byte {error.start} of the field"))
 
 
 def _first_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ from decant.pipelines.config import Corpus
 from decant.pipelines.rows.documents import Document, Refuse, read_documents
 from decant.pipelines.rows.marking import Marked, mark, segments
 from decant.pipelines.rows.packing import Packer
-from decant.pipelines.rows.records import Place, located
+from decant.pipelines.rows.records import Place
 from decant.pipelines.rows.sources import InputShard, SourceFile
 from decant.schemas.disk.array_record import as_json, write_records
 from decant.schemas.disk.atomic import write_json
@@ -93,6 +93,8 @@ def tokenise_shard(shard: InputShard, repeated: frozenset[Place], job: TokeniseJ
 
     def refuse(place: Place, problem: str) -> None:
         source = job.sources[place.source]
+        # A field's name may hold half of a surrogate pair, which no file and no terminal takes.
+        problem = problem.encode(errors="backslashreplace").decode()
         if job.corpus.on_error == "fail":
             raise ValueError(
                 f'{source.path}: {problem}. Repair it, or set corpus.on_error = "skip".'
@@ -142,9 +144,8 @@ def _mark_all(
     for document in documents:
         try:
             yield mark(document, tokenizer, template)
-        except ValueError as error:
-            place = document.place
-            refuse(place, located(str(error), place, job.sources[place.source]))
+        except (ValueError, RecursionError) as error:
+            refuse(document.place, document.located(str(error)))
 
 
 def _split_of(content_hash: bytes, heldout: float) -> Split:

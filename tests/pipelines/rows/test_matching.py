@@ -1,5 +1,6 @@
 """Which files a glob matches, by which names; and that nothing is left out without a word."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -16,6 +17,7 @@ from decant.pipelines.config import Corpus
 from decant.pipelines.rows.matching import matching_files
 from decant.pipelines.rows.sources import find_sources
 from decant.schemas import open_cache
+from decant.schemas.manifest.manifest import Skipped
 from tests.making.caches import tiny_settings
 from tests.paths import environment
 
@@ -175,15 +177,20 @@ def test_folders_and_files_without_permission_are_named():
     assert set(seen["*/a.txt"]) == {"shut/a.txt", "closed/a.txt"}
 
 
-def test_a_path_that_cannot_be_read_stops_a_capture_or_is_listed_in_its_manifest(tmp_path):
+def test_what_cannot_be_read_stops_a_capture_or_is_listed_in_its_manifest(tmp_path):
     config = tiny_settings(tmp_path)
+    corpus = dataclasses.replace(config.corpus, files=(str(tmp_path / "corpus" / "*"),))
     (tmp_path / "corpus" / "gone.txt").symlink_to("nowhere")
+    bad = [json.dumps({"\ud800": 1}), "[" * 100_000, json.dumps({"text": "one word after another"})]
+    (tmp_path / "corpus" / "lines.jsonl").write_text("\n".join(bad))
     with pytest.raises(ValueError, match=r"gone\.txt: this link leads nowhere.*on_error"):
-        precompute(config)
+        precompute(dataclasses.replace(config, corpus=corpus))
     assert not (tmp_path / "cache").exists()
-    object.__setattr__(config.corpus, "on_error", "skip")
-    precompute(config)
+    corpus = dataclasses.replace(corpus, on_error="skip")
+    precompute(dataclasses.replace(config, corpus=corpus))
     (part,) = open_cache(tmp_path / "cache").manifest.parts
-    (skipped,) = part.skipped
-    assert skipped.source == str(tmp_path / "corpus" / "gone.txt")
-    assert "leads nowhere" in skipped.reason
+    link, *lines = part.skipped
+    assert link == Skipped(str(tmp_path / "corpus" / "gone.txt"), "this link leads nowhere")
+    assert {item.source for item in lines} == {"lines.jsonl"}
+    assert lines[0].reason.startswith("line 1: no field 'text' (has: \\ud800)")
+    assert lines[1].reason == "line 2: nested too deeply"
