@@ -65,6 +65,7 @@ def tokenised(root: Path, place: Path, *, processes: int) -> float:
         sources=tuple(sources),
         corpus=resolve_defaults(Corpus(), sources),
         unit_rows=choose_unit_rows(sources, length=Corpus().sequence_length),
+        vocabulary=open_checkpoint("embedded").config.vocab_size,
     )
     run = partial(run_pipeline, runner="FnApiRunner", options=())
     started = time.monotonic()

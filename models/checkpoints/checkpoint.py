@@ -84,14 +84,8 @@ class Checkpoint:
         return self.files.weight_files
 
     def tokenizer(self) -> Tokenizer:
-        """The checkpoint's tokenizer. ValueError if the embedding lacks rows for its ids."""
-        tokenizer = self.files.tokenizer()
-        if tokenizer.size > self.config.vocab_size:
-            raise ValueError(
-                f"{self.path}: the tokenizer has {tokenizer.size} ids but the embedding only "
-                f"{self.config.vocab_size} rows; these files do not belong together."
-            )
-        return tokenizer
+        """The checkpoint's tokenizer. The embedding may lack rows for its last ids (Gemma 3)."""
+        return self.files.tokenizer()
 
     def abstract(
         self,

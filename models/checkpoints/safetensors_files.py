@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from decant.models.checkpoints.hf_layout import CONFIG, INDEX, WEIGHTS
 from decant.models.config import ModelConfig
 from decant.models.families import config_from_json
-from decant.models.text.tokenizer import Tokenizer
+from decant.models.text.tokenizer import GENERATION, Tokenizer, read_files
 
 
 class SafetensorsFiles:
@@ -106,7 +106,12 @@ class SafetensorsFiles:
 
     def tokenizer(self) -> Tokenizer:
         """The directory's tokenizer."""
-        return Tokenizer.from_files(self.path)
+        files = read_files(self.path)
+        ends = _read_json(self.path / CONFIG).get("eos_token_id")
+        if GENERATION not in files and ends is not None:
+            # Without generation_config.json transformers, too, takes the end tokens from here.
+            files[GENERATION] = json.dumps({"eos_token_id": ends}).encode()
+        return Tokenizer(files, where=str(self.path))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -16,7 +16,13 @@ from decant.models.families import config_to_json, family_of
 from decant.models.parameters import parameters_by_path
 
 
-def save_directory(model: Decoder, path: Path | str, tokenizer_files: Mapping[str, bytes]) -> None:
+def save_directory(
+    model: Decoder,
+    path: Path | str,
+    tokenizer_files: Mapping[str, bytes],
+    *,
+    special_ids: Mapping[str, int | list[int]] | None = None,
+) -> None:
     """Write a Hugging Face directory that `open_checkpoint` and transformers read.
 
     Weights keep their dtype. The weights file appears last, and only when it is complete.
@@ -26,6 +32,7 @@ def save_directory(model: Decoder, path: Path | str, tokenizer_files: Mapping[st
         model: its config, weights and `param_dtype` are written.
         path: the directory; it is made if needed.
         tokenizer_files: contents by file name, as `Tokenizer.files` gives them.
+        special_ids: more entries of config.json, such as `eos_token_id`.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
@@ -38,6 +45,7 @@ def save_directory(model: Decoder, path: Path | str, tokenizer_files: Mapping[st
         for tensor, at in name.file_tensors("hf", array.shape).items():
             tensors[tensor] = name.to_file(array[at], "hf")
     config = config_to_json(model.config) | {"torch_dtype": str(model.param_dtype)}
+    config |= special_ids or {}
     for file, content in tokenizer_files.items():
         (path / file).parent.mkdir(exist_ok=True)
         (path / file).write_bytes(content)

@@ -60,7 +60,7 @@ WHOLE_WORDS_AND_BOS = ("llama-bpe", "llama3", "llama-v3")
 
 
 def tokenizer_files(metadata: Mapping[str, Any], *, where: str) -> dict[str, bytes]:
-    """tokenizer.json and tokenizer_config.json, made from the `tokenizer.*` metadata.
+    """The tokenizer's files by name, made from the `tokenizer.*` metadata.
 
     ValueError for another kind of tokenizer, an unknown pre-tokenizer or missing metadata. `where`
     names the file in errors.
@@ -71,14 +71,18 @@ def tokenizer_files(metadata: Mapping[str, Any], *, where: str) -> dict[str, byt
             f"{where}: tokenizer.ggml.model is {model!r}; only byte-level BPE ('gpt2') can be "
             "rebuilt. Use the model's Hugging Face directory instead."
         )
-    if pre not in PRE_TOKENIZERS:
+    if not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
         raise ValueError(
             f"{where}: tokenizer.ggml.pre is {pre!r}, a pre-tokenizer that we do not know; known: "
             f"{', '.join(PRE_TOKENIZERS)}. Guessing would give other token ids."
         )
-    tokens, kinds = _list(metadata, "tokens", where), _list(metadata, "token_type", where)
-    names = _special_names(metadata, tokens)
+    tokens, kinds = _list(metadata, "tokens", where), _list(metadata, "token_type", where, of=int)
+    if len(tokens) != len(kinds):
+        raise ValueError(f"{where}: {len(tokens)} tokens, but {len(kinds)} token types")
+    names = _special_names(metadata, tokens, where)
     add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", pre in WHOLE_WORDS_AND_BOS))
+    if add_bos and "bos_token" not in names:
+        raise ValueError(f"{where}: texts begin with BOS, but there is no bos_token_id")
     definition = {
         "version": "1.0",
         "truncation": None,
@@ -109,24 +113,38 @@ def tokenizer_files(metadata: Mapping[str, Any], *, where: str) -> dict[str, byt
     }
     if "tokenizer.chat_template" in metadata:
         settings["chat_template"] = metadata["tokenizer.chat_template"]
-    return {
+    files = {
         "tokenizer.json": json.dumps(definition, ensure_ascii=False).encode(),
         "tokenizer_config.json": json.dumps(settings, ensure_ascii=False, indent=2).encode(),
     }
+    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    if any(end is not None for end in ends[1:]):
+        ids = [end for end in ends if end is not None]
+        files["generation_config.json"] = json.dumps({"eos_token_id": ids}).encode()
+    return files
 
 
-def _list(metadata: Mapping[str, Any], name: str, where: str) -> list[Any]:
+def _list(metadata: Mapping[str, Any], name: str, where: str, *, of: type = str) -> list[Any]:
     value = metadata.get(f"tokenizer.ggml.{name}")
     if not isinstance(value, list):
         raise ValueError(f"{where}: metadata has no tokenizer.ggml.{name}; no tokenizer in it.")
+    if not all(isinstance(item, of) for item in value):
+        raise ValueError(f"{where}: tokenizer.ggml.{name} holds items other than {of.__name__}")
     return value
 
 
-def _special_names(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, str]:
+def _special_names(metadata: Mapping[str, Any], tokens: list[str], where: str) -> dict[str, str]:
     """Name ("eos_token") → text of each special token whose id the metadata gives."""
     ids = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    keys = {f"{ours}_token": f"tokenizer.ggml.{theirs}_token_id" for ours, theirs in ids.items()}
-    return {name: tokens[metadata[key]] for name, key in keys.items() if key in metadata}
+    names: dict[str, str] = {}
+    for ours, theirs in ids.items():
+        key = f"tokenizer.ggml.{theirs}_token_id"
+        if key not in metadata:
+            continue
+        if metadata[key] not in range(len(tokens)):
+            raise ValueError(f"{where}: {key} is {metadata[key]}, of {len(tokens)} tokens")
+        names[f"{ours}_token"] = tokens[metadata[key]]
+    return names
 
 
 def _added_tokens(tokens: list[str], kinds: list[int]) -> list[dict[str, Any]]:

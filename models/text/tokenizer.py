@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
-import tokenizers
 
+from decant.models.text.backend import Backend
 from decant.models.text.chat_template import ChatTemplate
 from decant.models.text.named_templates import (
     CHAT_TEMPLATE,
@@ -26,9 +26,10 @@ from decant.schemas import Cache
 DEFINITION = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
+GENERATION = "generation_config.json"
 # The files of a complete tokenizer, beside more templates in a directory of their own; the ids of
-# a text depend on the first two only.
-FILES = (DEFINITION, SETTINGS, SPECIAL_TOKENS, CHAT_TEMPLATE)
+# a text depend on the first three only.
+FILES = (DEFINITION, SETTINGS, SPECIAL_TOKENS, CHAT_TEMPLATE, GENERATION)
 
 
 class Tokenizer:
@@ -46,34 +47,27 @@ class Tokenizer:
             raise FileNotFoundError(f"{where}: no {DEFINITION} here, so text cannot be tokenised.")
         self._files = dict(files)
         self._where = where
-        try:
-            self._definition: dict[str, Any] = json.loads(files[DEFINITION])
-            self._settings: dict[str, Any] = json.loads(files.get(SETTINGS, b"{}"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: a tokenizer file is not valid JSON: {error}") from error
-        try:
-            self._backend = tokenizers.Tokenizer.from_str(files[DEFINITION].decode())
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"{where}: {DEFINITION} cannot be used: {error}") from error
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        self._definition, self._settings, self._special = (
+            self._parsed(name) for name in (DEFINITION, SETTINGS, SPECIAL_TOKENS)
+        )
+        content = self._files[DEFINITION].decode()
+        self._backend = Backend(self._definition, content, where=f"{where}: {DEFINITION}")
 
     @classmethod
     def from_files(cls, directory: Path | str) -> Tokenizer:
         """The tokenizer of a directory: a model's, or a cache's `tokenizer/`."""
-        directory = Path(directory)
-        names = [*FILES, *template_files(directory)]
-        paths = {name: directory / name for name in names if (directory / name).is_file()}
-        return cls({name: path.read_bytes() for name, path in paths.items()}, where=str(directory))
+        return cls(read_files(Path(directory)), where=str(directory))
 
     def files(self) -> dict[str, bytes]:
         """Contents by file name; `from_files` on a directory of these files gives an equal one."""
         return dict(self._files)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of each text, int32, without special tokens around them."""
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+        """The ids of each text, int32, without special tokens around them.
+
+        ValueError for a text that the tokenizer cannot spell.
+        """
+        return self._backend.encode(texts)
 
     def encode_with_spans(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         """The ids of each text, as `encode_batch` gives them, and the span of each token.
@@ -81,52 +75,53 @@ class Tokenizer:
         Spans are int32 [n, 2]: the characters [start, end) that the token is made from. Tokens
         that are parts of one character have that character's span.
         """
-        encodings = self._span_backend.encode_batch(list(texts), add_special_tokens=False)
-        return [
-            (np.asarray(e.ids, np.int32), np.asarray(e.offsets, np.int32).reshape(-1, 2))
-            for e in encodings
-        ]
-
-    @cached_property
-    def _span_backend(self) -> tokenizers.Tokenizer:
-        # Without the post-processor: byte-level ones trim spaces off spans, so a token of spaces
-        # would have an empty span.
-        definition = self._definition | {
-            "post_processor": None,
-            "truncation": None,
-            "padding": None,
-        }
-        return tokenizers.Tokenizer.from_str(json.dumps(definition))
+        return self._backend.encode_with_spans(texts)
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of the ids, special tokens included."""
-        return self._backend.decode([operator.index(i) for i in ids], skip_special_tokens=False)
+        return self._backend.decode([operator.index(i) for i in ids])
 
     @cached_property
     def size(self) -> int:
-        """One more than the largest id."""
-        return 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
+        """One more than the largest id. A model may have no embedding for the last ids."""
+        return 1 + max(self._backend.ids.values())
 
     @cached_property
     def eos_id(self) -> int:
         """Id of the token that ends a document. ValueError if the files name none."""
-        eos_id = self._special_id("eos_token")
+        eos_id = self._special_id("eos_token", self._special | self._settings)
         if eos_id is None:
             raise ValueError(
-                f"{self._where}: {SETTINGS} names no eos_token, so documents cannot be ended. Add "
-                "the model's end token there."
+                f"{self._where}: neither {SETTINGS} nor {SPECIAL_TOKENS} names an eos_token, so "
+                "documents cannot be ended. Add the model's end token there."
             )
         return eos_id
 
     @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a generated text: EOS, then the others that generation_config.json names.
+
+        Chat models often end a turn with another token than a document.
+        """
+        named = self._parsed(GENERATION).get("eos_token_id")
+        ids = named if isinstance(named, list) else [] if named is None else [named]
+        if not all(type(i) is int and i >= 0 for i in ids):
+            raise ValueError(
+                f"{self._where}: {GENERATION}: eos_token_id is {named!r}; expected an id or a list "
+                "of ids"
+            )
+        return tuple(dict.fromkeys([self.eos_id, *ids]))
+
+    @cached_property
     def bos_id(self) -> int | None:
         """Id of the token that the tokenizer puts in front of every text; None if it puts none."""
+        return self._bos_id(self._special | self._settings)
+
+    def _bos_id(self, settings: Mapping[str, Any]) -> int | None:
         adds = self._settings.get("add_bos_token")
         if adds is None:
-            plain = self._backend.encode("a", add_special_tokens=False).ids
-            full = self._backend.encode("a", add_special_tokens=True).ids
-            return full[0] if full[:1] != plain[:1] else None
-        return self._special_id("bos_token") if adds else None
+            return self._backend.first_id()
+        return self._special_id("bos_token", settings) if adds else None
 
     @cached_property
     def digest(self) -> str:
@@ -136,7 +131,8 @@ class Tokenizer:
         """
         outside = ("truncation", "padding", "version")
         rules = {k: v for k, v in self._definition.items() if k not in outside}
-        facts = {"definition": rules, "bos": self.bos_id, "eos": self.eos_id}
+        # Older releases took BOS from the settings alone.
+        facts = {"definition": rules, "bos": self._bos_id(self._settings), "eos": self.eos_id}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def chat_template(self, *, date: str | None = None) -> ChatTemplate | None:
@@ -154,32 +150,53 @@ class Tokenizer:
     @cached_property
     def special_texts(self) -> tuple[str, ...]:
         """Texts that become special tokens wherever they occur in a text."""
-        added = self._definition.get("added_tokens", [])
-        return tuple(token["content"] for token in added if token["special"])
+        added = self._backend.added_tokens().values()
+        return tuple(token.content for token in added if token.special)
 
     @cached_property
     def _token_texts(self) -> dict[str, str]:
         """Name ("bos_token") → text of each special token that the files name."""
-        settings = json.loads(self._files.get(SPECIAL_TOKENS, b"{}")) | self._settings
         texts = {
-            name: value["content"] if isinstance(value, dict) else value
-            for name, value in settings.items()
+            name: value.get("content") if isinstance(value, dict) else value
+            for name, value in (self._special | self._settings).items()
             if name.endswith("_token") and not name.startswith("add_")
         }
         return {name: text for name, text in texts.items() if isinstance(text, str)}
 
-    def _special_id(self, name: str) -> int | None:
-        """Id of the token that the settings call `name`; None if they have no such token."""
-        token = self._settings.get(name)
-        text = token["content"] if isinstance(token, dict) else token
+    def _special_id(self, name: str, settings: Mapping[str, Any]) -> int | None:
+        """Id of the token that `settings` call `name`; None if they have no such token."""
+        token = settings.get(name)
+        text = token.get("content") if isinstance(token, dict) else token
         if text is None:
             return None
-        token_id = self._backend.token_to_id(text)
+        if not isinstance(text, str):
+            raise ValueError(
+                f"{self._where}: {name} is {str(text)[:80]}; expected one token, as a text. If a "
+                f"generated text may end with several, list their ids in {GENERATION}"
+            )
+        token_id = self._backend.ids.get(text)
         if token_id is None:
             raise ValueError(
                 f"{self._where}: {name} is {text!r}, which {DEFINITION} does not have as a token."
             )
         return token_id
+
+    def _parsed(self, name: str) -> dict[str, Any]:
+        """The object in a JSON file; empty if there is no such file."""
+        try:
+            value = json.loads(self._files.get(name, b"{}"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self._where}: {name} is not valid JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise ValueError(f"{self._where}: {name} holds {str(value)[:40]}; expected an object")
+        return value
+
+
+def read_files(directory: Path) -> dict[str, bytes]:
+    """Contents of the tokenizer's files in a directory, by file name."""
+    names = [*FILES, *template_files(directory)]
+    paths = {name: directory / name for name in names if (directory / name).is_file()}
+    return {name: path.read_bytes() for name, path in paths.items()}
 
 
 def tokenizer_of(cache: Cache) -> Tokenizer:

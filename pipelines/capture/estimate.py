@@ -120,7 +120,8 @@ def _uncaptured_job(capture: Capture, cache: Path) -> TokeniseJob:
     sources = [source for part in left for source in part.sources]
     first = None if left[0] is capture.parts[0] else capture.parts[0].corpus
     corpus = decided_corpus(capture.config.corpus, sources, first=first)
-    return tokenise_job(cache, part_layout(cache, 0), corpus, sources)
+    vocabulary = capture.teacher.vocabulary
+    return tokenise_job(cache, part_layout(cache, 0), corpus, sources, vocabulary=vocabulary)
 
 
 def _tokenise_sample(job: TokeniseJob) -> tuple[Estimate, PlannedRows]:

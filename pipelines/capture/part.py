@@ -142,7 +142,14 @@ class PartCapture:
     def _tokenise(self) -> PlannedRows:
         config, older = self.config, self.directory.older
         rows = tokenise(
-            tokenise_job(self.cache, self.layout, self.corpus, self.sources, older=older),
+            tokenise_job(
+                self.cache,
+                self.layout,
+                self.corpus,
+                self.sources,
+                vocabulary=self.teacher.vocabulary,
+                older=older,
+            ),
             rows_id=self.rows_id,
             run=self.run_beam,
             processes=local_processes(config.tokenise_workers, self.sources, runner=config.runner),

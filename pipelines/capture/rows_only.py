@@ -58,7 +58,13 @@ def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manife
         name = file.relative_to(like.tokenizer_path)
         write_bytes(config.output / TOKENIZER / name, file.read_bytes())
     rows = tokenise(
-        tokenise_job(config.output, layout, corpus, sources),
+        tokenise_job(
+            config.output,
+            layout,
+            corpus,
+            sources,
+            vocabulary=like.manifest.vocabulary_size,
+        ),
         rows_id=rows_id,
         run=functools.partial(run_pipeline, runner=config.runner, options=config.runner_options),
         processes=local_processes(config.tokenise_workers, sources, runner=config.runner),

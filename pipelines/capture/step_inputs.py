@@ -102,11 +102,13 @@ def tokenise_job(
     corpus: Corpus,
     sources: Sequence[SourceFile],
     *,
+    vocabulary: int,
     older: Sequence[SourceFile] = (),
 ) -> TokeniseJob:
     """The job that writes the rows of `sources` below `layout`; `corpus` is decided.
 
-    `older` are the sources of earlier parts. The cache must have its tokenizer when the job runs.
+    `vocabulary` is the number of ids that the teacher predicts; `older` are the sources of earlier
+    parts. The cache must have its tokenizer when the job runs.
     """
     # Absolute, because workers may have another working directory.
     return TokeniseJob(
@@ -115,6 +117,7 @@ def tokenise_job(
         sources=tuple(sources),
         corpus=corpus,
         unit_rows=choose_unit_rows(sources, length=corpus.sequence_length),
+        vocabulary=vocabulary,
         older=tuple(older),
     )
 

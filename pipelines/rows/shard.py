@@ -39,6 +39,8 @@ class TokeniseJob:
     """The settings, as `resolve_defaults` returns them."""
     unit_rows: int
     """U, rows per unit."""
+    vocabulary: int
+    """Number of ids that the teacher predicts. A document that has a larger id is refused."""
     older: tuple[SourceFile, ...] = ()
     """Files of the older parts. Documents that occur in them are left out of this part."""
 
@@ -131,9 +133,41 @@ def _segments(
     documents: Iterable[Document], job: TokeniseJob, *, refuse: Refuse
 ) -> Iterator[tuple[Split, Segment]]:
     tokenizer = Tokenizer.from_files(job.tokenizer)
+
+    def refuse_document(marked: Marked, problem: str) -> None:
+        place = marked.document.place
+        refuse(place, located(problem, place, job.sources[place.source]))
+
+    def tokenised(batch: Sequence[Marked]) -> Iterator[tuple[Marked, Segment]]:
+        try:
+            made = segments(batch, tokenizer)
+        except ValueError as error:
+            if len(batch) == 1:
+                refuse_document(batch[0], str(error))
+                return
+            for marked in batch:  # to find the document
+                yield from tokenised([marked])
+            return
+        for marked, segment in zip(batch, made, strict=True):
+            if problem := _unpredictable(segment, tokenizer, vocabulary=job.vocabulary):
+                refuse_document(marked, problem)
+            else:
+                yield marked, segment
+
     for batch in _batches(_mark_all(documents, job, tokenizer, refuse=refuse)):
-        for marked, segment in zip(batch, segments(batch, tokenizer), strict=True):
+        for marked, segment in tokenised(batch):
             yield _split_of(marked.document.content_hash, job.corpus.heldout or 0.0), segment
+
+
+def _unpredictable(segment: Segment, tokenizer: Tokenizer, *, vocabulary: int) -> str | None:
+    """The problem, if the segment has an id that the teacher does not know."""
+    largest = int(segment.tokens.max(initial=0))
+    if largest < vocabulary:
+        return None
+    return (
+        f"holds {tokenizer.decode([largest])!r}, token {largest}, but the teacher has embeddings "
+        f"for ids below {vocabulary} only"
+    )
 
 
 def _mark_all(

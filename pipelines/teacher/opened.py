@@ -54,9 +54,20 @@ class OpenedTeacher:
 
 
 def open_teacher(asked: config.Teacher, *, plan: Path) -> OpenedTeacher:
-    """Open the teacher. A hub id gets the commit that an earlier run fixed in the file `plan`."""
+    """Open the teacher. A hub id gets the commit that an earlier run fixed in the file `plan`.
+
+    ValueError if it has no embedding for the tokens that begin and end documents.
+    """
     checkpoint = open_checkpoint(_pinned(asked.model, plan))
-    return OpenedTeacher(asked, checkpoint, checkpoint.tokenizer())
+    teacher = OpenedTeacher(asked, checkpoint, checkpoint.tokenizer())
+    tokenizer = teacher.tokenizer
+    for name, token in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)):
+        if token is not None and token >= teacher.vocabulary:
+            raise ValueError(
+                f"{checkpoint.path}: {name} has id {token}, but the embedding has only "
+                f"{teacher.vocabulary} rows; this tokenizer belongs to another model"
+            )
+    return teacher
 
 
 def _pinned(model: str, plan: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from flax import nnx
 
 from decant.models import open_checkpoint, save_directory
-from decant.models.text.tokenizer import Tokenizer
+from decant.models.text.tokenizer import GENERATION, Tokenizer
 from decant.schemas import open_cache
 from decant.trainer.config import Export
 from decant.trainer.results.model_card import model_card
@@ -21,7 +21,6 @@ from decant.trainer.run.data_facts import cache_facts, read_data_facts
 from decant.trainer.run.initial_student import INITIAL
 from decant.trainer.run.trained_student import checkpoint_step, load_student, weights_sha256
 
-GENERATION = "generation_config.json"
 CARD = "README.md"
 
 
@@ -43,8 +42,11 @@ def export(config: Export) -> Path:
     # Written before the weights, because weights mark the directory as complete.
     config.output.mkdir(parents=True, exist_ok=True)
     (config.output / CARD).write_text(text, "utf-8")
-    (config.output / GENERATION).write_text(_generation(tokenizer), "utf-8")
-    save_directory(model, config.output, tokenizer.files())
+    # Without it transformers would not know which tokens end a text. The teacher's own, which is
+    # among the tokenizer's files, may also hold settings that suit only the teacher.
+    generation = json.dumps(_special_ids(tokenizer), indent=2) + "\n"
+    files = tokenizer.files() | {GENERATION: generation.encode()}
+    save_directory(model, config.output, files, special_ids=_special_ids(tokenizer))
     return config.output
 
 
@@ -63,7 +65,8 @@ def _facts_of_old_run(config: Export) -> dict[str, Any]:
     return cache_facts(cache)
 
 
-def _generation(tokenizer: Tokenizer) -> str:
-    """`generation_config.json`: without it transformers would not know the end-of-text token."""
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    return json.dumps({k: v for k, v in ids.items() if v is not None}, indent=2) + "\n"
+def _special_ids(tokenizer: Tokenizer) -> dict[str, int | list[int]]:
+    """Ids of BOS and of the tokens that end a text, as transformers names them."""
+    ends = list(tokenizer.end_ids)
+    bos = {} if tokenizer.bos_id is None else {"bos_token_id": tokenizer.bos_id}
+    return {**bos, "eos_token_id": ends if len(ends) > 1 else ends[0]}

@@ -32,7 +32,8 @@ def generate(config: Generate) -> list[str]:
     """The samples as text, each with its prompt and with special tokens spelled out.
 
     Raises FileNotFoundError if the run does not exist, ValueError if prompt and `max_tokens`
-    exceed the student's positions or the tokenizer cannot make the prompt.
+    exceed the student's positions, the tokenizer cannot make the prompt, or the student has no
+    embedding for one of its tokens.
     """
     if not (config.run / INITIAL).is_dir():
         raise FileNotFoundError(
@@ -40,7 +41,12 @@ def generate(config: Generate) -> list[str]:
         )
     initial = open_checkpoint(config.run / INITIAL)
     tokenizer, longest = initial.tokenizer(), initial.config.max_positions
-    prompt = prompt_ids(config, tokenizer)
+    prompt, rows = prompt_ids(config, tokenizer), initial.config.vocab_size
+    if max(prompt) >= rows:
+        raise ValueError(
+            f"{config.run}: the prompt holds {tokenizer.decode([max(prompt)])!r}, token "
+            f"{max(prompt)}, but the student has embeddings for ids below {rows} only"
+        )
     if len(prompt) + config.max_tokens > longest:
         raise ValueError(
             f"{config.run}: a prompt of {len(prompt)} tokens and max_tokens = {config.max_tokens} "
@@ -53,7 +59,7 @@ def generate(config: Generate) -> list[str]:
         prompt,
         samples=config.samples,
         max_tokens=config.max_tokens,
-        stop={tokenizer.eos_id},
+        stop=tokenizer.end_ids,
     )
     return [tokenizer.decode(ids) for ids in samples]
 

@@ -8,7 +8,14 @@ import pytest
 from decant.models import open_checkpoint
 from decant.models.text.gguf_tokenizer import tokenizer_files
 from decant.models.text.tokenizer import Tokenizer
-from tests.making.models import TOKENS, hf_tensors, tokenizer_metadata, write_gguf
+from tests.making.models import (
+    HF_CONFIG,
+    TOKENS,
+    hf_tensors,
+    tokenizer_metadata,
+    write_gguf,
+    write_hf,
+)
 
 END, USER = TOKENS.index("<|end|>"), TOKENS.index("<|user|>")
 
@@ -55,7 +62,9 @@ def test_bos_is_none_unless_the_tokenizer_adds_it():
 def test_end_token_and_size():
     assert (rebuilt().eos_id, rebuilt().size) == (END, len(TOKENS))
     without = Tokenizer({"tokenizer.json": rebuilt().files()["tokenizer.json"]}, where="here")
-    with pytest.raises(ValueError, match=r"here: tokenizer_config.json names no eos_token"):
+    with pytest.raises(
+        ValueError, match=r"here: neither tokenizer_config.json nor .* names an eos"
+    ):
         _ = without.eos_id
 
 
@@ -112,12 +121,66 @@ def test_broken_files_are_named(tmp_path):
         Tokenizer.from_files(tmp_path)
 
 
-def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path):
+def test_a_tokenizer_may_have_ids_without_an_embedding(tmp_path):
     tokens = [*TOKENS, *(f"x{i}" for i in range(60))]
     metadata = tokenizer_metadata(**{"ggml.tokens": tokens, "ggml.token_type": [1] * len(tokens)})
     path = write_gguf(tmp_path / "model.gguf", hf_tensors(), tokenizer=metadata)
-    with pytest.raises(ValueError, match=r"tokenizer has 84 ids but the embedding only 64 rows"):
-        open_checkpoint(path).tokenizer()
+    opened = open_checkpoint(path)
+    assert (opened.tokenizer().size, opened.config.vocab_size) == (84, 64)
+
+
+def with_files(**files):
+    """The rebuilt tokenizer with other files beside tokenizer.json, given by stem."""
+    definition = rebuilt().files()["tokenizer.json"]
+    others = {f"{stem}.json": json.dumps(content).encode() for stem, content in files.items()}
+    return Tokenizer({"tokenizer.json": definition, **others}, where="here")
+
+
+def test_special_tokens_may_be_named_in_the_special_tokens_map_only():
+    named = {"eos_token": {"content": "<|end|>"}, "bos_token": "<|user|>"}
+    tokenizer = with_files(tokenizer_config={"add_bos_token": True}, special_tokens_map=named)
+    assert (tokenizer.eos_id, tokenizer.bos_id) == (END, USER)
+    both = with_files(tokenizer_config={"eos_token": "<|user|>"}, special_tokens_map=named)
+    assert both.eos_id == USER
+
+
+@pytest.mark.parametrize(
+    ("named", "ids"),
+    [({}, ()), ({"eos_token_id": USER}, (USER,)), ({"eos_token_id": [END, 0, USER]}, (0, USER))],
+)
+def test_a_text_ends_with_eos_or_another_token_of_the_generation_config(named, ids):
+    tokenizer = with_files(tokenizer_config={"eos_token": "<|end|>"}, generation_config=named)
+    assert tokenizer.end_ids == (END, *ids)
+    assert tokenizer.eos_id == END
+
+
+@pytest.mark.parametrize("named", ["2", [END, None], True, {"ids": 1}])
+def test_end_ids_that_are_no_ids_are_refused(named):
+    tokenizer = with_files(
+        tokenizer_config={"eos_token": "<|end|>"}, generation_config={"eos_token_id": named}
+    )
+    with pytest.raises(ValueError, match=r"here: generation_config.json: eos_token_id is"):
+        _ = tokenizer.end_ids
+
+
+def test_end_tokens_of_a_model_come_from_its_config_if_it_has_no_generation_config(tmp_path):
+    write_hf(tmp_path, hf_tensors(), HF_CONFIG | {"eos_token_id": [END, USER]})
+    for name, content in rebuilt().files().items():
+        (tmp_path / name).write_bytes(content)
+    assert open_checkpoint(tmp_path).tokenizer().end_ids == (END, USER)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 0}')
+    assert open_checkpoint(tmp_path).tokenizer().end_ids == (END, 0)
+
+
+def test_the_end_of_a_turn_in_gguf_metadata_ends_a_text():
+    assert rebuilt(**{"ggml.eot_token_id": USER}).end_ids == (END, USER)
+    assert rebuilt().end_ids == (END,)
+
+
+@pytest.mark.parametrize("token", [["<|end|>"], 3, True])
+def test_an_eos_token_that_is_no_text_is_named(token):
+    with pytest.raises(ValueError, match=r"here: eos_token is .*; expected one token, as a text"):
+        _ = with_files(tokenizer_config={"eos_token": token}).eos_id
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from decant.models import open_checkpoint
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Teacher
 from decant.schemas import open_cache
@@ -114,6 +115,17 @@ def test_an_evaluation_of_other_weights_is_not_in_the_card_and_another_teacher_i
 def test_the_generation_config_names_the_end_token(exported):
     settings = json.loads((exported / "generation_config.json").read_text())
     assert settings == {"eos_token_id": 0}  # `<end>`; the tokenizer has no BOS
+
+
+def test_all_end_tokens_of_the_teacher_are_exported(noisy_run, drawn_cache, tmp_path):
+    run = shutil.copytree(noisy_run.run, tmp_path / "run")
+    teachers = {"eos_token_id": [7, 0], "temperature": 0.6}
+    (run / "initial" / "generation_config.json").write_text(json.dumps(teachers))
+    out = export(Export(run=run, cache=drawn_cache.path, output=tmp_path / "student"))
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert generation == {"eos_token_id": [0, 7]}
+    assert json.loads((out / "config.json").read_text())["eos_token_id"] == [0, 7]
+    assert open_checkpoint(out).tokenizer().end_ids == (0, 7)
 
 
 def test_a_run_of_an_older_release_takes_its_card_from_the_cache(

@@ -1,6 +1,7 @@
 """Samples: greedy ones against tokens worked out by hand, random ones by their frequencies."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from decant.models import save_directory
+from decant.models import open_checkpoint, save_directory
 from decant.models.text.tokenizer import Tokenizer
 from decant.trainer.__main__ import main
 from decant.trainer.config import Generate
@@ -135,6 +136,29 @@ def test_a_sample_ends_with_the_tokenizers_end_token(run, monkeypatch):
         generate(Generate(run=run, prompt="the row", samples=2, max_tokens=3))
         == ["the row<end>"] * 2
     )
+
+
+def test_a_sample_ends_with_any_end_token_of_the_generation_config(run, tmp_path, monkeypatch):
+    def second_end(*_, **__):
+        return lambda rows, at: np.full(len(rows), 7, np.int32)
+
+    monkeypatch.setattr("decant.trainer.results.generate.make_sampler", second_end)
+    copy = shutil.copytree(run, tmp_path / "run")
+    asked = Generate(run=copy, prompt="the row", samples=1, max_tokens=3)
+    (text,) = generate(asked)
+    seven = open_checkpoint(run / "initial").tokenizer().decode([7])
+    assert text == "the row" + seven * 3
+    (copy / "initial" / "generation_config.json").write_text('{"eos_token_id": [0, 7]}')
+    assert generate(asked) == ["the row" + seven]
+
+
+def test_a_prompt_that_the_student_has_no_embedding_for_is_refused(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    for name, content in tokenizer_files(513).items():
+        (copy / "initial" / name).write_bytes(content)
+    last = open_checkpoint(copy / "initial").tokenizer().decode([512])
+    with pytest.raises(ValueError, match=rf"the prompt holds '{last}', token 512, .* below 512"):
+        generate(Generate(run=copy, prompt=f"the {last}", max_tokens=1))
 
 
 @pytest.mark.parametrize(
