@@ -134,23 +134,22 @@ def _segments(
 ) -> Iterator[tuple[Split, Segment]]:
     tokenizer = Tokenizer.from_files(job.tokenizer)
 
-    def refuse_document(marked: Marked, problem: str) -> None:
-        place = marked.document.place
-        refuse(place, located(problem, place, job.sources[place.source]))
+    def refuse_document(document: Document, problem: str) -> None:
+        refuse(document.place, document.located(problem))
 
     def tokenised(batch: Sequence[Marked]) -> Iterator[tuple[Marked, Segment]]:
         try:
             made = segments(batch, tokenizer)
         except ValueError as error:
             if len(batch) == 1:
-                refuse_document(batch[0], str(error))
+                refuse_document(batch[0].document, str(error))
                 return
             for marked in batch:  # to find the document
                 yield from tokenised([marked])
             return
         for marked, segment in zip(batch, made, strict=True):
             if problem := _unpredictable(segment, tokenizer, vocabulary=job.vocabulary):
-                refuse_document(marked, problem)
+                refuse_document(marked.document, problem)
             else:
                 yield marked, segment
 
