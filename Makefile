@@ -15,7 +15,7 @@ READY := .venv/.ready-$(ACCEL)
 # Hashing and network time go to the job, not to looking for newer versions of pip.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup precompute train demo check format test test-all reference package fuzz golden bench lock clean
+.PHONY: help setup precompute train demo check format test test-all stress reference package fuzz golden bench lock clean
 help: ## this menu
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -46,6 +46,9 @@ test: $(READY) ## the tests of every change, in under 15 minutes on two cores; n
 
 test-all: $(READY) ## these and the slow ones, which repeat their promises at full length
 	$(PYTEST) -m "not reference and not package" $(ARGS)
+
+stress: $(READY) ## all commands at once on one cache, with random kills (ARGS="--seconds 300 --actors 4")
+	$(BIN)/python -m tests.stress $(ARGS)
 
 reference: .venv/.reference ## comparison with Hugging Face transformers (installs torch and transformers)
 	$(BIN)/python -m pytest -m reference -s $(ARGS)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,8 +127,9 @@ class CollectGarbage:
     """Delete the files that a sealed cache's manifest does not name, and overwrite the forgotten.
 
     Files of removed signals and of unfinished additions are deleted. Units that hold forgotten
-    documents are written again without them. Captures under way are left alone. Nobody may add to
-    the cache, or read it by an older manifest, at the same time. If it is stopped, run it again.
+    documents are written again without them. Parts that are being captured are left alone. Other
+    commands that change the cache wait for it. Nobody may read the cache by an older manifest at
+    the same time. If it is stopped, run it again.
     """
 
     cache: CacheArgument
@@ -299,22 +299,20 @@ def _remove(arguments: list[str]) -> int:
 
 def _gc(arguments: list[str]) -> int:
     config = parse_flags(CollectGarbage, arguments, program="decant gc")
-    from decant.pipelines.upkeep.garbage import delete, unnamed
-    from decant.pipelines.upkeep.overwrite import overwrite_forgotten
+    from decant.pipelines.upkeep.collect import collect
 
-    units = overwrite_forgotten(config.cache, dry_run=config.dry_run)
-    if units:
+    collected = collect(config.cache, dry_run=config.dry_run)
+    if collected.dropped:
+        print(collected.dropped)
+    if collected.units:
         done = "hold forgotten documents" if config.dry_run else "written again without them"
-        print(f"{units:12,} units {done}")
-    sizes: Counter[Path] = Counter()
-    for path, size in unnamed(config.cache):
-        # There is one commit file a unit: their directory is printed, not each file.
-        sizes[path if path.is_dir() else path.parent] += size
-        if not config.dry_run:
-            delete(path)
-    for path, size in sizes.items():
+        print(f"{collected.units:12,} units {done}")
+    for path in collected.busy:
+        print(f"{path} is being captured: left as it is, run `gc` again after that")
+    for path, size in collected.deleted.items():
         print(f"{size / 1e6:12,.1f} MB  in {path.relative_to(config.cache)}")
-    print(f"{sizes.total() / 1e6:12,.1f} MB  {'could go' if config.dry_run else 'deleted'}")
+    total = collected.deleted.total() / 1e6
+    print(f"{total:12,.1f} MB  {'could go' if config.dry_run else 'deleted'}")
     return 0
 
 

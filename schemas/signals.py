@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from decant.schemas.codecs import Profile
+from decant.schemas.disk.names import require_names
 from decant.schemas.targets.targets import BETAS
 
 HiddenDtype = Literal["bfloat16", "int8"]
@@ -112,9 +113,15 @@ def array_names(name: str, signal: Signal) -> tuple[str, ...]:
 
 
 def signal_from_json(name: str, value: dict[str, Any]) -> Signal:
-    """The signal called `name` from the JSON form of its `dataclasses.asdict`."""
+    """The signal called `name` from the JSON form of its `dataclasses.asdict`.
+
+    ValueError for another name than signals have.
+    """
+    require_names("signal", [name])
     kind = name.partition("/")[0]
     if kind == "hidden":
+        if value.get("directions") is not None:
+            require_names("statistic", [value["directions"]])
         return HiddenSignal(**value)
     if kind == "attention":
         heads = value["heads"]

@@ -28,7 +28,7 @@ from benchmarks.quality.study import (
 from benchmarks.quality.teacher import DenseTeacher, dense_teacher, require_same_teacher
 from benchmarks.quality.uncached import train_dense, train_rs_kd
 from decant.models import save_directory
-from decant.models.text.tokenizer import Tokenizer
+from decant.models.text.tokenizer import tokenizer_of
 from decant.pipelines.capture.job import precompute
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk.atomic import read_json, write_json
@@ -172,5 +172,5 @@ def kept_student(study: Study) -> Path:
 def _keep(graph: nnx.GraphDef, params: Any, shop: Workshop) -> None:
     path = kept_student(shop.study)
     shutil.rmtree(path, ignore_errors=True)
-    tokenizer = Tokenizer.from_files(open_cache(cache_path(shop.study, ROWS)).tokenizer_path)
+    tokenizer = tokenizer_of(open_cache(cache_path(shop.study, ROWS)))
     save_directory(nnx.merge(graph, params), path, tokenizer.files())

@@ -203,7 +203,9 @@ def tokenizer_of(cache: Cache) -> Tokenizer:
     """The tokenizer in a cache. ValueError if the cache was captured with another one."""
     path = cache.tokenizer_path
     try:
-        digest = Tokenizer.from_files(path).digest
+        held = {name: data for name, data in cache.tokenizer_files().items() if name in FILES}
+        tokenizer = Tokenizer(held, where=str(path))
+        digest = tokenizer.digest
     except (FileNotFoundError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: the tokenizer of this cache is damaged: {error}") from error
     if digest != cache.manifest.tokenizer:
@@ -212,4 +214,4 @@ def tokenizer_of(cache: Cache) -> Tokenizer:
             f"{cache.manifest.tokenizer[:12]}; its files were damaged or replaced. Copy the "
             "teacher's tokenizer files there"
         )
-    return Tokenizer.from_files(path)
+    return tokenizer

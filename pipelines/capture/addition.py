@@ -18,7 +18,7 @@ from decant.pipelines.calibration.directions import KnownDirections, known_direc
 from decant.pipelines.calibration.signal_specs import settings
 from decant.pipelines.capture.disk_space import require_space
 from decant.pipelines.capture.remaining_units import capture_remaining
-from decant.pipelines.capture.seal import clean, seal_addition
+from decant.pipelines.capture.seal import seal_addition
 from decant.pipelines.capture.teacher_lease import with_teacher
 from decant.pipelines.runners.run_pipeline import Build
 from decant.schemas.disk.identity import digest
@@ -93,10 +93,7 @@ def add_signals(
         parts = [part for part in manifest.parts if part.path == path]
         plan = plans[path] = _capture_directory(signals, path, parts, known=known, adding=adding)
         known = known_directions(cache, plan.signals, plan.statistics, path=path) | dict(known)
-    gained = seal_addition(cache, manifest, plans)
-    for path in new:
-        clean(PartLayout(cache / path), sealed=gained, path=path)
-    return gained
+    return seal_addition(cache, plans)
 
 
 def _capture_directory(
@@ -109,6 +106,7 @@ def _capture_directory(
 ) -> Plan:
     """Capture the signals `new` for all units of a directory; returns their plan."""
     layout, run = PartLayout(adding.cache / directory), adding.run
+    _refuse_other_additions(layout, new, cache=adding.cache)
     path = layout.addition(digest({name: settings(signal) for name, signal in new.items()}))
     if not path.exists():
         base = plan_as_sealed(read_plan(layout.plan), parts)
@@ -135,6 +133,19 @@ def _capture_directory(
     _refuse_leftovers(layout, plan, cache=adding.cache)
     capture_remaining(plan, path, part=layout.root, run=run, console=adding.console)
     return plan
+
+
+def _refuse_other_additions(
+    layout: PartLayout, new: Mapping[str, ArraySignal], *, cache: Path
+) -> None:
+    """ValueError if an unfinished addition makes a signal of the same name with other settings."""
+    for path in layout.additions:
+        for name, signal in read_plan(path).arrays.items():
+            if name in new and settings(signal) != settings(new[name]):
+                raise ValueError(
+                    f"{path}: an addition of {name} with other settings is unfinished. Finish it, "
+                    f"or run `decant gc {cache}` first"
+                )
 
 
 def _refuse_leftovers(layout: PartLayout, plan: Plan, *, cache: Path) -> None:

@@ -4,6 +4,8 @@ The steps of one part directory are in `part.py`; signals for sealed parts are i
 rerun goes on where the last run stopped.
 """
 
+import contextlib
+
 from rich.console import Console
 
 from decant.models import Checkpoint
@@ -18,8 +20,10 @@ from decant.pipelines.capture.step_inputs import corpus_sources
 from decant.pipelines.config import Precompute
 from decant.pipelines.teacher.opened import open_teacher
 from decant.schemas.disk.layout import LOGITS, part_layout
+from decant.schemas.disk.locks import capturing
 from decant.schemas.manifest.manifest import Manifest, Part
 from decant.schemas.manifest.plan import read_plan
+from decant.schemas.signals import ArraySignal
 
 
 def precompute(config: Precompute, *, console: Console | None = None) -> Manifest:
@@ -81,9 +85,9 @@ class Capture:
             self.manifest = part.run(self._known_directions())
         assert self.manifest, "the first part was captured now or before"
         if self.manifest == before:
-            for part in begun:
-                clean(part.layout, sealed=self.manifest, path=self._path(part))
             self.console.print(f"{self.cache}: sealed already, nothing to do")
+        for part in self.parts:
+            clean(self.cache, part.layout)
         return self.manifest
 
     def _seal_partial(self) -> Manifest:
@@ -99,16 +103,16 @@ class Capture:
 
     def _add_signals(self) -> None:
         """Give every sealed part the signals that the settings ask for and it lacks."""
-        assert self.manifest, "the first part was captured now or before"
-        new = {}
-        for part in self.parts:
-            sealed = self._sealed(part)
-            if not sealed:
-                continue
-            asked = part.arrays(unit_rows=sealed[0].unit_rows)
-            if lacking := lacking_signals(asked, sealed, cache=self.cache):
-                new[self._path(part)] = lacking
-        if new:
+        if not self._lacking():
+            return
+        with contextlib.ExitStack() as claims:
+            for part in filter(self._is_sealed, self.parts):
+                claims.enter_context(capturing(part.layout.root))
+            # Read after the claims: another process may have sealed or overwritten units meanwhile.
+            self.manifest = sealed_manifest(self.cache)
+            assert self.manifest, "the first part was captured now or before"
+            if not (new := self._lacking()):
+                return
             adding = Adding(
                 cache=self.cache,
                 model=self.teacher.model,
@@ -118,6 +122,16 @@ class Capture:
             )
             known = self._known_directions()
             self.manifest = add_signals(new, manifest=self.manifest, known=known, adding=adding)
+
+    def _lacking(self) -> dict[str, dict[str, ArraySignal]]:
+        """Signals that are asked for and sealed parts lack, by the path of the directory."""
+        new = {}
+        for part in self.parts:
+            if sealed := self._sealed(part):
+                asked = part.arrays(unit_rows=sealed[0].unit_rows)
+                if lacking := lacking_signals(asked, sealed, cache=self.cache):
+                    new[self._path(part)] = lacking
+        return new
 
     def _known_directions(self) -> dict[str, KnownDirections]:
         """Directions by signal, from the first part that has the signal."""

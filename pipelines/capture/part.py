@@ -13,7 +13,7 @@ from rich.console import Console
 from decant.pipelines.calibration.calibrate import calibrate
 from decant.pipelines.calibration.directions import KnownDirections
 from decant.pipelines.capture.disk_space import require_space
-from decant.pipelines.capture.part_directories import PartDirectory
+from decant.pipelines.capture.part_directories import PartDirectory, is_complete, sealed_manifest
 from decant.pipelines.capture.remaining_units import capture_remaining, totals
 from decant.pipelines.capture.seal import seal
 from decant.pipelines.capture.step_inputs import (
@@ -32,8 +32,15 @@ from decant.pipelines.runners.run_pipeline import Build, run_pipeline
 from decant.pipelines.teacher.opened import OpenedTeacher
 from decant.schemas.disk.array_record import require_file
 from decant.schemas.disk.layout import ROWS, PartLayout
-from decant.schemas.manifest.manifest import Manifest, Skipped, Source
-from decant.schemas.manifest.plan import Plan, PlannedRows, read_plan, set_teacher_model
+from decant.schemas.disk.locks import capturing, changing
+from decant.schemas.manifest.manifest import Manifest, Part, Skipped, Source
+from decant.schemas.manifest.plan import (
+    Plan,
+    PlannedRows,
+    read_plan,
+    set_overwritten_rows,
+    set_teacher_model,
+)
 from decant.schemas.manifest.request import claim
 from decant.schemas.signals import ArraySignal
 
@@ -107,20 +114,35 @@ class PartCapture:
         """
         request = self._request() | ({} if sealed else self._request_arrays())
         sources = [Source(source.name, source.sha256) for source in self.sources]
-        claim(self.layout.request, request, sources=sources, cache=self.cache)
+        with changing(self.cache):  # of two captures that begin it at once, one is refused
+            claim(self.layout.request, request, sources=sources, cache=self.cache)
 
     def run(self, known: Mapping[str, KnownDirections]) -> Manifest:
         """Do the steps that are missing and seal. `known` are directions to reuse, by signal."""
-        plan = self._plan(known)
-        capture_remaining(
-            plan, self.layout.plan, part=self.layout.root, run=self.run_beam, console=self.console
-        )
-        return seal(self.cache, self.layout, plan)
+        with capturing(self.layout.root):
+            # Read after the claim: another process may have sealed or overwritten units meanwhile.
+            manifest = sealed_manifest(self.cache)
+            if manifest and is_complete(self.layout, self.cache, manifest):
+                return manifest
+            plan = self._plan(known, sealed=manifest.parts if manifest else ())
+            capture_remaining(
+                plan,
+                self.layout.plan,
+                part=self.layout.root,
+                run=self.run_beam,
+                console=self.console,
+            )
+            return seal(self.cache, self.layout, plan)
 
-    def _plan(self, known: Mapping[str, KnownDirections]) -> Plan:
-        """The frozen plan. Tokenises and calibrates first, unless an earlier run has."""
+    def _plan(self, known: Mapping[str, KnownDirections], *, sealed: Sequence[Part]) -> Plan:
+        """The frozen plan. Tokenises and calibrates first, unless an earlier run has.
+
+        `sealed` are the cache's parts.
+        """
         if self.layout.plan.exists():
             plan = set_teacher_model(self.teacher.model, self.layout.plan)
+            own = [part for part in sealed if self.cache / part.path == self.layout.root]
+            plan = set_overwritten_rows(own, plan, self.layout.plan)
             if self._has_rows(plan.rows):
                 return plan
         rows = self._tokenise()

@@ -75,7 +75,7 @@ def assign_files(
                 tuple(own),
                 older,
                 begun=layout.request.exists(),
-                complete=_is_complete(layout, cache, manifest),
+                complete=is_complete(layout, cache, manifest),
             )
         )
         left, number = rest, number + 1
@@ -117,7 +117,8 @@ def _split_by_owner(
     return present, [source for source in sources if id(source) not in chosen]
 
 
-def _is_complete(layout: PartLayout, cache: Path, manifest: Manifest | None) -> bool:
+def is_complete(layout: PartLayout, cache: Path, manifest: Manifest | None) -> bool:
+    """Whether all planned units of the directory are sealed."""
     parts = [p for p in manifest.parts if cache / p.path == layout.root] if manifest else []
     planned = [part.planned_units or len(part.units) for part in parts]
     return bool(parts) and sum(len(part.units) for part in parts) == planned[0]

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from decant.models.text.tokenizer import tokenizer_of
 from decant.pipelines.capture.remaining_units import totals
-from decant.pipelines.capture.seal import seal_rows
+from decant.pipelines.capture.seal import clean, seal_rows
 from decant.pipelines.capture.step_inputs import (
     chat_template,
     corpus_sources,
@@ -25,6 +25,7 @@ from decant.pipelines.runners.run_pipeline import run_pipeline
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk.atomic import write_bytes
 from decant.schemas.disk.layout import MANIFEST, TOKENIZER, part_layout
+from decant.schemas.disk.locks import capturing, changing
 from decant.schemas.manifest.manifest import Manifest, Source, read_manifest
 from decant.schemas.manifest.request import claim
 
@@ -50,27 +51,31 @@ def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manife
         f"(rows_id {rows_id[:12]})"
     }
     bound = [Source(source.name, source.sha256) for source in sources]
-    claim(layout.request, request, sources=bound, cache=config.output)
+    with changing(config.output):
+        claim(layout.request, request, sources=bound, cache=config.output)
     if (config.output / MANIFEST).exists():
         console.print(f"{config.output}: sealed already, nothing to do")
         return read_manifest(config.output)
-    for file in sorted(path for path in like.tokenizer_path.rglob("*") if path.is_file()):
-        name = file.relative_to(like.tokenizer_path)
-        write_bytes(config.output / TOKENIZER / name, file.read_bytes())
-    rows = tokenise(
-        tokenise_job(
-            config.output,
-            layout,
-            corpus,
-            sources,
-            vocabulary=like.manifest.vocabulary_size,
-        ),
-        rows_id=rows_id,
-        run=functools.partial(run_pipeline, runner=config.runner, options=config.runner_options),
-        processes=local_processes(config.tokenise_workers, sources, runner=config.runner),
-        skipped=skipped,
-    )
-    sealed = seal_rows(config.output, layout, rows, like=like.manifest)
+    for name, data in like.tokenizer_files().items():
+        write_bytes(config.output / TOKENIZER / name, data, within=config.output)
+    with capturing(layout.root):
+        rows = tokenise(
+            tokenise_job(
+                config.output,
+                layout,
+                corpus,
+                sources,
+                vocabulary=like.manifest.vocabulary_size,
+            ),
+            rows_id=rows_id,
+            run=functools.partial(
+                run_pipeline, runner=config.runner, options=config.runner_options
+            ),
+            processes=local_processes(config.tokenise_workers, sources, runner=config.runner),
+            skipped=skipped,
+        )
+        sealed = seal_rows(config.output, layout, rows, like=like.manifest)
+    clean(config.output, layout)
     count, tokens = totals(rows.units)
     console.print(f"rows: {count:,} of {corpus.sequence_length} tokens ({tokens:,} in all)")
     return sealed

@@ -1,17 +1,26 @@
 """Sealing: check every commit against the plan again, then write the manifest atomically."""
 
 import dataclasses
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from decant.schemas.disk import steps
+from decant.pipelines.capture.part_directories import is_complete
+from decant.schemas.disk import inside, steps
 from decant.schemas.disk.array_record import require_file
 from decant.schemas.disk.layout import MANIFEST, ROWS, PartLayout
+from decant.schemas.disk.locks import changing, uncaptured
 from decant.schemas.disk.steps import Step
 from decant.schemas.manifest.commits import Commit, valid_commit
-from decant.schemas.manifest.manifest import Manifest, Part, Unit, read_manifest, write_manifest
+from decant.schemas.manifest.manifest import (
+    Manifest,
+    Part,
+    Unit,
+    changing_manifest,
+    read_manifest,
+    write_manifest,
+)
 from decant.schemas.manifest.plan import Plan, PlannedRows, read_plan, rows_id_of
+from decant.schemas.reading.forgetting import wholly_forgotten_rows
 
 
 def seal(cache: Path, layout: PartLayout, plan: Plan, *, partial: bool = False) -> Manifest:
@@ -21,6 +30,11 @@ def seal(cache: Path, layout: PartLayout, plan: Plan, *, partial: bool = False) 
     the first unit whose commit is missing or differs from the plan, or says that no unit is left to
     seal in part. A commit of another plan is refused by its signal_id.
     """
+    with changing(cache):
+        return _seal(cache, layout, plan, partial=partial)
+
+
+def _seal(cache: Path, layout: PartLayout, plan: Plan, *, partial: bool) -> Manifest:
     # Read now, not when the capture began: a partial seal may have replaced it meanwhile.
     manifest = read_manifest(cache) if (cache / MANIFEST).exists() else _empty(plan)
     path = layout.root.relative_to(cache).as_posix()
@@ -34,14 +48,13 @@ def seal(cache: Path, layout: PartLayout, plan: Plan, *, partial: bool = False) 
                 "nothing to seal; run without --seal-partial first"
             )
     if left:
-        part = _sealed_part(layout, plan, path=path, numbers=left, first=not done)
+        before = [part for part in manifest.parts if part.path == path]
+        part = _sealed_part(layout, plan, path=path, numbers=left, before=before)
         steps.reached(Step.COMMITS_CHECKED)
         present = manifest.cache_id or None
         grown = dataclasses.replace(manifest, parts=(*manifest.parts, part))
         manifest = write_manifest(cache, grown, replaces=present)
         steps.reached(Step.SEALED)
-    if len(done) + len(left) == len(plan.rows.units):
-        clean(layout, sealed=manifest, path=path)
     return manifest
 
 
@@ -55,12 +68,16 @@ def _empty(plan: Plan) -> Manifest:
 
 
 def _sealed_part(
-    layout: PartLayout, plan: Plan, *, path: str, numbers: list[int], first: bool
+    layout: PartLayout, plan: Plan, *, path: str, numbers: list[int], before: Sequence[Part]
 ) -> Part:
-    """The part made of the units `numbers`; `first` if it is the directory's first part."""
+    """The part made of the units `numbers`; `before` are the sealed parts of the directory.
+
+    What those forget, the new part forgets too.
+    """
     rows, whole = plan.rows, len(numbers) == len(plan.rows.units)
     units = tuple(_checked_unit(layout, n, rows.units[n], plan) for n in numbers)
-    return Part(
+    forgotten = before[0].forgotten if before else ()
+    part = Part(
         path=path,
         rows_id=rows_id_of(rows, numbers),
         unit_rows=rows.unit_rows,
@@ -69,20 +86,28 @@ def _sealed_part(
         statistics=plan.statistics,
         sources=rows.sources,
         # They belong to the whole directory, so only its first part lists them.
-        skipped=rows.skipped if first else (),
-        duplicates=rows.duplicates if first else 0,
+        skipped=() if before else rows.skipped,
+        duplicates=0 if before else rows.duplicates,
         numbers=() if whole else tuple(numbers),
         planned_units=0 if whole else len(rows.units),
+        forgotten=forgotten,
     )
+    if not forgotten:
+        return part
+    return dataclasses.replace(part, forgotten_rows=wholly_forgotten_rows(layout.root, part))
 
 
-def seal_addition(cache: Path, manifest: Manifest, plans: dict[str, Plan]) -> Manifest:
-    """Replace `manifest` by one whose parts also have the signals of `plans`.
+def seal_addition(cache: Path, plans: dict[str, Plan]) -> Manifest:
+    """Replace the manifest by one whose parts also have the signals of `plans`.
 
     `plans` are the plans of the additions, by the path of the part directory. ValueError for a
-    commit that is missing or differs. RuntimeError if another process replaced the manifest
-    meanwhile.
+    commit that is missing or differs, and for a part that has changed since the plan was made.
     """
+    with changing_manifest(cache) as manifest:
+        return _seal_addition(cache, manifest, plans)
+
+
+def _seal_addition(cache: Path, manifest: Manifest, plans: dict[str, Plan]) -> Manifest:
     parts = tuple(
         _part_with_signals(cache, part, plans[part.path]) if part.path in plans else part
         for part in manifest.parts
@@ -95,7 +120,19 @@ def seal_addition(cache: Path, manifest: Manifest, plans: dict[str, Plan]) -> Ma
 
 
 def _part_with_signals(cache: Path, part: Part, plan: Plan) -> Part:
-    layout = PartLayout(cache / part.path)
+    layout, planned = PartLayout(cache / part.path), plan.rows.units
+    for name, signal in plan.signals.items():
+        if part.signals.get(name, signal) != signal:
+            raise ValueError(
+                f"{layout.root}: another capture has added {name} with other settings meanwhile; "
+                f"run `decant verify {cache}`"
+            )
+    for number, unit in part.numbered_units:
+        if unit.files[ROWS] != planned[number].files[ROWS]:
+            raise ValueError(
+                f"{layout.root}: `gc` has overwritten rows of unit {number} since this addition "
+                f"began; run `decant gc {cache}`, then the same command again"
+            )
     return dataclasses.replace(
         part,
         # From the manifest, not the plan: other signals may have been added since it was made.
@@ -124,24 +161,28 @@ def seal_rows(cache: Path, layout: PartLayout, rows: PlannedRows, *, like: Manif
         tokenizer=like.tokenizer,
         parts=(part,),
     )
-    sealed = write_manifest(cache, manifest, replaces=None)
-    clean(layout, sealed=sealed, path=part.path)
-    return sealed
+    return write_manifest(cache, manifest, replaces=None)
 
 
-def clean(layout: PartLayout, *, sealed: Manifest, path: str) -> None:
+def clean(cache: Path, layout: PartLayout) -> None:
     """Delete scratch files of a finished capture, and temporary files of killed writers.
 
-    `path` is the part directory's name in the manifest `sealed`.
+    Does nothing if the directory is not wholly sealed, or while another capture of it is under way.
     """
-    held: Iterable[set[str]] = [set(p.signals) for p in sealed.parts if p.path == path]
+    with changing_manifest(cache) as manifest, uncaptured(layout.root) as free:
+        if free and is_complete(layout, cache, manifest):
+            for file in _scratch_files(cache, layout, manifest):
+                inside.remove(cache, file.relative_to(cache))
+
+
+def _scratch_files(cache: Path, layout: PartLayout, manifest: Manifest) -> Iterator[Path]:
+    held = [set(part.signals) for part in manifest.parts if cache / part.path == layout.root]
     for addition in layout.additions:
         if all(read_plan(addition).signals.keys() <= signals for signals in held):
-            addition.unlink()
-    shutil.rmtree(layout.work, ignore_errors=True)
-    cache = layout.root.parents[1]
-    for leftover in (*layout.root.rglob(".*.tmp"), *cache.glob(f".{MANIFEST}.*.tmp")):
-        leftover.unlink(missing_ok=True)
+            yield addition
+    yield layout.work
+    yield from sorted(layout.root.rglob(".*.tmp"))
+    yield from cache.glob(f".{MANIFEST}.*.tmp")
 
 
 def _checked_unit(layout: PartLayout, number: int, unit: Unit, plan: Plan) -> Unit:

@@ -26,6 +26,7 @@ from decant.schemas.codecs import Tables
 from decant.schemas.disk import steps
 from decant.schemas.disk.array_record import write_records
 from decant.schemas.disk.layout import LOGITS, PartLayout
+from decant.schemas.disk.locks import capturing
 from decant.schemas.disk.steps import Step
 from decant.schemas.manifest.commits import Commit, summarise_shards, valid_commit, write_commit
 from decant.schemas.manifest.plan import Plan, read_plan
@@ -114,8 +115,13 @@ def capture_unit(number: int, part: Path, plan_path: Path) -> None:
     Does nothing if all commits are there. ValueError if a row gives NaN and the plan does not skip
     such rows; RuntimeError from `worker_for`.
     """
-    if is_committed(part, current_plan(plan_path), number):
-        return
+    # Also here, because a worker may outlive the command that started it.
+    with capturing(part):
+        if not is_committed(part, current_plan(plan_path), number):
+            _capture_unit(number, part, plan_path)
+
+
+def _capture_unit(number: int, part: Path, plan_path: Path) -> None:
     worker = worker_for(part, plan_path)
     unit = worker.plan.rows.units[number]
     rows = read_unit_rows(part, number, unit)

@@ -1,5 +1,6 @@
 """The tokenise job: all documents of a corpus to rows on disk, each distinct document once."""
 
+import contextlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,10 +23,10 @@ from decant.pipelines.rows.shard import (
 from decant.pipelines.rows.sources import InputShard, SourceFile, cut_shards
 from decant.pipelines.runners.process_pool import process_pool
 from decant.pipelines.runners.run_pipeline import IN_PROCESS, Build
-from decant.schemas.disk import steps
+from decant.schemas.disk import inside, steps
 from decant.schemas.disk.array_record import as_json
 from decant.schemas.disk.atomic import read_json, write_json
-from decant.schemas.disk.layout import ROWS, PartLayout
+from decant.schemas.disk.layout import ROWS, PartLayout, cache_of
 from decant.schemas.disk.steps import Step
 from decant.schemas.manifest.manifest import SPLITS, Skipped, Source, Unit, unit_from_json
 from decant.schemas.manifest.plan import PlannedRows, planned_rows_from_json
@@ -181,9 +182,10 @@ def _gather(
             staged = staged_unit(job, shard.number, unit.split, counts[unit.split])
             counts[unit.split] += 1
             final = layout.records(ROWS, len(units))
-            if staged.exists():
-                final.parent.mkdir(parents=True, exist_ok=True)
-                staged.replace(final)
+            root = cache_of(final) or job.part
+            # It is missing if an earlier run, or another process, has moved it.
+            with contextlib.suppress(FileNotFoundError):
+                inside.move(root, staged.relative_to(root), final.relative_to(root))
             units.append(unit)
         # A shard's train units come first, so their numbers in the writer only need the offset.
         sample += [(key, first + unit, offset) for key, unit, offset in commit["sample"]]

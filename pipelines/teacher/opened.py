@@ -50,7 +50,7 @@ class OpenedTeacher:
         """Write both below `cache`, so that it can be read on a machine without the teacher."""
         config = json.dumps(config_to_json(self.checkpoint.config), indent=2, sort_keys=True)
         for name, content in {**self.tokenizer.files(), "config.json": config.encode()}.items():
-            write_bytes(cache / TOKENIZER / name, content)
+            write_bytes(cache / TOKENIZER / name, content, within=cache)
 
 
 def open_teacher(asked: config.Teacher, *, plan: Path) -> OpenedTeacher:

@@ -15,7 +15,7 @@ from decant.schemas.manifest.manifest import (
     Forgotten,
     Manifest,
     Part,
-    read_manifest,
+    changing_manifest,
     write_manifest,
 )
 from decant.schemas.reading.forgetting import ForgottenDocuments, is_wholly_forgotten
@@ -47,7 +47,13 @@ def forget(cache: Path, *, source: str, documents: Sequence[int] = ()) -> tuple[
     the whole source is forgotten. Returns the new manifest and what was found. ValueError if the
     cache does not hold the source or a document.
     """
-    manifest = read_manifest(cache)
+    with changing_manifest(cache) as manifest:
+        return _forget(cache, manifest, source, documents)
+
+
+def _forget(
+    cache: Path, manifest: Manifest, source: str, documents: Sequence[int]
+) -> tuple[Manifest, Forgot]:
     sha256 = _sha256_of(source, manifest, cache=cache)
     forgot, parts = Forgot(), []
     for part in manifest.parts:

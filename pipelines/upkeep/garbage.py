@@ -1,7 +1,8 @@
 """Finds files in a cache's directory that its manifest does not name, for `gc` to delete."""
 
-import shutil
-from collections.abc import Iterator, Sequence
+import os
+import stat
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 from decant.schemas.disk.layout import PARTS, REQUEST, STAGED, PartLayout
@@ -9,24 +10,24 @@ from decant.schemas.manifest.manifest import Manifest, Part, read_manifest
 from decant.schemas.signals import array_names
 
 
-def unnamed(cache: Path) -> Iterator[tuple[Path, int]]:
+def unnamed(cache: Path, *, busy: Container[str] = ()) -> Iterator[tuple[Path, int]]:
     """Files and directories that the manifest does not name, each with its size in bytes.
 
-    Directories in which a capture is unfinished are left out.
+    Directories in which a capture is unfinished are left out, and parts whose path is in `busy`.
     """
     manifest = read_manifest(cache)
     if (staged := cache / STAGED).exists():
         yield staged, _size(staged)
     under_way = unfinished(cache, manifest)
-    for directory, parts in _directories(manifest).items():
+    for directory, parts in own_directories(manifest).items():
         layout = PartLayout(cache / directory)
-        if layout.root not in under_way:
+        if layout.root not in under_way and directory not in busy:
             yield from ((path, _size(path)) for path in _unnamed_paths(layout, parts))
 
 
 def unfinished(cache: Path, manifest: Manifest) -> list[Path]:
     """Part directories with an unfinished capture: begun but not sealed, or sealed in part."""
-    sealed = {cache / path: parts for path, parts in _directories(manifest).items()}
+    sealed = {cache / path: parts for path, parts in own_directories(manifest).items()}
     begun = [
         path.parent
         for path in sorted((cache / PARTS).glob(f"*/{REQUEST}"))
@@ -40,21 +41,13 @@ def unfinished(cache: Path, manifest: Manifest) -> list[Path]:
     return [*begun, *sealed_in_part]
 
 
-def _directories(manifest: Manifest) -> dict[str, list[Part]]:
+def own_directories(manifest: Manifest) -> dict[str, list[Part]]:
     """The cache's own parts, by the path of their directory."""
     directories: dict[str, list[Part]] = {}
     for part in manifest.parts:
         if not part.in_other_cache:
             directories.setdefault(part.path, []).append(part)
     return directories
-
-
-def delete(path: Path) -> None:
-    """Delete a file, or a directory with everything in it."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 def _unnamed_paths(layout: PartLayout, parts: Sequence[Part]) -> Iterator[Path]:
@@ -80,5 +73,11 @@ def _unnamed_paths(layout: PartLayout, parts: Sequence[Part]) -> Iterator[Path]:
 
 
 def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    """Bytes of a file, or of the files in a directory; links count as nothing."""
+    files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
+    return sum(_regular_bytes(file) for file in files)
+
+
+def _regular_bytes(path: Path) -> int:
+    found = os.lstat(path)
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import Any
 
 from decant.pipelines.upkeep.remove import without_signals
 from decant.schemas import Cache, open_cache
+from decant.schemas.disk.atomic import write_bytes
 from decant.schemas.disk.identity import file_sha256
 from decant.schemas.disk.layout import MANIFEST, ROWS, TOKENIZER, PartLayout
+from decant.schemas.disk.locks import changing
 from decant.schemas.manifest.manifest import Manifest, Part, read_manifest, write_manifest
 from decant.schemas.signals import Signal
 
@@ -36,7 +37,7 @@ def merge(output: Path, caches: Sequence[Path]) -> Merged:
     ValueError that names both sides if the caches differ in tokenizer, row length, teacher or a
     signal's settings, or if two parts share some, but not all, of their rows.
     """
-    replaces = _replaced_id(output, caches)
+    _replaced_id(output, caches)
     opened = [open_cache(path) for path in caches]
     for cache in opened:
         if not cache.manifest.signals:
@@ -69,15 +70,18 @@ def merge(output: Path, caches: Sequence[Path]) -> Merged:
     lost = _lost_signals(opened)
     parts = [without_signals(part, lost.keys() & part.signals.keys()) for part in parts]
     first = opened[0].manifest
-    output.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(opened[0].tokenizer_path, output / TOKENIZER, dirs_exist_ok=True)
     manifest = Manifest(
         sequence_length=first.sequence_length,
         vocabulary_size=first.vocabulary_size,
         tokenizer=first.tokenizer,
         parts=tuple(parts),
     )
-    manifest = write_manifest(output, manifest, replaces=replaces)
+    output.mkdir(parents=True, exist_ok=True)
+    with changing(output):
+        replaces = _replaced_id(output, caches)
+        for name, data in opened[0].tokenizer_files().items():
+            write_bytes(output / TOKENIZER / name, data, within=output)
+        manifest = write_manifest(output, manifest, replaces=replaces)
     return Merged(manifest, tuple(left_out), lost)
 
 

@@ -1,8 +1,7 @@
 """Overwrites forgotten documents: their units are written again in a staging directory, then moved.
 
-A unit's files must match each other and the manifest, so a journal makes the exchange atomic. It
-names every file to move and the new manifest. While the journal exists the cache cannot be opened;
-the next `gc` finishes the exchange.
+A unit's files must match each other and the manifest, so a journal (`journal.py`) makes the
+exchange atomic.
 
 Only forgotten positions change. The other targets of the same rows are decoded and encoded again; a
 codec with levels moves a few of them by one level. Statistics stay, as they are sums over many
@@ -11,29 +10,20 @@ again; `gc` then deletes their files.
 """
 
 import dataclasses
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from decant.pipelines.upkeep.journal import new_staging_folder, settle, write_journal
 from decant.schemas.arrays.reader import ArrayReader
 from decant.schemas.arrays.spec import specs_of
 from decant.schemas.arrays.writer import ArrayWriter
 from decant.schemas.disk.array_record import FileEntry, RecordReaders, write_records
-from decant.schemas.disk.atomic import move, read_json, write_json
-from decant.schemas.disk.identity import digest
-from decant.schemas.disk.layout import JOURNAL, LOGITS, ROWS, STAGED, PartLayout
+from decant.schemas.disk.layout import LOGITS, ROWS, PartLayout
 from decant.schemas.disk.shards import Shard
 from decant.schemas.manifest.commits import load_commit, summarise_shards, write_commit
-from decant.schemas.manifest.manifest import (
-    Part,
-    Unit,
-    manifest_from_json,
-    manifest_to_json,
-    read_manifest,
-    write_manifest,
-)
+from decant.schemas.manifest.manifest import Manifest, Part, Unit, read_manifest
 from decant.schemas.manifest.plan import CANARY, read_plan
 from decant.schemas.manifest.statistics import load_tables
 from decant.schemas.reading.forgetting import ForgottenDocuments, erase
@@ -43,66 +33,38 @@ from decant.schemas.records.rows import Row, encode_row
 from decant.schemas.signals import ArraySignal, LogitsSignal
 
 
-def overwrite_forgotten(cache: Path, *, dry_run: bool = False) -> int:
+def overwrite_forgotten(cache: Path, *, dry_run: bool = False, busy: Container[str] = ()) -> int:
     """Write every unit that holds forgotten tokens again, without them.
 
-    Returns the number of these units. `dry_run` only counts them.
+    Parts whose path is in `busy` are left as they are. Returns the number of units written;
+    `dry_run` only counts them. Otherwise the caller must hold the cache's change lock, and no
+    journal may be in the cache.
     """
-    if (cache / JOURNAL).exists() and not dry_run:
-        _finish(cache)
-    manifest, staged = read_manifest(cache), cache / STAGED
-    shutil.rmtree(staged, ignore_errors=True)
-    own = [part for part in manifest.parts if part.forgotten and not part.in_other_cache]
+    manifest = read_manifest(cache)
     overwrites = {
-        id(part): _PartOverwrite(cache, part, manifest.sequence_length, manifest.vocabulary_size)
-        for part in own
+        number: _PartOverwrite(cache, manifest, part)
+        for number, part in enumerate(manifest.parts)
+        if part.forgotten and not part.in_other_cache and part.path not in busy
     }
     count = sum(len(overwrite.units) for overwrite in overwrites.values())
-    if not count or dry_run:
-        return count
-    parts = tuple(overwrites[id(p)].run() if id(p) in overwrites else p for p in manifest.parts)
-    new = manifest_to_json(dataclasses.replace(manifest, parts=parts))
-    journal = {
-        "moves": [path.relative_to(staged).as_posix() for path in _files(staged)],
-        "manifest": new,
-        "cache_id": digest(new),
-        "replaces": manifest.cache_id,
-    }
-    write_json(cache / JOURNAL, journal)
-    _finish(cache)
+    if count and not dry_run:
+        staged, parts = new_staging_folder(cache), list(manifest.parts)
+        for number, overwrite in overwrites.items():
+            parts[number] = overwrite.run(staged)
+        write_journal(cache, staged, dataclasses.replace(manifest, parts=tuple(parts)))
+        settle(cache)
     return count
-
-
-def _finish(cache: Path) -> None:
-    """Do what the journal says and is not done yet."""
-    journal = read_json(cache / JOURNAL)
-    new = manifest_from_json({k: v for k, v in journal["manifest"].items() if k != "version"})
-
-    def exchange() -> None:
-        for name in journal["moves"]:
-            # A file that is no longer staged was moved by an earlier run.
-            if (source := cache / STAGED / name).exists():
-                move(source, cache / name)
-
-    if read_manifest(cache, during_gc=True).cache_id != journal["cache_id"]:
-        write_manifest(cache, new, replaces=journal["replaces"], first=exchange)
-    shutil.rmtree(cache / STAGED, ignore_errors=True)
-    (cache / JOURNAL).unlink()
-
-
-def _files(directory: Path) -> Iterator[Path]:
-    return (path for path in sorted(directory.rglob("*")) if path.is_file())
 
 
 class _PartOverwrite:
     """Writes the units of one part that hold forgotten tokens to the staging directory."""
 
-    def __init__(self, cache: Path, part: Part, length: int, vocabulary: int):
+    def __init__(self, cache: Path, manifest: Manifest, part: Part):
+        self.cache = cache
         self.part = part
-        self.layout = PartLayout(cache / part.path)
-        self.staged = PartLayout(cache / STAGED / part.path)
-        self.length = length
-        self.vocabulary = vocabulary
+        self.layout = self.staged = PartLayout(cache / part.path)
+        self.length = manifest.sequence_length
+        self.vocabulary = manifest.vocabulary_size
         self.forgetting = ForgottenDocuments(part)
         self.units = {
             number: unit
@@ -126,8 +88,9 @@ class _PartOverwrite:
         tokens, mask = np.where(gone, 0, row.tokens), row.loss_mask & ~gone
         return dataclasses.replace(row, tokens=tokens.astype(np.int32), loss_mask=mask)
 
-    def run(self) -> Part:
-        """Write the new files to the staging directory; returns the part that describes them."""
+    def run(self, staged: Path) -> Part:
+        """Write the new files to the folder `staged`, below the cache; returns the new part."""
+        self.staged = PartLayout(self.cache / staged / self.part.path)
         units = tuple(
             self._write_unit(number, unit) if number in self.units else unit
             for number, unit in self.part.numbered_units

@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from decant.schemas.disk.layout import LOGITS
-from decant.schemas.manifest.manifest import Manifest, Part, read_manifest, write_manifest
+from decant.schemas.manifest.manifest import (
+    Manifest,
+    Part,
+    changing_manifest,
+    write_manifest,
+)
 from decant.schemas.signals import HiddenSignal
 
 
@@ -14,7 +19,12 @@ def remove_signals(cache: Path, names: Sequence[str]) -> Manifest:
 
     ValueError for a signal that the cache does not hold, and for `logits`, which every cache needs.
     """
-    manifest = read_manifest(cache)
+    with changing_manifest(cache) as manifest:
+        new = _without(manifest, names, cache=cache)
+        return write_manifest(cache, new, replaces=manifest.cache_id)
+
+
+def _without(manifest: Manifest, names: Sequence[str], *, cache: Path) -> Manifest:
     for name in names:
         if name not in manifest.signals:
             raise ValueError(
@@ -23,8 +33,7 @@ def remove_signals(cache: Path, names: Sequence[str]) -> Manifest:
         if name == LOGITS:
             raise ValueError(f"{cache}: every cache holds logits; delete the directory instead")
     parts = tuple(without_signals(part, set(names)) for part in manifest.parts)
-    new = dataclasses.replace(manifest, parts=parts)
-    return write_manifest(cache, new, replaces=manifest.cache_id)
+    return dataclasses.replace(manifest, parts=parts)
 
 
 def without_signals(part: Part, names: set[str]) -> Part:

@@ -16,11 +16,12 @@ from decant.pipelines.teacher.identity import open_teacher_of
 from decant.pipelines.verification.structure import Problem, Structure
 from decant.schemas import Cache
 from decant.schemas.arrays.spec import METADATA, create_array, specs_of
+from decant.schemas.disk.array_record import FileEntry
 from decant.schemas.disk.atomic import write_bytes
 from decant.schemas.disk.identity import file_sha256
 from decant.schemas.disk.layout import LOGITS, ROWS, PartLayout
 from decant.schemas.manifest.commits import Commit, load_commit
-from decant.schemas.manifest.manifest import Part
+from decant.schemas.manifest.manifest import Part, changing_manifest
 from decant.schemas.manifest.plan import Plan, plan_as_sealed, read_plan, write_plan
 from decant.schemas.signals import LogitsSignal
 
@@ -61,7 +62,7 @@ def repair(
             continue
         if part.in_other_cache:
             place = (cache.path / part.path).resolve()
-            why = f"it belongs to another cache: `verify --repair` that one, {place.parents[1]}"
+            why = _of_another_cache(place)
             done += [Repair(f"{place}, unit {number}", False, why) for number in sorted(damaged)]
             continue
         if not structure.recapturable(part):
@@ -78,6 +79,11 @@ def repair(
             done += _UnitRepair(cache.path, part, plan, number).run(signals)
     outside = [p for p in structure.problems if not p.part]
     return done + [_refusal(problem) for problem in outside]
+
+
+def _of_another_cache(part: Path) -> str:
+    home = part.resolve().parents[1]
+    return f"it belongs to another cache: `verify --repair` that one, {home}"
 
 
 def _cannot_capture(problem: Problem) -> bool:
@@ -106,6 +112,9 @@ def _repair_metadata(cache: Cache, part: Part, structure: Structure) -> Iterator
         for array, spec in specs.items():
             file = (layout.array(array) / METADATA).relative_to(cache.path).as_posix()
             if file in damaged:
+                if part.in_other_cache:
+                    yield Repair(file, False, _of_another_cache(layout.root))
+                    continue
                 create_array(layout.array(array), spec)
                 yield Repair(file, True)
 
@@ -114,6 +123,7 @@ class _UnitRepair:
     """The repair of one damaged unit; `plan` is the part's own, with the teacher's new place."""
 
     def __init__(self, cache: Path, part: Part, plan: Plan, number: int):
+        self.cache = cache
         self.part = part
         self.plan = plan
         self.number = number
@@ -159,9 +169,19 @@ class _UnitRepair:
 
     def _replace(self, name: str, staged: PartLayout) -> Repair:
         """Copy the new files into the cache, if their hashes are those of the manifest."""
-        where = f"{self.part.path}, unit {self.number}, {name}"
+        with changing_manifest(self.cache) as manifest:
+            parts = [part for part in manifest.parts if part.path == self.part.path]
+            units = {number: unit for part in parts for number, unit in part.numbered_units}
+            sealed = units[self.number].files.get(name)
+            where = f"{self.part.path}, unit {self.number}, {name}"
+            if sealed is None:
+                return Repair(where, False, "it was removed meanwhile")
+            return self._replace_sealed(name, staged, sealed, where=where)
+
+    def _replace_sealed(
+        self, name: str, staged: PartLayout, sealed: FileEntry, *, where: str
+    ) -> Repair:
         commit = load_commit(staged.commit(name, self.number))
-        sealed = dict(self.part.numbered_units)[self.number].files[name]
         if commit.file != sealed:
             return Repair(
                 where,

@@ -13,7 +13,15 @@ from decant.schemas.codecs import Tables
 from decant.schemas.disk.array_record import FileEntry, RecordReaders
 from decant.schemas.disk.atomic import read_json
 from decant.schemas.disk.identity import digest, file_sha256
-from decant.schemas.disk.layout import LOGITS, MANIFEST, ROWS, TOKENIZER, PartLayout
+from decant.schemas.disk.layout import (
+    CAPTURE_LOCK,
+    CHANGE_LOCK,
+    LOGITS,
+    MANIFEST,
+    ROWS,
+    TOKENIZER,
+    PartLayout,
+)
 from decant.schemas.disk.shards import Shard
 from decant.schemas.manifest.commits import load_commit, summarise_shards
 from decant.schemas.manifest.manifest import Manifest, Part, Unit
@@ -23,7 +31,7 @@ from decant.schemas.records.logits import decode_logits, open_logits
 from decant.schemas.records.rows import Row, decode_row, loss_mask
 from decant.schemas.signals import ArraySignal, LogitsSignal
 
-_LOCK = ".seal.lock"
+_LOCKS = (CHANGE_LOCK, CAPTURE_LOCK)
 
 
 @dataclass(frozen=True)
@@ -144,8 +152,10 @@ class _CacheCheck:
         for path in known:
             self.structure.left_over.append(path.relative_to(self.cache).as_posix())
         for path in sorted(self.cache.rglob("*")):
-            ignored = any(path == other or other in path.parents for other in (*known, *under_way))
-            if path.is_dir() or ignored or path in self.named or path == self.cache / _LOCK:
+            ignored = path.name in _LOCKS or any(
+                path == other or other in path.parents for other in (*known, *under_way)
+            )
+            if path.is_dir() or ignored or path in self.named:
                 continue
             self.add_problem(path, "no such file", SURPLUS)
 

@@ -7,37 +7,41 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from decant.schemas.disk import steps
+from decant.schemas.disk import inside, steps
 from decant.schemas.disk.identity import digest
+from decant.schemas.disk.layout import cache_of
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, kind: steps.File = "other") -> Iterator[Path]:
-    """Yield a temporary path that is renamed to `path`, durably, if the block raises no error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-    try:
-        yield temporary
-        steps.file_reached(kind, "written")
-        _fsync(temporary)
-        steps.file_reached(kind, "flushed")
-        temporary.replace(path)
-        steps.file_reached(kind, "named")
-        _fsync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+def replacing(
+    path: Path, *, kind: steps.File = "other", within: Path | None = None
+) -> Iterator[Path]:
+    """Yield a temporary path that is renamed to `path`, durably, if the block raises no error.
+
+    Directories between `within` and the file must not be links: ValueError. Unset: the cache, if
+    `path` lies in a part of one; else the file's own directory.
+    """
+    root = within or cache_of(path) or path.parent
+    with inside.directory(root, path.parent.relative_to(root), make=True) as parent:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+        try:
+            yield temporary
+            steps.file_reached(kind, "written")
+            _fsync(temporary)
+            steps.file_reached(kind, "flushed")
+            os.replace(temporary.name, path.name, src_dir_fd=parent, dst_dir_fd=parent)
+            steps.file_reached(kind, "named")
+            os.fsync(parent)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary.name, dir_fd=parent)
 
 
-def move(source: Path, target: Path) -> None:
-    """Rename a finished file durably. A file at `target` is replaced."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    source.replace(target)
-    _fsync(target.parent)
-
-
-def write_bytes(path: Path, data: bytes, *, kind: steps.File = "other") -> None:
-    """Write `data` to `path` atomically."""
-    with replacing(path, kind=kind) as temporary:
+def write_bytes(
+    path: Path, data: bytes, *, kind: steps.File = "other", within: Path | None = None
+) -> None:
+    """Write `data` to `path` atomically; `within` as for `replacing`."""
+    with replacing(path, kind=kind, within=within) as temporary:
         temporary.write_bytes(data)
 
 
@@ -50,8 +54,9 @@ def write_json(path: Path, value: dict[str, Any], *, kind: steps.File = "other")
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object that `write_json` wrote. ValueError naming the file if it is damaged."""
+    data = inside.read_regular(path)
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(data)
         checksum = value.pop("checksum")
         computed = digest(value)
     # ValueError: not JSON, not UTF-8, or a lone surrogate, which JSON text can contain.

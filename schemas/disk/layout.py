@@ -1,5 +1,6 @@
 """Paths inside a cache. No other module spells file names."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,11 @@ LOGITS = "logits"
 JOURNAL = "gc.json"
 """Journal of a `gc` that has begun to replace files; the next `gc` finishes it."""
 STAGED = "gc"
-"""Directory of new files that `gc` will move over old ones."""
+"""Directory of new files that `gc` will move over old ones; each `gc` has a folder in it."""
+CHANGE_LOCK = ".seal.lock"
+"""In the cache; held by whoever changes its manifest or the files that this names."""
+CAPTURE_LOCK = ".capture.lock"
+"""In a part directory. Shared by captures of it; `gc` takes it alone, or leaves the directory."""
 ARRAY_KINDS = ("hidden", "attention")
 """Signals stored in arrays have names that begin with one of these and a slash."""
 _ADDITION = "plan-adding-"
@@ -86,3 +91,17 @@ class PartLayout:
 def part_layout(cache: Path, part: int) -> PartLayout:
     """Layout of part number `part` of the cache at `cache`."""
     return PartLayout(cache / PARTS / f"{part:04d}")
+
+
+_IN_PART = re.compile(
+    rf"(?:(.*)/)?{PARTS}/[0-9]+/"
+    rf"(?:[^/]+\.json|(?:{'|'.join((ROWS, LOGITS, *ARRAY_KINDS))}|commits|statistics|work)/.+)"
+)
+
+
+def cache_of(file: Path) -> Path | None:
+    """The cache in which `file` lies in a part; None if its path is none of a part's."""
+    found = _IN_PART.fullmatch(file.as_posix())
+    if not found:
+        return None
+    return Path() if found[1] is None else Path(found[1] or "/")

@@ -1,4 +1,4 @@
-"""Named steps of a capture, so that a test can kill the process at each of them.
+"""Named steps of a capture and of `gc`, so that a test can kill the process at each of them.
 
 A file is written under a temporary name, flushed to disk, then named. A unit's files are written
 first, its commits last. The manifest seals a part. The next run continues from whatever a kill
@@ -8,13 +8,13 @@ left on disk.
 from enum import StrEnum
 from typing import Literal
 
-File = Literal["rows", "shard", "plan", "logits", "array", "commit", "manifest", "other"]
+File = Literal["rows", "shard", "plan", "logits", "array", "commit", "manifest", "journal", "other"]
 """Kinds of files. Files of kind `other` have no named steps."""
 Moment = Literal["written", "flushed", "named"]
 
 
 class Step(StrEnum):
-    """The steps, in the order in which a capture first reaches them."""
+    """The steps, in the order in which a capture first reaches them; then those of `gc`."""
 
     ROWS_WRITTEN = "rows written"
     ROWS_FLUSHED = "rows flushed"
@@ -44,6 +44,11 @@ class Step(StrEnum):
     MANIFEST_FLUSHED = "manifest flushed"
     MANIFEST_NAMED = "manifest named"
     SEALED = "sealed"
+    JOURNAL_WRITTEN = "journal written"
+    JOURNAL_FLUSHED = "journal flushed"
+    JOURNAL_NAMED = "journal named"
+    FILE_MOVED = "file moved"
+    OVERWRITTEN = "overwritten"
 
 
 def reached(step: Step) -> None:

@@ -8,11 +8,13 @@ manifest.
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from decant.schemas.disk.array_record import FileEntry, as_json, require_file
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.disk.identity import digest
 from decant.schemas.disk.layout import PartLayout
+from decant.schemas.disk.names import require_names, require_unit_numbers
 from decant.schemas.disk.shards import Shard
 
 
@@ -72,10 +74,20 @@ def valid_commit(part: Path, signal: str, unit: int) -> Commit | None:
 def load_commit(path: Path) -> Commit:
     """The commit at `path`; the files that it names are not checked. ValueError if damaged."""
     value = read_json(path)
+    try:
+        return _commit_from_json(value)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path}: not a commit: {error}") from error
+
+
+def _commit_from_json(value: dict[str, Any]) -> Commit:
+    require_unit_numbers([value["unit"]])
     shards = {
         name: tuple(Shard(**shard) for shard in of_array)
         for name, of_array in value.get("shards", {}).items()
     }
+    require_names("array", shards)
+    require_names("shard file", [shard.name for of_array in shards.values() for shard in of_array])
     fields = {
         "file": FileEntry(**value["file"]),
         "skipped_rows": tuple(value["skipped_rows"]),

@@ -5,8 +5,7 @@ A writer replaces it by compare-and-swap on the `cache_id` that it had read.
 
 import contextlib
 import dataclasses
-import fcntl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,9 @@ from decant.schemas.disk import steps
 from decant.schemas.disk.array_record import FileEntry, as_json
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.disk.identity import digest
-from decant.schemas.disk.layout import JOURNAL, LOGITS, MANIFEST
+from decant.schemas.disk.layout import JOURNAL, LOGITS, MANIFEST, ROWS
+from decant.schemas.disk.locks import changing
+from decant.schemas.disk.names import require_names, require_unit_numbers
 from decant.schemas.disk.steps import Step
 from decant.schemas.signals import LogitsSignal, Signal, signal_from_json
 
@@ -172,16 +173,15 @@ def write_manifest(
     manifest: Manifest,
     *,
     replaces: str | None,
-    first: Callable[[], None] = lambda: None,
 ) -> Manifest:
     """Seal `cache`: replace the manifest whose `cache_id` is `replaces` (None: no manifest yet).
 
-    `first` is called under the lock, before the manifest is written. Returns the manifest with its
-    `cache_id`. RuntimeError if another process sealed the cache in between.
+    Returns the manifest with its `cache_id`. RuntimeError if another process sealed the cache in
+    between.
     """
     value = manifest_to_json(manifest)
     cache_id = digest(value)
-    with _sealing(cache):
+    with changing(cache):
         present = _read(cache / MANIFEST).cache_id if (cache / MANIFEST).exists() else None
         if present != replaces:
             raise RuntimeError(
@@ -189,9 +189,19 @@ def write_manifest(
                 f"{_short(replaces)}, found {_short(present)}); run again to build on its result"
             )
         steps.reached(Step.MANIFEST_LOCKED)
-        first()
         write_json(cache / MANIFEST, {**value, "cache_id": cache_id}, kind="manifest")
     return dataclasses.replace(manifest, cache_id=cache_id)
+
+
+@contextlib.contextmanager
+def changing_manifest(cache: Path) -> Iterator[Manifest]:
+    """The manifest of a sealed cache, which no other process changes meanwhile.
+
+    Waits for a command that is changing the cache. ValueError as for `read_manifest`.
+    """
+    read_manifest(cache, during_gc=True)  # so that a directory that is no cache gets no lock file
+    with changing(cache):
+        yield read_manifest(cache)
 
 
 def read_manifest(cache: Path, *, during_gc: bool = False) -> Manifest:
@@ -231,20 +241,12 @@ def _read(path: Path) -> Manifest:
         )
     try:
         return manifest_from_json(value)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: not a manifest of version {version}: {error}") from error
 
 
 def _short(cache_id: str | None) -> str:
     return cache_id[:12] if cache_id else "no manifest"
-
-
-@contextlib.contextmanager
-def _sealing(cache: Path) -> Iterator[None]:
-    # Two processes that seal at once take turns; the second then finds another cache_id.
-    with (cache / ".seal.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 _SINCE_2 = ("numbers", "planned_units", "forgotten", "forgotten_rows", "plan_sha256")
@@ -266,13 +268,19 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
 
 
 def unit_from_json(value: dict[str, Any]) -> Unit:
-    """The unit from the JSON form of its `as_json`."""
+    """The unit from the JSON form of its `as_json`. ValueError for a signal of another name."""
+    require_names("signal", value["files"].keys() - {ROWS})
     files = {name: FileEntry(**entry) for name, entry in value["files"].items()}
     return Unit(**{**value, "files": files, "skipped_rows": tuple(value["skipped_rows"])})
 
 
 def _part_from_json(value: dict[str, Any]) -> Part:
+    """The part from its JSON. ValueError for a name that could lead out of the cache."""
     signals = {name: signal_from_json(name, signal) for name, signal in value["signals"].items()}
+    elsewhere = bool(value.get("plan_sha256"))
+    require_names("part of another cache" if elsewhere else "part", [value["path"]])
+    require_names("statistic", value["statistics"])
+    require_unit_numbers(value.get("numbers", ()))
     return Part(
         **{
             **value,

@@ -10,6 +10,8 @@ from decant.schemas.arrays.spec import ArraySpec, specs_of
 from decant.schemas.disk.array_record import as_json
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.disk.identity import digest
+from decant.schemas.disk.layout import ROWS
+from decant.schemas.disk.names import require_names
 from decant.schemas.manifest.manifest import Part, Skipped, Source, Unit, unit_from_json
 from decant.schemas.signals import ArraySignal, LogitsSignal, Signal, signal_from_json
 
@@ -120,6 +122,14 @@ def read_plan(path: Path) -> Plan:
     value = read_json(path)
     if value.get("version") not in (1, VERSION):
         raise ValueError(f"{path}: plan version {value.get('version')}, expected {VERSION}")
+    try:
+        return _plan_from_json(value)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path}: not a plan: {error}") from error
+
+
+def _plan_from_json(value: dict[str, Any]) -> Plan:
+    require_names("statistic", value["statistics"])
     signals = {name: signal_from_json(name, signal) for name, signal in value["signals"].items()}
     return Plan(
         **{
@@ -140,6 +150,16 @@ def set_teacher_model(model: str, path: Path) -> Plan:
         plan = dataclasses.replace(plan, teacher=dataclasses.replace(plan.teacher, model=model))
         write_plan(path, plan)
     return plan
+
+
+def set_overwritten_rows(parts: Sequence[Part], plan: Plan, path: Path) -> Plan:
+    """`plan`, rewritten at `path` first if `gc` has overwritten rows of its sealed `parts`."""
+    sealed = plan_as_sealed(plan, parts)
+    pairs = zip(plan.rows.units, sealed.rows.units, strict=True)
+    if all(before.files[ROWS] == now.files[ROWS] for before, now in pairs):
+        return plan
+    write_plan(path, sealed)
+    return sealed
 
 
 def _planned_teacher(value: dict[str, Any]) -> PlannedTeacher:

@@ -5,12 +5,14 @@ target, state or map. Other documents of the row keep their positions.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
 
 from decant.schemas.disk.layout import LOGITS, ROWS
 from decant.schemas.manifest.manifest import Part
+from decant.schemas.reading.units import read_unit_rows
 from decant.schemas.records.padded import clear_targets
 from decant.schemas.records.rows import PADDING, ROW_FIELDS, Row
 
@@ -40,6 +42,17 @@ def is_wholly_forgotten(row: Row, forgotten: Bool[np.ndarray, " time"]) -> bool:
     `forgotten` marks the positions of forgotten documents.
     """
     return bool(forgotten[row.segment_ids != PADDING].all())
+
+
+def wholly_forgotten_rows(root: Path, part: Part) -> tuple[tuple[int, int], ...]:
+    """(unit number, offset) of the rows of `part`, in directory `root`, that hold nothing else."""
+    forgetting = ForgottenDocuments(part)
+    return tuple(
+        (number, offset)
+        for number, unit in part.numbered_units
+        for offset, row in enumerate(read_unit_rows(root, number, unit))
+        if forgetting.positions(row).any() and is_wholly_forgotten(row, forgetting.positions(row))
+    )
 
 
 def erase(

@@ -12,7 +12,7 @@ from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Hidden
 from decant.pipelines.inspection.contents import splits_table
 from decant.pipelines.teacher.identity import digest_memory
-from decant.pipelines.upkeep.garbage import delete, unnamed
+from decant.pipelines.upkeep.collect import collect
 from decant.pipelines.upkeep.remove import remove_signals
 from decant.pipelines.verification.repair import repair
 from decant.pipelines.verification.structure import check_structure
@@ -187,6 +187,5 @@ def test_a_signal_is_added_to_every_part_and_taken_out_of_every_part(grown, tmp_
     report = verify(cache.path, rows=12, teacher=None, memory=digest_memory())
     assert report.status == 0, report
     remove_signals(cache.path, ["hidden/2"])
-    for path, _ in list(unnamed(cache.path)):
-        delete(path)
+    collect(cache.path)
     assert hashes(cache.path) == before

@@ -10,6 +10,8 @@ import pytest
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Attention, Hidden
 from decant.pipelines.teacher.identity import digest_memory
+from decant.pipelines.upkeep.collect import collect
+from decant.pipelines.upkeep.forget import forget
 from decant.pipelines.upkeep.garbage import unnamed
 from decant.pipelines.verification.structure import check_structure
 from decant.pipelines.verification.verify import verify
@@ -17,6 +19,7 @@ from decant.schemas import Cache, open_cache
 from decant.schemas.disk import steps
 from decant.schemas.disk.layout import part_layout
 from decant.schemas.disk.steps import Step
+from decant.schemas.reading.units import read_unit_rows
 from tests.making.caches import tiny_cache, tiny_settings, write_corpus
 
 SIGNALS = {
@@ -157,3 +160,33 @@ def test_a_damaged_unit_of_one_part_is_found_in_no_other_part(root, monkeypatch,
     cache.read(range(sum(unit.rows for unit in cache.manifest.parts[0].units)), NAMES)
     with pytest.raises(ValueError, match=rf"hidden/1, unit {number}, row"):
         cache.read(cache.rows(), NAMES)
+
+
+def test_a_source_forgotten_between_two_seals_of_a_directory_does_not_come_back(root, monkeypatch):
+    config = tiny_settings(root, output=root / "forgotten", **SIGNALS)
+    interrupted(config, monkeypatch, units=2)
+    precompute(dataclasses.replace(config, seal_partial=True))
+    partial = open_cache(config.output)
+    (part,) = partial.manifest.parts
+    rows = read_unit_rows(config.output / part.path, *next(part.numbered_units))
+    source = part.sources[int(rows[0].origins[0, 0])].name
+    forget(config.output, source=source)
+    assert collect(config.output).units > 0  # canary rows are among them
+    precompute(config)
+    cache = open_cache(config.output)
+    assert len(cache.manifest.parts) == 2
+    number = next(n for n, s in enumerate(part.sources) if s.name == source)
+    for part in cache.manifest.parts:
+        assert [(f.source, f.document) for f in part.forgotten] == [(number, None)]
+    assert verify(config.output, rows=6, teacher=None, memory=digest_memory()).status == 0
+    listed = {tuple(pair) for part in cache.manifest.parts for pair in part.forgotten_rows}
+    wholly = {
+        (n, offset)
+        for part in cache.manifest.parts
+        for n, unit in part.numbered_units
+        for offset, row in enumerate(read_unit_rows(config.output / part.path, n, unit))
+        if set(row.origins[:, 0].tolist()) == {number}
+    }
+    assert listed == wholly != set()
+    collect(config.output)
+    assert verify(config.output, rows=6, teacher=None, memory=digest_memory()).status == 0

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,14 +11,15 @@ from decant.pipelines.__main__ import main
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Hidden
 from decant.pipelines.teacher.identity import digest_memory
-from decant.pipelines.upkeep import overwrite as purging
+from decant.pipelines.upkeep.collect import collect
 from decant.pipelines.upkeep.forget import forget
-from decant.pipelines.upkeep.overwrite import overwrite_forgotten
 from decant.pipelines.verification.structure import check_structure
 from decant.pipelines.verification.verify import verify
 from decant.schemas import Cache, open_cache
+from decant.schemas.disk import steps
 from decant.schemas.disk.atomic import read_json
 from decant.schemas.disk.layout import PartLayout
+from decant.schemas.disk.steps import Step
 from decant.schemas.reading.units import read_unit_rows
 from decant.trainer.config import Data
 from decant.trainer.data.batches import Batches
@@ -183,6 +183,34 @@ def test_the_command_forgets_and_inspect_shows_it(grown, cache, capsys):
     assert f"{WHOLE}, document 0" in capsys.readouterr().out
 
 
+class Killed(BaseException):
+    pass
+
+
+def dying(step: Step, visit: int):
+    """A `steps.reached` that raises `Killed` at this visit of the step."""
+    left = visit
+
+    def reached(here: Step) -> None:
+        nonlocal left
+        left -= here == step
+        if here == step and not left:
+            raise Killed
+
+    return reached
+
+
+STEPS_OF_GC = [
+    (Step.JOURNAL_WRITTEN, 1),
+    (Step.JOURNAL_NAMED, 1),
+    *((Step.FILE_MOVED, n) for n in (1, 4, 9)),
+    (Step.MANIFEST_LOCKED, 1),
+    (Step.MANIFEST_FLUSHED, 1),
+    (Step.MANIFEST_NAMED, 1),
+    (Step.OVERWRITTEN, 1),
+]
+
+
 def test_gc_overwrites_forgotten_documents_and_nothing_else(grown, cache):
     document = line_offset(grown, 2)
     forget(cache.path, source=WHOLE)
@@ -209,7 +237,7 @@ def test_gc_overwrites_forgotten_documents_and_nothing_else(grown, cache):
     assert check_structure(cache.path, after.manifest).problems == []
     assert verify(cache.path, rows=8, teacher=None, memory=digest_memory()).status == 0
     once = hashes(cache.path)
-    assert overwrite_forgotten(cache.path) == 0
+    assert collect(cache.path).units == 0
     assert hashes(cache.path) == once
 
 
@@ -233,68 +261,34 @@ def _raw_tokens(cache: Cache) -> bytes:
     return np.concatenate(rows).astype("<u2").tobytes()
 
 
-@pytest.mark.parametrize("at", range(6))
-def test_gc_killed_between_any_two_files_is_finished_by_the_next(grown, cache, monkeypatch, at):
+@pytest.mark.parametrize("step", STEPS_OF_GC, ids=[f"{step}-{n}" for step, n in STEPS_OF_GC])
+def test_gc_killed_at_any_step_is_finished_by_the_next(grown, cache, monkeypatch, step):
     forget(cache.path, source=WHOLE)
     forgetting = open_cache(cache.path)
     expected = forgetting.read(range(len(forgetting)), NAMES)
     with monkeypatch.context() as patch:
-        _dying(patch, at)
+        patch.setattr(steps, "reached", dying(*step))
         with pytest.raises(Killed):
-            overwrite_forgotten(cache.path)
+            collect(cache.path)
     if (cache.path / "gc.json").exists():
         with pytest.raises(ValueError, match=r"`gc` is overwriting what was forgotten"):
             open_cache(cache.path)
         with pytest.raises(ValueError, match=r"`gc` is overwriting what was forgotten"):
             precompute(settings(cache.path.parent))
         with pytest.raises(ValueError, match=r"`gc` is overwriting what was forgotten"):
-            overwrite_forgotten(cache.path, dry_run=True)  # a dry run finishes nothing
-    overwrite_forgotten(cache.path)
+            collect(cache.path, dry_run=True)  # a dry run finishes nothing
+    collect(cache.path)
     after = open_cache(cache.path)
     assert_same(after.read(range(len(after)), NAMES), expected, nats=0.05)
     assert check_structure(cache.path, after.manifest).problems == []
     assert not (cache.path / "gc").exists()
 
 
-class Killed(BaseException):
-    pass
-
-
-def _dying(patch, at: int) -> None:
-    """Die before the journal is written, before or between the moves, or before it is deleted."""
-
-    def die(*_, **__):
-        raise Killed
-
-    if at == 0:
-        patch.setattr(purging, "write_json", die)
-    elif at == 5:
-        unlink = Path.unlink
-
-        def unlinking(path, **how):
-            if path.name == "gc.json":
-                raise Killed
-            unlink(path, **how)
-
-        patch.setattr(Path, "unlink", unlinking)
-    else:
-        left, move = [0, 0, 1, 4, 9][at], purging.move
-
-        def moving(*paths):
-            nonlocal left
-            if not left:
-                raise Killed
-            left -= 1
-            move(*paths)
-
-        patch.setattr(purging, "move", moving)
-
-
 def test_signals_can_be_added_after_documents_were_overwritten(grown, cache):
     forget(cache.path, source=WHOLE)
     plan = json.loads(PartLayout(cache.path / "parts/0000").plan.read_text())
     canaries = {unit for unit, _ in plan["canary"]}
-    assert overwrite_forgotten(cache.path) > 0
+    assert collect(cache.path).units > 0
     statistics = open_cache(cache.path).manifest.parts[0].statistics
     assert canaries
     assert not any(name.startswith("canary-") for name in statistics)
