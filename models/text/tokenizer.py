@@ -18,6 +18,7 @@ from decant.models.text.named_templates import (
     CHAT_TEMPLATE,
     DEFAULT,
     TOOL_USE,
+    is_template_file,
     named_templates,
     template_files,
 )
@@ -203,8 +204,12 @@ def tokenizer_of(cache: Cache) -> Tokenizer:
     """The tokenizer in a cache. ValueError if the cache was captured with another one."""
     path = cache.tokenizer_path
     try:
-        held = {name: data for name, data in cache.tokenizer_files().items() if name in FILES}
-        tokenizer = Tokenizer(held, where=str(path))
+        files = {
+            name: content
+            for name, content in cache.tokenizer_files().items()
+            if name in FILES or is_template_file(name)
+        }
+        tokenizer = Tokenizer(files, where=str(path))
         digest = tokenizer.digest
     except (FileNotFoundError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: the tokenizer of this cache is damaged: {error}") from error

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
@@ -115,8 +116,7 @@ def file_facts(root: Path, below: Path) -> tuple[int, str] | None:
     """Size and sha256 of the regular file `root / below`; None if there is none, or a link."""
     try:
         with directory(root, below.parent) as parent:
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            descriptor = os.open(below.name, flags, dir_fd=parent)
+            descriptor = os.open(below.name, _FILE, dir_fd=parent)
     except (OSError, ValueError):
         return None
     with os.fdopen(descriptor, "rb") as file:
@@ -127,21 +127,32 @@ def file_facts(root: Path, below: Path) -> tuple[int, str] | None:
 
 
 def regular_files(root: Path, below: Path, *, most: int) -> dict[str, bytes]:
-    """Contents of the regular files in the directory `root / below`, by name in order.
+    """Contents of the regular files in the directory `root / below` and its directories, by name.
 
-    Links, devices and directories in it are left out. ValueError if they have more than `most`
-    bytes together, or if a directory on the way is a link.
+    The name of a file in an inner directory is `inner/name`; directories in those, links and
+    devices are left out. ValueError if the files have more than `most` bytes together, or if a
+    directory on the way is a link.
     """
     contents: dict[str, bytes] = {}
-    with directory(root, below) as parent:
-        for name in _names(parent):
-            found = os.stat(name, dir_fd=parent, follow_symlinks=False)
-            if not stat.S_ISREG(found.st_mode):
-                continue
-            most -= found.st_size
+    with directory(root, below) as descriptor:
+        for name, data in _regular_files(descriptor, "", most=most):
+            contents[name] = data
+            most -= len(data)
             if most < 0:
-                raise ValueError(f"{root / below}: its files are too large, from {name} on")
-            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=parent)
-            with os.fdopen(descriptor, "rb") as file:
-                contents[name] = file.read()
+                raise ValueError(f"{root / below}: its files are too large, at {name}")
     return contents
+
+
+def _regular_files(descriptor: int, inside: str, *, most: int) -> Iterator[tuple[str, bytes]]:
+    """(name, contents) of files; of a file larger than `most`, one byte more than that."""
+    for name in _names(descriptor):
+        mode = os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode
+        if stat.S_ISREG(mode):
+            with os.fdopen(os.open(name, _FILE, dir_fd=descriptor), "rb") as file:
+                yield inside + name, file.read(most + 1)
+        elif stat.S_ISDIR(mode) and not inside:
+            inner = os.open(name, _DIRECTORY, dir_fd=descriptor)
+            try:
+                yield from _regular_files(inner, f"{name}/", most=most)
+            finally:
+                os.close(inner)
