@@ -117,6 +117,7 @@ def log_softmax(logits: np.ndarray, *, beta: float = 1.0) -> np.ndarray:
 
 
 def segments_of(batch: Mapping[str, np.ndarray], row: int) -> list[np.ndarray]:
-    """Positions of each segment of a row of the batch, int64 [n], in order."""
+    """Positions of each segment of a row of the batch, int64 [n], in order; none is empty."""
     ids = batch["segment_ids"][row]
-    return [np.flatnonzero(ids == number) for number in range(1, int(ids.max(initial=0)) + 1)]
+    # A forgotten segment leaves a gap in the numbers.
+    return [np.flatnonzero(ids == number) for number in np.unique(ids[ids > 0]).tolist()]

@@ -158,6 +158,9 @@ def set_overwritten_rows(parts: Sequence[Part], plan: Plan, path: Path) -> Plan:
     pairs = zip(plan.rows.units, sealed.rows.units, strict=True)
     if all(before.files[ROWS] == now.files[ROWS] for before, now in pairs):
         return plan
+    if not sealed.canary:  # `gc` has deleted their statistics
+        kept = {n: sha for n, sha in plan.statistics.items() if not n.startswith(CANARY)}
+        sealed = dataclasses.replace(sealed, statistics=kept)
     write_plan(path, sealed)
     return sealed
 

@@ -164,7 +164,7 @@ def test_a_damaged_unit_of_one_part_is_found_in_no_other_part(root, monkeypatch,
 
 def test_a_source_forgotten_between_two_seals_of_a_directory_does_not_come_back(root, monkeypatch):
     config = tiny_settings(root, output=root / "forgotten", **SIGNALS)
-    interrupted(config, monkeypatch, units=2)
+    interrupted(config, monkeypatch, units=1)
     precompute(dataclasses.replace(config, seal_partial=True))
     partial = open_cache(config.output)
     (part,) = partial.manifest.parts
