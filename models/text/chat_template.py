@@ -58,7 +58,7 @@ class ChatTemplate:
     ):
         self._source, self._tokens, self._date = source, dict(tokens), date
         self._with_tools = with_tools
-        environment = ImmutableSandboxedEnvironment(
+        self._environment = environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
         environment.filters["tojson"] = _tojson
@@ -85,6 +85,15 @@ class ChatTemplate:
     def marks_generation(self) -> bool:
         """Whether the template has `generation` blocks, which mark the assistant's words."""
         return bool(re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", self._source))
+
+    @cached_property
+    def sought(self) -> frozenset[str]:
+        """Texts that the template looks for in messages, such as `</think>`, words apart."""
+        tree = self._environment.parse(self._source)
+        looking = tree.find_all((nodes.Call, nodes.Compare, nodes.Filter, nodes.Test))
+        texts = (c.value for node in looking for c in node.find_all(nodes.Const))
+        found = frozenset(text for text in texts if isinstance(text, str) and text.strip())
+        return frozenset(text for text in found if not text.strip().isalnum())
 
     def chosen(self, tools: Sequence[Any] | None) -> ChatTemplate:
         """The template that renders chats with these tools."""
@@ -141,13 +150,16 @@ class _Generation(Extension):
 
 
 def _without_marks(text: str) -> Rendered:
-    """Remove `_OPEN` and `_CLOSE` from the text, and note the spans between them."""
-    pieces = re.split(f"[{_OPEN}{_CLOSE}]", text)
-    generated, at = [], 0
-    for number, piece in enumerate(pieces):
-        if number % 2 and piece:
-            generated.append((at, at + len(piece)))
-        at += len(piece)
+    """Remove `_OPEN` and `_CLOSE` from the text, and note the spans inside at least one pair."""
+    pieces, generated, at, depth = [], [], 0, 0
+    for piece in re.split(f"([{_OPEN}{_CLOSE}])", text):
+        if piece in (_OPEN, _CLOSE):
+            depth += 1 if piece == _OPEN else -1
+        elif piece:
+            if depth:
+                generated.append((at, at + len(piece)))
+            pieces.append(piece)
+            at += len(piece)
     return Rendered("".join(pieces), tuple(generated))
 
 

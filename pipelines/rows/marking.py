@@ -23,7 +23,7 @@ from decant.pipelines.rows.documents import Chat, Completion, Document
 from decant.pipelines.rows.sources import Kind
 from decant.schemas.records.rows import Segment
 
-VERSION = 1
+VERSION = 2
 """Part of the rows_id of corpora with chats or completions. Raise it if their rows change."""
 
 

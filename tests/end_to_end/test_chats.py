@@ -25,7 +25,7 @@ from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Student
 from decant.trainer.run.metrics_log import read_metrics
 from decant.trainer.run.train import train
 from tests.making.caches import WORDS, tiny_settings, write_teacher
-from tests.making.chats import DATED_OR_NOT, HEADERS, THINKING, chat_tokenizer, dialogue
+from tests.making.chats import DATED_OR_NOT, HEADERS, chat_tokenizer, dialogue
 
 
 def talk(number: int) -> list[dict[str, str]]:
@@ -226,7 +226,9 @@ def test_chats_without_a_template_are_refused_before_anything_runs(root):
 
 
 def test_a_chat_that_cannot_be_rendered_stops_the_run_by_its_line_or_is_left_out(root):
-    write_chat_teacher(root / "thinks", THINKING)
+    loud = "(m.content | upper if '<think>' in m.content and not loop.last else m.content) | trim"
+    source = HEADERS.replace("message.content | trim", loud.replace("m.", "message."))
+    write_chat_teacher(root / "thinks", source)
     thinking = dialogue("Hi", "<think>\nhm\n</think>\n\nYes", "No", "Why")
     write_chats(root / "mixed" / "a.jsonl", [*TALKS, thinking])
     config = settings(root, pattern="mixed/*", output=root / "skips")

@@ -87,46 +87,48 @@ def test_what_a_template_refuses_is_an_error_in_its_words():
     system = Chat(({"role": "system", "content": "x"}, *dialogue("Hi", "Yes")))
     with pytest.raises(ValueError, match="refuses these messages: there is no system role"):
         marked(system, chat_tokenizer(TURNS))
-    with pytest.raises(ValueError, match="no element 0"):
-        marked(Chat(({"role": "assistant", "content": "I"},)), chat_tokenizer(FIRST_IS_READ))
 
 
 def test_an_assistant_that_speaks_first(smollm):
     first = ({"role": "assistant", "content": "Yes?"}, *dialogue("Hi", "No"))
     text = marked(Chat(first), chat_tokenizer(HEADERS))
     assert text.startswith("<s><|head|>assistant<|/head|>\n\n⟦Yes?<|eot|>⟧<|head|>user")
-    # The prompt alone is rendered without a system prompt, the chat with one: it is refused.
-    with pytest.raises(ValueError, match="message 1: the chat template writes it otherwise"):
-        marked(Chat(first), smollm)
+    assert marked(Chat(first), chat_tokenizer(FIRST_IS_READ)) == text
+    assert marked(Chat(first), smollm).endswith(
+        "<|im_end|>\n<|im_start|>assistant\n⟦Yes?<|im_end|>⟧\n<|im_start|>user\nHi<|im_end|>\n"
+        "<|im_start|>assistant\n⟦No<|im_end|>⟧"
+    )
 
 
-def test_answers_that_lose_what_only_the_last_has_are_found_all_the_same():
+def test_a_block_of_thinking_that_the_template_adds_is_not_learned():
     empty = "<think>\n\n</think>\n\n"
     tokenizer = chat_tokenizer(THINKING)
     assert marked(chat("Hi", "e", "No", "Why"), tokenizer) == (
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦e<|im_end|>⟧\n"
-        f"<|im_start|>user\nNo<|im_end|>\n<|im_start|>assistant\n⟦{empty}Why<|im_end|>⟧"
+        f"<|im_start|>user\nNo<|im_end|>\n<|im_start|>assistant\n{empty}⟦Why<|im_end|>⟧"
     )
     thought = "<think>\nhm\n</think>\n\nWhy"
     assert marked(chat("Hi", thought), tokenizer).endswith(f"⟦{thought}<|im_end|>⟧")
 
 
-def test_thinking_that_is_stripped_from_an_earlier_turn_names_the_message():
-    talk = chat("Hi", "<think>\nhm\n</think>\n\nYes", "No", "Why")
-    with pytest.raises(ValueError, match=r"message 2: the chat template writes it otherwise once"):
-        marked(talk, chat_tokenizer(THINKING))
-    assert marked(talk, chat_tokenizer(GENERATION)).count("⟦") == 2
+def test_of_an_earlier_turn_that_lost_its_thinking_the_rest_is_learned():
+    talk = chat("Hi", "<think>\nhm\n</think>\n\nYes", "No", "<think>\nso\n</think>\n\nWhy")
+    assert marked(talk, chat_tokenizer(THINKING)) == (
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Yes<|im_end|>⟧\n"
+        "<|im_start|>user\nNo<|im_end|>\n<|im_start|>assistant\n"
+        "⟦<think>\nso\n</think>\n\nWhy<|im_end|>⟧"
+    )
 
 
-def test_history_that_is_written_anew_is_never_guessed_at():
+def test_history_that_is_written_anew_is_not_mistaken_for_an_answer_that_says_the_same():
     system = {"role": "system", "content": "Be brief."}
     tokenizer = chat_tokenizer(MOVING)
     assert marked(Chat((system, *dialogue("Hi", "Hi"))), tokenizer) == (
         "<turn>Be brief.\n\nHi</turn>⟦Hi</s>⟧"
     )
-    # Question and answer are the same, and so is what it looks like from where they differ.
-    with pytest.raises(ValueError, match="message 3: the chat template writes it otherwise"):
-        marked(Chat((system, *dialogue("Hi", "Hi", "No", "Why"))), tokenizer)
+    assert marked(Chat((system, *dialogue("Hi", "Hi", "No", "Why"))), tokenizer) == (
+        "<turn>Hi</turn>⟦Hi</s>⟧<turn>Be brief.\n\nNo</turn>⟦Why</s>⟧"
+    )
 
 
 def test_a_prompt_that_opens_what_no_answer_has():
