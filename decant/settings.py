@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from decant.local_paths import require_local, require_local_paths
+from decant.local_paths import require_local
 
 Config = TypeVar("Config")
 
@@ -26,8 +26,9 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, program: str) 
 
     `config_type` is a frozen dataclass; `program` is the command's name in `--help`. Raises
     ValueError for an unknown key in the file (suggesting the nearest name), a value of another type
-    than its field's or a path that is not on this machine, and FileNotFoundError if there is no
-    such file. A wrong flag ends the process with tyro's message and exit status 2.
+    than its field's, a number out of its bounds or a path that is not on this machine, and
+    FileNotFoundError if there is no such file. A wrong flag ends the process with tyro's message
+    and exit status 2.
     """
     flags = list(arguments)
     if not flags or flags[0].startswith("-"):
@@ -65,15 +66,11 @@ def _merge_tables(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str
 def _run_tyro(
     config_type: type[Config], table: dict[str, Any], flags: Sequence[str], *, program: str
 ) -> Config:
-    import tyro  # here, because reading a cache must not import it
+    from decant.parser import run_parser  # here, because reading a cache must not import tyro
 
     changes = _lists_of_tables(config_type, table, flags, prefix="")
-    if changes:
-        config = tyro.cli(config_type, args=flags, prog=program, default=config_type(**changes))
-    else:
-        config = tyro.cli(config_type, args=flags, prog=program)
-    require_local_paths(config)
-    return config
+    default = {"default": config_type(**changes)} if changes else {}
+    return run_parser(config_type, flags, program=program, **default)
 
 
 def parse_flags(config_type: type[Config], arguments: Sequence[str], *, program: str) -> Config:
@@ -84,10 +81,10 @@ def parse_flags(config_type: type[Config], arguments: Sequence[str], *, program:
     """
     import tyro  # not at the top, as in `_run_tyro`
 
+    from decant.parser import run_parser
+
     pairs_off = (tyro.conf.FlagCreatePairsOff,)
-    config = tyro.cli(config_type, args=arguments, prog=program, config=pairs_off)
-    require_local_paths(config)
-    return config
+    return run_parser(config_type, arguments, program=program, config=pairs_off)
 
 
 def read_table(path: Path) -> dict[str, Any]:

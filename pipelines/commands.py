@@ -10,6 +10,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from decant.checks import COUNT, Bounds, Command
 from decant.local_paths import IS_PATH
 from decant.pipelines.config import Precompute, Tokenise
 from decant.settings import parse, parse_flags
@@ -29,7 +30,7 @@ class Plan(Precompute):
 
 
 @dataclass(frozen=True)
-class Verify:
+class Verify(Command):
     """Check every file of a sealed cache, then its targets.
 
     Each file is compared with its commit and the manifest. Then the teacher reads some rows again,
@@ -40,7 +41,7 @@ class Verify:
 
     cache: CacheArgument
     """The sealed cache."""
-    rows: int = 16
+    rows: Annotated[int, Bounds(0)] = 16
     """Rows that the teacher reads again, spread over the cache. 0 checks files only."""
     teacher: str | None = field(default=None, metadata=IS_PATH)
     """Where the teacher is now. Unset: where the cache's plan says."""
@@ -51,23 +52,23 @@ class Verify:
 
 
 @dataclass(frozen=True)
-class Inspect:
+class Inspect(Command):
     """Show a sealed cache's contents, bytes by signal and the teacher's entropy; or one row."""
 
     cache: CacheArgument
     """The sealed cache."""
-    row: int | None = None
+    row: Annotated[int | None, Bounds(0)] = None
     """Show this row, token by token, instead of the whole cache."""
     html: Path | None = None
     """Write the row as a web page to this file. Without --row: row 0."""
-    top: int = 5
+    top: Annotated[int, Bounds(0)] = 5
     """Alternatives to show for each token of a row."""
-    sample: int = 64
+    sample: Annotated[int, COUNT] = 64
     """Rows to read for the histograms."""
 
 
 @dataclass(frozen=True)
-class Merge:
+class Merge(Command):
     """Make OUTPUT a cache of all parts of other caches of the same teacher and tokenizer.
 
     Nothing is copied: OUTPUT refers to the parts by relative paths, so the caches can be moved
@@ -81,14 +82,9 @@ class Merge:
     caches: Annotated[tuple[Path, ...], Positional, arg(metavar="CACHE…")]
     """The caches to merge."""
 
-    def __post_init__(self) -> None:
-        """Refuse an empty list of caches."""
-        if not self.caches:
-            raise ValueError("merge: name the caches to merge after the output directory")
-
 
 @dataclass(frozen=True)
-class Forget:
+class Forget(Command):
     """Take documents out of a sealed cache for good.
 
     Readers that open the cache from then on get padding in the documents' places: no tokens,
@@ -102,13 +98,13 @@ class Forget:
     source: str
     """Name of the corpus file in the manifest, relative to the corpus's directory, or the beginning
     of its sha256."""
-    document: tuple[int, ...] = ()
+    document: Annotated[tuple[int, ...], Bounds(0)] = ()
     """Documents of that file: the byte offset of a JSON line, or the record number in a table, from
     0. `inspect --row` shows them. Unset: every document of the file."""
 
 
 @dataclass(frozen=True)
-class Remove:
+class Remove(Command):
     """Unlink signals from a sealed cache. Their files stay until `gc`."""
 
     cache: CacheArgument
@@ -116,14 +112,9 @@ class Remove:
     signals: Annotated[tuple[str, ...], Positional, arg(metavar="SIGNAL…")]
     """Names such as hidden/12."""
 
-    def __post_init__(self) -> None:
-        """Refuse an empty list of signals."""
-        if not self.signals:
-            raise ValueError("remove: name the signals to unlink, such as hidden/12")
-
 
 @dataclass(frozen=True)
-class CollectGarbage:
+class CollectGarbage(Command):
     """Delete the files that a sealed cache's manifest does not name, and overwrite the forgotten.
 
     Files of removed signals and of unfinished additions are deleted. Units that hold forgotten
@@ -193,8 +184,6 @@ def _tokenise(arguments: list[str]) -> int:
 def _verify(arguments: list[str]) -> int:
     try:
         config = parse_flags(Verify, arguments, program="decant verify")
-        if config.rows < 0:
-            raise ValueError(f"--rows is {config.rows}; it must be 0 or more")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2  # 1 would say that the cache is wrong
@@ -252,6 +241,9 @@ def _inspect(arguments: list[str]) -> int:
 
 def _merge(arguments: list[str]) -> int:
     config = parse_flags(Merge, arguments, program="decant merge")
+    if not config.caches:
+        print("error: merge: name the caches to merge after the output directory", file=sys.stderr)
+        return 2
     from decant.pipelines.upkeep.merge import merge
     from decant.schemas import open_cache
 
@@ -287,6 +279,9 @@ def _forget(arguments: list[str]) -> int:
 
 def _remove(arguments: list[str]) -> int:
     config = parse_flags(Remove, arguments, program="decant remove")
+    if not config.signals:
+        print("error: remove: name the signals to unlink, such as hidden/12", file=sys.stderr)
+        return 2
     from decant.pipelines.upkeep.remove import remove_signals
 
     manifest = remove_signals(config.cache, config.signals)

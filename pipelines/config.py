@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from decant.checks import ANY, COUNT, Bounds, Command
 from decant.local_paths import IS_PATH
 from decant.schemas.codecs import NODES, Profile
 from decant.schemas.manifest.plan import TeacherMesh
 from decant.schemas.signals import AttentionDtype, HiddenDtype, TargetSpec
 from decant.schemas.targets.targets import BETAS
-
-_MOST_DRAWS = 4096
 
 
 @dataclass(frozen=True)
@@ -30,18 +29,18 @@ class Corpus:
     chat_date: str | None = None
     """Date such as `2026-01-31`, for chat templates that write the current date. Unset: such a
     template writes its own default date; if it has none, it is refused."""
-    max_bytes: int | None = None
+    max_bytes: Annotated[int | None, COUNT] = None
     """For a trial on a share of the corpus: take whole files, in the order of the hashes of their
     names, until they hold this many bytes. Unset: all files. `embedded` has a limit of its own."""
-    sequence_length: int = 512
+    sequence_length: Annotated[int, Bounds(2, 1 << 24)] = 512
     """S, tokens per row; at most the teacher's context length."""
-    heldout: float | None = None
+    heldout: Annotated[float | None, Bounds(least=0, below=1)] = None
     """Share of the documents, chosen by content hash, on which students are evaluated and not
     trained. Unset: the share that gives about 1 MiB of text, but 0.005 to 0.1."""
-    open_rows: int = 64
+    open_rows: Annotated[int, Bounds(1, 1 << 16)] = 64
     """Rows that are filled at the same time. With more of them, rows have less padding, and
     documents that share a row stand further apart in the corpus."""
-    shard_bytes: int | None = None
+    shard_bytes: Annotated[int | None, Bounds(512, 1 << 40)] = None
     """Bytes of input that a worker tokenises at once; no row spans two of these shards. Unset: a
     sixteenth of the corpus, but 1 to 32 MiB."""
     on_error: Literal["fail", "skip"] = "fail"
@@ -59,7 +58,7 @@ class Teacher:
     """
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of matmul operands. Normalisation, softmax and all sums are always float32."""
-    batch_rows: int | Literal["auto"] | None = None
+    batch_rows: Annotated[int | Literal["auto"] | None, Bounds(1, 1 << 16)] = None
     """Rows per batch. `auto`: about 2,048 tokens on CPU and 32,768 on accelerators, halved until
     the compiler's estimate fits the devices' memory. Unset: `auto` on accelerators; on CPU about
     2,048 tokens without asking the compiler. The first run fixes the number, because other shapes
@@ -77,30 +76,26 @@ class Teacher:
 class Logits:
     """What is stored of the teacher's next-token distributions."""
 
-    k: int = 32
+    k: Annotated[int, Bounds(1, 1 << 20)] = 32
     """Number of most probable tokens stored per position. 32 with 16 draws take as many bytes as 64
     without draws, and teach more."""
     profile: Profile = "compact"
     """Codec. `lossless` keeps float32. `compact` and `fast` change the distribution by a mean KL
     below 1.1e-4 nats; `fast` is half as large again as `compact` and decodes faster."""
-    draws: int = 16
+    draws: Annotated[int, Bounds(0, 4096)] = 16
     """m, tokens drawn per position from the tail (all tokens outside the top k); 0 for none.
     Training with `loss.tail = "sampled"` needs them."""
-    draw_temperatures: tuple[float, ...] = (1.0,)
+    draw_temperatures: Annotated[tuple[float, ...], Bounds(0.5, 10)] = (1.0,)
     """Temperatures that students will train at, among 1, 8/7, 4/3, 2, 4 and 8. The draws come from
     an equal mixture of the tails at these temperatures: (1.0, 2.0) gives each half the draws."""
 
     def target_spec(self) -> TargetSpec:
         """The targets to compute, with temperatures T as inverse temperatures β = 1/T.
 
-        ValueError if `draws` or `draw_temperatures` is out of range.
+        ValueError if `draw_temperatures` are not those of the nodes, each once.
         """
         if not self.draws:
             return TargetSpec(self.k, betas=NODES[self.profile])
-        if self.draws < 0 or self.draws > _MOST_DRAWS:
-            raise ValueError(
-                f"signals.logits.draws is {self.draws}; expected 0 to {_MOST_DRAWS} draws"
-            )
         betas = tuple(beta for beta in BETAS[1:] if self._asks_for(beta))
         if not betas or len(betas) != len(self.draw_temperatures):
             known = ", ".join(f"{1 / beta:.4g}" for beta in reversed(BETAS[1:]))
@@ -129,13 +124,13 @@ class Logits:
 class Hidden:
     """Which hidden states are stored. Default: none."""
 
-    layers: tuple[int, ...] = ()
+    layers: Annotated[tuple[int, ...], Bounds(-1)] = ()
     """Layers to store. Layer 0 is the embedding's output, layer i the output of the i-th block;
     −1 (or the number of blocks) is the output of the final norm."""
     dtype: HiddenDtype = "bfloat16"
     """`int8` has one scale per position, takes half the bytes of `bfloat16` and is off by about
     1%."""
-    width: int | Literal["full"] = "full"
+    width: Annotated[int | Literal["full"], COUNT] = "full"
     """`full`, or N to project the states onto the layer's N leading principal directions, which
     calibration computes. The share of the variance that they keep is printed and stored in the
     manifest."""
@@ -146,9 +141,9 @@ class Attention:
     """Which attention maps are stored. Default: none. A map is S² numbers per head and row, so
     choose few."""
 
-    layers: tuple[int, ...] | Literal["all"] = ()
+    layers: Annotated[tuple[int, ...] | Literal["all"], ANY] = ()
     """Blocks to store, counted from 0, or `all`. −1 is the last block."""
-    heads: tuple[int, ...] | Literal["all", "mean"] = "all"
+    heads: Annotated[tuple[int, ...] | Literal["all", "mean"], Bounds(0)] = "all"
     """Heads to store, counted from 0, or `all`. `mean` stores the mean of all heads as one head."""
     dtype: AttentionDtype = "uint8-log"
     """`uint8-log` is one byte on a logarithmic scale, off by at most 3% of a probability."""
@@ -164,7 +159,7 @@ class Signals:
 
 
 @dataclass(frozen=True)
-class Precompute:
+class Precompute(Command):
     """Run a teacher once over a corpus and store its outputs in a cache for training students."""
 
     corpus: Corpus = field(default_factory=Corpus)
@@ -182,14 +177,14 @@ class Precompute:
     runner_options: tuple[str, ...] = ()
     """Beam options for the runner, without leading dashes, such as
     `dask_client_address=tcp://10.0.0.1:8786`."""
-    tokenise_workers: int | None = None
+    tokenise_workers: Annotated[int | None, Bounds(1, 1024)] = None
     """Number of processes that tokenise, for `FnApiRunner` only: other runners have workers of
     their own. Unset: one per core, but at most one per 32 MiB of text. The teacher always runs in
     one process."""
 
 
 @dataclass(frozen=True)
-class Tokenise:
+class Tokenise(Command):
     """Make a cache of rows without a teacher, to mix its text with another cache in training."""
 
     like: Path = Path("runs/cache")
@@ -201,5 +196,5 @@ class Tokenise:
     """As for `precompute`."""
     runner_options: tuple[str, ...] = ()
     """As for `precompute`."""
-    tokenise_workers: int | None = None
+    tokenise_workers: Annotated[int | None, Bounds(1, 1024)] = None
     """As for `precompute`."""

@@ -16,6 +16,8 @@ from tests.paths import ROOT
 LEVELS = {
     "decant": [
         ["__init__", "local_paths", "menu"],
+        ["checks"],
+        ["parser"],
         ["settings"],
         ["schemas"],
         ["models"],

@@ -5,11 +5,11 @@ The cache's manifest holds k, tokenizer, sequence length and vocabulary: no sett
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from decant.checks import ANY, COUNT, DEVICES, Bounds, Command
 from decant.local_paths import IS_PATH
 from decant.models.mesh.remat import Remat
 from decant.trainer.loss.settings import AttentionLoss, HiddenLoss, Loss
@@ -32,6 +32,9 @@ __all__ = [
     "Train",
 ]
 
+_MOST_STEPS = 2**31 - 1
+"""The state counts updates in 32 bits."""
+
 
 @dataclass(frozen=True)
 class Student:
@@ -43,19 +46,19 @@ class Student:
     source: str = field(default="embedded", metadata=IS_PATH)
     """Checkpoint for `cut` and `checkpoint`: a Hugging Face directory, a hub id, a `.gguf` file or
     `embedded`. It is read once; the run's directory keeps the initial student."""
-    layers: int | tuple[int, ...] = 8
+    layers: Annotated[int | tuple[int, ...], Bounds(0)] = 8
     """For `cut`: the blocks of `source` to take, counted from 0. A single number is a count: that
     many blocks, spread evenly from the first to the last. For `scratch` without `config`: the
     number of blocks."""
     config: Path | None = None
     """For `scratch`: a Hugging Face `config.json`. Unset: the teacher's, from the cache."""
-    hidden_size: int | None = None
+    hidden_size: Annotated[int | None, Bounds(1, 1 << 20)] = None
     """For `scratch`: width in place of the config's."""
-    intermediate_size: int | None = None
+    intermediate_size: Annotated[int | None, Bounds(1, 1 << 20)] = None
     """For `scratch`: width of the MLP in place of the config's."""
-    num_heads: int | None = None
+    num_heads: Annotated[int | None, Bounds(1, 1 << 16)] = None
     """For `scratch`: number of query heads in place of the config's."""
-    num_kv_heads: int | None = None
+    num_kv_heads: Annotated[int | None, Bounds(1, 1 << 16)] = None
     """For `scratch`: number of key/value heads in place of the config's."""
 
 
@@ -67,7 +70,7 @@ class MixedCache:
     """A sealed cache with the main cache's tokenizer and row length. It may hold targets of the
     same teacher, of another teacher, or none (`decant tokenise`). Rows without targets are learned
     from their next tokens alone, as with `loss.alpha = 0`."""
-    weight: float = 1.0
+    weight: Annotated[float, Bounds(1e-6, 1_000_000)] = 1.0
     """Rows of this cache for each row of the main cache; the ratio holds in every stretch of the
     run."""
 
@@ -76,17 +79,17 @@ class MixedCache:
 class Data:
     """The rows of a run, their order, and how many an update takes."""
 
-    batch_rows: int = 2
+    batch_rows: Annotated[int, Bounds(1, 1 << 20)] = 2
     """Rows of an update. The default is small because a small cache has few rows, and more updates
     then teach more than larger ones."""
-    microbatches: int = 1
+    microbatches: Annotated[int, Bounds(1, 1 << 20)] = 1
     """Pieces into which an update's rows are split, computed one after another. Must divide
     `batch_rows`. More pieces need less memory and change results by rounding only."""
-    epochs: int = 1
+    epochs: Annotated[int, Bounds(1, 1_000_000)] = 1
     """Passes over the main cache's train rows; each pass has its own order."""
-    steps: int | None = None
+    steps: Annotated[int | None, Bounds(1, _MOST_STEPS)] = None
     """Number of updates. If set, `epochs` is ignored."""
-    seed: int = 0
+    seed: Annotated[int, ANY] = 0
     """Seed of the order of rows and of random weights."""
     caches: tuple[MixedCache, ...] = ()
     """Other caches to mix with the main cache; in a file `[[data.caches]]`. `epochs` counts passes
@@ -106,44 +109,36 @@ class Optimiser:
     for each matrix; its learning rate is relative to the size of the weights (try 1e-2). `muon`
     orthogonalises the updates of the blocks' matrices and scales them to the size of AdamW's; all
     other parameters are updated by AdamW."""
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, Bounds(0, 1_000_000)] = 1e-3
     """Peak learning rate, reached at the end of the warm-up."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """The learning rate after the warm-up. `cosine` and `linear` fall until the last update.
     `constant` stays. `wsd` stays, then falls linearly over the last `decay_fraction` of the run."""
-    warmup_steps: int = 10
+    warmup_steps: Annotated[int, Bounds(0, _MOST_STEPS)] = 10
     """Updates over which the learning rate grows linearly from zero; all updates, if the run is
     shorter."""
-    decay_fraction: float = 0.2
+    decay_fraction: Annotated[float, Bounds(above=0, most=1)] = 0.2
     """Share of the run's updates in which `wsd` falls."""
-    final_fraction: float = 0.1
+    final_fraction: Annotated[float, Bounds(0, 1)] = 0.1
     """Learning rate of the last update as a share of the peak; unused by `constant`."""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, Bounds(0, 1_000_000)] = 0.01
     """Decoupled weight decay: each update subtracts learning rate · `weight_decay` · weight."""
     no_decay: tuple[str, ...] = ("*norm", "*bias")
     """Patterns of the parameters without weight decay."""
     freeze: tuple[str, ...] = ()
     """Patterns of the parameters that are not trained. They stay equal to the bit and have no
     moments. Freezing a tied embedding freezes the head too."""
-    clip_norm: float = 1.0
+    clip_norm: Annotated[float, Bounds(1e-30, 1e30)] = 1.0
     """Largest global norm of a gradient. A longer gradient is scaled down to this norm."""
-    beta1: float = 0.9
+    beta1: Annotated[float, Bounds(least=0, below=1)] = 0.9
     """AdamW's decay rate of the running mean of gradients."""
-    beta2: float = 0.98
+    beta2: Annotated[float, Bounds(least=0, below=1)] = 0.98
     """AdamW's decay rate of the running mean of squared gradients. The default is lower than usual,
     because short runs have few multiples of 1/(1−β₂) updates."""
-    epsilon: float = 1e-8
+    epsilon: Annotated[float, Bounds(1e-30, 1)] = 1e-8
     """AdamW adds this to the root of the running mean of squares."""
-    momentum: float = 0.95
+    momentum: Annotated[float, Bounds(least=0, below=1)] = 0.95
     """Muon's decay rate of the running mean of gradients."""
-
-    def __post_init__(self) -> None:
-        """ValueError if `decay_fraction` is not a share."""
-        if not 0 < self.decay_fraction <= 1:
-            raise ValueError(
-                f"optimiser.decay_fraction is {self.decay_fraction}; it is a share of the run's "
-                "updates, above 0 and at most 1"
-            )
 
 
 @dataclass(frozen=True)
@@ -151,13 +146,13 @@ class StudentMesh:
     """How the devices of all processes share the work: data · fsdp · tensor devices. Results equal
     those of one device but for rounding, and a resumed run may use another mesh."""
 
-    data: int | None = None
+    data: Annotated[int | None, DEVICES] = None
     """Number of device groups. Each group holds all weights and takes its share of a batch's rows.
     Unset: as many groups as the devices allow."""
-    fsdp: int = 1
+    fsdp: Annotated[int, DEVICES] = 1
     """Devices of a group that each keep a share of weights, gradients and optimiser state and take
     a share of the group's rows. For a student that does not fit one device."""
-    tensor: int = 1
+    tensor: Annotated[int, DEVICES] = 1
     """Devices that take the same rows and split every matrix product and the vocabulary. For a
     student of which one block, or the logits, does not fit one device. These devices communicate
     in every block."""
@@ -170,9 +165,9 @@ class Distributed:
 
     coordinator: str | None = None
     """HOST:PORT at which the others reach process 0; any free port."""
-    processes: int | None = None
+    processes: Annotated[int | None, DEVICES] = None
     """Number of processes."""
-    process: int | None = None
+    process: Annotated[int | None, Bounds(0)] = None
     """Number of this process, from 0."""
     detect: bool = False
     """Let JAX detect the settings that are unset: on Slurm, Open MPI, Kubernetes and TPU pods."""
@@ -183,19 +178,19 @@ class Keep:
     """Which checkpoints are kept. With AdamW a checkpoint is three times the size of the weights
     (weights and two moments)."""
 
-    last: int = 1
+    last: Annotated[int, COUNT] = 1
     """Number of newest checkpoints; at least 1. A run resumes from the newest."""
-    best: int = 0
+    best: Annotated[int, Bounds(0)] = 0
     """Number of best checkpoints by held-out rows. An evaluation among the best so far saves a
     checkpoint."""
     best_by: Literal["kl", "ce"] = "kl"
     """`kl`: held-out KL to the teacher (its lower bound at T = 1); `ce`: held-out cross-entropy."""
-    every: int | None = None
+    every: Annotated[int | None, COUNT] = None
     """Also keep the checkpoint after every multiple of this many updates. Unset: none."""
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Command):
     """Train a student from a sealed cache. The same command again resumes from the newest
     checkpoint."""
 
@@ -219,18 +214,18 @@ class Train:
     compilation_cache: bool = True
     """Keep compiled programs in the directory `compiled` beside the run's (or in
     JAX_COMPILATION_CACHE_DIR), so that a resumed run does not compile again."""
-    checkpoint_every: int = 40
+    checkpoint_every: Annotated[int, COUNT] = 40
     """Updates between checkpoints. The end of the run saves one more."""
     keep: Keep = field(default_factory=Keep)
-    evaluate_every: int = 20
+    evaluate_every: Annotated[int, COUNT] = 20
     """Updates between evaluations on held-out rows. The run also evaluates before the first and
     after the last update."""
-    heldout_rows: int | None = 8
+    heldout_rows: Annotated[int | None, COUNT] = 8
     """Number of held-out rows to evaluate on, spread evenly over all of them, so that every student
     has the same. Unset: all."""
-    log_every: int = 1
+    log_every: Annotated[int, COUNT] = 1
     """Updates between lines of `metrics.jsonl`."""
-    max_bad_steps: int = 10
+    max_bad_steps: Annotated[int, COUNT] = 10
     """Stop after this many updates in a row with a non-finite loss or gradient. Such updates are
     skipped."""
     quiet: bool = False
@@ -245,7 +240,7 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Command):
     """Evaluate a run's student on held-out rows: prints a JSON document and keeps it in the run's
     directory."""
 
@@ -259,9 +254,9 @@ class Evaluate:
     other_teacher: str | None = None
     """To judge against another teacher than the run's: the first characters, at least 8, of the
     teacher_id of `cache`. The evaluation is marked with it, and so are report and model card."""
-    heldout_rows: int | None = None
+    heldout_rows: Annotated[int | None, COUNT] = None
     """Number of held-out rows to evaluate on, spread evenly. Unset: all."""
-    batch_rows: int = 4
+    batch_rows: Annotated[int, Bounds(1, 1 << 16)] = 4
     """Rows in one batch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of matmul operands."""
@@ -270,7 +265,7 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(Command):
     """Write a run's student as a Hugging Face directory."""
 
     run: Path = Path("runs/student")
@@ -286,7 +281,7 @@ class Export:
 
 
 @dataclass(frozen=True)
-class Generate:
+class Generate(Command):
     """Print samples of text from a run's student."""
 
     run: Path = Path("runs/student")
@@ -300,33 +295,22 @@ class Generate:
     """Wrap the prompt as a user's message with the tokenizer's chat template."""
     chat_date: str | None = None
     """Date that the chat template may insert, such as 2026-01-31."""
-    samples: int = 3
+    samples: Annotated[int, Bounds(1, 1 << 20)] = 3
     """Number of samples."""
-    max_tokens: int = 64
+    max_tokens: Annotated[int, COUNT] = 64
     """Most tokens of a sample after the prompt. An end-of-document token ends it earlier."""
-    temperature: float = 0.8
+    temperature: Annotated[float, Bounds(0, 1_000_000)] = 0.8
     """Logits are divided by this. 0: always take the likeliest token."""
-    top_p: float = 0.95
+    top_p: Annotated[float, Bounds(above=0, most=1)] = 0.95
     """Draw from the smallest set of tokens with at least this probability. 1: all tokens."""
-    seed: int = 0
+    seed: Annotated[int, ANY] = 0
     """Seed of the draws."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of matmul operands."""
 
-    def __post_init__(self) -> None:
-        """ValueError for settings that allow no sample."""
-        if self.samples < 1 or self.max_tokens < 1:
-            raise ValueError(
-                f"samples = {self.samples}, max_tokens = {self.max_tokens}; each is 1 or more"
-            )
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature}; it is 0 or more")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it is a probability, above 0")
-
 
 @dataclass(frozen=True)
-class Report:
+class Report(Command):
     """Compare runs on one page: `decant report RUN…`, or `--runs RUN…`."""
 
     runs: tuple[Path, ...] = (Path("runs/student"),)

@@ -188,5 +188,3 @@ def check_settings(config: Precompute, checkpoint: Checkpoint, *, vocabulary: in
             f"choose 1 to {vocabulary}"
         )
     describe_arrays(config.signals, checkpoint.config, teacher_id="", length=length, unit_rows=1)
-    if not 0 <= (config.corpus.heldout or 0.0) < 1:
-        raise ValueError(f"corpus.heldout is {config.corpus.heldout}; expected a share in [0, 1)")

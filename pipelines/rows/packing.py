@@ -63,7 +63,7 @@ class Packer:
         need = len(piece.tokens)
         fits = next((i for i, room in enumerate(self._room) if room >= need), None)
         if fits is None:
-            if len(self._open) == self.open_rows:
+            if len(self._open) >= self.open_rows:
                 yield self._close(int(np.argmin(self._room)))
             self._open.append([])
             self._room.append(self.length)

@@ -154,7 +154,7 @@ def resolve_defaults(corpus: Corpus, sources: Sequence[SourceFile]) -> Corpus:
     heldout = min(max(round((1 << 20) / size, 4), 0.005), 0.1)
     return dataclasses.replace(
         corpus,
-        shard_bytes=corpus.shard_bytes or shard_bytes,
+        shard_bytes=shard_bytes if corpus.shard_bytes is None else corpus.shard_bytes,
         heldout=heldout if corpus.heldout is None else corpus.heldout,
     )
 
@@ -163,8 +163,10 @@ def cut_shards(sources: Sequence[SourceFile], *, shard_bytes: int) -> list[Input
     """Shards of consecutive sources, each of about `shard_bytes`.
 
     A longer file is cut only if it is a table or uncompressed JSON lines: others would have to be
-    read for that.
+    read for that. ValueError unless `shard_bytes` is above 0: no shard would hold a document.
     """
+    if shard_bytes < 1:
+        raise ValueError(f"corpus.shard_bytes is {shard_bytes}; expected 1 or more")
     shards: list[list[Span]] = [[]]
     filled = 0
     for number, source in enumerate(sources):

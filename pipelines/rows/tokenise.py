@@ -38,10 +38,8 @@ def local_processes(asked: int | None, sources: Sequence[SourceFile], *, runner:
     """Number of processes of this machine that tokenise; 1 if the Beam runner has its own workers.
 
     `asked` is the setting `tokenise_workers`. If it is None, there is one process per core, but at
-    most one per 32 MiB of text. ValueError if `asked` is less than 1.
+    most one per 32 MiB of text.
     """
-    if asked is not None and asked < 1:
-        raise ValueError(f"tokenise_workers is {asked}; expected 1 or more, or leave it out")
     if runner != IN_PROCESS:
         return 1
     size = sum(source.bytes for source in sources)

@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from decant.checks import DEVICES
 from decant.schemas.arrays.spec import ArraySpec, specs_of
 from decant.schemas.disk.array_record import as_json
 from decant.schemas.disk.atomic import read_json, write_json
@@ -39,12 +40,12 @@ class PlannedRows:
 class TeacherMesh:
     """How a host's devices share the teacher: `tensor` × `expert` devices hold one copy of it."""
 
-    data: int | None = None
+    data: Annotated[int | None, DEVICES] = None
     """Copies of the model; each computes its share of a batch's rows. Unset: as many as fit the
     host's devices and divide the batch."""
-    tensor: int = 1
+    tensor: Annotated[int, DEVICES] = 1
     """Devices across which every matrix and the vocabulary are split."""
-    expert: int = 1
+    expert: Annotated[int, DEVICES] = 1
     """Devices across which the experts of a mixture-of-experts model are split."""
 
 

@@ -95,7 +95,7 @@ def test_a_package_runs_its_own_commands(package):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["merge", "out"], ["remove", "cache"], ["forget", "cache"], ["verify"], ["gc", "--dry-run"]],
+    [["forget", "cache"], ["verify"], ["gc", "--dry-run"]],
 )
 def test_a_missing_argument_ends_with_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -103,9 +103,15 @@ def test_a_missing_argument_ends_with_status_2(arguments, capsys):
     assert stopped.value.code == 2
 
 
+@pytest.mark.parametrize("arguments", [["merge", "out"], ["remove", "cache"]])
+def test_an_empty_list_ends_with_status_2(arguments, capsys):
+    assert main(arguments) == 2
+    assert f"error: {arguments[0]}: name the " in capsys.readouterr().err
+
+
 def test_a_negative_number_of_rows_cannot_be_verified(capsys):
     assert main(["verify", "cache", "--rows", "-1"]) == 2
-    assert "--rows is -1" in capsys.readouterr().err
+    assert "rows is -1" in capsys.readouterr().err
 
 
 def test_a_document_flag_without_a_number_does_not_forget_the_whole_file(capsys):

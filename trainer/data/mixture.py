@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,13 +71,7 @@ class Turns:
 
 
 def open_others(config: Data) -> list[Cache]:
-    """The caches to mix with the main one. ValueError for a weight that is not above 0."""
-    for number, mixed in enumerate(config.caches):
-        if not 0 < mixed.weight < math.inf:
-            raise ValueError(
-                f"data.caches[{number}].weight is {mixed.weight}; it must be finite and above 0. "
-                "The main cache has weight 1"
-            )
+    """The caches to mix with the main one."""
     return [open_cache(mixed.path) for mixed in config.caches]
 
 

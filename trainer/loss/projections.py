@@ -36,7 +36,7 @@ def initial_projections(pairs: Pairs, *, width: int, run: Path, seed: int) -> di
         for pair in term:
             if pair.projection:
                 # Seeded by name, so that another pair does not change the other projections.
-                stream = np.random.default_rng([seed, *pair.projection.encode()])
+                stream = np.random.default_rng([seed % 2**64, *pair.projection.encode()])
                 matrix = stream.standard_normal((width, pair.width), np.float32)
                 projections[pair.projection] = matrix * np.float32(width**-0.5)
     if projections:

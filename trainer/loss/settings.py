@@ -8,16 +8,21 @@ microbatches or over devices. A term compares one or more pairs of layers: it is
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from decant.checks import ANY, Bounds
 from decant.trainer.loss.schedules import Schedule, Shape, check_schedule
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tv"]
 Tail = Literal["bucket", "sampled", "prior", "renormalize"]
 HiddenKind = Literal["mse", "cosine"]
 AttentionKind = Literal["mse", "kl"]
+
+SHARE = Bounds(0, 1)
+WEIGHT = Bounds(0, 1_000_000)
+TEMPERATURE = Bounds(1, 1000)
+"""A cache holds the tail's mass for T ≥ 1 only."""
 
 ONLY_FORWARD: dict[Tail, str] = {
     "renormalize": "it gives the teacher no mass outside its top-k, where the student has some",
@@ -31,16 +36,16 @@ ONLY_FORWARD: dict[Tail, str] = {
 class Term:
     """Settings that every term has: its weight λ and the pairs of layers that it compares."""
 
-    weight: float = 1.0
+    weight: Annotated[float, WEIGHT] = 1.0
     """λ ≥ 0, the factor of this term in the loss."""
-    weight_end: float | None = None
+    weight_end: Annotated[float | None, WEIGHT] = None
     """λ at the last update; `weight` is λ at the first. Unset: λ is constant."""
     weight_schedule: Shape = "linear"
     """The path of λ from first to last update: `linear`, or `cosine`, which is slow at both
     ends."""
-    student_layers: tuple[int, ...] = ()
+    student_layers: Annotated[tuple[int, ...], ANY] = ()
     """The student's layer of each pair. A negative number counts from the end."""
-    teacher_layers: tuple[int, ...] = ()
+    teacher_layers: Annotated[tuple[int, ...], ANY] = ()
     """The teacher's layer of each pair, in the order of `student_layers`. The cache must hold these
     layers."""
 
@@ -52,10 +57,6 @@ class Term:
     def check(self, name: str) -> None:
         """ValueError for settings that contradict each other; its text starts with `name`."""
         check_schedule(f"{name}.weight", self.schedule)
-        for field in ("weight", "weight_end"):
-            weight = getattr(self, field)
-            if weight is not None and not 0 <= weight < math.inf:
-                raise ValueError(f"{name}.{field} is {weight}; it must be finite and 0 or more")
         ours, theirs = list(self.student_layers), list(self.teacher_layers)
         if len(ours) != len(theirs):
             raise ValueError(
@@ -112,31 +113,32 @@ class Loss:
     the command line numbers them, as in `--loss.hidden.0.weight 0.5`.
     """
 
-    alpha: float = 0.9
+    alpha: Annotated[float, SHARE] = 0.9
     """α in [0, 1]: the teacher's share of the loss. 0 trains on hard labels only."""
-    alpha_end: float | None = None
+    alpha_end: Annotated[float | None, SHARE] = None
     """α at the last update; `alpha` is α at the first. Unset: α is constant."""
     alpha_schedule: Shape = "linear"
     """The path of α from first to last update: `linear`, or `cosine`, which is slow at both
     ends."""
-    temperature: float = 1.0
+    temperature: Annotated[float, TEMPERATURE] = 1.0
     """T ≥ 1, the temperature of both distributions. A higher T gives the tail more weight."""
-    temperature_end: float | None = None
+    temperature_end: Annotated[float | None, TEMPERATURE] = None
     """T at the last update; `temperature` is T at the first. Unset: T is constant."""
     temperature_schedule: Shape = "linear"
     """The path of T from first to last update, as for `alpha_schedule`."""
     divergence: Divergence = "forward_kl"
     """D, between the teacher p and the student q. `forward_kl`: KL(p‖q). `reverse_kl`: KL(q‖p).
     `jsd`: generalised Jensen–Shannon divergence, see `mix`. `tv`: total variation."""
-    mix: float = 0.5
-    """For `jsd`: mix·KL(p‖m) + (1−mix)·KL(q‖m) with m = mix·p + (1−mix)·q. Near 0 its gradient is
-    that of forward KL times mix; near 1 it is that of reverse KL times 1−mix."""
+    mix: Annotated[float, Bounds(1e-6, 1 - 1e-6)] = 0.5
+    """For `jsd`: mix·KL(p‖m) + (1−mix)·KL(q‖m) with m = mix·p + (1−mix)·q. It is zero for mix = 0
+    and for mix = 1. Near 0 its gradient is that of forward KL times mix; near 1 it is that of
+    reverse KL times 1−mix."""
     tail: Tail = "sampled"
     """How the loss represents the teacher's tail, the vocabulary outside the stored top-k.
     `sampled`: tokens drawn from the tail (right on average, up to the T of the capture's draws).
     `prior`: the mean tail of the corpus (an estimate). `bucket`: one category with the tail's exact
     mass (the KL is a lower bound). `renormalize`: no tail: stored tokens sum to one (biased)."""
-    chunk_tokens: int | None = None
+    chunk_tokens: Annotated[int | None, Bounds(1, 1 << 24)] = None
     """Tokens whose logits exist at once. They take twice chunk_tokens · vocabulary · 4 bytes. Fewer
     tokens make smaller, slower matrix products. Unset: 256 on a CPU; on accelerators the number
     whose logits take 512 MiB."""
@@ -165,25 +167,11 @@ class Loss:
         }
 
     def __post_init__(self) -> None:
-        """ValueError for a value out of range, or for settings that contradict each other."""
+        """ValueError for settings that contradict each other."""
         for name in ("alpha", "temperature"):
             check_schedule(f"loss.{name}", self.schedules[name])
         for name, term in self.terms.items():
             term.check(f"loss.{name}")
-        for name, alpha in (("alpha", self.alpha), ("alpha_end", self.alpha_end)):
-            if alpha is not None and not 0 <= alpha <= 1:
-                raise ValueError(f"loss.{name} is {alpha}; it must be from 0 to 1")
-        for name in ("temperature", "temperature_end"):
-            temperature = getattr(self, name)
-            if temperature is not None and not 1 <= temperature < math.inf:
-                raise ValueError(
-                    f"loss.{name} is {temperature}; a cache holds the tail's mass for T ≥ 1 only"
-                )
-        if not 0 < self.mix < 1:
-            raise ValueError(
-                f"loss.mix is {self.mix}; it must be above 0 and below 1, because jsd is zero at "
-                "both. Use divergence = forward_kl or reverse_kl"
-            )
         if self.tail in ONLY_FORWARD and self.divergence != "forward_kl":
             raise ValueError(
                 f"loss.divergence is {self.divergence} with tail = {self.tail}: "

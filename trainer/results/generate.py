@@ -24,6 +24,8 @@ from decant.trainer.loss.projections import Parameters
 from decant.trainer.run.initial_student import INITIAL
 from decant.trainer.run.trained_student import load_student
 
+_COLDEST = 1e-6
+"""Logits divided by less could leave the range of float32."""
 Sampler = Callable[[Int[np.ndarray, "sample position"], int], Int[np.ndarray, " sample"]]
 """(rows, length): the token that follows the first `length` tokens of each row."""
 
@@ -128,7 +130,7 @@ def make_sampler(
         logits = logits_of(
             last, model.unembedding()[:, :vocabulary], softcap=model.config.final_softcap
         )
-        if config.temperature == 0:
+        if config.temperature < _COLDEST:
             return jnp.argmax(logits, axis=-1)
         seed = jax.random.key(config.seed)
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(seed, i), length))(

@@ -13,11 +13,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from decant.checks import COUNT, Command
 from decant.schemas import open_cache
 from decant.schemas.disk.atomic import write_bytes
 from decant.settings import parse_tables, read_table, require_type
@@ -48,14 +49,14 @@ _COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Command):
     """The students to train and the rows to compare them on."""
 
     run: Path
     """Directory of the comparison; each student's run is a directory in it."""
     students: dict[str, Train]
     """Settings of each student, by name."""
-    heldout_rows: int | None = None
+    heldout_rows: Annotated[int | None, COUNT] = None
     """Held-out rows for the comparison at the end, spread evenly; None: all."""
 
 
@@ -80,7 +81,10 @@ def read_sweep(path: Path, arguments: Sequence[str] = ()) -> Sweep:
     students: dict[str, Train] = {}
     for name, own in _students(table, path=path):
         program = f"{path}, student {name}"
-        config = parse_tables(Train, [*below, *own], flags, program=program, path=path)
+        try:
+            config = parse_tables(Train, [*below, *own], flags, program=program, path=path)
+        except ValueError as error:
+            raise ValueError(f"student {name}: {error}") from None
         if name in students:
             raise ValueError(f"{path}: two students are called {name!r}; give each its own name")
         students[name] = dataclasses.replace(config, run=directory / name)

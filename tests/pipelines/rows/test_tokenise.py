@@ -87,8 +87,6 @@ def test_processes_are_as_many_as_have_enough_to_do():
     assert chosen(10_000) == len(os.sched_getaffinity(0))
     assert local_processes(3, [], runner=IN_PROCESS) == 3
     assert local_processes(3, [], runner="DaskRunner") == 1
-    with pytest.raises(ValueError, match="tokenise_workers is 0; expected 1 or more"):
-        local_processes(0, [], runner=IN_PROCESS)
 
 
 def test_a_process_that_tokenises_imports_neither_jax_nor_beam():
