@@ -25,6 +25,7 @@ from decant.schemas.records.logits import (
     group_for_decoding,
     open_logits,
 )
+from decant.schemas.signals import TargetSpec
 from decant.schemas.targets.targets import BETAS, Targets, join_targets, nodes_of, tail_logmass_at
 
 CALIBRATION_TOKENS = 1 << 18
@@ -56,7 +57,10 @@ class Measured:
             for targets, scored in rows
         ]
         encoded = time.process_time()
-        opened = [open_logits(record, where="benchmark") for record in records]
+        spec, length = TargetSpec(self.k), len(rows[0][1])
+        opened = [
+            open_logits(record, where="benchmark", length=length, spec=spec) for record in records
+        ]
         # In batches, as `Cache.read` decodes.
         for some in group_for_decoding(opened):
             decode_logits([opened[i] for i in some], **shared)

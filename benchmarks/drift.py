@@ -62,7 +62,9 @@ def shares(cache: Cache, pattern: str) -> np.ndarray:
     for part in cache.manifest.parts:
         matches = np.array([fnmatch(source.name, pattern) for source in part.sources])
         for number, unit in enumerate(part.units):
-            for row in read_unit_rows(cache.path / part.path, number, unit):
+            for row in read_unit_rows(
+                cache.path / part.path, number, unit, length=cache.manifest.sequence_length
+            ):
                 of_position = row.origins[row.segment_ids[row.segment_ids > 0] - 1, 0]
                 row_shares.append(matches[of_position].mean())
     return np.array(row_shares)

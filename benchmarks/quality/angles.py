@@ -207,7 +207,9 @@ def captured(logits: Logits, shop: Workshop, rows: np.ndarray) -> tuple[Batch, f
     for i, row in enumerate(rows):
         exact, scored, key = _exact_targets_of_row(shop, int(row), spec)
         record = encode_logits(exact, row_key=key, scored=scored, profile=logits.profile, **shared)
-        got = decode_logits([open_logits(record, where="benchmark")], **shared)
+        got = decode_logits(
+            [open_logits(record, where="benchmark", length=len(scored), spec=spec)], **shared
+        )
         batch["topk_ids"][i, scored, : got.k] = got.ids
         batch["topk_logprobs"][i, scored, : got.k] = got.logprobs
         batch["tail_logmass"][i, scored] = got.tail_logmass

@@ -143,7 +143,9 @@ def run_sample(
 ) -> dict[tuple[int, int], RowOutput]:
     """The teacher's outputs for the sampled rows, by (unit, offset)."""
     sample = sample_places(rows, length=planned.sequence_length)
-    outputs = loaded_teacher(planned).run(_read_rows(part, rows, sample), spec, observers=observers)
+    outputs = loaded_teacher(planned).run(
+        _read_rows(part, rows, sample, length=planned.sequence_length), spec, observers=observers
+    )
     return dict(zip(sample, outputs, strict=True))
 
 
@@ -264,12 +266,15 @@ def _describe_logits(job: CalibrateJob, digests: dict[str, str]) -> LogitsSignal
     )
 
 
-def _read_rows(part: Path, rows: PlannedRows, places: Sequence[tuple[int, int]]) -> list[Row]:
+def _read_rows(
+    part: Path, rows: PlannedRows, places: Sequence[tuple[int, int]], *, length: int
+) -> list[Row]:
     return [
-        read_unit_rows(part, unit, rows.units[unit], offsets=[offset])[0] for unit, offset in places
+        read_unit_rows(part, unit, rows.units[unit], length=length, offsets=[offset])[0]
+        for unit, offset in places
     ]
 
 
 def read_canaries(part: Path, plan: Plan) -> list[Row]:
     """The canary rows, which each worker runs before its first unit."""
-    return _read_rows(part, plan.rows, plan.canary)
+    return _read_rows(part, plan.rows, plan.canary, length=plan.teacher.sequence_length)

@@ -127,7 +127,13 @@ class TrialCapture:
         units = []
         for at in range(0, len(places), size):
             rows = [
-                read_unit_rows(self._sample_root, n, self._sample.units[n], offsets=[offset])[0]
+                read_unit_rows(
+                    self._sample_root,
+                    n,
+                    self._sample.units[n],
+                    length=self._length,
+                    offsets=[offset],
+                )[0]
                 for n, offset in places[at : at + size]
             ]
             path = self.part.records(ROWS, first + len(units))

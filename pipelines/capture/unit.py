@@ -124,7 +124,8 @@ def capture_unit(number: int, part: Path, plan_path: Path) -> None:
 def _capture_unit(number: int, part: Path, plan_path: Path) -> None:
     worker = worker_for(part, plan_path)
     unit = worker.plan.rows.units[number]
-    rows = read_unit_rows(part, number, unit)
+    length = worker.plan.teacher.sequence_length
+    rows = read_unit_rows(part, number, unit, length=length)
     steps.reached(Step.UNIT_BEGUN)
     tally = _Tally(skipped=list(unit.skipped_rows))
     writers = _array_writers(worker, number)

@@ -55,7 +55,7 @@ def _forget(
     cache: Path, manifest: Manifest, source: str, documents: Sequence[int]
 ) -> tuple[Manifest, Forgot]:
     sha256 = _sha256_of(source, manifest, cache=cache)
-    forgot, parts = Forgot(), []
+    forgot, parts, length = Forgot(), [], manifest.sequence_length
     for part in manifest.parts:
         numbers = [n for n, s in enumerate(part.sources) if s.sha256 == sha256]
         if numbers and part.in_other_cache:
@@ -64,7 +64,9 @@ def _forget(
                 f"{cache}: {source} is in a part of another cache, {home}; forget it there, and "
                 "every cache that refers to it forgets it too"
             )
-        parts.append(_forget_in(cache, part, numbers, documents, forgot) if numbers else part)
+        if numbers:
+            part = _forget_in(cache, part, numbers, documents, forgot, length=length)
+        parts.append(part)
     if missing := sorted(set(documents) - forgot.documents):
         present = ", ".join(map(str, sorted(forgot.documents)[:_NAMED]))
         raise ValueError(
@@ -96,11 +98,17 @@ def _sha256_of(source: str, manifest: Manifest, *, cache: Path) -> str:
 
 
 def _forget_in(
-    cache: Path, part: Part, numbers: Sequence[int], documents: Sequence[int], forgot: Forgot
+    cache: Path,
+    part: Part,
+    numbers: Sequence[int],
+    documents: Sequence[int],
+    forgot: Forgot,
+    *,
+    length: int,
 ) -> Part:
     """The part with these documents of the sources numbered `numbers` forgotten.
 
-    Adds to `forgot`. No documents means the whole sources.
+    Adds to `forgot`. No documents means the whole sources. Rows have `length` positions.
     """
     places: list[int | None] = [*documents] or [None]
     before = ForgottenDocuments(part)
@@ -108,7 +116,9 @@ def _forget_in(
     now = dataclasses.replace(part, forgotten=tuple(sorted({*part.forgotten, *new}, key=_order)))
     forgetting, empty = ForgottenDocuments(now), set(part.forgotten_rows)
     for number, unit in part.numbered_units:
-        for offset, row in enumerate(read_unit_rows(cache / part.path, number, unit)):
+        for offset, row in enumerate(
+            read_unit_rows(cache / part.path, number, unit, length=length)
+        ):
             gone = forgetting.segments(row.origins)
             ours = gone & np.isin(row.origins[:, 0], numbers)
             if not ours.any():

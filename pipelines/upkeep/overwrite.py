@@ -74,7 +74,7 @@ class _PartOverwrite:
         """Units that hold forgotten tokens, by number."""
 
     def _holds_forgotten(self, number: int, unit: Unit) -> bool:
-        rows = read_unit_rows(self.layout.root, number, unit)
+        rows = read_unit_rows(self.layout.root, number, unit, length=self.length)
         return any(self._erased(row) is not row for row in rows)
 
     def _erased(self, row: Row) -> Row:
@@ -104,7 +104,7 @@ class _PartOverwrite:
         return dataclasses.replace(self.part, units=units, statistics=statistics)
 
     def _write_unit(self, number: int, unit: Unit) -> Unit:
-        before = read_unit_rows(self.layout.root, number, unit)
+        before = read_unit_rows(self.layout.root, number, unit, length=self.length)
         after = [self._erased(row) for row in before]
         records = [encode_row(row) for row in after]
         files = {ROWS: write_records(self.staged.records(ROWS, number), records)}
@@ -138,7 +138,7 @@ class _PartOverwrite:
             if now is was:
                 records.append(record)
                 continue
-            opened = open_logits(record, where=str(path))
+            opened = open_logits(record, where=str(path), length=self.length, spec=signal)
             targets = decode_logits([opened], tables=tables, vocabulary=self.vocabulary)
             kept = opened.scored & now.loss_mask
             new = encode_logits(

@@ -250,7 +250,7 @@ class _PartCheck:
         rows = []
         for offset, record in self._records(path, unit.files[ROWS], unit.rows, where):
             try:
-                row, key = decode_row(record, where=f"record {offset}")
+                row, key = decode_row(record, where=f"record {offset}", length=self.length)
             except ValueError as error:
                 self._add_problem(path, "a row", _shortened(error), **where)
                 continue
@@ -296,7 +296,9 @@ class _PartCheck:
         assert self.tables is not None
         size = self.check.sealed.vocabulary_size
         try:
-            opened = open_logits(record, where=f"record {offset}")
+            opened = open_logits(
+                record, where=f"record {offset}", length=self.length, spec=self.part.logits
+            )
             decode_logits([opened], tables=self.tables, vocabulary=size)
         except ValueError as error:
             self._add_problem(path, "a record of logits", _shortened(error), **where)

@@ -95,7 +95,11 @@ class ArrayReader:
             if file not in committed:
                 raise ValueError(f"{self._path / file}: {of}: the commit knows no such file")
             require_shard(
-                self._path / file, committed[file], chunks=self._spec.chunks_per_shard, of=of
+                self._path / file,
+                committed[file],
+                chunks=self._spec.chunks_per_shard,
+                of=of,
+                blosc_bytes=self._spec.blosc_bytes,
             )
         self._checked.add(shard_row)
 

@@ -63,6 +63,12 @@ class ArraySpec:
         """Number of inner chunks in a file."""
         return math.prod(self.shard) // math.prod(self.chunk)
 
+    @property
+    def blosc_bytes(self) -> int | None:
+        """Bytes of an uncompressed inner chunk if Blosc compresses it, else None."""
+        size = self.numpy_dtype.itemsize
+        return math.prod(self.chunk) * size if size > 1 else None
+
     def shard_names(self, shard_row: int) -> list[str]:
         """Names of the files of the rows from `shard_row`·shard_rows on: one, or several blocks."""
         counts = [n // block for n, block in zip(self.row, self.shard[1:], strict=True)]

@@ -12,6 +12,7 @@ import numpy as np
 
 from decant.schemas.codecs import compact, draws_field, fast, lossless, tail_field
 from decant.schemas.codecs.block import DRAWS, TAIL, TOPK, Block, Tables
+from decant.schemas.codecs.distributions import require_bounds, require_total, total_mass
 from decant.schemas.codecs.levels import STEPS, quantiser, quantiser_of
 from decant.schemas.codecs.normalise import normalise
 from decant.schemas.targets.draws import Draws
@@ -26,6 +27,7 @@ __all__ = [
     "Block",
     "Profile",
     "Tables",
+    "count_draws",
     "decode",
     "encode",
     "fit",
@@ -114,6 +116,11 @@ def group_key(blocks: Sequence[Block]) -> tuple[tuple[int, int, bytes], ...]:
     )
 
 
+def count_draws(blocks: Sequence[Block]) -> int:
+    """Draws per position of a record with these blocks."""
+    return max((draws_field.count(b.payload) for b in blocks if b.field == DRAWS), default=0)
+
+
 def decode(
     records: Sequence[Sequence[Block]],
     *,
@@ -125,8 +132,8 @@ def decode(
     """The targets of all records, one after another, decoded by the codec ids in their blocks.
 
     Record i has `positions[i]` ≥ 1 positions; all records share one `group_key`. ValueError for a
-    payload that is truncated, altered or of another shape, if the payload itself shows it. The
-    record's checksum finds all other damage.
+    payload that is truncated, altered or of another shape, if the payload itself shows it, and for
+    targets that are no distributions. The record's checksum finds all other damage.
     """
     if not 1 <= k <= vocabulary:
         raise ValueError(f"k = {k} of a vocabulary of {vocabulary}")
@@ -153,7 +160,8 @@ def decode(
         ids, logprobs = lossless.decode(payloads[TOPK], k=k, **shape)
         values = tail_field.decode_exact(payloads[TAIL], codec=codec_of[TAIL], k=k, **shape)
         draws = draws_field.decode_exact(payloads[DRAWS], **shape) if DRAWS in payloads else None
-        return Targets(ids, logprobs, values, draws)
+        require_total(total_mass(logprobs, values))
+        return require_bounds(Targets(ids, logprobs, values, draws))
     topk = codec_of[TOPK]
     quantised = {TOPK: topk, TAIL: tail_field.QUANTISED, DRAWS: draws_field.QUANTISED}
     if topk not in _QUANTISED or not codec_of.items() <= quantised.items():
@@ -168,11 +176,11 @@ def decode(
     logprob = quantiser_of(tables).logprob
     logprobs, values, shift = normalise(logprob.take(levels, mode="clip"), values)
     if DRAWS not in payloads:
-        return Targets(ids, logprobs, values)
+        return require_bounds(Targets(ids, logprobs, values))
     last_logprob = logprob.take(last, mode="clip")
     draws = draws_field.decode_quantised(payloads[DRAWS], last=last_logprob, **shape)
     shifted = (draws.logprobs.T - shift.T).T  # stays [m, n] in memory
-    return Targets(ids, logprobs, values, Draws(draws.ids, shifted, draws.betas))
+    return require_bounds(Targets(ids, logprobs, values, Draws(draws.ids, shifted, draws.betas)))
 
 
 def _check(targets: Targets, *, profile: Profile, vocabulary: int) -> None:

@@ -158,6 +158,11 @@ def header_of(payload: bytes) -> bytes:
     return payload[: _HEADER.size]
 
 
+def count(payload: bytes) -> int:
+    """m, the draws per position; 0 if the header is cut off."""
+    return _HEADER.unpack(header_of(payload))[0] if len(payload) >= _HEADER.size else 0
+
+
 def _read_header(payloads: Sequence[bytes]) -> tuple[int, tuple[float, ...]]:
     (header,) = {header_of(payload) for payload in payloads}
     if len(header) < _HEADER.size:

@@ -3,9 +3,12 @@
 import numpy as np
 from jaxtyping import Float
 
+from decant.schemas.codecs.distributions import require_total, total_mass
 from decant.schemas.targets.targets import BETAS
 
 _BETAS = np.array(BETAS, np.float32)
+_WITHIN = 0.25
+"""Most that the sum may differ from one; every level is off by half a step."""
 
 
 def normalise(
@@ -16,12 +19,11 @@ def normalise(
 
     Every level has a small error, in the head as in the tail. One common factor is the correction
     of a least-squares fit and is safe for any tail mass. Keeping the tail and scaling the head is
-    not safe: 1 − tail cancels when k is small.
+    not safe: 1 − tail cancels when k is small. ValueError if the sum is far from one.
     """
-    # einsum takes a quarter of the time of .sum(1) for rows of this length.
-    total = np.einsum("nk->n", np.exp(logprobs)) + np.exp(tail_logmass[:, -1])
-    shift = np.log(np.where(total > 0, total, 1))[:, None]
-    shift = shift.astype(np.float32)
+    total = total_mass(logprobs, tail_logmass)
+    require_total(total, within=_WITHIN)
+    shift = np.log(total)[:, None]
     # Computed as [7, n], the tail's layout in memory; rows of seven would take several times as
     # long.
     return logprobs - shift, tail_logmass - (_BETAS[:, None] * shift.T).T, shift

@@ -60,7 +60,8 @@ def read_json(path: Path) -> dict[str, Any]:
         checksum = value.pop("checksum")
         computed = digest(value)
     # ValueError: not JSON, not UTF-8, or a lone surrogate, which JSON text can contain.
-    except (ValueError, KeyError, AttributeError, TypeError):
+    # RecursionError: thousands of brackets.
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise ValueError(f"{path}: damaged, not the JSON object that was written") from None
     if computed != checksum:
         raise ValueError(f"{path}: checksum mismatch; the file was damaged or edited")

@@ -40,11 +40,14 @@ def describe_shard(name: str, data: bytes, *, chunks: int) -> Shard:
     return Shard(name, len(data), hashlib.sha256(data).hexdigest(), fingerprint)
 
 
-def require_shard(path: Path, expected: Shard, *, chunks: int, of: str) -> None:
+def require_shard(
+    path: Path, expected: Shard, *, chunks: int, of: str, blosc_bytes: int | None = None
+) -> None:
     """Check that `path` is the committed file. ValueError naming `of` and the file if it is not.
 
     `chunks` is the number of inner chunks. Flipped bits inside a chunk are not found here, but by
-    the chunk's checksum whenever it is read.
+    the chunk's checksum whenever it is read. `blosc_bytes` is the size of an uncompressed chunk if
+    Blosc compressed it: Blosc allocates what a chunk claims to hold. zstd is read as a stream.
     """
     try:
         with path.open("rb") as file:
@@ -53,6 +56,7 @@ def require_shard(path: Path, expected: Shard, *, chunks: int, of: str) -> None:
             fingerprint = _fingerprint(
                 lambda count, at: os.pread(descriptor, count, at), size=size, chunks=chunks
             )
+            claimed = _blosc_claims(descriptor, size, chunks) if blosc_bytes else 0
     except OSError as error:
         raise ValueError(f"{path}: {of} was committed with this file, but {error}") from error
     if size != expected.bytes:
@@ -64,6 +68,19 @@ def require_shard(path: Path, expected: Shard, *, chunks: int, of: str) -> None:
             f"{path}: {of}: not the file that was committed: its index or checksums differ; "
             "it was damaged, or swapped for another shard"
         )
+    if blosc_bytes and claimed > blosc_bytes:
+        raise ValueError(
+            f"{path}: {of}: a chunk claims {claimed} bytes where {blosc_bytes} are expected"
+        )
+
+
+def _blosc_claims(descriptor: int, size: int, chunks: int) -> int:
+    """The most bytes that a chunk claims to hold, in bytes 4 to 8 of its Blosc header."""
+    index_bytes = chunks * _ENTRY_BYTES + _CRC_BYTES
+    index = os.pread(descriptor, index_bytes, max(size - index_bytes, 0))
+    starts = np.frombuffer(index, "<u8", count=len(index) // 8)[::2].tolist()
+    heads = [os.pread(descriptor, 4, start + 4) for start in starts if start < size]
+    return max((int.from_bytes(head, "little") for head in heads), default=0)
 
 
 def _fingerprint(read: Callable[[int, int], bytes], *, size: int, chunks: int) -> str:

@@ -111,6 +111,13 @@ class Part:
         return (self.planned_units or len(self.units)) * self.unit_rows
 
     @property
+    def logits(self) -> LogitsSignal:
+        """Description of the signal `logits`. KeyError if the part holds only rows."""
+        signal = self.signals[LOGITS]
+        assert isinstance(signal, LogitsSignal)
+        return signal
+
+    @property
     def in_other_cache(self) -> bool:
         """Whether the part's directory lies in another cache."""
         return bool(self.plan_sha256)

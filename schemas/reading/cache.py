@@ -171,8 +171,10 @@ class Cache:
         self._require_rows(numbers)
         at = np.searchsorted(self._first_row, numbers, side="right") - 1
         ((record, where),) = self._records(ROWS, at, numbers - self._first_row[at])
-        kept, _ = decode_row(record, where=where)
+        kept, _ = decode_row(record, where=where, length=self.manifest.sequence_length)
         part, *_ = self._units[int(at[0])]
+        if ((kept.origins[:, 0] < 0) | (kept.origins[:, 0] >= len(part.sources))).any():
+            raise ValueError(f"{where}: names a source beyond the {len(part.sources)} of its part")
         origins = kept.origins
         if part.path in self._forgotten:
             origins = origins[~self._forgotten[part.path].segments(origins)]
@@ -232,8 +234,12 @@ class Cache:
     ) -> tuple[list[bytes], dict[int, np.ndarray]]:
         """Fill the row fields of `out`. Returns row keys and, by slot, forgotten positions."""
         keys, forgotten = [], {}
+        length, vocabulary = self.manifest.sequence_length, self.manifest.vocabulary_size
         for slot, (record, where) in enumerate(self._records(ROWS, at, offsets)):
-            row, key = decode_row(record, where=where)
+            row, key = decode_row(record, where=where, length=length)
+            # As unsigned, so that one comparison finds ids below 0 too.
+            if (largest := row.tokens.view(np.uint32).max()) >= vocabulary:
+                raise ValueError(f"{where}: token {largest} in a vocabulary of {vocabulary}")
             for name in ROW_FIELDS:
                 out[name][slot] = getattr(row, name)
             keys.append(key)
@@ -245,8 +251,11 @@ class Cache:
         return keys, forgotten
 
     def _fill_logits(self, at: np.ndarray, offsets: np.ndarray, keys: list[bytes], out) -> None:
+        parts = [self._units[index][0] for index in at.tolist()]
+        length = self.manifest.sequence_length
         records = [
-            open_logits(record, where=where) for record, where in self._records(LOGITS, at, offsets)
+            open_logits(record, where=where, length=length, spec=part.logits)
+            for (record, where), part in zip(self._records(LOGITS, at, offsets), parts, strict=True)
         ]
         scored = np.zeros(out["loss_mask"].shape, bool)
         for slot, (record, key) in enumerate(zip(records, keys, strict=True)):
@@ -254,7 +263,6 @@ class Cache:
             scored[slot] = record.scored
         out["loss_mask"] &= scored
         clear_targets(out, np.flatnonzero(~scored))
-        parts = [self._units[index][0] for index in at.tolist()]
         for part in {part.path: part for part in parts}.values():
             # By path, because parts of one directory share its tables.
             slots = [slot for slot, other in enumerate(parts) if other.path == part.path]

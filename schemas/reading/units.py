@@ -10,9 +10,9 @@ from decant.schemas.records.rows import Row, decode_row
 
 
 def read_unit_rows(
-    part: Path, number: int, unit: Unit, *, offsets: Sequence[int] | None = None
+    part: Path, number: int, unit: Unit, *, length: int, offsets: Sequence[int] | None = None
 ) -> list[Row]:
-    """The rows of unit `number` of a part directory, at `offsets` or all.
+    """The rows of unit `number` of a part directory, at `offsets` or all, of `length` positions.
 
     ValueError naming the file or record that is damaged.
     """
@@ -22,7 +22,7 @@ def read_unit_rows(
     rows = []
     for offset, record in zip(numbers, records, strict=True):
         where = f"{path} record {offset}"
-        row, key = decode_row(record, where=where)
+        row, key = decode_row(record, where=where, length=length)
         if row.key != key:
             raise ValueError(f"{where}: its tokens do not match its row key")
         rows.append(row)

@@ -10,6 +10,7 @@ import numpy as np
 from decant.schemas import codecs
 from decant.schemas.codecs import Profile, Tables
 from decant.schemas.disk.frames import Block, Frame, Kind, unpack
+from decant.schemas.signals import TargetSpec
 from decant.schemas.targets.targets import Targets
 
 _SCORED, _COUNTS = 16, 17  # field ids below 16 belong to codecs
@@ -64,12 +65,15 @@ class LogitsRecord:
         return int(np.count_nonzero(self.scored))
 
 
-def open_logits(data: bytes, *, where: str) -> LogitsRecord:
-    """The record in `data`, its fields not yet decoded.
+def open_logits(data: bytes, *, where: str, length: int, spec: TargetSpec) -> LogitsRecord:
+    """The record in `data` of a row of `length` positions, its fields not yet decoded.
 
-    ValueError that begins with `where` if it is truncated, altered or newer than this release.
+    ValueError that begins with `where` if it is truncated, altered or newer than this release, of a
+    row of another length, or if it holds more ids or draws a position than `spec` says.
     """
     frame = unpack(data, kind=Kind.LOGITS, where=where)
+    if frame.positions != length:
+        raise ValueError(f"{where}: expected a row of {length} positions, got {frame.positions}")
     bitmap = np.frombuffer(frame.block(_SCORED, where=where).payload, np.uint8)
     if len(bitmap) != (frame.positions + 7) // 8:
         raise ValueError(f"{where}: bitmap of {len(bitmap)} bytes for {frame.positions} positions")
@@ -79,6 +83,12 @@ def open_logits(data: bytes, *, where: str) -> LogitsRecord:
         raise ValueError(f"{where}: counts use codec {counts.codec}, which this release lacks")
     (k,) = struct.unpack("<I", counts.payload)
     fields = tuple(block for block in frame.blocks if block.field < _SCORED)
+    draws = codecs.count_draws(fields)
+    if not 1 <= k <= spec.k or draws > spec.draws:
+        raise ValueError(
+            f"{where}: {k} ids and {draws} draws a position; the manifest says {spec.k} and "
+            f"{spec.draws} at most"
+        )
     return LogitsRecord(where, frame.row_key, scored, k, fields)
 
 
@@ -101,7 +111,8 @@ def group_for_decoding(records: Sequence[LogitsRecord]) -> Iterator[list[int]]:
 def decode_logits(records: Sequence[LogitsRecord], *, tables: Tables, vocabulary: int) -> Targets:
     """The targets of all scored positions of one group of records, record after record.
 
-    ValueError that begins with the name of a record that is damaged or newer than this release.
+    ValueError that begins with the name of a record that is damaged or newer than this release, or
+    whose targets are no distributions.
     """
     try:
         return codecs.decode(

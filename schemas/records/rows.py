@@ -139,15 +139,16 @@ def encode_row(row: Row) -> bytes:
     return Frame(Kind.ROW, row.key, len(row.tokens), blocks).pack()
 
 
-def decode_row(data: bytes, *, where: str) -> tuple[Row, bytes]:
-    """The row in a record, and the key that the record states.
+def decode_row(data: bytes, *, where: str, length: int) -> tuple[Row, bytes]:
+    """The row of `length` positions in a record, and the key that the record states.
 
-    ValueError that begins with `where` if the record is damaged.
+    ValueError that begins with `where` if the record is damaged or of a row of another length.
     """
     frame = unpack(data, kind=Kind.ROW, where=where)
-    length = frame.positions
+    if frame.positions != length:
+        raise ValueError(f"{where}: expected a row of {length} positions, got {frame.positions}")
     tokens = _decode_tokens(frame.block(_TOKENS, where=where), length, where=where)
-    lengths = np.frombuffer(frame.block(_SEGMENTS, where=where).payload, "<u4").tolist()
+    lengths = _integers(frame.block(_SEGMENTS, where=where), "<u4", where=where).tolist()
     if sum(lengths) > length:
         raise ValueError(f"{where}: segments of {sum(lengths)} tokens in a row of {length}")
     segment_ids, positions = np.zeros((2, length), np.int32)
@@ -156,18 +157,35 @@ def decode_row(data: bytes, *, where: str) -> tuple[Row, bytes]:
         segment_ids[at : at + count] = number
         positions[at : at + count] = np.arange(count)
         at += count
-    bits = np.frombuffer(frame.block(_MASK, where=where).payload, np.uint8)
+    bits = _integers(frame.block(_MASK, where=where), "u1", where=where)
     mask = np.unpackbits(bits, count=length).view(bool)
-    origins = np.frombuffer(frame.block(_ORIGINS, where=where).payload, "<i8").reshape(-1, 3)
-    return Row(tokens, segment_ids, positions, mask, origins.astype(np.int64)), frame.row_key
+    origins = _integers(frame.block(_ORIGINS, where=where), "<i8", where=where)
+    if len(bits) != (length + 7) // 8 or len(origins) != 3 * len(lengths):
+        raise ValueError(
+            f"{where}: a mask of {len(bits)} bytes and {len(origins)} numbers of origins, for "
+            f"{length} positions of {len(lengths)} segments"
+        )
+    origins = origins.reshape(-1, 3).astype(np.int64)
+    return Row(tokens, segment_ids, positions, mask, origins), frame.row_key
+
+
+def _integers(block: Block, dtype: str, *, where: str) -> np.ndarray:
+    if len(block.payload) % np.dtype(dtype).itemsize:
+        raise ValueError(f"{where}: field {block.field} of {len(block.payload)} bytes is cut off")
+    return np.frombuffer(block.payload, dtype)
 
 
 def _decode_tokens(block: Block, length: int, *, where: str) -> np.ndarray:
     dtypes = {_ZSTD_U16: "<u2", _ZSTD_U32: "<u4"}
     if block.codec not in dtypes:
         raise ValueError(f"{where}: tokens use codec {block.codec}, which this release lacks")
-    raw = _zstd.decompressor.decompress(block.payload)
-    tokens = np.frombuffer(raw, dtypes[block.codec]).astype(np.int32)
-    if len(tokens) != length:
-        raise ValueError(f"{where}: expected {length} tokens, got {len(tokens)}")
-    return tokens
+    dtype = np.dtype(dtypes[block.codec])
+    try:
+        # Asked before, because zstd allocates what the frame says.
+        size = zstandard.frame_content_size(block.payload)
+        if size != length * dtype.itemsize:
+            raise ValueError(f"{where}: expected {length * dtype.itemsize} bytes, got {size}")
+        raw = _zstd.decompressor.decompress(block.payload)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"{where}: its tokens cannot be read: {error}") from None
+    return np.frombuffer(raw, dtype).astype(np.int32)

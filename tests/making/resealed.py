@@ -54,7 +54,7 @@ def with_targets(path: Path, change: Callable[[Targets], Targets]) -> Cache:
     size, profile = manifest.vocabulary_size, manifest.logits.profile
 
     def changed(record: bytes) -> bytes:
-        opened = open_logits(record, where="")
+        opened = open_logits(record, where="", length=manifest.sequence_length, spec=part.logits)
         return encode_logits(
             change(decode_logits([opened], tables=tables, vocabulary=size)),
             row_key=opened.row_key,

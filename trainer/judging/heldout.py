@@ -25,6 +25,9 @@ Evaluator = Callable[[Parameters], dict[str, Any]]
 """Held-out metrics of given parameters."""
 
 
+NO_TARGETS = "no position of the held-out rows has a target, so nothing can be judged"
+
+
 def make_evaluator(
     objective: Objective, *, cache: Cache, rows: int | None, batch_rows: int
 ) -> Evaluator:
@@ -101,7 +104,9 @@ def heldout_batches(
 
 
 def _metrics(totals: HeadSums) -> dict[str, Any]:
-    count = max(float(totals.count), 1.0)
+    count = float(totals.count)
+    if not count:
+        raise ValueError(NO_TARGETS)
     ce = float(totals.ce) / count
     return {
         "heldout_kl_bound": float(totals.kl) / count,

@@ -21,7 +21,7 @@ from decant.schemas import Cache
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.records.rows import next_tokens
 from decant.trainer.config import Evaluate, Loss
-from decant.trainer.judging.heldout import heldout_batches, heldout_rows, spread_rows
+from decant.trainer.judging.heldout import NO_TARGETS, heldout_batches, heldout_rows, spread_rows
 from decant.trainer.judging.measures import MeasureInputs, batch_measures
 from decant.trainer.judging.tally import (
     Tally,
@@ -86,6 +86,8 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
         for tally, group in zip(tallies, groups, strict=True):
             tally.add(group, measures)
     whole, by_frequency, by_position = tallies
+    if not whole.means():
+        raise ValueError(f"{cache.path}: {NO_TARGETS}")
     evaluation = {
         "step": checkpoint_step(config.run, config.checkpoint),
         "weights": weights_sha256(params),

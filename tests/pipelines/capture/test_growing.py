@@ -59,7 +59,9 @@ def test_a_document_is_held_out_by_its_content_in_whichever_part_it_comes(grown)
     for number, part in enumerate(grown.cache.manifest.parts):
         for unit_number, unit in part.numbered_units:
             root = part_layout(grown.cache.path, number).root
-            for row in read_unit_rows(root, unit_number, unit):
+            for row in read_unit_rows(
+                root, unit_number, unit, length=grown.cache.manifest.sequence_length
+            ):
                 names = {part.sources[source].name for source in row.origins[:, 0]}
                 heldout[unit.split] |= names
     for split, names in heldout.items():

@@ -38,7 +38,9 @@ def places(cache: Cache) -> list[list[tuple[slice, str, int]]]:
     rows = []
     for part in cache.manifest.parts:
         for number, unit in part.numbered_units:
-            for row in read_unit_rows(cache.path / part.path, number, unit):
+            for row in read_unit_rows(
+                cache.path / part.path, number, unit, length=cache.manifest.sequence_length
+            ):
                 ends = np.cumsum(
                     np.unique(row.segment_ids[row.segment_ids > 0], return_counts=True)[1]
                 )
@@ -256,7 +258,9 @@ def _raw_tokens(cache: Cache) -> bytes:
         row.tokens
         for part in cache.manifest.parts
         for number, unit in part.numbered_units
-        for row in read_unit_rows(cache.path / part.path, number, unit)
+        for row in read_unit_rows(
+            cache.path / part.path, number, unit, length=cache.manifest.sequence_length
+        )
     ]
     return np.concatenate(rows).astype("<u2").tobytes()
 

@@ -10,6 +10,7 @@ import tensorstore
 
 from decant.schemas.arrays.spec import METADATA, ArraySpec, create_array
 from decant.schemas.arrays.writer import ArrayWriter
+from decant.schemas.disk.shards import describe_shard
 from tests.making.arrays import DTYPES, flip, reader, same_bits, some_rows, spec_of, start, write
 
 
@@ -205,3 +206,15 @@ def file_reads() -> int:
     name = "/tensorstore/kvstore/file/read"
     metrics = tensorstore.experimental_collect_matching_metrics(name)
     return sum(m["values"][0]["value"] for m in metrics if m["name"] == name)
+
+
+def test_a_chunk_that_claims_more_than_it_holds_is_refused_before_it_is_read(tmp_path):
+    spec = spec_of("bfloat16")
+    (shard,) = write(tmp_path, spec, some_rows(spec, 4))
+    file, claimed = tmp_path / shard.name, 2**31 - 100
+    data = bytearray(file.read_bytes())
+    data[4:8] = claimed.to_bytes(4, "little")  # in the first chunk's Blosc header
+    file.write_bytes(data)
+    forged = describe_shard(shard.name, bytes(data), chunks=spec.chunks_per_shard)
+    with pytest.raises(ValueError, match=rf"c\.0\.0\.0: .*unit 0.* claims {claimed} bytes"):
+        reader(tmp_path, spec, (forged,)).read([0])

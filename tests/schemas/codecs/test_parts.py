@@ -64,16 +64,21 @@ def test_bits_are_stored_least_significant_first():
     assert packed == bytes([0b10110_01_1])
 
 
-def test_normalising_makes_one_distribution_and_leaves_an_impossible_one_alone():
-    logprobs = np.stack([np.log([0.5, 0.25]), [-np.inf] * 2]).astype(np.float32)
-    nodes = np.stack([np.log([0.5] * 7), [-np.inf] * 7]).astype(np.float32)
+def test_normalising_makes_one_distribution():
+    logprobs = np.log([[0.5, 0.25]]).astype(np.float32)
+    nodes = np.log([[0.5] * 7]).astype(np.float32)
     head, tail, shift = normalise(logprobs, nodes)
-    np.testing.assert_allclose(shift[:, 0], [np.log(1.25), 0], rtol=1e-6)
+    np.testing.assert_allclose(shift[:, 0], [np.log(1.25)], rtol=1e-6)
     # 0.5 + 0.25 + 0.5 = 1.25; at β = 1/2 the factor counts half.
     np.testing.assert_allclose(np.exp(head[0]), [0.4, 0.2], rtol=1e-6)
     np.testing.assert_allclose(np.exp(tail[0, [0, 3, 6]]), [0.5, 0.5 / 1.25**0.5, 0.4], rtol=1e-6)
-    assert np.isneginf(head[1]).all()
-    assert np.isneginf(tail[1]).all()
+
+
+@pytest.mark.parametrize("head", [-np.inf, np.nan, np.inf, 0.3])
+def test_what_is_no_distribution_is_not_normalised(head):
+    nodes = np.full((1, 7), -np.inf, np.float32)
+    with pytest.raises(ValueError, match="do not sum to one"):
+        normalise(np.full((1, 2), head, np.float32), nodes)
 
 
 def test_missing_or_surplus_bits_are_an_error():

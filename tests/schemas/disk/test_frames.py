@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from decant.schemas.codecs import Tables
 from decant.schemas.disk.frames import Block, Frame, Kind, unpack
 from decant.schemas.records.logits import decode_logits, encode_logits, open_logits
+from decant.schemas.signals import TargetSpec
 from decant.schemas.targets.targets import Targets
 
 FRAME = Frame(Kind.LOGITS, bytes(range(16)), 9, (Block(1, 2, b"abc"), Block(2, 1, b"")))
@@ -50,7 +51,7 @@ def test_a_logits_record_holds_its_scored_positions_and_no_others(scored):
     values = np.arange(n * 3, dtype=np.int32).reshape(n, 3)
     tail = np.full((n, 7), -np.inf, np.float32)
     tail[:, 0] = np.log(20 - 3)
-    written = Targets(values, -values.astype(np.float32), tail)
+    written = Targets(values, np.full((n, 3), -np.log(3), np.float32), tail)
     record = encode_logits(
         written,
         row_key=b"k" * 16,
@@ -59,7 +60,7 @@ def test_a_logits_record_holds_its_scored_positions_and_no_others(scored):
         tables=Tables.from_arrays({}),
         vocabulary=20,
     )
-    opened = open_logits(record, where="r")
+    opened = open_logits(record, where="r", length=5, spec=TargetSpec(k=3))
     read = decode_logits([opened], tables=Tables.from_arrays({}), vocabulary=20)
     assert opened.row_key == b"k" * 16
     np.testing.assert_array_equal(opened.scored, mask)

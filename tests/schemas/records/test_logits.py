@@ -12,12 +12,14 @@ from decant.schemas.records.logits import (
     group_for_decoding,
     open_logits,
 )
+from decant.schemas.signals import TargetSpec
 from decant.schemas.targets.targets import Targets
 from tests.formulas import sampling
 from tests.schemas.codecs.test_codecs import zipf_logits
 
 PROFILES: tuple[Profile, ...] = ("lossless", "fast", "compact")
 VOCABULARY, LENGTH = 700, 60
+SPEC = TargetSpec(k=8, draws=5)
 
 
 def targets_of(n: int, *, k: int = 8, m: int = 5, seed: int = 0) -> Targets:
@@ -46,7 +48,10 @@ def written(profile: Profile, sizes: list[int], **shape: int) -> tuple[list[byte
 
 
 def opened(records: list[bytes]) -> list[LogitsRecord]:
-    return [open_logits(data, where=f"record {i}") for i, data in enumerate(records)]
+    return [
+        open_logits(data, where=f"record {i}", length=LENGTH, spec=SPEC)
+        for i, data in enumerate(records)
+    ]
 
 
 def arrays_of(targets: Targets) -> list[np.ndarray]:

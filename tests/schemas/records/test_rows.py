@@ -5,6 +5,7 @@ import struct
 
 import numpy as np
 import pytest
+import zstandard
 
 from decant.schemas.disk.frames import Kind, unpack
 from decant.schemas.records.rows import (
@@ -46,7 +47,7 @@ def test_a_record_gives_back_the_row_and_its_key():
         segment(70_000, 5, source=7),
     ]
     row = build_row(segments, length=8)
-    read, key = decode_row(encode_row(row), where="here")
+    read, key = decode_row(encode_row(row), where="here", length=8)
     assert key == row.key
     for name in ("tokens", "segment_ids", "positions", "loss_mask", "origins"):
         np.testing.assert_array_equal(getattr(read, name), getattr(row, name))
@@ -61,12 +62,42 @@ def test_segments_longer_than_the_row_are_an_error():
     ]
     altered = dataclasses.replace(frame, blocks=tuple(longer)).pack()
     with pytest.raises(ValueError, match="here: segments of 5 tokens in a row of 4"):
-        decode_row(altered, where="here")
+        decode_row(altered, where="here", length=4)
+
+
+def altered(record: bytes, field: int, payload: bytes) -> bytes:
+    frame = unpack(record, kind=Kind.ROW, where="here")
+    blocks = [b._replace(payload=payload) if b.field == field else b for b in frame.blocks]
+    return dataclasses.replace(frame, blocks=tuple(blocks)).pack()
+
+
+@pytest.mark.parametrize(
+    ("field", "payload", "error"),
+    [
+        (1, zstandard.compress(bytes(1 << 24)), "expected 8 bytes, got 16777216"),
+        (1, zstandard.compress(bytes(8))[:-1], "tokens cannot be read"),
+        (1, b"", "tokens cannot be read"),
+        (2, bytes(3), "field 2 of 3 bytes is cut off"),
+        (3, bytes(2), "a mask of 2 bytes"),
+        (4, bytes(7), "field 4 of 7 bytes is cut off"),
+        (4, bytes(24), "3 numbers of origins"),
+    ],
+)
+def test_a_field_that_does_not_fit_the_row_is_an_error_of_the_record(field, payload, error):
+    record = encode_row(build_row([segment(1, 2), segment(3)], length=4))
+    with pytest.raises(ValueError, match=f"here: .*{error}"):
+        decode_row(altered(record, field, payload), where="here", length=4)
+
+
+def test_a_row_of_another_length_is_refused_before_anything_is_allocated():
+    record = encode_row(build_row([segment(1, 2)], length=4))
+    with pytest.raises(ValueError, match="here: expected a row of 8 positions, got 4"):
+        decode_row(record, where="here", length=8)
 
 
 def test_an_empty_row_is_a_row():
     row = build_row([], length=4)
-    read, _ = decode_row(encode_row(row), where="here")
+    read, _ = decode_row(encode_row(row), where="here", length=4)
     assert not read.loss_mask.any()
     assert read.origins.shape == (0, 3)
 
