@@ -94,7 +94,8 @@ def _sealed_part(
     )
     if not forgotten:
         return part
-    return dataclasses.replace(part, forgotten_rows=wholly_forgotten_rows(layout.root, part))
+    rows = wholly_forgotten_rows(layout.root, part, length=plan.teacher.sequence_length)
+    return dataclasses.replace(part, forgotten_rows=rows)
 
 
 def seal_addition(cache: Path, plans: dict[str, Plan]) -> Manifest:

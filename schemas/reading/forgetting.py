@@ -44,13 +44,16 @@ def is_wholly_forgotten(row: Row, forgotten: Bool[np.ndarray, " time"]) -> bool:
     return bool(forgotten[row.segment_ids != PADDING].all())
 
 
-def wholly_forgotten_rows(root: Path, part: Part) -> tuple[tuple[int, int], ...]:
-    """(unit number, offset) of the rows of `part`, in directory `root`, that hold nothing else."""
+def wholly_forgotten_rows(root: Path, part: Part, *, length: int) -> tuple[tuple[int, int], ...]:
+    """(unit number, offset) of the rows of `part`, in directory `root`, that hold nothing else.
+
+    Rows have `length` positions.
+    """
     forgetting = ForgottenDocuments(part)
     return tuple(
         (number, offset)
         for number, unit in part.numbered_units
-        for offset, row in enumerate(read_unit_rows(root, number, unit))
+        for offset, row in enumerate(read_unit_rows(root, number, unit, length=length))
         if forgetting.positions(row).any() and is_wholly_forgotten(row, forgetting.positions(row))
     )
 

@@ -90,7 +90,11 @@ def observed(cache: Cache, rows: list[int]):
         (part, number, offset, row)
         for part in cache.manifest.parts
         for number, unit in part.numbered_units
-        for offset, row in enumerate(read_unit_rows(cache.path / part.path, number, unit))
+        for offset, row in enumerate(
+            read_unit_rows(
+                cache.path / part.path, number, unit, length=cache.manifest.sequence_length
+            )
+        )
     ]
     for number in rows:
         part, unit, offset, row = places[number]
