@@ -16,6 +16,26 @@ _ALWAYS_IN_IDENTITY = (
     *("tie_embeddings", "qkv_bias", "family"),
 )
 
+_POSITIONS = 2**31 - 1  # numbers of positions are int32
+MOST = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**18,
+    "intermediate_size": 2**21,
+    "num_layers": 2**12,
+    "num_heads": 2**12,
+    "num_kv_heads": 2**12,
+    "head_dim": 2**12,
+    "max_positions": _POSITIONS,
+    "windows": _POSITIONS,
+    "num_experts": 2**12,
+    "experts_per_token": 2**12,
+}
+"""The largest value of each size: about ten times that of any published model. Work that depends
+on a size alone, before any weights are read, then ends soon."""
+_MOST_EXPERTS = 2**18
+"""Experts of all layers: each is three tensors of a checkpoint."""
+_SIZES = tuple(name for name in MOST if name not in ("windows", "num_experts", "experts_per_token"))
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -78,10 +98,13 @@ class ModelConfig:
     """The chosen experts' weights are divided by their sum."""
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads")
-        for name in (*sizes, "num_kv_heads", "head_dim", "max_positions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"ModelConfig.{name} is {getattr(self, name)}; it must be ≥ 1.")
+        for name in _SIZES:
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= MOST[name]:
+                raise ValueError(
+                    f"ModelConfig.{name} is {value}; expected a whole number from 1 to "
+                    f"{MOST[name]:,}."
+                )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"ModelConfig: {self.num_heads} query heads cannot share {self.num_kv_heads} "
@@ -101,6 +124,11 @@ class ModelConfig:
             raise ValueError(
                 f"ModelConfig.experts_per_token is {self.experts_per_token}; expected 1 to "
                 f"num_experts = {self.num_experts}."
+            )
+        if self.num_experts * self.num_layers > _MOST_EXPERTS:
+            raise ValueError(
+                f"ModelConfig: num_experts {self.num_experts} in each of num_layers "
+                f"{self.num_layers} are more than {_MOST_EXPERTS:,} experts."
             )
         # Normalised, so that equal functions have equal configs.
         object.__setattr__(self, "windows", shortest_cycle(self.layer_windows))

@@ -35,7 +35,7 @@ LEVELS = {
         ["__init__"],
     ],
     "models": [
-        ["rotary", "numerics", "parameters"],
+        ["rotary", "numerics", "parameters", "json_file"],
         ["config"],
         ["families", "mesh", "text"],
         ["decoder"],

@@ -8,26 +8,20 @@ from typing import Literal
 
 import gguf
 import numpy as np
-from gguf import GGMLQuantizationType as Kind
 
+from decant.models.checkpoints.gguf_header import GgufHeader, read_header
 from decant.models.config import ModelConfig
 from decant.models.families import config_from_gguf
 from decant.models.text.gguf_tokenizer import tokenizer_files
 from decant.models.text.tokenizer import Tokenizer
-
-SUPPORTED = (
-    *(Kind.F32, Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q8_0),
-    *(Kind.Q4_K, Kind.Q6_K),
-)
-# Metadata under this prefix holds vocabularies. The reader unpacks arrays element by element, so
-# they are unpacked only for the tokenizer.
-LARGE = "tokenizer.ggml."
 
 
 class GgufFile:
     """One .gguf file, with the same attributes as `SafetensorsFiles`; opened on first use."""
 
     naming: Literal["hf", "gguf"] = "gguf"
+    readable = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K")
+    """Quantisations that we can read."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -36,53 +30,58 @@ class GgufFile:
             raise FileNotFoundError(f"{path}: no such file.")
 
     @cached_property
-    def _reader(self) -> gguf.GGUFReader:
+    def _header(self) -> GgufHeader:
         try:
-            return gguf.GGUFReader(self.path)
-        except (ValueError, IndexError, KeyError) as error:
-            raise ValueError(f"{self.path}: not a readable GGUF file: {error}") from error
-
-    @cached_property
-    def _tensors(self) -> dict[str, gguf.ReaderTensor]:
-        return {tensor.name: tensor for tensor in self._reader.tensors}
+            return read_header(self.path)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: not a readable GGUF file: {error}.") from error
 
     @cached_property
     def config(self) -> ModelConfig:
         """The model's config. ValueError for a field of the architecture that we cannot honour."""
-        fields = self._reader.fields
-        small = {k: f.contents() for k, f in fields.items() if not k.startswith(LARGE)}
-        if f"{LARGE}tokens" in fields:
-            small["tokens"] = len(fields[f"{LARGE}tokens"].data)
-        if "rope_freqs.weight" in self._tensors:
-            small["rope_freqs"] = self.read("rope_freqs.weight")
+        metadata = dict(self._header.metadata)
+        if isinstance(tokens := metadata.get("tokenizer.ggml.tokens"), list):
+            metadata["tokens"] = len(tokens)
+        if "rope_freqs.weight" in self.shapes:
+            metadata["rope_freqs"] = self.read("rope_freqs.weight")
         try:
-            return config_from_gguf(small, self._tensors.keys())
+            return config_from_gguf(metadata, self.shapes.keys())
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from error
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor, axes in the order of Hugging Face files (GGUF reverses them)."""
-        return {name: tuple(map(int, t.shape[::-1])) for name, t in self._tensors.items()}
+        return {name: tensor.shape for name, tensor in self._header.tensors.items()}
+
+    @cached_property
+    def kinds(self) -> dict[str, str]:
+        """How every tensor's numbers are stored, such as "Q4_K"."""
+        return {name: tensor.kind.name for name, tensor in self._header.tensors.items()}
+
+    @cached_property
+    def _bytes(self) -> np.ndarray:
+        return np.memmap(self.path, np.uint8, mode="r")
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """The tensor of that name dequantised to float32, or its elements at `index`.
 
         ValueError for a quantisation that we cannot read.
         """
-        tensor = self._tensors[name]
-        if tensor.tensor_type not in SUPPORTED:
+        tensor = self._header.tensors[name]
+        if tensor.kind.name not in self.readable:
             raise ValueError(
-                f"{self.path}: tensor {name} is quantised as {tensor.tensor_type.name}; only "
-                f"{', '.join(kind.name for kind in SUPPORTED)} can be read. Convert the file."
+                f"{self.path}: tensor {name} is quantised as {tensor.kind.name}; only "
+                f"{', '.join(self.readable)} can be read. Convert the file."
             )
         # asarray, because the dequantiser slices often, which is slow on a memmap.
-        array = gguf.dequantize(np.asarray(tensor.data), tensor.tensor_type)
-        array = array.astype(np.float32, copy=False).reshape(self.shapes[name])
+        data = np.asarray(self._bytes[tensor.start : tensor.start + tensor.size])
+        rows = data.reshape(*tensor.shape[:-1], -1)
+        array = gguf.dequantize(rows, tensor.kind).astype(np.float32, copy=False)
+        array = array.reshape(tensor.shape)
         return array if index is None else array[index]
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the metadata describes. ValueError for a kind we cannot rebuild."""
-        fields = self._reader.fields
-        metadata = {k: f.contents() for k, f in fields.items() if k.startswith("tokenizer.")}
-        return Tokenizer(tokenizer_files(metadata, where=str(self.path)), where=str(self.path))
+        files = tokenizer_files(self._header.metadata, where=str(self.path))
+        return Tokenizer(files, where=str(self.path))

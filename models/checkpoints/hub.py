@@ -6,12 +6,12 @@ Hugging Face tools share. A branch moves, so `Fetched.pinned` is the id to run a
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from decant.models.checkpoints.hf_layout import CONFIG, INDEX, WEIGHTS
+from decant.models.checkpoints.weight_index import read_index
 from decant.models.text.named_templates import ADDITIONAL
 from decant.models.text.tokenizer import FILES
 
@@ -89,10 +89,9 @@ def without_commit(name: str) -> str | None:
 
 def _weights(snapshot: Path) -> list[str]:
     """Names of the snapshot's weight files, some of which may not be fetched yet."""
-    index = snapshot / INDEX
-    if not index.exists():
+    if not (snapshot / INDEX).exists():
         return [WEIGHTS]
-    return sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    return sorted(set(read_index(snapshot).values()))
 
 
 def _download(hub_id: HubId, revision: str | None, files: list[str]) -> Path:

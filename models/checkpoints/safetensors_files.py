@@ -11,8 +11,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from decant.models.checkpoints.hf_layout import CONFIG, INDEX, WEIGHTS
+from decant.models.checkpoints.weight_index import read_index
 from decant.models.config import ModelConfig
-from decant.models.families import config_from_json
+from decant.models.families import config_from_file
+from decant.models.json_file import read_object
 from decant.models.text.tokenizer import GENERATION, Tokenizer, read_files
 
 
@@ -20,6 +22,8 @@ class SafetensorsFiles:
     """One directory; every file is opened on first use."""
 
     naming: Literal["hf", "gguf"] = "hf"
+    readable = ("F64", "F32", "F16", "BF16")
+    """The kinds of numbers that are weights."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -32,10 +36,7 @@ class SafetensorsFiles:
     @cached_property
     def config(self) -> ModelConfig:
         """The model's config. ValueError for a field that we cannot honour."""
-        try:
-            return config_from_json(_read_json(self.path / CONFIG))
-        except ValueError as error:
-            raise ValueError(f"{self.path}: {error}") from error
+        return config_from_file(self.path / CONFIG)
 
     @cached_property
     def weight_files(self) -> list[Path]:
@@ -58,18 +59,11 @@ class SafetensorsFiles:
             return None
         if not (self.path / INDEX).is_file():
             raise FileNotFoundError(f"{self.path}: neither {WEIGHTS} nor {INDEX} is here.")
-        weight_map = _read_json(self.path / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise ValueError(f"{self.path / INDEX}: no weight_map, which says where tensors are.")
-        return weight_map
+        return read_index(self.path)
 
     @cached_property
     def _opened(self) -> dict[Path, Any]:
-        files = self.weight_files
-        try:
-            return {file: safe_open(file, framework="numpy") for file in files}
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{self.path}: weights cannot be read: {error}") from error
+        return {file: _opened(file) for file in self.weight_files}
 
     @cached_property
     def _file_of(self) -> dict[str, Any]:
@@ -99,23 +93,39 @@ class SafetensorsFiles:
             name: tuple(file.get_slice(name).get_shape()) for name, file in self._file_of.items()
         }
 
+    @cached_property
+    def kinds(self) -> dict[str, str]:
+        """How every tensor's numbers are stored, such as "BF16"."""
+        return {name: file.get_slice(name).get_dtype() for name, file in self._file_of.items()}
+
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
-        """The tensor of that name, or its elements at `index`, in the dtype of the file."""
+        """The tensor of that name, or its elements at `index`, in the dtype of the file.
+
+        ValueError if its numbers are not in `readable`, such as integers of a quantised matrix.
+        """
+        if self.kinds[name] not in self.readable:
+            raise ValueError(
+                f"{self.path}: tensor {name} is stored as {self.kinds[name]}; weights can be read "
+                f"as {', '.join(self.readable)}. Use the unquantised checkpoint."
+            )
         file = self._file_of[name]
         return file.get_tensor(name) if index is None else file.get_slice(name)[index]
 
     def tokenizer(self) -> Tokenizer:
         """The directory's tokenizer."""
         files = read_files(self.path)
-        ends = _read_json(self.path / CONFIG).get("eos_token_id")
+        ends = read_object(self.path / CONFIG).get("eos_token_id")
         if GENERATION not in files and ends is not None:
             # Without generation_config.json transformers, too, takes the end tokens from here.
             files[GENERATION] = json.dumps({"eos_token_id": ends}).encode()
         return Tokenizer(files, where=str(self.path))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _opened(file: Path) -> Any:
+    """A .safetensors file. Its header is checked: every tensor lies inside the file."""
     try:
-        return json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
+        return safe_open(file, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{file}: weights cannot be read: {error}. Download the file again if it was cut short."
+        ) from error

@@ -39,6 +39,11 @@ def check_tensors(
         for n in expected
         if n in present and present[n] != expected[n]
     ]
+    problems += [
+        f"not readable: {n} is stored as {files.kinds[n]}, not one of {' '.join(files.readable)}"
+        for n in expected
+        if n in present and files.kinds[n] not in files.readable
+    ]
     if problems:
         more = [f"… and {len(problems) - 10} more"] if len(problems) > 10 else []
         raise ValueError(

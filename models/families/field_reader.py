@@ -6,13 +6,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from decant.models.config import MOST
+from decant.models.families.harmless import is_harmless
+
 
 @dataclasses.dataclass(frozen=True)
 class FieldReader:
     """Reads a config's fields one by one; `finish` refuses the fields that were never read.
 
     A field that we do not know may change the function that the weights compute. Ignoring it
-    would silently run another model than the one that was trained.
+    would silently run another model than the one that was trained. Every method raises ValueError
+    with the field's name and value.
     """
 
     where: str
@@ -34,31 +38,81 @@ class FieldReader:
             return default
         return value
 
-    def take_nullable(self, name: str, default: Any) -> Any:
-        """The field's value, where null means "off" (None); `default` only if it is absent."""
+    def size(self, name: str, default: Any = ..., *, of: str) -> int:
+        """A whole number from 1 to the largest that ModelConfig's field `of` may have."""
+        value = self.take(name, default)
+        if type(value) is not int or not 1 <= value <= MOST[of]:
+            raise self.error(name, value, f"expected a whole number from 1 to {MOST[of]:,}")
+        return value
+
+    def window(self, name: str, default: int | None) -> int | None:
+        """A number of positions; None if the field is null, `default` only if it is absent."""
         self.taken.add(name)
-        return self.fields.get(name, default)
+        absent_or_null = self.fields.get(name, default) is None
+        return None if absent_or_null else self.size(name, default, of="windows")
+
+    def number(self, name: str, default: Any = ...) -> int | float:
+        """A number from 1e-30 to 1e30, as the file spells it: ids tell 30 from 30.0."""
+        value = self.take(name, default)
+        if type(value) not in (int, float) or not 1e-30 <= value <= 1e30:
+            raise self.error(name, value, "expected a number from 1e-30 to 1e30")
+        return value
+
+    def cap(self, name: str, default: float | None) -> int | float | None:
+        """A soft cap; None if the field is null, `default` only if it is absent."""
+        self.taken.add(name)
+        absent_or_null = self.fields.get(name, default) is None
+        return None if absent_or_null else self.number(name, default)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self.take(name, default)
+        if type(value) is not bool:
+            raise self.error(name, value, "expected true or false")
+        return value
+
+    def section(self, name: str) -> FieldReader:
+        """A reader of the object in a field, which is empty if the field is absent or null."""
+        value = self.take(name, {})
+        if not isinstance(value, Mapping):
+            raise self.error(name, value, "expected an object")
+        return FieldReader(f"{self.where}: {name}", value)
 
     def require(self, name: str, *allowed: Any) -> None:
         """Raise ValueError unless the field is absent, null or one of the `allowed` values."""
         value = self.take(name, allowed[0])
         if value not in allowed:
             raise ValueError(
-                f"{self.where}: {name} = {value!r} is not supported (only "
+                f"{self.where}: {name} = {shown(value)} is not supported (only "
                 f"{' or '.join(map(repr, allowed))}); running without it would compute "
                 "another function than the one trained."
             )
 
     def ignore(self, *names: str) -> None:
-        """Accept fields that do not change the function, whatever their values."""
+        """Accept fields that do not change this family's function, whatever their values."""
         self.taken.update(names)
 
+    def error(self, name: str, value: Any, expected: str) -> ValueError:
+        """The error about one field."""
+        return ValueError(f"{self.where}: {name} = {shown(value)}; {expected}.")
+
     def finish(self) -> None:
-        """Raise ValueError if the config has fields that were neither read nor ignored."""
-        unknown = sorted(name for name in self.fields if name not in self.taken)
+        """Raise ValueError if there are fields that were not read and may change the function."""
+        unknown = [
+            f"{name} = {shown(value)}"
+            for name, value in sorted(self.fields.items())
+            if name not in self.taken and not is_harmless(name, value)
+        ]
         if unknown:
+            more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
             raise ValueError(
-                f"{self.where}: unknown field(s) {', '.join(unknown)}, which may change the "
-                "function. If they do not, remove them from the file or list them as ignored in "
-                "models/families."
+                f"{self.where}: unknown field(s) {', '.join(unknown[:5])}{more}, which may change "
+                "the function. If they do not, remove them from the file or list them in "
+                "models/families/harmless.py."
             )
+
+
+def shown(value: Any) -> str:
+    """A value from a file, cut to fit a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"

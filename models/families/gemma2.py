@@ -16,9 +16,9 @@ from decant.models.families.windows import FULL, SLIDING, read_windows
 def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
     """Read Gemma 2's config.json."""
     reader = FieldReader("config.json", fields)
-    window = reader.take("sliding_window", 4096)
+    window = reader.window("sliding_window", 4096)
     reader.require("sliding_window_size", window)
-    pairs = [SLIDING, FULL] * reader.take("num_hidden_layers")
+    pairs = [SLIDING, FULL] * reader.size("num_hidden_layers", of="num_layers")
     config = ModelConfig(
         **read_gemma(reader, scores_cap=50.0, logits_cap=30.0),
         **json_fields.read_rotary(reader),

@@ -23,14 +23,16 @@ def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
             "saved as 'gemma3_text' (what Gemma3ForCausalLM writes), can be run."
         )
     reader = FieldReader("config.json", fields)
-    period = reader.take("sliding_window_pattern", reader.take("_sliding_window_pattern", 6))
-    count = reader.take("num_hidden_layers")
+    reader.require("use_qk_norm", True)
+    saved_again = reader.size("_sliding_window_pattern", 6, of="num_layers")
+    period = reader.size("sliding_window_pattern", saved_again, of="num_layers")
+    count = reader.size("num_hidden_layers", of="num_layers")
     types = [SLIDING if (i + 1) % period else FULL for i in range(count)]
     config = ModelConfig(
         **read_gemma(reader, scores_cap=None, logits_cap=None),
         **_read_rotary(reader),
         windows=read_windows(
-            reader, window=reader.take("sliding_window", 4096), default_types=types
+            reader, window=reader.window("sliding_window", 4096), default_types=types
         ),
         qk_norm=True,
         family="gemma3",
@@ -45,16 +47,13 @@ def _read_rotary(reader: FieldReader) -> dict[str, Any]:
     Transformers 5 writes both in `rope_parameters`, by type of block. Transformers 4 writes
     `rope_theta` and `rope_scaling` for full attention, and `rope_local_base_freq` for windows.
     """
-    theta, local = reader.take("rope_theta", 1e6), reader.take("rope_local_base_freq", 1e4)
-    longest = reader.take("max_position_embeddings")
-    old = FieldReader(f"{reader.where}: rope_scaling", reader.take("rope_scaling", {}))
-    scaling = json_fields.read_scaling(old, max_positions=longest)
-    kinds = FieldReader(f"{reader.where}: rope_parameters", reader.take("rope_parameters", {}))
-    full, sliding = (
-        FieldReader(f"{kinds.where}: {kind}", kinds.take(kind, {})) for kind in (FULL, SLIDING)
-    )
+    theta, local = reader.number("rope_theta", 1e6), reader.number("rope_local_base_freq", 1e4)
+    longest = reader.size("max_position_embeddings", of="max_positions")
+    scaling = json_fields.read_scaling(reader.section("rope_scaling"), max_positions=longest)
+    kinds = reader.section("rope_parameters")
+    full, sliding = kinds.section(FULL), kinds.section(SLIDING)
     kinds.finish()
-    theta, local = full.take("rope_theta", theta), sliding.take("rope_theta", local)
+    theta, local = full.number("rope_theta", theta), sliding.number("rope_theta", local)
     scaling = json_fields.read_scaling(full, max_positions=longest) or scaling
     sliding.require("rope_type", "default")
     sliding.finish()

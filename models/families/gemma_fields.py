@@ -32,12 +32,13 @@ def read_gemma(
     reader.require("hidden_act", "gelu_pytorch_tanh")
     reader.require("attention_bias", False)
     reader.require("use_bidirectional_attention", False)
+    reader.require("use_sliding_window", True)
     return {
         **json_fields.read_common(reader, head_dim=256, tied=True),
         **ALWAYS,
-        "query_scalar": float(reader.take("query_pre_attn_scalar", 256)),
-        "attention_softcap": reader.take_nullable("attn_logit_softcapping", scores_cap),
-        "final_softcap": reader.take_nullable("final_logit_softcapping", logits_cap),
+        "query_scalar": float(reader.number("query_pre_attn_scalar", 256)),
+        "attention_softcap": reader.cap("attn_logit_softcapping", scores_cap),
+        "final_softcap": reader.cap("final_logit_softcapping", logits_cap),
     }
 
 

@@ -28,24 +28,26 @@ def read_common(
         metadata: all of the file's metadata.
         tensors: names of the file's tensors; without an output matrix the embedding is tied.
     """
-    heads, width = reader.take("attention.head_count"), reader.take("embedding_length")
-    head_dim = reader.take("attention.key_length", width // heads)
+    heads = reader.size("attention.head_count", of="num_heads")
+    width = reader.size("embedding_length", of="hidden_size")
+    head_dim = reader.size("attention.key_length", max(1, width // heads), of="head_dim")
+    reader.require("attention.causal", True)
     reader.require("attention.value_length", head_dim)
     reader.require("rope.dimension_count", head_dim)
     reader.require("rope.scaling.type", "none")
-    theta = reader.take("rope.freq_base", 10_000.0)
+    theta = reader.number("rope.freq_base", 10_000.0)
     return {
-        "vocab_size": reader.take("vocab_size", metadata.get("tokens")),
+        "vocab_size": reader.size("vocab_size", metadata.get("tokens", ...), of="vocab_size"),
         "hidden_size": width,
-        "intermediate_size": reader.take("feed_forward_length"),
-        "num_layers": reader.take("block_count"),
+        "intermediate_size": reader.size("feed_forward_length", of="intermediate_size"),
+        "num_layers": reader.size("block_count", of="num_layers"),
         "num_heads": heads,
-        "num_kv_heads": reader.take("attention.head_count_kv", heads),
+        "num_kv_heads": reader.size("attention.head_count_kv", heads, of="num_kv_heads"),
         "head_dim": head_dim,
         "rope_theta": theta,
         "rope_scaling": _read_scaling(metadata, head_dim=head_dim, theta=theta),
-        "norm_eps": reader.take("attention.layer_norm_rms_epsilon"),
-        "max_positions": reader.take("context_length"),
+        "norm_eps": reader.number("attention.layer_norm_rms_epsilon"),
+        "max_positions": reader.size("context_length", of="max_positions"),
         "tie_embeddings": "output.weight" not in tensors,
     }
 
@@ -59,11 +61,10 @@ def _read_scaling(metadata: Mapping[str, Any], *, head_dim: int, theta: float) -
     if "rope_freqs" not in metadata:
         return None
     divisors = np.asarray(metadata["rope_freqs"], np.float32)
-    scaling = Llama3Scaling(float(round(divisors.max(), 3)), 1.0, 4.0, 8192)
     plain = frequencies(head_dim=head_dim, theta=theta)
-    if divisors.shape != plain.shape or not np.allclose(
-        divisors, plain / scaling.apply(plain), rtol=1e-4
-    ):
+    scaling = Llama3Scaling(float(round(divisors.max(initial=1), 3)), 1.0, 4.0, 8192)
+    sound = divisors.shape == plain.shape and ((divisors > 0) & (divisors < np.inf)).all()
+    if not sound or not np.allclose(divisors, plain / scaling.apply(plain), rtol=1e-4):
         raise ValueError(
             "GGUF tensor rope_freqs.weight: not the scaling of Llama 3.1 to 3.3 (low and high "
             "frequency factors 1 and 4 over 8192 positions), the only one we can tell from it. "

@@ -5,38 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from decant.models.config import ModelConfig
-from decant.models.families.field_reader import FieldReader
+from decant.models.families.field_reader import FieldReader, shown
 from decant.models.rotary import LinearScaling, Llama3Scaling, Scaling
-
-# Fields that say how a model was made, stored or sampled from.
-BOOKKEEPING = (
-    "_name_or_path",
-    "architectures",
-    "attention_dropout",
-    "bos_token_id",
-    "cache_implementation",
-    "chunk_size_feed_forward",
-    "dtype",
-    "eos_token_id",
-    "id2label",
-    "initializer_range",
-    "is_encoder_decoder",
-    "is_llama_config",
-    "label2id",
-    "model_type",
-    "output_attentions",
-    "output_hidden_states",
-    "pad_token_id",
-    "pretraining_tp",
-    "problem_type",
-    "return_dict",
-    "torch_dtype",
-    "transformers.js_config",
-    "tokenizer_class",
-    "transformers_version",
-    "unk_token_id",
-    "use_cache",
-)
 
 
 def read_common(
@@ -47,32 +17,58 @@ def read_common(
     `head_dim` and `tied` are the family's defaults. Without a default, head_dim is the width
     divided by the number of heads.
     """
-    reader.ignore(*BOOKKEEPING)
+    refuse_quantised(reader)
     reader.require("rope_interleaved", False)
-    heads, width = reader.take("num_attention_heads"), reader.take("hidden_size")
+    reader.require("use_mrope", False)
+    reader.require("is_causal", True)
+    reader.require("mlp_bias", False)
+    width = reader.size("hidden_size", of="hidden_size")
+    heads = reader.size("num_attention_heads", of="num_heads")
+    if head_dim is None and reader.take("head_dim", None) is None and width % heads:
+        raise reader.error(
+            "num_attention_heads", heads, f"hidden_size {width} is no multiple of it"
+        )
     return {
-        "vocab_size": reader.take("vocab_size"),
+        "vocab_size": reader.size("vocab_size", of="vocab_size"),
         "hidden_size": width,
-        "intermediate_size": reader.take("intermediate_size"),
-        "num_layers": reader.take("num_hidden_layers"),
+        "intermediate_size": reader.size("intermediate_size", of="intermediate_size"),
+        "num_layers": reader.size("num_hidden_layers", of="num_layers"),
         "num_heads": heads,
-        "num_kv_heads": reader.take("num_key_value_heads", heads),
-        "head_dim": reader.take("head_dim", head_dim or width // heads),
-        "norm_eps": float(reader.take("rms_norm_eps", 1e-6)),
-        "max_positions": reader.take("max_position_embeddings"),
-        "tie_embeddings": reader.take("tie_word_embeddings", tied),
+        "num_kv_heads": reader.size("num_key_value_heads", heads, of="num_kv_heads"),
+        "head_dim": reader.size("head_dim", head_dim or max(1, width // heads), of="head_dim"),
+        "norm_eps": float(reader.number("rms_norm_eps", 1e-6)),
+        "max_positions": reader.size("max_position_embeddings", of="max_positions"),
+        "tie_embeddings": reader.flag("tie_word_embeddings", tied),
     }
+
+
+def refuse_quantised(reader: FieldReader) -> None:
+    """Raise ValueError if the config says how the weights were quantised."""
+    for name in ("quantization_config", "compression_config"):
+        value = reader.take(name, {})
+        if value:
+            method = value.get("quant_method") if isinstance(value, dict) else None
+            if method is None and isinstance(value, dict) and "load_in_4bit" in value:
+                method = "bitsandbytes"  # its early versions did not write their name
+            raise ValueError(
+                f"{reader.where}: {name}: quantised by {method or shown(value)}; use the "
+                "unquantised checkpoint."
+            )
 
 
 def read_rotary(reader: FieldReader) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling` of a model that has one rotation for all blocks."""
     # Transformers 5 writes rope_parameters, earlier ones rope_theta beside rope_scaling.
-    theta, scaling = reader.take("rope_theta", 10_000.0), None
-    longest = reader.take("max_position_embeddings")
+    theta, scaling = reader.number("rope_theta", 10_000.0), None
+    longest = reader.size("max_position_embeddings", of="max_positions")
     for name in ("rope_scaling", "rope_parameters"):
-        rope = FieldReader(f"{reader.where}: {name}", reader.take(name, {}))
-        theta = rope.take("rope_theta", theta)
-        scaling = read_scaling(rope, max_positions=longest) or scaling
+        rope = reader.section(name)
+        theta = rope.number("rope_theta", theta)
+        both = scaling, read_scaling(rope, max_positions=longest)
+        # Transformers 5 goes by rope_scaling, other programs by rope_parameters.
+        if None not in both and both[0] != both[1]:
+            raise ValueError(f"{reader.where}: rope_scaling and rope_parameters differ.")
+        scaling = both[1] or both[0]
     return {"rope_theta": float(theta), "rope_scaling": scaling}
 
 
@@ -85,17 +81,23 @@ def read_scaling(rope: FieldReader, *, max_positions: int) -> Scaling | None:
     kind = rope.take("rope_type", old_name)
     scaling = None
     if kind == "linear":
-        scaling = LinearScaling(float(rope.take("factor")))
+        scaling = LinearScaling(float(rope.number("factor")))
     elif kind == "llama3":
         scaling = Llama3Scaling(
-            factor=float(rope.take("factor")),
-            low_freq_factor=float(rope.take("low_freq_factor")),
-            high_freq_factor=float(rope.take("high_freq_factor")),
-            original_max_positions=rope.take("original_max_position_embeddings", max_positions),
+            factor=float(rope.number("factor")),
+            low_freq_factor=float(rope.number("low_freq_factor")),
+            high_freq_factor=float(rope.number("high_freq_factor")),
+            original_max_positions=rope.size(
+                "original_max_position_embeddings", max_positions, of="max_positions"
+            ),
         )
+        if scaling.low_freq_factor >= scaling.high_freq_factor:
+            raise rope.error("high_freq_factor", scaling.high_freq_factor, "expected more than low")
     else:
         rope.require("rope_type", "default", "linear", "llama3")
         rope.require("type", "default", "linear", "llama3")
+    # Of these three, only Llama 3's scaling uses it.
+    rope.ignore("original_max_position_embeddings")
     rope.finish()
     return scaling
 

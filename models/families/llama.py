@@ -19,8 +19,9 @@ def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
     config = ModelConfig(**json_fields.read_common(reader), **json_fields.read_rotary(reader))
     # Llama's attention_bias also puts a bias on the output projection, which we have not.
     reader.require("attention_bias", False)
-    reader.require("mlp_bias", False)
-    reader.require("sliding_window", None)
+    if reader.flag("use_sliding_window", True):
+        reader.require("sliding_window", None)
+    reader.ignore("sliding_window")
     reader.finish()
     return config
 

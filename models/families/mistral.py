@@ -16,10 +16,12 @@ def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
     """Read Mistral's config.json; later versions switch the window off (null)."""
     reader = FieldReader("config.json", fields)
     reader.require("hidden_act", "silu")
+    window = reader.window("sliding_window", 4096)
+    reader.require("use_sliding_window", window is not None)
     config = ModelConfig(
         **json_fields.read_common(reader),
         **json_fields.read_rotary(reader),
-        windows=(reader.take_nullable("sliding_window", 4096),),
+        windows=(window,),
         family="mistral",
     )
     reader.finish()

@@ -18,7 +18,7 @@ def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
     """Read Qwen 2's config.json."""
     reader = FieldReader("config.json", fields)
     reader.require("hidden_act", "silu")
-    reader.require("use_mrope", False)
+    reader.ignore("qkv_bias")  # transformers ignores it in this family
     config = ModelConfig(
         **json_fields.read_common(reader),
         **json_fields.read_rotary(reader),

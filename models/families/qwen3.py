@@ -19,6 +19,7 @@ def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
     reader = FieldReader("config.json", fields)
     reader.require("hidden_act", "silu")
     reader.require("attention_bias", False)
+    reader.require("use_qk_norm", True)
     config = ModelConfig(
         **json_fields.read_common(reader, head_dim=128),
         **json_fields.read_rotary(reader),

@@ -23,19 +23,21 @@ def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
     reader.require("attention_bias", False)
     reader.require("decoder_sparse_step", 1)
     reader.require("mlp_only_layers", [])
-    # A term of the training loss, an output beside the logits, and a field the model ignores.
-    reader.ignore("router_aux_loss_coef", "output_router_logits", "max_window_layers")
+    reader.require("use_qk_norm", True)
+    reader.ignore("max_window_layers")  # transformers ignores it in this family
     sizes = json_fields.read_common(reader)
-    sizes["intermediate_size"] = reader.take("moe_intermediate_size")
-    window = reader.take("sliding_window", 4096)
+    sizes["intermediate_size"] = reader.size("moe_intermediate_size", of="intermediate_size")
+    window = reader.window("sliding_window", 4096)
+    on = reader.flag("use_sliding_window", False)
+    experts = reader.size("num_local_experts", 128, of="num_experts")
     config = ModelConfig(
         **sizes,
         **json_fields.read_rotary(reader),
-        windows=(window if reader.take("use_sliding_window", False) else None,),
+        windows=(window if on else None,),
         qk_norm=True,
-        num_experts=reader.take("num_experts", reader.take("num_local_experts", 128)),
-        experts_per_token=reader.take("num_experts_per_tok", 8),
-        normalise_experts=reader.take("norm_topk_prob", False),
+        num_experts=reader.size("num_experts", experts, of="num_experts"),
+        experts_per_token=reader.size("num_experts_per_tok", 8, of="experts_per_token"),
+        normalise_experts=reader.flag("norm_topk_prob", False),
         family="qwen3_moe",
     )
     reader.finish()
@@ -65,12 +67,12 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Collection[str]) -> M
     """Read Qwen 3 MoE's GGUF metadata."""
     reader = gguf_fields.architecture_fields(metadata)
     sizes = gguf_fields.read_common(reader, metadata, tensors)
-    sizes["intermediate_size"] = reader.take("expert_feed_forward_length")
+    sizes["intermediate_size"] = reader.size("expert_feed_forward_length", of="intermediate_size")
     config = ModelConfig(
         **sizes,
         qk_norm=True,
-        num_experts=reader.take("expert_count"),
-        experts_per_token=reader.take("expert_used_count"),
+        num_experts=reader.size("expert_count", of="num_experts"),
+        experts_per_token=reader.size("expert_used_count", of="experts_per_token"),
         # The metadata lacks it: for this architecture llama.cpp always divides by the sum.
         normalise_experts=True,
         family="qwen3_moe",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from decant.models.config import ModelConfig
 from decant.models.families.family import Family
+from decant.models.families.field_reader import shown
 from decant.models.families.gemma2 import GEMMA2
 from decant.models.families.gemma3 import GEMMA3
 from decant.models.families.llama import LLAMA
@@ -14,6 +16,7 @@ from decant.models.families.mistral import MISTRAL
 from decant.models.families.qwen2 import QWEN2
 from decant.models.families.qwen3 import QWEN3
 from decant.models.families.qwen3_moe import QWEN3_MOE
+from decant.models.json_file import read_object
 
 Entry = TypeVar("Entry")
 
@@ -33,6 +36,15 @@ def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
     known = {kind: family for family in FAMILIES for kind in family.model_types}
     family = _look_up("config.json: model_type", fields.get("model_type"), known)
     return family.config_from_json(fields)
+
+
+def config_from_file(path: Path) -> ModelConfig:
+    """Read a `config.json`. FileNotFoundError, or ValueError that names file and field."""
+    fields = read_object(path)
+    try:
+        return config_from_json(fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {str(error).removeprefix('config.json: ')}") from error
 
 
 def config_to_json(config: ModelConfig) -> dict[str, Any]:
@@ -63,10 +75,10 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Collection[str]) -> M
     return _look_up("GGUF general.architecture", architecture, known).config(metadata, tensors)
 
 
-def _look_up(what: str, name: str | None, known: Mapping[str, Entry]) -> Entry:
-    if name is None or name not in known:
+def _look_up(what: str, name: Any, known: Mapping[str, Entry]) -> Entry:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(
-            f"{what} is {name!r}, which we cannot run; known: {', '.join(sorted(known))}. "
+            f"{what} is {shown(name)}, which we cannot run; known: {', '.join(sorted(known))}. "
             "A new family is a new module in models/families."
         )
     return known[name]

@@ -68,6 +68,8 @@ def read_index(path: Path) -> None:
 
 
 TARGETS = {
+    "config": Target("config.json", configs, read_config, is_json=True),
+    "index": Target("model.safetensors.index.json", indices, read_index, is_json=True),
     "gguf": Target("model.gguf", gguf_files, read_gguf),
     "safetensors": Target("model.safetensors", safetensors, read_safetensors),
 }

@@ -6,7 +6,6 @@ It is saved in the run's directory: a continued run needs neither its source nor
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 from flax import nnx
@@ -14,7 +13,8 @@ from jax.sharding import Mesh
 
 from decant.models import Checkpoint, Decoder, ModelConfig, open_checkpoint, save_directory
 from decant.models.checkpoints.cut import cut_layers, evenly_spaced
-from decant.models.families import config_from_json
+from decant.models.checkpoints.hf_layout import CONFIG
+from decant.models.families import config_from_file
 from decant.models.numerics import dtype_named
 from decant.models.text.tokenizer import tokenizer_of
 from decant.schemas import Cache
@@ -93,7 +93,7 @@ def initial_config(
 
 def teacher_config(cache: Cache) -> ModelConfig:
     """The config of the cache's teacher."""
-    return _read_config(cache.tokenizer_path / "config.json")
+    return config_from_file(cache.tokenizer_path / CONFIG)
 
 
 def _cut(config: Student, source: ModelConfig) -> tuple[int, ...]:
@@ -135,7 +135,7 @@ def _check_tokenizer(source: Checkpoint, cache: Cache) -> None:
 
 def _scratch_config(config: Student, cache: Cache) -> ModelConfig:
     """The config of `student.config` or of the teacher, with the sizes that the settings give."""
-    shape = _read_config(config.config) if config.config else teacher_config(cache)
+    shape = config_from_file(config.config) if config.config else teacher_config(cache)
     names = ("hidden_size", "intermediate_size", "num_heads", "num_kv_heads")
     sizes = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     if config.config is None:
@@ -145,9 +145,3 @@ def _scratch_config(config: Student, cache: Cache) -> ModelConfig:
         heads = sizes.get("num_heads", shape.num_heads)
         sizes["head_dim"] = sizes.get("hidden_size", shape.hidden_size) // heads
     return dataclasses.replace(shape, **sizes)
-
-
-def _read_config(path: Path) -> ModelConfig:
-    if not path.is_file():
-        raise FileNotFoundError(f"student.config: {path} is not there (from {Path.cwd()})")
-    return config_from_json(json.loads(path.read_text(encoding="utf-8")))

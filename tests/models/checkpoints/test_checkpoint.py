@@ -240,7 +240,7 @@ def test_a_long_list_of_misfits_is_cut_short(tmp_path):
 
 def test_an_unsupported_quantisation_is_named_with_its_tensor(tmp_path):
     path = write_gguf(tmp_path / "model.gguf", hf_tensors(), kind=Kind.Q5_0)
-    with pytest.raises(ValueError, match=r"tensor .* is quantised as Q5_0; only F32"):
+    with pytest.raises(ValueError, match=r"not readable: token_embd.weight is stored as Q5_0"):
         open_checkpoint(path).load()
 
 
@@ -262,7 +262,7 @@ def test_a_broken_gguf_file_is_named(tmp_path, content):
 def test_truncated_weights_are_named(directory):
     weights = directory / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
-    with pytest.raises(ValueError, match=r"weights cannot be read"):
+    with pytest.raises(ValueError, match=r"model.safetensors: weights cannot be read"):
         open_checkpoint(directory).load()
 
 
