@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from decant.models.checkpoints.hf_layout import CONFIG, WEIGHTS
@@ -26,7 +30,8 @@ def save_directory(
     """Write a Hugging Face directory that `open_checkpoint` and transformers read.
 
     Weights keep their dtype. The weights file appears last, and only when it is complete.
-    ValueError for int8 weights, and for a config that its family's config.json cannot express.
+    ValueError for int8 weights, and for a config that its family's config.json cannot express;
+    OSError if the disk is full.
 
     Args:
         model: its config, weights and `param_dtype` are written.
@@ -51,7 +56,18 @@ def save_directory(
         (path / file).write_bytes(content)
     (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     partial = path / f"{WEIGHTS}.partial"
-    save_file(tensors, partial, metadata={"format": "pt"})
+    _write(tensors, partial)
     # safetensors makes a file that only its owner can read, whatever the umask.
     shutil.copymode(path / CONFIG, partial)
     partial.rename(path / WEIGHTS)
+
+
+def _write(tensors: dict[str, np.ndarray], path: Path) -> None:
+    """Write a safetensors file. OSError if the system refuses; then no file is left."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        path.unlink(missing_ok=True)
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error

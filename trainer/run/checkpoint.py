@@ -20,6 +20,7 @@ from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from decant.trainer.config import Keep
 from decant.trainer.loss.projections import Parameters
+from decant.trainer.run.quiet_threads import quiet_threads
 from decant.trainer.update.step import TrainState
 
 CHECKPOINTS = "checkpoints"
@@ -115,13 +116,14 @@ class Checkpoints:
         if step == self.latest:
             return
         self._heldout[step] = {n: heldout[n] for n in _METRICS.values()} if heldout else None
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state._asdict()),
-                data=ocp.args.JsonSave({**data, "judged": self._heldout[step]}),
-            ),
-        )
+        with quiet_threads():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state._asdict()),
+                    data=ocp.args.JsonSave({**data, "judged": self._heldout[step]}),
+                ),
+            )
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest checkpoint's state, with the shapes and shardings of `like`, and its data."""

@@ -84,6 +84,13 @@ class TrainingLoop:
                 f"stopped after update {done} of {self.steps}; saved in {config.run}. To continue, "
                 f"run the same command again:\n  decant {shlex.join(sys.argv[1:])}"
             )
+        else:
+            run = shlex.quote(str(config.run))
+            self.metrics.say(
+                f"finished: all {done} updates are done and saved in {config.run}. Next: decant "
+                f"evaluate --run {run} --table; decant generate --run {run}; decant export --run "
+                f"{run}. To train longer: --data.steps with --allow data.steps"
+            )
         return state
 
     def _evaluate(self, step: int, state: TrainState) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from decant.trainer.run.binding import Binding, bind, cache_at_start
 from decant.trainer.run.checkpoint import Checkpoints, latest_step
 from decant.trainer.run.compilation_cache import keep_compiled_programs
 from decant.trainer.run.data_facts import write_data_facts
+from decant.trainer.run.full_disk import full_disk_told
 from decant.trainer.run.initial_student import initial_student
 from decant.trainer.run.loop import TrainingLoop
 from decant.trainer.run.loss_inputs import principal_directions, resolve_layers, tail_prior
@@ -48,8 +49,14 @@ def train(config: Train) -> bool:
     """Train a student, or continue its run from the newest checkpoint; see `Train`.
 
     Returns True if the run has reached its last update, False if a signal stopped it before.
-    Raises ValueError for settings that do not fit the caches, the devices or the run.
+    Raises ValueError for settings that do not fit the caches, the devices or the run; OSError that
+    says what is safe if the disk is full.
     """
+    with full_disk_told(config.run):
+        return _train(config)
+
+
+def _train(config: Train) -> bool:
     join_processes(config.distributed)
     if config.compilation_cache:
         keep_compiled_programs(config.run)

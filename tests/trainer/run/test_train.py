@@ -135,10 +135,16 @@ def test_killed_while_it_saves_terminated_and_without_its_teacher_the_losses_are
     assert judged == [0, 25, 50, 75, 100, STEPS]
 
 
-def test_a_finished_run_started_again_changes_nothing(undisturbed):
+def test_a_finished_run_started_again_changes_nothing_and_says_so(undisturbed, capsys):
     before = (undisturbed.run / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
     train(undisturbed)
     assert (undisturbed.run / "metrics.jsonl").read_bytes() == before
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"finished: all {STEPS} updates are done")
+    assert f"decant evaluate --run {undisturbed.run} --table" in printed
+    train(dataclasses.replace(undisturbed, quiet=True))
+    assert capsys.readouterr().err == ""
 
 
 def test_nothing_in_a_run_is_a_pickle(undisturbed):
