@@ -6,7 +6,10 @@ changed, remembered or unopenable, or if a command failed in a way that is not l
 
 import argparse
 import collections
+import contextlib
+import itertools
 import json
+import os
 import random
 import re
 import shutil
@@ -15,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,33 +31,48 @@ from tests.making.caches import write_corpus
 from tests.making.grown import write_more
 from tests.paths import environment
 
-# Forks a child for each request, so that a command pays no imports, and kills it when it is time.
-_SERVER = """
+# One process does the slow imports and forks a server for each actor. A server forks a child for
+# each request, and kills it when it is time.
+_SERVERS = """
 import json, os, signal, sys, time, warnings
 import apache_beam, flax.nnx, jax, optax, pyarrow.parquet, rich.progress, tokenizers, tyro
 warnings.simplefilter("ignore")
-for line in sys.stdin:
-    request = json.loads(line)
-    began, child = time.monotonic(), os.fork()
-    if not child:
-        os.dup2(os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
-        os.dup2(1, 2)
-        status = 70
-        try:
-            from tests.making.actions import run
-            status = run(request)
-        finally:
-            sys.stdout.flush()
-            os._exit(status)
-    while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            break
-        if request["kill_after"] and time.monotonic() - began > request["kill_after"]:
-            os.kill(child, signal.SIGKILL)
-            request["kill_after"] = None
-        time.sleep(0.005)
-    print(os.waitstatus_to_exitcode(status), flush=True)
+
+def serve(requests, answers):
+    for line in os.fdopen(requests):
+        request = json.loads(line)
+        began, child = time.monotonic(), os.fork()
+        if not child:
+            os.dup2(os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+            os.dup2(1, 2)
+            status = 70
+            try:
+                from tests.making.actions import run
+                status = run(request)
+            finally:
+                sys.stdout.flush()
+                os._exit(status)
+        ended = 0
+        while not ended:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if not ended and request["kill_after"]:
+                if time.monotonic() - began > request["kill_after"]:
+                    os.kill(child, signal.SIGKILL)
+                    request["kill_after"] = None
+            time.sleep(0.005)
+        os.write(answers, b"%d\\n" % os.waitstatus_to_exitcode(status))
+
+for requests, answers in json.loads(sys.argv[1]):
+    if not os.fork():
+        serve(requests, answers)
+        os._exit(0)
+    os.close(requests)
+    os.close(answers)
+while True:
+    try:
+        os.wait()
+    except ChildProcessError:
+        break
 """
 _STEPS = [
     *(Step.ROWS_NAMED, Step.SHARD_NAMED, Step.ROWS_GATHERED, Step.PLAN_NAMED, Step.LOGITS_NAMED),
@@ -73,9 +92,51 @@ _EXPECTED = {
     # Of a cache that changes while it is read.
     "read": "damaged|is missing|is gone|no longer|swapped|expected|cannot be read|No such file",
     "inspect": "damaged|is missing|is gone|no longer|swapped|expected|cannot be read|No such file",
-    "verify": "was changed while it was checked",
+    "verify": "was changed while it was checked|No such file",
 }
 """By command: errors that say what another process did meanwhile."""
+
+
+class Server:
+    """Runs requests one after the other, each in a process of its own."""
+
+    def __init__(self) -> None:
+        self.theirs: tuple[int, int]
+        reads, requests = os.pipe()
+        answers, writes = os.pipe()
+        self.theirs = reads, writes
+        self._requests = os.fdopen(requests, "w")
+        self._answers = os.fdopen(answers)
+
+    def ask(self, request: dict, log: Path) -> int:
+        """The status of the request's process, whose output goes to `log`."""
+        print(json.dumps(request | {"log": str(log)}), file=self._requests, flush=True)
+        return int(self._answers.readline())
+
+    def close(self) -> None:
+        """End the server."""
+        self._requests.close()
+        self._answers.close()
+
+
+@contextlib.contextmanager
+def servers(count: int) -> Iterator[list[Server]]:
+    """So many servers, for the block."""
+    made = [Server() for _ in range(count)]
+    theirs = [server.theirs for server in made]
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SERVERS, json.dumps(theirs)],
+        env=environment(),
+        pass_fds=[descriptor for pair in theirs for descriptor in pair],
+    )
+    for descriptor in itertools.chain(*theirs):
+        os.close(descriptor)
+    try:
+        yield made
+    finally:
+        for server in made:
+            server.close()
+        process.wait(timeout=120)
 
 
 @dataclass
@@ -83,7 +144,7 @@ class Stress:
     """The state that the actors share."""
 
     root: Path
-    until: float
+    until: float = 0.0
     counts: collections.Counter = field(default_factory=collections.Counter)
     kills: int = 0
     refusals: collections.Counter = field(default_factory=collections.Counter)
@@ -103,54 +164,37 @@ def prepare(root: Path) -> None:
 
 def stress(root: Path, *, seconds: float, actors: int, seed: int) -> Stress:
     """Run `actors` processes on `root/cache` for so long, then check the invariants."""
-    shared = Stress(root, time.monotonic() + seconds)
-    seen = [root / f"seen-{n}.jsonl" for n in range(actors + 1)]
-    threads = [
-        threading.Thread(target=_act, args=[shared, n, random.Random(seed * 100 + n), seen[n]])
-        for n in range(actors)
-    ]
+    shared = Stress(root)
+    seen = [seen_by(root, n) for n in range(actors + 1)]
     first = open_cache(root / "cache")
     lines = [json.dumps(row) + "\n" for row in observed(first, list(range(len(first))))]
     seen[-1].write_text("".join(lines))
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    _check_end(shared, seen)
+    with servers(actors) as served:
+        shared.until = time.monotonic() + seconds
+        threads = [
+            threading.Thread(target=_act, args=[shared, n, random.Random(seed * 100 + n), server])
+            for n, server in enumerate(served)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        _check_end(shared, served[0])
+    if not shared.faults:
+        _check_rows(shared, seen)
     return shared
 
 
-def _act(shared: Stress, number: int, dice: random.Random, seen: Path) -> None:
-    """Send random requests to a server of this actor until the time is over."""
+def _act(shared: Stress, number: int, dice: random.Random, server: Server) -> None:
+    """Send random requests to a server until the time is over."""
     log = shared.root / f"log-{number}"
-    server = _started()
-    try:
-        while time.monotonic() < shared.until:
-            name, request = _chosen(shared, dice, number, seen)
-            status = _asked(server, request, log)
-            _judge(shared, name, request, status, log)
-    finally:
-        server.communicate(timeout=120)
+    while time.monotonic() < shared.until:
+        name, request = _chosen(shared, dice, number)
+        status = server.ask(request, log)
+        _judge(shared, name, request, status, log)
 
 
-def _started() -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", _SERVER],
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def _asked(server: subprocess.Popen, request: dict, log: Path) -> int:
-    assert server.stdin
-    assert server.stdout
-    print(json.dumps(request | {"log": str(log)}), file=server.stdin, flush=True)
-    return int(server.stdout.readline())
-
-
-def _chosen(shared: Stress, dice: random.Random, number: int, seen: Path) -> tuple[str, dict]:
+def _chosen(shared: Stress, dice: random.Random, number: int) -> tuple[str, dict]:
     """A command's name, and the request that runs it."""
     cache = str(shared.root / "cache")
     name = dice.choices(
@@ -163,7 +207,8 @@ def _chosen(shared: Stress, dice: random.Random, number: int, seen: Path) -> tup
             _grow(shared, dice)
         request |= {"action": name, "added": dice.random() < 0.7, "partial": dice.random() < 0.25}
     elif name == "read":
-        request |= {"action": name, "rows": 8, "seed": dice.random(), "seen": str(seen)}
+        seen = str(seen_by(shared.root, number))
+        request |= {"action": name, "rows": 8, "seed": dice.random(), "seen": seen}
     elif name == "forget":
         sources = sorted(path.name for path in (shared.root / "corpus").iterdir())
         request["arguments"] = [name, cache, "--source", dice.choice(sources[1::2])]
@@ -181,6 +226,11 @@ def _chosen(shared: Stress, dice: random.Random, number: int, seen: Path) -> tup
         else:
             request["kill_after"] = dice.uniform(0.02, 4.0 if name == "precompute" else 0.6)
     return name, request
+
+
+def seen_by(root: Path, number: int) -> Path:
+    """File with the rows that an actor has read."""
+    return root / f"seen-{number}.jsonl"
 
 
 def _grow(shared: Stress, dice: random.Random) -> None:
@@ -211,31 +261,25 @@ def _judge(shared: Stress, name: str, request: dict, status: int, log: Path) -> 
                 shared.faults.append(f"{name} {request} ended with {status}:\n{said[-3000:]}")
 
 
-def _check_end(shared: Stress, seen: list[Path]) -> None:
-    """After at most one more `gc` the cache opens, holds all it ever held, and verifies."""
+def _check_end(shared: Stress, server: Server) -> None:
+    """After at most one more `gc` the cache opens, its capture can be finished, and it verifies."""
     cache, log = shared.root / "cache", shared.root / "log-end"
-    server = _started()
+    plain = {"root": str(shared.root), "step": None, "kill_after": None}
 
-    def ask(*arguments: str) -> None:
-        request = {"action": "main", "root": str(shared.root), "step": None, "kill_after": None}
-        status = _asked(server, request | {"arguments": list(arguments)}, log)
-        if status:
-            shared.faults.append(f"at the end, {arguments}: {status}\n{log.read_text()[-3000:]}")
+    def ask(name: str, request: dict) -> None:
+        status, said = server.ask(plain | request, log), log.read_text()
+        if status and not re.search(_EXPECTED.get(name, "(?!)"), said):
+            shared.faults.append(f"at the end, {request}: {status}\n{said[-3000:]}")
 
-    try:
-        if (cache / JOURNAL).exists():
-            ask("gc", str(cache))
-        ask("inspect", str(cache))
-        finish = {"action": "precompute", "added": True, "partial": False, "root": str(shared.root)}
-        status = _asked(server, finish | {"step": None, "kill_after": None}, log)
-        if status and not re.search(_EXPECTED["precompute"], log.read_text()):
-            shared.faults.append(f"at the end, precompute: {status}\n{log.read_text()[-3000:]}")
-        ask("gc", str(cache))
-        ask("verify", str(cache), "--rows=4")
-    finally:
-        server.communicate(timeout=120)
-    if not shared.faults:
-        _check_rows(shared, seen)
+    def command(*arguments: str) -> dict:
+        return {"action": "main", "arguments": list(arguments)}
+
+    if (cache / JOURNAL).exists():
+        ask("gc", command("gc", str(cache)))
+    ask("any", command("inspect", str(cache)))
+    ask("precompute", {"action": "precompute", "added": True, "partial": False})
+    ask("gc", command("gc", str(cache)))
+    ask("any", command("verify", str(cache), "--rows=4"))
 
 
 def _check_rows(shared: Stress, seen: list[Path]) -> None:

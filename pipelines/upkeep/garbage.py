@@ -79,5 +79,8 @@ def _size(path: Path) -> int:
 
 
 def _regular_bytes(path: Path) -> int:
-    found = os.lstat(path)
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return 0  # another command has deleted it meanwhile
     return found.st_size if stat.S_ISREG(found.st_mode) else 0

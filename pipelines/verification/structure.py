@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from decant.models.text.tokenizer import Tokenizer
-from decant.pipelines.upkeep.garbage import unfinished, unnamed
+from decant.pipelines.upkeep.garbage import own_directories, unfinished, unnamed
 from decant.schemas.arrays.spec import METADATA, ArraySpec, metadata_bytes, specs_of
 from decant.schemas.codecs import Tables
 from decant.schemas.disk.array_record import FileEntry, RecordReaders
@@ -22,6 +22,7 @@ from decant.schemas.disk.layout import (
     TOKENIZER,
     PartLayout,
 )
+from decant.schemas.disk.locks import is_captured
 from decant.schemas.disk.shards import Shard
 from decant.schemas.manifest.commits import load_commit, summarise_shards
 from decant.schemas.manifest.manifest import Manifest, Part, Unit
@@ -144,11 +145,13 @@ class _CacheCheck:
     def check_surplus(self) -> None:
         """Find files that nothing names.
 
-        Files that `gc` deletes are listed as left over. Directories of unfinished captures are
-        skipped.
+        Files that `gc` deletes are listed as left over. Directories in which a capture is
+        unfinished or under way are skipped.
         """
-        known = [path for path, _ in unnamed(self.cache)]
-        under_way = unfinished(self.cache, self.sealed)
+        parts = own_directories(self.sealed)
+        busy = [path for path in parts if is_captured(self.cache / path)]
+        known = [path for path, _ in unnamed(self.cache, busy=busy)]
+        under_way = [*unfinished(self.cache, self.sealed), *(self.cache / path for path in busy)]
         for path in known:
             self.structure.left_over.append(path.relative_to(self.cache).as_posix())
         for path in sorted(self.cache.rglob("*")):

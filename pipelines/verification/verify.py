@@ -17,7 +17,7 @@ from decant.pipelines.verification.repair import Repair
 from decant.pipelines.verification.structure import Problem, Structure, check_structure
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk.layout import PartLayout
-from decant.schemas.manifest.manifest import Manifest, Part
+from decant.schemas.manifest.manifest import Manifest, Part, read_manifest
 from decant.schemas.manifest.plan import PlannedTeacher, read_plan
 from decant.schemas.signals import AttentionSignal, HiddenSignal
 
@@ -49,10 +49,12 @@ def verify(path: Path, *, rows: int, teacher: str | None, memory: Path) -> Verif
 
     `teacher` says where the teacher is, if not where the plan has it. `memory` is the file that
     remembers hashes of the teacher's files. Damaged units are not compared. ValueError if the
-    directory is not a sealed cache.
+    directory is not a sealed cache, or if another command changed it meanwhile.
     """
     cache = open_cache(path)
     structure = check_structure(path, cache.manifest)
+    if structure.problems and read_manifest(path).cache_id != cache.manifest.cache_id:
+        raise ValueError(f"{path}: was changed while it was checked; run `verify` again")
     result = Verification(path, cache.manifest.cache_id, structure)
     if not rows or not cache.manifest.signals:
         return result  # no teacher has read a cache without signals

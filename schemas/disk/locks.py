@@ -67,6 +67,23 @@ def uncaptured(part: Path) -> Iterator[bool]:
         yield free
 
 
+def is_captured(part: Path) -> bool:
+    """Whether a capture of a part directory is under way. Works on read-only directories too."""
+    try:
+        descriptor = os.open(part / CAPTURE_LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _capture_file(part: Path) -> tuple[Path, Path]:
     """A directory that may be reached through links, and the lock file's path below it."""
     file = part / CAPTURE_LOCK

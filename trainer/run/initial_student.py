@@ -18,6 +18,7 @@ from decant.models.families import config_from_file
 from decant.models.numerics import dtype_named
 from decant.models.text.tokenizer import tokenizer_of
 from decant.schemas import Cache
+from decant.schemas.disk import inside
 from decant.trainer.config import Student
 
 INITIAL = "initial"
@@ -36,6 +37,7 @@ def initial_student(
         student = build_student(config, cache=cache, dtype=dtype, seed=seed)
         tokenizer = tokenizer_of(cache)
         partial = run / f".{INITIAL}.partial"
+        inside.remove(run, Path(partial.name))  # of a killed run, or a link to somewhere
         save_directory(student, partial, tokenizer.files())
         partial.rename(directory)
         del student  # It is whole on one device; the mesh loads it sharded.

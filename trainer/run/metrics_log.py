@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections import deque
 from pathlib import Path
@@ -66,7 +67,9 @@ class MetricsLog:
             lines = read_metrics(run)
             kept = [line for line in lines if after is not None and line["step"] <= after]
             write_bytes(path, "".join(_json(line) for line in kept).encode())
-        self._file = path.open("a", encoding="utf-8")
+        # A link in a run from elsewhere must not make us append to another file.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._file = os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8")
         self._events = EventFile(run, after=after)
         self._steps, self._as_json = steps, as_json
         self._console = Console(stderr=True, quiet=quiet)

@@ -116,3 +116,10 @@ def test_values_that_are_not_finite_give_no_event(tmp_path):
     shown = shown_by_tensorboard(tmp_path)
     assert "train/loss" not in shown
     assert shown["train/kl_loss"] == [(1, 1.0)]
+
+
+def test_a_link_in_the_place_of_the_metrics_is_not_followed(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match=r"metrics\.jsonl"):
+        MetricsLog(tmp_path, after=None, steps=9)
+    assert not (tmp_path / "elsewhere").exists()

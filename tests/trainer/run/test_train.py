@@ -420,6 +420,15 @@ def test_a_student_with_another_tokenizer_is_refused(cache, root, tmp_path):
         train(settings(cache, tmp_path / "run", source))
 
 
+def test_a_link_in_the_place_of_the_first_student_is_not_followed(cache, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.initial.partial").symlink_to(tmp_path / "home")
+    config = Student(init="scratch", hidden_size=16)
+    initial_student(config, cache=cache, run=tmp_path / "run", dtype="float32", seed=0)
+    assert list((tmp_path / "home").iterdir()) == []
+
+
 def test_a_student_from_scratch_takes_sizes_from_config_and_flags(cache, root, tmp_path):
     config = Student(
         init="scratch", config=root / "teacher" / "config.json", hidden_size=16, num_kv_heads=4
