@@ -25,7 +25,7 @@ LEVELS = {
         ["__main__"],
     ],
     "schemas": [
-        ["disk"],
+        ["disk", "host"],
         ["targets"],
         ["codecs"],
         ["signals"],

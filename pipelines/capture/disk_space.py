@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from decant.pipelines.calibration.signal_specs import least_bytes
+from decant.schemas.disk.sizes import size_text
 from decant.schemas.manifest.manifest import Unit
 from decant.schemas.signals import ArraySignal
 
@@ -24,10 +25,10 @@ def require_space(
     }
     free = free_bytes(cache)
     if sum(least.values()) > free:
-        sizes = ", ".join(f"{name} {size / 1e9:,.1f} GB" for name, size in least.items())
+        sizes = ", ".join(f"{name} {size_text(size)}" for name, size in least.items())
         raise ValueError(
-            f"{cache}: {free / 1e9:,.1f} GB free, but {rows:,} rows of {length} tokens take at "
-            f"least {sum(least.values()) / 1e9:,.1f} GB ({sizes}); ask for fewer layers or heads, "
+            f"{cache}: {size_text(free)} free, but {rows:,} rows of {length} tokens take at least "
+            f"{size_text(sum(least.values()))} ({sizes}); ask for fewer layers or heads, "
             "for narrower numbers (signals.hidden.dtype, signals.hidden.width), or for less text"
         )
 

@@ -5,7 +5,6 @@ a temporary directory; the results are scaled up. Nothing is written to the outp
 """
 
 import math
-import os
 import resource
 import sys
 import tempfile
@@ -29,6 +28,8 @@ from decant.pipelines.rows.tokenise import tokenise_here
 from decant.pipelines.teacher.batch_size import bytes_needed, device_bytes
 from decant.pipelines.teacher.outputs import OutputSpec
 from decant.schemas.disk.layout import LOGITS, ROWS, PartLayout, part_layout
+from decant.schemas.disk.sizes import size_text
+from decant.schemas.host import memory_bytes
 from decant.schemas.manifest.manifest import Unit
 from decant.schemas.manifest.plan import PlannedRows
 from decant.schemas.signals import LogitsSignal
@@ -83,7 +84,7 @@ class Estimate:
     host_bytes: int = 0
     """Largest resident size of this process during the trial, plus the buffers of a full unit."""
     host_has: int = 0
-    """Memory of this host, bytes."""
+    """Memory of this host, or of the container that this process runs in, bytes."""
     disk_free: int = 0
     """Free bytes on the output's disk."""
     problems: list[str] = field(default_factory=list)
@@ -213,12 +214,12 @@ def _add_limits(result: Estimate, output: Path) -> None:
     """Add the memory and disk that there is, and a problem for each that is too small."""
     result.disk_free = free_bytes(output)
     result.device_has = device_bytes()
-    result.host_has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    result.host_has = memory_bytes()
     for what, needed, has in (
         (f"free on the disk of {output}", result.bytes, result.disk_free),
         ("each device's memory", result.device_bytes, result.device_has),
-        ("this host's memory", result.host_bytes, result.host_has),
+        ("the memory of this host or container", result.host_bytes, result.host_has),
     ):
         if needed > has:
-            sizes = f"{has / 1e9:,.2f} GB, the capture takes about {needed / 1e9:,.2f} GB"
+            sizes = f"{size_text(has)}, the capture takes about {size_text(needed)}"
             result.problems.append(f"{what}: {sizes}")

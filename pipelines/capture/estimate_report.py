@@ -5,40 +5,35 @@ from rich.console import Console
 from rich.table import Table
 
 from decant.pipelines.capture.estimate import Estimate
+from decant.schemas.disk.sizes import size_text
 
 
 def print_estimate(total: Estimate, console: Console) -> None:
     """Print counts, a table of signals, time, memory, and each reason why it will not fit."""
     console.print(
-        f"{total.sources:,} files, {_size(total.source_bytes)} ({_size(total.tokenised_bytes)} "
-        f"were tokenised): {total.rows:,} rows, {total.heldout_rows:,} of them held out, "
+        f"{total.sources:,} files, {size_text(total.source_bytes)} "
+        f"({size_text(total.tokenised_bytes)} were tokenised): {total.rows:,} rows, "
+        f"{total.heldout_rows:,} of them held out, "
         f"{total.tokens:,} tokens, {total.units:,} units of {total.unit_rows:,} rows"
     )
     table = Table("signal", "files", "bytes", "a token", box=SIMPLE_HEAD)
     for name, cost in total.signals.items():
         each = f"{cost.bytes / total.tokens:,.1f}"
-        table.add_row(name, f"{cost.files:,}", _size(cost.bytes), each)
+        table.add_row(name, f"{cost.files:,}", size_text(cost.bytes), each)
     each = f"{total.bytes / total.tokens:,.1f}"
-    table.add_row("with commits", f"{total.files:,}", _size(total.bytes), each)
+    table.add_row("with commits", f"{total.files:,}", size_text(total.bytes), each)
     console.print(table)
     console.print(
         f"tokenising {_time(total.tokenise_hours)}, capture {_time(total.capture_hours)} at "
         f"{total.tokens_a_second:,.0f} tokens/s, as {total.measured_rows} rows took here"
     )
     console.print(
-        f"memory: batches of {total.batch_rows} rows take {_size(total.device_bytes)} of each "
-        f"device's {_size(total.device_has)}; this host {_size(total.host_bytes)} of "
-        f"{_size(total.host_has)}; disk free: {_size(total.disk_free)}"
+        f"memory: batches of {total.batch_rows} rows take {size_text(total.device_bytes)} of each "
+        f"device's {size_text(total.device_has)}; this host {size_text(total.host_bytes)} of "
+        f"{size_text(total.host_has)}; disk free: {size_text(total.disk_free)}"
     )
     for problem in total.problems:
         console.print(f"it will not fit: {problem}")
-
-
-def _size(size: int) -> str:
-    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
-        if size >= unit:
-            return f"{size / unit:,.1f} {name}"
-    return f"{size / 1e3:,.1f} kB"
 
 
 def _time(hours: float) -> str:

@@ -1,7 +1,6 @@
 """The tokenise job: all documents of a corpus to rows on disk, each distinct document once."""
 
 import contextlib
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
@@ -28,6 +27,7 @@ from decant.schemas.disk.array_record import as_json
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.disk.layout import ROWS, PartLayout, cache_of
 from decant.schemas.disk.steps import Step
+from decant.schemas.host import cores
 from decant.schemas.manifest.manifest import SPLITS, Skipped, Source, Unit, unit_from_json
 from decant.schemas.manifest.plan import PlannedRows, planned_rows_from_json
 
@@ -37,18 +37,13 @@ _BYTES_A_PROCESS = 32 << 20  # starting a process takes as long as tokenising th
 def local_processes(asked: int | None, sources: Sequence[SourceFile], *, runner: str) -> int:
     """Number of processes of this machine that tokenise; 1 if the Beam runner has its own workers.
 
-    `asked` is the setting `tokenise_workers`. If it is None, there is one process per core, but at
-    most one per 32 MiB of text.
+    `asked` is the setting `tokenise_workers`. If it is None, there is one process per core that
+    the host or container allows, but at most one per 32 MiB of text.
     """
     if runner != IN_PROCESS:
         return 1
     size = sum(source.bytes for source in sources)
-    return asked or max(1, min(_cores(), size // _BYTES_A_PROCESS))
-
-
-def _cores() -> int:
-    """Number of cores that this process may use; in a container it may be less than all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return asked or max(1, min(cores(), size // _BYTES_A_PROCESS))
 
 
 def tokenise(

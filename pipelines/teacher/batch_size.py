@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 from functools import partial
 
 import jax
@@ -19,6 +18,7 @@ from decant.pipelines.teacher.outputs import OutputSpec
 from decant.pipelines.teacher.placement import model_copies, planned_mesh
 from decant.pipelines.teacher.programs import batch_targets, forward
 from decant.pipelines.teacher.sharded_head import Head
+from decant.schemas.host import memory_bytes
 from decant.schemas.manifest.plan import PlannedTeacher, TeacherMesh
 
 _USABLE_SHARE = 0.9
@@ -102,13 +102,15 @@ def bytes_needed(planned: PlannedTeacher, spec: OutputSpec) -> int:
 
 
 def device_bytes() -> int:
-    """Bytes of memory of one device; if the backend does not tell, its share of the host's."""
+    """Bytes of memory of one device; if the backend does not tell, its share of the host's.
+
+    In a container, its share of the container's.
+    """
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
-    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return host // jax.local_device_count()
+    return memory_bytes() // jax.local_device_count()
 
 
 def _all_bytes(compiled: jax.stages.Compiled) -> int:

@@ -4,12 +4,12 @@ TensorStore aborts a process that forks after importing it; start processes with
 """
 
 import functools
-import os
 from typing import Any
 
 import tensorstore
 
 from decant.schemas.arrays.spec import ArraySpec, metadata
+from decant.schemas.host import cores
 
 _INDEX_CACHE_BYTES = 64 << 20
 
@@ -38,7 +38,7 @@ def open_array(kvstore: dict[str, str], spec: ArraySpec, *, context: Any) -> Any
 @functools.cache
 def shared_context() -> Any:
     """The TensorStore context with the limits that all arrays of a process share."""
-    processors = os.cpu_count() or 1
+    processors = cores()
     return tensorstore.Context(
         {
             # No cache of rows: each epoch has another order, so it would not help, and it would

@@ -284,6 +284,6 @@ def test_arrays_that_cannot_fit_the_disk_are_refused_before_the_teacher_runs(roo
         return type("Usage", (), {"free": free})
 
     monkeypatch.setattr("decant.pipelines.capture.disk_space.shutil.disk_usage", usage)
-    with pytest.raises(ValueError, match=r"0\.0 GB free, but 101 rows .*\(hidden/1 0\.0 GB"):
+    with pytest.raises(ValueError, match=r"50\.0 kB free, but 101 rows .*\(hidden/1 277\.2 kB"):
         precompute(tiny_settings(root, output=root / "full", hidden=Hidden(layers=(1,))))
     assert not (root / "full/parts/0000/plan.json").exists()
