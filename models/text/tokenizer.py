@@ -22,6 +22,7 @@ from decant.models.text.named_templates import (
     named_templates,
     template_files,
 )
+from decant.models.text.token_rules import Rules, difference, token_rules
 from decant.schemas import Cache
 
 DEFINITION = "tokenizer.json"
@@ -125,16 +126,38 @@ class Tokenizer:
         return self._special_id("bos_token", settings) if adds else None
 
     @cached_property
-    def digest(self) -> str:
-        """Sha-256 of everything that decides ids: the definition, BOS and EOS.
+    def _rules(self) -> Rules:
+        return token_rules(self._definition, self._backend)
 
-        It hashes canonical JSON, so the formatting of the files does not matter.
+    def difference(self, other: Tokenizer) -> str | None:
+        """The first rule by which the ids of a text may differ; None if they cannot.
+
+        BOS, EOS and the chat template are no part of a text.
         """
+        names = (self._where, other._where)
+        return difference(self._rules, other._rules, names=names)
+
+    @cached_property
+    def digest(self) -> str:
+        """Sha-256 of everything that decides the ids of documents: the rules, BOS and EOS.
+
+        The spelling of the files does not matter.
+        """
+        facts = {"rules": self._rules, "bos": self.bos_id, "eos": self.eos_id}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def digest_before_0_8(self) -> str:
+        """The digest that releases before 0.8 recorded, over the definition as it is spelt."""
         outside = ("truncation", "padding", "version")
         rules = {k: v for k, v in self._definition.items() if k not in outside}
-        # Older releases took BOS from the settings alone.
+        # They took BOS from the settings alone.
         facts = {"definition": rules, "bos": self._bos_id(self._settings), "eos": self.eos_id}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def known_as(self, digest: str) -> bool:
+        """Whether this or an older release recorded this tokenizer as `digest`."""
+        return digest in (self.digest, self.digest_before_0_8)
 
     def chat_template(self, *, date: str | None = None) -> ChatTemplate | None:
         """The template that renders chats, or None. `date`: the day that its clock shows.
@@ -210,12 +233,12 @@ def tokenizer_of(cache: Cache) -> Tokenizer:
             if name in FILES or is_template_file(name)
         }
         tokenizer = Tokenizer(files, where=str(path))
-        digest = tokenizer.digest
+        known = tokenizer.known_as(cache.manifest.tokenizer)
     except (FileNotFoundError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: the tokenizer of this cache is damaged: {error}") from error
-    if digest != cache.manifest.tokenizer:
+    if not known:
         raise ValueError(
-            f"{path}: tokenizer {digest[:12]}, but {cache.path} was captured with "
+            f"{path}: tokenizer {tokenizer.digest[:12]}, but {cache.path} was captured with "
             f"{cache.manifest.tokenizer[:12]}; its files were damaged or replaced. Copy the "
             "teacher's tokenizer files there"
         )

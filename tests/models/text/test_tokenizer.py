@@ -100,7 +100,8 @@ def test_the_digest_ignores_formatting_and_sees_everything_that_changes_ids():
     settings = json.loads(files["tokenizer_config.json"]) | {"add_bos_token": True}
     with_bos = files | {"tokenizer_config.json": json.dumps(settings).encode()}
     others.append(Tokenizer(with_bos, where=""))
-    assert len({tokenizer.digest, *(other.digest for other in others)}) == 6
+    assert others[-1].digest == others[2].digest  # the post-processor or the settings say so
+    assert len({tokenizer.digest, *(other.digest for other in others)}) == 5
 
 
 def test_an_unknown_pre_tokenizer_is_an_error_that_names_it():
