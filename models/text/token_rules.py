@@ -9,6 +9,7 @@ rule remain two.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -177,12 +178,14 @@ def _spellings(rules: Rules) -> dict[int, str]:
 def _first_difference(ours: Any, theirs: Any) -> tuple[Any, Any]:
     """The first items that differ, of two lists or two mappings."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        ours, theirs = ([[k, v] for k, v in sorted(each.items())] for each in (ours, theirs))
-    if not (isinstance(ours, list) and isinstance(theirs, list)):
-        return ours, theirs
-    at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
-    at = min(len(ours), len(theirs)) if at is None else at
-    return (ours[at] if at < len(ours) else None), (theirs[at] if at < len(theirs) else None)
+        for key in sorted(ours.keys() | theirs.keys()):
+            if ours.get(key) != theirs.get(key):
+                one, other = ({key: each[key]} if key in each else None for each in (ours, theirs))
+                return one, other
+    pairs = itertools.zip_longest(
+        *(each if isinstance(each, list) else [] for each in (ours, theirs))
+    )
+    return next((pair for pair in pairs if pair[0] != pair[1]), (ours, theirs))
 
 
 def _shown(value: Any) -> str:

@@ -15,6 +15,7 @@ from decant.pipelines.calibration.signal_specs import describe_arrays
 from decant.pipelines.capture.addition import Adding, add_signals, lacking_signals
 from decant.pipelines.capture.part import PartCapture
 from decant.pipelines.capture.part_directories import assign_files, sealed_manifest
+from decant.pipelines.capture.recorded_tokenizer import recorded_digest
 from decant.pipelines.capture.seal import clean, seal
 from decant.pipelines.capture.step_inputs import corpus_sources
 from decant.pipelines.config import Precompute
@@ -46,17 +47,30 @@ class Capture:
         self.teacher = open_teacher(config.teacher, plan=part_layout(self.cache, 0).plan)
         check_settings(config, self.teacher.checkpoint, vocabulary=self.teacher.vocabulary)
         sources, skipped = corpus_sources(config.corpus)
-        self.parts: list[PartCapture] = []
-        for directory in assign_files(self.cache, self.manifest, sources):
-            part = PartCapture(
-                config,
-                directory,
-                teacher=self.teacher,
-                before=self.parts,
-                skipped=skipped,
-                console=console,
-            )
-            self.parts.append(part)
+        directories = assign_files(self.cache, self.manifest, sources)
+
+        def parts_by(tokenizer: str) -> list[PartCapture]:
+            parts: list[PartCapture] = []
+            for directory in directories:
+                part = PartCapture(
+                    config,
+                    directory,
+                    teacher=self.teacher,
+                    tokenizer=tokenizer,
+                    before=parts,
+                    skipped=skipped,
+                    console=console,
+                )
+                parts.append(part)
+            return parts
+
+        tokenizer = self.teacher.tokenizer
+        self.parts = parts_by(recorded_digest(self.cache, self.manifest, tokenizer))
+        first = self.parts[0]
+        if first.directory.begun and not (self.manifest or first.layout.plan.exists()):
+            # Not calibrated yet, so that only the request tells which release began the cache.
+            older = parts_by(tokenizer.digest_before_0_8)
+            self.parts = older if older[0].has_claim else self.parts
 
     def run(self) -> Manifest:
         """Finish begun parts, add the signals that sealed parts lack, then capture new files."""

@@ -31,6 +31,7 @@ from decant.pipelines.rows.tokenise import local_processes, tokenise
 from decant.pipelines.runners.run_pipeline import Build, run_pipeline
 from decant.pipelines.teacher.opened import OpenedTeacher
 from decant.schemas.disk.array_record import require_file
+from decant.schemas.disk.atomic import read_json
 from decant.schemas.disk.layout import ROWS, PartLayout
 from decant.schemas.disk.locks import capturing, changing
 from decant.schemas.manifest.manifest import Manifest, Part, Skipped, Source
@@ -54,15 +55,18 @@ class PartCapture:
         directory: PartDirectory,
         *,
         teacher: OpenedTeacher,
+        tokenizer: str,
         before: Sequence["PartCapture"] = (),
         skipped: Sequence[Skipped] = (),
         console: Console,
     ):
-        """`before` are the captures of the cache's earlier part directories, in order. `skipped`
-        are paths of the corpus that cannot be read."""
+        """`tokenizer` is the digest by which the cache knows the teacher's. `before` are the
+        captures of the cache's earlier part directories, in order. `skipped` are paths of the
+        corpus that cannot be read."""
         self.config = config
         self.directory = directory
         self.teacher = teacher
+        self.tokenizer = tokenizer
         self.before = tuple(before)
         self.skipped = tuple(skipped)
         self.console = console
@@ -98,7 +102,7 @@ class PartCapture:
         return identify_rows(
             self.corpus,
             self.sources,
-            self.teacher.tokenizer,
+            tokenizer=self.tokenizer,
             template=template,
             after=[earlier.rows_id for earlier in self.before],
         )
@@ -106,6 +110,12 @@ class PartCapture:
     def arrays(self, *, unit_rows: int) -> dict[str, ArraySignal]:
         """The array signals asked for, by name, still without a signal_id."""
         return array_signals(self.config, self.teacher, unit_rows=unit_rows)
+
+    @property
+    def has_claim(self) -> bool:
+        """Whether the directory is bound to the rows of these settings."""
+        request = self.layout.request
+        return request.exists() and read_json(request).get("corpus") == self._request_rows()
 
     def claim(self, *, sealed: bool) -> None:
         """Bind the directory to the settings. ValueError if it is bound to other ones.
@@ -189,7 +199,14 @@ class PartCapture:
 
     def _calibrate(self, rows: PlannedRows, known: Mapping[str, KnownDirections]) -> None:
         self.console.print(f"calibrate: running {self.teacher.checkpoint.name} on a sample")
-        job = calibrate_job(self.config, self.teacher, rows, part=self.layout, known=known)
+        job = calibrate_job(
+            self.config,
+            self.teacher,
+            rows,
+            tokenizer=self.tokenizer,
+            part=self.layout,
+            known=known,
+        )
         self.run_beam(
             lambda pipeline: (
                 pipeline | beam.Create([job]) | "Calibrate" >> beam.Map(with_teacher, calibrate)
@@ -203,14 +220,19 @@ class PartCapture:
 
     def _request(self) -> dict:
         """The settings that decide the part's content, worded for the error that shows them."""
-        size = sum(source.bytes for source in self.sources)
         return {
-            "corpus": f"{len(self.sources)} files, {size:,} bytes, rows of "
-            f"{self.config.corpus.sequence_length} (rows_id {self.rows_id[:12]})",
+            "corpus": self._request_rows(),
             "teacher": f"{self.teacher.checkpoint.title}, {self.config.teacher.dtype} "
             f"(teacher_id {self.teacher.teacher_id[:12]})",
             "logits": self.config.signals.logits.settings(),
         }
+
+    def _request_rows(self) -> str:
+        size = sum(source.bytes for source in self.sources)
+        return (
+            f"{len(self.sources)} files, {size:,} bytes, rows of "
+            f"{self.config.corpus.sequence_length} (rows_id {self.rows_id[:12]})"
+        )
 
     def _request_arrays(self) -> dict:
         """Settings of the other signals; they bind the directory only until it is sealed."""

@@ -45,7 +45,7 @@ def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manife
         missing=f"there is no chat template in {like.tokenizer_path}; give the documents as prompt "
         "and completion",
     )
-    rows_id = identify_rows(corpus, sources, tokenizer, template=template)
+    rows_id = identify_rows(corpus, sources, tokenizer=like.manifest.tokenizer, template=template)
     request = {
         "corpus": f"{len(sources)} files, rows of {corpus.sequence_length} without a teacher "
         f"(rows_id {rows_id[:12]})"

@@ -77,12 +77,12 @@ def chat_template(
 def identify_rows(
     corpus: Corpus,
     sources: Sequence[SourceFile],
-    tokenizer: Tokenizer,
     *,
+    tokenizer: str,
     template: ChatTemplate | None,
     after: Sequence[str] = (),
 ) -> str:
-    """rows_id of all rows of `sources`; `corpus` is decided.
+    """rows_id of all rows of `sources`; `corpus` is decided, `tokenizer` is a digest.
 
     `after` holds the rows_ids of earlier parts, whose documents are left out of this one.
     """
@@ -90,7 +90,7 @@ def identify_rows(
     if after:
         rules["after"] = list(after)
     return rows_id(
-        tokenizer=tokenizer.digest,
+        tokenizer=tokenizer,
         rules=rules,
         sources=[(source.name, source.sha256) for source in sources],
     )
@@ -127,13 +127,17 @@ def calibrate_job(
     teacher: OpenedTeacher,
     rows: PlannedRows,
     *,
+    tokenizer: str,
     part: PartLayout,
     known: Mapping[str, KnownDirections],
 ) -> CalibrateJob:
-    """The job that calibrates `teacher` on `rows` and writes the plan of `part`."""
+    """The job that calibrates `teacher` on `rows` and writes the plan of `part`.
+
+    `tokenizer` is the digest that the plan records.
+    """
     return CalibrateJob(
         part=part.root.absolute(),
-        tokenizer=teacher.tokenizer.digest,
+        tokenizer=tokenizer,
         rows=rows,
         teacher=dataclasses.replace(config.teacher, model=teacher.model),
         model=teacher.checkpoint.config,

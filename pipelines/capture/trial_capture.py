@@ -64,7 +64,15 @@ class TrialCapture:
     def run(self) -> None:
         """Calibrate on some rows, then capture others and measure the time."""
         rows = self._choose_rows()
-        calibrate(calibrate_job(self._config, self._teacher, rows, part=self.part, known={}))
+        job = calibrate_job(
+            self._config,
+            self._teacher,
+            rows,
+            tokenizer=self._teacher.tokenizer.digest,
+            part=self.part,
+            known={},
+        )
+        calibrate(job)
         self.plan = read_plan(self.part.plan)
         capture_unit(0, self.part.root, self.part.plan)  # compiles the programs
         for name in self.plan.signals:

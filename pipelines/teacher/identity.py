@@ -6,6 +6,7 @@ from pathlib import Path
 from decant.models import Checkpoint, open_checkpoint
 from decant.models.checkpoints.checkpoint import Quantize
 from decant.models.numerics import dtype_named, precision_for
+from decant.models.text.tokenizer import tokenizer_of
 from decant.schemas import Cache
 from decant.schemas.disk.identity import remembered_sha256s, teacher_id
 from decant.schemas.manifest.manifest import Part
@@ -69,10 +70,9 @@ def open_teacher_of(
             f"{place}: teacher_id {own_id[:12]} ({planned.dtype}), but {name} of {cache.path} was "
             f"captured by {expected[:12]}. Point --teacher at the checkpoint that made the cache."
         )
-    tokenizer = checkpoint.tokenizer().digest
-    if tokenizer != cache.manifest.tokenizer:
+    if why := tokenizer_of(cache).difference(checkpoint.tokenizer()):
         raise ValueError(
-            f"{place}: tokenizer {tokenizer[:12]}, but the rows of {cache.path} have token ids of "
-            f"{cache.manifest.tokenizer[:12]}: the teacher read them as other text. Capture again."
+            f"{place}: its tokenizer is not that of {cache.path}, so the teacher read the rows as "
+            f"other text. {why}. Capture again."
         )
     return checkpoint

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from decant.models.text.tokenizer import Tokenizer, tokenizer_of
 from decant.pipelines.upkeep.remove import without_signals
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk.atomic import write_bytes
@@ -135,8 +136,9 @@ def _require_alike(first: Cache, other: Cache) -> None:
 
 def _differences(first: Cache, other: Cache) -> Iterator[tuple[str, Any, Any]]:
     a, b = first.manifest, other.manifest
+    if a.tokenizer != b.tokenizer:
+        yield from _tokenizer_differences(tokenizer_of(first), tokenizer_of(other))
     for what, ours, theirs in (
-        ("tokenizer", a.tokenizer[:12], b.tokenizer[:12]),
         ("tokens a row", a.sequence_length, b.sequence_length),
         ("vocabulary", a.vocabulary_size, b.vocabulary_size),
     ):
@@ -147,6 +149,17 @@ def _differences(first: Cache, other: Cache) -> Iterator[tuple[str, Any, Any]]:
         for field in sorted(ours.keys() | theirs.keys()):
             if ours.get(field) != theirs.get(field):
                 yield f"{field} of {name}", ours.get(field), theirs.get(field)
+
+
+def _tokenizer_differences(first: Tokenizer, other: Tokenizer) -> Iterator[tuple[str, Any, Any]]:
+    if why := first.difference(other):
+        yield f"tokenizer ({why})", first.digest[:12], other.digest[:12]
+    for what, ours, theirs in (
+        ("first id of a document", first.bos_id, other.bos_id),
+        ("last id of a document", first.eos_id, other.eos_id),
+    ):
+        if ours != theirs:
+            yield what, ours, theirs
 
 
 def _settings(manifest: Manifest, name: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from decant.models.text.tokenizer import tokenizer_of
 from decant.schemas import BETAS, Cache, open_cache
 from decant.schemas.signals import AttentionSignal, HiddenSignal
 from decant.schemas.targets.targets import nodes_of
@@ -89,7 +90,7 @@ def caches_with_targets(caches: Sequence[Cache]) -> list[Cache]:
 def check_mixture(cache: Cache, others: Sequence[Cache], *, loss: Loss, pairs: Pairs) -> None:
     """ValueError if one of `others` cannot be mixed with the main cache for this loss."""
     for other in others:
-        for field in ("tokenizer", "vocabulary_size", "sequence_length"):
+        for field in ("vocabulary_size", "sequence_length"):
             here, there = getattr(cache.manifest, field), getattr(other.manifest, field)
             if here != there:
                 raise ValueError(
@@ -97,6 +98,12 @@ def check_mixture(cache: Cache, others: Sequence[Cache], *, loss: Loss, pairs: P
                     f"{here}; one batch cannot hold rows of both. Capture with the same tokenizer "
                     "and --corpus.sequence-length"
                 )
+        same = other.manifest.tokenizer == cache.manifest.tokenizer
+        if why := None if same else tokenizer_of(cache).difference(tokenizer_of(other)):
+            raise ValueError(
+                f"{other.path}: captured with another tokenizer than {cache.path}; one batch "
+                f"cannot hold rows of both. {why}. Capture with the same tokenizer"
+            )
     for other in caches_with_targets(others):
         check_targets(other, loss=loss)
         for name in pairs.signals:

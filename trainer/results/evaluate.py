@@ -17,6 +17,7 @@ from rich.table import Table
 
 from decant.models import Checkpoint, open_checkpoint
 from decant.models.mesh.sharding import replicate, student_mesh
+from decant.models.text.tokenizer import tokenizer_of
 from decant.schemas import Cache
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.records.rows import next_tokens
@@ -201,10 +202,8 @@ def _initial(run: Path) -> Checkpoint:
 def _check_student(student: Checkpoint, cache: Cache, *, run: Path) -> None:
     """ValueError unless the student has the cache's tokenizer, token ids and positions."""
     check_covers_cache(student.config, cache=cache, name=f"the student of {run}")
-    ours = student.tokenizer().digest
-    if ours != cache.manifest.tokenizer:
+    if why := tokenizer_of(cache).difference(student.tokenizer()):
         raise ValueError(
-            f"{cache.path}: captured with tokenizer {cache.manifest.tokenizer[:12]}, but the "
-            f"student of {run} uses {ours[:12]}; token ids would not line up. Evaluate it on a "
-            "cache captured with its tokenizer"
+            f"{cache.path}: captured with another tokenizer than the student of {run} has; token "
+            f"ids would not line up. {why}. Evaluate it on a cache captured with its tokenizer"
         )

@@ -125,13 +125,12 @@ def check_covers_cache(model: ModelConfig, *, cache: Cache, name: str) -> None:
 
 
 def _check_tokenizer(source: Checkpoint, cache: Cache) -> None:
-    ours = source.tokenizer().digest
-    if ours != cache.manifest.tokenizer:
+    if why := tokenizer_of(cache).difference(source.tokenizer()):
         raise ValueError(
-            f"{cache.path}: captured with tokenizer {cache.manifest.tokenizer[:12]}, but "
-            f"student.source {source.name!r} uses {ours[:12]}; token ids would not line up. "
-            f"Use a source with the tokenizer in {cache.tokenizer_path}, train from scratch, or "
-            "capture again with a teacher that has the student's tokenizer"
+            f"{cache.path}: captured with another tokenizer than student.source {source.name!r} "
+            f"has; token ids would not line up. {why}. Use a source with the tokenizer in "
+            f"{cache.tokenizer_path}, train from scratch, or capture again with a teacher that has "
+            "the student's tokenizer"
         )
 
 

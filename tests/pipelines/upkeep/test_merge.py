@@ -1,12 +1,14 @@
 """`merge`: the merged cache reads as its parts do, copies nothing and notices changes."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from decant.models.text.tokenizer import Tokenizer, tokenizer_of
 from decant.pipelines.__main__ import main
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.teacher.identity import digest_memory
@@ -130,7 +132,6 @@ def test_parts_that_share_some_rows_are_refused(place):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"tokenizer": "f" * 64}, r"tokenizer: [0-9a-f]{12}, and ffffffffffff"),
         ({"sequence_length": 32}, "tokens a row: 64, and 32"),
         ({"teacher_id": "e" * 64}, r"teacher_id of logits: [0-9a-f]{12}, and eeeeeeeeeeee"),
         ({"k": 4}, "k of logits: 8, and 4"),
@@ -147,6 +148,32 @@ def test_caches_that_do_not_match_are_refused_naming_both_sides(place, change, n
     write_manifest(place / "two", other, replaces=manifest.cache_id)
     with pytest.raises(ValueError, match=rf"one and .*two cannot be one cache:\n(.*\n)*  {named}"):
         merge(place / "more", [place / "one", place / "two"])
+
+
+def respelt(place, **changes):
+    """Change the tokenizer of the cache "two": `changes` replace fields of its model."""
+    manifest, file = read_manifest(place / "two"), place / "two" / "tokenizer" / "tokenizer.json"
+    definition = json.loads(file.read_text())
+    definition["model"] |= changes
+    file.write_text(json.dumps(definition, indent=1))
+    digest = Tokenizer.from_files(file.parent).digest_before_0_8
+    other = dataclasses.replace(manifest, tokenizer=digest)
+    write_manifest(place / "two", other, replaces=manifest.cache_id)
+    return definition["model"]
+
+
+def test_caches_of_other_tokenizers_are_refused_by_what_differs(place):
+    respelt(place, merges=[])
+    with pytest.raises(ValueError, match=r"cannot be one cache:\n  tokenizer \(id 257: 'a.*' in "):
+        merge(place / "more", [place / "one", place / "two"])
+
+
+def test_a_cache_that_spells_its_tokenizer_otherwise_fits_one_of_this_release(place):
+    """As releases before 0.8 recorded it: by the spelling of its files."""
+    respelt(place, ignore_merges=False)
+    assert read_manifest(place / "one").tokenizer != read_manifest(place / "two").tokenizer
+    merge(place / "more", [place / "one", place / "two"])
+    assert tokenizer_of(open_cache(place / "more")).digest == read_manifest(place / "one").tokenizer
 
 
 def test_caches_may_differ_in_rows_per_shard_file(place):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.capture.rows_only import tokenise_only
 from decant.pipelines.config import Corpus, Tokenise
 from decant.schemas import Cache, open_cache
@@ -19,7 +20,7 @@ from decant.trainer.data.mixture import MixtureReader, Turns, check_mixture, ope
 from decant.trainer.loss.layer_pairs import HiddenPair, Pairs
 from decant.trainer.run.metrics_log import read_metrics
 from decant.trainer.run.train import train
-from tests.making.caches import write_corpus
+from tests.making.caches import tokenizer_files, write_corpus
 
 
 class FakeCache(Cache):
@@ -201,7 +202,6 @@ def hidden(**changes):
 @pytest.mark.parametrize(
     ("other", "loss", "message"),
     [
-        ({"tokenizer": "other"}, {}, "tokenizer other, but main has tok"),
         ({"vocabulary_size": 8}, {}, "vocabulary size 8, but main has 9"),
         ({"sequence_length": 8}, {}, "sequence length 8, but main has 4"),
         ({}, {"tail": "sampled"}, "o: captured without draws"),
@@ -220,6 +220,29 @@ def test_caches_that_do_not_fit_each_other_are_refused_by_name(other, loss, mess
     check_mixture(
         main, [fits, FakeCache("text", logits=False)], loss=Loss(tail="bucket"), pairs=pairs
     )
+
+
+def with_tokenizer(name, **changes):
+    """A cache that has the files of a tokenizer: `changes` replace fields of its model."""
+    cache, files = FakeCache(name), tokenizer_files(300)
+    definition = json.loads(files["tokenizer.json"])
+    definition["model"] |= changes
+    cache.tokenizer_path = Path(name)
+    files["tokenizer.json"] = json.dumps(definition).encode()
+    cache.tokenizer_files = lambda: files
+    cache.manifest.tokenizer = Tokenizer(files, where=name).digest_before_0_8
+    return cache
+
+
+def test_another_tokenizer_is_refused_by_what_differs_but_another_spelling_is_not():
+    main, loss = with_tokenizer("main"), Loss(tail="bucket")
+    model = json.loads(tokenizer_files(300)["tokenizer.json"])["model"]
+    spelt = with_tokenizer("o", merges=[" ".join(pair) for pair in model["merges"]])
+    assert spelt.manifest.tokenizer != main.manifest.tokenizer
+    check_mixture(main, [spelt], loss=loss, pairs=Pairs())
+    fewer = with_tokenizer("o", merges=model["merges"][:-1])
+    with pytest.raises(ValueError, match=r"o: captured with another tokenizer than main; .*: id 2"):
+        check_mixture(main, [fewer], loss=loss, pairs=Pairs())
 
 
 def test_states_along_other_directions_are_refused():
