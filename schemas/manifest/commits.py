@@ -16,6 +16,7 @@ from decant.schemas.disk.identity import digest
 from decant.schemas.disk.layout import PartLayout
 from decant.schemas.disk.names import require_names, require_unit_numbers
 from decant.schemas.disk.shards import Shard
+from decant.schemas.manifest import bounds
 
 
 @dataclass(frozen=True)
@@ -93,4 +94,9 @@ def _commit_from_json(value: dict[str, Any]) -> Commit:
         "skipped_rows": tuple(value["skipped_rows"]),
         "shards": shards,
     }
-    return Commit(**{**value, **fields})
+    commit = Commit(**{**value, **fields})
+    bounds.require_sha256("signal_id", commit.signal_id)
+    bounds.require_entry("the unit", commit.file)
+    bounds.require_offsets("skipped_rows", commit.skipped_rows, bounds.ROWS)
+    bounds.require_number("draws_near_edge", commit.draws_near_edge, 0, bounds.BYTES)
+    return commit

@@ -5,7 +5,7 @@ A writer replaces it by compare-and-swap on the `cache_id` that it had read.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from decant.schemas.disk.layout import JOURNAL, LOGITS, MANIFEST, ROWS
 from decant.schemas.disk.locks import changing
 from decant.schemas.disk.names import require_names, require_unit_numbers
 from decant.schemas.disk.steps import Step
+from decant.schemas.manifest import bounds
 from decant.schemas.signals import LogitsSignal, Signal, signal_from_json
 
 FORMAT = "decant-cache"
@@ -303,5 +304,67 @@ def _part_from_json(value: dict[str, Any]) -> Part:
 
 
 def manifest_from_json(value: dict[str, Any]) -> Manifest:
-    """The manifest from the result of `manifest_to_json`, without its version."""
-    return Manifest(**{**value, "parts": tuple(_part_from_json(p) for p in value["parts"])})
+    """The manifest from the result of `manifest_to_json`, without its version.
+
+    ValueError, KeyError, TypeError or AttributeError if it is not one.
+    """
+    manifest = Manifest(**{**value, "parts": tuple(_part_from_json(p) for p in value["parts"])})
+    length, vocabulary = manifest.sequence_length, manifest.vocabulary_size
+    bounds.require_number("sequence_length", length, 1, bounds.POSITIONS)
+    bounds.require_number("vocabulary_size", vocabulary, 1, bounds.POSITIONS)
+    bounds.require_sha256("tokenizer", manifest.tokenizer)
+    if manifest.cache_id != "":
+        bounds.require_sha256("cache_id", manifest.cache_id)
+    for part in manifest.parts:
+        _require_part(part, length=length, vocabulary=vocabulary)
+    return manifest
+
+
+def _require_part(part: Part, *, length: int, vocabulary: int) -> None:
+    bounds.require_sha256("rows_id", part.rows_id)
+    if part.plan_sha256 != "":
+        bounds.require_sha256("plan_sha256", part.plan_sha256)
+    bounds.require_number("unit_rows", part.unit_rows, 1, bounds.ROWS)
+    bounds.require_number("duplicates", part.duplicates, 0, bounds.BYTES)
+    bounds.require_number("planned_units", part.planned_units, 0, bounds.UNITS)
+    for name, signal in part.signals.items():
+        bounds.require_signal(name, signal, vocabulary=vocabulary)
+    bounds.require_hashes("statistics", part.statistics)
+    require_sources(part.sources)
+    if len(part.unit_numbers) != len(part.units):
+        raise ValueError(f"{len(part.numbers)} numbers of {len(part.units)} units")
+    if part.planned_units and max(part.unit_numbers, default=0) >= part.planned_units:
+        raise ValueError(f"a unit has a number beyond the {part.planned_units} of its plan")
+    for unit in part.units:
+        require_unit(unit, signals=part.signals, most=part.unit_rows, length=length)
+    for place in part.forgotten:
+        bounds.require_number("forgotten source", place.source, 0, len(part.sources) - 1)
+        if place.document is not None:
+            bounds.require_number("forgotten document", place.document, 0, bounds.BYTES)
+    rows = {number: unit.rows for number, unit in part.numbered_units}
+    for number, offset in part.forgotten_rows:
+        bounds.require_one_of("unit of a forgotten row", number, rows)
+        bounds.require_number("offset of a forgotten row", offset, 0, rows[number] - 1)
+
+
+def require_sources(sources: Sequence[Source]) -> None:
+    """ValueError unless sources have names and hashes."""
+    for source in sources:
+        bounds.require_text("name of a source", source.name)
+        bounds.require_sha256("sha256 of a source", source.sha256)
+
+
+def require_unit(unit: Unit, *, signals: Iterable[str], most: int, length: int) -> None:
+    """ValueError unless a unit of at most `most` rows of `length` positions can be as it says.
+
+    It must have files of `signals` and of its rows.
+    """
+    bounds.require_one_of("split", unit.split, SPLITS)
+    bounds.require_number("rows of a unit", unit.rows, 1, most)
+    bounds.require_number("tokens of a unit", unit.tokens, 0, unit.rows * length)
+    bounds.require_number("scored of a unit", unit.scored, 0, unit.tokens)
+    bounds.require_offsets("skipped_rows", unit.skipped_rows, unit.rows)
+    if missing := {ROWS, *signals} - unit.files.keys():
+        raise ValueError(f"a unit has no files of {min(missing)}")
+    for name, entry in unit.files.items():
+        bounds.require_entry(name, entry)

@@ -13,7 +13,16 @@ from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.disk.identity import digest
 from decant.schemas.disk.layout import ROWS
 from decant.schemas.disk.names import require_names
-from decant.schemas.manifest.manifest import Part, Skipped, Source, Unit, unit_from_json
+from decant.schemas.manifest import bounds
+from decant.schemas.manifest.manifest import (
+    Part,
+    Skipped,
+    Source,
+    Unit,
+    require_sources,
+    require_unit,
+    unit_from_json,
+)
 from decant.schemas.signals import ArraySignal, LogitsSignal, Signal, signal_from_json
 
 VERSION = 2
@@ -132,7 +141,7 @@ def read_plan(path: Path) -> Plan:
 def _plan_from_json(value: dict[str, Any]) -> Plan:
     require_names("statistic", value["statistics"])
     signals = {name: signal_from_json(name, signal) for name, signal in value["signals"].items()}
-    return Plan(
+    plan = Plan(
         **{
             **value,
             "rows": planned_rows_from_json(value["rows"]),
@@ -142,6 +151,35 @@ def _plan_from_json(value: dict[str, Any]) -> Plan:
             "version": VERSION,
         }
     )
+    _require_plan(plan)
+    return plan
+
+
+def _require_plan(plan: Plan) -> None:
+    teacher, rows = plan.teacher, plan.rows
+    length = teacher.sequence_length
+    bounds.require_number("sequence_length", length, 1, bounds.POSITIONS)
+    bounds.require_number("vocabulary_size", teacher.vocabulary_size, 1, bounds.POSITIONS)
+    bounds.require_number("batch_rows", teacher.batch_rows, 1, bounds.ROWS)
+    for name, value in dataclasses.asdict(teacher.mesh).items():
+        if (name, value) != ("data", None):
+            bounds.require_number(f"mesh.{name}", value, 1, bounds.HEADS)
+    for name in ("model", "dtype"):
+        bounds.require_text(name, getattr(teacher, name))
+    bounds.require_one_of("quantize", teacher.quantize, ("none", "int8"))
+    bounds.require_sha256("teacher_id", teacher.teacher_id)
+    bounds.require_sha256("tokenizer", plan.tokenizer)
+    bounds.require_sha256("rows_id", rows.rows_id)
+    bounds.require_hashes("statistics", plan.statistics)
+    for name, signal in plan.signals.items():
+        bounds.require_signal(name, signal, vocabulary=teacher.vocabulary_size)
+    bounds.require_number("unit_rows", rows.unit_rows, 1, bounds.ROWS)
+    require_sources(rows.sources)
+    for unit in rows.units:
+        require_unit(unit, signals=(), most=rows.unit_rows, length=length)
+    for number, offset in (*rows.sample, *plan.canary):
+        bounds.require_number("unit of a sampled row", number, 0, len(rows.units) - 1)
+        bounds.require_number("offset of a sampled row", offset, 0, rows.units[number].rows - 1)
 
 
 def set_teacher_model(model: str, path: Path) -> Plan:

@@ -12,8 +12,8 @@ from decant.schemas.manifest.manifest import Manifest, Part, read_manifest, writ
 
 
 def manifest(length: int = 8) -> Manifest:
-    part = Part("parts/0000", "rows", 4, (), {}, {}, ())
-    return Manifest(sequence_length=length, vocabulary_size=9, tokenizer="t", parts=(part,))
+    part = Part("parts/0000", "0" * 64, 4, (), {}, {}, ())
+    return Manifest(sequence_length=length, vocabulary_size=9, tokenizer="0" * 64, parts=(part,))
 
 
 def test_a_manifest_is_read_back_with_its_id(tmp_path):
