@@ -105,7 +105,7 @@ def _make_worker(part: Path, plan: Plan) -> Worker:
     if plan.canary:
         canaries = teacher.run(read_canaries(part, plan), compared)
         check_canary(plan, part, [output.targets for output in canaries if output.targets])
-    tables = load_tables(part, plan.statistics)
+    tables = load_tables(part, plan.statistics, vocabulary=plan.teacher.vocabulary_size)
     return Worker(part, plan, teacher, spec, logits, tables)
 
 

@@ -131,7 +131,7 @@ class _PartOverwrite:
         after: Sequence[Row],
     ) -> FileEntry:
         path = self.layout.records(LOGITS, number)
-        tables = load_tables(self.layout.root, self.part.statistics)
+        tables = load_tables(self.layout.root, self.part.statistics, vocabulary=self.vocabulary)
         stored = RecordReaders().read(path, range(unit.rows), expected=unit.files[LOGITS])
         records = []
         for record, was, now in zip(stored, before, after, strict=True):

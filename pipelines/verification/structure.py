@@ -248,7 +248,11 @@ class _PartCheck:
 
     def _load_tables(self) -> None:
         try:
-            self.tables = load_tables(self.layout.root, self.part.statistics)
+            self.tables = load_tables(
+                self.layout.root,
+                self.part.statistics,
+                vocabulary=self.check.sealed.vocabulary_size,
+            )
         except ValueError:
             self.tables = None  # `_check_statistics` has added the problem
 

@@ -1,11 +1,13 @@
 """Statistics that calibration froze: named float64 or integer arrays, one .npy file each."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from decant.schemas.codecs import Tables
+from decant.schemas.codecs.check_tables import require_tables
 from decant.schemas.disk.atomic import replacing
 from decant.schemas.disk.identity import file_sha256
 from decant.schemas.disk.layout import PartLayout
@@ -32,6 +34,22 @@ def load_statistic(part: Path, name: str, *, sha256: str) -> np.ndarray:
         raise ValueError(f"{path}: the manifest names this file, but it is missing")
     if file_sha256(path) != sha256:
         raise ValueError(f"{path}: checksum mismatch, the file is damaged")
+    try:
+        return _read_npy(path)
+    except (ValueError, EOFError, SyntaxError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: not an array: {error}") from None
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    """The array in a file, which may claim no more than the file holds: numpy allocates first."""
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"version {version} of the format, expected (1, 0)")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        held = path.stat().st_size - file.tell()
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize != held:
+            raise ValueError(f"{dtype} of shape {shape} in {held} bytes")
     return np.load(path, allow_pickle=False)
 
 
@@ -40,12 +58,18 @@ def table_arrays(tables: Tables) -> dict[str, np.ndarray]:
     return {_TABLE + name: array for name, array in tables.arrays().items()}
 
 
-def load_tables(part: Path, statistics: Mapping[str, str]) -> Tables:
-    """The codec's tables, read from a part's statistics (sha256 by file name)."""
-    return Tables.from_arrays(
-        {
-            name.removeprefix(_TABLE).removesuffix(".npy"): load_statistic(part, name, sha256=sha)
-            for name, sha in statistics.items()
-            if name.startswith(_TABLE)
-        }
-    )
+def load_tables(part: Path, statistics: Mapping[str, str], *, vocabulary: int) -> Tables:
+    """The codec's tables, read from a part's statistics (sha256 by file name).
+
+    ValueError for a damaged file, or a table that does not fit `vocabulary` ids.
+    """
+    arrays = {
+        name.removeprefix(_TABLE).removesuffix(".npy"): load_statistic(part, name, sha256=sha)
+        for name, sha in statistics.items()
+        if name.startswith(_TABLE)
+    }
+    try:
+        require_tables(arrays, vocabulary=vocabulary)
+    except ValueError as error:
+        raise ValueError(f"{PartLayout(part).statistics}: {error}") from None
+    return Tables.from_arrays(arrays)

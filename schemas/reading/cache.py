@@ -194,11 +194,23 @@ class Cache:
         for part in self._directories():
             file = getattr(part.signals[name], "directions", None)
             if file:
-                sha256 = part.statistics[file]
-                matrices.append(load_statistic(self.path / part.path, file, sha256=sha256))
+                matrices.append(self._directions_of(part, part.signals[name], file))
         if any(not np.array_equal(matrices[0], other) for other in matrices[1:]):
             raise ValueError(f"{self.path}: its parts hold different directions of {name}")
         return matrices[0] if matrices else None
+
+    def _directions_of(self, part: Part, signal: Any, file: str) -> np.ndarray:
+        root = self.path / part.path
+        if file not in part.statistics:
+            raise ValueError(f"{root}: the manifest has no hash of {file}")
+        matrix = load_statistic(root, file, sha256=part.statistics[file])
+        shape = (signal.teacher_width, signal.width)
+        if matrix.shape != shape or matrix.dtype != np.float32 or not np.isfinite(matrix).all():
+            raise ValueError(
+                f"{PartLayout(root).statistics / file}: expected finite float32 numbers of shape "
+                f"{shape}, got {matrix.dtype} of {matrix.shape}"
+            )
+        return matrix
 
     def _arrays_of(self, name: str) -> "SignalArrays":
         # Imported at first use, so that reading only logits does not load TensorStore.
@@ -310,9 +322,14 @@ class Cache:
                 "use another loss.tail, or capture again"
             )
         root = self.path / part.path
-        return TailPrior(
+        prior = TailPrior(
             load_statistic(root, SUMS, sha256=sums), load_statistic(root, COUNTS, sha256=counts)
         )
+        try:
+            prior.require_possible(self.manifest.vocabulary_size)
+        except ValueError as error:
+            raise ValueError(f"{PartLayout(root).statistics / SUMS}: {error}") from None
+        return prior
 
     def _allocate(self, n: int, signals: Sequence[str]) -> dict[str, np.ndarray]:
         length = self.manifest.sequence_length
@@ -326,7 +343,11 @@ class Cache:
 
     def _tables(self, part: Part) -> Tables:
         if part.path not in self._tables_of:
-            self._tables_of[part.path] = load_tables(self.path / part.path, part.statistics)
+            self._tables_of[part.path] = load_tables(
+                self.path / part.path,
+                part.statistics,
+                vocabulary=self.manifest.vocabulary_size,
+            )
         return self._tables_of[part.path]
 
     def logits_bytes(self, rows: Sequence[int] | np.ndarray) -> dict[str, int]:

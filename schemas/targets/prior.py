@@ -26,6 +26,17 @@ class TailPrior:
     sums: Float[np.ndarray, "nodes vocabulary"]
     counts: Num[np.ndarray, " vocabulary"]
 
+    def require_possible(self, vocabulary: int) -> None:
+        """ValueError unless shapes fit `vocabulary` and no number is negative or NaN."""
+        nodes = len(BETAS) - 1
+        if self.sums.shape != (nodes, vocabulary) or self.counts.shape != (vocabulary,):
+            raise ValueError(
+                f"a tail prior of shapes {self.sums.shape} and {self.counts.shape}, expected "
+                f"{(nodes, vocabulary)} and {(vocabulary,)}"
+            )
+        if not (np.isfinite(self.sums).all() and self.sums.min() >= 0 and self.counts.min() >= 0):
+            raise ValueError("a tail prior with negative or infinite numbers")
+
     def arrays(self) -> dict[str, np.ndarray]:
         """The stored arrays, by statistic name."""
         return {"tail-prior-sums": self.sums, "tail-prior-counts": self.counts}

@@ -50,7 +50,7 @@ def with_targets(path: Path, change: Callable[[Targets], Targets]) -> Cache:
     """The cache at `path` with `change` applied to the targets of every row."""
     manifest = read_manifest(path)
     (part,) = manifest.parts
-    tables = load_tables(path / part.path, part.statistics)
+    tables = load_tables(path / part.path, part.statistics, vocabulary=manifest.vocabulary_size)
     size, profile = manifest.vocabulary_size, manifest.logits.profile
 
     def changed(record: bytes) -> bytes:
