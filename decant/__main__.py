@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from decant import __version__
+from decant.foreign import tell
 from decant.menu import CACHES, GROUPS, STUDENTS, menu, unknown
 
 
@@ -20,12 +21,12 @@ def main(arguments: Sequence[str]) -> int:
 
         return run_trainer([name, *rest])
     if name == "--version":
-        print(f"decant {__version__}")
+        tell(f"decant {__version__}")
         return 0
     if name in ("-h", "--help"):
-        print(menu(GROUPS))
+        tell(menu(GROUPS))
         return 0
-    print(unknown(name, CACHES | STUDENTS) if name else menu(GROUPS), file=sys.stderr)
+    tell(unknown(name, CACHES | STUDENTS) if name else menu(GROUPS), file=sys.stderr)
     return 2
 
 

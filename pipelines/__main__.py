@@ -4,6 +4,7 @@ import logging
 import signal
 import sys
 
+from decant.foreign import tell
 from decant.menu import CACHES, menu, unknown
 from decant.pipelines.commands import COMMANDS
 from decant.pipelines.stopping import stopping
@@ -15,9 +16,9 @@ def main(arguments: list[str]) -> int:
         asked = arguments[0] if arguments else ""
         text = menu({"Commands": CACHES})
         if asked in ("-h", "--help"):
-            print(text)
+            tell(text)
             return 0
-        print(unknown(asked, CACHES) if asked else text, file=sys.stderr)
+        tell(unknown(asked, CACHES) if asked else text, file=sys.stderr)
         return 2
     # Beam logs a worker's error as its own traceback, and names every optional cloud that is not
     # installed. We print the error once, below.
@@ -28,13 +29,16 @@ def main(arguments: list[str]) -> int:
         with stopping(stopped_by):
             return COMMANDS[arguments[0]](arguments[1:])
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}", file=sys.stderr)
         if "No space left" in str(error):
-            print("Free some space and run again: committed units stay.", file=sys.stderr)
+            tell("Free some space and run again: committed units stay.", file=sys.stderr)
+        return 1
+    except MemoryError as error:
+        tell(f"error: not enough memory. {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         done = f": {stop}" if str(stop) else ""
-        print(f"\nstopped{done}; run the same command again to go on from here", file=sys.stderr)
+        tell(f"\nstopped{done}; run the same command again to go on from here", file=sys.stderr)
         return 128 + (stopped_by or [signal.SIGINT])[0]
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from decant.checks import COUNT, Bounds, Command
+from decant.foreign import tell, terminal
 from decant.local_paths import IS_PATH
 from decant.pipelines.config import Precompute, Tokenise
 from decant.settings import parse, parse_flags
@@ -133,19 +134,18 @@ def _plan(arguments: list[str]) -> int:
     if arguments[:1] == ["--json"]:
         arguments = [*arguments[1:], "--json"]  # `parse` takes a config file only as the first
     config = parse(Plan, arguments, program="decant plan")
-    from rich.console import Console
 
     from decant.pipelines.capture.estimate import estimate
     from decant.pipelines.capture.estimate_report import print_estimate
 
     given = {f.name: getattr(config, f.name) for f in dataclasses.fields(Precompute)}
     # Progress goes to standard error, so that standard output holds the document alone.
-    progress = Console(stderr=True, soft_wrap=True, highlight=False)
+    progress = terminal(stderr=True, soft_wrap=True, highlight=False)
     estimated = estimate(Precompute(**given), console=progress)
     if config.json:
-        print(json.dumps(dataclasses.asdict(estimated), indent=1))
+        tell(json.dumps(dataclasses.asdict(estimated), indent=1))
     else:
-        print_estimate(estimated, Console(soft_wrap=True, highlight=False))
+        print_estimate(estimated, terminal(soft_wrap=True, highlight=False))
     return 1 if estimated.problems else 0
 
 
@@ -159,12 +159,12 @@ def _precompute(arguments: list[str]) -> int:
     units = [unit for part in cache.manifest.parts for unit in part.units]
     size = sum(entry.bytes for unit in units for entry in unit.files.values())
     scored = sum(unit.scored for unit in units)
-    print(
+    tell(
         f"sealed {config.output}: {len(cache):,} rows, {scored:,} positions with targets, "
         f"{size / 1e6:.1f} MB, cache_id {cache.manifest.cache_id}"
     )
     if config.seal_partial:
-        print("part of a capture: the same command without --seal-partial captures the rest")
+        tell("part of a capture: the same command without --seal-partial captures the rest")
     return 0
 
 
@@ -174,7 +174,7 @@ def _tokenise(arguments: list[str]) -> int:
 
     manifest = tokenise_only(config)
     rows = sum(unit.rows for part in manifest.parts for unit in part.units)
-    print(
+    tell(
         f"sealed {config.output}, for [[data.caches]] of a training run: {rows:,} rows, cache_id "
         f"{manifest.cache_id}"
     )
@@ -185,7 +185,7 @@ def _verify(arguments: list[str]) -> int:
     try:
         config = parse_flags(Verify, arguments, program="decant verify")
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}", file=sys.stderr)
         return 2  # 1 would say that the cache is wrong
     from decant.pipelines.verification.report import verify_and_report
 
@@ -200,7 +200,6 @@ def _verify(arguments: list[str]) -> int:
 
 def _inspect(arguments: list[str]) -> int:
     config = parse_flags(Inspect, arguments, program="decant inspect")
-    from rich.console import Console
 
     from decant.models.text.tokenizer import tokenizer_of
     from decant.pipelines.inspection import contents
@@ -208,7 +207,7 @@ def _inspect(arguments: list[str]) -> int:
     from decant.pipelines.inspection.row_page import row_page
     from decant.schemas import open_cache
 
-    cache, console = open_cache(config.cache), Console(highlight=False)
+    cache, console = open_cache(config.cache), terminal(highlight=False)
     if "logits" not in cache.manifest.signals:
         if config.row is not None or config.html:
             raise ValueError(
@@ -231,28 +230,28 @@ def _inspect(arguments: list[str]) -> int:
     tokens = row_tokens(cache, row, tokenizer_of(cache), top=config.top)
     if config.html:
         config.html.write_text(row_page(cache, row, tokens), "utf-8")
-        print(f"{config.html}: row {row}, {config.html.stat().st_size / 1e6:.1f} MB")
+        tell(f"{config.html}: row {row}, {config.html.stat().st_size / 1e6:.1f} MB")
     else:
         console.print(row_table(tokens))
         for line in document_origins(cache, row):
-            print(line)
+            tell(line)
     return 0
 
 
 def _merge(arguments: list[str]) -> int:
     config = parse_flags(Merge, arguments, program="decant merge")
     if not config.caches:
-        print("error: merge: name the caches to merge after the output directory", file=sys.stderr)
+        tell("error: merge: name the caches to merge after the output directory", file=sys.stderr)
         return 2
     from decant.pipelines.upkeep.merge import merge
     from decant.schemas import open_cache
 
     merged = merge(config.output, config.caches)
     for cache in merged.left_out:
-        print(f"left out: {cache}")
+        tell(f"left out: {cache}")
     for name, why in merged.lost.items():
-        print(f"{name} is not in {config.output}: {why}")
-    print(
+        tell(f"{name} is not in {config.output}: {why}")
+    tell(
         f"{config.output}: {len(open_cache(config.output)):,} rows in "
         f"{len(merged.manifest.parts)} parts, cache_id {merged.manifest.cache_id}"
     )
@@ -263,12 +262,12 @@ def _forget(arguments: list[str]) -> int:
     config = parse_flags(Forget, arguments, program="decant forget")
     if "--document" in arguments and not config.document:
         # Not the same as no flag, which forgets the whole file.
-        print("error: --document needs at least one number", file=sys.stderr)
+        tell("error: --document needs at least one number", file=sys.stderr)
         return 2
     from decant.pipelines.upkeep.forget import forget
 
     manifest, forgot = forget(config.cache, source=config.source, documents=config.document)
-    print(
+    tell(
         f"{config.cache}: forgot {len(forgot.documents):,} documents of {config.source}, "
         f"{forgot.tokens:,} tokens in {forgot.rows:,} rows; {forgot.empty_rows:,} of the rows held "
         f"nothing else. cache_id {manifest.cache_id}. The bytes stay on disk until "
@@ -280,12 +279,12 @@ def _forget(arguments: list[str]) -> int:
 def _remove(arguments: list[str]) -> int:
     config = parse_flags(Remove, arguments, program="decant remove")
     if not config.signals:
-        print("error: remove: name the signals to unlink, such as hidden/12", file=sys.stderr)
+        tell("error: remove: name the signals to unlink, such as hidden/12", file=sys.stderr)
         return 2
     from decant.pipelines.upkeep.remove import remove_signals
 
     manifest = remove_signals(config.cache, config.signals)
-    print(
+    tell(
         f"{config.cache} now holds {', '.join(manifest.signals)}, cache_id {manifest.cache_id}; "
         f"to delete the files: decant gc {config.cache}"
     )
@@ -298,16 +297,16 @@ def _gc(arguments: list[str]) -> int:
 
     collected = collect(config.cache, dry_run=config.dry_run)
     if collected.dropped:
-        print(collected.dropped)
+        tell(collected.dropped)
     if collected.units:
         done = "hold forgotten documents" if config.dry_run else "written again without them"
-        print(f"{collected.units:12,} units {done}")
+        tell(f"{collected.units:12,} units {done}")
     for path in collected.busy:
-        print(f"{path} is being captured: left as it is, run `gc` again after that")
+        tell(f"{path} is being captured: left as it is, run `gc` again after that")
     for path, size in collected.deleted.items():
-        print(f"{size / 1e6:12,.1f} MB  in {path.relative_to(config.cache)}")
+        tell(f"{size / 1e6:12,.1f} MB  in {path.relative_to(config.cache)}")
     total = collected.deleted.total() / 1e6
-    print(f"{total:12,.1f} MB  {'could go' if config.dry_run else 'deleted'}")
+    tell(f"{total:12,.1f} MB  {'could go' if config.dry_run else 'deleted'}")
     return 0
 
 

@@ -15,7 +15,7 @@ from tests.paths import ROOT
 # offers names from its rooms to other packages, so no room of the package imports it.
 LEVELS = {
     "decant": [
-        ["__init__", "local_paths", "menu"],
+        ["__init__", "foreign", "local_paths", "menu"],
         ["checks"],
         ["parser"],
         ["settings"],

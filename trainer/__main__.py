@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from decant.foreign import tell, terminal
 from decant.menu import STUDENTS, menu, unknown
 from decant.settings import parse
 from decant.trainer.config import Evaluate, Export, Generate, Report, Train
@@ -19,15 +20,17 @@ def main(arguments: Sequence[str]) -> int:
         asked = arguments[0] if arguments else ""
         text = menu({"Commands": STUDENTS})
         if asked in ("-h", "--help"):
-            print(text)
+            tell(text)
             return 0
-        print(unknown(asked, STUDENTS) if asked else text, file=sys.stderr)
+        tell(unknown(asked, STUDENTS) if asked else text, file=sys.stderr)
         return 2
     try:
         return COMMANDS[arguments[0]](list(arguments[1:]))
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        tell(f"error: {error}", file=sys.stderr)
+    except MemoryError as error:
+        tell(f"error: not enough memory. {error}", file=sys.stderr)
+    return 1
 
 
 def _train(arguments: list[str]) -> int:
@@ -54,15 +57,14 @@ def _sweep(arguments: list[str]) -> int:
 
 def _evaluate(arguments: list[str]) -> int:
     config = parse(Evaluate, arguments, program="decant evaluate")
-    from rich.console import Console
 
     from decant.trainer.results.evaluate import as_table, evaluate
 
     judgement = evaluate(config)
     if config.table:
-        Console(width=None if sys.stdout.isatty() else 200).print(as_table(judgement))
+        terminal(width=None if sys.stdout.isatty() else 200).print(as_table(judgement))
     else:
-        print(json.dumps(judgement, indent=2))
+        tell(json.dumps(judgement, indent=2))
     return 0
 
 
@@ -73,7 +75,7 @@ def _report(arguments: list[str]) -> int:
     config = parse(Report, arguments, program="decant report")
     from decant.trainer.results.report import report
 
-    print(report(config))
+    tell(report(config))
     return 0
 
 
@@ -82,7 +84,7 @@ def _generate(arguments: list[str]) -> int:
     from decant.trainer.results.generate import generate
 
     for number, text in enumerate(generate(config)):
-        print(f"── sample {number}, seed {config.seed} ──\n{text}\n")
+        tell(f"── sample {number}, seed {config.seed} ──\n{text}\n")
     return 0
 
 
@@ -90,7 +92,7 @@ def _export(arguments: list[str]) -> int:
     config = parse(Export, arguments, program="decant export")
     from decant.trainer.results.export import export
 
-    print(export(config))
+    tell(export(config))
     return 0
 
 

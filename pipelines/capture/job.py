@@ -8,6 +8,7 @@ import contextlib
 
 from rich.console import Console
 
+from decant.foreign import terminal
 from decant.models import Checkpoint
 from decant.models.mesh.accelerator import unused_accelerator
 from decant.pipelines.calibration.directions import KnownDirections, known_directions
@@ -33,7 +34,7 @@ def precompute(config: Precompute, *, console: Console | None = None) -> Manifes
     A plan of an earlier run is obeyed. Wrong settings and files raise ValueError or
     FileNotFoundError before a worker starts; a failing worker raises WorkerError.
     """
-    return Capture(config, console or Console(soft_wrap=True, highlight=False)).run()
+    return Capture(config, console or terminal(soft_wrap=True, highlight=False)).run()
 
 
 class Capture:

@@ -9,8 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from decant.foreign import terminal
 
 _POLL_SECONDS = 0.5
 _LOG_SECONDS = 30.0
@@ -41,7 +42,7 @@ def capture_progress(
     An earlier run has done `before` of the rows. `committed()` returns the number of rows in
     committed units, `before` included. Without a terminal, a line is printed every 30 seconds.
     """
-    console = Console(soft_wrap=True, highlight=False)
+    console = terminal(soft_wrap=True, highlight=False)
     start, began = rows_done.rows, time.monotonic()
     tokens_a_row = tokens / max(rows, 1)
     stop = threading.Event()

@@ -9,6 +9,7 @@ import functools
 
 from rich.console import Console
 
+from decant.foreign import terminal
 from decant.models.text.tokenizer import tokenizer_of
 from decant.pipelines.capture.remaining_units import totals
 from decant.pipelines.capture.seal import clean, seal_rows
@@ -32,7 +33,7 @@ from decant.schemas.manifest.request import claim
 
 def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manifest:
     """Make and seal the rows that `config` asks for; a rerun goes on where the last one stopped."""
-    console = console or Console(soft_wrap=True, highlight=False)
+    console = console or terminal(soft_wrap=True, highlight=False)
     like, layout = open_cache(config.like), part_layout(config.output, 0)
     tokenizer = tokenizer_of(like)
     asked = _with_row_length(config.corpus, like)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.inspection.entropy import entropies
@@ -73,7 +74,9 @@ def row_table(tokens: Sequence[Token]) -> Table:
         if prediction is None:
             table.add_row(_visible(token.text), "", "", "", "", style="dim")
             continue
-        likely = "  ".join(f"{_visible(text)} {p:.2f}" for text, p in prediction.alternatives)
+        likely = Text("  ").join(
+            Text.assemble(_visible(text), f" {p:.2f}") for text, p in prediction.alternatives
+        )
         p = "–" if prediction.probability is None else f"{prediction.probability:.3f}"
         entropy, tail = f"{prediction.entropy:.2f}", f"{prediction.tail:.3f}"
         table.add_row(_visible(token.text), p, entropy, tail, likely)
@@ -88,6 +91,6 @@ def document_origins(cache: Cache, row: int) -> list[str]:
     ]
 
 
-def _visible(text: str) -> str:
-    # rich would read brackets as markup.
-    return repr(text)[1:-1].replace("[", r"\[")
+def _visible(text: str) -> Text:
+    # Not a string, in which Rich would read markup.
+    return Text(repr(text)[1:-1])

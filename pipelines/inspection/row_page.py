@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from decant.foreign import escaped, page
 from decant.pipelines.inspection.row import Token
 from decant.schemas import Cache
 from decant.schemas.signals import AttentionSignal, HiddenSignal
@@ -32,12 +32,9 @@ def row_page(cache: Cache, row: int, tokens: Sequence[Token]) -> str:
     embedded = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
     title = f"row {row} of {cache.path.name}"
     notes = [f"cache {cache.manifest.cache_id[:12]}", f"{len(tokens)} tokens", *notes_on_maps]
-    page = (Path(__file__).parent / "row_page.html").read_text("utf-8")
-    return (
-        page.replace("{{title}}", html.escape(title))
-        .replace("{{notes}}", html.escape(" · ".join(notes)))
-        .replace("{{data}}", embedded)
-    )
+    template = (Path(__file__).parent / "row_page.html").read_text("utf-8")
+    values = {"title": escaped(title), "notes": escaped(" · ".join(notes)), "data": embedded}
+    return page(template, values)
 
 
 def _token(token: Token) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from decant.foreign import tell, terminal
 from decant.pipelines.teacher.identity import digest_memory
 from decant.pipelines.verification.content import Content, Count, Figure
 from decant.pipelines.verification.repair import Repair, repair
@@ -37,14 +38,14 @@ def verify_and_report(
         result.repairs = repairs
     except (ValueError, OSError, RuntimeError) as error:
         if as_json:
-            print(json.dumps({"cache": str(path), "status": 2, "error": str(error)}))
+            tell(json.dumps({"cache": str(path), "status": 2, "error": str(error)}))
         else:
-            print(f"error: {error}", file=sys.stderr)
+            tell(f"error: {error}", file=sys.stderr)
         return 2
     if as_json:
-        print(json.dumps(to_json(result), indent=1, ensure_ascii=False))
+        tell(json.dumps(to_json(result), indent=1, ensure_ascii=False))
     else:
-        console = Console(highlight=False, soft_wrap=True)
+        console = terminal(highlight=False, soft_wrap=True)
         if not console.is_terminal:
             console.width = _WIDTH
         print_verification(result, console)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from decant.foreign import plain
 from decant.trainer.results.evaluate import position_range
 from decant.trainer.results.run_summary import RunSummary
 
@@ -94,7 +95,12 @@ def _render(draws: Sequence[Draw], *, form: str, size: tuple[float, float]) -> b
 
 def _line(axis: Any, number: int, run: RunSummary, x: Any, y: Any, **style: Any) -> None:
     dashes = DASHES[number // len(COLOURS) % len(DASHES)]
-    axis.plot(x, y, color=colour(number), ls=dashes, lw=1.6, label=run.name, **style)
+    axis.plot(x, y, color=colour(number), ls=dashes, lw=1.6, label=_shown(run.name), **style)
+
+
+def _shown(name: str) -> str:
+    """A name in a chart: matplotlib reads what is between dollars as a formula."""
+    return plain(name).replace("$", r"\$")
 
 
 def _finish(axis: Any, runs: Sequence[RunSummary], *, title: str, x: str) -> None:
@@ -159,8 +165,9 @@ def _grouped(runs: Sequence[RunSummary], by: str, of: str) -> Draw:
             x = np.array([places[_group(means)] for means in groups])
             x = x + (offset - (len(evaluated) - 1) / 2) * width
             heights = [means["kl_bound"] for means in groups]
-            axis.bar(x, heights, width, color=colour(number), label=run.name)
-        axis.set_xticks(range(len(places)), list(places), rotation=30, ha="right", fontsize=8)
+            axis.bar(x, heights, width, color=colour(number), label=_shown(run.name))
+        names = [_shown(name) for name in places]
+        axis.set_xticks(range(len(places)), names, rotation=30, ha="right", fontsize=8)
         axis.grid(axis="x", visible=False)
         _finish(axis, [run for _, run in evaluated], title="KL ≥, nats", x=of)
 

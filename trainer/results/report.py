@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from decant.foreign import escaped
+from decant.foreign import page as filled_page
 from decant.schemas.disk.atomic import write_bytes
 from decant.trainer.config import Report
 from decant.trainer.results.charts import CURVES, as_svg, charts, colour, write_png
@@ -65,7 +66,7 @@ def page(runs: Sequence[RunSummary], images: dict[str, bytes]) -> str:
     """The page's HTML; `images` are the charts as SVG, by name."""
     title = f"{len(runs)} runs compared" if len(runs) > 1 else f"Run {runs[0].name}"
     body = [
-        f"<h1>{escape(title)}</h1>",
+        f"<h1>{escaped(title)}</h1>",
         '<p class="note">Measured on held-out rows, on which no run was trained. KL ≥ counts the '
         "teacher’s tail as one token and is a lower bound. Run <code>decant evaluate</code> on a "
         "run to get the other KLs.</p>",
@@ -81,7 +82,7 @@ def page(runs: Sequence[RunSummary], images: dict[str, bytes]) -> str:
         *(_settings(run) for run in runs),
     ]
     template = Path(__file__).with_name("report.html").read_text("utf-8")
-    return template.replace("TITLE", escape(title)).replace("BODY", "\n".join(body))
+    return filled_page(template, {"title": escaped(title), "body": "\n".join(body)})
 
 
 def _incomparable(runs: Sequence[RunSummary]) -> str:
@@ -106,7 +107,7 @@ def _summary(runs: Sequence[RunSummary]) -> str:
         values = [value(run) for run in runs]
         if all(one is None for one in values):
             continue
-        head.append(f"{escape(name)} <small>{escape(unit)}</small>" if unit else escape(name))
+        head.append(f"{escaped(name)} <small>{escaped(unit)}</small>" if unit else escaped(name))
         best = _best(values, way)
         for row, one in zip(rows, values, strict=True):
             row.append(_cell(_formatted(one, form), best=comparable and one == best))
@@ -130,7 +131,7 @@ def _best(values: Sequence[Any], way: int) -> Any:
 
 def _charts(images: dict[str, bytes]) -> str:
     figures = [
-        f'<img alt="{escape(name.replace("_", " "))}" '
+        f'<img alt="{escaped(name.replace("_", " "))}" '
         f'src="data:image/svg+xml;base64,{base64.b64encode(image).decode()}">'
         for name, image in images.items()
     ]
@@ -143,7 +144,7 @@ def _differences(runs: Sequence[RunSummary]) -> str:
         return "<p>One run only.</p>" if len(runs) == 1 else "<p>None: all settings agree.</p>"
     head = ["setting", *(_named(runs, number, cell=False) for number in range(len(runs)))]
     rows = [
-        [_cell(escape(name), head=True), *(_cell(_setting(value)) for value in values)]
+        [_cell(escaped(name), head=True), *(_cell(_setting(value)) for value in values)]
         for name, values in differing.items()
     ]
     return _table(head, rows, left=True)
@@ -156,11 +157,11 @@ def _caches(runs: Sequence[RunSummary]) -> str:
         for cache in run.caches:
             sizes = (f"{name} {size:,.1f}" for name, size in cache["bytes_per_token"].items())
             cells = (
-                f"<code>{cache['cache_id'][:12]}</code>",
-                f"<code>{(cache['teacher_id'] or ABSENT)[:12]}</code>",
+                f"<code>{escaped(cache['cache_id'][:12])}</code>",
+                f"<code>{escaped((cache['teacher_id'] or ABSENT)[:12])}</code>",
                 f"{cache['train']['rows']:,}",
                 f"{cache['train']['tokens']:,}",
-                escape(", ".join(sizes)),
+                escaped(", ".join(sizes)),
             )
             rows.append([_named(runs, number), *map(_cell, cells)])
     if not rows:
@@ -170,11 +171,11 @@ def _caches(runs: Sequence[RunSummary]) -> str:
 
 def _settings(run: RunSummary) -> str:
     rows = [
-        [_cell(escape(name), head=True), _cell(_setting(value))]
+        [_cell(escaped(name), head=True), _cell(_setting(value))]
         for name, value in sorted(run.settings.items())
     ]
     table = _table(["setting", "value"], rows, left=True)
-    return f"<details><summary>{escape(run.name)}</summary>{table}</details>"
+    return f"<details><summary>{escaped(run.name)}</summary>{table}</details>"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: bool = False) -> str:
@@ -190,8 +191,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: bool = F
 def _named(runs: Sequence[RunSummary], number: int, *, cell: bool = True) -> str:
     """A run's name with its colour, and in a table cell its loss in a few words."""
     run = runs[number]
-    text = f'<span class="chip" style="background:{colour(number)}"></span>{escape(run.name)}'
-    return _cell(f"{text}<br><small>{escape(run.kind)}</small>", head=True) if cell else text
+    text = f'<span class="chip" style="background:{colour(number)}"></span>{escaped(run.name)}'
+    return _cell(f"{text}<br><small>{escaped(run.kind)}</small>", head=True) if cell else text
 
 
 def _cell(text: str, *, head: bool = False, best: bool = False) -> str:
@@ -201,7 +202,7 @@ def _cell(text: str, *, head: bool = False, best: bool = False) -> str:
 
 
 def _wrapped(text: str) -> str:
-    return f'<div class="wrap">{escape(text)}</div>'
+    return f'<div class="wrap">{escaped(text)}</div>'
 
 
 def _formatted(value: Any, form: str) -> str:
@@ -218,7 +219,7 @@ def _setting(value: Any) -> str:
         return ABSENT
     text = str(value)
     is_hash = len(text) == 64 and all(c in "0123456789abcdef" for c in text)
-    return escape(text[:12] if is_hash else text)
+    return escaped(text[:12] if is_hash else text)
 
 
 def _last(run: RunSummary, name: str) -> Any:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from decant.checks import COUNT, Command
+from decant.foreign import terminal
 from decant.schemas import open_cache
 from decant.schemas.disk.atomic import write_bytes
 from decant.settings import parse_tables, read_table, require_type
@@ -143,7 +144,7 @@ def sweep(config: Sweep, *, console: Console | None = None) -> bool:
     Returns False if a student failed or a signal stopped the sweep. Raises ValueError for settings
     that do not fit the cache, before any student begins.
     """
-    console = console or Console(soft_wrap=True, highlight=False)
+    console = console or terminal(soft_wrap=True, highlight=False)
     for name, student in config.students.items():
         _check(student, name)
     before = _judged_before(config)

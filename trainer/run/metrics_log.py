@@ -15,9 +15,9 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from decant.foreign import tell, terminal
 from decant.schemas.disk.atomic import write_bytes
 from decant.trainer.run.tensorboard import EventFile
 
@@ -72,7 +72,7 @@ class MetricsLog:
         self._file = os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8")
         self._events = EventFile(run, after=after)
         self._steps, self._as_json = steps, as_json
-        self._console = Console(stderr=True, quiet=quiet)
+        self._console = terminal(stderr=True, quiet=quiet)
         self._shows_bar = sys.stderr.isatty() and not quiet and not as_json
         # Seconds an update of the last lines, to estimate the time left.
         self._recent: deque[float] = deque(maxlen=20)
@@ -130,7 +130,7 @@ class MetricsLog:
         self._file.flush()
         self._events.add(metrics)
         if self._as_json:
-            print(_json({**metrics, "steps": self._steps, **printed}), end="", flush=True)
+            tell(_json({**metrics, "steps": self._steps, **printed}), end="", flush=True)
 
     def _seconds_left(self, metrics: dict[str, Any]) -> float | None:
         """Estimated seconds to the last update; None at the first line (compiling included)."""
