@@ -227,7 +227,6 @@ def with_tokenizer(name, **changes):
     cache, files = FakeCache(name), tokenizer_files(300)
     definition = json.loads(files["tokenizer.json"])
     definition["model"] |= changes
-    cache.tokenizer_path = Path(name)
     files["tokenizer.json"] = json.dumps(definition).encode()
     cache.tokenizer_files = lambda: files
     cache.manifest.tokenizer = Tokenizer(files, where=name).digest_before_0_8
@@ -241,7 +240,7 @@ def test_another_tokenizer_is_refused_by_what_differs_but_another_spelling_is_no
     assert spelt.manifest.tokenizer != main.manifest.tokenizer
     check_mixture(main, [spelt], loss=loss, pairs=Pairs())
     fewer = with_tokenizer("o", merges=model["merges"][:-1])
-    with pytest.raises(ValueError, match=r"o: captured with another tokenizer than main; .*: id 2"):
+    with pytest.raises(ValueError, match=r"o: captured with another tokenizer than main; .* id 2"):
         check_mixture(main, [fewer], loss=loss, pairs=Pairs())
 
 
