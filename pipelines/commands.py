@@ -46,6 +46,9 @@ class Verify(Command):
     """Rows that the teacher reads again, spread over the cache. 0 checks files only."""
     teacher: str | None = field(default=None, metadata=IS_PATH)
     """Where the teacher is now. Unset: where the cache's plan says."""
+    fetch: bool = False
+    """Fetch the teacher from the hub if the plan names a hub id that is not on this machine. A
+    cache that somebody else made decides what that is."""
     json: bool = False
     """Print one JSON document instead of a table."""
     repair: bool = False
@@ -193,6 +196,7 @@ def _verify(arguments: list[str]) -> int:
         config.cache,
         rows=config.rows,
         teacher=config.teacher,
+        fetch=config.fetch,
         with_repair=config.repair,
         as_json=config.json,
     )

@@ -38,16 +38,17 @@ from decant.models.text.tokenizer import Tokenizer
 Quantize = Literal["none", "int8"]
 
 
-def open_checkpoint(name: str | Path) -> Checkpoint:
+def open_checkpoint(name: str | Path, *, fetch: bool = True) -> Checkpoint:
     """Open a checkpoint; its weights are not read yet.
 
     `name` is "embedded", a Hugging Face directory, a .gguf file, or a hub id (`hub.HubId`). A
-    path that exists takes precedence over a hub id. FileNotFoundError if it is none of these.
+    path that exists takes precedence over a hub id. With `fetch` False a hub id must have been
+    fetched before. FileNotFoundError if it is none of these.
     """
     path = embedded.embedded_gguf() if str(name) == embedded.NAME else Path(name)
     hub_id = None if path.exists() else hub.HubId.parse(str(name))
     if hub_id:
-        fetched = hub.fetch_checkpoint(hub_id)
+        fetched = hub.fetch_checkpoint(hub_id, fetch=fetch)
         return dataclasses.replace(open_checkpoint(fetched.path), name=fetched.pinned)
     if path.is_dir():
         return Checkpoint(str(name), path, SafetensorsFiles(path))

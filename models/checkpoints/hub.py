@@ -51,21 +51,21 @@ class Fetched:
     """The id with the commit, which always refers to these files."""
 
 
-def fetch_checkpoint(hub_id: HubId) -> Fetched:
+def fetch_checkpoint(hub_id: HubId, *, fetch: bool = True) -> Fetched:
     """Fetch the checkpoint's files, unless this machine has them already.
 
+    With `fetch` False nothing is asked of the network: the files must have been fetched before.
     Offline (HF_HUB_OFFLINE=1, or no network) it uses files that were fetched before.
     FileNotFoundError if repository, revision or files do not exist or cannot be reached.
     ValueError if the hub refuses the request.
     """
     if hub_id.file:
-        snapshot = _download(hub_id, hub_id.revision, [hub_id.file])
+        snapshot = _download(hub_id, hub_id.revision, [hub_id.file], fetch=fetch)
         path = snapshot / hub_id.file
     else:
-        path = snapshot = _download(
-            hub_id, hub_id.revision, [CONFIG, *FILES, f"{ADDITIONAL}/*", INDEX]
-        )
-        _download(hub_id, snapshot.name, _weights(snapshot))
+        small = [CONFIG, *FILES, f"{ADDITIONAL}/*", INDEX]
+        path = snapshot = _download(hub_id, hub_id.revision, small, fetch=fetch)
+        _download(hub_id, snapshot.name, _weights(snapshot), fetch=fetch)
     if not path.exists() or not (hub_id.file or (path / CONFIG).exists()):
         raise FileNotFoundError(
             f"{hub_id.name} at {snapshot.name[:12]} has no {hub_id.file or CONFIG}. For a "
@@ -94,14 +94,18 @@ def _weights(snapshot: Path) -> list[str]:
     return sorted(set(read_index(snapshot).values()))
 
 
-def _download(hub_id: HubId, revision: str | None, files: list[str]) -> Path:
+def _download(hub_id: HubId, revision: str | None, files: list[str], *, fetch: bool) -> Path:
     """Fetch the `files` that the revision has; returns the directory, named after its commit."""
     # Imported here because it reads the environment, which local checkpoints do not need.
     from huggingface_hub import errors, snapshot_download
 
     at = f" at {revision}" if revision else ""
     try:
-        return Path(snapshot_download(hub_id.repo, revision=revision, allow_patterns=files))
+        return Path(
+            snapshot_download(
+                hub_id.repo, revision=revision, allow_patterns=files, local_files_only=not fetch
+            )
+        )
     except errors.GatedRepoError as error:
         raise FileNotFoundError(
             f"{hub_id.repo} is gated: accept its terms on its page, then log in (`hf auth login`, "
@@ -117,6 +121,8 @@ def _download(hub_id: HubId, revision: str | None, files: list[str]) -> Path:
             "that you can see. A private one needs a login (`hf auth login`, or HF_TOKEN)"
         ) from error
     except errors.LocalEntryNotFoundError as error:
+        if not fetch:
+            raise FileNotFoundError(f"{hub_id.repo}{at}: not fetched before.") from error
         raise FileNotFoundError(
             f"{hub_id.repo}{at}: no directory of this name here ({Path.cwd()}), the hub cannot be "
             "reached (or HF_HUB_OFFLINE is set), and it was not fetched before. Fetch it where "

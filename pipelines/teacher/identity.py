@@ -5,6 +5,7 @@ from pathlib import Path
 
 from decant.models import Checkpoint, open_checkpoint
 from decant.models.checkpoints.checkpoint import Quantize
+from decant.models.checkpoints.hub import HubId
 from decant.models.numerics import dtype_named, precision_for
 from decant.models.text.tokenizer import tokenizer_of
 from decant.schemas import Cache
@@ -45,17 +46,28 @@ def numerics(dtype: str, quantize: Quantize) -> str:
 
 
 def open_teacher_of(
-    cache: Cache, part: Part, planned: PlannedTeacher, teacher: str | None, *, memory: Path
+    cache: Cache,
+    part: Part,
+    planned: PlannedTeacher,
+    teacher: str | None,
+    *,
+    fetch: bool,
+    memory: Path,
 ) -> Checkpoint:
     """Open the checkpoint that `part` was captured with, at `teacher` or at the plan's path.
 
-    ValueError if there is none, or one with another teacher_id or another tokenizer.
+    Whoever made the cache chose what its plan names. A hub id that only the plan names is fetched
+    if `fetch`; otherwise it must have been fetched before. ValueError if there is none, or one with
+    another teacher_id or another tokenizer.
     """
     place = teacher or planned.model
     try:
-        checkpoint = open_checkpoint(place)
+        checkpoint = open_checkpoint(place, fetch=fetch or teacher is not None)
     except OSError as error:
-        raise ValueError(f"{error} If the teacher lies elsewhere now, say --teacher.") from error
+        remedy = "If the teacher lies elsewhere now, say --teacher"
+        if not teacher and not fetch and HubId.parse(place):
+            remedy += "; to fetch what the cache's plan names from the hub, say --fetch"
+        raise ValueError(f"{error} {remedy}.") from error
     own_id = teacher_id_of(
         checkpoint,
         dtype=planned.dtype,

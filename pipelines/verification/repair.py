@@ -38,11 +38,12 @@ class Repair:
 
 
 def repair(
-    cache: Cache, structure: Structure, *, teacher: str | None, memory: Path
+    cache: Cache, structure: Structure, *, teacher: str | None, fetch: bool = False, memory: Path
 ) -> list[Repair]:
     """Capture the damaged units of `structure` again; list the outcome of every problem.
 
-    `teacher` says where the teacher is, if not where the plan has it; `memory` is the file that
+    `teacher` says where the teacher is, if not where the plan has it, `fetch` whether the plan's
+    hub id may be fetched; `memory` is the file that
     remembers its hashes. ValueError if it is not the teacher that made the cache.
     """
     done: list[Repair] = []
@@ -72,7 +73,7 @@ def repair(
             ]
             continue
         plan = read_plan(PartLayout(cache.path / part.path).plan)
-        checkpoint = open_teacher_of(cache, part, plan.teacher, teacher, memory=memory)
+        checkpoint = open_teacher_of(cache, part, plan.teacher, teacher, fetch=fetch, memory=memory)
         planned = dataclasses.replace(plan.teacher, model=checkpoint.name)
         plan = dataclasses.replace(plan, teacher=planned)
         for number, signals in sorted(damaged.items()):

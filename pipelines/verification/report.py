@@ -25,16 +25,22 @@ _SHOWN = 40
 
 
 def verify_and_report(
-    path: Path, *, rows: int, teacher: str | None, with_repair: bool, as_json: bool
+    path: Path,
+    *,
+    rows: int,
+    teacher: str | None,
+    fetch: bool,
+    with_repair: bool,
+    as_json: bool,
 ) -> int:
     """Verify the cache at `path`, after repairing it if asked; print the result.
 
-    `rows` and `teacher` are those of `verify`. Returns the exit status: `Verification.status`, or
-    2 if the cache could not be verified at all.
+    `rows`, `teacher` and `fetch` are those of `verify`. Returns the exit status:
+    `Verification.status`, or 2 if the cache could not be verified at all.
     """
     try:
-        repairs = _repair(path, teacher) if with_repair else []
-        result = verify(path, rows=rows, teacher=teacher, memory=digest_memory())
+        repairs = _repair(path, teacher, fetch=fetch) if with_repair else []
+        result = verify(path, rows=rows, teacher=teacher, fetch=fetch, memory=digest_memory())
         result.repairs = repairs
     except (ValueError, OSError, RuntimeError) as error:
         if as_json:
@@ -52,10 +58,10 @@ def verify_and_report(
     return result.status
 
 
-def _repair(path: Path, teacher: str | None) -> list[Repair]:
+def _repair(path: Path, teacher: str | None, *, fetch: bool) -> list[Repair]:
     cache = open_cache(path)
     structure = check_structure(path, cache.manifest)
-    return repair(cache, structure, teacher=teacher, memory=digest_memory())
+    return repair(cache, structure, teacher=teacher, fetch=fetch, memory=digest_memory())
 
 
 def to_json(result: Verification) -> dict[str, Any]:

@@ -44,10 +44,13 @@ class Verification:
         return 2 if self.unable else 0
 
 
-def verify(path: Path, *, rows: int, teacher: str | None, memory: Path) -> Verification:
+def verify(
+    path: Path, *, rows: int, teacher: str | None, fetch: bool = False, memory: Path
+) -> Verification:
     """Check every file, then compare `rows` rows with the teacher (0: check files only).
 
-    `teacher` says where the teacher is, if not where the plan has it. `memory` is the file that
+    `teacher` says where the teacher is, if not where the plan has it; `fetch`, whether a hub id
+    that only the plan names may be fetched. `memory` is the file that
     remembers hashes of the teacher's files. Damaged units are not compared. ValueError if the
     directory is not a sealed cache, or if another command changed it meanwhile.
     """
@@ -68,7 +71,9 @@ def verify(path: Path, *, rows: int, teacher: str | None, memory: Path) -> Verif
                 )
             if numbers:
                 planned = read_plan(PartLayout(path / part.path).plan).teacher
-                checkpoint = open_teacher_of(cache, part, planned, teacher, memory=memory)
+                checkpoint = open_teacher_of(
+                    cache, part, planned, teacher, fetch=fetch, memory=memory
+                )
                 structure.problems += _config_problems(cache, checkpoint)
                 content = _compare_part(cache, part, numbers, checkpoint, planned)
                 result.content[_part_label(part.path, result.content)] = content

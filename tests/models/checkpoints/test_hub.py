@@ -50,8 +50,8 @@ def environment(home: Path, address: str, **others: str) -> dict[str, str]:
     }
 
 
-def open_in_process(*names: str, cwd: Path, env: dict[str, str]) -> list[dict]:
-    command = [sys.executable, "-c", OPEN, *names]
+def open_in_process(*names: str, cwd: Path, env: dict[str, str], script: str = OPEN) -> list[dict]:
+    command = [sys.executable, "-c", script, *names]
     out = subprocess.run(command, cwd=cwd, env=env, check=True, capture_output=True, text=True)
     return json.loads(out.stdout)
 
@@ -97,6 +97,19 @@ def test_only_needed_files_are_fetched_once_and_the_name_has_the_commit(hub, tmp
     *again, other = open_in_process(*names, cwd=tmp_path, env=env)
     assert again == [now, first]
     assert_not_fetched(other["error"])
+
+
+def test_without_leave_nothing_is_asked_of_the_hub(hub, tmp_path):
+    write_teacher(tmp_path / "teacher")
+    hub.push_directory("owner/model", tmp_path / "teacher")
+    without = OPEN.replace("open_checkpoint(name)", "open_checkpoint(name, fetch=False)")
+    with hub.serving() as address:
+        env = environment(tmp_path / "home", address)
+        (refused,) = open_in_process("owner/model", cwd=tmp_path, env=env, script=without)
+        assert refused == {"error": "FileNotFoundError: owner/model: not fetched before."}
+        assert hub.fetched == []
+        fetched = open_in_process("owner/model", cwd=tmp_path, env=env)
+    assert open_in_process("owner/model", cwd=tmp_path, env=env, script=without) == fetched
 
 
 def assert_not_fetched(error: str) -> None:
