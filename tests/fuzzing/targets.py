@@ -17,7 +17,7 @@ def configs(_: Path) -> list[bytes]:
 
 
 def read_config(path: Path) -> None:
-    _ = SafetensorsFiles(path.parent).config
+    config_to_json(SafetensorsFiles(path.parent).config)
 
 
 def gguf_files(directory: Path) -> list[bytes]:
