@@ -1,9 +1,9 @@
 """A checkpoint's chat template, which turns messages into the text the model was trained on.
 
 Templates are written for Hugging Face transformers, in Jinja with a few more functions. They run in
-a sandbox, because they come with checkpoints. The same messages must give the same text on every
-day. So the clock that templates may use (`strftime_now`) shows a fixed date, or is undefined if
-none is given; templates that can do without a clock then write a date of their own.
+a sandbox with limits, because they come with checkpoints. The same messages must give the same text
+on every day. So the clock that templates may use (`strftime_now`) shows a fixed date, or is
+undefined if none is given; templates that can do without a clock then write a date of their own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import datetime
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, NoReturn
 
@@ -20,11 +21,15 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import SecurityError
+
+from decant.models.text.bounded_sandbox import BoundedEnvironment, bounded, weight
 
 # Unicode noncharacters, which texts do not use. A message that holds one is refused.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _CLOCK = "strftime_now"
+_LONGEST_ERROR = 500
+_LONGEST = 1 << 20  # characters of a template; published ones have up to 30,000
 
 
 class Rendered(NamedTuple):
@@ -58,20 +63,28 @@ class ChatTemplate:
     ):
         self._source, self._tokens, self._date = source, dict(tokens), date
         self._with_tools = with_tools
-        self._environment = environment = ImmutableSandboxedEnvironment(
+        self._environment = environment = BoundedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
-        environment.filters["tojson"] = _tojson
+        environment.add_filter("tojson", _tojson)
         environment.globals["raise_exception"] = _refuse
         if date is not None:
             day = _day(date)
-            environment.globals[_CLOCK] = lambda form: day.strftime(form)
+            environment.globals[_CLOCK] = _clock(day)
+        if len(source) > _LONGEST:
+            raise ValueError(
+                f"{where}: the chat template has {len(source):,} characters; at most {_LONGEST:,} "
+                "are allowed"
+            )
         try:
-            self._template = environment.from_string(source)
+            with bounded(len(source)):
+                self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ValueError(
                 f"{where}: the chat template cannot be read: line {error.lineno}: {error.message}"
             ) from error
+        except (SecurityError, SyntaxError, RecursionError, MemoryError) as error:
+            raise ValueError(f"{where}: the chat template cannot be read: {error}") from error
 
     @cached_property
     def digest(self) -> str:
@@ -118,20 +131,25 @@ class ChatTemplate:
         if self.marks_generation and re.search(f"[{_OPEN}{_CLOSE}]", _tojson([*messages])):
             raise ValueError("a message holds U+FDD0 or U+FDD1, which are not characters")
         try:
-            text = self._template.render(
-                messages=[*messages],
-                tools=tools,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._tokens,
-            )
+            with bounded(weight(messages) + weight(tools)):
+                text = self._template.render(
+                    messages=[*messages],
+                    tools=tools,
+                    documents=None,
+                    add_generation_prompt=add_generation_prompt,
+                    **self._tokens,
+                )
+        except TimeoutError:  # not the same on every machine, so no record is skipped for it
+            raise
         except Exception as error:  # a template is a program, which may fail in any way
             if isinstance(error, jinja2.UndefinedError) and _CLOCK in str(error):
                 raise ValueError(
                     "the chat template writes the current date, so the rows would differ "
                     'tomorrow; set corpus.chat_date = "2026-01-31", or the date it shall write'
                 ) from error
-            raise ValueError(f"the chat template refuses these messages: {error}") from error
+            raise ValueError(
+                f"the chat template refuses these messages: {_shortened(error)}{_line(error)}"
+            ) from error
         return _without_marks(text)
 
 
@@ -147,6 +165,18 @@ class _Generation(Extension):
             nodes.Output([nodes.TemplateData(mark)]).set_lineno(line) for mark in (_OPEN, _CLOSE)
         )
         return [opening, *body, closing]
+
+
+def _shortened(error: Exception) -> str:
+    text = str(error)
+    return text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}…"
+
+
+def _line(error: Exception) -> str:
+    """Where in the template the error arose, if it is known."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == "<template>"]
+    return f" (line {lines[-1]} of the template)" if lines else ""
 
 
 def _without_marks(text: str) -> Rendered:
@@ -168,6 +198,13 @@ def _day(date: str) -> datetime.datetime:
         return datetime.datetime.fromisoformat(date)
     except ValueError as error:
         raise ValueError(f"{date!r} is not a date for a chat template; write 2026-01-31") from error
+
+
+def _clock(day: datetime.datetime) -> Callable[[str], str]:
+    def strftime_now(form: str) -> str:
+        return day.strftime(form)
+
+    return strftime_now
 
 
 def _tojson(value: Any, **options: Any) -> str:

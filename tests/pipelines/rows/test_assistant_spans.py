@@ -70,7 +70,7 @@ def test_the_learned_characters_are_those_that_a_hand_marks(behaviour):
 BEHAVIOUR = st.sampled_from([*BEHAVIOURS])
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.text('a \n"🙂<>', max_size=4), min_size=2, max_size=6),
     st.sampled_from([*BEHAVIOURS]),

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decant.models import open_checkpoint
@@ -164,6 +164,7 @@ def test_prefixes_find_what_the_same_template_with_marks_says(smollm):
         assert marked(talk, smollm) == marked(talk, marks)
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("ab \n½🙂", max_size=5), min_size=2, max_size=8))
 def test_whatever_is_said_exactly_the_answers_and_their_ends_are_learned(turns):
     talk, tokenizer = chat(*turns), chat_tokenizer(HEADERS)
