@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from decant import __version__
+from decant.closed_output import exit_with
 from decant.foreign import tell
 from decant.menu import CACHES, GROUPS, STUDENTS, menu, unknown
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run() -> None:
     """The console script `decant`."""
-    sys.exit(main(sys.argv[1:]))
+    exit_with(main)
 
 
 if __name__ == "__main__":

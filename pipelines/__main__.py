@@ -4,6 +4,7 @@ import logging
 import signal
 import sys
 
+from decant.closed_output import exit_with, is_left_by_reader
 from decant.foreign import tell
 from decant.menu import CACHES, menu, unknown
 from decant.pipelines.commands import COMMANDS
@@ -29,6 +30,8 @@ def main(arguments: list[str]) -> int:
         with stopping(stopped_by):
             return COMMANDS[arguments[0]](arguments[1:])
     except (ValueError, OSError, RuntimeError) as error:
+        if is_left_by_reader(error):
+            raise  # `exit_with` then ends quietly
         tell(f"error: {error}", file=sys.stderr)
         if "No space left" in str(error):
             tell("Free some space and run again: committed units stay.", file=sys.stderr)
@@ -43,4 +46,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_with(main)

@@ -18,7 +18,7 @@ LEVELS = {
         ["__init__", "foreign", "local_paths", "menu"],
         ["checks"],
         ["parser"],
-        ["settings"],
+        ["settings", "closed_output"],
         ["schemas"],
         ["models"],
         ["pipelines", "trainer"],

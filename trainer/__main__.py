@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from decant.closed_output import exit_with, is_left_by_reader
 from decant.foreign import tell, terminal
 from decant.menu import STUDENTS, menu, unknown
 from decant.settings import parse
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return COMMANDS[arguments[0]](list(arguments[1:]))
     except (ValueError, OSError, FloatingPointError) as error:
+        if is_left_by_reader(error):
+            raise  # `exit_with` then ends quietly
         tell(f"error: {error}", file=sys.stderr)
     except MemoryError as error:
         tell(f"error: not enough memory. {error}", file=sys.stderr)
@@ -106,4 +109,4 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 """By name: a function of the arguments after the name, which returns the exit status."""
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_with(main)

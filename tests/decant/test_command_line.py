@@ -1,5 +1,6 @@
 """The menu, and what every command answers before its job is imported."""
 
+import os
 import subprocess
 import sys
 import time
@@ -9,11 +10,14 @@ import pytest
 import decant
 from decant import menu
 from decant.__main__ import main
+from decant.pipelines import __main__ as pipelines_main
 from decant.pipelines.__main__ import COMMANDS as PIPELINES
 from decant.pipelines.config import Precompute
 from decant.settings import parse
+from decant.trainer import __main__ as trainer_main
 from decant.trainer.__main__ import COMMANDS as TRAINER
 from decant.trainer.config import Generate
+from tests.making.caches import tiny_cache
 from tests.paths import environment
 
 ALL = menu.CACHES | menu.STUDENTS
@@ -54,6 +58,51 @@ def test_help_of_a_command_is_no_error_and_needs_no_jax(name):
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.stderr.strip() == ""
     assert f"usage: decant {name}" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tiny_cache(tmp_path_factory.mktemp("tiny")).path
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "decant --help",
+        "decant --version",
+        "decant train --help",
+        "decant inspect CACHE",
+        "decant inspect CACHE --row 0",
+        "decant.pipelines merge --help",
+        "decant.trainer --help",
+    ],
+)
+def test_a_reader_that_leaves_early_is_no_error(command, cache):
+    """Its end of the pipe is closed before the command begins, so the first write fails."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    module, *arguments = command.replace("CACHE", str(cache)).split()
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        env=environment(),
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == 141
+
+
+def test_a_broken_pipe_to_another_process_is_an_error(capsys, monkeypatch):
+    def broken(arguments):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    for package, command in ((pipelines_main, "gc"), (trainer_main, "train")):
+        monkeypatch.setitem(package.COMMANDS, command, broken)
+        assert main([command]) == 1
+        assert "error: [Errno 32] Broken pipe" in capsys.readouterr().err
 
 
 def test_the_version(capsys):
