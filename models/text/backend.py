@@ -64,6 +64,10 @@ class Backend:
             for e in encodings
         ]
 
+    def encoding(self, text: str) -> tokenizers.Encoding:
+        """The library's own account of a text: its tokens, and the words that it was split into."""
+        return self._call(self._tokenizer.encode, text, add_special_tokens=False)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, special tokens included."""
         return self._call(self._tokenizer.decode, ids, skip_special_tokens=False)
@@ -83,6 +87,16 @@ class Backend:
     def model_name(self) -> str:
         """Kind of the model: "BPE", "Unigram", "WordPiece" or "WordLevel"."""
         return type(self._tokenizer.model).__name__
+
+    def merges_characters(self) -> bool:
+        """Whether the model only joins neighbouring tokens, from single characters on, and every
+        character is a token or bytes."""
+        model = self._tokenizer.model
+        if not isinstance(model, tokenizers.models.BPE):
+            return False
+        if model.continuing_subword_prefix or model.end_of_word_suffix:
+            return False
+        return model.byte_fallback or not model.unk_token
 
     def steps(self) -> dict[str, Any]:
         """The settings under "normalizer" and "pre_tokenizer", with all defaults filled in."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -14,6 +14,7 @@ import numpy as np
 
 from decant.models.text.backend import Backend
 from decant.models.text.chat_template import ChatTemplate
+from decant.models.text.long_texts import LongTexts
 from decant.models.text.named_templates import (
     CHAT_TEMPLATE,
     DEFAULT,
@@ -78,6 +79,17 @@ class Tokenizer:
         that are parts of one character have that character's span.
         """
         return self._backend.encode_with_spans(texts)
+
+    def encode_long(self, chunks: Iterable[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The ids and spans of one long text that `chunks` make up, a piece at a time.
+
+        They are those that `encode_with_spans` gives; spans are int64.
+        """
+        return self._long_texts.encode(chunks)
+
+    @cached_property
+    def _long_texts(self) -> LongTexts:
+        return LongTexts(self._backend)
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of the ids, special tokens included."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+from decant.pipelines.rows.long_text import LongText
 from decant.pipelines.rows.records import Located, Place, Record, read_records
 from decant.pipelines.rows.sources import InputShard, Kind, SourceFile, Span
 from decant.schemas.disk.identity import canonical_json
@@ -35,12 +36,15 @@ class Completion(NamedTuple):
     completion: str
 
 
+Content = str | LongText | Chat | Completion
+
+
 @dataclass(frozen=True)
 class Document:
     """A document's content, and its place."""
 
     place: Place
-    content: str | Chat | Completion
+    content: Content
     located: Located = str
 
     @property
@@ -50,6 +54,8 @@ class Document:
         A chat is hashed before it is rendered, so that every teacher holds out the same chats.
         """
         content = self.content
+        if isinstance(content, LongText):
+            return content.sha256
         data = content.encode() if isinstance(content, str) else canonical_json(content._asdict())
         return hashlib.sha256(data).digest()
 
@@ -73,6 +79,8 @@ def read_documents(
                 continue
             try:
                 content = _content(record.value, source, text_field=text_field)
+                if isinstance(content, LongText):
+                    _ = content.sha256  # reads it once, before anything is made of it
             except ValueError as error:
                 refuse(record.place, record.located(str(error)))
             else:
@@ -139,7 +147,7 @@ def _kind(record: Any, text_field: str) -> Kind:
     raise ValueError(f"field {fields[0]!r} is a string, not a list of messages")
 
 
-def _content(value: Any, source: SourceFile, *, text_field: str) -> str | Chat | Completion:
+def _content(value: Any, source: SourceFile, *, text_field: str) -> Content:
     """The content of a record. ValueError with the problem if it has none."""
     if not (source.is_jsonl or source.is_parquet):
         return value

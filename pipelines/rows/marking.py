@@ -10,19 +10,23 @@ that holds at least one character of the completion (or of the assistant's turn)
   learned from are left out: no target depends on them.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from decant.models.text.chat_template import ChatTemplate
+from decant.models.text.long_texts import PIECE
 from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.rows.assistant_spans import Spans, assistant_spans
-from decant.pipelines.rows.documents import Chat, Completion, Document
+from decant.pipelines.rows.documents import Chat, Completion, Content, Document
+from decant.pipelines.rows.long_text import LongArray, LongSegment, LongText
 from decant.pipelines.rows.sources import Kind
 from decant.schemas.records.rows import Segment
 
+_LONG = 1 << 19
+"""Characters above which a document is tokenised in pieces, which takes twice as long."""
 VERSION = 2
 """Part of the rows_id of corpora with chats or completions. Raise it if their rows change."""
 
@@ -32,9 +36,22 @@ class Marked:
     """A document as one text, and its characters that are learned from."""
 
     document: Document
-    text: str
+    text: str | LongText
     learned: Spans | None = None
     """Ranges [start, end) of characters. None: all of the text."""
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the document is tokenised in pieces, so that its tokens need little memory."""
+        return isinstance(self.text, LongText) or len(self.text) > _LONG
+
+    def chunks(self) -> Iterator[str]:
+        """The text, a part at a time."""
+        if isinstance(self.text, LongText):
+            yield from self.text.chunks()
+        else:
+            for start in range(0, len(self.text), PIECE):
+                yield self.text[start : start + PIECE]
 
 
 def marking_rules(kinds: Collection[Kind], template: ChatTemplate | None) -> dict[str, Any]:
@@ -51,7 +68,7 @@ def mark(document: Document, tokenizer: Tokenizer, template: ChatTemplate | None
     """The document's text with its learned characters. ValueError for a chat that `template`
     cannot render."""
     content = document.content
-    if isinstance(content, str):
+    if isinstance(content, str | LongText):
         return Marked(document, content)
     if isinstance(content, Completion):
         text = content.prompt + content.completion
@@ -62,8 +79,8 @@ def mark(document: Document, tokenizer: Tokenizer, template: ChatTemplate | None
 
 
 def segments(batch: Sequence[Marked], tokenizer: Tokenizer) -> list[Segment]:
-    """The documents as tokens, one uncut segment each."""
-    texts = [marked.text for marked in batch]
+    """The documents as tokens, one uncut segment each. None of them is long."""
+    texts = [str(marked.text) for marked in batch]
     if all(marked.learned is None for marked in batch):
         counted = [(ids, np.ones(len(ids), bool)) for ids in tokenizer.encode_batch(texts)]
     else:
@@ -77,31 +94,75 @@ def segments(batch: Sequence[Marked], tokenizer: Tokenizer) -> list[Segment]:
     ]
 
 
+def long_segment(marked: Marked, tokenizer: Tokenizer) -> LongSegment:
+    """A long document as tokens, those that `segments` gives. They lie in temporary files."""
+    content, place = marked.document.content, marked.document.place
+    tokens, counted = LongArray("int32"), LongArray("bool")
+    end = 0
+    ids = np.zeros(0, np.int32)
+    for ids, places in tokenizer.encode_long(marked.chunks()):
+        if not len(tokens):
+            bos = _bos(content, ids, tokenizer)
+            tokens.append(np.array(bos, np.int32))
+            counted.append(np.full(len(bos), isinstance(content, str | LongText)))
+        learned = _learned(places, marked.learned)
+        end = len(tokens) + _end(learned) if learned.any() else end
+        tokens.append(ids)
+        counted.append(learned)
+    if isinstance(content, Chat):
+        tokens.cut(end)
+        counted.cut(end)
+    else:
+        eos = _eos(content, ids, tokenizer)
+        tokens.append(np.array(eos, np.int32))
+        counted.append(np.ones(len(eos), bool))
+    return LongSegment(tokens, counted, place.source, place.offset)
+
+
 def _learned(places: np.ndarray, spans: Spans | None) -> np.ndarray:
     """Whether each token, with characters `places` [tokens, (start, end)], overlaps a span."""
-    learned = np.full(len(places), spans is None)
-    starts = places[:, 0]
-    ends = np.maximum(places[:, 1], starts + 1)  # a token without characters counts as its place
-    for start, end in spans or ():
-        learned |= (starts < end) & (ends > start)
-    return learned
+    if spans is None:
+        return np.ones(len(places), bool)
+    ordered = np.array(sorted(spans), np.int64).reshape(-1, 2)
+    starts, ends = ordered[:, 0], np.maximum.accumulate(ordered[:, 1])
+    # A token without characters counts as its place.
+    last = np.searchsorted(starts, np.maximum(places[:, 1], places[:, 0] + 1)) - 1
+    return (last >= 0) & (ends[last] > places[:, 0]) if len(ordered) else last >= 0
 
 
 def _segment(marked: Marked, ids: np.ndarray, counted: np.ndarray, tokenizer: Tokenizer) -> Segment:
     content, place = marked.document.content, marked.document.place
     if isinstance(content, Chat):
-        end = 1 + int(np.flatnonzero(counted).max(initial=-1))
+        end = _end(counted)
         return Segment(ids[:end], counted[:end], place.source, place.offset, 0)
-    # A plain text gets BOS and EOS even if it begins or ends with one.
-    is_completion = isinstance(content, Completion)
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    bos = [] if is_completion and bos == ids[:1].tolist() else bos
-    eos = [tokenizer.eos_id]
-    eos = [] if is_completion and eos == ids[-1:].tolist() else eos
+    bos, eos = _bos(content, ids, tokenizer), _eos(content, ids, tokenizer)
+    is_text = not isinstance(content, Completion)
     return Segment(
         np.concatenate([bos, ids, eos]).astype(np.int32),
-        np.concatenate([np.full(len(bos), not is_completion), counted, np.ones(len(eos), bool)]),
+        np.concatenate([np.full(len(bos), is_text), counted, np.ones(len(eos), bool)]),
         place.source,
         place.offset,
         0,
     )
+
+
+def _end(counted: np.ndarray) -> int:
+    """One more than the number of the last token that is learned from."""
+    return 1 + int(np.flatnonzero(counted).max(initial=-1))
+
+
+# A plain text gets BOS and EOS even if it begins or ends with one. A chat's template writes them.
+
+
+def _bos(content: Content, ids: np.ndarray, tokenizer: Tokenizer) -> list[int]:
+    """The id to put in front of a document that begins with `ids`, if any."""
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    has_its_own = isinstance(content, Completion) and bos == ids[:1].tolist()
+    return [] if has_its_own or isinstance(content, Chat) else bos
+
+
+def _eos(content: Content, ids: np.ndarray, tokenizer: Tokenizer) -> list[int]:
+    """The id to put after a document that ends with `ids`, if any."""
+    eos = [tokenizer.eos_id]
+    has_its_own = isinstance(content, Completion) and eos == ids[-1:].tolist()
+    return [] if has_its_own or isinstance(content, Chat) else eos

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from decant.pipelines.rows.long_text import LongSegment
 from decant.schemas.records.rows import Row, Segment, build_row
 
 VERSION = 1
 """Part of every rows_id. Raise it if the same documents would give other rows."""
 
 
-def pieces(document: Segment, *, length: int) -> Iterator[Segment]:
+def pieces(document: Segment | LongSegment, *, length: int) -> Iterator[Segment]:
     """Cut a document into pieces of at most `length` tokens.
 
     Each piece repeats the last token of the piece before, so that the transition between the two
@@ -21,10 +22,11 @@ def pieces(document: Segment, *, length: int) -> Iterator[Segment]:
     start = 0
     while start + 1 < len(document.tokens):
         piece = slice(start, start + length)
-        if document.counted[piece][1:].any():
+        counted = document.counted[piece]
+        if counted[1:].any():
             yield Segment(
                 document.tokens[piece],
-                document.counted[piece],
+                counted,
                 document.source,
                 document.document,
                 document.start + start,
@@ -45,7 +47,7 @@ class Packer:
     _open: list[list[Segment]] = field(default_factory=list)
     _room: list[int] = field(default_factory=list)
 
-    def add(self, document: Segment) -> Iterator[Row]:
+    def add(self, document: Segment | LongSegment) -> Iterator[Row]:
         """Add a document; returns the rows that this completes."""
         for piece in pieces(document, length=self.length):
             if len(piece.tokens) == self.length:

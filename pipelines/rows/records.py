@@ -17,6 +17,7 @@ import pyarrow
 import pyarrow.parquet
 import zstandard
 
+from decant.pipelines.rows.long_text import LongText
 from decant.pipelines.rows.sources import SourceFile, Span
 from decant.pipelines.rows.zstd_file import ZstdFile
 
@@ -27,7 +28,10 @@ _BOM = codecs.BOM_UTF8
 _OTHER_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _DAMAGE_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
 _RECORDS_A_BATCH = 256
+_DAMAGED = "damaged or cut short, cannot be decompressed: "
 _BLOCK = 1 << 20
+LONG = 16 << 20
+"""Bytes above which a document is not held in memory."""
 _MOST_COUNTED = 1 << 30
 """Bytes before a span that are read to tell the number of a bad line."""
 
@@ -48,7 +52,8 @@ class Record:
 
     place: Place
     value: Any = None
-    """A text file's text, a JSON line's value, or a table's record as a dictionary."""
+    """A text file's text (if it is long, a `LongText`), a JSON line's value, or a table's record as
+    a dictionary."""
     problem: str = ""
     """Why the record cannot be read, with its place in the file; empty if it can."""
     located: Located = str
@@ -90,18 +95,40 @@ def _whole_file(span: Span, source: SourceFile) -> Iterator[Record]:
     place = Place(span.source, 0)
     try:
         with _open(source) as file:
-            data = file.read()
-        yield Record(place, data.decode().removeprefix("\ufeff"))
+            data = file.read(LONG + 1)
+        if len(data) > LONG:
+            yield Record(place, LongText(partial(_chunks, source)))
+        else:
+            yield Record(place, data.decode().removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
         yield Record(place, problem=_not_utf8(data, error))
     except _DAMAGE_ERRORS as error:
-        yield Record(place, problem=f"damaged or cut short, cannot be decompressed: {error}")
+        yield Record(place, problem=f"{_DAMAGED}{error}")
 
 
-def _not_utf8(data: bytes, error: UnicodeDecodeError) -> str:
-    if data.startswith(_OTHER_BOMS):
+def _chunks(source: SourceFile) -> Iterator[str]:
+    """The text of a file. ValueError with the problem if it cannot be read."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    at, block, is_first = 0, b"", True
+    try:
+        with _open(source) as file:
+            while block := file.read(_BLOCK):
+                text = decoder.decode(block)
+                yield text.removeprefix("\ufeff") if is_first else text
+                at, is_first = at + len(block), is_first and not text
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        before = at - len(decoder.getstate()[0])
+        raise ValueError(_not_utf8(block, error, at=before)) from error
+    except _DAMAGE_ERRORS as error:
+        raise ValueError(f"{_DAMAGED}{error}") from error
+
+
+def _not_utf8(data: bytes, error: UnicodeDecodeError, *, at: int = 0) -> str:
+    """`data` begins at byte `at` of the file."""
+    if not at and data.startswith(_OTHER_BOMS):
         return "UTF-16 or UTF-32, not UTF-8; convert the file"
-    return f"not UTF-8 at byte {error.start}"
+    return f"not UTF-8 at byte {at + error.start}"
 
 
 class _LineNumbers:

@@ -9,7 +9,8 @@ from pathlib import Path
 from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.config import Corpus
 from decant.pipelines.rows.documents import Document, Refuse, read_documents
-from decant.pipelines.rows.marking import Marked, mark, segments
+from decant.pipelines.rows.long_text import LongSegment
+from decant.pipelines.rows.marking import Marked, long_segment, mark, segments
 from decant.pipelines.rows.packing import Packer
 from decant.pipelines.rows.records import Place
 from decant.pipelines.rows.sources import InputShard, SourceFile
@@ -131,15 +132,16 @@ def tokenise_shard(shard: InputShard, repeated: frozenset[Place], job: TokeniseJ
 
 def _segments(
     documents: Iterable[Document], job: TokeniseJob, *, refuse: Refuse
-) -> Iterator[tuple[Split, Segment]]:
+) -> Iterator[tuple[Split, Segment | LongSegment]]:
     tokenizer = Tokenizer.from_files(job.tokenizer)
 
     def refuse_document(document: Document, problem: str) -> None:
         refuse(document.place, document.located(problem))
 
-    def tokenised(batch: Sequence[Marked]) -> Iterator[tuple[Marked, Segment]]:
+    def tokenised(batch: Sequence[Marked]) -> Iterator[tuple[Marked, Segment | LongSegment]]:
         try:
-            made = segments(batch, tokenizer)
+            is_long = len(batch) == 1 and batch[0].is_long
+            made = [long_segment(batch[0], tokenizer)] if is_long else segments(batch, tokenizer)
         except ValueError as error:
             if len(batch) == 1:
                 refuse_document(batch[0].document, str(error))
@@ -158,7 +160,9 @@ def _segments(
             yield _split_of(marked.document.content_hash, job.corpus.heldout or 0.0), segment
 
 
-def _unpredictable(segment: Segment, tokenizer: Tokenizer, *, vocabulary: int) -> str | None:
+def _unpredictable(
+    segment: Segment | LongSegment, tokenizer: Tokenizer, *, vocabulary: int
+) -> str | None:
     """The problem, if the segment has an id that the teacher does not know."""
     largest = int(segment.tokens.max(initial=0))
     if largest < vocabulary:
@@ -186,9 +190,16 @@ def _split_of(content_hash: bytes, heldout: float) -> Split:
 
 
 def _batches(documents: Iterable[Marked]) -> Iterator[list[Marked]]:
-    """Lists of about `_CHARACTERS_A_BATCH`, so that the tokenizer's memory is bounded."""
+    """Lists of about `_CHARACTERS_A_BATCH`, so that the tokenizer's memory is bounded; a long
+    document is alone in its list."""
     batch, characters = [], 0
     for marked in documents:
+        if marked.is_long:
+            if batch:
+                yield batch
+            yield [marked]
+            batch, characters = [], 0
+            continue
         batch.append(marked)
         characters += len(marked.text)
         if characters >= _CHARACTERS_A_BATCH:

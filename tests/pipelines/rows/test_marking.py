@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from decant.models import open_checkpoint
 from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.rows.documents import Chat, Completion, Document
-from decant.pipelines.rows.marking import Marked, mark, marking_rules, segments
+from decant.pipelines.rows.marking import Marked, long_segment, mark, marking_rules, segments
 from decant.pipelines.rows.records import Place
 from tests.making.chats import (
     DATED,
@@ -30,6 +30,9 @@ def marked(content, tokenizer, *, date=None) -> str:
     document = mark(Document(Place(0, 0), content), tokenizer, tokenizer.chat_template(date=date))
     (segment,) = segments([document], tokenizer)
     assert len(segment.tokens) == len(segment.counted)
+    in_pieces = long_segment(document, tokenizer)
+    assert in_pieces.tokens[:].tolist() == segment.tokens.tolist()
+    assert in_pieces.counted[:].tolist() == segment.counted.tolist()
     runs: list[tuple[bool, list[int]]] = []
     for token, learned in zip(segment.tokens.tolist(), segment.counted.tolist(), strict=True):
         if not runs or runs[-1][0] != learned:
