@@ -35,7 +35,9 @@ def remembered_sha256s(paths: Sequence[Path], *, memory: Path) -> list[str]:
     """
     try:
         known = json.loads(memory.read_text())
-    except (OSError, ValueError):
+        if not isinstance(known, dict):
+            known = {}
+    except (OSError, ValueError, RecursionError):
         known = {}
     keys = [_file_key(path) for path in paths]
     new = {key: path for key, path in zip(keys, paths, strict=True) if key not in known}

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+from safetensors import SafetensorError
 
 from decant.schemas.disk.atomic import write_bytes
 from decant.trainer.loss.layer_pairs import Pairs
@@ -45,9 +46,15 @@ def initial_projections(pairs: Pairs, *, width: int, run: Path, seed: int) -> di
 
 
 def saved_projections(run: Path) -> dict[str, np.ndarray]:
-    """The projections that a run began with, by name; empty if it has none."""
+    """The projections that a run began with, by name; empty if it has none.
+
+    ValueError if their file is damaged.
+    """
     path = run / FILE
-    return safetensors.numpy.load(path.read_bytes()) if path.exists() else {}
+    try:
+        return safetensors.numpy.load(path.read_bytes()) if path.exists() else {}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged: {error}. Start a new run.") from error
 
 
 def with_projections(params: dict[str, Any], projections: dict[str, Any]) -> dict[str, Any]:

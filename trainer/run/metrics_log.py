@@ -35,13 +35,16 @@ SHOWN = {
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """All lines of a run's `metrics.jsonl`, without a last line that a kill cut short.
 
-    Raises FileNotFoundError if the directory holds no run.
+    Raises FileNotFoundError if the directory holds no run, ValueError for a damaged line.
     """
     path = run / FILE
     if not path.exists():
         raise FileNotFoundError(f"{path}: not there; {run} is not the directory of a run")
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1]]
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged: {error}") from error
 
 
 class MetricsLog:

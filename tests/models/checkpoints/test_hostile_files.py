@@ -46,7 +46,7 @@ HOSTILE = {
     "an array of 2**62": (header(field("a", ARRAY, array(U8, 2**62)), fields=1), "at most"),
     "an array of 2**62 strings": (
         header(field("a", ARRAY, array(STRING, 2**62)), fields=1),
-        "says 4,611,686,018,427,387,904; at most 4,194,304",
+        "says 4,611,686,018,427,387,904; at most 2,097,152",
     ),
     "an array that the file lacks": (
         header(field("a", ARRAY, array(U32, 2**20)), fields=1),

@@ -1,6 +1,7 @@
 """Projections: their initial values, and that a run keeps them."""
 
 import numpy as np
+import pytest
 
 from decant.trainer.loss.layer_pairs import HiddenPair, Pairs
 from decant.trainer.loss.projections import (
@@ -54,3 +55,11 @@ def test_a_run_without_projections_writes_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
     assert saved_projections(tmp_path) == {}
     assert without_projections(with_projections(params, {"hidden-0-0": 3})) == params
+
+
+def test_damaged_projections_are_named(tmp_path):
+    initial(tmp_path, (FIRST,))
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=rf"{file.name}: damaged"):
+        saved_projections(tmp_path)

@@ -1,7 +1,9 @@
 """Inputs of the loss from a cache, and the student's config before its weights are loaded."""
 
 import dataclasses
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from flax import nnx
 from decant.models import Decoder, save_directory
 from decant.models.mesh.sharding import teacher_mesh
 from decant.models.text.tokenizer import Tokenizer
-from decant.schemas import Cache
+from decant.schemas import Cache, open_cache
 from decant.trainer.config import Loss, Student
 from decant.trainer.loss.layer_pairs import NO_PAIRS, HiddenPair, Pairs
 from decant.trainer.run.initial_student import initial_config, teacher_config
@@ -63,6 +65,23 @@ def test_the_initial_config_is_that_of_the_initial_student(cache, root, tmp_path
     # An existing run has its saved student's config, whatever became of the source.
     shutil.copytree(tmp_path / "deeper", tmp_path / "initial")
     assert config_of(source="gone", layers=(1,)) == (4, 32, None)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"\xff", b'{"model_type": "llama"}'])
+def test_a_damaged_config_is_named_as_what_it_is(cache, root, tmp_path, content):
+    """The teacher's config in the cache is not called `student.config`."""
+    copy = Path(shutil.copytree(cache.path, tmp_path / "cache"))
+    config, own = copy / "tokenizer" / "config.json", tmp_path / "own.json"
+    for file in (config, own):
+        file.unlink(missing_ok=True)
+        if content is not None:
+            file.write_bytes(content)
+    opened = open_cache(copy)
+    for student, file in ((Student(init="scratch"), config), (Student(config=own), own)):
+        scratch = dataclasses.replace(student, init="scratch")
+        with pytest.raises((ValueError, FileNotFoundError), match=re.escape(f"{file}: ")) as caught:
+            initial_config(scratch, cache=opened, run=tmp_path / "run")
+        assert "student.config" not in str(caught.value)
 
 
 def test_parts_that_disagree_on_directions_are_refused_even_under_a_projection(narrow_cache):

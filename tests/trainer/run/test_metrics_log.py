@@ -42,6 +42,13 @@ def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path)] == [1]
 
 
+@pytest.mark.parametrize("line", [b"{", b"\xff", b"[" * 10**5])
+def test_a_damaged_line_is_an_error_with_the_files_name(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b"\n")
+    with pytest.raises(ValueError, match=r"metrics.jsonl: damaged"):
+        read_metrics(tmp_path)
+
+
 def test_values_that_are_not_finite_are_null_in_json(tmp_path):
     write(tmp_path, after=None, steps=[1], loss=float("nan"))
     assert '"loss": null' in (tmp_path / "metrics.jsonl").read_text()
