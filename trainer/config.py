@@ -179,7 +179,8 @@ class Keep:
     (weights and two moments)."""
 
     last: Annotated[int, COUNT] = 1
-    """Number of newest checkpoints; at least 1. A run resumes from the newest."""
+    """Number of newest checkpoints. A run resumes from the newest; if that is damaged, from the one
+    before it."""
     best: Annotated[int, Bounds(0)] = 0
     """Number of best checkpoints by held-out rows. An evaluation among the best so far saves a
     checkpoint."""
@@ -226,8 +227,8 @@ class Train(Command):
     log_every: Annotated[int, COUNT] = 1
     """Updates between lines of `metrics.jsonl`."""
     max_bad_steps: Annotated[int, COUNT] = 10
-    """Stop after this many updates in a row with a non-finite loss or gradient. Such updates are
-    skipped."""
+    """Stop after this many updates in a row with a non-finite loss, gradient or new weight. Such
+    updates are skipped."""
     quiet: bool = False
     """Print errors only."""
     json: bool = False

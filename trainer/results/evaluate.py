@@ -36,7 +36,7 @@ from decant.trainer.loss.objective import Objective
 from decant.trainer.results.judged_on import cache_to_judge_on, describe, is_other_teacher
 from decant.trainer.run.binding import read_run_settings
 from decant.trainer.run.initial_student import INITIAL, check_covers_cache
-from decant.trainer.run.trained_student import checkpoint_step, load_student, weights_sha256
+from decant.trainer.run.trained_student import load_checkpoint, weights_sha256
 
 FILE = "evaluation.json"
 COUNTED_TOKENS = 1 << 22
@@ -56,7 +56,9 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     cache = cache_to_judge_on(config)
     _check_student(student, cache, run=config.run)
     mesh = student_mesh(fsdp=jax.device_count())
-    graph, params = load_student(config.run, dtype=config.dtype, checkpoint=config.checkpoint)
+    graph, params, step = load_checkpoint(
+        config.run, dtype=config.dtype, checkpoint=config.checkpoint
+    )
     temperature = training_temperature(config.run)
     compiled = jax.jit(
         partial(
@@ -90,7 +92,7 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     if not whole.means():
         raise ValueError(f"{cache.path}: {NO_TARGETS}")
     evaluation = {
-        "step": checkpoint_step(config.run, config.checkpoint),
+        "step": step,
         "weights": weights_sha256(params),
         "cache_id": cache.manifest.cache_id,
         "teacher_id": cache.manifest.logits.teacher_id,

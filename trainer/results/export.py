@@ -19,14 +19,14 @@ from decant.trainer.results.model_card import model_card
 from decant.trainer.run.binding import cache_at_start, read_run_settings
 from decant.trainer.run.data_facts import cache_facts, read_data_facts
 from decant.trainer.run.initial_student import INITIAL
-from decant.trainer.run.trained_student import checkpoint_step, load_student, weights_sha256
+from decant.trainer.run.trained_student import load_checkpoint, weights_sha256
 
 CARD = "README.md"
 
 
 def export(config: Export) -> Path:
     """Write the student of a checkpoint into `config.output`; returns that directory."""
-    graph, params = load_student(config.run, dtype="float32", checkpoint=config.checkpoint)
+    graph, params, step = load_checkpoint(config.run, dtype="float32", checkpoint=config.checkpoint)
     model = nnx.merge(graph, params)
     tokenizer = open_checkpoint(config.run / INITIAL).tokenizer()
     caches = read_data_facts(config.run) or [_facts_of_old_run(config)]
@@ -34,7 +34,7 @@ def export(config: Export) -> Path:
         model.config,
         name=config.output.name,
         run=config.run,
-        step=checkpoint_step(config.run, config.checkpoint),
+        step=step,
         weights=weights_sha256(params),
         settings=read_run_settings(config.run),
         caches=caches,

@@ -3,13 +3,18 @@
 A checkpoint is written whole or not at all (Orbax writes under a temporary name, then renames). It
 holds the training state, the position in the data and the run's binding. A killed run therefore
 continues with identical losses, and a checkpoint that was moved still names its run's data.
+
+It also holds checksums of all arrays and of its other values. Restoring compares them, so a
+checkpoint that rotted on the disk is never used. Checkpoints of 0.7 and older have none.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +23,20 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
+from decant.schemas.disk.identity import digest
 from decant.trainer.config import Keep
 from decant.trainer.loss.projections import Parameters
+<<<<<<< HEAD
 from decant.trainer.run.quiet_threads import quiet_threads
+=======
+from decant.trainer.run.checksums import require_finite, summarise
+from decant.trainer.run.processes import all_processes, is_first_process
+>>>>>>> e539453 (Checkpoints hold checksums, damaged ones are passed over; non-finite weights are never kept)
 from decant.trainer.update.step import TrainState
 
 CHECKPOINTS = "checkpoints"
+DAMAGED = "damaged-checkpoints"
+"""Where a run that goes on puts checkpoints that it could not restore."""
 By = Literal["kl", "ce"]
 _METRICS: dict[By, str] = {"kl": "heldout_kl_bound", "ce": "heldout_ce"}
 _BEST: dict[str, By] = {"best": "kl", "best-ce": "ce"}
@@ -115,7 +128,10 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest:
             return
+        arrays = summarise(state._asdict())
+        require_finite(arrays, where=f"{self._run}, after update {step}")
         self._heldout[step] = {n: heldout[n] for n in _METRICS.values()} if heldout else None
+<<<<<<< HEAD
         with quiet_threads():
             self._manager.save(
                 step,
@@ -124,28 +140,122 @@ class Checkpoints:
                     data=ocp.args.JsonSave({**data, "judged": self._heldout[step]}),
                 ),
             )
-
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint's state, with the shapes and shardings of `like`, and its data."""
-        saved = self._manager.restore(
-            self.latest,
+=======
+        values = {
+            **data,
+            "step": step,
+            "judged": self._heldout[step],
+            "checksums": {name: array.checksum for name, array in arrays.items()},
+        }
+        values = json.loads(json.dumps(values))  # as they will be read
+        self._manager.save(
+            step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(_abstract(like._asdict())),
-                data=ocp.args.JsonRestore(),
+                state=ocp.args.StandardSave(state._asdict()),
+                data=ocp.args.JsonSave({**values, "digest": digest(values)}),
             ),
         )
-        return TrainState(**saved["state"]), saved["data"]
+>>>>>>> e539453 (Checkpoints hold checksums, damaged ones are passed over; non-finite weights are never kept)
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """State and data of the newest good checkpoint, with shapes and shardings of `like`.
+
+        Damaged newer ones are put into `damaged-checkpoints`, and standard error says so. Raises
+        ValueError that names the damage if no checkpoint is good.
+        """
+        bad: dict[int, str] = {}
+        for step in reversed(self.steps):
+            try:
+                restored = all_processes(lambda step=step: self._restore(step, like))
+            except ValueError as error:
+                bad[step] = str(error)
+                continue
+            for damaged, why in bad.items():
+                self._put_aside(damaged)
+                _say(f"{why}\nput into {self._run / DAMAGED}; training goes on after update {step}")
+            return restored
+        raise ValueError(
+            "\n".join(bad.values()) + f"\n{self._run}: no checkpoint is good. Bring back a copy "
+            f"or delete {self._run / CHECKPOINTS} to train again from the initial student"
+        )
+
+    def restore_newest_parameters(self, like: Parameters) -> tuple[Parameters, int]:
+        """Parameters and step of the newest good checkpoint. Nothing on the disk is changed."""
+        bad: list[str] = []
+        for step in reversed(self.steps):
+            try:
+                params = self.restore_parameters(like, step=step)
+            except ValueError as error:
+                bad.append(str(error))
+                continue
+            for why in bad:
+                _say(f"{why}\nthe checkpoint after update {step} is used")
+            return params, step
+        raise ValueError(
+            "\n".join([*bad, f"{self._run}: no checkpoint is good; bring a copy back"])
+        )
 
     def restore_parameters(self, like: Parameters, *, step: int) -> Parameters:
-        """The parameters of the checkpoint after `step` updates, whatever its optimiser was."""
+        """The parameters of the checkpoint after `step` updates, whatever its optimiser was.
+
+        ValueError if they are damaged or not finite.
+        """
         wanted = {"params": _abstract(like)}
         restore = ocp.args.PyTreeRestore(
             wanted,
             restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
             partial_restore=True,
         )
-        saved = self._manager.restore(step, args=ocp.args.Composite(state=restore))
-        return saved["state"]["params"]
+        with self._damage(step):
+            saved = self._manager.restore(
+                step, args=ocp.args.Composite(state=restore, data=ocp.args.JsonRestore())
+            )
+            state = {"params": saved["state"]["params"]}
+            self._check(step, state, saved["data"])
+        return state["params"]
+
+    def _restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(_abstract(like._asdict())),
+            data=ocp.args.JsonRestore(),
+        )
+        with self._damage(step):
+            saved = self._manager.restore(step, args=args)
+            self._check(step, saved["state"], saved["data"])
+            return TrainState(**saved["state"]), saved["data"]
+
+    def _check(self, step: int, state: dict[str, Any], data: dict[str, Any]) -> None:
+        """ValueError unless arrays and data are those that were saved, and the arrays finite."""
+        _require_intact(data)
+        if data.get("step", step) != step:
+            raise ValueError(f"it is the checkpoint after update {data['step']}")
+        arrays, saved = summarise(state), data.get("checksums")
+        for name, array in arrays.items():
+            if saved is not None and saved.get(name) != array.checksum:
+                raise ValueError(f"{name[1:]} is not what was saved")
+        require_finite(arrays, where=f"after update {step}")
+
+    @contextlib.contextmanager
+    def _damage(self, step: int) -> Iterator[None]:
+        """Whatever Orbax and its parsers raise at a damaged file, as a ValueError that names it."""
+        where = self._run / CHECKPOINTS / str(step)
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise ValueError(f"{where}: this checkpoint is damaged: {lines[0][:160]}") from error
+
+    def _put_aside(self, step: int) -> None:
+        if is_first_process():
+            aside = self._run / DAMAGED
+            aside.mkdir(exist_ok=True)
+            taken = len(list(aside.glob(f"{step}*")))
+            name = f"{step}-{taken}" if taken else str(step)
+            (self._run / CHECKPOINTS / str(step)).rename(aside / name)
+        all_processes(self._manager.reload)
+        self._heldout.pop(step, None)
 
     def close(self) -> None:
         """Wait for Orbax's threads."""
@@ -163,11 +273,15 @@ class Checkpoints:
         return {step: _score(heldout, by) for step, heldout in self._heldout.items() if heldout}
 
     def _saved_heldout(self, step: int) -> dict[str, Any] | None:
+        """A checkpoint's metrics; None if a kill interrupted its deletion, or it is damaged."""
         try:
-            args = ocp.args.Composite(data=ocp.args.JsonRestore())
-            return self._manager.restore(step, args=args)["data"].get("judged")
-        except (OSError, ValueError, KeyError):
-            return None  # A kill interrupted the deletion of this checkpoint.
+            with self._damage(step):
+                args = ocp.args.Composite(data=ocp.args.JsonRestore())
+                data = self._manager.restore(step, args=args)["data"]
+                _require_intact(data)
+                return data.get("judged")
+        except ValueError:
+            return None
 
 
 class _Policy(PreservationPolicy):
@@ -195,6 +309,18 @@ def _score(heldout: Mapping[str, Any], by: By) -> float:
     """The metric to compare checkpoints by, lower is better; infinite if it is missing or NaN."""
     score = heldout.get(_METRICS[by])
     return score if score is not None and math.isfinite(score) else math.inf
+
+
+def _require_intact(data: Any) -> None:
+    """ValueError if a checkpoint's JSON values are not those that were saved."""
+    values = {name: value for name, value in data.items() if name != "digest"}
+    if ("digest" in data or "checksums" in data) and data.get("digest") != digest(values):
+        raise ValueError("its data is not what was saved")
+
+
+def _say(text: str) -> None:
+    if is_first_process():
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def _abstract(tree: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +23,11 @@ from decant.trainer.run.metrics_log import MetricsLog
 from decant.trainer.run.processes import StopAgreement
 from decant.trainer.run.speed import Clock
 from decant.trainer.update.step import TrainState
+
+_LOWER = (
+    "To go on from there, run the same command again with a lower learning rate: "
+    "--optimiser.learning-rate RATE --allow optimiser.learning_rate"
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class TrainingLoop:
         `stopping` is a list that a signal handler fills; the loop stops once it is not empty.
         """
         config = self.config
-        delayed = _DelayedMetrics(config, self.metrics, self.clock)
+        delayed = _DelayedMetrics(config, self.metrics, self.clock, saved=self._saved)
         agreed = StopAgreement(self.mesh)
         done, stop = int(state.step), False
         if done == 0:
@@ -74,24 +80,42 @@ class TrainingLoop:
             if evaluate or save:
                 delayed.flush()
             heldout = self._evaluate(done, state) if evaluate else None
-            if save := save or self.checkpoints.due(done, heldout=heldout):
+            save = save or self.checkpoints.due(done, heldout=heldout)
+            if save := save and self._worth_saving(state, heldout=heldout):
                 data = {**self.batches.state(), "binding": self.binding.values}
                 self.checkpoints.save(state, data=data, heldout=heldout)
             if evaluate or save:
                 self.clock.restart()
         if done < self.steps:
             self.metrics.say(
-                f"stopped after update {done} of {self.steps}; saved in {config.run}. To continue, "
+                f"stopped after update {done} of {self.steps}; {self._saved()}. To continue, "
                 f"run the same command again:\n  decant {shlex.join(sys.argv[1:])}"
             )
+<<<<<<< HEAD
         else:
             run = shlex.quote(str(config.run))
             self.metrics.say(
                 f"finished: all {done} updates are done and saved in {config.run}. Next: decant "
                 f"evaluate --run {run} --table; decant generate --run {run}; decant export --run "
                 f"{run}. To train longer: --data.steps with --allow data.steps"
+=======
+        elif not save:
+            raise FloatingPointError(
+                f"{self.config.run}: the held-out loss is not finite after the last update, which "
+                f"is not saved. The run is {self._saved()}. {_LOWER}"
+>>>>>>> e539453 (Checkpoints hold checksums, damaged ones are passed over; non-finite weights are never kept)
             )
         return state
+
+    def _worth_saving(self, state: TrainState, *, heldout: dict[str, Any] | None) -> bool:
+        """False if the student's loss is no longer finite: then an older checkpoint is better."""
+        if heldout is not None:
+            return math.isfinite(heldout["heldout_ce"])
+        return int(state.skipped_in_a_row) == 0
+
+    def _saved(self) -> str:
+        latest = self.checkpoints.latest
+        return f"saved in {self.config.run} after update {latest or 0}"
 
     def _evaluate(self, step: int, state: TrainState) -> dict[str, Any]:
         """Measure the state on held-out rows and log the metrics."""
@@ -107,8 +131,10 @@ class _DelayedMetrics:
     Raises FloatingPointError after `max_bad_steps` skipped updates in a row.
     """
 
-    def __init__(self, config: Train, metrics: MetricsLog, clock: Clock):
-        self._config, self._metrics, self._clock = config, metrics, clock
+    def __init__(
+        self, config: Train, metrics: MetricsLog, clock: Clock, *, saved: Callable[[], str]
+    ):
+        self._config, self._metrics, self._clock, self._saved = config, metrics, clock, saved
         self._pending: tuple[int, np.ndarray, dict[str, jax.Array]] | None = None
         clock.restart()
 
@@ -134,8 +160,8 @@ class _DelayedMetrics:
         if values["skipped_in_a_row"] >= self._config.max_bad_steps:
             raise FloatingPointError(
                 f"{self._config.run}: {values['skipped_in_a_row']} updates in a row had a "
-                f"non-finite loss or gradient, the last at step {step} with rows {rows.tolist()} "
-                "(metrics.jsonl lists the rows of each as skipped_rows). Lower "
-                "optimiser.learning_rate, use dtype = float32, or look at these rows with "
+                f"non-finite loss, gradient or weight, the last at step {step} with rows "
+                f"{rows.tolist()} (metrics.jsonl lists the rows of each as skipped_rows). The run "
+                f"is {self._saved()}. {_LOWER}; or use dtype = float32, or look at these rows with "
                 "`decant inspect`"
             )

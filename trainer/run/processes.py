@@ -70,6 +70,23 @@ def first_then_others(function: Callable[[], T]) -> T:
     return result if is_first_process() else function()  # type: ignore[return-value]
 
 
+def all_processes(function: Callable[[], T]) -> T:
+    """Call `function` in every process at once. ValueError in all if it raises one in any."""
+    if jax.process_count() == 1:
+        return function()
+    result, error = None, None
+    try:
+        result = function()
+    except ValueError as caught:
+        error = caught
+    failed = multihost_utils.process_allgather(np.bool_(error is not None))
+    if error is not None:
+        raise error
+    if failed.any():
+        raise ValueError("another process could not; its output gives the reason")
+    return result  # type: ignore[return-value]
+
+
 class StopAgreement:
     """Whether any process wants to stop: all get the same answer after the same update."""
 

@@ -27,10 +27,11 @@ from decant.trainer.loss.objective import Objective, Tables
 from decant.trainer.loss.projections import initial_projections
 from decant.trainer.run.binding import Binding, bind, cache_at_start
 from decant.trainer.run.checkpoint import Checkpoints, latest_step
+from decant.trainer.run.checksums import require_finite, summarise
 from decant.trainer.run.compilation_cache import keep_compiled_programs
 from decant.trainer.run.data_facts import write_data_facts
 from decant.trainer.run.full_disk import full_disk_told
-from decant.trainer.run.initial_student import initial_student
+from decant.trainer.run.initial_student import INITIAL, initial_student
 from decant.trainer.run.loop import TrainingLoop
 from decant.trainer.run.loss_inputs import principal_directions, resolve_layers, tail_prior
 from decant.trainer.run.metrics_log import MetricsLog
@@ -102,6 +103,8 @@ def _train(config: Train) -> bool:
             state, saved = checkpoints.restore(state)
             binding.require_same(saved.get("binding"), where=f"{config.run}, its checkpoint")
             batches.restore(saved, allows=binding.allows)
+        else:
+            require_finite(summarise(state.params), where=f"{config.run / INITIAL}")
         metrics = cast(MetricsLog, SilentMetrics())
         if is_first_process():
             metrics = MetricsLog(

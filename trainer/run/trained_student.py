@@ -16,18 +16,28 @@ from decant.trainer.loss.projections import (
     without_projections,
 )
 from decant.trainer.run.checkpoint import Checkpoints
-from decant.trainer.run.initial_student import load_initial_student
+from decant.trainer.run.checksums import require_finite, summarise
+from decant.trainer.run.initial_student import INITIAL, load_initial_student
 from decant.trainer.run.student_parameters import graph_and_all_parameters
 
 
 def load_student(
     run: Path, *, dtype: str, checkpoint: str = "last"
 ) -> tuple[nnx.GraphDef, dict[str, Any]]:
-    """Graph and parameters of a run's student, without projections.
+    """Graph and parameters of a run's student, without projections; see `load_checkpoint`."""
+    graph, params, _ = load_checkpoint(run, dtype=dtype, checkpoint=checkpoint)
+    return graph, params
 
-    `dtype` is the compute type; weights are float32. `checkpoint` is `last` (the initial student
-    if the run has no checkpoint yet), `best`, `best-ce` or a number of updates. Parameters are
-    sharded over all devices. Raises ValueError if there is no such checkpoint.
+
+def load_checkpoint(
+    run: Path, *, dtype: str, checkpoint: str = "last"
+) -> tuple[nnx.GraphDef, dict[str, Any], int]:
+    """Graph and parameters of a run's student, and the number of updates that made them.
+
+    `dtype` is the compute type; weights are float32. `checkpoint` is `last` (the newest good one,
+    or the initial student if the run has none yet), `best`, `best-ce` or a number of updates.
+    Parameters are without projections and sharded over all devices. Raises ValueError if there is
+    no such checkpoint or it is damaged, FloatingPointError if the initial student is not finite.
     """
     # Sharded, because a student that a mesh has trained may not fit one device.
     mesh = student_mesh(fsdp=jax.device_count())
@@ -35,18 +45,14 @@ def load_student(
     graph, params = graph_and_all_parameters(model, saved_projections(run), mesh=mesh)
     checkpoints = Checkpoints(run, read_only=True)
     step = checkpoints.named_step(checkpoint)
-    if step is not None:
+    if step is not None and checkpoint == "last":
+        params, step = checkpoints.restore_newest_parameters(params)
+    elif step is not None:
         params = checkpoints.restore_parameters(params, step=step)
     checkpoints.close()
-    return graph, without_projections(params)
-
-
-def checkpoint_step(run: Path, checkpoint: str) -> int:
-    """Number of updates of a run's checkpoint of this name; 0 if the run has none yet."""
-    checkpoints = Checkpoints(run, read_only=True)
-    step = checkpoints.named_step(checkpoint)
-    checkpoints.close()
-    return step or 0
+    if step is None:
+        require_finite(summarise(params), where=f"{run / INITIAL}")
+    return graph, without_projections(params), step or 0
 
 
 def weights_sha256(params: dict[str, Any]) -> str:

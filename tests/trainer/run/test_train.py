@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -24,9 +25,10 @@ from decant.trainer.results.export import export
 from decant.trainer.run.binding import read_run_changes, read_run_settings
 from decant.trainer.run.checkpoint import latest_step
 from decant.trainer.run.initial_student import initial_student
-from decant.trainer.run.metrics_log import read_metrics
+from decant.trainer.run.metrics_log import MetricsLog, read_metrics
 from decant.trainer.run.speed import SPEED
 from decant.trainer.run.train import train
+from decant.trainer.run.trained_student import load_student
 from tests.formulas.events import shown_by_tensorboard
 from tests.making.caches import write_teacher
 from tests.pickles import pickles_below
@@ -382,7 +384,7 @@ def test_frequencies_of_saving_and_logging_may_change(undisturbed, cache, root):
 def test_a_run_with_non_finite_losses_stops_and_logs_their_rows(cache, tmp_path):
     source = write_teacher(tmp_path / "source")
     weights = load_file(source / "model.safetensors")
-    weights["model.norm.weight"][:] = np.nan
+    weights["model.norm.weight"][:] = 3e38  # finite, but the logits overflow
     save_file(weights, source / "model.safetensors")
     config = settings(cache, tmp_path / "run", source, max_bad_steps=3)
     with pytest.raises(FloatingPointError, match=r"3 updates in a row .* at step 3 with rows"):
@@ -391,6 +393,59 @@ def test_a_run_with_non_finite_losses_stops_and_logs_their_rows(cache, tmp_path)
     assert [line["skipped"] for line in lines] == [1, 2, 3]
     assert all(len(line["skipped_rows"]) == 2 for line in lines)
     assert lines[0]["loss"] is None
+
+
+def test_a_student_with_non_finite_weights_is_neither_trained_nor_exported(cache, tmp_path):
+    source = write_teacher(tmp_path / "source")
+    weights = load_file(source / "model.safetensors")
+    weights["model.norm.weight"][3] = np.nan
+    save_file(weights, source / "model.safetensors")
+    config = settings(cache, tmp_path / "run", source)
+    with pytest.raises(FloatingPointError, match=r"initial: \['final_norm'\] .* not finite"):
+        train(config)
+    with pytest.raises(FloatingPointError, match=r"initial: \['final_norm'\] .* not finite"):
+        export(Export(run=config.run, output=tmp_path / "exported"))
+    assert not (tmp_path / "exported").exists()
+
+
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(cache, root, tmp_path, monkeypatch):
+    config = settings(
+        cache,
+        tmp_path / "run",
+        root / "teacher",
+        data=Data(batch_rows=2, steps=30),
+        optimiser=Optimiser(schedule="constant", warmup_steps=0),
+        checkpoint_every=1,
+        max_bad_steps=3,
+        keep=Keep(),
+    )
+    stop_at(3, monkeypatch)
+    assert not train(config)
+    good = latest_step(config.run)
+    before = load_student(config.run, dtype="float32")[1]
+    # Weights grow by a factor of 10⁶ an update: finite for a while, but their logits are not.
+    wild = dataclasses.replace(config.optimiser, learning_rate=1e3, weight_decay=1e3)
+    again = dataclasses.replace(config, optimiser=wild, allow=("optimiser",), keep=Keep(last=99))
+    message = r"3 updates in a row .* is saved in .* after update (\d+)\. .*--allow optimiser.learn"
+    with pytest.raises(FloatingPointError, match=message) as stopped:
+        train(again)
+    assert int(re.search(message, str(stopped.value))[1]) == latest_step(config.run) < 30
+    lines = [line for line in read_metrics(config.run) if line["step"] <= latest_step(config.run)]
+    assert lines[-1]["loss"] is not None
+    after = load_student(config.run, dtype="float32", checkpoint=str(good))[1]
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, before, after)))
+
+
+def stop_at(step, monkeypatch):
+    """SIGTERM once the run has logged an update."""
+    log = MetricsLog.log_update
+
+    def log_and_stop(self, metrics):
+        log(self, metrics)
+        if metrics["step"] == step:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(MetricsLog, "log_update", log_and_stop)
 
 
 def test_a_damaged_record_stops_the_run_with_its_name(cache, root, tmp_path):
