@@ -26,12 +26,9 @@ from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 from decant.schemas.disk.identity import digest
 from decant.trainer.config import Keep
 from decant.trainer.loss.projections import Parameters
-<<<<<<< HEAD
-from decant.trainer.run.quiet_threads import quiet_threads
-=======
 from decant.trainer.run.checksums import require_finite, summarise
 from decant.trainer.run.processes import all_processes, is_first_process
->>>>>>> e539453 (Checkpoints hold checksums, damaged ones are passed over; non-finite weights are never kept)
+from decant.trainer.run.quiet_threads import quiet_threads
 from decant.trainer.update.step import TrainState
 
 CHECKPOINTS = "checkpoints"
@@ -131,16 +128,6 @@ class Checkpoints:
         arrays = summarise(state._asdict())
         require_finite(arrays, where=f"{self._run}, after update {step}")
         self._heldout[step] = {n: heldout[n] for n in _METRICS.values()} if heldout else None
-<<<<<<< HEAD
-        with quiet_threads():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state._asdict()),
-                    data=ocp.args.JsonSave({**data, "judged": self._heldout[step]}),
-                ),
-            )
-=======
         values = {
             **data,
             "step": step,
@@ -148,14 +135,14 @@ class Checkpoints:
             "checksums": {name: array.checksum for name, array in arrays.items()},
         }
         values = json.loads(json.dumps(values))  # as they will be read
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state._asdict()),
-                data=ocp.args.JsonSave({**values, "digest": digest(values)}),
-            ),
-        )
->>>>>>> e539453 (Checkpoints hold checksums, damaged ones are passed over; non-finite weights are never kept)
+        with quiet_threads():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state._asdict()),
+                    data=ocp.args.JsonSave({**values, "digest": digest(values)}),
+                ),
+            )
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """State and data of the newest good checkpoint, with shapes and shardings of `like`.
@@ -240,7 +227,8 @@ class Checkpoints:
         """Whatever Orbax and its parsers raise at a damaged file, as a ValueError that names it."""
         where = self._run / CHECKPOINTS / str(step)
         try:
-            yield
+            with quiet_threads():
+                yield
         except Exception as error:
             if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
                 raise

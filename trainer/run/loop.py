@@ -59,7 +59,7 @@ class TrainingLoop:
         config = self.config
         delayed = _DelayedMetrics(config, self.metrics, self.clock, saved=self._saved)
         agreed = StopAgreement(self.mesh)
-        done, stop = int(state.step), False
+        done, stop, save = int(state.step), False, True
         if done == 0:
             self._evaluate(0, state)
         while done < self.steps and not stop:
@@ -91,19 +91,17 @@ class TrainingLoop:
                 f"stopped after update {done} of {self.steps}; {self._saved()}. To continue, "
                 f"run the same command again:\n  decant {shlex.join(sys.argv[1:])}"
             )
-<<<<<<< HEAD
+        elif not save:
+            raise FloatingPointError(
+                f"{config.run}: the held-out loss is not finite after the last update, which "
+                f"is not saved. The run is {self._saved()}. {_LOWER}"
+            )
         else:
             run = shlex.quote(str(config.run))
             self.metrics.say(
                 f"finished: all {done} updates are done and saved in {config.run}. Next: decant "
                 f"evaluate --run {run} --table; decant generate --run {run}; decant export --run "
                 f"{run}. To train longer: --data.steps with --allow data.steps"
-=======
-        elif not save:
-            raise FloatingPointError(
-                f"{self.config.run}: the held-out loss is not finite after the last update, which "
-                f"is not saved. The run is {self._saved()}. {_LOWER}"
->>>>>>> e539453 (Checkpoints hold checksums, damaged ones are passed over; non-finite weights are never kept)
             )
         return state
 

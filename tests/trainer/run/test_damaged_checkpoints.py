@@ -14,6 +14,9 @@ from decant.trainer.run.checkpoint import CHECKPOINTS, DAMAGED, Checkpoints
 from decant.trainer.run.checksums import summarise
 from decant.trainer.update.step import initial_state
 
+# Reads that run beside the one that fails end after Orbax has closed their event loop.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def state_at(step):
     values = np.random.default_rng(step).normal(size=(64, 8))
