@@ -19,6 +19,7 @@ import numpy as np
 import tokenizers
 
 from decant.models.text.backend import Backend
+from decant.models.text.composed_spans import Form, composing_form, with_composed
 
 PIECE = 1 << 18
 """Characters of a piece. A token takes about 300 bytes in the library's result."""
@@ -61,10 +62,17 @@ class LongTexts:
                 now = self._piece(buffer, 0, size)
                 continue
             first = int(np.searchsorted(now.spans[:, 0], cut))
-            yield now.ids[:first], now.spans[:first] + at
+            yield now.ids[:first], self._composed(now.text[:cut], now.spans[:first]) + at
             buffer.drop(cut)
             at, size, now = at + cut, self._size, following
-        yield now.ids, now.spans + at
+        yield now.ids, self._composed(now.text, now.spans) + at
+
+    def _composed(self, text: str, spans: np.ndarray) -> np.ndarray:
+        return with_composed(text, spans, form=self._form)
+
+    @cached_property
+    def _form(self) -> Form | None:
+        return composing_form(self._backend)
 
     def _piece(self, buffer: "_Buffer", start: int, size: int | None) -> "_Piece":
         """The piece that begins at `start` of the buffer; None is all that is left."""

@@ -32,7 +32,7 @@ _ORDER = ("merges", "added_tokens", "vocabulary", "normalizer", "pre_tokenizer",
 
 def token_rules(definition: Mapping[str, Any], backend: Backend) -> Rules:
     """The rules of a parsed tokenizer.json that `backend` has accepted."""
-    steps = {name: [*_flat(step)] for name, step in backend.steps().items()}
+    steps = {name: [*flat_steps(step)] for name, step in backend.steps().items()}
     added = _added_tokens(backend, normalised=bool(steps["normalizer"]))
     written = definition["model"]
     model = _without_defaults(
@@ -79,13 +79,16 @@ def difference(ours: Rules, theirs: Rules, *, names: tuple[str, str]) -> str | N
     return f"{what}: {_shown(a)} in {one}, {_shown(b)} in {other}"
 
 
-def _flat(step: Any) -> Iterator[dict[str, Any]]:
-    """The steps in order, without sequences, in the spelling that has the fewest fields."""
+def flat_steps(step: Any) -> Iterator[dict[str, Any]]:
+    """The steps in order, without sequences, in the spelling that has the fewest fields.
+
+    `step` is one of `Backend.steps`.
+    """
     if step is None:
         return
     if step["type"] == "Sequence":
         for inner in step.get("normalizers", step.get("pretokenizers")):
-            yield from _flat(inner)
+            yield from flat_steps(inner)
         return
     step = _without_defaults(step)
     if step["type"] == "ByteLevel":

@@ -14,6 +14,7 @@ import numpy as np
 
 from decant.models.text.backend import Backend
 from decant.models.text.chat_template import ChatTemplate
+from decant.models.text.composed_spans import composing_form, with_composed
 from decant.models.text.long_texts import LongTexts
 from decant.models.text.named_templates import (
     CHAT_TEMPLATE,
@@ -76,9 +77,15 @@ class Tokenizer:
         """The ids of each text, as `encode_batch` gives them, and the span of each token.
 
         Spans are int32 [n, 2]: the characters [start, end) that the token is made from. Tokens
-        that are parts of one character have that character's span.
+        that are parts of one character have that character's span; if the tokenizer composes
+        characters, tokens of the composed one have the span of all.
         """
-        return self._backend.encode_with_spans(texts)
+        form = composing_form(self._backend)
+        encoded = self._backend.encode_with_spans(texts)
+        return [
+            (ids, with_composed(text, spans, form=form))
+            for text, (ids, spans) in zip(texts, encoded, strict=True)
+        ]
 
     def encode_long(self, chunks: Iterable[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The ids and spans of one long text that `chunks` make up, a piece at a time.

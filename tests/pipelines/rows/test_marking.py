@@ -211,6 +211,19 @@ def test_a_completion_is_learned_with_its_end_and_its_prompt_is_not(prompt, comp
     assert marked(Completion(prompt, completion), chat_tokenizer(None)) == expected
 
 
+@pytest.mark.parametrize("mark_in", ["completion", "prompt"])
+def test_a_token_that_composes_a_character_of_the_completion_is_learned(mark_in):
+    """Qwen's tokenizers make one "é" of "e" and U+0301."""
+    files = chat_tokenizer(None, bos=False).files()
+    definition = json.loads(files["tokenizer.json"]) | {"normalizer": {"type": "NFC"}}
+    files["tokenizer.json"] = json.dumps(definition).encode()
+    tokenizer = Tokenizer(files, where="here")
+    if mark_in == "completion":
+        assert marked(Completion("be", "\u0301!"), tokenizer) == "b⟦é!</s>⟧"
+    else:
+        assert marked(Completion("be\u0301", "!"), tokenizer) == "bé⟦!</s>⟧"
+
+
 def test_a_text_is_learned_whole_with_bos_and_eos_whatever_is_beside_it():
     tokenizer = chat_tokenizer(None)
     documents = [Document(Place(0, 0), content) for content in ("a  b", Completion("c", "d"))]
