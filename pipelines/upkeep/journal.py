@@ -161,11 +161,10 @@ def _moves(cache: Path, staged: Path, unit: _Replaced) -> Iterator[Path]:
     ValueError naming a file that is neither staged nor in place as the new manifest describes it.
     """
     for below, is_right in _files(cache, unit.part, unit.number, unit.new, staged=staged):
-        if is_right(below):
-            continue
-        if not is_right(staged / below):
+        if is_right(staged / below):
+            yield below
+        elif not is_right(below):
             raise ValueError(f"{cache / staged / below} is missing or damaged")
-        yield below
 
 
 def _require_unmoved(cache: Path, present: Manifest, problem: ValueError) -> None:
@@ -202,7 +201,7 @@ def _files(
         yield below, is_commit
         if name == LOGITS:
             continue
-        place = below if staged is None or is_commit(below) else staged / below
+        place = staged / below if staged and is_commit(staged / below) else below
         for array, shards in load_commit(cache / place).shards.items():
             for shard in shards:
                 yield layout.array(array) / shard.name, _holds(cache, shard.bytes, shard.sha256)

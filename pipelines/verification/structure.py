@@ -204,13 +204,14 @@ class _PartCheck:
 
     def _check_plan(self) -> None:
         request = self.layout.request
-        self.check.named |= {self.layout.plan, request}
+        self.check.named.add(request)
         try:
             read_json(request)
         except (ValueError, OSError) as error:
             self._add_problem(request, "what was asked for", _shortened(error))
         if not self.part.signals:
             return  # `decant tokenise` writes rows without a plan
+        self.check.named.add(self.layout.plan)
         try:
             plan = read_plan(self.layout.plan)
         except (ValueError, OSError) as error:

@@ -7,6 +7,7 @@ grant a lock to everybody: that is noticed when the first lock is taken, and sai
 
 import contextlib
 import fcntl
+import functools
 import os
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def changing(cache: Path) -> Iterator[None]:
             return
         with _opened(cache, Path(CHANGE_LOCK)) as descriptor:
             _wait(descriptor, fcntl.LOCK_EX, f"{cache}: another command is changing this cache")
-            _require_that_locks_work(descriptor, cache / CHANGE_LOCK)
+            _try_locks(descriptor, cache / CHANGE_LOCK)
             _held.add(place)
             try:
                 yield
@@ -125,7 +126,7 @@ with open(sys.argv[1], "r+b") as file:
 """
 
 
-def _require_that_locks_work(descriptor: int, file: Path) -> None:
+def _try_locks(descriptor: int, file: Path) -> None:
     """Say it if another process gets the lock that this one holds; once a file system."""
     device = os.fstat(descriptor).st_dev
     if device in _tried:
@@ -136,6 +137,7 @@ def _require_that_locks_work(descriptor: int, file: Path) -> None:
         _say_that_locks_fail(str(file.parent), "two processes got one lock")
 
 
+@functools.cache  # once a process and place
 def _say_that_locks_fail(where: str, why: str) -> None:
     print(
         f"{where}: locks do nothing on this file system ({why}). Run one command that changes this "
