@@ -66,7 +66,7 @@ def state(path: Path) -> dict[str, tuple[int, bytes]]:
     return {
         str(file.relative_to(path)): (file.stat().st_mtime_ns, file.read_bytes())
         for file in path.rglob("*")
-        if file.is_file() and file.name != ".seal.lock"
+        if file.is_file() and file.suffix != ".lock"
     }
 
 
