@@ -97,6 +97,8 @@ def _checksum(head: bytes, body: bytes | memoryview) -> int:
 def _unpack_blocks(data: bytes, count: int, *, where: str) -> tuple[Block, ...]:
     table = _START + _ROW.size
     start = table + count * _BLOCK.size
+    if start > len(data):
+        raise ValueError(f"{where}: record of {len(data)} bytes is truncated")
     blocks = []
     for i in range(count):
         field, codec, length = _BLOCK.unpack_from(data, table + i * _BLOCK.size)

@@ -6,6 +6,7 @@ from pathlib import Path
 from decant.models.checkpoints.gguf_file import GgufFile
 from decant.models.checkpoints.safetensors_files import SafetensorsFiles
 from decant.models.families import config_to_json
+from tests.fuzzing.cache_targets import CACHE_TARGETS
 from tests.fuzzing.target import Target
 from tests.making.models import CONFIG, HF_CONFIG, hf_tensors, write_gguf, write_hf
 from tests.paths import GOLDEN
@@ -70,7 +71,7 @@ def read_index(path: Path) -> None:
         files.read(name)
 
 
-TARGETS = {
+TARGETS = CACHE_TARGETS | {
     "config": Target("config.json", configs, read_config, is_json=True),
     "index": Target("model.safetensors.index.json", indices, read_index, is_json=True),
     "gguf": Target("model.gguf", gguf_files, read_gguf),
