@@ -149,7 +149,9 @@ def _regular_files(descriptor: int, inside: str, *, most: int) -> Iterator[tuple
         mode = os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode
         if stat.S_ISREG(mode):
             with os.fdopen(os.open(name, _FILE, dir_fd=descriptor), "rb") as file:
-                yield inside + name, file.read(most + 1)
+                # No more than the file holds, because Python allocates what is asked for.
+                size = os.fstat(file.fileno()).st_size
+                yield inside + name, file.read(min(size, most) + 1)
         elif stat.S_ISDIR(mode) and not inside:
             inner = os.open(name, _DIRECTORY, dir_fd=descriptor)
             try:
