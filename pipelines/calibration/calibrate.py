@@ -246,9 +246,16 @@ def sample_places(rows: PlannedRows, *, length: int) -> tuple[tuple[int, int], .
     """
     tokens = sum(unit.tokens for unit in rows.units)
     wanted = min(max(tokens // 20, _LEAST_TOKENS), _MOST_TOKENS)
-    # A small new part may hold only held-out documents; then any row may be sampled.
+    return ordered_places(rows)[: max(1, -(-wanted // length))]
+
+
+def ordered_places(rows: PlannedRows) -> tuple[tuple[int, int], ...]:
+    """(unit, offset) of the train rows with the smallest keys, in order of their keys.
+
+    Of all rows if there are no train rows: a small new part may hold only held-out documents.
+    """
     every = ((n, offset) for n, unit in enumerate(rows.units) for offset in range(unit.rows))
-    return (rows.sample or tuple(every))[: max(1, -(-wanted // length))]
+    return rows.sample or tuple(every)
 
 
 def _describe_logits(job: CalibrateJob, digests: dict[str, str]) -> LogitsSignal:

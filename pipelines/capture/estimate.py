@@ -94,11 +94,13 @@ class Estimate:
 def estimate(config: Precompute, *, console: Console) -> Estimate:
     """Tokenise a sample of the corpus, capture a few rows and scale up.
 
-    Wrong settings raise the same errors as `precompute`.
+    Wrong settings, and files that differ from those of the output's cache, raise the same errors as
+    `precompute`.
     """
     with tempfile.TemporaryDirectory(prefix="decant-plan-") as scratch:
         cache = Path(scratch) / "cache"
         capture = Capture(config, console)
+        capture.check()
         job = _uncaptured_job(capture, cache)
         capture.teacher.write_tokenizer_and_config(cache)
         result, rows = _tokenise_sample(job)

@@ -73,10 +73,19 @@ class Capture:
             older = parts_by(tokenizer.digest_before_0_8)
             self.parts = older if older[0].has_claim else self.parts
 
+    def check(self) -> None:
+        """Raise the ValueError with which `run` would refuse the settings; write nothing."""
+        for part in self._begun():
+            part.require_claim(sealed=self._is_sealed(part))
+        for part in self.parts:
+            if not self._is_sealed(part):
+                self._require_held_signals(part)
+        self._lacking()
+
     def run(self) -> Manifest:
         """Finish begun parts, add the signals that sealed parts lack, then capture new files."""
         before = self.manifest
-        begun = [part for part in self.parts if part.directory.begun or not part.before]
+        begun = self._begun()
         for part in begun:
             part.claim(sealed=self._is_sealed(part))
         for part in self.parts:
@@ -104,6 +113,10 @@ class Capture:
         for part in self.parts:
             clean(self.cache, part.layout)
         return self.manifest
+
+    def _begun(self) -> list[PartCapture]:
+        """The parts that an earlier run has begun, or the first one."""
+        return [part for part in self.parts if part.directory.begun or not part.before]
 
     def _seal_partial(self) -> Manifest:
         for part in self.parts:

@@ -122,10 +122,18 @@ class PartCapture:
 
         `sealed`: at least one part of the directory is sealed; more signals may then be asked for.
         """
+        with changing(self.cache):  # of two captures that begin it at once, one is refused
+            self._claim(sealed=sealed)
+
+    def require_claim(self, *, sealed: bool) -> None:
+        """As `claim`, but writes nothing: a directory that is not bound yet stays so."""
+        if self.layout.request.exists():
+            self._claim(sealed=sealed)
+
+    def _claim(self, *, sealed: bool) -> None:
         request = self._request() | ({} if sealed else self._request_arrays())
         sources = [Source(source.name, source.sha256) for source in self.sources]
-        with changing(self.cache):  # of two captures that begin it at once, one is refused
-            claim(self.layout.request, request, sources=sources, cache=self.cache)
+        claim(self.layout.request, request, sources=sources, cache=self.cache)
 
     def run(self, known: Mapping[str, KnownDirections]) -> Manifest:
         """Do the steps that are missing and seal. `known` are directions to reuse, by signal."""

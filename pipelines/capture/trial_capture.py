@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from decant.pipelines.calibration.calibrate import calibrate
+from decant.pipelines.calibration.calibrate import calibrate, ordered_places
 from decant.pipelines.capture.step_inputs import calibrate_job
 from decant.pipelines.capture.unit import capture_unit
 from decant.pipelines.config import Precompute
@@ -112,7 +112,7 @@ class TrialCapture:
         # Batches never span units: if a unit is smaller than a batch, the rest is padding.
         batches = max(2, -(-_MEASURED_TOKENS // (size * self._length)))
         size = min(size, self._sample.unit_rows)
-        places = self._sample.sample
+        places = ordered_places(self._sample)
         # The rows with the smallest keys calibrate, as in the real capture; if there are more rows,
         # others are captured.
         calibrated = -(-_CALIBRATED_TOKENS // self._length)

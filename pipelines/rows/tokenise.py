@@ -84,7 +84,7 @@ def tokenise_here(job: TokeniseJob, shards: Sequence[InputShard]) -> PlannedRows
         return (function(*values, job) for values in zip(*arguments, strict=True))
 
     _tokenise_shards(shards, job, each=each)
-    return _gather(job, shards, rows_id="")
+    return _gather(job, shards, rows_id="0" * 64)  # a sample has no identity
 
 
 def _tokenise_shards(

@@ -11,6 +11,7 @@ from pathlib import Path
 from decant.schemas.disk.identity import file_sha256
 from decant.schemas.disk.layout import MANIFEST, PARTS, PartLayout
 from decant.schemas.manifest.manifest import Manifest, Part, read_manifest
+from decant.schemas.manifest.plan import CANARY
 
 
 def _cache_of(place: Path) -> Path:
@@ -65,6 +66,12 @@ def _refresh_part(cache: Path, part: Part) -> Part:
         dataclasses.replace(new, files={name: new.files[name] for name in unit.files})
         for unit, new in zip(part.units, now.units, strict=True)
     )
+    # `gc` deletes the canary targets of a part that has forgotten a canary row.
+    gone = {name for name in part.statistics.keys() - now.statistics if name.startswith(CANARY)}
     return dataclasses.replace(
-        part, units=units, forgotten=now.forgotten, forgotten_rows=now.forgotten_rows
+        part,
+        units=units,
+        statistics={name: sha for name, sha in part.statistics.items() if name not in gone},
+        forgotten=now.forgotten,
+        forgotten_rows=now.forgotten_rows,
     )

@@ -113,3 +113,40 @@ def test_wrong_settings_give_the_errors_of_precompute(config):
     signals = dataclasses.replace(config.signals, hidden=hidden)
     with pytest.raises(ValueError, match="there is no layer 9"):
         estimate(dataclasses.replace(config, signals=signals), console=QUIET)
+
+
+def test_what_precompute_refuses_of_an_existing_cache_plan_refuses_too(root, tmp_path):
+    shutil.copytree(root / "corpus", tmp_path / "corpus")
+    config = tiny_settings(tmp_path, hidden=Hidden(layers=(1,)))
+    precompute(config)
+    logits = dataclasses.replace(config.signals.logits, k=7)
+    hidden = Hidden(layers=(1,), dtype="int8")
+    (tmp_path / "corpus" / "new.txt").write_text("another document")
+    unheld = dataclasses.replace(config.signals, hidden=Hidden())
+    changes = {
+        "logits: there": dataclasses.replace(config.signals, logits=logits),
+        "hidden/1": dataclasses.replace(config.signals, hidden=hidden),
+        "holds hidden/1, which the config does not ask for": unheld,
+    }
+    before = sorted(tmp_path.rglob("*"))
+    for message, signals in changes.items():
+        with pytest.raises(ValueError, match=message):
+            estimate(dataclasses.replace(config, signals=signals), console=QUIET)
+        assert sorted(tmp_path.rglob("*")) == before
+        with pytest.raises(ValueError, match=message):
+            precompute(dataclasses.replace(config, signals=signals), console=QUIET)
+        before = sorted(tmp_path.rglob("*"))
+    document = tmp_path / "corpus" / "document-003.txt"
+    document.write_text(document.read_text() + " changed")
+    for command in (estimate, precompute):
+        with pytest.raises(ValueError, match=r"files: .*document-003.txt has changed"):
+            command(config, console=QUIET)
+
+
+def test_a_sample_without_train_rows_is_measured_on_held_out_rows(root, tmp_path):
+    (tmp_path / "corpus").mkdir()
+    shutil.copy(root / "corpus" / "document-003.txt", tmp_path / "corpus")
+    result = estimate(tiny_settings(tmp_path, heldout=0.9999), console=QUIET)
+    assert result.heldout_rows == result.rows > 0
+    assert result.measured_rows > 0
+    assert result.capture_hours > 0

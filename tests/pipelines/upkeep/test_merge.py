@@ -16,6 +16,7 @@ from decant.pipelines.upkeep.forget import forget
 from decant.pipelines.upkeep.garbage import unnamed
 from decant.pipelines.upkeep.merge import merge
 from decant.pipelines.upkeep.remove import remove_signals
+from decant.pipelines.verification.structure import check_structure
 from decant.pipelines.verification.verify import verify
 from decant.schemas import open_cache
 from decant.schemas.disk.atomic import read_json
@@ -219,6 +220,23 @@ def test_a_merged_cache_can_be_verified_but_not_captured_into_repaired_or_collec
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     assert main(["verify", str(place / "merged"), "--rows", "0", "--repair"]) == 1
     assert f"`verify --repair` that one, {place / 'two'}" in capsys.readouterr().out
+
+
+def test_canaries_that_gc_deletes_leave_the_merged_cache_too(place):
+    assert any(name.startswith("canary-") for name in statistics(place / "merged"))
+    for source in open_cache(place / "two").manifest.parts[0].sources:
+        forget(place / "two", source=source.name, documents=())
+    assert main(["gc", str(place / "two")]) == 0
+    assert not any(name.startswith("canary-") for name in statistics(place / "two"))
+    merged = open_cache(place / "merged").manifest
+    assert check_structure(place / "merged", merged).problems == []
+    tables = [name for name in statistics(place / "merged") if name.startswith("logits-")]
+    assert tables == [name for name in statistics(place / "two") if name.startswith("logits-")]
+
+
+def statistics(cache: Path) -> list[str]:
+    """Names of the statistics of the cache's last part."""
+    return sorted(open_cache(cache).manifest.parts[-1].statistics)
 
 
 def test_the_command_prints_what_it_merged(place, capsys):
