@@ -85,7 +85,7 @@ _EXPECTED = {
     "precompute": "removed from this cache but not deleted|which the config does not ask for"
     "|no capture is unfinished|no unit is committed that is not sealed already"
     "|this directory holds another capture|with other settings is unfinished"
-    "|no valid commit of unit|run again",
+    "|no valid commit of unit|run again|run the same command again",
     "forget": "no source is called",
     "remove": "no signal 'hidden/2'",
     "merge": "merge again|which was removed|is missing",

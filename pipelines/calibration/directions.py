@@ -32,7 +32,13 @@ class KnownDirections:
 
     def load(self) -> np.ndarray:
         """The directions, float32 [D, width]. ValueError if the file is not the sealed one."""
-        return load_statistic(self.part, self.file, sha256=self.sha256)
+        try:
+            return load_statistic(self.part, self.file, sha256=self.sha256)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. If its signal was removed and collected meanwhile, run the same command "
+                "again"
+            ) from error
 
 
 def known_directions(
