@@ -131,7 +131,7 @@ def _kind(record: Any, text_field: str) -> Kind:
             f"no field {text_field!r} (has: {type(record).__name__}); set corpus.text_field"
         )
     fields = _fields(record, text_field)
-    types = {type(record[name]) for name in fields}
+    types = {str if isinstance(record[n], LongText) else type(record[n]) for n in fields}
     if types == {list}:
         return "chat"
     if types == {str} and fields == (text_field,):
@@ -139,7 +139,7 @@ def _kind(record: Any, text_field: str) -> Kind:
     if types == {str} and fields == _COMPLETION:
         return "completion"
     for name in fields:
-        if not isinstance(record[name], str | list):
+        if not isinstance(record[name], str | LongText | list):
             got = type(record[name]).__name__
             raise ValueError(f"field {name!r} is {got}, not a string or a list of messages")
     if fields == _COMPLETION:
@@ -160,9 +160,12 @@ def _content(value: Any, source: SourceFile, *, text_field: str) -> Content:
     fields = [value[name] for name in _fields(value, text_field)]
     if kind == "chat":
         return _chat(fields, value.get(_TOOLS))
-    for text in fields:
+    if isinstance(fields[0], LongText) and kind == "text":
+        return fields[0]
+    texts = ["".join(f.chunks()) if isinstance(f, LongText) else f for f in fields]
+    for text in texts:
         _require_text(text)
-    return fields[0] if kind == "text" else Completion(*fields)
+    return texts[0] if kind == "text" else Completion(*texts)
 
 
 def _chat(parts: list[list[Any]], tools: Any) -> Chat:

@@ -17,6 +17,7 @@ import pyarrow
 import pyarrow.parquet
 import zstandard
 
+from decant.pipelines.rows.long_line import BLOCK, LongLine
 from decant.pipelines.rows.long_text import LongText
 from decant.pipelines.rows.sources import SourceFile, Span
 from decant.pipelines.rows.zstd_file import ZstdFile
@@ -173,7 +174,8 @@ def _json_lines(span: Span, source: SourceFile) -> Iterator[Record]:
             place = Place(span.source, offset)
             located = partial(numbers.located, line=number, offset=offset)
             try:
-                line = file.readline()
+                line = file.readline(LONG)
+                long = _long_line(line, file) if _is_cut(line) else None
             except _DAMAGE_ERRORS as error:
                 why = f"damaged or cut short after {offset} bytes of text, the rest is lost: "
                 yield Record(place, problem=f"{why}{error}")
@@ -183,23 +185,40 @@ def _json_lines(span: Span, source: SourceFile) -> Iterator[Record]:
             if not offset and line.startswith(_OTHER_BOMS):
                 yield Record(place, problem="UTF-16 or UTF-32, not UTF-8; convert the file")
                 return
-            offset += len(line)
+            offset += len(line) if long is None else len(long)
             if not place.offset:
                 line = line.removeprefix(_BOM)
-            if line.strip():
-                value, problem = _parsed(line)
+            if long or line.strip():
+                value, problem = _parsed(line, long)
                 yield Record(place, value, problem and located(problem), located)
 
 
-def _parsed(line: bytes) -> tuple[Any, str]:
+def _is_cut(line: bytes) -> bool:
+    """Whether `readline` stopped because of its limit."""
+    return len(line) >= LONG and not line.endswith(b"\n")
+
+
+def _long_line(beginning: bytes, file: io.BufferedIOBase) -> LongLine:
+    def blocks() -> Iterator[bytes]:
+        block = beginning
+        while block:
+            yield block
+            block = b"" if block.endswith(b"\n") else file.readline(BLOCK)
+
+    return LongLine(blocks())
+
+
+def _parsed(line: bytes, long: LongLine | None) -> tuple[Any, str]:
     try:
-        return json.loads(line.decode()), ""
+        return (json.loads(line.decode()) if long is None else long.value()), ""
     except UnicodeDecodeError as error:
         return None, f"not UTF-8 at byte {error.start} of the line"
     except json.JSONDecodeError as error:
         return None, f"not valid JSON: {error.msg} at character {error.pos}"
-    except ValueError:  # the library's own message speaks of Python
-        return None, f"an integer of more than {sys.get_int_max_str_digits():,} digits"
+    except ValueError as error:
+        digits = f"an integer of more than {sys.get_int_max_str_digits():,} digits"
+        # The library's own message speaks of Python.
+        return None, digits if "integer string" in str(error) else str(error)
     except RecursionError:
         return None, "nested too deeply"
 
