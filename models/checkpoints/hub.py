@@ -33,7 +33,9 @@ class HubId:
     def parse(cls, name: str) -> HubId | None:
         """The id that `name` spells, or None if it cannot be one."""
         match = _ID.fullmatch(name)
-        return cls(**match.groupdict()) if match else None
+        # Of a file or revision like ../x the client would make a path outside of its cache.
+        leads_out = not {".", ".."}.isdisjoint(re.split("[/@]", name))
+        return None if match is None or leads_out else cls(**match.groupdict())
 
     @property
     def name(self) -> str:

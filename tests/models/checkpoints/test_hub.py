@@ -67,6 +67,8 @@ def test_hub_ids_are_told_from_paths():
     assert HubId.parse("o/n/sub/x.gguf@v1") == HubId("o/n", "sub/x.gguf", "v1")
     for path in ("/o/n", "./o/n", "../o", "name", "o/n/sub", "o/n@", "o//n", "~/n", "o/n.gguf/"):
         assert HubId.parse(path) is None, path
+    for path in ("o/n/../../x.gguf", "o/n/./x.gguf", "o/n@../../x", "o/n@..", "o/n@a/../../b"):
+        assert HubId.parse(path) is None, path
     assert without_commit(f"o/n/x.gguf@{'ab' * 20}") == "o/n/x.gguf"
     assert without_commit("o/n@main") is None
     assert without_commit("o/n") is None
