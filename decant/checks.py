@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from decant.local_paths import require_local_paths
 
+TABLE = {"table": True}
+"""Metadata of a field of `name=value` texts, which a file may give as a table."""
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 
 

@@ -8,6 +8,7 @@ field that is a tuple of dataclasses is a list of tables: the first `[[loss.hidd
 
 import dataclasses
 import difflib
+import json
 import re
 import tomllib
 import types
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from decant.checks import TABLE
 from decant.local_paths import require_local
 
 Config = TypeVar("Config")
@@ -114,6 +116,9 @@ def _flatten(table: dict, config_type: type, *, prefix: str, path: Path) -> Iter
                 yield from _flatten(entry, element, prefix=inside, path=path)
         elif element:
             raise ValueError(f"{path}: {shown}{key} is a list of tables: write [[{shown}{key}]]")
+        elif isinstance(value, dict) and name in _tables(config_type):
+            items = [f"{item}={_json(of, path=path)}" for item, of in value.items()]
+            yield from _flag(prefix + name, items, path=path)
         elif isinstance(value, dict) and dataclasses.is_dataclass(names[name]):
             yield from _flatten(value, names[name], prefix=f"{prefix}{name}.", path=path)
         elif isinstance(value, dict):
@@ -211,6 +216,19 @@ def _fields(config_type: type) -> dict[str, Any]:
     """The types of a dataclass's fields, by name."""
     types = typing.get_type_hints(config_type)
     return {field.name: types[field.name] for field in dataclasses.fields(config_type)}
+
+
+def _tables(config_type: type) -> set[str]:
+    """The fields marked with `TABLE`."""
+    fields = dataclasses.fields(config_type)
+    return {field.name for field in fields if TABLE.items() <= field.metadata.items()}
+
+
+def _json(value: Any, *, path: Path) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except TypeError as error:
+        raise ValueError(f"{path}: {error}; write it as a string") from None
 
 
 def _element(kind: Any) -> type | None:

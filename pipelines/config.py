@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from decant.checks import ANY, COUNT, Bounds, Command
+from decant.checks import ANY, COUNT, TABLE, Bounds, Command
 from decant.local_paths import IS_PATH
 from decant.schemas.codecs import NODES, Profile
 from decant.schemas.manifest.plan import TeacherMesh
@@ -29,6 +29,12 @@ class Corpus:
     chat_date: str | None = None
     """Date such as `2026-01-31`, for chat templates that write the current date. Unset: such a
     template writes its own default date; if it has none, it is refused."""
+    chat_template: str | None = field(default=None, metadata=IS_PATH)
+    """File with a Jinja template that renders the chats in place of the tokenizer's own. The cache
+    keeps it with the tokenizer, so its students have it too."""
+    chat_variables: tuple[str, ...] = field(default=(), metadata=TABLE)
+    """What the chat template may read besides the messages: a table such as
+    `enable_thinking = false`, on the command line `enable_thinking=false reasoning_effort=low`."""
     max_bytes: Annotated[int | None, COUNT] = None
     """For a trial on a share of the corpus: take whole files, in the order of the hashes of their
     names, until they hold this many bytes. Unset: all files. `embedded` has a limit of its own."""

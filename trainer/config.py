@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from decant.checks import ANY, COUNT, DEVICES, Bounds, Command
+from decant.checks import ANY, COUNT, DEVICES, TABLE, Bounds, Command
 from decant.local_paths import IS_PATH
 from decant.models.mesh.remat import Remat
 from decant.trainer.loss.settings import AttentionLoss, HiddenLoss, Loss
@@ -296,6 +296,8 @@ class Generate(Command):
     """Wrap the prompt as a user's message with the tokenizer's chat template."""
     chat_date: str | None = None
     """Date that the chat template may insert, such as 2026-01-31."""
+    chat_variables: tuple[str, ...] = field(default=(), metadata=TABLE)
+    """Variables of the chat template, such as `enable_thinking=false`."""
     samples: Annotated[int, Bounds(1, 1 << 20)] = 3
     """Number of samples."""
     max_tokens: Annotated[int, COUNT] = 64

@@ -49,6 +49,7 @@ class ChatTemplate:
         tokens: texts of special tokens by name, such as `bos_token`.
         date: the day that the template's clock shows, as 2026-01-31. None: it has no clock.
         where: the template's origin, for error messages.
+        variables: what the template may read besides, such as `enable_thinking`.
         with_tools: the template for chats with tools; None: the same.
     """
 
@@ -59,10 +60,11 @@ class ChatTemplate:
         tokens: Mapping[str, str],
         date: str | None = None,
         where: str = "",
+        variables: Mapping[str, Any] | None = None,
         with_tools: ChatTemplate | None = None,
     ):
         self._source, self._tokens, self._date = source, dict(tokens), date
-        self._with_tools = with_tools
+        self._variables, self._with_tools = dict(variables or {}), with_tools
         self._environment = environment = BoundedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
@@ -90,6 +92,8 @@ class ChatTemplate:
     def digest(self) -> str:
         """Sha-256 of everything that decides the rendered text: template, tokens and date."""
         facts = {"source": self._source, "tokens": self._tokens, "date": self._date}
+        if self._variables:
+            facts["variables"] = self._variables
         if self._with_tools:
             facts["with_tools"] = self._with_tools.digest
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -137,7 +141,7 @@ class ChatTemplate:
                     tools=tools,
                     documents=None,
                     add_generation_prompt=add_generation_prompt,
-                    **self._tokens,
+                    **{**self._tokens, **self._variables},
                 )
         except TimeoutError:  # not the same on every machine, so no record is skipped for it
             raise
@@ -151,6 +155,29 @@ class ChatTemplate:
                 f"the chat template refuses these messages: {_shortened(error)}{_line(error)}"
             ) from error
         return _without_marks(text)
+
+
+_OWN_NAMES = {"add_generation_prompt", "documents", "messages", "tools"}
+
+
+def chat_variables(settings: Sequence[str]) -> dict[str, Any]:
+    """Variables for a chat template from `name=value`; a value is JSON, or else a text.
+
+    ValueError for a setting of another form, or a name that a chat itself gives.
+    """
+    variables: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name.isidentifier() or name in _OWN_NAMES:
+            raise ValueError(
+                f"chat_variables: {setting!r} is not name=value with the name of a variable, such "
+                "as enable_thinking=false"
+            )
+        try:
+            variables[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            variables[name] = value
+    return variables
 
 
 class _Generation(Extension):

@@ -13,7 +13,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from decant.models.text.backend import Backend
-from decant.models.text.chat_template import ChatTemplate
+from decant.models.text.chat_template import ChatTemplate, chat_variables
 from decant.models.text.composed_spans import composing_form, with_composed
 from decant.models.text.long_texts import LongTexts
 from decant.models.text.named_templates import (
@@ -178,15 +178,31 @@ class Tokenizer:
         """Whether this or an older release recorded this tokenizer as `digest`."""
         return digest in (self.digest, self.digest_before_0_8)
 
-    def chat_template(self, *, date: str | None = None) -> ChatTemplate | None:
-        """The template that renders chats, or None. `date`: the day that its clock shows.
+    def with_chat_template(self, source: str) -> Tokenizer:
+        """This tokenizer with a template that takes the place of all of its own."""
+        files = {n: c for n, c in self._files.items() if not is_template_file(n)}
+        settings = {n: v for n, v in self._settings.items() if n != "chat_template"}
+        if settings != self._settings:
+            files[SETTINGS] = json.dumps(settings, indent=2, ensure_ascii=False).encode()
+        return Tokenizer({**files, CHAT_TEMPLATE: source.encode()}, where=self._where)
 
-        A template called "tool_use" renders the chats that have tools.
+    def chat_template(
+        self, *, date: str | None = None, variables: Sequence[str] = ()
+    ) -> ChatTemplate | None:
+        """The template that renders chats, or None. One called "tool_use" renders those with tools.
+
+        `date` is the day that its clock shows; `variables`, each name=value, are what it may read
+        besides.
         """
         sources = named_templates(self._settings, self._files, where=self._where)
         if DEFAULT not in sources:
             return None
-        kinds = {"tokens": self._token_texts, "date": date, "where": self._where}
+        kinds = {
+            "tokens": self._token_texts,
+            "date": date,
+            "where": self._where,
+            "variables": chat_variables(variables),
+        }
         with_tools = ChatTemplate(sources[TOOL_USE], **kinds) if TOOL_USE in sources else None
         return ChatTemplate(sources[DEFAULT], **kinds, with_tools=with_tools)
 

@@ -5,6 +5,7 @@ rerun goes on where the last run stopped.
 """
 
 import contextlib
+import dataclasses
 
 from rich.console import Console
 
@@ -18,7 +19,7 @@ from decant.pipelines.capture.part import PartCapture
 from decant.pipelines.capture.part_directories import assign_files, sealed_manifest
 from decant.pipelines.capture.recorded_tokenizer import recorded_digest
 from decant.pipelines.capture.seal import clean, seal
-from decant.pipelines.capture.step_inputs import corpus_sources
+from decant.pipelines.capture.step_inputs import corpus_sources, with_template_file
 from decant.pipelines.config import Precompute
 from decant.pipelines.teacher.opened import open_teacher
 from decant.schemas.disk.layout import LOGITS, part_layout
@@ -45,7 +46,9 @@ class Capture:
         self.console = console
         self.cache = config.output
         self.manifest = sealed_manifest(self.cache)
-        self.teacher = open_teacher(config.teacher, plan=part_layout(self.cache, 0).plan)
+        teacher = open_teacher(config.teacher, plan=part_layout(self.cache, 0).plan)
+        tokenizer = with_template_file(teacher.tokenizer, config.corpus)
+        self.teacher = dataclasses.replace(teacher, tokenizer=tokenizer)
         check_settings(config, self.teacher.checkpoint, vocabulary=self.teacher.vocabulary)
         sources, skipped = corpus_sources(config.corpus)
         directories = assign_files(self.cache, self.manifest, sources)
@@ -65,7 +68,6 @@ class Capture:
                 parts.append(part)
             return parts
 
-        tokenizer = self.teacher.tokenizer
         self.parts = parts_by(recorded_digest(self.cache, self.manifest, tokenizer))
         first = self.parts[0]
         if first.directory.begun and not (self.manifest or first.layout.plan.exists()):

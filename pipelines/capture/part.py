@@ -10,6 +10,8 @@ from functools import cached_property
 import apache_beam as beam
 from rich.console import Console
 
+from decant.models.text.chat_template import ChatTemplate
+from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.calibration.calibrate import calibrate
 from decant.pipelines.calibration.directions import KnownDirections
 from decant.pipelines.capture.disk_space import require_space
@@ -26,13 +28,15 @@ from decant.pipelines.capture.step_inputs import (
 )
 from decant.pipelines.capture.teacher_lease import with_teacher
 from decant.pipelines.config import Corpus, Precompute
+from decant.pipelines.rows.marking import VERSION as MARKING
+from decant.pipelines.rows.marking import VERSIONS as MARKINGS
 from decant.pipelines.rows.sources import SourceFile
 from decant.pipelines.rows.tokenise import local_processes, tokenise
 from decant.pipelines.runners.run_pipeline import Build, run_pipeline
 from decant.pipelines.teacher.opened import OpenedTeacher
 from decant.schemas.disk.array_record import require_file
 from decant.schemas.disk.atomic import read_json
-from decant.schemas.disk.layout import ROWS, PartLayout
+from decant.schemas.disk.layout import ROWS, TOKENIZER, PartLayout
 from decant.schemas.disk.locks import capturing, changing
 from decant.schemas.manifest.manifest import Manifest, Part, Skipped, Source
 from decant.schemas.manifest.plan import (
@@ -89,23 +93,55 @@ class PartCapture:
         return decided_corpus(self.config.corpus, self.sources, first=first)
 
     @cached_property
-    def rows_id(self) -> str:
-        """Identity of the rows of all the part's files."""
-        template = chat_template(
+    def _template(self) -> ChatTemplate | None:
+        return chat_template(
             self.config.corpus,
             self.teacher.tokenizer,
             self.sources,
             missing=f"{self.config.teacher.model} has no chat template. Use a teacher that was "
-            "trained to chat, put its chat_template.jinja beside its tokenizer.json, or give the "
-            "documents as prompt and completion",
+            "trained to chat, put its chat_template.jinja beside its tokenizer.json, set "
+            "corpus.chat_template, or give the documents as prompt and completion",
         )
+
+    @cached_property
+    def rows_id(self) -> str:
+        """Identity of the rows of all the part's files."""
+        return self._rows_id(self._marking)
+
+    @cached_property
+    def _marking(self) -> int:
+        """The version of the marking rules that the directory was begun with."""
+        request = self.layout.request
+        bound = read_json(request).get("corpus") if request.exists() else None
+        begun = (v for v in MARKINGS if bound == self._described(self._rows_id(v)))
+        return next(begun, MARKING)
+
+    def _rows_id(self, marking: int) -> str:
         return identify_rows(
             self.corpus,
             self.sources,
             tokenizer=self.tokenizer,
-            template=template,
+            template=self._template,
             after=[earlier.rows_id for earlier in self.before],
+            marking=marking,
         )
+
+    def _require_same_marking(self) -> None:
+        """ValueError if rows made now would not be marked as those that the part has."""
+        if self._marking != MARKING:
+            raise ValueError(
+                f"{self.cache}: begun by a release before 0.8, which decided by other rules which "
+                "tokens of chats and completions are learned, and its rows are not all there. "
+                "Finish it with that release, or capture into another output"
+            )
+        kept = Tokenizer.from_files(self.cache / TOKENIZER)
+        corpus, ours = self.config.corpus, self._template
+        theirs = kept.chat_template(date=corpus.chat_date, variables=corpus.chat_variables)
+        if ours and (not theirs or theirs.digest != ours.digest):
+            raise ValueError(
+                f"{self.cache}: its tokenizer has another chat template than corpus.chat_template "
+                "or the teacher. Use the one in its tokenizer/, or capture into another output"
+            )
 
     def arrays(self, *, unit_rows: int) -> dict[str, ArraySignal]:
         """The array signals asked for, by name, still without a signal_id."""
@@ -181,6 +217,7 @@ class PartCapture:
 
     def _tokenise(self) -> PlannedRows:
         config, older = self.config, self.directory.older
+        self._require_same_marking()
         rows = tokenise(
             tokenise_job(
                 self.cache,
@@ -236,10 +273,13 @@ class PartCapture:
         }
 
     def _request_rows(self) -> str:
+        return self._described(self.rows_id)
+
+    def _described(self, rows_id: str) -> str:
         size = sum(source.bytes for source in self.sources)
         return (
             f"{len(self.sources)} files, {size:,} bytes, rows of "
-            f"{self.config.corpus.sequence_length} (rows_id {self.rows_id[:12]})"
+            f"{self.config.corpus.sequence_length} (rows_id {rows_id[:12]})"
         )
 
     def _request_arrays(self) -> dict:

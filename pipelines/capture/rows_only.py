@@ -19,6 +19,7 @@ from decant.pipelines.capture.step_inputs import (
     decided_corpus,
     identify_rows,
     tokenise_job,
+    with_template_file,
 )
 from decant.pipelines.config import Corpus, Tokenise
 from decant.pipelines.rows.tokenise import local_processes, tokenise
@@ -35,7 +36,7 @@ def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manife
     """Make and seal the rows that `config` asks for; a rerun goes on where the last one stopped."""
     console = console or terminal(soft_wrap=True, highlight=False)
     like, layout = open_cache(config.like), part_layout(config.output, 0)
-    tokenizer = tokenizer_of(like)
+    tokenizer = with_template_file(tokenizer_of(like), config.corpus)
     asked = _with_row_length(config.corpus, like)
     sources, skipped = corpus_sources(asked)
     corpus = decided_corpus(asked, sources)
@@ -57,7 +58,8 @@ def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manife
     if (config.output / MANIFEST).exists():
         console.print(f"{config.output}: sealed already, nothing to do")
         return read_manifest(config.output)
-    for name, data in like.tokenizer_files().items():
+    config_file = {n: d for n, d in like.tokenizer_files().items() if n == "config.json"}
+    for name, data in (tokenizer.files() | config_file).items():
         write_bytes(config.output / TOKENIZER / name, data, within=config.output)
     with capturing(layout.root):
         rows = tokenise(

@@ -14,6 +14,7 @@ from decant.pipelines.calibration.directions import KnownDirections
 from decant.pipelines.calibration.signal_specs import describe_arrays
 from decant.pipelines.config import Corpus, Precompute
 from decant.pipelines.rows.documents import with_kinds
+from decant.pipelines.rows.marking import VERSION as MARKING
 from decant.pipelines.rows.matching import fail
 from decant.pipelines.rows.rules import choose_unit_rows, row_rules
 from decant.pipelines.rows.shard import TokeniseJob
@@ -59,6 +60,19 @@ def decided_corpus(
     return dataclasses.replace(corpus, heldout=first.heldout) if first else corpus
 
 
+def with_template_file(tokenizer: Tokenizer, corpus: Corpus) -> Tokenizer:
+    """The tokenizer with the template in the file `corpus.chat_template`, if that is set."""
+    if corpus.chat_template is None:
+        return tokenizer
+    path = Path(corpus.chat_template)
+    if not path.is_file():
+        raise FileNotFoundError(f"corpus.chat_template: {path} is no file (from {Path.cwd()})")
+    try:
+        return tokenizer.with_chat_template(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"corpus.chat_template: {path} is not UTF-8 text: {error}") from error
+
+
 def chat_template(
     corpus: Corpus, tokenizer: Tokenizer, sources: Sequence[SourceFile], *, missing: str
 ) -> ChatTemplate | None:
@@ -68,7 +82,8 @@ def chat_template(
     template, and what to do.
     """
     chats = [source.path for source in sources if source.kind == "chat"]
-    template = tokenizer.chat_template(date=corpus.chat_date) if chats else None
+    asked = {"date": corpus.chat_date, "variables": corpus.chat_variables}
+    template = tokenizer.chat_template(**asked) if chats else None
     if chats and not template:
         raise ValueError(f"{chats[0]} holds chats, but {missing}")
     return template
@@ -81,12 +96,14 @@ def identify_rows(
     tokenizer: str,
     template: ChatTemplate | None,
     after: Sequence[str] = (),
+    marking: int = MARKING,
 ) -> str:
     """rows_id of all rows of `sources`; `corpus` is decided, `tokenizer` is a digest.
 
-    `after` holds the rows_ids of earlier parts, whose documents are left out of this one.
+    `after` holds the rows_ids of earlier parts, whose documents are left out of this one; `marking`
+    is the version of the rules that mark what is learned.
     """
-    rules = row_rules(corpus, sources, template=template)
+    rules = row_rules(corpus, sources, template=template, marking=marking)
     if after:
         rules["after"] = list(after)
     return rows_id(

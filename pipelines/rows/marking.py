@@ -28,7 +28,10 @@ from decant.schemas.records.rows import Segment
 _LONG = 1 << 19
 """Characters above which a document is tokenised in pieces, which takes twice as long."""
 VERSION = 2
-"""Part of the rows_id of corpora with chats or completions. Raise it if their rows change."""
+"""Part of the rows_id of corpora with chats or completions. Raise it if their rows change.
+1, of releases before 0.8, refused many chats, and learned empty blocks of thinking."""
+VERSIONS = (VERSION, 1)
+"""All versions that a cache may have been begun with, newest first."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,13 @@ class Marked:
                 yield self.text[start : start + PIECE]
 
 
-def marking_rules(kinds: Collection[Kind], template: ChatTemplate | None) -> dict[str, Any]:
+def marking_rules(
+    kinds: Collection[Kind], template: ChatTemplate | None, *, version: int = VERSION
+) -> dict[str, Any]:
     """Entries of rows_id that depend on the kinds of the corpus's files; none if all are texts."""
     rules: dict[str, Any] = {}
     if set(kinds) - {"text"}:
-        rules["learned"] = VERSION
+        rules["learned"] = version
     if template and "chat" in kinds:
         rules["chat_template"] = template.digest
     return rules

@@ -5,19 +5,25 @@ from typing import Any
 
 from decant.models.text.chat_template import ChatTemplate
 from decant.pipelines.config import Corpus
+from decant.pipelines.rows.marking import VERSION as MARKING
 from decant.pipelines.rows.marking import marking_rules
 from decant.pipelines.rows.packing import VERSION as PACKING_VERSION
 from decant.pipelines.rows.sources import SourceFile
 
 
 def row_rules(
-    corpus: Corpus, sources: Sequence[SourceFile], *, template: ChatTemplate | None = None
+    corpus: Corpus,
+    sources: Sequence[SourceFile],
+    *,
+    template: ChatTemplate | None = None,
+    marking: int = MARKING,
 ) -> dict[str, Any]:
     """All settings that decide the rows, apart from text and tokenizer; part of rows_id.
 
-    `corpus` has its defaults resolved. `template` is the chat template, if there are chats.
+    `corpus` has its defaults resolved. `template` is the chat template, if there are chats, and
+    `marking` the version of the rules that mark what is learned.
     """
-    return marking_rules({source.kind for source in sources}, template) | {
+    return marking_rules({source.kind for source in sources}, template, version=marking) | {
         "version": PACKING_VERSION,
         "sequence_length": corpus.sequence_length,
         "bos": "as the tokenizer",

@@ -177,7 +177,9 @@ def _mark_all(
     documents: Iterable[Document], job: TokeniseJob, tokenizer: Tokenizer, *, refuse: Refuse
 ) -> Iterator[Marked]:
     chats = any(source.kind == "chat" for source in job.sources)
-    template = tokenizer.chat_template(date=job.corpus.chat_date) if chats else None
+    corpus = job.corpus
+    asked = {"date": corpus.chat_date, "variables": corpus.chat_variables}
+    template = tokenizer.chat_template(**asked) if chats else None
     for document in documents:
         try:
             yield mark(document, tokenizer, template)

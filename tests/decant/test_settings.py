@@ -6,6 +6,7 @@ from typing import Literal
 
 import pytest
 
+from decant.checks import TABLE
 from decant.settings import parse
 
 
@@ -15,6 +16,7 @@ class Inner:
     names: tuple[str, ...] = ("a",)
     quick: bool = False
     limit: int | None = None
+    variables: tuple[str, ...] = field(default=(), metadata=TABLE)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,16 @@ def test_a_missing_and_a_broken_file_are_named(tmp_path):
         parse(Outer, ["nowhere.toml"], program="p")
     with pytest.raises(ValueError, match=r"c\.toml: not valid TOML"):
         parse(Outer, [write(tmp_path, "[inner\n")], program="p")
+
+
+def test_a_table_of_variables_is_a_list_of_names_with_values_which_a_flag_replaces(tmp_path):
+    file = write(tmp_path, '[inner.variables]\nslow = false\nmode = "low"\nn = [1, 2.5]\n')
+    parsed = parse(Outer, [file], program="test").inner.variables
+    assert parsed == ("slow=false", 'mode="low"', "n=[1, 2.5]")
+    flags = ["--inner.variables", "slow=true", "mode=low"]
+    assert parse(Outer, [file, *flags], program="test").inner.variables == tuple(flags[1:])
+    with pytest.raises(ValueError, match="write it as a string"):
+        parse(Outer, [write(tmp_path, "[inner.variables]\nday = 2026-01-31\n")], program="test")
 
 
 def test_false_in_the_file_is_false(tmp_path):

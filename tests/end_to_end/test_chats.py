@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from decant.pipelines.__main__ import main
 from decant.pipelines.capture.estimate import estimate
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Attention, Corpus, Hidden
+from decant.pipelines.rows import marking
 from decant.pipelines.runners.worker_error import WorkerError
 from decant.schemas import open_cache
 from decant.schemas.records.rows import next_tokens
@@ -210,6 +212,46 @@ def test_the_template_for_tools_goes_with_the_cache_and_renders_chats_that_have_
         texts = "".join(tokenizer_of(cache).decode(row) for row in tokens)
         assert texts.count("<turn>warm</turn>") == 1
         assert main(["verify", str(cache.path), "--rows=0"]) == 0, capsys.readouterr()
+
+
+def test_a_template_of_ones_own_and_its_variables_decide_the_rows_and_go_with_the_cache(root):
+    own = root / "own.jinja"
+    own.write_text("{{ '<turn>' if mode == 'slow' and not brief }}" + HEADERS)
+    config = settings(root, draws=0)
+    names = set()
+    for variables in ((), ("mode=slow", "brief=false"), ("mode=slow", "brief=true")):
+        output = root / f"own-{len(names)}"
+        corpus = dataclasses.replace(
+            config.corpus, chat_template=str(own), chat_variables=variables
+        )
+        config = dataclasses.replace(config, corpus=corpus, output=output)
+        names.add(precompute(config).rows_id)
+        cache = open_cache(output)
+        tokens = cache.read(cache.rows(), signals=())["tokens"]
+        texts = "".join(tokenizer_of(cache).decode(row) for row in tokens)
+        assert texts.count("<turn>") == (len(TALKS) if "brief=false" in variables else 0)
+        assert (output / "tokenizer" / "chat_template.jinja").read_text() == own.read_text()
+    assert len(names) == 3
+    corpus = dataclasses.replace(config.corpus, chat_template=str(root / "none"))
+    with pytest.raises(FileNotFoundError, match=r"corpus\.chat_template: .*none is no file"):
+        precompute(dataclasses.replace(config, corpus=corpus))
+
+
+def test_a_capture_begun_under_older_marking_rules_goes_on_if_it_has_its_rows(root, monkeypatch):
+    config = settings(root, output=root / "older")
+    begun = root / "begun"
+    with monkeypatch.context() as then:
+        then.setattr(marking, "VERSION", 1)
+        then.setattr("decant.pipelines.capture.part.MARKING", 1)
+        older = precompute(config)
+    # Sealed: nothing is made anew. Its rows_id is the one it was begun with.
+    assert precompute(config) == older
+    shutil.copytree(root / "older", begun)
+    for path in (begun / "manifest.json", begun / "parts" / "0000" / "plan.json"):
+        path.unlink()
+    shutil.rmtree(begun / "parts" / "0000" / "rows")
+    with pytest.raises(ValueError, match=r"begun by a release before 0\.8, .*Finish it with that"):
+        precompute(dataclasses.replace(config, output=begun))
 
 
 def test_chats_without_a_template_are_refused_before_anything_runs(root):

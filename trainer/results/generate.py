@@ -80,7 +80,7 @@ def prompt_ids(config: Generate, tokenizer: Tokenizer) -> list[int]:
                 "the prompt is empty and the tokenizer has no BOS token; give --prompt some text"
             )
         return ids
-    template = tokenizer.chat_template(date=config.chat_date)
+    template = tokenizer.chat_template(date=config.chat_date, variables=config.chat_variables)
     if template is None:
         raise ValueError(f"{config.run}: its tokenizer has no chat template; leave out --chat")
     messages = [{"role": "user", "content": config.prompt}]

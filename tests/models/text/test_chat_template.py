@@ -111,6 +111,32 @@ def test_generated_spans_index_the_text_without_marks():
     assert not template(HEADERS).marks_generation
 
 
+def test_variables_are_json_or_words_and_decide_the_digest():
+    text = "{{ slow }} {{ mode }} {{ n[1] }} {{ bos_token }}"
+    tokenizer = Tokenizer(with_settings(chat_template=text), where="here")
+    asked = ("slow=false", "mode=low", "n=[1, 2]")
+    made = tokenizer.chat_template(variables=asked)
+    assert made
+    assert made.render([]).text == "False low 2 <s>"
+    digests = {tokenizer.chat_template(variables=v).digest for v in ((), asked, asked[:1])}
+    assert len(digests) == 3
+    for wrong in ("slow", "=1", "messages=[]", "a b=1"):
+        with pytest.raises(ValueError, match=r"chat_variables: .* is not name=value"):
+            tokenizer.chat_template(variables=(wrong,))
+
+
+def test_a_template_of_ones_own_takes_the_place_of_all_others():
+    named = [{"name": "tool_use", "template": "b"}, {"name": "default", "template": "c"}]
+    files = with_settings(chat_template=named) | {"additional_chat_templates/tool_use.jinja": b"t"}
+    theirs = Tokenizer(files, where="here")
+    ours = theirs.with_chat_template("own")
+    template = ours.chat_template()
+    assert template
+    assert template.render([], tools=TOOLS).text == template.render([]).text == "own"
+    assert ours.digest == theirs.digest
+    assert [n for n in ours.files() if "templ" in n] == ["chat_template.jinja"]
+
+
 def test_the_digest_covers_template_tokens_and_date():
     one = template(HEADERS, bos_token="<s>")
     others = [template(HEADERS, bos_token="<b>"), template(HEADERS), template(DATED)]
