@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from decant.schemas.disk.atomic import write_bytes
+from decant.schemas.disk.identity import digest
 from decant.trainer.loss.layer_pairs import Pairs
 
 FILE = "projections.safetensors"
+_DIGEST = "digest"
 PROJECTIONS = "projections"
 """Key of the projections among the parameters, beside the student's `blocks`."""
 
@@ -41,7 +43,8 @@ def initial_projections(pairs: Pairs, *, width: int, run: Path, seed: int) -> di
                 matrix = stream.standard_normal((width, pair.width), np.float32)
                 projections[pair.projection] = matrix * np.float32(width**-0.5)
     if projections:
-        write_bytes(run / FILE, safetensors.numpy.save(projections))
+        saved = {_DIGEST: _digest(projections)}
+        write_bytes(run / FILE, safetensors.numpy.save(projections, metadata=saved))
     return projections
 
 
@@ -51,10 +54,22 @@ def saved_projections(run: Path) -> dict[str, np.ndarray]:
     ValueError if their file is damaged.
     """
     path = run / FILE
+    if not path.exists():
+        return {}
     try:
-        return safetensors.numpy.load(path.read_bytes()) if path.exists() else {}
+        with safe_open(path, framework="np") as file:
+            names = file.keys()  # `file` itself cannot be iterated
+            projections = {name: file.get_tensor(name) for name in names}
+            saved = (file.metadata() or {}).get(_DIGEST)  # None in runs of 0.7 and older
     except SafetensorError as error:
         raise ValueError(f"{path}: damaged: {error}. Start a new run.") from error
+    if saved not in (None, _digest(projections)):
+        raise ValueError(f"{path}: damaged: not what was saved. Bring a copy back.")
+    return projections
+
+
+def _digest(projections: dict[str, np.ndarray]) -> str:
+    return digest({name: [x.shape, x.tobytes().hex()] for name, x in projections.items()})
 
 
 def with_projections(params: dict[str, Any], projections: dict[str, Any]) -> dict[str, Any]:

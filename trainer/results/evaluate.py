@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from decant.models import Checkpoint, open_checkpoint
+from decant.models import Checkpoint
 from decant.models.mesh.sharding import replicate, student_mesh
 from decant.models.text.tokenizer import tokenizer_of
 from decant.schemas import Cache
@@ -35,7 +35,7 @@ from decant.trainer.loss.batch_fields import to_device
 from decant.trainer.loss.objective import Objective
 from decant.trainer.results.judged_on import cache_to_judge_on, describe, is_other_teacher
 from decant.trainer.run.binding import read_run_settings
-from decant.trainer.run.initial_student import INITIAL, check_covers_cache
+from decant.trainer.run.initial_student import check_covers_cache, open_initial
 from decant.trainer.run.trained_student import load_checkpoint, weights_sha256
 
 FILE = "evaluation.json"
@@ -52,7 +52,7 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     other teacher, no targets or no held-out rows, or the run no such checkpoint; FileNotFoundError
     if there is no run.
     """
-    student = _initial(config.run)
+    student = open_initial(config.run)
     cache = cache_to_judge_on(config)
     _check_student(student, cache, run=config.run)
     mesh = student_mesh(fsdp=jax.device_count())
@@ -193,12 +193,6 @@ def _measure_inputs(cache: Cache, *, temperature: float, mesh: Mesh) -> MeasureI
         None if temperature == 1 else replicate(np.asarray(temperature, np.float32), mesh),
         None if prior is None else replicate(np.asarray(prior, np.float32), mesh),
     )
-
-
-def _initial(run: Path) -> Checkpoint:
-    if not (run / INITIAL).is_dir():
-        raise FileNotFoundError(f"{run / INITIAL}: not there; {run} is not the directory of a run")
-    return open_checkpoint(run / INITIAL)
 
 
 def _check_student(student: Checkpoint, cache: Cache, *, run: Path) -> None:

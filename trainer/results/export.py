@@ -11,14 +11,14 @@ from typing import Any
 
 from flax import nnx
 
-from decant.models import open_checkpoint, save_directory
+from decant.models import save_directory
 from decant.models.text.tokenizer import GENERATION, Tokenizer
 from decant.schemas import open_cache
 from decant.trainer.config import Export
 from decant.trainer.results.model_card import model_card
 from decant.trainer.run.binding import cache_at_start, read_run_settings
 from decant.trainer.run.data_facts import cache_facts, read_data_facts
-from decant.trainer.run.initial_student import INITIAL
+from decant.trainer.run.initial_student import open_initial
 from decant.trainer.run.trained_student import load_checkpoint, weights_sha256
 
 CARD = "README.md"
@@ -28,7 +28,7 @@ def export(config: Export) -> Path:
     """Write the student of a checkpoint into `config.output`; returns that directory."""
     graph, params, step = load_checkpoint(config.run, dtype="float32", checkpoint=config.checkpoint)
     model = nnx.merge(graph, params)
-    tokenizer = open_checkpoint(config.run / INITIAL).tokenizer()
+    tokenizer = open_initial(config.run).tokenizer()
     caches = read_data_facts(config.run) or [_facts_of_old_run(config)]
     text = model_card(
         model.config,

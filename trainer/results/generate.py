@@ -16,12 +16,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from decant.models import open_checkpoint
 from decant.models.numerics import logits as logits_of
 from decant.models.text.tokenizer import Tokenizer
 from decant.trainer.config import Generate
 from decant.trainer.loss.projections import Parameters
-from decant.trainer.run.initial_student import INITIAL
+from decant.trainer.run.initial_student import open_initial
 from decant.trainer.run.trained_student import load_student
 
 _COLDEST = 1e-6
@@ -37,11 +36,7 @@ def generate(config: Generate) -> list[str]:
     exceed the student's positions, the tokenizer cannot make the prompt, or the student has no
     embedding for one of its tokens.
     """
-    if not (config.run / INITIAL).is_dir():
-        raise FileNotFoundError(
-            f"{config.run / INITIAL}: not there; {config.run} is not the directory of a run"
-        )
-    initial = open_checkpoint(config.run / INITIAL)
+    initial = open_initial(config.run)
     tokenizer, longest = initial.tokenizer(), initial.config.max_positions
     prompt, rows = prompt_ids(config, tokenizer), initial.config.vocab_size
     if max(prompt) >= rows:

@@ -19,9 +19,14 @@ from decant.models.numerics import dtype_named
 from decant.models.text.tokenizer import tokenizer_of
 from decant.schemas import Cache
 from decant.schemas.disk import inside
+from decant.schemas.disk.atomic import read_json, write_json
+from decant.schemas.disk.identity import file_sha256
 from decant.trainer.config import Student
 
 INITIAL = "initial"
+CHECKSUMS = "checksums.json"
+"""In that directory: the sha256 of each of its files."""
+WEIGHTS_SUFFIX = ".safetensors"
 
 
 def initial_student(
@@ -39,6 +44,8 @@ def initial_student(
         partial = run / f".{INITIAL}.partial"
         inside.remove(run, Path(partial.name))  # of a killed run, or a link to somewhere
         save_directory(student, partial, tokenizer.files())
+        sums = {file.name: file_sha256(file) for file in sorted(partial.iterdir())}
+        write_json(partial / CHECKSUMS, sums)
         partial.rename(directory)
         del student  # It is whole on one device; the mesh loads it sharded.
     return load_initial_student(run, dtype=dtype, mesh=mesh)
@@ -49,10 +56,34 @@ def load_initial_student(run: Path, *, dtype: str, mesh: Mesh | None = None) -> 
 
     `dtype` is the compute type; weights are float32. FileNotFoundError if `run` holds no run.
     """
+    checkpoint = open_initial(run)
+    _require_intact(run / INITIAL, weights=True)
+    return checkpoint.load(dtype=dtype, param_dtype="float32", mesh=mesh)
+
+
+def open_initial(run: Path) -> Checkpoint:
+    """The initial student's config and tokenizer; `load_initial_student` reads its weights.
+
+    FileNotFoundError if `run` holds no run, ValueError for a file that has changed.
+    """
     directory = run / INITIAL
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: not there; {run} is not the directory of a run")
-    return open_checkpoint(directory).load(dtype=dtype, param_dtype="float32", mesh=mesh)
+    _require_intact(directory, weights=False)
+    return open_checkpoint(directory)
+
+
+def _require_intact(directory: Path, *, weights: bool) -> None:
+    """ValueError if the weights, or all other files, are not those that were written.
+
+    Runs of 0.7 and older have no checksums.
+    """
+    if not (directory / CHECKSUMS).exists():
+        return
+    for name, sha256 in read_json(directory / CHECKSUMS).items():
+        path = directory / name
+        if (path.suffix == WEIGHTS_SUFFIX) == weights and file_sha256(path) != sha256:
+            raise ValueError(f"{path}: damaged or edited since the run began; bring a copy back")
 
 
 def build_student(config: Student, *, cache: Cache, dtype: str, seed: int) -> Decoder:
@@ -82,7 +113,7 @@ def initial_config(
     teacher, or if the run exists already.
     """
     if (run / INITIAL).is_dir():
-        return open_checkpoint(run / INITIAL).config, None
+        return open_initial(run).config, None
     if config.init == "scratch":
         return _scratch_config(config, cache), None
     source = open_checkpoint(config.source).config

@@ -147,6 +147,12 @@ def test_a_checkpoint_of_an_older_release_is_read_as_before(run):
     assert restored(run)[0] == 2
 
 
+def test_values_without_checksums_and_position_are_of_no_release(run):
+    path = next((run / CHECKPOINTS / "2").rglob("data/metadata"))
+    path.write_text("{}")
+    assert restored(run)[0] == 1
+
+
 def test_weights_that_are_not_finite_are_not_saved(run):
     checkpoints, state = Checkpoints(run), state_at(3)
     for spoilt in (
