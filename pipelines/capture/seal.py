@@ -7,7 +7,7 @@ from pathlib import Path
 from decant.pipelines.capture.part_directories import is_complete
 from decant.schemas.disk import inside, steps
 from decant.schemas.disk.array_record import require_file
-from decant.schemas.disk.layout import MANIFEST, ROWS, PartLayout
+from decant.schemas.disk.layout import MANIFEST, ROWS, TOKENIZER, PartLayout
 from decant.schemas.disk.locks import changing, uncaptured
 from decant.schemas.disk.steps import Step
 from decant.schemas.manifest.commits import Commit, valid_commit
@@ -20,6 +20,7 @@ from decant.schemas.manifest.manifest import (
     write_manifest,
 )
 from decant.schemas.manifest.plan import Plan, PlannedRows, read_plan, rows_id_of
+from decant.schemas.manifest.tokenizer_files import tokenizer_files, tokenizer_hashes
 from decant.schemas.reading.forgetting import wholly_forgotten_rows
 
 
@@ -36,7 +37,7 @@ def seal(cache: Path, layout: PartLayout, plan: Plan, *, partial: bool = False) 
 
 def _seal(cache: Path, layout: PartLayout, plan: Plan, *, partial: bool) -> Manifest:
     # Read now, not when the capture began: a partial seal may have replaced it meanwhile.
-    manifest = read_manifest(cache) if (cache / MANIFEST).exists() else _empty(plan)
+    manifest = read_manifest(cache) if (cache / MANIFEST).exists() else _empty(cache, plan)
     path = layout.root.relative_to(cache).as_posix()
     done = {n for part in manifest.parts if part.path == path for n in part.unit_numbers}
     left = [n for n in range(len(plan.rows.units)) if n not in done]
@@ -58,13 +59,18 @@ def _seal(cache: Path, layout: PartLayout, plan: Plan, *, partial: bool) -> Mani
     return manifest
 
 
-def _empty(plan: Plan) -> Manifest:
+def _empty(cache: Path, plan: Plan) -> Manifest:
     return Manifest(
         sequence_length=plan.teacher.sequence_length,
         vocabulary_size=plan.teacher.vocabulary_size,
         tokenizer=plan.tokenizer,
         parts=(),
+        tokenizer_files=_tokenizer_hashes(cache),
     )
+
+
+def _tokenizer_hashes(cache: Path) -> dict[str, str]:
+    return tokenizer_hashes(tokenizer_files(cache)) if (cache / TOKENIZER).is_dir() else {}
 
 
 def _sealed_part(
@@ -161,6 +167,7 @@ def seal_rows(cache: Path, layout: PartLayout, rows: PlannedRows, *, like: Manif
         vocabulary_size=like.vocabulary_size,
         tokenizer=like.tokenizer,
         parts=(part,),
+        tokenizer_files=_tokenizer_hashes(cache),
     )
     return write_manifest(cache, manifest, replaces=None)
 

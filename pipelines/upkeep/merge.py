@@ -15,6 +15,7 @@ from decant.schemas.disk.identity import file_sha256
 from decant.schemas.disk.layout import MANIFEST, ROWS, TOKENIZER, PartLayout
 from decant.schemas.disk.locks import changing
 from decant.schemas.manifest.manifest import Manifest, Part, read_manifest, write_manifest
+from decant.schemas.manifest.tokenizer_files import tokenizer_hashes
 from decant.schemas.signals import Signal
 
 _OWN = ("signal_id", "shard_rows", "variance_kept", "directions")
@@ -70,17 +71,18 @@ def merge(output: Path, caches: Sequence[Path]) -> Merged:
             )
     lost = _lost_signals(opened)
     parts = [without_signals(part, lost.keys() & part.signals.keys()) for part in parts]
-    first = opened[0].manifest
+    first, tokenizer = opened[0].manifest, opened[0].tokenizer_files()
     manifest = Manifest(
         sequence_length=first.sequence_length,
         vocabulary_size=first.vocabulary_size,
         tokenizer=first.tokenizer,
         parts=tuple(parts),
+        tokenizer_files=tokenizer_hashes(tokenizer),
     )
     output.mkdir(parents=True, exist_ok=True)
     with changing(output):
         replaces = _replaced_id(output, caches)
-        for name, data in opened[0].tokenizer_files().items():
+        for name, data in tokenizer.items():
             write_bytes(output / TOKENIZER / name, data, within=output)
         manifest = write_manifest(output, manifest, replaces=replaces)
     return Merged(manifest, tuple(left_out), lost)

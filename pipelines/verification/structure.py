@@ -28,6 +28,7 @@ from decant.schemas.manifest.commits import load_commit, summarise_shards
 from decant.schemas.manifest.manifest import Manifest, Part, Unit
 from decant.schemas.manifest.plan import read_plan, rows_id_of
 from decant.schemas.manifest.statistics import load_tables
+from decant.schemas.manifest.tokenizer_files import tokenizer_files, tokenizer_hashes
 from decant.schemas.records.logits import decode_logits, open_logits
 from decant.schemas.records.rows import Row, decode_row, loss_mask
 from decant.schemas.signals import ArraySignal, LogitsSignal
@@ -128,6 +129,18 @@ class _CacheCheck:
             got = _shortened(error)
         if got:
             self.add_problem(directory, f"tokenizer {expected[:12]}", got)
+        self._check_tokenizer_files(directory)
+
+    def _check_tokenizer_files(self, directory: Path) -> None:
+        """Check the files' hashes: decoder and chat template are no part of the digest."""
+        try:
+            held = tokenizer_hashes(tokenizer_files(self.cache))
+        except (ValueError, OSError):
+            held = {}
+        for name, sha256 in self.sealed.tokenizer_files.items():
+            if (got := held.get(name)) != sha256:
+                got = f"sha256 {got[:12]}" if got else "no file"
+                self.add_problem(directory / name, f"sha256 {sha256[:12]}", got)
 
     def check_file(self, path: Path, size: int, sha256: str, **where) -> bool:
         """Check size and sha256 of a file; returns whether both are right."""

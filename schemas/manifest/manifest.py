@@ -5,7 +5,7 @@ A writer replaces it by compare-and-swap on the `cache_id` that it had read.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -133,6 +133,9 @@ class Manifest:
     tokenizer: str
     """Digest of the tokenizer, whose files are in `tokenizer/`."""
     parts: tuple[Part, ...]
+    tokenizer_files: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of each file in `tokenizer/`, by name; empty in caches that releases before 0.8 began.
+    `tokenizer` covers only what decides ids."""
     format: str = FORMAT
     cache_id: str = field(default="", compare=False)
     """Hash of the canonical manifest, for people and audits."""
@@ -265,6 +268,8 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
     """The manifest as JSON, without its `cache_id`."""
     value = as_json(manifest)
     del value["cache_id"]
+    if not value["tokenizer_files"]:
+        del value["tokenizer_files"]
     version = 1
     for part in value["parts"]:
         for name in _SINCE_2:
@@ -313,6 +318,7 @@ def manifest_from_json(value: dict[str, Any]) -> Manifest:
     bounds.require_number("sequence_length", length, 1, bounds.POSITIONS)
     bounds.require_number("vocabulary_size", vocabulary, 1, bounds.POSITIONS)
     bounds.require_sha256("tokenizer", manifest.tokenizer)
+    bounds.require_hashes("tokenizer_files", manifest.tokenizer_files)
     if manifest.cache_id != "":
         bounds.require_sha256("cache_id", manifest.cache_id)
     for part in manifest.parts:

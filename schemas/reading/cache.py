@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from decant.schemas.codecs import Tables
-from decant.schemas.disk import inside
 from decant.schemas.disk.array_record import RecordReaders
 from decant.schemas.disk.frames import require_same_key
 from decant.schemas.disk.layout import LOGITS, ROWS, TOKENIZER, PartLayout
 from decant.schemas.manifest.manifest import Manifest, Part, read_manifest
 from decant.schemas.manifest.statistics import load_statistic, load_tables
+from decant.schemas.manifest.tokenizer_files import tokenizer_files
 from decant.schemas.reading.forgetting import ForgottenDocuments, erase
 from decant.schemas.reading.merged_parts import refresh_parts
 from decant.schemas.records.logits import (
@@ -29,9 +29,6 @@ from decant.schemas.targets.prior import COUNTS, SUMS, TailPrior, log_prior
 
 if TYPE_CHECKING:
     from decant.schemas.reading.signal_arrays import SignalArrays
-
-_TOKENIZER_BYTES = 512 << 20
-"""Most bytes of the files in `tokenizer/`; the largest known tokenizers have a tenth."""
 
 
 def open_cache(path: str | Path) -> "Cache":
@@ -77,11 +74,10 @@ class Cache:
     def tokenizer_files(self) -> dict[str, bytes]:
         """Contents of the files in `tokenizer_path` by name; links and devices are left out.
 
-        Commands copy these files to other places, so a link to a private file must not be
-        followed. ValueError if they are too large or the directory is a link; FileNotFoundError if
-        there is none.
+        ValueError if they are too large or the directory is a link; FileNotFoundError if there is
+        none.
         """
-        return inside.regular_files(self.path, Path(TOKENIZER), most=_TOKENIZER_BYTES)
+        return tokenizer_files(self.path)
 
     def rows(self, split: Literal["train", "heldout"] | None = None) -> np.ndarray:
         """Row numbers of a split, or of all rows: int64 [rows].

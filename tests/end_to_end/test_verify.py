@@ -282,7 +282,8 @@ def test_a_config_in_the_cache_that_is_not_the_teachers_is_a_problem(lossless, t
     path = copy_of(lossless, tmp_path / "c")
     file = path / "tokenizer" / "config.json"
     file.write_text(file.read_text().replace("256", "257"))
-    (problem,) = verified(path, rows=1).structure.problems
+    by_its_hash, problem = verified(path, rows=1).structure.problems
+    assert by_its_hash.file == problem.file
     assert problem.file == "tokenizer/config.json"
 
 

@@ -133,7 +133,7 @@ def test_parts_that_share_some_rows_are_refused(place):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"sequence_length": 32}, "tokens a row: 64, and 32"),
+        ({"sequence_length": 128}, "tokens a row: 64, and 128"),
         ({"teacher_id": "e" * 64}, r"teacher_id of logits: [0-9a-f]{12}, and eeeeeeeeeeee"),
         ({"k": 4}, "k of logits: 8, and 4"),
     ],

@@ -90,6 +90,8 @@ KINDS = {
     f"{PART}/plan.json": (None, ""),
     f"{PART}/request.json": (None, ""),
     "tokenizer/tokenizer.json": (None, ""),
+    "tokenizer/tokenizer_config.json": (None, ""),
+    "tokenizer/config.json": (None, ""),
 }
 
 
