@@ -21,6 +21,7 @@ from decant.pipelines.calibration.tail_prior import PriorSums
 from decant.pipelines.teacher.batch_size import default_batch_rows, fitting_batch_rows
 from decant.pipelines.teacher.loaded import Observer, loaded_teacher
 from decant.pipelines.teacher.outputs import OutputSpec, RowOutput
+from decant.pipelines.teacher.rows_done import rows_done
 from decant.schemas import codecs
 from decant.schemas.disk.identity import signal_id
 from decant.schemas.disk.layout import LOGITS, PartLayout
@@ -146,7 +147,11 @@ def run_sample(
     outputs = loaded_teacher(planned).run(
         _read_rows(part, rows, sample, length=planned.sequence_length), spec, observers=observers
     )
-    return dict(zip(sample, outputs, strict=True))
+    read = {}
+    for place, output in zip(sample, outputs, strict=True):
+        read[place] = output
+        rows_done.add(1)
+    return read
 
 
 def freeze_signals(

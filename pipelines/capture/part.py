@@ -12,10 +12,11 @@ from rich.console import Console
 
 from decant.models.text.chat_template import ChatTemplate
 from decant.models.text.tokenizer import Tokenizer
-from decant.pipelines.calibration.calibrate import calibrate
+from decant.pipelines.calibration.calibrate import calibrate, sample_places
 from decant.pipelines.calibration.directions import KnownDirections
 from decant.pipelines.capture.disk_space import require_space
 from decant.pipelines.capture.part_directories import PartDirectory, is_complete, sealed_manifest
+from decant.pipelines.capture.progress import row_progress
 from decant.pipelines.capture.remaining_units import capture_remaining, totals
 from decant.pipelines.capture.seal import seal
 from decant.pipelines.capture.step_inputs import (
@@ -252,11 +253,15 @@ class PartCapture:
             part=self.layout,
             known=known,
         )
-        self.run_beam(
-            lambda pipeline: (
-                pipeline | beam.Create([job]) | "Calibrate" >> beam.Map(with_teacher, calibrate)
+        length = self.config.corpus.sequence_length
+        sample = sample_places(rows, length=length)
+        tokens = len(sample) * length
+        with row_progress("calibrate", rows=len(sample), tokens=tokens, console=self.console):
+            self.run_beam(
+                lambda pipeline: (
+                    pipeline | beam.Create([job]) | "Calibrate" >> beam.Map(with_teacher, calibrate)
+                )
             )
-        )
 
     def run_beam(self, build: Build) -> None:
         """Run the pipeline that `build` builds on the runner that the settings name."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import apache_beam as beam
 from rich.console import Console
 
-from decant.pipelines.capture.progress import capture_progress
+from decant.pipelines.capture.progress import row_progress
 from decant.pipelines.capture.teacher_lease import capture_on_host, release_lease, take_lease
 from decant.pipelines.capture.unit import is_committed
 from decant.pipelines.runners.run_pipeline import Build
@@ -67,7 +67,14 @@ def capture_remaining(
         return before + sum(units[n].rows for n in finished_units())
 
     try:
-        with capture_progress(rows=rows, tokens=tokens, before=before, committed=committed_rows):
+        with row_progress(
+            "capture",
+            rows=rows,
+            tokens=tokens,
+            console=console,
+            before=before,
+            committed=committed_rows,
+        ):
             run(
                 lambda pipeline: (
                     pipeline

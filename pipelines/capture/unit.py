@@ -18,9 +18,9 @@ import numpy as np
 
 from decant.pipelines.calibration.calibrate import read_canaries
 from decant.pipelines.calibration.canary import IDS, check_canary
-from decant.pipelines.capture.progress import rows_done
 from decant.pipelines.teacher.loaded import LoadedTeacher, loaded_teacher
 from decant.pipelines.teacher.outputs import OutputSpec, RowOutput
+from decant.pipelines.teacher.rows_done import rows_done
 from decant.schemas.arrays.writer import ArrayWriter
 from decant.schemas.codecs import Tables
 from decant.schemas.disk import steps
