@@ -292,10 +292,14 @@ def _check_rows(shared: Stress, seen: list[Path]) -> None:
         shared.faults.append(f"came back after `forget`: {sorted(missing)}")
     for path in seen:
         for line in path.read_text().splitlines() if path.exists() else ():
-            shared.faults += _differences(json.loads(line), now, forgotten)
+            shared.faults += differences(json.loads(line), now, forgotten)
 
 
-def _differences(then: dict, now: dict, forgotten: set[str]) -> list[str]:
+def differences(then: dict, now: dict, forgotten: set[str]) -> list[str]:
+    """What is wrong with a row that was read earlier; `now` holds the rows by place.
+
+    `forgotten` are names of sources.
+    """
     place = tuple(then["place"])
     if place not in now:
         return [f"lost: row {place}"]
