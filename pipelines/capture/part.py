@@ -33,6 +33,7 @@ from decant.pipelines.rows.marking import VERSION as MARKING
 from decant.pipelines.rows.marking import VERSIONS as MARKINGS
 from decant.pipelines.rows.sources import SourceFile
 from decant.pipelines.rows.tokenise import local_processes, tokenise
+from decant.pipelines.rows.unwritten import notices
 from decant.pipelines.runners.run_pipeline import Build, run_pipeline
 from decant.pipelines.teacher.opened import OpenedTeacher
 from decant.schemas.disk.array_record import require_file
@@ -241,6 +242,8 @@ class PartCapture:
             f"all, {heldout} rows held out) in {len(rows.units)} units, from {len(self.sources)} "
             f"files{_left_out(rows)}"
         )
+        for notice in notices(self.layout.work):
+            self.console.print(notice)
         return rows
 
     def _calibrate(self, rows: PlannedRows, known: Mapping[str, KnownDirections]) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.config import Corpus
-from decant.pipelines.rows.documents import Document, Refuse, read_documents
+from decant.pipelines.rows.documents import Chat, Document, Refuse, read_documents
 from decant.pipelines.rows.long_text import LongSegment
 from decant.pipelines.rows.marking import Marked, long_segment, mark, segments
 from decant.pipelines.rows.packing import Packer
 from decant.pipelines.rows.records import Place
 from decant.pipelines.rows.sources import InputShard, SourceFile
+from decant.pipelines.rows.unwritten import Unwritten, unwritten
 from decant.schemas.disk.array_record import as_json, write_records
 from decant.schemas.disk.atomic import write_json
 from decant.schemas.disk.layout import ROWS, PartLayout
@@ -108,7 +109,8 @@ def tokenise_shard(shard: InputShard, repeated: frozenset[Place], job: TokeniseJ
     kept = (document for document in documents if document.place not in repeated)
     writers = {split: UnitWriter(job, shard.number, split) for split in SPLITS}
     packers = {split: Packer(job.corpus.sequence_length, job.corpus.open_rows) for split in writers}
-    for split, segment in _segments(kept, job, refuse=refuse):
+    lost: dict[str, Unwritten] = {}
+    for split, segment in _segments(kept, job, refuse=refuse, lost=lost):
         for row in packers[split].add(segment):
             writers[split].add(row)
     for split, writer in writers.items():
@@ -125,13 +127,18 @@ def tokenise_shard(shard: InputShard, repeated: frozenset[Place], job: TokeniseJ
             "sample": [(key.hex(), *place) for key, place in sorted(writers["train"].sample)],
             "skipped": [dataclasses.asdict(item) for item in skipped],
             "duplicates": len(repeated),
+            "unwritten": {name: [item.count, item.first] for name, item in lost.items()},
         },
         kind="shard",
     )
 
 
 def _segments(
-    documents: Iterable[Document], job: TokeniseJob, *, refuse: Refuse
+    documents: Iterable[Document],
+    job: TokeniseJob,
+    *,
+    refuse: Refuse,
+    lost: dict[str, Unwritten],
 ) -> Iterator[tuple[Split, Segment | LongSegment]]:
     tokenizer = Tokenizer.from_files(job.tokenizer)
 
@@ -155,7 +162,7 @@ def _segments(
             else:
                 yield marked, segment
 
-    for batch in _batches(_mark_all(documents, job, tokenizer, refuse=refuse)):
+    for batch in _batches(_mark_all(documents, job, tokenizer, refuse=refuse, lost=lost)):
         for marked, segment in tokenised(batch):
             yield _split_of(marked.document.content_hash, job.corpus.heldout or 0.0), segment
 
@@ -174,7 +181,12 @@ def _unpredictable(
 
 
 def _mark_all(
-    documents: Iterable[Document], job: TokeniseJob, tokenizer: Tokenizer, *, refuse: Refuse
+    documents: Iterable[Document],
+    job: TokeniseJob,
+    tokenizer: Tokenizer,
+    *,
+    refuse: Refuse,
+    lost: dict[str, Unwritten],
 ) -> Iterator[Marked]:
     chats = any(source.kind == "chat" for source in job.sources)
     corpus = job.corpus
@@ -182,9 +194,16 @@ def _mark_all(
     template = tokenizer.chat_template(**asked) if chats else None
     for document in documents:
         try:
-            yield mark(document, tokenizer, template)
+            marked = mark(document, tokenizer, template)
         except (ValueError, RecursionError) as error:
             refuse(document.place, document.located(str(error)))
+            continue
+        if template and isinstance(document.content, Chat):
+            source = job.sources[document.place.source].name
+            for name in unwritten(document.content, template, str(marked.text)):
+                place = f"the first is in {source}: {document.located('')}".rstrip(": ")
+                lost.setdefault(name, Unwritten(first=place)).count += 1
+        yield marked
 
 
 def _split_of(content_hash: bytes, heldout: float) -> Split:

@@ -254,6 +254,20 @@ def test_a_capture_begun_under_older_marking_rules_goes_on_if_it_has_its_rows(ro
         precompute(dataclasses.replace(config, output=begun))
 
 
+def test_what_the_template_leaves_out_is_counted_and_said_once(root, capsys):
+    reasons = [{**m, "reasoning_content": "hm"} for m in TALKS[1]]
+    lines = [{"messages": TALKS[0]}, {"messages": reasons, "tools": [{"name": "warm"}]}]
+    (root / "lossy").mkdir()
+    (root / "lossy" / "a.jsonl").write_text(
+        "\n".join(map(json.dumps, [*lines, lines[1] | {"x": 1}]))
+    )
+    write_chats(root / "lossy" / "b.jsonl", TALKS[2:])
+    precompute(settings(root, pattern="lossy/*", output=root / "lossy-cache", draws=0))
+    said = capsys.readouterr().out
+    for name in ("tools", "reasoning_content"):
+        assert said.count(f"leaves out {name} of 1 chats; the first is in a.jsonl: line 2") == 1
+
+
 def test_chats_without_a_template_are_refused_before_anything_runs(root):
     write_chat_teacher(root / "base", None)
     config = settings(root, output=root / "never")
