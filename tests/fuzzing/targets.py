@@ -56,6 +56,19 @@ def read_safetensors(path: Path) -> None:
         files.read(name)
 
 
+def headers(directory: Path) -> list[bytes]:
+    """The JSON in the file's header, so that its values can be changed and not only its bytes."""
+    (file,) = safetensors(directory)
+    return [file[8 : 8 + int.from_bytes(file[:8], "little")]]
+
+
+def read_header_of_safetensors(path: Path) -> None:
+    header = path.read_bytes()
+    file = path.with_name("model.safetensors")
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(640))
+    read_safetensors(file)
+
+
 def indices(_: Path) -> list[bytes]:
     return [(GOLDEN / "families" / "mistral" / "model.safetensors.index.json").read_bytes()]
 
@@ -75,5 +88,6 @@ TARGETS = CACHE_TARGETS | {
     "config": Target("config.json", configs, read_config, is_json=True),
     "index": Target("model.safetensors.index.json", indices, read_index, is_json=True),
     "gguf": Target("model.gguf", gguf_files, read_gguf),
+    "header": Target("header.json", headers, read_header_of_safetensors, is_json=True),
     "safetensors": Target("model.safetensors", safetensors, read_safetensors),
 }
