@@ -119,6 +119,13 @@ def test_a_table_gives_a_document_a_record_whatever_else_it_holds(tmp_path):
     assert contents(tmp_path, "b*", field="body") == TEXTS
 
 
+@pytest.mark.parametrize("shard_bytes", [0, -1])
+def test_shards_of_no_bytes_are_refused_and_drop_no_document(tmp_path, shard_bytes):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    with pytest.raises(ValueError, match=r"corpus.shard_bytes is .*; expected 1 or more"):
+        cut_shards(find(tmp_path, "a*"), shard_bytes=shard_bytes)
+
+
 @pytest.mark.parametrize("shard_bytes", [1, 100, 1000, 3000, 10**6])
 def test_cutting_a_table_anywhere_loses_and_repeats_no_record(tmp_path, shard_bytes):
     write_table(tmp_path / "a.parquet", {"text": TEXTS, "id": list(range(300))}, rows=17)
