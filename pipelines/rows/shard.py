@@ -9,7 +9,7 @@ from pathlib import Path
 from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.config import Corpus
 from decant.pipelines.rows.documents import Chat, Document, Refuse, read_documents
-from decant.pipelines.rows.long_text import LongSegment
+from decant.pipelines.rows.long_text import LongSegment, LongText
 from decant.pipelines.rows.marking import Marked, long_segment, mark, segments
 from decant.pipelines.rows.packing import Packer
 from decant.pipelines.rows.records import Place
@@ -215,14 +215,15 @@ def _batches(documents: Iterable[Marked]) -> Iterator[list[Marked]]:
     document is alone in its list."""
     batch, characters = [], 0
     for marked in documents:
-        if marked.is_long:
+        text = marked.text
+        if marked.is_long or isinstance(text, LongText):
             if batch:
                 yield batch
             yield [marked]
             batch, characters = [], 0
             continue
         batch.append(marked)
-        characters += len(marked.text)
+        characters += len(text)
         if characters >= _CHARACTERS_A_BATCH:
             yield batch
             batch, characters = [], 0
