@@ -52,8 +52,11 @@ def write_json(path: Path, value: dict[str, Any], *, kind: steps.File = "other")
     write_bytes(path, text.encode(), kind=kind)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object that `write_json` wrote. ValueError naming the file if it is damaged."""
+def read_json(path: Path, *, holds: str | None = None) -> dict[str, Any]:
+    """The object that `write_json` wrote. ValueError naming the file if it is damaged.
+
+    `holds` is a name that it must have: without it, another file was put in its place.
+    """
     data = inside.read_regular(path)
     try:
         value = json.loads(data)
@@ -65,6 +68,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: damaged, not the JSON object that was written") from None
     if computed != checksum:
         raise ValueError(f"{path}: checksum mismatch; the file was damaged or edited")
+    if holds is not None and holds not in value:
+        raise ValueError(f"{path}: without {holds!r}, so it is another file under this name")
     return value
 
 

@@ -111,7 +111,7 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
 
 def read_evaluation(run: Path) -> dict[str, Any] | None:
     """The run's last evaluation; None if `evaluate` was never run on it."""
-    return read_json(run / FILE) if (run / FILE).exists() else None
+    return read_json(run / FILE, holds="by_frequency") if (run / FILE).exists() else None
 
 
 def training_temperature(run: Path) -> float:

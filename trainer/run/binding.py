@@ -127,7 +127,8 @@ def cache_at_start(cache: Cache, *, run: Path) -> Cache:
 
 def read_run_settings(run: Path) -> dict[str, Any]:
     """The values that a run is bound to: settings by dotted name, ids of its data, code version."""
-    return {name: value for name, value in read_json(run / BINDING).items() if name != _CHANGES}
+    values = read_json(run / BINDING, holds="rows_id")
+    return {name: value for name, value in values.items() if name != _CHANGES}
 
 
 def read_run_changes(run: Path) -> list[dict[str, Any]]:

@@ -67,7 +67,7 @@ def write_data_facts(run: Path, caches: Sequence[Cache], *, signals: Sequence[st
 
 def read_data_facts(run: Path) -> list[dict[str, Any]]:
     """The facts of each cache that a run reads; empty if a release before 0.5 began the run."""
-    return read_json(run / FILE)["caches"] if (run / FILE).exists() else []
+    return read_json(run / FILE, holds="caches")["caches"] if (run / FILE).exists() else []
 
 
 def main_cache(run: Path) -> Path | None:

@@ -68,3 +68,10 @@ def test_edited_json_is_refused(tmp_path):
     path.write_text("{")
     with pytest.raises(ValueError, match=r"commit\.json: damaged"):
         read_json(path)
+
+
+def test_another_json_file_under_the_name_is_refused(tmp_path):
+    write_json(tmp_path / "evaluation.json", {"steps": 3})
+    assert read_json(tmp_path / "evaluation.json", holds="steps") == {"steps": 3}
+    with pytest.raises(ValueError, match="without 'rows', so it is another file under this name"):
+        read_json(tmp_path / "evaluation.json", holds="rows")
