@@ -167,7 +167,7 @@ def _json_lines(span: Span, source: SourceFile) -> Iterator[Record]:
         if offset:
             # A line that begins before the span belongs to the shard before this one.
             file.seek(offset - 1)
-            offset += len(file.readline()) - 1
+            offset += _rest_of_line(file) - 1
         for number in itertools.count():
             if offset >= span.end and not source.compression:
                 return
@@ -191,6 +191,16 @@ def _json_lines(span: Span, source: SourceFile) -> Iterator[Record]:
             if long or line.strip():
                 value, problem = _parsed(line, long)
                 yield Record(place, value, problem and located(problem), located)
+
+
+def _rest_of_line(file: io.BufferedIOBase) -> int:
+    """Read on to the next line; returns the number of bytes."""
+    size = 0
+    while block := file.readline(BLOCK):
+        size += len(block)
+        if block.endswith(b"\n"):
+            break
+    return size
 
 
 def _is_cut(line: bytes) -> bool:
