@@ -19,8 +19,9 @@ from contextvars import ContextVar
 from typing import Any
 
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.runtime import Undefined
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
@@ -186,24 +187,25 @@ class _Counted(NodeTransformer):
     """Puts a count into every loop and macro, and a check where a value may grow."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
-        node = self.generic_visit(node)
+        self.generic_visit(node)
         node.body.insert(0, nodes.ExprStmt(_step(_data(node))))
         if node.test is not None:
             node.test = nodes.And(_step(0), node.test)
         return node
 
     def visit_Macro(self, node: nodes.Macro | nodes.CallBlock) -> nodes.Node:
-        node = self.generic_visit(node)
+        self.generic_visit(node)
         node.body.insert(0, nodes.ExprStmt(_step(_data(node))))
         return node
 
     visit_CallBlock = visit_Macro
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        return _call("concatenated", *self.generic_visit(node).nodes)
+        self.generic_visit(node)
+        return _call("concatenated", *node.nodes)
 
     def visit_List(self, node: nodes.List | nodes.Tuple | nodes.Dict) -> nodes.Node:
-        node = self.generic_visit(node)
+        self.generic_visit(node)
         constant = all(isinstance(child, nodes.Const) for child in node.iter_child_nodes())
         return node if constant else _call("literal", node)
 
@@ -213,7 +215,7 @@ class _Counted(NodeTransformer):
         return self.visit_List(node) if node.ctx == "load" else node
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
-        node = self.generic_visit(node)
+        self.generic_visit(node)
         if not isinstance(node.arg, nodes.Slice):
             return node
         ends = (node.arg.start, node.arg.stop, node.arg.step)

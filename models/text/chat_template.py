@@ -19,9 +19,9 @@ from typing import Any, NamedTuple, NoReturn
 
 import jinja2
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import SecurityError
 
 from decant.models.text.bounded_sandbox import BoundedEnvironment, bounded, weight
 

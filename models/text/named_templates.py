@@ -37,7 +37,9 @@ def named_templates(
     stored = settings.get("chat_template")
     if isinstance(stored, list) and all(isinstance(item, dict) for item in stored):
         stored = {item.get("name"): item.get("template") for item in stored}
-    sources = stored if isinstance(stored, dict) else {} if stored is None else {DEFAULT: stored}
+    sources: dict[Any, Any] = {} if stored is None else {DEFAULT: stored}
+    if isinstance(stored, dict):
+        sources = stored
     if not all(isinstance(text, str) for pair in sources.items() for text in pair):
         raise ValueError(f"{where}: chat_template is neither a text nor a list of named templates")
     for name, content in files.items():
