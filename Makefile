@@ -15,7 +15,7 @@ READY := .venv/.ready-$(ACCEL)
 # Hashing and network time go to the job, not to looking for newer versions of pip.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup precompute train demo check format test test-all stress reference package fuzz golden bench lock clean
+.PHONY: help setup precompute train demo check format test test-all mistreat stress reference package fuzz golden bench lock clean
 help: ## this menu
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -42,10 +42,13 @@ format: $(READY) ## let ruff fix what it can
 
 PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 test: $(READY) ## the tests of every change, in under 15 minutes on two cores; none needs torch
-	$(PYTEST) -m "not slow and not reference and not package" $(ARGS)
+	$(PYTEST) -m "not slow and not mistreat and not reference and not package" $(ARGS)
 
 test-all: $(READY) ## these and the slow ones, which repeat their promises at full length
-	$(PYTEST) -m "not reference and not package" $(ARGS)
+	$(PYTEST) -m "not mistreat and not reference and not package" $(ARGS)
+
+mistreat: $(READY) ## thousands of flips, cuts, swaps and deletions in the files of a cache and of a run
+	$(PYTEST) -m mistreat -s $(ARGS)
 
 stress: $(READY) ## all commands at once on one cache, with random kills (ARGS="--seconds 300 --actors 4")
 	$(BIN)/python -m tests.stress $(ARGS)

@@ -227,8 +227,8 @@ class Train(Command):
     log_every: Annotated[int, COUNT] = 1
     """Updates between lines of `metrics.jsonl`."""
     max_bad_steps: Annotated[int, COUNT] = 10
-    """Stop after this many updates in a row with a non-finite loss, gradient or new weight. Such
-    updates are skipped."""
+    """Stop after this many updates in a row with a non-finite loss or gradient. Such updates are
+    skipped."""
     quiet: bool = False
     """Print errors only."""
     json: bool = False

@@ -160,16 +160,19 @@ class PartCapture:
 
         `sealed`: at least one part of the directory is sealed; more signals may then be asked for.
         """
+        request = self._whole_request(sealed=sealed)  # may refuse, before a lock file is made
         with changing(self.cache):  # of two captures that begin it at once, one is refused
-            self._claim(sealed=sealed)
+            self._bind(request)
 
     def require_claim(self, *, sealed: bool) -> None:
         """As `claim`, but writes nothing: a directory that is not bound yet stays so."""
         if self.layout.request.exists():
-            self._claim(sealed=sealed)
+            self._bind(self._whole_request(sealed=sealed))
 
-    def _claim(self, *, sealed: bool) -> None:
-        request = self._request() | ({} if sealed else self._request_arrays())
+    def _whole_request(self, *, sealed: bool) -> dict[str, str]:
+        return self._request() | ({} if sealed else self._request_arrays())
+
+    def _bind(self, request: dict[str, str]) -> None:
         sources = [Source(source.name, source.sha256) for source in self.sources]
         claim(self.layout.request, request, sources=sources, cache=self.cache)
 

@@ -30,7 +30,7 @@ def cache(tmp_path_factory) -> Path:
         ).path
 
 
-@pytest.mark.parametrize("count", [64, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [64, pytest.param(2000, marks=pytest.mark.mistreat)])
 def test_flips_cuts_exchanges_and_deletions_are_errors_or_change_nothing(cache, count):
     command = [sys.executable, "-m", "tests.mistreating", str(cache), str(count), "0"]
     run = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)

@@ -158,7 +158,7 @@ class _DelayedMetrics:
         if values["skipped_in_a_row"] >= self._config.max_bad_steps:
             raise FloatingPointError(
                 f"{self._config.run}: {values['skipped_in_a_row']} updates in a row had a "
-                f"non-finite loss, gradient or weight, the last at step {step} with rows "
+                f"non-finite loss or gradient, the last at step {step} with rows "
                 f"{rows.tolist()} (metrics.jsonl lists the rows of each as skipped_rows). The run "
                 f"is {self._saved()}. {_LOWER}; or use dtype = float32, or look at these rows with "
                 "`decant inspect`"

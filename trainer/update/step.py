@@ -2,7 +2,7 @@
 
 It neither logs nor saves. Gradients of microbatches are sums, divided by the counted tokens of the
 *whole* batch, so that microbatches change results by rounding only. An update with a non-finite
-loss, gradient, weight or moment is skipped: it leaves weights and moments unchanged and is counted.
+loss or gradient is skipped: it leaves weights and moments unchanged and is counted.
 """
 
 from __future__ import annotations
@@ -147,12 +147,13 @@ def updated_state(
 ) -> TrainState:
     """The state after an update with `gradient` at learning rate `rate`.
 
-    If `finite` is false, or a new number is not finite, the update is skipped: parameters and
-    moments stay.
+    If `finite` is false the update is skipped: parameters and moments stay. The new weights are not
+    checked here, because the choice could then only be made after a second pass over all of them,
+    which doubles the time of the update. Weights that overflow make the next loss non-finite, and
+    are never saved.
     """
     direction, moments = make_optimiser(config).update(gradient, state.moments, state.params)
     params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
-    finite &= _all_finite((params, moments))
     bad = jnp.where(finite, 0, 1).astype(jnp.int32)
 
     def chosen(new: Any, old: Any) -> Any:
@@ -165,10 +166,6 @@ def updated_state(
         skipped=state.skipped + bad,
         skipped_in_a_row=(state.skipped_in_a_row + 1) * bad,
     )
-
-
-def _all_finite(tree: Any) -> Bool[Array, ""]:
-    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
 def mean_gradient(

@@ -261,7 +261,7 @@ def test_four_devices_store_what_one_stores(root, cache):
     ("settings", "message"),
     [
         ({"hidden": Hidden(layers=(3,))}, r"no layer 3; this teacher has 0 .* to 2 .*also -1"),
-        ({"hidden": Hidden(layers=(-2,))}, "no layer -2"),
+        ({"hidden": Hidden(layers=(-2,))}, r"signals.hidden.layers is -2"),
         ({"hidden": Hidden(layers=(2, -1))}, r"\[2, -1\]: names one twice"),
         ({"hidden": Hidden(layers=(1,), width=32)}, "states are 32 wide"),
         ({"attention": Attention(layers=(2,))}, "no block 2; this teacher has 0 to 1"),

@@ -296,5 +296,5 @@ def test_swapped_files_are_found_when_read(root, cache):
     a.write_bytes(swap[1])
     b.write_bytes(swap[0])
     swapped = open_cache(copy)
-    with pytest.raises(ValueError, match=r"logits/unit-\d+.*belongs to row .* were swapped"):
+    with pytest.raises(ValueError, match=r"logits/unit-\d+.*expected fingerprint .* exchanged"):
         swapped.read(swapped.rows())

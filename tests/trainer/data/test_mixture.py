@@ -16,7 +16,7 @@ from decant.schemas.signals import HiddenSignal, LogitsSignal
 from decant.schemas.targets.targets import BETAS, EIGHTHS
 from decant.trainer.config import Data, Loss, MixedCache, Student, Train
 from decant.trainer.data.batches import Batches, number_of_updates
-from decant.trainer.data.mixture import MixtureReader, Turns, check_mixture, open_others
+from decant.trainer.data.mixture import MixtureReader, Turns, check_mixture
 from decant.trainer.loss.layer_pairs import HiddenPair, Pairs
 from decant.trainer.run.metrics_log import read_metrics
 from decant.trainer.run.train import train
@@ -252,12 +252,6 @@ def test_states_along_other_directions_are_refused():
     check_mixture(main, [FakeCache("o", **along)], loss=loss, pairs=pairs)
     with pytest.raises(ValueError, match=r"o: its hidden/2 is int8, width 8, .* in main is"):
         check_mixture(main, [FakeCache("o", axes=(1, 0), **along)], loss=loss, pairs=pairs)
-
-
-@pytest.mark.parametrize("weight", [0.0, -1.0, float("inf"), float("nan")])
-def test_a_weight_must_be_above_zero(weight):
-    with pytest.raises(ValueError, match=rf"data.caches\[0\].weight is {weight}"):
-        open_others(mixed(weight))
 
 
 def test_epochs_count_passes_over_the_main_cache():

@@ -139,7 +139,7 @@ def test_a_mistreated_run_gives_its_own_student_or_an_error(config, students, tm
     assert {outcome for _, outcome in counts} == {"refused", "right"}
 
 
-@pytest.mark.slow
+@pytest.mark.mistreat
 def test_a_run_mistreated_a_thousand_times(config, students, tmp_path, capsys):
     counts = mistreat(config, students, tmp_path, trials=900, seed=1, commands=OFTEN)
     counts += mistreat(config, students, tmp_path, trials=100, seed=2, commands=ALL)

@@ -136,7 +136,8 @@ run = "{run}"
 name = "bad"
 max_bad_steps = 2
 [students.optimiser]
-learning_rate = 1e38
+learning_rate = 1e6
+weight_decay = 1e6
 warmup_steps = 1
 [[students]]
 name = "good"

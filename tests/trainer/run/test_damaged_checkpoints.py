@@ -203,7 +203,7 @@ def test_damage_to_any_file_of_a_checkpoint_never_gives_other_weights(run, tmp_p
     assert min(used.values()) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.mistreat
 def test_a_thousand_damages_never_give_other_weights(run, tmp_path, capsys):
     used = damaged_restores(run, tmp_path, trials=1000, seed=1)
     with capsys.disabled():
