@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from decant.pipelines.upkeep.journal import settle
 from decant.schemas.codecs import Tables, fit
 from decant.schemas.disk.array_record import FileEntry, as_json, write_records
 from decant.schemas.disk.atomic import write_json
@@ -105,6 +106,24 @@ def read_a_commit(path: Path) -> None:
         load_commit(path)
 
 
+def journals(_: Path) -> list[bytes]:
+    """Of `gc`s that write all units again, as this release notes it and as older ones did."""
+    values = [json.loads(manifest) for manifest in manifests(_)]
+    return [
+        json.dumps({"manifest": value, **how}).encode()
+        for value in values
+        for how in ({"staged": "0123456789abcdef"}, {"moves": ["parts/0000/rows/unit-00000"]})
+    ]
+
+
+def read_a_journal(path: Path) -> None:
+    for name, value in (("manifest.json", manifests(path)[0]), (path.name, path.read_bytes())):
+        path.with_name(name).write_bytes(value)
+        if not _checksummed(path.with_name(name)):
+            return
+    settle(path.parent)
+
+
 def record_files(directory: Path) -> list[bytes]:
     path = directory / "file"
     write_records(path, [b"", b"abc", bytes(300), b"x" * 70_000])
@@ -178,6 +197,7 @@ CACHE_TARGETS = {
     "manifest": Target("manifest.json", manifests, read_a_manifest, is_json=True),
     "plan": Target("plan.json", plans, read_a_plan, is_json=True),
     "commit": Target("commit.json", commits, read_a_commit, is_json=True),
+    "journal": Target("gc.json", journals, read_a_journal, is_json=True),
     "record-file": Target("unit-00000.array_record", record_files, read_a_record_file),
     "row": Target("row", rows, read_a_row),
     "logits": Target("logits", logits, read_logits),

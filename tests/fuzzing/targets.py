@@ -6,9 +6,19 @@ from pathlib import Path
 from decant.models.checkpoints.gguf_file import GgufFile
 from decant.models.checkpoints.safetensors_files import SafetensorsFiles
 from decant.models.families import config_to_json
+from decant.models.text.gguf_tokenizer import tokenizer_files as gguf_tokenizer_files
+from decant.models.text.tokenizer import Tokenizer
 from tests.fuzzing.cache_targets import CACHE_TARGETS
 from tests.fuzzing.target import Target
-from tests.making.models import CONFIG, HF_CONFIG, hf_tensors, write_gguf, write_hf
+from tests.making.caches import tokenizer_files
+from tests.making.models import (
+    CONFIG,
+    HF_CONFIG,
+    hf_tensors,
+    tokenizer_metadata,
+    write_gguf,
+    write_hf,
+)
 from tests.paths import GOLDEN
 
 
@@ -84,10 +94,30 @@ def read_index(path: Path) -> None:
         files.read(name)
 
 
+def tokenizers(_: Path) -> list[bytes]:
+    return [tokenizer_files(400)["tokenizer.json"], tokenizer_files_of_gguf()]
+
+
+def tokenizer_files_of_gguf() -> bytes:
+    """Byte-level BPE with merges, a normaliser and a split by an expression."""
+    fields = tokenizer_metadata(**{"ggml.pre": "qwen2"})
+    metadata = {f"tokenizer.{name}": value for name, value in fields.items()}
+    return gguf_tokenizer_files(metadata, where="here")["tokenizer.json"]
+
+
+def read_tokenizer(path: Path) -> None:
+    tokenizer = Tokenizer.from_files(path.parent)
+    for text in ("", "Hello, wörld 123 <|im_end|>\n", "e\u0301 字" * 50):
+        (ids,) = tokenizer.encode_batch([text])
+        tokenizer.decode(ids)
+    tokenizer.difference(tokenizer)
+
+
 TARGETS = CACHE_TARGETS | {
     "config": Target("config.json", configs, read_config, is_json=True),
     "index": Target("model.safetensors.index.json", indices, read_index, is_json=True),
     "gguf": Target("model.gguf", gguf_files, read_gguf),
     "header": Target("header.json", headers, read_header_of_safetensors, is_json=True),
+    "tokenizer": Target("tokenizer.json", tokenizers, read_tokenizer, is_json=True),
     "safetensors": Target("model.safetensors", safetensors, read_safetensors),
 }
