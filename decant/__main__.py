@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 
 from decant import __version__
-from decant.closed_output import exit_with
+from decant.command_line.closed_output import exit_with
+from decant.command_line.menu import CACHES, GROUPS, STUDENTS, menu, unknown
 from decant.foreign import tell
-from decant.menu import CACHES, GROUPS, STUDENTS, menu, unknown
 
 
 def main(arguments: Sequence[str]) -> int:

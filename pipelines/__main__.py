@@ -4,9 +4,9 @@ import logging
 import signal
 import sys
 
-from decant.closed_output import exit_with, is_left_by_reader
+from decant.command_line.closed_output import exit_with, is_left_by_reader
+from decant.command_line.menu import CACHES, menu, unknown
 from decant.foreign import tell
-from decant.menu import CACHES, menu, unknown
 from decant.pipelines.commands import COMMANDS
 from decant.pipelines.stopping import stopping
 

@@ -10,11 +10,11 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from decant.checks import COUNT, Bounds, Command
+from decant.command_line.checks import COUNT, Bounds, Command
+from decant.command_line.local_paths import IS_PATH
+from decant.command_line.settings import parse, parse_flags
 from decant.foreign import tell, terminal
-from decant.local_paths import IS_PATH
 from decant.pipelines.config import Precompute, Tokenise
-from decant.settings import parse, parse_flags
 
 # Every function here imports its job itself, so that --help and a typo in a config file do not
 # wait for jax and Beam.

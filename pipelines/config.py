@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from decant.checks import ANY, COUNT, TABLE, Bounds, Command
-from decant.local_paths import IS_PATH
+from decant.command_line.checks import ANY, COUNT, TABLE, Bounds, Command
+from decant.command_line.local_paths import IS_PATH
 from decant.schemas.codecs import NODES, Profile
 from decant.schemas.manifest.plan import TeacherMesh
 from decant.schemas.signals import AttentionDtype, HiddenDtype, TargetSpec

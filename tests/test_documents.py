@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from decant import menu
+from decant.command_line import menu
 from tests.paths import ROOT
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from decant.command_line.settings import parse
 from decant.pipelines.config import Precompute
-from decant.settings import parse
 from decant.trainer.config import Train
 from decant.trainer.results.sweep import read_sweep
 from tests.paths import ROOT

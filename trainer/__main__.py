@@ -5,10 +5,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from decant.closed_output import exit_with, is_left_by_reader
+from decant.command_line.closed_output import exit_with, is_left_by_reader
+from decant.command_line.menu import STUDENTS, menu, unknown
+from decant.command_line.settings import parse
 from decant.foreign import tell, terminal
-from decant.menu import STUDENTS, menu, unknown
-from decant.settings import parse
 from decant.trainer.config import Evaluate, Export, Generate, Report, Train
 
 # Every function here imports its job itself, so that --help and a typo in a config file do not

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from decant.checks import ANY, COUNT, DEVICES, TABLE, Bounds, Command
-from decant.local_paths import IS_PATH
+from decant.command_line.checks import ANY, COUNT, DEVICES, TABLE, Bounds, Command
+from decant.command_line.local_paths import IS_PATH
 from decant.models.mesh.remat import Remat
 from decant.trainer.loss.settings import AttentionLoss, HiddenLoss, Loss
 

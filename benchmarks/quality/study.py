@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from decant.command_line.settings import parse
 from decant.pipelines.config import Precompute
-from decant.settings import parse
 from decant.trainer.config import Train
 
 Config = TypeVar("Config")

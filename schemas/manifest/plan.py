@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from decant.checks import DEVICES
+from decant.command_line.checks import DEVICES
 from decant.schemas.arrays.spec import ArraySpec, specs_of
 from decant.schemas.disk.array_record import as_json
 from decant.schemas.disk.atomic import read_json, write_json

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import pytest
 
 from decant.__main__ import main
-from decant.checks import ANY, Bounds, Command, bounds_of, walk
-from decant.menu import CACHES, STUDENTS
+from decant.command_line.checks import ANY, Bounds, Command, bounds_of, walk
+from decant.command_line.menu import CACHES, STUDENTS
 from decant.trainer.config import Data, Train
 from decant.trainer.results.sweep import read_sweep
 

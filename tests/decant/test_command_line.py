@@ -8,12 +8,12 @@ import time
 import pytest
 
 import decant
-from decant import menu
 from decant.__main__ import main
+from decant.command_line import menu
+from decant.command_line.settings import parse
 from decant.pipelines import __main__ as pipelines_main
 from decant.pipelines.__main__ import COMMANDS as PIPELINES
 from decant.pipelines.config import Precompute
-from decant.settings import parse
 from decant.trainer import __main__ as trainer_main
 from decant.trainer.__main__ import COMMANDS as TRAINER
 from decant.trainer.config import Generate

@@ -6,8 +6,8 @@ from typing import Literal
 
 import pytest
 
-from decant.checks import TABLE
-from decant.settings import parse
+from decant.command_line.checks import TABLE
+from decant.command_line.settings import parse
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from decant.checks import ANY, Bounds
+from decant.command_line.checks import ANY, Bounds
 from decant.trainer.loss.schedules import Schedule, Shape, check_schedule
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tv"]

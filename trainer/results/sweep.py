@@ -18,11 +18,11 @@ from typing import Annotated, Any
 from rich.console import Console
 from rich.table import Table
 
-from decant.checks import COUNT, Command
+from decant.command_line.checks import COUNT, Command
+from decant.command_line.settings import parse_tables, read_table, require_type
 from decant.foreign import terminal
 from decant.schemas import open_cache
 from decant.schemas.disk.atomic import write_bytes
-from decant.settings import parse_tables, read_table, require_type
 from decant.trainer.config import Evaluate, Train
 from decant.trainer.data.mixture import check_mixture, open_others
 from decant.trainer.loss.batch_fields import check_targets

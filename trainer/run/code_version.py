@@ -9,14 +9,14 @@ from pathlib import Path
 import decant
 
 PACKAGES = ("schemas", "models", "trainer")
-"""Packages whose sources, with `settings.py`, decide what an update computes."""
+"""Packages whose sources, with `command_line/settings.py`, decide what an update computes."""
 
 
 @functools.cache
 def code_version() -> str:
     """`0.8.0 1a2b3c4d5e6f`: the release and a hash of the sources."""
     root = Path(decant.__file__).parent
-    paths = [root / "settings.py"]
+    paths = [root / "command_line" / "settings.py"]
     for package in PACKAGES:
         paths += (root / package).rglob("*.py")
     digest = hashlib.sha256()

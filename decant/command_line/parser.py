@@ -15,7 +15,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from decant.checks import Bounds, Command, bounds_of
+from decant.command_line.checks import Bounds, Command, bounds_of
 
 Config = TypeVar("Config")
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
-from decant.local_paths import require_local_paths
+from decant.command_line.local_paths import require_local_paths
 
 TABLE = {"table": True}
 """Metadata of a field of `name=value` texts, which a file may give as a table."""

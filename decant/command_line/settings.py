@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from decant.checks import TABLE
-from decant.local_paths import require_local
+from decant.command_line.checks import TABLE
+from decant.command_line.local_paths import require_local
 
 Config = TypeVar("Config")
 
@@ -68,7 +68,9 @@ def _merge_tables(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str
 def _run_tyro(
     config_type: type[Config], table: dict[str, Any], flags: Sequence[str], *, program: str
 ) -> Config:
-    from decant.parser import run_parser  # here, because reading a cache must not import tyro
+    from decant.command_line.parser import (
+        run_parser,  # here, because reading a cache must not import tyro
+    )
 
     changes = _lists_of_tables(config_type, table, flags, prefix="")
     default = {"default": config_type(**changes)} if changes else {}
@@ -83,7 +85,7 @@ def parse_flags(config_type: type[Config], arguments: Sequence[str], *, program:
     """
     import tyro  # not at the top, as in `_run_tyro`
 
-    from decant.parser import run_parser
+    from decant.command_line.parser import run_parser
 
     pairs_off = (tyro.conf.FlagCreatePairsOff,)
     return run_parser(config_type, arguments, program=program, config=pairs_off)

@@ -1,0 +1,1 @@
+"""The command line: the menu, settings from files and flags, and what both may say."""
