@@ -15,7 +15,10 @@ READY := .venv/.ready-$(ACCEL)
 # Hashing and network time go to the job, not to looking for newer versions of pip.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup precompute train demo check format test test-all mistreat stress reference package fuzz golden bench lock clean
+# mkdocs-material announces its successor at each build.
+export NO_MKDOCS_2_WARNING = 1
+
+.PHONY: help setup precompute train demo docs check format test test-all mistreat stress reference package fuzz golden bench lock clean
 help: ## this menu
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -31,10 +34,15 @@ demo: precompute train ## both, then the student judged and a page of what it le
 	@$(BIN)/decant evaluate --table
 	@$(BIN)/decant report
 
-check: $(READY) ## linters, formatting, types
+docs: $(READY) ## build the pages of docs/ into build/docs
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "docs: open build/docs/index.html"
+
+check: $(READY) ## linters, formatting, types, links of the docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/mkdocs build --strict --quiet
 
 format: $(READY) ## let ruff fix what it can
 	$(BIN)/ruff check --fix .

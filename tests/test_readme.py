@@ -1,4 +1,4 @@
-"""Every config that the README shows is one: nothing in it is misspelt or gone."""
+"""Every config that the documents show is one: nothing in it is misspelt or gone."""
 
 import re
 
@@ -10,12 +10,17 @@ from decant.trainer.config import Train
 from decant.trainer.results.sweep import read_sweep
 from tests.paths import ROOT
 
-README = ROOT / "README.md"
-BLOCKS = re.findall(r"^```toml\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```toml\n(.*?)^```", re.M | re.S)
+BLOCKS = [
+    pytest.param(block, id=f"{page.stem}-{block.splitlines()[0]}")
+    for page in PAGES
+    for block in BLOCK.findall(page.read_text("utf-8"))
+]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=[block.splitlines()[0] for block in BLOCKS])
-def test_a_config_in_the_readme_is_understood(block, tmp_path):
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_config_in_the_documents_is_understood(block, tmp_path):
     """The comment in its first line says whose it is."""
     path = tmp_path / "config.toml"
     path.write_text(block, encoding="utf-8")
@@ -24,3 +29,7 @@ def test_a_config_in_the_readme_is_understood(block, tmp_path):
         return
     kind = Precompute if block.startswith("# precompute") else Train
     assert parse(kind, [str(path)], program="p") != kind()
+
+
+def test_there_are_configs_in_the_documents():
+    assert len(BLOCKS) > 10

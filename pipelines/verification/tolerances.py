@@ -43,7 +43,7 @@ class Rounding:
 
 ROUNDING = {
     # Canary rows of another worker pass at a mean of 1e-6 (calibration/canary.py). Two float32
-    # programs differ by 1e-5 of a logit; Hugging Face's differs from ours by 1.4e-4 (README).
+    # programs differ by 1e-5 of a logit; Hugging Face's differs from ours by 1.4e-4 (docs/benchmarks).
     "float32": Rounding(
         kl=Limits(1e-6, 2e-6, 1e-5),
         tail=Limits(1e-5, 1e-4, 1e-3),
@@ -69,7 +69,7 @@ _LEVELS = Limits(1.1e-4, 2.5e-4, 1e-3)
 STORED_KL: dict[Profile, Limits] = {
     # Every bit is kept. T = 1, 2 and 4 are nodes of the tail, so nothing is interpolated.
     "lossless": _EXACT,
-    # Measured (README, benchmarks/codecs.py; 730,576 positions): 9e-5, 1.8e-4, 2.3e-4 at T = 1.
+    # Measured (docs/benchmarks; 730,576 positions): 9e-5, 1.8e-4, 2.3e-4 at T = 1.
     "compact": _LEVELS,
     "fast": _LEVELS,
 }
@@ -91,15 +91,15 @@ STORED_DRAWS: dict[Profile, Limits] = {
     "fast": _EIGHTHS,
 }
 STORED_STATES: dict[HiddenDtype, Limits] = {
-    # Half of the last of 8 bits: at most 2⁻⁸. Measured (README): 0.17 / 0.26 / 0.31%.
+    # Half of the last of 8 bits: at most 2⁻⁸. Measured (docs/benchmarks): 0.17 / 0.26 / 0.31%.
     "bfloat16": Limits(0.003, 0.004, 0.004),
-    # Measured (README): 0.69 / 0.87 / 1.05%. A small width averages over fewer numbers.
+    # Measured (docs/benchmarks): 0.69 / 0.87 / 1.05%. A small width averages over fewer numbers.
     "int8": Limits(0.01, 0.015, 0.02),
 }
 STORED_MAPS: dict[AttentionDtype, Limits] = {
-    # Measured (README): 0.0007 / 0.0012 / 0.0015; at most 2⁻⁹ of each probability, halved.
+    # Measured (docs/benchmarks): 0.0007 / 0.0012 / 0.0015; at most 2⁻⁹ of each probability, halved.
     "bfloat16": Limits(0.001, 0.002, 0.004),
-    # Measured (README): 0.008 / 0.014 / 0.016; at most 3.2% of each probability, halved.
+    # Measured (docs/benchmarks): 0.008 / 0.014 / 0.016; at most 3.2% of each probability, halved.
     "uint8-log": Limits(0.01, 0.016, 0.02),
 }
 MASS = Limits(1e-5, 1e-4, 1e-3)

@@ -1,4 +1,4 @@
-"""The README's Dataset for PyTorch reads the same arrays as the cache, in worker processes."""
+"""The documented Dataset for PyTorch reads the same arrays as the cache, in worker processes."""
 
 import os
 import re
@@ -33,7 +33,7 @@ def test_the_readmes_dataset_reads_a_cache_in_worker_processes(tmp_path):
     from decant.pipelines.config import Hidden
 
     cache = tiny_cache(tmp_path, draws=4, hidden=Hidden(layers=(2,), dtype="int8"))
-    (example,) = EXAMPLE.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    (example,) = EXAMPLE.findall((ROOT / "docs" / "pytorch.md").read_text(encoding="utf-8"))
     assert len([line for line in example.splitlines() if line]) <= 15
     program = tmp_path / "program.py"
     program.write_text(example + PROGRAM)
