@@ -35,14 +35,14 @@ demo: precompute train ## both, then the student judged and a page of what it le
 	@$(BIN)/decant report
 
 docs: $(READY) ## build the pages of docs/ into build/docs
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 	@echo "docs: open build/docs/index.html"
 
 check: $(READY) ## linters, formatting, types, links of the docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 format: $(READY) ## let ruff fix what it can
 	$(BIN)/ruff check --fix .

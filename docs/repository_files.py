@@ -1,7 +1,7 @@
 """A hook for mkdocs: links from a page to files outside docs/ work in the built site too.
 
-On a git host `../examples/own-teacher.toml` is right. The site has a copy of such a file, and the link goes
-there; a link to a file that does not exist stays as it is, so that a strict build fails.
+On a git host `../examples/own-teacher.toml` is right. The site has a copy of such a file, and the
+link goes there. A link to a file that does not exist stays as it is, so that a strict build fails.
 """
 
 import re

@@ -43,7 +43,8 @@ class Rounding:
 
 ROUNDING = {
     # Canary rows of another worker pass at a mean of 1e-6 (calibration/canary.py). Two float32
-    # programs differ by 1e-5 of a logit; Hugging Face's differs from ours by 1.4e-4 (docs/benchmarks).
+    # programs differ by 1e-5 of a logit; Hugging Face's differs from ours by 1.4e-4
+    # (docs/benchmarks).
     "float32": Rounding(
         kl=Limits(1e-6, 2e-6, 1e-5),
         tail=Limits(1e-5, 1e-4, 1e-3),
