@@ -6,6 +6,7 @@ Each step does only what no earlier run has done, so a rerun goes on where the l
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import apache_beam as beam
 from rich.console import Console
@@ -31,6 +32,7 @@ from decant.pipelines.capture.teacher_lease import with_teacher
 from decant.pipelines.config import Corpus, Precompute
 from decant.pipelines.rows.marking import VERSION as MARKING
 from decant.pipelines.rows.marking import VERSIONS as MARKINGS
+from decant.pipelines.rows.rules import row_rules, settings_of_rows
 from decant.pipelines.rows.sources import SourceFile
 from decant.pipelines.rows.tokenise import local_processes, tokenise
 from decant.pipelines.rows.unwritten import notices
@@ -174,7 +176,13 @@ class PartCapture:
 
     def _bind(self, request: dict[str, str]) -> None:
         sources = [Source(source.name, source.sha256) for source in self.sources]
-        claim(self.layout.request, request, sources=sources, cache=self.cache)
+        claim(
+            self.layout.request,
+            request,
+            sources=sources,
+            settings=self._settings(),
+            cache=self.cache,
+        )
 
     def run(self, known: Mapping[str, KnownDirections]) -> Manifest:
         """Do the steps that are missing and seal. `known` are directions to reuse, by signal."""
@@ -281,6 +289,13 @@ class PartCapture:
             "teacher": f"{self.teacher.checkpoint.title}, {self.config.teacher.dtype} "
             f"(teacher_id {self.teacher.teacher_id[:12]})",
             "logits": self.config.signals.logits.settings(),
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        """The single settings behind rows_id and teacher_id, for the error if they differ."""
+        rules = row_rules(self.corpus, self.sources, template=self._template, marking=self._marking)
+        return settings_of_rows(rules, tokenizer=self.tokenizer) | {
+            "teacher.quantize": self.config.teacher.quantize,
         }
 
     def _request_rows(self) -> str:

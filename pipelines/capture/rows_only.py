@@ -22,6 +22,7 @@ from decant.pipelines.capture.step_inputs import (
     with_template_file,
 )
 from decant.pipelines.config import Corpus, Tokenise
+from decant.pipelines.rows.rules import row_rules, settings_of_rows
 from decant.pipelines.rows.tokenise import local_processes, tokenise
 from decant.pipelines.runners.run_pipeline import run_pipeline
 from decant.schemas import Cache, open_cache
@@ -52,9 +53,11 @@ def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manife
         "corpus": f"{len(sources)} files, rows of {corpus.sequence_length} without a teacher "
         f"(rows_id {rows_id[:12]})"
     }
+    rules = row_rules(corpus, sources, template=template)
+    settings = settings_of_rows(rules, tokenizer=like.manifest.tokenizer)
     bound = [Source(source.name, source.sha256) for source in sources]
     with changing(config.output):
-        claim(layout.request, request, sources=bound, cache=config.output)
+        claim(layout.request, request, sources=bound, settings=settings, cache=config.output)
     if (config.output / MANIFEST).exists():
         console.print(f"{config.output}: sealed already, nothing to do")
         return read_manifest(config.output)

@@ -1,6 +1,6 @@
 """The rules that decide how a corpus becomes rows and units."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from decant.models.text.chat_template import ChatTemplate
@@ -34,6 +34,13 @@ def row_rules(
         "shard_bytes": corpus.shard_bytes,
         "text_field": corpus.text_field,
         "on_error": corpus.on_error,
+    }
+
+
+def settings_of_rows(rules: Mapping[str, Any], *, tokenizer: str) -> dict[str, Any]:
+    """`rules` of `row_rules` and the tokenizer's digest by names that a user knows, for errors."""
+    return {f"corpus.{name}": value for name, value in rules.items()} | {
+        "tokenizer": tokenizer[:12]
     }
 
 

@@ -3,9 +3,10 @@
 Their bytes stay on disk until `gc` overwrites them (`overwrite.py`).
 """
 
+import bisect
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from decant.schemas.reading.units import read_unit_rows
 
 _SHORTEST_SHA256 = 12
 """Characters of a sha256 that are enough to name a source."""
+_COMPARED = 100
+"""Names before and after a misspelt one, in alphabetic order, that it is compared with."""
 _NAMED = 5
 """Documents that an error names."""
 
@@ -92,9 +95,18 @@ def _sha256_of(source: str, manifest: Manifest, *, cache: Path) -> str:
             f"{cache}: {len(matches)} sources are called {source}; name one by its sha256: "
             + ", ".join(sorted(matches))
         )
-    near = difflib.get_close_matches(source, sorted({one.name for one in sources}), n=1)
+    near = difflib.get_close_matches(source, _neighbours(source, {s.name for s in sources}), n=1)
     hint = f"did you mean {near[0]}?" if near else f"it has {len(sources)}, see its manifest.json"
     raise ValueError(f"{cache}: no source is called {source}; {hint}")
+
+
+def _neighbours(name: str, names: Collection[str]) -> set[str]:
+    """The names that begin, or end, most like `name`: difflib needs minutes for a million names."""
+    forwards, backwards = sorted(names), sorted(one[::-1] for one in names)
+    at, end = bisect.bisect(forwards, name), bisect.bisect(backwards, name[::-1])
+    before, after = max(0, at - _COMPARED), max(0, end - _COMPARED)
+    alike = {one[::-1] for one in backwards[after : end + _COMPARED]}
+    return alike | set(forwards[before : at + _COMPARED])
 
 
 def _forget_in(

@@ -131,7 +131,10 @@ def read_plan(path: Path) -> Plan:
     """The plan at `path`. ValueError if it is damaged or of an unknown version."""
     value = read_json(path)
     if value.get("version") not in (1, VERSION):
-        raise ValueError(f"{path}: plan version {value.get('version')}, expected {VERSION}")
+        raise ValueError(
+            f"{path}: plan version {value.get('version')}, this release reads 1 and {VERSION}; "
+            "use the release that wrote it or a newer one"
+        )
     try:
         return _plan_from_json(value)
     except (KeyError, TypeError, AttributeError, ValueError) as error:

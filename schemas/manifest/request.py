@@ -12,31 +12,34 @@ from decant.schemas.disk.identity import canonical_json
 from decant.schemas.manifest.manifest import Source
 
 _SOURCES = "sources"
+_SETTINGS = "settings"
 _NAMED = 5
 """Files that an error lists by name."""
 
 
 def claim(
-    path: Path, request: Mapping[str, Any], *, sources: Collection[Source], cache: Path
+    path: Path,
+    request: Mapping[str, Any],
+    *,
+    sources: Collection[Source],
+    settings: Mapping[str, Any],
+    cache: Path,
 ) -> None:
-    """Write `request` and its `sources` to `path`, or check that `path` holds the same request.
+    """Write `request`, its `sources` and `settings` to `path`, or check that `path` holds the same
+    request.
 
-    `cache` names the directory in errors. ValueError if `path` holds another request; it names both
-    values of every setting that differs, and the sources that changed.
+    `settings` are the single values behind the request's ids, by name; they are kept for the error
+    and decide nothing. `cache` names the directory in errors. ValueError if `path` holds another
+    request; it names both values of every setting that differs, and the sources that changed.
     """
     if not path.exists():
         named = [[source.name, source.sha256] for source in sources]
-        write_json(path, {**request, _SOURCES: named})
+        write_json(path, {**request, _SOURCES: named, _SETTINGS: dict(settings)})
         return
     bound = read_json(path)
-    different = [
-        f"  {name}: there {_brief(bound.get(name))}, asked for {_brief(value)}"
-        for name, value in request.items()
-        # Compared as JSON, because the file holds lists where `request` has tuples.
-        if canonical_json(bound.get(name)) != canonical_json(value)
-    ]
-    if different:
+    if different := _differing(bound, request):
         source_changes = _source_changes(bound.get(_SOURCES), sources)
+        different += _setting_changes(bound.get(_SETTINGS), settings)
         remedy = "Choose another output, or ask for what it holds."
         if source_changes:
             remedy = "Bring its files back as they were (new ones beside them make a new part), or "
@@ -52,6 +55,23 @@ def claimed_sources(request: Mapping[str, Any]) -> list[tuple[str, str]] | None:
     """(name, sha256) of a request's sources; None if release 0.3 or older wrote the request."""
     named = request.get(_SOURCES)
     return None if named is None else [(name, sha256) for name, sha256 in named]
+
+
+def _differing(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """A line for each value of `asked` that `there` does not have."""
+    return [
+        f"  {name}: there {_brief(there.get(name))}, asked for {_brief(value)}"
+        for name, value in asked.items()
+        # Compared as JSON, because the file holds lists where `asked` has tuples.
+        if canonical_json(there.get(name)) != canonical_json(value)
+    ]
+
+
+def _setting_changes(bound: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> list[str]:
+    """A line for each setting behind the ids that differs; `bound` is None before release 0.9."""
+    if bound is not None:
+        return _differing(bound, settings)
+    return [f"  begun before release 0.9, which kept no more of {', '.join(settings)}"]
 
 
 def _source_changes(bound: list[list[str]] | None, sources: Collection[Source]) -> list[str]:

@@ -45,7 +45,7 @@ def _read_npy(path: Path) -> np.ndarray:
     with path.open("rb") as file:
         version = np.lib.format.read_magic(file)
         if version != (1, 0):
-            raise ValueError(f"version {version} of the format, expected (1, 0)")
+            raise ValueError(f"numpy's format version {version}, expected (1, 0)")
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         held = path.stat().st_size - file.tell()
         if dtype.hasobject or math.prod(shape) * dtype.itemsize != held:

@@ -40,6 +40,8 @@ FREE = (
     "quiet",
     "json",
 )
+_SHOWN = ("loss.alpha", "loss.temperature", "loss.tail")
+"""Settings that every release has recorded and that reports and evaluations read."""
 _NEVER = {
     r"student\.(?!source$).*": "a run cannot change its student",
     r"optimiser\.(name|freeze)": "the saved moments have another shape",
@@ -128,6 +130,8 @@ def cache_at_start(cache: Cache, *, run: Path) -> Cache:
 def read_run_settings(run: Path) -> dict[str, Any]:
     """The values that a run is bound to: settings by dotted name, ids of its data, code version."""
     values = read_json(run / BINDING, holds="rows_id")
+    if missing := [name for name in _SHOWN if name not in values]:
+        raise ValueError(f"{run / BINDING}: without {missing[0]!r}, so it is not the file of a run")
     return {name: value for name, value in values.items() if name != _CHANGES}
 
 

@@ -42,9 +42,15 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"{path}: not there; {run} is not the directory of a run")
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        return [_object_with_step(json.loads(line)) for line in lines[:-1]]
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged: {error}") from error
+
+
+def _object_with_step(line: Any) -> dict[str, Any]:
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        raise ValueError(f"a line without a step: {str(line)[:80]}")
+    return line
 
 
 class MetricsLog:

@@ -15,6 +15,7 @@ from decant.pipelines.upkeep.collect import collect
 from decant.pipelines.upkeep.garbage import unnamed
 from decant.pipelines.upkeep.remove import remove_signals
 from decant.schemas import open_cache
+from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.disk.identity import file_sha256
 from decant.schemas.manifest.manifest import read_manifest
 from tests.making.caches import tiny_cache, tiny_settings
@@ -103,6 +104,27 @@ def test_other_rows_or_another_teacher_are_refused(root, logits_only, tmp_path):
     teacher = dataclasses.replace(config.teacher, dtype="bfloat16")
     with pytest.raises(ValueError, match=r"another capture\n  teacher: there .*float32"):
         precompute(dataclasses.replace(config, teacher=teacher))
+
+
+def test_the_settings_that_differ_are_named_with_both_values(root, logits_only, tmp_path):
+    cache = copy(logits_only, tmp_path / "cache")
+    config = tiny_settings(root, output=cache)
+    corpus = dataclasses.replace(config.corpus, heldout=0.375, open_rows=5)
+    other = dataclasses.replace(config, corpus=corpus)
+    with pytest.raises(ValueError, match="another capture") as refused:
+        precompute(other)
+    there = config.corpus
+    assert f"  corpus.heldout: there {there.heldout}, asked for 0.375\n" in str(refused.value)
+    assert f"  corpus.open_rows: there {there.open_rows}, asked for 5\n" in str(refused.value)
+    assert "shard_bytes" not in str(refused.value)
+    quantized = dataclasses.replace(config.teacher, quantize="int8")
+    with pytest.raises(ValueError, match=r"  teacher\.quantize: there none, asked for int8\n"):
+        precompute(dataclasses.replace(config, teacher=quantized))
+    request = cache / "parts/0000/request.json"
+    before = {n: v for n, v in read_json(request).items() if n != "settings"}
+    write_json(request, before)  # as release 0.8 wrote it
+    with pytest.raises(ValueError, match=r"before release 0\.9, which kept no .*corpus\.heldout"):
+        precompute(other)
 
 
 def test_of_two_additions_at_once_both_are_sealed(root, logits_only, tmp_path):

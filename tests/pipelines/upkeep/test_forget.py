@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Hidden
 from decant.pipelines.teacher.identity import digest_memory
 from decant.pipelines.upkeep.collect import collect
-from decant.pipelines.upkeep.forget import forget
+from decant.pipelines.upkeep.forget import _neighbours, forget
 from decant.pipelines.verification.structure import check_structure
 from decant.pipelines.verification.verify import verify
 from decant.schemas import Cache, open_cache
@@ -148,6 +149,18 @@ def test_a_missing_source_or_document_is_named(grown, cache):
     sha256 = next(s.sha256 for s in cache.manifest.parts[0].sources if s.name == WHOLE)
     _, forgot = forget(cache.path, source=sha256[:16])
     assert forgot.tokens > 0
+
+
+def test_a_misspelt_name_is_found_among_a_million_in_seconds():
+    names = {f"part-{n:04d}/shard-{n * 7919 % 999_983:06d}.jsonl" for n in range(1_000_000)}
+    began = time.perf_counter()
+    for right, asked in (
+        ("part-1234/shard-772199.jsonl", "part-1234/shard-772199.jsnol"),
+        ("part-1234/shard-772199.jsonl", "prat-1234/shard-772199.jsonl"),
+    ):
+        assert right in names
+        assert right in _neighbours(asked, names)
+    assert time.perf_counter() - began < 20  # comparing with each took two minutes
 
 
 def test_of_a_copied_document_the_captured_original_is_forgotten(cache):

@@ -40,6 +40,22 @@ def made(runs, tmp_path_factory):
     return report(Report(runs=runs, output=tmp_path_factory.mktemp("made") / "report"))
 
 
+@pytest.mark.parametrize("missing", ["loss.alpha", "loss.temperature", "loss.tail"])
+def test_a_foreign_run_without_a_setting_is_an_error_that_names_it(missing, runs, tmp_path, capsys):
+    foreign = shutil.copytree(runs[0], tmp_path / "foreign")
+    settings = read_json(foreign / "run.json")
+    write_json(foreign / "run.json", {n: v for n, v in settings.items() if n != missing})
+    assert main(["report", str(foreign), "--output", str(tmp_path / "report")]) == 1
+    assert f"run.json: without '{missing}'" in capsys.readouterr().err
+
+
+def test_a_line_of_metrics_without_a_step_is_an_error(runs, tmp_path, capsys):
+    foreign = shutil.copytree(runs[0], tmp_path / "foreign")
+    (foreign / "metrics.jsonl").write_text('{"loss": 1.0}\n')
+    assert main(["report", str(foreign), "--output", str(tmp_path / "report")]) == 1
+    assert "metrics.jsonl: damaged: a line without a step" in capsys.readouterr().err
+
+
 def cells(page, table=0):
     """Rows of a table as texts."""
     body = re.findall(r"<tbody>(.*?)</tbody>", page, re.S)[table]
