@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from decant.models.parameters import parameters_by_path
 
@@ -175,7 +175,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def local_rows(mesh: Mesh, count: int) -> np.ndarray:
     """Which of a batch's `count` rows this process's devices hold: their numbers, ascending."""
-    places = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
+    return rows_of_process(batch_sharding(mesh), count)
+
+
+def rows_of_process(sharding: Sharding, count: int) -> np.ndarray:
+    """As `local_rows`, for any sharding whose first axis is rows."""
+    places = sharding.addressable_devices_indices_map((count,)).values()
     return np.unique(np.concatenate([np.arange(count)[index] for index in places if index]))
 
 
@@ -187,7 +192,12 @@ def shard_rows(rows: np.ndarray, *, count: int, mesh: Mesh) -> jax.Array:
         count: rows of the whole batch.
         mesh: whose `batch_sharding` the array gets.
     """
-    numbers = local_rows(mesh, count)
+    return place_rows(rows, count=count, sharding=batch_sharding(mesh))
+
+
+def place_rows(rows: np.ndarray, *, count: int, sharding: Sharding) -> jax.Array:
+    """As `shard_rows`, for any sharding whose first axis is rows; see `rows_of_process`."""
+    numbers = rows_of_process(sharding, count)
 
     def device_rows(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None
@@ -195,8 +205,7 @@ def shard_rows(rows: np.ndarray, *, count: int, mesh: Mesh) -> jax.Array:
         first = int(np.searchsorted(numbers, start))
         return rows[first : first + stop - start]
 
-    shape = (count, *rows.shape[1:])
-    return jax.make_array_from_callback(shape, batch_sharding(mesh), device_rows)
+    return jax.make_array_from_callback((count, *rows.shape[1:]), sharding, device_rows)
 
 
 def replicate(array: np.ndarray, mesh: Mesh) -> jax.Array:
