@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from decant.schemas import Cache, open_cache
+    from decant.trainer.own_loop.batches import batches
+    from decant.trainer.own_loop.losses import loss, loss_on_logits
 
-__all__ = ["Cache", "__version__", "open_cache"]
+__all__ = ["Cache", "__version__", "batches", "loss", "loss_on_logits", "open_cache"]
 __version__ = "0.8.0"
 
-_HOMES = {"Cache": "decant.schemas", "open_cache": "decant.schemas"}
+_HOMES = {
+    "Cache": "decant.schemas",
+    "batches": "decant.trainer.own_loop.batches",
+    "loss": "decant.trainer.own_loop.losses",
+    "loss_on_logits": "decant.trainer.own_loop.losses",
+    "open_cache": "decant.schemas",
+}
 _PACKAGES = ("models", "pipelines", "schemas", "trainer")
 
 

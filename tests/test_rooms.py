@@ -64,7 +64,7 @@ LEVELS = {
         ["config"],
         ["update", "data"],
         ["judging"],
-        ["run"],
+        ["run", "own_loop"],
         ["results"],
         ["__main__"],
         ["__init__"],

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jaxtyping import Array
 
 
 @dataclass(frozen=True)
-class DeviceBatch(Mapping[str, Array]):
+class DeviceBatch(Mapping[str, Any]):
     """Arrays by name; each has a row a sequence. A pytree, so it can be an argument of `jax.jit`.
 
     tokens, labels, segment_ids and positions are int32 [rows, S] and loss_mask is bool [rows, S].
@@ -19,13 +20,13 @@ class DeviceBatch(Mapping[str, Array]):
     All other arrays are those of `Cache.read`, with hidden states and attention maps decoded.
     """
 
-    arrays: dict[str, Array]
+    arrays: dict[str, Any]
     vocabulary: int
     """Token ids of the cache's tokenizer. A student may pad its logits with more columns."""
     highest_temperature: float | None
     """Highest T that the tail draws are made for; None if the cache holds none."""
 
-    def __getitem__(self, name: str) -> Array:
+    def __getitem__(self, name: str) -> Any:
         if name in self.arrays:
             return self.arrays[name]
         raise KeyError(f"no array {name!r} in this batch; it holds {', '.join(self.arrays)}")

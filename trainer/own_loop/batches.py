@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Sharding
 from jaxtyping import Array
 
-from decant.checks import check_number, walk
+from decant.command_line.checks import check_number, walk
 from decant.models.mesh.sharding import place_rows, rows_of_process
 from decant.schemas import Cache, open_cache
 from decant.schemas.records.rows import next_tokens

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from decant.checks import Bounds
+from decant.command_line.checks import Bounds
+from decant.schemas.records.rows import next_tokens
 from decant.trainer.loss.batch_fields import DRAWS, TOPK
 from decant.trainer.loss.chunk_loss import HeadSums, Recipe
 from decant.trainer.loss.fused_head import distillation_loss
 from decant.trainer.loss.given_logits import loss_of_logits
-from decant.trainer.loss.objective import Totals, means
 from decant.trainer.loss.layer_terms import TermSums
+from decant.trainer.loss.objective import Totals, means
 from decant.trainer.loss.settings import SHARE, TEMPERATURE, Divergence, Loss, Tail
 from decant.trainer.loss.targets import BatchTargets
-from decant.schemas.records.rows import next_tokens
 
 Scalar = Float[Array, ""] | float
 LossAndMetrics = tuple[Float[Array, ""], dict[str, Array]]
@@ -27,7 +27,7 @@ LossAndMetrics = tuple[Float[Array, ""], dict[str, Array]]
 def loss(
     hidden: Float[Array, "rows position width"],
     unembedding: Float[Array, "width columns"],
-    batch: Mapping[str, Array],
+    batch: Mapping[str, Any],
     *,
     temperature: Scalar = Loss.temperature,
     alpha: Scalar = Loss.alpha,
@@ -84,7 +84,7 @@ def loss(
 
 def loss_on_logits(
     logits: Float[Array, "rows position columns"],
-    batch: Mapping[str, Array],
+    batch: Mapping[str, Any],
     *,
     temperature: Scalar = Loss.temperature,
     alpha: Scalar = Loss.alpha,
@@ -112,7 +112,7 @@ def loss_on_logits(
 
 def _mean(
     sums: Callable[..., tuple[Array, HeadSums]],
-    batch: Mapping[str, Array],
+    batch: Mapping[str, Any],
     recipe: Recipe,
     temperature: Scalar,
     alpha: Scalar,
@@ -131,7 +131,7 @@ def _mean(
     return (value, means(Totals(head, TermSums()))) if has_aux else value
 
 
-def _targets(batch: Mapping[str, Array], *, tail: Tail) -> BatchTargets:
+def _targets(batch: Mapping[str, Any], *, tail: Tail) -> BatchTargets:
     names = (*TOPK, *DRAWS) if tail == "sampled" else TOPK
     labels = batch["labels"] if "labels" in batch else next_tokens(batch["tokens"], xp=jnp)
     return BatchTargets(
@@ -141,7 +141,7 @@ def _targets(batch: Mapping[str, Array], *, tail: Tail) -> BatchTargets:
     )
 
 
-def _check_batch(batch: Mapping[str, Array], student: Array, *, columns: int) -> int:
+def _check_batch(batch: Mapping[str, Any], student: Array, *, columns: int) -> int:
     """The number of token ids; ValueError if the student's array does not fit the batch."""
     shape = batch["tokens"].shape
     if student.ndim != 3 or student.shape[:2] != shape:
@@ -159,7 +159,7 @@ def _check_batch(batch: Mapping[str, Array], student: Array, *, columns: int) ->
 
 
 def _check_settings(
-    batch: Mapping[str, Array],
+    batch: Mapping[str, Any],
     recipe: Recipe,
     temperature: Scalar,
     alpha: Scalar,
@@ -185,7 +185,7 @@ def _check_settings(
         )
 
 
-def _check_draws(batch: Mapping[str, Array], temperature: Scalar) -> None:
+def _check_draws(batch: Mapping[str, Any], temperature: Scalar) -> None:
     if missing := [name for name in DRAWS if name not in batch]:
         raise ValueError(
             f'this batch has no {missing[0]}, which tail="sampled" learns from: its cache was '
