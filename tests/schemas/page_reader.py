@@ -1,0 +1,437 @@
+"""A reader of caches written from docs/format.md alone. It imports nothing of decant.
+
+zarr3 arrays are opened by TensorStore as any zarr3 array: the page says no more of them either.
+"""
+
+import hashlib
+import json
+import struct
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import tensorstore
+import zstandard
+
+SEVEN = (0, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 1)
+
+
+# Conventions
+
+
+def digest(value):
+    """Sha256 of the canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_json(path):
+    value = json.loads(path.read_text("utf-8"))
+    assert digest({k: v for k, v in value.items() if k != "checksum"}) == value["checksum"]
+    return value
+
+
+def bitmap(data, count):
+    return np.unpackbits(np.frombuffer(data, np.uint8), count=count).astype(bool)
+
+
+def varint(data, at):
+    value = shift = 0
+    while True:
+        value |= (data[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+        if data[at - 1] < 128:
+            return value, at
+
+
+# ArrayRecord files
+
+
+def array_records(path):
+    """All records of a file."""
+    file = path.read_bytes()
+
+    def chunk(begin):
+        """The records of the chunk at `begin`."""
+        last = (begin // 65536 + 1) * 65536
+        data = file[begin:last] if begin % 65536 else b""
+        for block in range(last if begin % 65536 else begin, len(file), 65536):
+            data += file[block + 24 : block + 65536]
+        _, length, _, kind, total = struct.unpack_from("<5Q", data)
+        assert kind & 255 == ord("r")
+        data = data[40 : 40 + length]
+        assert data[0] == 0
+        bytes_of_sizes, at = varint(data, 1)
+        records, begins = [], at + bytes_of_sizes
+        for _ in range(kind >> 8):
+            size, at = varint(data, at)
+            records.append(data[begins : begins + size])
+            begins += size
+        assert sum(map(len, records)) == total
+        return records
+
+    def offset(record):
+        assert record[0] == 8
+        return varint(record, 1)[0]
+
+    postscript, *_ = chunk(len(file) - 65536)
+    _, *entries = chunk(offset(postscript))
+    return [record for entry in entries for record in chunk(offset(entry))]
+
+
+# Records
+
+
+def record(data, kind):
+    """(row key, S, {field: (codec, payload)})."""
+    magic, version, of_kind, count, crc = struct.unpack_from("<4sBBHI", data)
+    assert (magic, version, of_kind) == (b"DCNT", 1, kind)
+    assert zlib.crc32(data[12:], zlib.crc32(data[:8])) == crc
+    key, length = struct.unpack_from("<16sI", data, 12)
+    at, blocks = 32 + 6 * count, {}
+    for i in range(count):
+        field, codec, size = struct.unpack_from("<BBI", data, 32 + 6 * i)
+        blocks[field] = codec, data[at : at + size]
+        at += size
+    assert at == len(data)
+    return key, length, blocks
+
+
+def row(data):
+    key, length, blocks = record(data, 1)
+    codec, payload = blocks[1]
+    tokens = np.frombuffer(zstandard.decompress(payload), {1: "<u2", 2: "<u4"}[codec])
+    out = {"tokens": tokens.astype(np.int32), "loss_mask": bitmap(blocks[3][1], length)}
+    lengths = np.frombuffer(blocks[2][1], "<u4")
+    padding = length - lengths.sum()
+    segments = [*np.repeat(np.arange(1, len(lengths) + 1), lengths), *[0] * padding]
+    positions = [i for n in lengths for i in range(n)]
+    out["segment_ids"] = np.array(segments, np.int32)
+    out["positions"] = np.array([*positions, *[0] * padding], np.int32)
+    hashed = out["tokens"].tobytes() + out["segment_ids"].tobytes() + blocks[3][1]
+    assert hashlib.sha256(hashed).digest()[:16] == key
+    return key, out, np.frombuffer(blocks[4][1], "<i8").reshape(-1, 3)
+
+
+# Building blocks of payloads
+
+
+def sections(payload, at=0):
+    """The sections from byte `at` on; their number follows from their lengths."""
+    lengths = []
+    while at + sum(lengths) < len(payload):
+        length, at = varint(payload, at)
+        lengths.append(length)
+    ends = at + np.cumsum(lengths)
+    assert ends[-1] == len(payload)
+    return [payload[e - n : e] for n, e in zip(lengths, ends, strict=True)]
+
+
+def stream(section, *shape):
+    """An array of bytes."""
+    size = int(np.prod(shape))
+    if len(section) != size:
+        head = b"\x28\xb5\x2f\xfd\xa0" + struct.pack("<I", size)
+        section = zstandard.decompress(head + section)
+    return np.frombuffer(section, np.uint8).reshape(shape)
+
+
+def unescape(codes, escapes, dtype="<u2"):
+    numbers = codes.astype(np.int64)
+    numbers[codes == 255] = np.frombuffer(escapes, dtype)
+    return numbers
+
+
+def runs(k, most):
+    """Rows of each run."""
+    r = min(k, most)
+    return [k * (i + 1) // r - k * i // r for i in range(r)]
+
+
+def numbers(symbols, raw):
+    bits = np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little").tolist()
+    out, at = [], 0
+    for s in symbols.reshape(-1).tolist():
+        width = s // 4 - 1 if s >= 4 else 0
+        low = sum(bit << i for i, bit in enumerate(bits[at : at + width]))
+        out.append(s if s < 4 else (4 + s % 4 << width) + low)
+        at += width
+    return np.array(out, np.int64).reshape(symbols.shape)
+
+
+def permutation(table, vocabulary):
+    return np.concatenate([table, np.setdiff1d(np.arange(vocabulary), table)])
+
+
+def level_values(steps):
+    cost, limit = steps
+    ratio = min(cost / limit, 0.5)
+    knee = -np.log((1 - np.sqrt(1 - 4 * ratio**2)) / 2)
+    x = np.arange(int(np.ceil(2048 * knee)) + 2) / 2048
+    p = np.exp(-x)
+    f = np.maximum(1 / limit, np.sqrt(p * (1 - p)) / cost)
+    integral = np.concatenate([[0], np.cumsum((f[:-1] + f[1:]) / 2 / 2048)])
+    base = np.interp(knee, x, integral)
+    level = np.arange(4095)
+    near = np.interp(level, integral, x)
+    values = np.where(level <= base, near, knee + (level - base) * limit)
+    return np.append(-values, -np.inf).astype(np.float32)
+
+
+# The top-k: ids and log-probabilities or levels, [n, k]
+
+
+def lossless(parts, k, n, vocabulary):
+    width = id_bytes(vocabulary)
+    planes = [stream(part, k, n).astype(np.uint32) for part in parts]
+    ids = sum(plane << 8 * i for i, plane in enumerate(planes[:width]))
+    bits = sum(plane << 8 * i for i, plane in enumerate(planes[width:]))
+    return ids.T, np.ascontiguousarray(bits.T).view(np.float32)
+
+
+def id_bytes(vocabulary):
+    return max(1, (int(vocabulary - 1).bit_length() + 7) // 8)
+
+
+def fast(payload, k, n, tables, vocabulary):
+    escapes, first, others, *planes = sections(payload)
+    head = min(4, k)
+    codes = np.concatenate([stream(first, head, n), stream(others, k - head, n)])
+    levels = unescape(codes, escapes).cumsum(0)
+    ranks = sum(stream(plane, k, n).astype(int) << 8 * i for i, plane in enumerate(planes))
+    return permutation(tables["order"], vocabulary)[ranks].T, levels.T
+
+
+def compact(payload, k, n, tables, vocabulary):
+    groups = payload[0]
+    parts = iter(sections(payload, 1))
+    order, group, last = (stream(next(parts), n) for _ in range(3))
+    last = unescape(last, next(parts))
+    relative_escapes, raw = next(parts), next(parts)
+    codes = np.concatenate([stream(next(parts), rows, n) for rows in runs(k, 4)])
+    levels = last - unescape(codes, relative_escapes)
+    symbols = np.concatenate(
+        [
+            np.concatenate([stream(next(parts), rows, int(size)) for rows in runs(k, 8)])
+            for size in np.bincount(group, minlength=groups)
+        ],
+        axis=1,
+    )
+    places = numbers(symbols, raw)
+    places[1:] += 1
+    places = places.cumsum(0)
+    by_rank = permutation(tables["order"], vocabulary)
+    orders = tables["orders"].astype(int)
+    depth = orders.shape[1]
+    listed = orders[order, np.minimum(places, depth - 1)]
+    ids = by_rank[np.where(places < depth, listed, places - depth)]
+    out_ids, out_levels = np.empty((2, n, k), np.int64)
+    at = np.argsort(group, kind="stable")
+    out_ids[at], out_levels[at] = ids.T, levels.T
+    by_level = np.lexsort((out_ids, out_levels))
+    return np.take_along_axis(out_ids, by_level, 1), np.take_along_axis(out_levels, by_level, 1)
+
+
+# The tail: A at the nodes, [n, nodes]
+
+
+def exact_tail(payload, codec, k, n, vocabulary):
+    nodes = {1: 7, 3: 9}[codec]
+    planes = stream(payload, nodes - 1, 4, n).astype(np.uint32)
+    bits = sum(planes[:, byte] << 8 * byte for byte in range(4))
+    return with_size(np.ascontiguousarray(bits.T).view(np.float32), k, vocabulary)
+
+
+def with_size(above, k, vocabulary):
+    size = np.log(vocabulary - k) if vocabulary > k else -np.inf
+    return np.concatenate([np.full((len(above), 1), size, np.float32), above], axis=1)
+
+
+def quantised_tail(payload, last, k, n, tables, vocabulary):
+    if k == vocabulary:
+        return np.full((n, 7), -np.inf, np.float32)
+    escapes, *streams = sections(payload)
+    codes = unescape(np.stack([stream(part, n) for part in streams]), escapes, "<u4")
+    residuals = np.where(codes % 2, -(codes + 1) // 2, codes // 2)
+    q = [np.full(n, 32), np.full(n, np.rint(32 * np.log(max(vocabulary - k, 1)))), last]
+    for coefficients, residual in zip(tables["tail"], residuals, strict=True):
+        predicted = sum(c / 4096 * p for c, p in zip(coefficients, q, strict=False))
+        q.append(residual + np.floor(predicted + 0.5))
+    levels = np.stack(q[3:], axis=1)
+    above = np.where(levels == -32768, -np.inf, levels / 32).astype(np.float32)
+    return with_size(above, k, vocabulary)
+
+
+# Draws
+
+
+def draws(codec, payload, last_value, n, tables, vocabulary):
+    m, mask = struct.unpack_from("<HB", payload)
+    nodes = [beta for i, beta in enumerate(SEVEN) if mask >> i & 1]
+    if codec == 1:
+        return nodes, *lossless(sections(payload, 3), m, n, vocabulary)
+    raw, escapes, *parts = sections(payload, 3)
+    parts = iter(parts)
+    of_levels = runs(m, max(1, min(2, m * n // 2048)))
+    of_symbols = runs(m, max(1, min(8, m * n // 2048)))
+    levels = np.concatenate([stream(next(parts), rows, n) for rows in of_levels])
+    levels = unescape(levels, escapes).T
+    symbols = np.concatenate([stream(next(parts), rows, n) for rows in of_symbols])
+    ids = permutation(tables["draw-order"], vocabulary)[numbers(symbols, raw).cumsum(0)].T
+    base = np.where(np.isfinite(last_value), last_value, 0)[:, None] + 1
+    return nodes, ids, np.where(levels == 65535, -np.inf, base - levels / 8)
+
+
+def logweights(logprobs, tail, draw_nodes, nodes):
+    shares = sum(np.exp(beta * logprobs - tail[:, nodes.index(beta), None]) for beta in draw_nodes)
+    weights = np.log(len(draw_nodes) / logprobs.shape[1]) - np.log(shares)
+    return np.where(np.isfinite(logprobs), weights, -np.inf)
+
+
+def targets(data, key, tables, vocabulary, nodes):
+    """The bitmap `scored`, and the targets of the scored positions."""
+    own_key, length, blocks = record(data, 2)
+    assert own_key == key
+    scored = bitmap(blocks[16][1], length)
+    n, k = int(scored.sum()), struct.unpack("<I", blocks[17][1])[0]
+    return scored, decode(blocks, k, n, tables, vocabulary, nodes) if n else {}
+
+
+def decode(blocks, k, n, tables, vocabulary, nodes):
+    """The targets of n positions in the fields 1, 2 and 3."""
+    (codec, payload), (tail_codec, tail) = blocks[1], blocks[2]
+    if codec == 1:
+        ids, logprobs = lossless(sections(payload), k, n, vocabulary)
+        tail = exact_tail(tail, tail_codec, k, n, vocabulary)
+        shift, last_value = np.zeros((n, 1)), None
+    else:
+        of_codec = {2: fast, 3: compact}[codec]
+        ids, levels = of_codec(payload, k, n, tables, vocabulary)
+        values = level_values(tables["steps"])
+        logprobs, last_value = values[levels], values[levels[:, -1]]
+        tail = quantised_tail(tail, levels[:, -1], k, n, tables, vocabulary)
+        shift = np.log(np.exp(logprobs).sum(1) + np.exp(tail[:, -1]))[:, None]
+    out = {"topk_ids": ids, "topk_logprobs": logprobs - shift}
+    out["tail_logmass"] = tail - np.array(nodes) * shift
+    if 3 in blocks:
+        of_draws = draws(*blocks[3], last_value, n, tables, vocabulary)
+        out["tail_ids"], out["tail_logprobs"] = of_draws[1], of_draws[2] - shift
+        out["tail_logweights"] = logweights(
+            out["tail_logprobs"], out["tail_logmass"], of_draws[0], nodes
+        )
+    return out
+
+
+# Hidden states and attention maps
+
+
+def zarr_array(path):
+    store = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path}/"}}
+    return tensorstore.open(store, open=True).result().read().result()
+
+
+def unmixed(codes, scale):
+    width = codes.shape[-1]
+    b = min(width & -width, 64)
+    hadamard = np.ones((1, 1))
+    while len(hadamard) < b:
+        hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
+    blocks = width // b
+    k, j = np.ogrid[:blocks, :blocks]
+    cosines = np.sqrt(2 / blocks) * np.cos(np.pi * k * (j + 0.5) / blocks)
+    cosines[0] /= np.sqrt(2)
+    states = codes.astype(float).reshape(*codes.shape[:-1], blocks, b) @ hadamard / np.sqrt(b)
+    return (cosines.T @ states).reshape(codes.shape) * scale[..., None]
+
+
+def signal_array(part, name, signal):
+    """All slots of an array signal, decoded."""
+    array = zarr_array(part / name)
+    if signal["dtype"] == "int8":
+        return unmixed(array, zarr_array(part / f"{name}-scale"))
+    if signal["dtype"] == "uint8-log":
+        return np.where(array == 0, 0, np.exp((array.astype(float) - 255) * 16 / 254))
+    return array.astype(np.float32)
+
+
+# A whole cache
+
+
+def read_cache(cache: Path):
+    """All rows of a cache whose parts are its own, as `open_cache(cache).read` names them."""
+    manifest = read_json(cache / "manifest.json")
+    assert manifest["version"] in (1, 2)
+    without = {k: v for k, v in manifest.items() if k not in ("cache_id", "checksum")}
+    assert digest(without) == manifest["cache_id"]
+    rows = [r for part in manifest["parts"] for r in read_part(cache, part, manifest)]
+    return {name: np.stack([r[name] for r in rows]) for name in rows[0]}
+
+
+def read_part(cache, part, manifest):
+    place, tables = cache / part["path"], {}
+    for name, sha256 in part["statistics"].items():
+        data = (place / "statistics" / name).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == sha256
+        if name.startswith("logits-"):
+            tables[name[7:-4]] = np.load(place / "statistics" / name)
+    arrays = {n: signal_array(place, n, s) for n, s in part["signals"].items() if "/" in n}
+    gone = {(f["source"], f.get("document")) for f in part.get("forgotten", ())}
+    numbers_ = part.get("numbers", range(len(part["units"])))
+    for number, unit in zip(numbers_, part["units"], strict=True):
+        files = {}
+        for name in ("rows", "logits"):
+            path, entry = place / name / f"unit-{number:05d}.array_record", unit["files"][name]
+            data = path.read_bytes()
+            assert (len(data), hashlib.sha256(data).hexdigest()) == (
+                entry["bytes"],
+                entry["sha256"],
+            )
+            ends = struct.pack("<Q", len(data)) + data[:4096] + data[-131072:]
+            fingerprint = hashlib.sha256(ends).hexdigest()[:16]
+            assert entry.get("fingerprint", fingerprint) == fingerprint
+            files[name] = array_records(path)
+            assert len(files[name]) == entry["records"]
+        for name in arrays:
+            commit = read_json(place / f"commits/{name.replace('/', '-')}-unit-{number:05d}.json")
+            assert digest(commit["shards"]) == unit["files"][name]["sha256"]
+        for offset in range(unit["rows"]):
+            key, out, origins = row(files["rows"][offset])
+            scored, of_row = targets(
+                files["logits"][offset],
+                key,
+                tables,
+                manifest["vocabulary_size"],
+                part["signals"]["logits"]["betas"],
+            )
+            out["loss_mask"] &= scored & (offset not in unit["skipped_rows"])
+            for name, values in of_row.items():
+                absent = 0 if name.endswith("ids") else -np.inf
+                out[name] = np.full((len(scored), values.shape[1]), absent, values.dtype)
+                out[name][scored] = values
+            for name, array in arrays.items():
+                out[name] = array[number * part["unit_rows"] + offset]
+            forget(out, origins, gone)
+            yield out
+
+
+def forget(out, origins, gone):
+    """Blank the segments of forgotten documents."""
+    for segment, (source, document, _) in enumerate(origins.tolist(), start=1):
+        if (source, document) in gone or (source, None) in gone:
+            here = out["segment_ids"] == segment
+            for name, array in out.items():
+                if name.startswith("attention/"):
+                    array[:, here] = 0
+                else:
+                    array[here] = -np.inf if "_log" in name else 0
+
+
+def count_codecs(cache: Path):
+    """How often each (field, codec) occurs in the logits records of a cache."""
+    return Counter(
+        (field, codec)
+        for path in cache.glob("parts/*/logits/*")
+        for data in array_records(path)
+        for field, (codec, _) in record(data, 2)[2].items()
+    )
