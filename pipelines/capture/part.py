@@ -17,7 +17,7 @@ from decant.pipelines.calibration.calibrate import calibrate, sample_places
 from decant.pipelines.calibration.directions import KnownDirections
 from decant.pipelines.capture.disk_space import require_space
 from decant.pipelines.capture.part_directories import PartDirectory, is_complete, sealed_manifest
-from decant.pipelines.capture.progress import row_progress
+from decant.pipelines.capture.progress import row_progress, tokenise_progress
 from decant.pipelines.capture.remaining_units import capture_remaining, totals
 from decant.pipelines.capture.seal import seal
 from decant.pipelines.capture.step_inputs import (
@@ -231,20 +231,24 @@ class PartCapture:
     def _tokenise(self) -> PlannedRows:
         config, older = self.config, self.directory.older
         self._require_same_marking()
-        rows = tokenise(
-            tokenise_job(
-                self.cache,
-                self.layout,
-                self.corpus,
-                self.sources,
-                vocabulary=self.teacher.vocabulary,
-                older=older,
-            ),
-            rows_id=self.rows_id,
-            run=self.run_beam,
-            processes=local_processes(config.tokenise_workers, self.sources, runner=config.runner),
-            skipped=self.skipped,
+        job = tokenise_job(
+            self.cache,
+            self.layout,
+            self.corpus,
+            self.sources,
+            vocabulary=self.teacher.vocabulary,
+            older=older,
         )
+        with tokenise_progress(job, console=self.console):
+            rows = tokenise(
+                job,
+                rows_id=self.rows_id,
+                run=self.run_beam,
+                processes=local_processes(
+                    config.tokenise_workers, self.sources, runner=config.runner
+                ),
+                skipped=self.skipped,
+            )
         count, tokens = totals(rows.units)
         heldout = sum(unit.rows for unit in rows.units if unit.split == "heldout")
         more = "more " if self.before else ""

@@ -1,21 +1,18 @@
-"""The progress bar of a calibration or a capture: rows, rows/s, tokens/s, time left.
+"""How far tokenising, a calibration or a capture is, from what all workers have done.
 
-For display only; the commits decide what is done. Rows of this process are counted as they are
-encoded, rows of other workers when their unit is committed.
+For display only; the commits decide what is done.
 """
 
 import contextlib
-import threading
-import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from decant.pipelines.teacher.rows_done import rows_done
-
-_POLL_SECONDS = 0.5
-_LOG_SECONDS = 30.0
+from decant.pipelines.rows.shard import TokeniseJob, shard_commit
+from decant.pipelines.rows.sources import cut_shards
+from decant.pipelines.teacher.rows_done import rows_done, rows_of_others
+from decant.progress import progress
 
 
 @contextlib.contextmanager
@@ -27,47 +24,55 @@ def row_progress(
     console: Console,
     before: int = 0,
     committed: Callable[[], int] = lambda: 0,
+    part: Path | None = None,
 ) -> Iterator[None]:
     """Show on `console` how far a teacher is with `rows` rows, which have `tokens` tokens in all.
 
     `what` names the step. An earlier run has done `before` of the rows. `committed()` returns the
-    number of rows in committed units, `before` included. Without a terminal, a line is printed
-    every 30 seconds.
+    number of rows in committed units, `before` included. Workers in other processes tell their rows
+    in files below `part`.
     """
-    start, began = rows_done.rows, time.monotonic()
-    tokens_a_row = tokens / max(rows, 1)
-    stop = threading.Event()
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("rows  {task.fields[rate]}"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
+
+    def counted() -> int:
+        return rows_done.rows + (rows_of_others(part) if part else 0)
+
+    start = counted()
 
     def rows_now() -> int:
-        return max(before + rows_done.rows - start, committed())
+        return max(before + counted() - start, committed())
 
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=rows, completed=before, rate="")
+    each = tokens / max(rows, 1)
+    shown = progress(
+        what,
+        total=rows,
+        unit="rows",
+        console=console,
+        before=before,
+        count=rows_now,
+        tokens_each=each,
+    )
+    with rows_done.watched(), shown:
+        yield
 
-        def watch() -> None:
-            logged = time.monotonic()
-            while not stop.wait(_POLL_SECONDS):
-                done = rows_now()
-                rate = (done - before) / (time.monotonic() - began)
-                text = f"{rate:.1f} rows/s  {rate * tokens_a_row:,.0f} tokens/s"
-                bar.update(task, completed=min(done, rows), rate=text)
-                if not console.is_terminal and time.monotonic() - logged > _LOG_SECONDS:
-                    logged = time.monotonic()
-                    left = f", {(rows - done) / rate:.0f} s left" if rate else ""
-                    console.print(f"{what}: {done} of {rows} rows, {text}{left}")
 
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            watcher.join()
-            bar.update(task, completed=min(rows_now(), rows))
+@contextlib.contextmanager
+def tokenise_progress(job: TokeniseJob, *, console: Console) -> Iterator[None]:
+    """Show on `console` how much of the job's text is in shards that are tokenised."""
+    shards = cut_shards(job.sources, shard_bytes=job.shard_bytes)
+    sizes = {
+        shard_commit(job, shard.number).name: sum(span.end - span.start for span in shard.spans)
+        for shard in shards
+    }
+    folder = shard_commit(job, 0).parent
+
+    def megabytes() -> float:
+        # One listing, because a corpus may have 10,000 shards.
+        present = {path.name for path in folder.glob("*.json")}
+        return sum(size for name, size in sizes.items() if name in present) / 1e6
+
+    total = sum(sizes.values()) / 1e6
+    before = megabytes()
+    with progress(
+        "tokenise", total=total, unit="MB", console=console, before=before, count=megabytes
+    ):
+        yield

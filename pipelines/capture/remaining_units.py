@@ -74,6 +74,7 @@ def capture_remaining(
             console=console,
             before=before,
             committed=committed_rows,
+            part=part,
         ):
             run(
                 lambda pipeline: (

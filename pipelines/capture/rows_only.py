@@ -11,6 +11,7 @@ from rich.console import Console
 
 from decant.foreign import terminal
 from decant.models.text.tokenizer import tokenizer_of
+from decant.pipelines.capture.progress import tokenise_progress
 from decant.pipelines.capture.remaining_units import totals
 from decant.pipelines.capture.seal import clean, seal_rows
 from decant.pipelines.capture.step_inputs import (
@@ -64,15 +65,12 @@ def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manife
     config_file = {n: d for n, d in like.tokenizer_files().items() if n == "config.json"}
     for name, data in (tokenizer.files() | config_file).items():
         write_bytes(config.output / TOKENIZER / name, data, within=config.output)
-    with capturing(layout.root):
+    job = tokenise_job(
+        config.output, layout, corpus, sources, vocabulary=like.manifest.vocabulary_size
+    )
+    with capturing(layout.root), tokenise_progress(job, console=console):
         rows = tokenise(
-            tokenise_job(
-                config.output,
-                layout,
-                corpus,
-                sources,
-                vocabulary=like.manifest.vocabulary_size,
-            ),
+            job,
             rows_id=rows_id,
             run=functools.partial(
                 run_pipeline, runner=config.runner, options=config.runner_options

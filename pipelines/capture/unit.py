@@ -238,7 +238,7 @@ def _encode(
                 tables=worker.tables,
                 vocabulary=worker.plan.teacher.vocabulary_size,
             )
-        rows_done.add(1)
+        rows_done.add(1, part=worker.part)
 
 
 def provenance() -> dict[str, str]:

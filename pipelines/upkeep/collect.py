@@ -9,6 +9,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.console import Console
+
 from decant.pipelines.upkeep.garbage import own_directories, unnamed
 from decant.pipelines.upkeep.journal import settle
 from decant.pipelines.upkeep.overwrite import overwrite_forgotten
@@ -36,10 +38,10 @@ class Collected:
         self.deleted[path if path.is_dir() else path.parent] += size
 
 
-def collect(cache: Path, *, dry_run: bool = False) -> Collected:
+def collect(cache: Path, *, dry_run: bool = False, console: Console | None = None) -> Collected:
     """Finish an earlier `gc` that was stopped, then do what is left; or only list it (`dry_run`).
 
-    Waits for other commands that change the cache. ValueError if it is no sealed cache, if a
+    Waits for other commands that change the cache. Progress goes to `console`. ValueError if it is no sealed cache, if a
     directory in it is a link, or if an earlier `gc` can neither be finished nor undone.
     """
     if dry_run:
@@ -56,7 +58,7 @@ def collect(cache: Path, *, dry_run: bool = False) -> Collected:
                 result.busy.append(path)
         result.dropped = settle(cache)
         _delete(cache, result)  # unfinished additions first: their rows may change below
-        result.units = overwrite_forgotten(cache, busy=result.busy)
+        result.units = overwrite_forgotten(cache, busy=result.busy, console=console)
         _delete(cache, result)
         return result
 

@@ -14,8 +14,10 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
 from decant.pipelines.upkeep.journal import new_staging_folder, settle, write_journal
+from decant.progress import Count, progress
 from decant.schemas.arrays.reader import ArrayReader
 from decant.schemas.arrays.spec import specs_of
 from decant.schemas.arrays.writer import ArrayWriter
@@ -33,11 +35,17 @@ from decant.schemas.records.rows import Row, encode_row
 from decant.schemas.signals import ArraySignal, LogitsSignal
 
 
-def overwrite_forgotten(cache: Path, *, dry_run: bool = False, busy: Container[str] = ()) -> int:
+def overwrite_forgotten(
+    cache: Path,
+    *,
+    dry_run: bool = False,
+    busy: Container[str] = (),
+    console: Console | None = None,
+) -> int:
     """Write every unit that holds forgotten tokens again, without them.
 
     Parts whose path is in `busy` are left as they are. Returns the number of units written;
-    `dry_run` only counts them. Otherwise the caller must hold the cache's change lock, and no
+    `dry_run` only counts them. Progress goes to `console`. Otherwise the caller must hold the cache's change lock, and no
     journal may be in the cache.
     """
     manifest = read_manifest(cache)
@@ -49,8 +57,9 @@ def overwrite_forgotten(cache: Path, *, dry_run: bool = False, busy: Container[s
     count = sum(len(overwrite.units) for overwrite in overwrites.values())
     if count and not dry_run:
         staged, parts = new_staging_folder(cache), list(manifest.parts)
-        for number, overwrite in overwrites.items():
-            parts[number] = overwrite.run(staged)
+        with progress("gc: overwrite", total=count, unit="units", console=console) as written:
+            for number, overwrite in overwrites.items():
+                parts[number] = overwrite.run(staged, written)
         write_journal(cache, staged, dataclasses.replace(manifest, parts=tuple(parts)))
         settle(cache)
     return count
@@ -88,20 +97,25 @@ class _PartOverwrite:
         tokens, mask = np.where(gone, 0, row.tokens), row.loss_mask & ~gone
         return dataclasses.replace(row, tokens=tokens.astype(np.int32), loss_mask=mask)
 
-    def run(self, staged: Path) -> Part:
-        """Write the new files to the folder `staged`, below the cache; returns the new part."""
+    def run(self, staged: Path, written: Count) -> Part:
+        """Write the new files to the folder `staged`, below the cache; returns the new part.
+
+        Each unit is added to `written`.
+        """
         self.staged = PartLayout(self.cache / staged / self.part.path)
-        units = tuple(
-            self._write_unit(number, unit) if number in self.units else unit
-            for number, unit in self.part.numbered_units
-        )
+        units = []
+        for number, unit in self.part.numbered_units:
+            if number in self.units:
+                unit = self._write_unit(number, unit)
+                written.add(1)
+            units.append(unit)
         plan = self.layout.plan
         # A cache of rows without a teacher has no plan.
         canaries = {unit for unit, _ in read_plan(plan).canary} if plan.exists() else set()
         statistics = self.part.statistics
         if canaries & self.units.keys():
             statistics = {n: sha for n, sha in statistics.items() if not n.startswith(CANARY)}
-        return dataclasses.replace(self.part, units=units, statistics=statistics)
+        return dataclasses.replace(self.part, units=tuple(units), statistics=statistics)
 
     def _write_unit(self, number: int, unit: Unit) -> Unit:
         before = read_unit_rows(self.layout.root, number, unit, length=self.length)

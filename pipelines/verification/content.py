@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.verification.reference import (
@@ -25,6 +26,7 @@ from decant.pipelines.verification.tolerances import (
     STORED_TAIL,
     Limits,
 )
+from decant.progress import track
 from decant.schemas import Cache
 from decant.schemas.manifest.manifest import Part
 from decant.schemas.records.rows import next_tokens, stored_positions
@@ -94,16 +96,23 @@ class Content:
 
 
 def compare_rows(
-    cache: Cache, part: Part, rows: Sequence[int], reference: Reference, *, dtype: str
+    cache: Cache,
+    part: Part,
+    rows: Sequence[int],
+    reference: Reference,
+    *,
+    dtype: str,
+    console: Console | None = None,
 ) -> Content:
     """Compare the rows numbered `rows`, all of `part`, with the reference; none may be skipped.
 
-    `dtype` is the teacher's compute dtype, which decides the tolerances.
+    `dtype` is the teacher's compute dtype, which decides the tolerances. Progress goes to
+    `console`.
     """
     checks = [_signal_check(name, signal, cache, dtype) for name, signal in part.signals.items()]
     spelling = Spelling(Tokenizer.from_files(cache.tokenizer_path))
     result, losses = Content(rows=list(rows)), []
-    for row in rows:
+    for row in track(rows, "verify: rows", total=len(rows), unit="rows", console=console):
         batch = cache.read([row], signals=tuple(part.signals))
         scored, labels = batch["loss_mask"][0], next_tokens(batch["tokens"][0])
         for at in segments_of(batch, 0):

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
 from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.upkeep.garbage import own_directories, unfinished, unnamed
+from decant.progress import Count, progress
 from decant.schemas.arrays.spec import METADATA, ArraySpec, metadata_bytes, specs_of
 from decant.schemas.codecs import Tables
 from decant.schemas.disk.array_record import FileEntry, RecordReaders
@@ -85,15 +87,22 @@ SURPLUS = "a file that nothing names"
 _ERROR_CHARACTERS = 160
 
 
-def check_structure(cache: Path, manifest: Manifest) -> Structure:
-    """Check all files of the sealed cache; each one is read once, as a whole."""
+def check_structure(
+    cache: Path, manifest: Manifest, *, console: Console | None = None
+) -> Structure:
+    """Check all files of the sealed cache; each one is read once, as a whole.
+
+    Progress goes to `console`.
+    """
     structure = Structure()
     check = _CacheCheck(cache, manifest, structure)
     check.check_manifest()
     seen: set[str] = set()
-    for part in manifest.parts:
-        _PartCheck(check, part).run(whole=part.path not in seen)
-        seen.add(part.path)
+    units = sum(len(part.units) for part in manifest.parts)
+    with progress("verify: files", total=units, unit="units", console=console) as checked:
+        for part in manifest.parts:
+            _PartCheck(check, part).run(whole=part.path not in seen, checked=checked)
+            seen.add(part.path)
     check.check_surplus()
     structure.files = len(check.named)
     return structure
@@ -190,10 +199,11 @@ class _PartCheck:
         self.specs = {name: self._specs(name) for name in self.arrays}
         self.tables: Tables | None = None
 
-    def run(self, *, whole: bool) -> None:
+    def run(self, *, whole: bool, checked: Count) -> None:
         """Check everything of the part, in the order in which it was written.
 
-        `whole`: also the plan and statistics, which several parts of a directory share.
+        `whole`: also the plan and statistics, which several parts of a directory share. Each unit
+        is added to `checked`.
         """
         if whole:
             self._check_plan()
@@ -208,6 +218,7 @@ class _PartCheck:
                 self._check_logits(number, unit, rows)
             for name in self.arrays:
                 self._check_shards(name, number, unit)
+            checked.add(1)
 
     def _add_problem(self, path: Path, expected: object, got: object, **where) -> None:
         self.check.add_problem(path, expected, got, part=self.part.path, **where)

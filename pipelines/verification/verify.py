@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
 from decant.models import Checkpoint
 from decant.models.checkpoints.hf_layout import CONFIG
@@ -45,17 +46,24 @@ class Verification:
 
 
 def verify(
-    path: Path, *, rows: int, teacher: str | None, fetch: bool = False, memory: Path
+    path: Path,
+    *,
+    rows: int,
+    teacher: str | None,
+    fetch: bool = False,
+    memory: Path,
+    console: Console | None = None,
 ) -> Verification:
     """Check every file, then compare `rows` rows with the teacher (0: check files only).
 
     `teacher` says where the teacher is, if not where the plan has it; `fetch`, whether a hub id
     that only the plan names may be fetched. `memory` is the file that
-    remembers hashes of the teacher's files. Damaged units are not compared. ValueError if the
-    directory is not a sealed cache, or if another command changed it meanwhile.
+    remembers hashes of the teacher's files. Progress goes to `console`. Damaged units are not
+    compared. ValueError if the directory is not a sealed cache, or if another command changed it
+    meanwhile.
     """
     cache = open_cache(path)
-    structure = check_structure(path, cache.manifest)
+    structure = check_structure(path, cache.manifest, console=console)
     if structure.problems and read_manifest(path).cache_id != cache.manifest.cache_id:
         raise ValueError(f"{path}: was changed while it was checked; run `verify` again")
     result = Verification(path, cache.manifest.cache_id, structure)
@@ -75,7 +83,7 @@ def verify(
                     cache, part, planned, teacher, fetch=fetch, memory=memory
                 )
                 structure.problems += _config_problems(cache, checkpoint)
-                content = _compare_part(cache, part, numbers, checkpoint, planned)
+                content = _compare_part(cache, part, numbers, checkpoint, planned, console)
                 result.content[_part_label(part.path, result.content)] = content
         if not result.content:
             raise ValueError(f"{path}: no undamaged row to compare with the teacher")
@@ -139,6 +147,7 @@ def _compare_part(
     rows: Sequence[int],
     checkpoint: Checkpoint,
     planned: PlannedTeacher,
+    console: Console | None,
 ) -> Content:
     signals = part.signals.values()
     reference = Reference(
@@ -147,4 +156,4 @@ def _compare_part(
         layers=[s.layer for s in signals if isinstance(s, HiddenSignal)],
         blocks=[s.layer for s in signals if isinstance(s, AttentionSignal)],
     )
-    return compare_rows(cache, part, rows, reference, dtype=planned.dtype)
+    return compare_rows(cache, part, rows, reference, dtype=planned.dtype, console=console)
