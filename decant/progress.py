@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Item = TypeVar("Item")
+Number = int | float
 
 LINE_SECONDS = 30.0
 """Seconds between two lines if there is no terminal."""
@@ -34,10 +35,10 @@ class Count:
     """How much is done, added to from any thread."""
 
     def __init__(self) -> None:
-        self.done = 0.0
+        self.done: Number = 0
         self._lock = threading.Lock()
 
-    def add(self, amount: float) -> None:
+    def add(self, amount: Number) -> None:
         """Add to `done`."""
         with self._lock:
             self.done += amount
@@ -47,12 +48,12 @@ class Count:
 def progress(
     what: str,
     *,
-    total: float,
+    total: Number,
     unit: str,
     console: "Console | None",
-    before: float = 0,
-    count: Callable[[], float] | None = None,
-    tokens_each: float = 0,
+    before: Number = 0,
+    count: Callable[[], Number] | None = None,
+    tokens_each: Number = 0,
 ) -> Iterator[Count]:
     """Show on `console` how far the `with` block is; yields the `Count` that it adds to.
 
@@ -73,7 +74,7 @@ def progress(
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[now]}")
     on_terminal = console.is_terminal
 
-    def now() -> tuple[float, str]:
+    def now() -> tuple[Number, str]:
         done = min(count() if count else before + added.done, total)
         speed.see(done)
         return done, speed.text(done, total=total, unit=unit, tokens_each=tokens_each)
@@ -105,10 +106,10 @@ def track(
     items: Iterable[Item],
     what: str,
     *,
-    total: float,
+    total: Number,
     unit: str,
     console: "Console | None",
-    each: Callable[[Item], float] = lambda item: 1,
+    each: Callable[[Item], Number] = lambda item: 1,
 ) -> Iterator[Item]:
     """The items, with `progress`; `each(item)` units are done when the next item is asked for."""
     with progress(what, total=total, unit=unit, console=console) as count:
@@ -120,13 +121,13 @@ def track(
 class Speed:
     """Units a second, over the last two minutes of work."""
 
-    def __init__(self, before: float):
+    def __init__(self, before: Number):
         self._began = time.monotonic()
         self._before = before
         # From the first change on: loading and compiling come before it.
-        self._seen: deque[tuple[float, float]] = deque()
+        self._seen: deque[tuple[float, Number]] = deque()
 
-    def see(self, done: float) -> None:
+    def see(self, done: Number) -> None:
         """Take note that `done` units are done now."""
         last = self._seen[-1][1] if self._seen else self._before
         if done > last:
@@ -143,7 +144,7 @@ class Speed:
         ended, last = self._seen[-1]
         return (last - first) / max(ended - began, 1e-9)
 
-    def text(self, done: float, *, total: float, unit: str, tokens_each: float = 0) -> str:
+    def text(self, done: Number, *, total: Number, unit: str, tokens_each: Number = 0) -> str:
         """`120 of 400 rows, 2.5 rows/s, 1,280 tokens/s, 1:52 left`."""
         parts = [f"{done:,.0f} of {total:,.0f} {unit}"]
         if rate := self.rate:
@@ -155,7 +156,7 @@ class Speed:
         return ", ".join(parts)
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: Number) -> str:
     """Seconds as 4:05, 1:04:05, or 3 days 4 h."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -1,20 +1,27 @@
 """The commands of `decant.pipelines`: their arguments, and what they print."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from decant.command_line.checks import COUNT, Bounds, Command
 from decant.command_line.local_paths import IS_PATH
-from decant.command_line.settings import parse, parse_flags
+from decant.command_line.result import LongCommand, Result, show
+from decant.command_line.settings import SWITCHES, parse, parse_flags
 from decant.foreign import tell, terminal
 from decant.pipelines.config import Precompute, Tokenise
+from decant.progress import notices
+from decant.schemas.disk.sizes import size_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from decant.schemas import Cache
 
 # Every function here imports its job itself, so that --help and a typo in a config file do not
 # wait for jax and Beam.
@@ -26,12 +33,9 @@ CacheArgument = Annotated[Path, Positional, arg(metavar="CACHE")]
 class Plan(Precompute):
     """Estimate a capture's bytes, hours and files. Takes the settings of `precompute`."""
 
-    json: bool = False
-    """Print one JSON document instead of a table."""
-
 
 @dataclass(frozen=True)
-class Verify(Command):
+class Verify(LongCommand):
     """Check every file of a sealed cache, then its targets.
 
     Each file is compared with its commit and the manifest. Then the teacher reads some rows again,
@@ -49,8 +53,6 @@ class Verify(Command):
     fetch: bool = False
     """Fetch the teacher from the hub if the plan names a hub id that is not on this machine. A
     cache that somebody else made decides what that is."""
-    json: bool = False
-    """Print one JSON document instead of a table."""
     repair: bool = False
     """Capture the units with damaged or missing files again."""
 
@@ -72,7 +74,7 @@ class Inspect(Command):
 
 
 @dataclass(frozen=True)
-class Merge(Command):
+class Merge(LongCommand):
     """Make OUTPUT a cache of all parts of other caches of the same teacher and tokenizer.
 
     Nothing is copied: OUTPUT refers to the parts by relative paths, so the caches can be moved
@@ -88,7 +90,7 @@ class Merge(Command):
 
 
 @dataclass(frozen=True)
-class Forget(Command):
+class Forget(LongCommand):
     """Take documents out of a sealed cache for good.
 
     Readers that open the cache from then on get padding in the documents' places: no tokens,
@@ -108,7 +110,7 @@ class Forget(Command):
 
 
 @dataclass(frozen=True)
-class Remove(Command):
+class Remove(LongCommand):
     """Unlink signals from a sealed cache. Their files stay until `gc`."""
 
     cache: CacheArgument
@@ -118,7 +120,7 @@ class Remove(Command):
 
 
 @dataclass(frozen=True)
-class CollectGarbage(Command):
+class CollectGarbage(LongCommand):
     """Delete the files that a sealed cache's manifest does not name, and overwrite the forgotten.
 
     Files of removed signals and of unfinished additions are deleted. Units that hold forgotten
@@ -134,22 +136,22 @@ class CollectGarbage(Command):
 
 
 def _plan(arguments: list[str]) -> int:
-    if arguments[:1] == ["--json"]:
-        arguments = [*arguments[1:], "--json"]  # `parse` takes a config file only as the first
     config = parse(Plan, arguments, program="decant plan")
 
     from decant.pipelines.capture.estimate import estimate
-    from decant.pipelines.capture.estimate_report import print_estimate
+    from decant.pipelines.capture.estimate_report import one_line, print_estimate
 
     given = {f.name: getattr(config, f.name) for f in dataclasses.fields(Precompute)}
-    # Progress goes to standard error, so that standard output holds the document alone.
-    progress = terminal(stderr=True, soft_wrap=True, highlight=False)
-    estimated = estimate(Precompute(**given), console=progress)
-    if config.json:
-        tell(json.dumps(dataclasses.asdict(estimated), indent=1))
-    else:
-        print_estimate(estimated, terminal(soft_wrap=True, highlight=False))
-    return 1 if estimated.problems else 0
+    same = [word for word in arguments if word not in SWITCHES]
+    estimated = estimate(Precompute(**given), console=notices(quiet=config.quiet))
+    result = Result(
+        one_line(estimated),
+        dataclasses.asdict(estimated),
+        details=lambda console: print_estimate(estimated, console),
+        next=() if estimated.problems else [["decant", "precompute", *same]],
+        status=1 if estimated.problems else 0,
+    )
+    return show(result, config)
 
 
 def _precompute(arguments: list[str]) -> int:
@@ -159,16 +161,18 @@ def _precompute(arguments: list[str]) -> int:
 
     precompute(config)
     cache = open_cache(config.output)
-    units = [unit for part in cache.manifest.parts for unit in part.units]
-    size = sum(entry.bytes for unit in units for entry in unit.files.values())
-    scored = sum(unit.scored for unit in units)
-    tell(
-        f"sealed {config.output}: {len(cache):,} rows, {scored:,} positions with targets, "
-        f"{size / 1e6:.1f} MB, cache_id {cache.manifest.cache_id}"
+    document = _contents(cache)
+    partly = " (part of a capture: go on without --seal-partial)" if config.seal_partial else ""
+    line = (
+        f"sealed {config.output}: {document['rows']:,} rows, {document['heldout_rows']:,} of them "
+        f"held out, {document['scored']:,} positions with targets, "
+        f"{size_text(document['bytes'])}, cache_id {cache.manifest.cache_id}{partly}"
     )
-    if config.seal_partial:
-        tell("part of a capture: the same command without --seal-partial captures the rest")
-    return 0
+    following = [
+        ["decant", "inspect", config.output],
+        ["decant", "train", "--cache", config.output],
+    ]
+    return show(Result(line, document, next=following), config)
 
 
 def _tokenise(arguments: list[str]) -> int:
@@ -177,11 +181,13 @@ def _tokenise(arguments: list[str]) -> int:
 
     manifest = tokenise_only(config)
     rows = sum(unit.rows for part in manifest.parts for unit in part.units)
-    tell(
+    line = (
         f"sealed {config.output}, for [[data.caches]] of a training run: {rows:,} rows, cache_id "
         f"{manifest.cache_id}"
     )
-    return 0
+    document = {"output": config.output, "cache_id": manifest.cache_id, "rows": rows}
+    following = [["decant", "inspect", config.output]]
+    return show(Result(line, document, next=following), config)
 
 
 def _verify(arguments: list[str]) -> int:
@@ -192,14 +198,18 @@ def _verify(arguments: list[str]) -> int:
         return 2  # 1 would say that the cache is wrong
     from decant.pipelines.verification.report import verify_and_report
 
-    return verify_and_report(
+    result = verify_and_report(
         config.cache,
         rows=config.rows,
         teacher=config.teacher,
         fetch=config.fetch,
         with_repair=config.repair,
-        as_json=config.json,
+        console=notices(quiet=config.quiet),
     )
+    if "error" in result.document and not config.json:
+        tell(result.line, file=sys.stderr)
+        return result.status
+    return show(result, config)
 
 
 def _inspect(arguments: list[str]) -> int:
@@ -251,15 +261,20 @@ def _merge(arguments: list[str]) -> int:
     from decant.schemas import open_cache
 
     merged = merge(config.output, config.caches)
+    told = notices(quiet=config.quiet)
     for cache in merged.left_out:
-        tell(f"left out: {cache}")
+        told.print(f"left out: {cache}")
     for name, why in merged.lost.items():
-        tell(f"{name} is not in {config.output}: {why}")
-    tell(
-        f"{config.output}: {len(open_cache(config.output)):,} rows in "
+        told.print(f"{name} is not in {config.output}: {why}")
+    document = _contents(open_cache(config.output)) | {
+        "left_out": [str(cache) for cache in merged.left_out],
+        "lost": merged.lost,
+    }
+    line = (
+        f"merged into {config.output}: {document['rows']:,} rows in "
         f"{len(merged.manifest.parts)} parts, cache_id {merged.manifest.cache_id}"
     )
-    return 0
+    return show(Result(line, document, next=[["decant", "inspect", config.output]]), config)
 
 
 def _forget(arguments: list[str]) -> int:
@@ -271,13 +286,21 @@ def _forget(arguments: list[str]) -> int:
     from decant.pipelines.upkeep.forget import forget
 
     manifest, forgot = forget(config.cache, source=config.source, documents=config.document)
-    tell(
+    line = (
         f"{config.cache}: forgot {len(forgot.documents):,} documents of {config.source}, "
         f"{forgot.tokens:,} tokens in {forgot.rows:,} rows; {forgot.empty_rows:,} of the rows held "
         f"nothing else. cache_id {manifest.cache_id}. The bytes stay on disk until "
         f"`decant gc {config.cache}`"
     )
-    return 0
+    document = {
+        "cache": config.cache,
+        "cache_id": manifest.cache_id,
+        "documents": len(forgot.documents),
+        "tokens": forgot.tokens,
+        "rows": forgot.rows,
+        "empty_rows": forgot.empty_rows,
+    }
+    return show(Result(line, document), config)
 
 
 def _remove(arguments: list[str]) -> int:
@@ -288,30 +311,66 @@ def _remove(arguments: list[str]) -> int:
     from decant.pipelines.upkeep.remove import remove_signals
 
     manifest = remove_signals(config.cache, config.signals)
-    tell(
+    line = (
         f"{config.cache} now holds {', '.join(manifest.signals)}, cache_id {manifest.cache_id}; "
         f"to delete the files: decant gc {config.cache}"
     )
-    return 0
+    document = {
+        "cache": config.cache,
+        "cache_id": manifest.cache_id,
+        "signals": list(manifest.signals),
+    }
+    return show(Result(line, document), config)
 
 
 def _gc(arguments: list[str]) -> int:
     config = parse_flags(CollectGarbage, arguments, program="decant gc")
     from decant.pipelines.upkeep.collect import collect
 
-    collected = collect(config.cache, dry_run=config.dry_run)
+    collected = collect(config.cache, dry_run=config.dry_run, console=notices(quiet=config.quiet))
+
+    def details(console: "Console") -> None:
+        if collected.units:
+            done = "hold forgotten documents" if config.dry_run else "written again without them"
+            console.print(f"{collected.units:12,} units {done}")
+        for path, size in collected.deleted.items():
+            console.print(f"{size_text(size):>12}  in {path.relative_to(config.cache)}")
+
+    told = notices(quiet=config.quiet)
     if collected.dropped:
-        tell(collected.dropped)
-    if collected.units:
-        done = "hold forgotten documents" if config.dry_run else "written again without them"
-        tell(f"{collected.units:12,} units {done}")
+        told.print(collected.dropped)
     for path in collected.busy:
-        tell(f"{path} is being captured: left as it is, run `gc` again after that")
-    for path, size in collected.deleted.items():
-        tell(f"{size / 1e6:12,.1f} MB  in {path.relative_to(config.cache)}")
-    total = collected.deleted.total() / 1e6
-    tell(f"{total:12,.1f} MB  {'could go' if config.dry_run else 'deleted'}")
-    return 0
+        told.print(f"{path} is being captured: left as it is, run `gc` again after that")
+    size = collected.deleted.total()
+    could = "could be deleted" if config.dry_run else "deleted"
+    document = {
+        "cache": config.cache,
+        "dry_run": config.dry_run,
+        "units": collected.units,
+        "deleted": {path.relative_to(config.cache): n for path, n in collected.deleted.items()},
+        "bytes": size,
+        "busy": collected.busy,
+        "dropped": collected.dropped,
+    }
+    line = f"{config.cache}: {size_text(size)} {could}, {collected.units:,} units overwritten"
+    if config.dry_run:
+        line = f"{config.cache}: {size_text(size)} {could}, {collected.units:,} units to overwrite"
+    return show(Result(line, document, details=details), config)
+
+
+def _contents(cache: "Cache") -> dict[str, Any]:
+    """What a sealed cache holds, for `--json`."""
+    units = [unit for part in cache.manifest.parts for unit in part.units]
+    return {
+        "output": cache.path,
+        "cache_id": cache.manifest.cache_id,
+        "rows": len(cache),
+        "heldout_rows": len(cache.rows(split="heldout")),
+        "scored": sum(unit.scored for unit in units),
+        "bytes": sum(entry.bytes for unit in units for entry in unit.files.values()),
+        "parts": len(cache.manifest.parts),
+        "signals": list(cache.manifest.signals),
+    }
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

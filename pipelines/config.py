@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from decant.command_line.checks import ANY, COUNT, TABLE, Bounds, Command
+from decant.command_line.checks import ANY, COUNT, TABLE, Bounds
 from decant.command_line.local_paths import IS_PATH
+from decant.command_line.result import LongCommand
 from decant.schemas.codecs import NODES, Profile
 from decant.schemas.manifest.plan import TeacherMesh
 from decant.schemas.signals import AttentionDtype, HiddenDtype, TargetSpec
@@ -165,7 +166,7 @@ class Signals:
 
 
 @dataclass(frozen=True)
-class Precompute(Command):
+class Precompute(LongCommand):
     """Run a teacher once over a corpus and store its outputs in a cache for training students."""
 
     corpus: Corpus = field(default_factory=Corpus)
@@ -190,7 +191,7 @@ class Precompute(Command):
 
 
 @dataclass(frozen=True)
-class Tokenise(Command):
+class Tokenise(LongCommand):
     """Make a cache of rows without a teacher, to mix its text with another cache in training."""
 
     like: Path = Path("runs/cache")

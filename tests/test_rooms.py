@@ -16,7 +16,7 @@ from tests.paths import ROOT
 LEVELS = {
     "decant": [
         ["__init__", "foreign"],
-        ["command_line"],
+        ["command_line", "progress"],
         ["schemas"],
         ["models"],
         ["pipelines", "trainer"],
@@ -25,7 +25,7 @@ LEVELS = {
     "command_line": [
         ["menu", "local_paths", "closed_output"],
         ["checks"],
-        ["parser"],
+        ["parser", "result"],
         ["settings"],
         ["__init__"],
     ],

@@ -1,14 +1,15 @@
 """`python -m decant.trainer COMMAND …`: run a command that trains, judges or exports students."""
 
-import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from decant.command_line.closed_output import exit_with, is_left_by_reader
 from decant.command_line.menu import STUDENTS, menu, unknown
-from decant.command_line.settings import parse
-from decant.foreign import tell, terminal
+from decant.command_line.result import Result, show
+from decant.command_line.settings import SWITCHES, parse
+from decant.foreign import tell
 from decant.trainer.config import Evaluate, Export, Generate, Report, Train
 
 # Every function here imports its job itself, so that --help and a typo in a config file do not
@@ -41,10 +42,28 @@ def _train(arguments: list[str]) -> int:
     if "--sweep" in arguments:
         return _sweep(arguments)
     config = parse(Train, arguments, program="decant train")
+    from decant.trainer.run.processes import is_first_process
     from decant.trainer.run.train import train
 
-    train(config)
-    return 0
+    trained = train(config)
+    if not is_first_process():
+        return 0
+    run = config.run
+    if trained.finished:
+        line = f"finished: all {trained.steps:,} updates are done and saved in {run}"
+        following = [
+            ["decant", "evaluate", "--run", run],
+            ["decant", "generate", "--run", run],
+            ["decant", "export", "--run", run],
+        ]
+    else:
+        line = f"stopped after update {trained.step:,} of {trained.steps:,}; saved in {run}"
+        same = [word for word in arguments if word not in SWITCHES]
+        line += (
+            f". To continue, run the same command again: {shlex.join(['decant', 'train', *same])}"
+        )
+        following = []
+    return show(Result(line, trained.document(), next=following), config)
 
 
 def _sweep(arguments: list[str]) -> int:
@@ -55,20 +74,28 @@ def _sweep(arguments: list[str]) -> int:
         raise ValueError("--sweep: name the TOML file that lists the students")
     from decant.trainer.results.sweep import read_sweep, sweep
 
-    return 0 if sweep(read_sweep(Path(path[0]), shared)) else 1
+    config = read_sweep(Path(path[0]), shared)
+    return show(sweep(config), next(iter(config.students.values())))
 
 
 def _evaluate(arguments: list[str]) -> int:
     config = parse(Evaluate, arguments, program="decant evaluate")
 
-    from decant.trainer.results.evaluate import as_table, evaluate
+    from decant.trainer.results.evaluate import FILE, as_table, evaluate
+    from decant.trainer.results.judged_on import describe
 
     judgement = evaluate(config)
-    if config.table:
-        terminal(width=None if sys.stdout.isatty() else 200).print(as_table(judgement))
-    else:
-        tell(json.dumps(judgement, indent=2))
-    return 0
+    line = (
+        f"evaluated {config.run} after update {judgement['step']:,} on "
+        f"{describe(judgement)}; kept in {config.run / FILE}"
+    )
+    following = [
+        ["decant", "report", config.run],
+        ["decant", "export", "--run", config.run],
+    ]
+    table = as_table(judgement)
+    result = Result(line, judgement, details=lambda c: c.print(table), next=following)
+    return show(result, config)
 
 
 def _report(arguments: list[str]) -> int:
@@ -78,8 +105,9 @@ def _report(arguments: list[str]) -> int:
     config = parse(Report, arguments, program="decant report")
     from decant.trainer.results.report import report
 
-    tell(report(config))
-    return 0
+    page = report(config)
+    line = f"wrote {page}: open it in a browser"
+    return show(Result(line, {"page": page, "runs": config.runs}), config)
 
 
 def _generate(arguments: list[str]) -> int:
@@ -95,8 +123,9 @@ def _export(arguments: list[str]) -> int:
     config = parse(Export, arguments, program="decant export")
     from decant.trainer.results.export import export
 
-    tell(export(config))
-    return 0
+    written = export(config)
+    line = f"wrote {written}: transformers, student.source and teacher.model can read it"
+    return show(Result(line, {"output": written, "run": config.run}), config)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from decant.command_line.checks import ANY, COUNT, DEVICES, TABLE, Bounds, Command
 from decant.command_line.local_paths import IS_PATH
+from decant.command_line.result import LongCommand
 from decant.models.mesh.remat import Remat
 from decant.trainer.loss.settings import AttentionLoss, HiddenLoss, Loss
 
@@ -191,7 +192,7 @@ class Keep:
 
 
 @dataclass(frozen=True)
-class Train(Command):
+class Train(LongCommand):
     """Train a student from a sealed cache. The same command again resumes from the newest
     checkpoint."""
 
@@ -229,11 +230,6 @@ class Train(Command):
     max_bad_steps: Annotated[int, COUNT] = 10
     """Stop after this many updates in a row with a non-finite loss or gradient. Such updates are
     skipped."""
-    quiet: bool = False
-    """Print errors only."""
-    json: bool = False
-    """For batch jobs: print every line of `metrics.jsonl`, with the seconds left, on standard
-    output and all other messages on standard error."""
     allow: tuple[str, ...] = ()
     """Settings that a resumed run may change, such as `optimiser.learning_rate`, `data.batch_rows`,
     `cache` or `code`; `run.json` records the change. Settings that decide the shape of a checkpoint
@@ -241,9 +237,9 @@ class Train(Command):
 
 
 @dataclass(frozen=True)
-class Evaluate(Command):
-    """Evaluate a run's student on held-out rows: prints a JSON document and keeps it in the run's
-    directory."""
+class Evaluate(LongCommand):
+    """Evaluate a run's student on held-out rows: prints a table, and keeps the numbers in the run's
+    directory as `evaluation.json`."""
 
     run: Path = Path("runs/student")
     """Directory of the run."""
@@ -262,11 +258,11 @@ class Evaluate(Command):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of matmul operands."""
     table: bool = False
-    """Print a table in place of JSON."""
+    """The table is what is printed anyway; for scripts of releases before 0.9."""
 
 
 @dataclass(frozen=True)
-class Export(Command):
+class Export(LongCommand):
     """Write a run's student as a Hugging Face directory."""
 
     run: Path = Path("runs/student")
@@ -313,7 +309,7 @@ class Generate(Command):
 
 
 @dataclass(frozen=True)
-class Report(Command):
+class Report(LongCommand):
     """Compare runs on one page: `decant report RUN…`, or `--runs RUN…`."""
 
     runs: tuple[Path, ...] = (Path("runs/student"),)

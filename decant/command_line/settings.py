@@ -8,6 +8,7 @@ field that is a tuple of dataclasses is a list of tables: the first `[[loss.hidd
 
 import dataclasses
 import difflib
+import itertools
 import json
 import re
 import tomllib
@@ -21,6 +22,8 @@ from decant.command_line.checks import TABLE
 from decant.command_line.local_paths import require_local
 
 Config = TypeVar("Config")
+SWITCHES = frozenset({"--quiet", "--json"})
+"""Flags without a value, which may also stand before the config file."""
 
 
 def parse(config_type: type[Config], arguments: Sequence[str], *, program: str) -> Config:
@@ -32,7 +35,8 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, program: str) 
     FileNotFoundError if there is no such file. A wrong flag ends the process with tyro's message
     and exit status 2.
     """
-    flags = list(arguments)
+    switches = list(itertools.takewhile(SWITCHES.__contains__, arguments))
+    flags = [*arguments[len(switches) :], *switches]
     if not flags or flags[0].startswith("-"):
         return _run_tyro(config_type, {}, flags, program=program)
     path = Path(flags.pop(0))

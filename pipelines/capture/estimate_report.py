@@ -32,8 +32,16 @@ def print_estimate(total: Estimate, console: Console) -> None:
         f"device's {size_text(total.device_has)}; this host {size_text(total.host_bytes)} of "
         f"{size_text(total.host_has)}; disk free: {size_text(total.disk_free)}"
     )
-    for problem in total.problems:
-        console.print(f"it will not fit: {problem}")
+
+
+def one_line(total: Estimate) -> str:
+    """The estimate's totals, or why the capture will not fit."""
+    if total.problems:
+        return f"the capture will not fit: {'; '.join(total.problems)}"
+    return (
+        f"the capture will take about {_time(total.tokenise_hours + total.capture_hours)} here and "
+        f"{size_text(total.bytes)} in {total.files:,} files"
+    )
 
 
 def _time(hours: float) -> str:

@@ -9,7 +9,6 @@ import dataclasses
 
 from rich.console import Console
 
-from decant.foreign import terminal
 from decant.models import Checkpoint
 from decant.models.mesh.accelerator import unused_accelerator
 from decant.pipelines.calibration.directions import KnownDirections, known_directions
@@ -22,6 +21,7 @@ from decant.pipelines.capture.seal import clean, seal
 from decant.pipelines.capture.step_inputs import corpus_sources, with_template_file
 from decant.pipelines.config import Precompute
 from decant.pipelines.teacher.opened import open_teacher
+from decant.progress import notices
 from decant.schemas.disk.layout import LOGITS, part_layout
 from decant.schemas.disk.locks import capturing
 from decant.schemas.manifest.manifest import Manifest, Part
@@ -35,7 +35,7 @@ def precompute(config: Precompute, *, console: Console | None = None) -> Manifes
     A plan of an earlier run is obeyed. Wrong settings and files raise ValueError or
     FileNotFoundError before a worker starts; a failing worker raises WorkerError.
     """
-    return Capture(config, console or terminal(soft_wrap=True, highlight=False)).run()
+    return Capture(config, console or notices(quiet=config.quiet)).run()
 
 
 class Capture:

@@ -65,14 +65,15 @@ def tokenise_progress(job: TokeniseJob, *, console: Console) -> Iterator[None]:
     }
     folder = shard_commit(job, 0).parent
 
-    def megabytes() -> float:
+    total = sum(sizes.values())
+    scale, unit = (1e6, "MB") if total >= 1e7 else (1e3, "kB")
+
+    def done() -> float:
         # One listing, because a corpus may have 10,000 shards.
         present = {path.name for path in folder.glob("*.json")}
-        return sum(size for name, size in sizes.items() if name in present) / 1e6
+        return sum(size for name, size in sizes.items() if name in present) / scale
 
-    total = sum(sizes.values()) / 1e6
-    before = megabytes()
     with progress(
-        "tokenise", total=total, unit="MB", console=console, before=before, count=megabytes
+        "tokenise", total=total / scale, unit=unit, console=console, before=done(), count=done
     ):
         yield

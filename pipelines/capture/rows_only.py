@@ -9,7 +9,6 @@ import functools
 
 from rich.console import Console
 
-from decant.foreign import terminal
 from decant.models.text.tokenizer import tokenizer_of
 from decant.pipelines.capture.progress import tokenise_progress
 from decant.pipelines.capture.remaining_units import totals
@@ -26,6 +25,7 @@ from decant.pipelines.config import Corpus, Tokenise
 from decant.pipelines.rows.rules import row_rules, settings_of_rows
 from decant.pipelines.rows.tokenise import local_processes, tokenise
 from decant.pipelines.runners.run_pipeline import run_pipeline
+from decant.progress import notices
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk.atomic import write_bytes
 from decant.schemas.disk.layout import MANIFEST, TOKENIZER, part_layout
@@ -36,7 +36,7 @@ from decant.schemas.manifest.request import claim
 
 def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manifest:
     """Make and seal the rows that `config` asks for; a rerun goes on where the last one stopped."""
-    console = console or terminal(soft_wrap=True, highlight=False)
+    console = console or notices(quiet=config.quiet)
     like, layout = open_cache(config.like), part_layout(config.output, 0)
     tokenizer = with_template_file(tokenizer_of(like), config.corpus)
     asked = _with_row_length(config.corpus, like)

@@ -41,8 +41,9 @@ class Collected:
 def collect(cache: Path, *, dry_run: bool = False, console: Console | None = None) -> Collected:
     """Finish an earlier `gc` that was stopped, then do what is left; or only list it (`dry_run`).
 
-    Waits for other commands that change the cache. Progress goes to `console`. ValueError if it is no sealed cache, if a
-    directory in it is a link, or if an earlier `gc` can neither be finished nor undone.
+    Waits for other commands that change the cache. Progress goes to `console`. ValueError if it is
+    no sealed cache, if a directory in it is a link, or if an earlier `gc` can neither be finished
+    nor undone.
     """
     if dry_run:
         result = Collected(overwrite_forgotten(cache, dry_run=True))

@@ -45,8 +45,8 @@ def overwrite_forgotten(
     """Write every unit that holds forgotten tokens again, without them.
 
     Parts whose path is in `busy` are left as they are. Returns the number of units written;
-    `dry_run` only counts them. Progress goes to `console`. Otherwise the caller must hold the cache's change lock, and no
-    journal may be in the cache.
+    `dry_run` only counts them. Progress goes to `console`. Otherwise the caller must hold the
+    cache's change lock, and no journal may be in the cache.
     """
     manifest = read_manifest(cache)
     overwrites = {

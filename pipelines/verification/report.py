@@ -1,8 +1,6 @@
 """The command `verify`: runs a verification, prints a table or JSON, returns the exit status."""
 
 import dataclasses
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from decant.foreign import tell, terminal
+from decant.command_line.result import Result
 from decant.pipelines.teacher.identity import digest_memory
 from decant.pipelines.verification.content import Content, Count, Figure
 from decant.pipelines.verification.repair import Repair, repair
@@ -18,8 +16,6 @@ from decant.pipelines.verification.structure import check_structure
 from decant.pipelines.verification.verify import Verification, verify
 from decant.schemas import open_cache
 
-_WIDTH = 140
-"""Columns of the report when it is written to a file."""
 _SHOWN = 40
 """Problems printed in the terminal; `--json` prints all."""
 
@@ -31,36 +27,51 @@ def verify_and_report(
     teacher: str | None,
     fetch: bool,
     with_repair: bool,
-    as_json: bool,
-) -> int:
-    """Verify the cache at `path`, after repairing it if asked; print the result.
+    console: Console,
+) -> Result:
+    """Verify the cache at `path`, after repairing it if asked. Progress goes to `console`.
 
-    `rows`, `teacher` and `fetch` are those of `verify`. Returns the exit status:
-    `Verification.status`, or 2 if the cache could not be verified at all.
+    `rows`, `teacher` and `fetch` are those of `verify`. The result's status is
+    `Verification.status`, or 2, with an `error` in the document, if the cache could not be verified
+    at all.
     """
     try:
-        repairs = _repair(path, teacher, fetch=fetch) if with_repair else []
-        result = verify(path, rows=rows, teacher=teacher, fetch=fetch, memory=digest_memory())
+        repairs = _repair(path, teacher, fetch=fetch, console=console) if with_repair else []
+        result = verify(
+            path, rows=rows, teacher=teacher, fetch=fetch, memory=digest_memory(), console=console
+        )
         result.repairs = repairs
     except (ValueError, OSError, RuntimeError) as error:
-        if as_json:
-            tell(json.dumps({"cache": str(path), "status": 2, "error": str(error)}))
-        else:
-            tell(f"error: {error}", file=sys.stderr)
-        return 2
-    if as_json:
-        tell(json.dumps(to_json(result), indent=1, ensure_ascii=False))
-    else:
-        console = terminal(highlight=False, soft_wrap=True)
-        if not console.is_terminal:
-            console.width = _WIDTH
-        print_verification(result, console)
-    return result.status
+        document = {"cache": str(path), "status": 2, "error": str(error)}
+        return Result(f"error: {error}", document, status=2)
+    return Result(
+        one_line(result),
+        to_json(result),
+        details=lambda console: print_verification(result, console),
+        status=result.status,
+    )
 
 
-def _repair(path: Path, teacher: str | None, *, fetch: bool) -> list[Repair]:
+def one_line(result: Verification) -> str:
+    """The outcome in a line."""
+    problems = len(result.structure.problems)
+    rows = sum(len(content.rows) for content in result.content.values())
+    wrong = [part for part, content in result.content.items() if not content.fine]
+    if problems:
+        return (
+            f"{result.cache}: {problems:,} problems in its files; `verify --repair` may mend them"
+        )
+    if wrong:
+        return f"{result.cache}: captured wrong in {', '.join(wrong)}"
+    if result.unable:
+        return f"{result.cache}: its files are as sealed, but not compared: {result.unable}"
+    compared = f", and {rows:,} rows as the teacher gives them" if rows else ""
+    return f"{result.cache}: fine, {result.structure.files:,} files as they were sealed{compared}"
+
+
+def _repair(path: Path, teacher: str | None, *, fetch: bool, console: Console) -> list[Repair]:
     cache = open_cache(path)
-    structure = check_structure(path, cache.manifest)
+    structure = check_structure(path, cache.manifest, console=console)
     return repair(cache, structure, teacher=teacher, fetch=fetch, memory=digest_memory())
 
 
@@ -128,8 +139,6 @@ def print_verification(result: Verification, console: Console) -> None:
                 "Values marked WRONG were captured wrong, not damaged later: --repair cannot mend "
                 "them. Capture again into another directory."
             )
-    if result.unable:
-        console.print(f"not compared: {result.unable}")
 
 
 def _table(content: Content) -> Table:

@@ -18,6 +18,7 @@ from rich.table import Table
 from decant.models import Checkpoint
 from decant.models.mesh.sharding import replicate, student_mesh
 from decant.models.text.tokenizer import tokenizer_of
+from decant.progress import notices, track
 from decant.schemas import Cache
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.records.rows import next_tokens
@@ -76,7 +77,15 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     shares = token_shares(cache)
     tail = "sampled" if cache.manifest.logits.draws else "bucket"
     batch_rows = config.batch_rows + -config.batch_rows % mesh.size
-    for batch in heldout_batches(cache, numbers, batch_rows=batch_rows):
+    batches = track(
+        heldout_batches(cache, numbers, batch_rows=batch_rows),
+        f"evaluate {config.run.name}",
+        total=len(numbers),
+        unit="rows",
+        console=notices(quiet=config.quiet),
+        each=lambda batch: len(batch["tokens"]),
+    )
+    for batch in batches:
         at_positions = compiled(params, to_device(batch, mesh=mesh, tail=tail), inputs)
         counted = batch["loss_mask"]
         measures = {

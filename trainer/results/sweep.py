@@ -19,18 +19,21 @@ from rich.console import Console
 from rich.table import Table
 
 from decant.command_line.checks import COUNT, Command
+from decant.command_line.result import Result
 from decant.command_line.settings import parse_tables, read_table, require_type
-from decant.foreign import terminal
+from decant.progress import notices
 from decant.schemas import open_cache
 from decant.schemas.disk.atomic import write_bytes
 from decant.trainer.config import Evaluate, Train
+from decant.trainer.data.batches import number_of_updates
 from decant.trainer.data.mixture import check_mixture, open_others
 from decant.trainer.loss.batch_fields import check_targets
 from decant.trainer.results.evaluate import evaluate
 from decant.trainer.run.binding import read_run_settings
 from decant.trainer.run.checkpoint import latest_step
 from decant.trainer.run.loss_inputs import resolve_layers
-from decant.trainer.run.train import train
+from decant.trainer.run.metrics_log import Place
+from decant.trainer.run.train import Trained, train
 
 COMPARISON = "comparison.json"
 _KEYS = {
@@ -138,28 +141,30 @@ def _nested(name: str, value: Any) -> dict[str, Any]:
     return {first: _nested(rest, value) if rest else value}
 
 
-def sweep(config: Sweep, *, console: Console | None = None) -> bool:
-    """Train all students, print a table that compares them and write `comparison.json`.
+def sweep(config: Sweep, *, console: Console | None = None) -> Result:
+    """Train all students, compare them and write `comparison.json`, the result's document.
 
-    Returns False if a student failed or a signal stopped the sweep. Raises ValueError for settings
-    that do not fit the cache, before any student begins.
+    The result's status is 1 if a student failed or a signal stopped the sweep. Raises ValueError
+    for settings that do not fit the cache, before any student begins.
     """
-    console = console or terminal(soft_wrap=True, highlight=False)
-    for name, student in config.students.items():
-        _check(student, name)
+    quiet = all(student.quiet for student in config.students.values())
+    console = console or notices(quiet=quiet)
+    updates = [_check(student, name) for name, student in config.students.items()]
     before = _judged_before(config)
     failed: dict[str, str] = {}
     for number, (name, student) in enumerate(config.students.items(), 1):
         console.print(f"student {number} of {len(config.students)}: {name} in {student.run}")
+        place = Place(name, number, len(config.students), sum(updates[number:]))
         try:
-            if not train(student):
-                return False  # A signal came; `train` has printed how to continue.
+            trained = train(student, place=place)
+            if not trained.finished:
+                return _stopped(config, trained, place)
         except (FloatingPointError, ValueError, OSError) as error:
             # The other students do not depend on this one.
             console.print(f"error: {error}", markup=False)
             failed[name] = str(error)
-    trained = {n: c for n, c in config.students.items() if n not in failed}
-    ranked = rank_students(trained, heldout_rows=config.heldout_rows)
+    trained_students = {n: c for n, c in config.students.items() if n not in failed}
+    ranked = rank_students(trained_students, heldout_rows=config.heldout_rows)
     # A student that fails now may have a run that an earlier sweep has judged.
     ranked += [{**one, "earlier": True} for one in before if one["name"] in failed]
     document = {
@@ -169,12 +174,26 @@ def sweep(config: Sweep, *, console: Console | None = None) -> bool:
         "failed": failed,
     }
     write_bytes(config.run / COMPARISON, json.dumps(document, indent=1).encode())
-    console.print(comparison_table(ranked))
-    for name in failed:
-        console.print(
-            f"{name} failed; its error is above. Run the sweep again to continue it", markup=False
-        )
-    return not failed
+    line = f"compared {len(ranked)} students in {config.run / COMPARISON}"
+    if failed:
+        line += f"; {', '.join(failed)} failed: {'; '.join(failed.values())}. Run the sweep again"
+    elif ranked:
+        line += f"; the best is {ranked[0]['name']}, in {config.students[ranked[0]['name']].run}"
+    return Result(
+        line,
+        document,
+        details=lambda console: console.print(comparison_table(ranked)),
+        next=[["decant", "report", *(config.students[name].run for name in trained_students)]],
+        status=1 if failed else 0,
+    )
+
+
+def _stopped(config: Sweep, trained: Trained, place: Place) -> Result:
+    line = (
+        f"stopped in student {place} after update {trained.step:,} of {trained.steps:,}; saved in "
+        f"{trained.run}. To continue, run the same command again"
+    )
+    return Result(line, {"run": config.run, "stopped_in": trained.document()}, status=1)
 
 
 def _judged_before(config: Sweep) -> list[dict[str, Any]]:
@@ -199,7 +218,11 @@ def rank_students(
     ranked = []
     for name, config in students.items():
         evaluate_config = Evaluate(
-            run=config.run, cache=config.cache, heldout_rows=heldout_rows, dtype=config.dtype
+            run=config.run,
+            cache=config.cache,
+            heldout_rows=heldout_rows,
+            dtype=config.dtype,
+            quiet=config.quiet,
         )
         settings = {key: run_settings[name].get(key) for key in differing}
         step = latest_step(config.run)
@@ -220,12 +243,15 @@ def comparison_table(ranked: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _check(config: Train, name: str) -> None:
-    """Raise ValueError, with the student's name, if its settings do not fit the cache."""
+def _check(config: Train, name: str) -> int:
+    """The number of updates that are left to do.
+
+    Raises ValueError, with the student's name, if its settings do not fit the cache."""
     try:
         cache = open_cache(config.cache)
         check_targets(cache, loss=config.loss)
         config, pairs = resolve_layers(config, cache=cache)
         check_mixture(cache, open_others(config.data), loss=config.loss, pairs=pairs)
+        return number_of_updates(cache, config=config.data) - (latest_step(config.run) or 0)
     except ValueError as error:
         raise ValueError(f"student {name}: {error}") from error

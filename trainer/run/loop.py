@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,22 +84,10 @@ class TrainingLoop:
                 self.checkpoints.save(state, data=data, heldout=heldout)
             if evaluate or save:
                 self.clock.restart()
-        if done < self.steps:
-            self.metrics.say(
-                f"stopped after update {done} of {self.steps}; {self._saved()}. To continue, "
-                f"run the same command again:\n  decant {shlex.join(sys.argv[1:])}"
-            )
-        elif not save:
+        if done == self.steps and not save:
             raise FloatingPointError(
                 f"{config.run}: the held-out loss is not finite after the last update, which "
                 f"is not saved. The run is {self._saved()}. {_LOWER}"
-            )
-        else:
-            run = shlex.quote(str(config.run))
-            self.metrics.say(
-                f"finished: all {done} updates are done and saved in {config.run}. Next: decant "
-                f"evaluate --run {run} --table; decant generate --run {run}; decant export --run "
-                f"{run}. To train longer: --data.steps with --allow data.steps"
             )
         return state
 

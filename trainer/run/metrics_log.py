@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
+import time
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from decant.foreign import tell, terminal
+from decant.progress import LINE_SECONDS, duration, notices
 from decant.schemas.disk.atomic import write_bytes
 from decant.trainer.run.tensorboard import EventFile
 
@@ -53,6 +54,22 @@ def _object_with_step(line: Any) -> dict[str, Any]:
     return line
 
 
+@dataclass(frozen=True)
+class Place:
+    """A run's place in a sweep."""
+
+    name: str
+    number: int
+    """Of this student, from 1."""
+    of: int
+    """Number of students."""
+    updates_after: int
+    """Updates of the students that are trained after this one."""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.number} of {self.of})"
+
+
 class MetricsLog:
     """Writes a run's metrics to its files and prints them."""
 
@@ -63,13 +80,14 @@ class MetricsLog:
         after: int | None,
         steps: int,
         quiet: bool = False,
-        as_json: bool = False,
+        place: Place | None = None,
     ):
         """Open the files of a run of `steps` updates.
 
         `after` is the step of the checkpoint that the run continues from, None if there is none;
-        lines after it are dropped. With `quiet` nothing goes to standard error. With `as_json`
-        every line goes to standard output too, with `steps` and, for updates, `eta_seconds` added.
+        lines after it are dropped. With `quiet` nothing is printed. `place` is the run's place in a
+        sweep. Without a terminal there is a line for an update every half minute, and for the
+        first and the last.
         """
         path = run / FILE
         if path.exists():
@@ -80,53 +98,61 @@ class MetricsLog:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         self._file = os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8")
         self._events = EventFile(run, after=after)
-        self._steps, self._as_json = steps, as_json
-        self._console = terminal(stderr=True, quiet=quiet)
-        self._shows_bar = sys.stderr.isatty() and not quiet and not as_json
+        self._steps, self._place = steps, place
+        self._head = f"{place}: " if place else ""
+        self._console = notices(quiet=quiet)
+        self._shows_bar = self._console.is_terminal and not quiet
+        self._printed: dict[str, float] = {}
+        """When the last line of each kind was printed."""
         # Seconds an update of the last lines, to estimate the time left.
         self._recent: deque[float] = deque(maxlen=20)
         self._progress = Progress(
-            TextColumn("train"),
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[now]}"),
             console=self._console,
             disable=not self._shows_bar,
         )
-        self._task = self._progress.add_task("train", total=steps, completed=after or 0, now="")
+        name = str(place or "train")
+        self._task = self._progress.add_task(name, total=steps, completed=after or 0, now="")
         self._progress.start()
 
     def log_update(self, metrics: dict[str, Any]) -> None:
         """Write and show an update's line."""
-        left = self._seconds_left(metrics)
-        self._write(metrics, eta_seconds=left)
+        each = self._seconds_an_update(metrics)
+        self._write(metrics)
         parts = [f"{label} {metrics[name]:.4f}" for name, label in SHOWN.items() if name in metrics]
         parts.append(f"{metrics['step_seconds']:.3g} s")
         parts.append(f"{metrics['tokens_per_second']:,.0f} tokens/s")
         if "mfu" in metrics:
             parts.append(f"MFU {metrics['mfu']:.1%}")
-        if left is not None:
-            parts.append(f"{_duration(left)} left")
+        if each is not None:
+            updates = self._steps - metrics["step"]
+            parts.append(f"{duration(each * updates)} left")
+            if self._place:
+                # The students to come are taken to be as slow as this one.
+                whole = each * (updates + self._place.updates_after)
+                parts.append(f"{duration(whole)} of the sweep")
         now = "  ".join(parts)
         self._progress.update(self._task, completed=metrics["step"], now=now)
-        if not self._shows_bar and not self._as_json:
-            self._console.print(
-                f"step {metrics['step']:>6}  {now}", highlight=False, soft_wrap=True
-            )
+        if not self._shows_bar and self._is_due("update", metrics["step"]):
+            self.say(f"{self._head}step {metrics['step']:>6} of {self._steps:,}  {now}")
 
     def log_heldout(self, metrics: dict[str, Any]) -> None:
         """Write and show a held-out evaluation's line."""
         self._write(metrics)
-        if not self._as_json:
+        if self._shows_bar or self._is_due("held out", metrics["step"]):
             self.say(
-                f"step {metrics['step']:>6}  held out: KL ≥ {metrics['heldout_kl_bound']:.4f}, "
+                f"{self._head}step {metrics['step']:>6} of {self._steps:,}  held out: "
+                f"KL ≥ {metrics['heldout_kl_bound']:.4f}, "
                 f"agreement {metrics['heldout_agreement']:.1%}, CE {metrics['heldout_ce']:.4f}, "
                 f"perplexity {metrics['heldout_perplexity']:,.1f}"
             )
 
     def say(self, text: str) -> None:
         """Print text that is no metric."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text)
 
     def close(self) -> None:
         """Stop the progress bar and close the files."""
@@ -134,28 +160,27 @@ class MetricsLog:
         self._events.close()
         self._file.close()
 
-    def _write(self, metrics: dict[str, Any], **printed: Any) -> None:
+    def _is_due(self, kind: str, step: int) -> bool:
+        """Whether a line of this kind is due: the first, the last, or after half a minute."""
+        now = time.monotonic()
+        due = now - self._printed.get(kind, -math.inf) >= LINE_SECONDS or step == self._steps
+        if due:
+            self._printed[kind] = now
+        return due
+
+    def _write(self, metrics: dict[str, Any]) -> None:
         self._file.write(_json(metrics))
         self._file.flush()
         self._events.add(metrics)
-        if self._as_json:
-            tell(_json({**metrics, "steps": self._steps, **printed}), end="", flush=True)
 
-    def _seconds_left(self, metrics: dict[str, Any]) -> float | None:
-        """Estimated seconds to the last update; None at the first line (compiling included)."""
+    def _seconds_an_update(self, metrics: dict[str, Any]) -> float | None:
+        """Seconds an update takes; None at the first line (compiling included)."""
         self._recent.append(metrics["step_seconds"])
         seconds = sorted(self._recent)
         if len(seconds) < 2:
             return None
         # The lower median leaves out the first update's compilation while there are few lines.
-        return round(seconds[(len(seconds) - 1) // 2] * (self._steps - metrics["step"]), 1)
-
-
-def _duration(seconds: float) -> str:
-    """Seconds as 4:05 or 1:04:05."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+        return seconds[(len(seconds) - 1) // 2]
 
 
 def _json(metrics: dict[str, Any]) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import jax
@@ -34,7 +37,7 @@ from decant.trainer.run.full_disk import full_disk_told
 from decant.trainer.run.initial_student import INITIAL, initial_student
 from decant.trainer.run.loop import TrainingLoop
 from decant.trainer.run.loss_inputs import principal_directions, resolve_layers, tail_prior
-from decant.trainer.run.metrics_log import MetricsLog
+from decant.trainer.run.metrics_log import MetricsLog, Place, read_metrics
 from decant.trainer.run.processes import (
     SilentMetrics,
     first_then_others,
@@ -46,18 +49,46 @@ from decant.trainer.run.student_parameters import graph_and_all_parameters
 from decant.trainer.update.step import TrainState, initial_state, make_train_step
 
 
-def train(config: Train) -> bool:
+@dataclass(frozen=True)
+class Trained:
+    """A run after `train`."""
+
+    run: Path
+    step: int
+    """Updates done."""
+    steps: int
+    """Updates of the whole run."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has reached its last update; otherwise a signal has stopped it."""
+        return self.step == self.steps
+
+    def document(self) -> dict[str, Any]:
+        """The run, with its last metrics, as `--json` prints it."""
+        lines = read_metrics(self.run)
+        held = [line for line in lines if "heldout_ce" in line]
+        updates = [line for line in lines if "loss" in line]
+        return {
+            **dataclasses.asdict(self),
+            "finished": self.finished,
+            "heldout": held[-1] if held else None,
+            "last_update": updates[-1] if updates else None,
+        }
+
+
+def train(config: Train, *, place: Place | None = None) -> Trained:
     """Train a student, or continue its run from the newest checkpoint; see `Train`.
 
-    Returns True if the run has reached its last update, False if a signal stopped it before.
+    `place` is the run's place in a sweep, for its lines.
     Raises ValueError for settings that do not fit the caches, the devices or the run; OSError that
     says what is safe if the disk is full.
     """
     with full_disk_told(config.run):
-        return _train(config)
+        return _train(config, place)
 
 
-def _train(config: Train) -> bool:
+def _train(config: Train, place: Place | None) -> Trained:
     join_processes(config.distributed)
     if config.compilation_cache:
         keep_compiled_programs(config.run)
@@ -112,7 +143,7 @@ def _train(config: Train) -> bool:
                 after=checkpoints.latest,
                 steps=steps,
                 quiet=config.quiet,
-                as_json=config.json,
+                place=place,
             )
         stack.callback(metrics.close)
         if notice := unused_accelerator():
@@ -144,7 +175,7 @@ def _train(config: Train) -> bool:
             clock=Clock(flops=flops, peak=peak_flops(mesh.devices.ravel().tolist())),
         )
         state = loop.run(state, stopping=stack.enter_context(_stop_signals()))
-        return int(state.step) == steps
+        return Trained(config.run, int(state.step), steps)
 
 
 def _check_batch(config: Train, *, steps: int, row_shards: int) -> None:

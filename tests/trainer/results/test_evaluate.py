@@ -333,11 +333,12 @@ def test_confidence_of_one_is_in_the_last_bin():
 
 def test_the_command_prints_json_or_a_table(run, drawn_cache, capsys):
     flags = [f"--run={run}", f"--cache={drawn_cache.path}", "--heldout-rows=1", "--batch-rows=3"]
-    assert main(["evaluate", *flags]) == 0
+    assert main(["evaluate", *flags, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["rows"] == 1
-    assert main(["evaluate", *flags, "--table"]) == 0
+    assert main(["evaluate", *flags]) == 0
     table = capsys.readouterr().out
+    assert f"next: decant report {run}" in table
     assert f"{printed['heldout_kl_bound']:.4f}" in table
     assert "next token over 1 in 100" in table
     assert "KL ≈" in table

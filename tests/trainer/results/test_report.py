@@ -187,6 +187,7 @@ def test_settings_are_escaped_and_hashes_shortened(runs, tmp_path):
 
 def test_the_command_takes_runs(runs, tmp_path, capsys):
     assert main(["report", str(runs[0]), "--output", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "report.html")
+    page = tmp_path / "out" / "report.html"
+    assert capsys.readouterr().out == f"wrote {page}: open it in a browser\n"
     assert main(["report", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
     assert "is not the directory of a run" in capsys.readouterr().err

@@ -1,10 +1,12 @@
 """Metrics in files and in the terminal; `metrics.jsonl` has each step once, whatever happened."""
 
+import itertools
 import json
 
 import pytest
 
-from decant.trainer.run.metrics_log import MetricsLog, read_metrics
+from decant.trainer.run import metrics_log
+from decant.trainer.run.metrics_log import MetricsLog, Place, read_metrics
 from tests.formulas.events import shown_by_tensorboard
 
 HELDOUT = ("heldout_kl_bound", "heldout_ce", "heldout_perplexity", "heldout_agreement")
@@ -65,25 +67,42 @@ def test_quiet_prints_nothing(tmp_path, capsys):
     assert len(read_metrics(tmp_path)) == 3
 
 
-def test_with_json_standard_output_has_the_files_lines_and_the_time_left(tmp_path, capsys):
-    write(
-        tmp_path, after=None, steps=[1, 2, 3], seconds=[60.0, 2.0, 2.0], evaluate=[2], as_json=True
-    )
+def test_without_a_terminal_the_first_the_last_and_a_line_every_half_minute_is_printed(
+    tmp_path, capsys, monkeypatch
+):
+    now = itertools.count(0, 10)
+    monkeypatch.setattr(metrics_log.time, "monotonic", lambda: next(now))
+    write(tmp_path, after=None, steps=range(1, 10))
     printed = capsys.readouterr()
-    assert printed.err == ""
-    lines = [json.loads(text) for text in printed.out.splitlines()]
-    extra = ("steps", "eta_seconds")
-    assert [{k: v for k, v in x.items() if k not in extra} for x in lines] == read_metrics(tmp_path)
-    assert [x["steps"] for x in lines] == [9] * 4
-    # Six updates of two seconds are left after step 3; the first one's time includes compiling.
-    assert [x.get("eta_seconds") for x in lines] == [None, 14.0, None, 12.0]
+    assert printed.out == ""
+    assert [int(line.split()[1]) for line in printed.err.splitlines()] == [1, 4, 7, 9]
+    assert len(read_metrics(tmp_path)) == 9
 
 
-def test_the_terminal_shows_seconds_an_update_and_the_time_left(tmp_path, capsys):
+def test_the_held_out_lines_keep_to_the_half_minute_too(tmp_path, capsys):
+    write(tmp_path, after=None, steps=range(1, 10), evaluate=range(1, 10))
+    held = [line for line in capsys.readouterr().err.splitlines() if "held out" in line]
+    assert [int(line.split()[1]) for line in held] == [1, 9]
+
+
+def test_a_line_shows_seconds_an_update_and_the_time_left(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(metrics_log, "LINE_SECONDS", 0)
     write(tmp_path, after=None, steps=[1, 2], seconds=[60.0, 61.0])
-    assert "step      2  loss 1.0000  kl 1.0000  ce 1.0000  61 s  1 tokens/s  7:00 left" in (
+    assert "step      2 of 9  loss 1.0000  kl 1.0000  ce 1.0000  61 s  1 tokens/s  7:00 left" in (
         capsys.readouterr().err
     )
+
+
+def test_a_line_of_a_sweep_has_the_students_name_and_the_time_left_of_the_whole(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(metrics_log, "LINE_SECONDS", 0)
+    place = Place("wide", 2, of=3, updates_after=20)
+    write(tmp_path, after=None, steps=[1, 2], seconds=[60.0, 3.0], evaluate=[2], place=place)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["wide (2 of 3)"] * 3
+    # 7 and 27 updates of three seconds.
+    assert lines[1].endswith("0:21 left  1:21 of the sweep")
 
 
 def test_tensorboard_shows_the_files_values_also_after_restarts(tmp_path):

@@ -76,6 +76,7 @@ def start(config, *, process, port):
     together += f"--distributed.processes=2 --distributed.process={process}"
     return subprocess.Popen(
         [sys.executable, "-m", "decant.trainer", "train", *flags(config), *together.split()],
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={
@@ -102,7 +103,7 @@ def test_two_processes_give_the_losses_of_one_stop_together_and_one_continues(al
         assert processes[0].poll() is None, processes[0].communicate()
         time.sleep(0.01)
     processes[1].send_signal(signal.SIGTERM)
-    printed = [process.communicate(timeout=120)[1] for process in processes]
+    printed = ["".join(process.communicate(timeout=120)) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
     assert "To continue, run the same command again" in printed[0]
     assert "step" not in printed[1]

@@ -70,6 +70,7 @@ def flags(config):
 def start(config, **environment):
     return subprocess.Popen(
         [sys.executable, "-m", "decant.trainer", "train", *flags(config)],
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **environment},
@@ -124,9 +125,9 @@ def test_killed_while_it_saves_terminated_and_without_its_teacher_the_losses_are
     process = start(config)
     wait_for_step(config, process, latest_step(config.run) + 18)
     process.send_signal(signal.SIGTERM)
-    _, printed = process.communicate()
+    printed, _ = process.communicate()
     assert process.returncode == 0
-    assert "To continue, run the same command again" in printed
+    assert "To continue, run the same command again: decant train" in printed
     assert latest_step(config.run) == read_metrics(config.run)[-1]["step"]
     train(config)
     expected = without_speed(read_metrics(undisturbed.run))
@@ -140,13 +141,23 @@ def test_killed_while_it_saves_terminated_and_without_its_teacher_the_losses_are
 def test_a_finished_run_started_again_changes_nothing_and_says_so(undisturbed, capsys):
     before = (undisturbed.run / "metrics.jsonl").read_bytes()
     capsys.readouterr()
-    train(undisturbed)
+    command = ["train", *flags(undisturbed)]
+    assert main(command) == 0
     assert (undisturbed.run / "metrics.jsonl").read_bytes() == before
-    printed = capsys.readouterr().err
-    assert printed.startswith(f"finished: all {STEPS} updates are done")
-    assert f"decant evaluate --run {undisturbed.run} --table" in printed
-    train(dataclasses.replace(undisturbed, quiet=True))
-    assert capsys.readouterr().err == ""
+    printed = capsys.readouterr()
+    line, *following = printed.out.splitlines()
+    assert line == f"finished: all {STEPS} updates are done and saved in {undisturbed.run}"
+    assert following[0] == f"next: decant evaluate --run {undisturbed.run}"
+    assert printed.err == ""
+    assert main([*command, "--quiet"]) == 0
+    assert capsys.readouterr() == (f"{line}\n", "")
+    assert main([*command, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    lines = read_metrics(undisturbed.run)
+    assert result["finished"]
+    assert result["step"] == result["steps"] == STEPS
+    assert result["heldout"] == lines[-1]
+    assert result["last_update"] == next(one for one in lines[::-1] if "loss" in one)
 
 
 def test_nothing_in_a_run_is_a_pickle(undisturbed):
@@ -420,7 +431,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(cache, root, tmp_pat
         keep=Keep(),
     )
     stop_at(3, monkeypatch)
-    assert not train(config)
+    assert not train(config).finished
     good = latest_step(config.run)
     before = load_student(config.run, dtype="float32")[1]
     # Weights grow by a factor of 10⁶ an update: finite for a while, but their logits are not.
