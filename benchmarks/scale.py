@@ -167,7 +167,7 @@ def capture(rows: int, directory: Path) -> dict:
         corpus=replace(precompute_settings.corpus, files=(str(directory / "corpus" / "*.jsonl"),)),
         tokenise_workers=1,
     )
-    step_inputs.choose_unit_rows = lambda sources, length: UNIT_ROWS
+    step_inputs.choose_unit_rows = lambda *_, **__: UNIT_ROWS
     started, before = time.monotonic(), time.process_time()
     manifest = precompute.precompute(config)
     seconds, cpu = time.monotonic() - started, time.process_time() - before

@@ -222,9 +222,9 @@ class Train(LongCommand):
     evaluate_every: Annotated[int, COUNT] = 20
     """Updates between evaluations on held-out rows. The run also evaluates before the first and
     after the last update."""
-    heldout_rows: Annotated[int | None, COUNT] = 8
+    heldout_rows: Annotated[int | None, Bounds(0)] = 8
     """Number of held-out rows to evaluate on, spread evenly over all of them, so that every student
-    has the same. Unset: all."""
+    has the same. Unset: all. 0: train without judging, as a cache without held-out rows needs."""
     log_every: Annotated[int, COUNT] = 1
     """Updates between lines of `metrics.jsonl`."""
     max_bad_steps: Annotated[int, COUNT] = 10

@@ -19,7 +19,13 @@ from rich.console import Console
 
 from decant.pipelines.capture.disk_space import free_bytes
 from decant.pipelines.capture.job import Capture
-from decant.pipelines.capture.step_inputs import array_signals, decided_corpus, tokenise_job
+from decant.pipelines.capture.split_warning import split_warning
+from decant.pipelines.capture.step_inputs import (
+    array_signals,
+    decided_corpus,
+    expected_batch_rows,
+    tokenise_job,
+)
 from decant.pipelines.capture.trial_capture import TrialCapture
 from decant.pipelines.config import Precompute
 from decant.pipelines.rows.shard import TokeniseJob
@@ -87,6 +93,8 @@ class Estimate:
     """Memory of this host, or of the container that this process runs in, bytes."""
     disk_free: int = 0
     """Free bytes on the output's disk."""
+    warnings: list[str] = field(default_factory=list)
+    """What will be missed later, such as held-out rows."""
     problems: list[str] = field(default_factory=list)
     """Why the capture will not fit; empty if it will."""
 
@@ -109,6 +117,8 @@ def estimate(config: Precompute, *, console: Console) -> Estimate:
         trial.run()
         _add_costs(result, trial, rows.units, capture)
         _add_limits(result, config.output)
+        if not capture.manifest:
+            _add_warning(result, share=job.corpus.heldout or 0.0)
         return result
 
 
@@ -124,7 +134,15 @@ def _uncaptured_job(capture: Capture, cache: Path) -> TokeniseJob:
     first = None if left[0] is capture.parts[0] else capture.parts[0].corpus
     corpus = decided_corpus(capture.config.corpus, sources, first=first)
     vocabulary = capture.teacher.vocabulary
-    return tokenise_job(cache, part_layout(cache, 0), corpus, sources, vocabulary=vocabulary)
+    return tokenise_job(
+        cache,
+        part_layout(cache, 0),
+        corpus,
+        sources,
+        vocabulary=vocabulary,
+        batch_rows=expected_batch_rows(capture.config.teacher, length=corpus.sequence_length),
+        pieces=left[0].pieces,
+    )
 
 
 def _tokenise_sample(job: TokeniseJob) -> tuple[Estimate, PlannedRows]:
@@ -210,6 +228,12 @@ def _add_memory(result: Estimate, trial: TrialCapture, *, unit_bytes: int) -> No
     result.device_bytes = bytes_needed(teacher, OutputSpec(logits.target_spec, trial.plan.arrays))
     on_host = result.device_bytes if jax.default_backend() == "cpu" else 0
     result.host_bytes = max(resident, on_host) + unit_bytes
+
+
+def _add_warning(result: Estimate, *, share: float) -> None:
+    train = result.rows - result.heldout_rows
+    if warning := split_warning(train, result.heldout_rows, share=share):
+        result.warnings.append(warning)
 
 
 def _add_limits(result: Estimate, output: Path) -> None:

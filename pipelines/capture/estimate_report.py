@@ -32,6 +32,8 @@ def print_estimate(total: Estimate, console: Console) -> None:
         f"device's {size_text(total.device_has)}; this host {size_text(total.host_bytes)} of "
         f"{size_text(total.host_has)}; disk free: {size_text(total.disk_free)}"
     )
+    for warning in total.warnings:
+        console.print(warning)
 
 
 def one_line(total: Estimate) -> str:

@@ -6,7 +6,7 @@ Each step does only what no earlier run has done, so a rerun goes on where the l
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 from rich.console import Console
@@ -20,16 +20,19 @@ from decant.pipelines.capture.part_directories import PartDirectory, is_complete
 from decant.pipelines.capture.progress import row_progress, tokenise_progress
 from decant.pipelines.capture.remaining_units import capture_remaining, totals
 from decant.pipelines.capture.seal import seal
+from decant.pipelines.capture.split_warning import split_warning
 from decant.pipelines.capture.step_inputs import (
     array_signals,
     calibrate_job,
     chat_template,
     decided_corpus,
+    expected_batch_rows,
     identify_rows,
     tokenise_job,
 )
 from decant.pipelines.capture.teacher_lease import with_teacher
 from decant.pipelines.config import Corpus, Precompute
+from decant.pipelines.rows.heldout_pieces import needs_pieces
 from decant.pipelines.rows.marking import VERSION as MARKING
 from decant.pipelines.rows.marking import VERSIONS as MARKINGS
 from decant.pipelines.rows.rules import row_rules, settings_of_rows
@@ -52,6 +55,15 @@ from decant.schemas.manifest.plan import (
 )
 from decant.schemas.manifest.request import claim
 from decant.schemas.signals import ArraySignal
+
+
+class _RowRules(NamedTuple):
+    """The rules of rows that differ between releases or corpora."""
+
+    marking: int
+    """Version of the rules that mark what is learned."""
+    pieces: bool
+    """Whether pieces of texts are held out."""
 
 
 class PartCapture:
@@ -110,29 +122,37 @@ class PartCapture:
     @cached_property
     def rows_id(self) -> str:
         """Identity of the rows of all the part's files."""
-        return self._rows_id(self._marking)
+        return self._rows_id(self._rules)
+
+    @property
+    def pieces(self) -> bool:
+        """Whether pieces of texts are held out, because there are too few documents."""
+        return self._rules.pieces
 
     @cached_property
-    def _marking(self) -> int:
-        """The version of the marking rules that the directory was begun with."""
+    def _rules(self) -> "_RowRules":
+        """The rules that the directory was begun with; for a new one the newest that fit it."""
+        pieces = self.before[0].pieces if self.before else needs_pieces(self.sources, self.corpus)
+        known = [_RowRules(m, p) for m in MARKINGS for p in dict.fromkeys((pieces, False))]
         request = self.layout.request
         bound = read_json(request).get("corpus") if request.exists() else None
-        begun = (v for v in MARKINGS if bound == self._described(self._rows_id(v)))
-        return next(begun, MARKING)
+        begun = (rules for rules in known if bound == self._described(self._rows_id(rules)))
+        return next(begun, known[0])
 
-    def _rows_id(self, marking: int) -> str:
+    def _rows_id(self, rules: "_RowRules") -> str:
         return identify_rows(
             self.corpus,
             self.sources,
             tokenizer=self.tokenizer,
             template=self._template,
             after=[earlier.rows_id for earlier in self.before],
-            marking=marking,
+            marking=rules.marking,
+            pieces=rules.pieces,
         )
 
     def _require_same_marking(self) -> None:
         """ValueError if rows made now would not be marked as those that the part has."""
-        if self._marking != MARKING:
+        if self._rules.marking != MARKING:
             raise ValueError(
                 f"{self.cache}: begun by a release before 0.8, which decided by other rules which "
                 "tokens of chats and completions are learned, and its rows are not all there. "
@@ -229,7 +249,7 @@ class PartCapture:
         return True
 
     def _tokenise(self) -> PlannedRows:
-        config, older = self.config, self.directory.older
+        config, older, plan = self.config, self.directory.older, self.layout.plan
         self._require_same_marking()
         job = tokenise_job(
             self.cache,
@@ -237,6 +257,10 @@ class PartCapture:
             self.corpus,
             self.sources,
             vocabulary=self.teacher.vocabulary,
+            batch_rows=expected_batch_rows(config.teacher, length=config.corpus.sequence_length),
+            # Rows that are made again must lie in the units of the plan.
+            unit_rows=read_plan(plan).rows.unit_rows if plan.exists() else None,
+            pieces=self.pieces,
             older=older,
         )
         with tokenise_progress(job, console=self.console):
@@ -252,13 +276,18 @@ class PartCapture:
         count, tokens = totals(rows.units)
         heldout = sum(unit.rows for unit in rows.units if unit.split == "heldout")
         more = "more " if self.before else ""
+        held = f"{heldout} rows {'of pieces of texts ' if self.pieces else ''}held out"
         self.console.print(
             f"rows: {count:,} {more}of {self.config.corpus.sequence_length} tokens ({tokens:,} in "
-            f"all, {heldout} rows held out) in {len(rows.units)} units, from {len(self.sources)} "
+            f"all, {held}) in {len(rows.units)} units, from {len(self.sources)} "
             f"files{_left_out(rows)}"
         )
         for notice in notices(self.layout.work):
             self.console.print(notice)
+        if not self.before:
+            train = count - heldout
+            if warning := split_warning(train, heldout, share=self.corpus.heldout or 0.0):
+                self.console.print(warning)
         return rows
 
     def _calibrate(self, rows: PlannedRows, known: Mapping[str, KnownDirections]) -> None:
@@ -297,7 +326,13 @@ class PartCapture:
 
     def _settings(self) -> dict[str, Any]:
         """The single settings behind rows_id and teacher_id, for the error if they differ."""
-        rules = row_rules(self.corpus, self.sources, template=self._template, marking=self._marking)
+        rules = row_rules(
+            self.corpus,
+            self.sources,
+            template=self._template,
+            marking=self._rules.marking,
+            pieces=self._rules.pieces,
+        )
         return settings_of_rows(rules, tokenizer=self.tokenizer) | {
             "teacher.quantize": self.config.teacher.quantize,
         }

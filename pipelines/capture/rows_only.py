@@ -17,17 +17,19 @@ from decant.pipelines.capture.step_inputs import (
     chat_template,
     corpus_sources,
     decided_corpus,
+    expected_batch_rows,
     identify_rows,
     tokenise_job,
     with_template_file,
 )
-from decant.pipelines.config import Corpus, Tokenise
+from decant.pipelines.config import Corpus, Teacher, Tokenise
+from decant.pipelines.rows.heldout_pieces import needs_pieces
 from decant.pipelines.rows.rules import row_rules, settings_of_rows
 from decant.pipelines.rows.tokenise import local_processes, tokenise
 from decant.pipelines.runners.run_pipeline import run_pipeline
 from decant.progress import notices
 from decant.schemas import Cache, open_cache
-from decant.schemas.disk.atomic import write_bytes
+from decant.schemas.disk.atomic import read_json, write_bytes
 from decant.schemas.disk.layout import MANIFEST, TOKENIZER, part_layout
 from decant.schemas.disk.locks import capturing, changing
 from decant.schemas.manifest.manifest import Manifest, Source, read_manifest
@@ -49,16 +51,30 @@ def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manife
         missing=f"there is no chat template in {like.tokenizer_path}; give the documents as prompt "
         "and completion",
     )
-    rows_id = identify_rows(corpus, sources, tokenizer=like.manifest.tokenizer, template=template)
-    request = {
-        "corpus": f"{len(sources)} files, rows of {corpus.sequence_length} without a teacher "
-        f"(rows_id {rows_id[:12]})"
+    rows_ids = {
+        pieces: identify_rows(
+            corpus, sources, tokenizer=like.manifest.tokenizer, template=template, pieces=pieces
+        )
+        for pieces in (needs_pieces(sources, corpus), False)
     }
-    rules = row_rules(corpus, sources, template=template)
+
+    def request(pieces: bool) -> dict[str, str]:
+        return {
+            "corpus": f"{len(sources)} files, rows of {corpus.sequence_length} without a teacher "
+            f"(rows_id {rows_ids[pieces][:12]})"
+        }
+
+    begun = read_json(layout.request) if layout.request.exists() else {}
+    # A release before 0.9 held out no pieces.
+    before = (p for p in rows_ids if begun.get("corpus") == request(p)["corpus"])
+    pieces = next(before, next(iter(rows_ids)))
+    rules = row_rules(corpus, sources, template=template, pieces=pieces)
     settings = settings_of_rows(rules, tokenizer=like.manifest.tokenizer)
     bound = [Source(source.name, source.sha256) for source in sources]
     with changing(config.output):
-        claim(layout.request, request, sources=bound, settings=settings, cache=config.output)
+        claim(
+            layout.request, request(pieces), sources=bound, settings=settings, cache=config.output
+        )
     if (config.output / MANIFEST).exists():
         console.print(f"{config.output}: sealed already, nothing to do")
         return read_manifest(config.output)
@@ -66,12 +82,18 @@ def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manife
     for name, data in (tokenizer.files() | config_file).items():
         write_bytes(config.output / TOKENIZER / name, data, within=config.output)
     job = tokenise_job(
-        config.output, layout, corpus, sources, vocabulary=like.manifest.vocabulary_size
+        config.output,
+        layout,
+        corpus,
+        sources,
+        vocabulary=like.manifest.vocabulary_size,
+        batch_rows=expected_batch_rows(Teacher(), length=corpus.sequence_length),
+        pieces=pieces,
     )
     with capturing(layout.root), tokenise_progress(job, console=console):
         rows = tokenise(
             job,
-            rows_id=rows_id,
+            rows_id=rows_ids[pieces],
             run=functools.partial(
                 run_pipeline, runner=config.runner, options=config.runner_options
             ),

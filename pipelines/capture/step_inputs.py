@@ -12,13 +12,14 @@ from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.calibration.calibrate import CalibrateJob
 from decant.pipelines.calibration.directions import KnownDirections
 from decant.pipelines.calibration.signal_specs import describe_arrays
-from decant.pipelines.config import Corpus, Precompute
+from decant.pipelines.config import Corpus, Precompute, Teacher
 from decant.pipelines.rows.documents import with_kinds
 from decant.pipelines.rows.marking import VERSION as MARKING
 from decant.pipelines.rows.matching import fail
 from decant.pipelines.rows.rules import choose_unit_rows, row_rules
 from decant.pipelines.rows.shard import TokeniseJob
 from decant.pipelines.rows.sources import SourceFile, find_sources, resolve_defaults
+from decant.pipelines.teacher.batch_size import CPU_BATCH_TOKENS, rows_of_tokens
 from decant.pipelines.teacher.identity import digest_memory
 from decant.pipelines.teacher.opened import OpenedTeacher
 from decant.schemas.disk.identity import rows_id
@@ -97,13 +98,15 @@ def identify_rows(
     template: ChatTemplate | None,
     after: Sequence[str] = (),
     marking: int = MARKING,
+    pieces: bool = False,
 ) -> str:
     """rows_id of all rows of `sources`; `corpus` is decided, `tokenizer` is a digest.
 
     `after` holds the rows_ids of earlier parts, whose documents are left out of this one; `marking`
-    is the version of the rules that mark what is learned.
+    is the version of the rules that mark what is learned; `pieces` says whether pieces of texts
+    are held out.
     """
-    rules = row_rules(corpus, sources, template=template, marking=marking)
+    rules = row_rules(corpus, sources, template=template, marking=marking, pieces=pieces)
     if after:
         rules["after"] = list(after)
     return rows_id(
@@ -113,6 +116,13 @@ def identify_rows(
     )
 
 
+def expected_batch_rows(teacher: Teacher, *, length: int) -> int:
+    """Rows of the teacher's batch as far as the driver knows, which may have no accelerator: the
+    setting, or what a CPU gets. A larger batch of an accelerator costs little more on padding."""
+    asked = teacher.batch_rows
+    return asked if isinstance(asked, int) else rows_of_tokens(CPU_BATCH_TOKENS, length)
+
+
 def tokenise_job(
     cache: Path,
     layout: PartLayout,
@@ -120,21 +130,28 @@ def tokenise_job(
     sources: Sequence[SourceFile],
     *,
     vocabulary: int,
+    batch_rows: int,
+    unit_rows: int | None = None,
+    pieces: bool = False,
     older: Sequence[SourceFile] = (),
 ) -> TokeniseJob:
     """The job that writes the rows of `sources` below `layout`; `corpus` is decided.
 
-    `vocabulary` is the number of ids that the teacher predicts; `older` are the sources of earlier
-    parts. The cache must have its tokenizer when the job runs.
+    `vocabulary` is the number of ids that the teacher predicts; `batch_rows` from
+    `expected_batch_rows`; `unit_rows` is U if an earlier run has fixed it; `pieces` says whether
+    pieces of texts are held out; `older` are the sources of earlier parts. The cache must have its
+    tokenizer when the job runs.
     """
+    length = corpus.sequence_length
     # Absolute, because workers may have another working directory.
     return TokeniseJob(
         part=layout.root.absolute(),
         tokenizer=(cache / TOKENIZER).absolute(),
         sources=tuple(sources),
         corpus=corpus,
-        unit_rows=choose_unit_rows(sources, length=corpus.sequence_length),
+        unit_rows=unit_rows or choose_unit_rows(sources, length=length, batch_rows=batch_rows),
         vocabulary=vocabulary,
+        pieces=pieces,
         older=tuple(older),
     )
 

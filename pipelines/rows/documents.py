@@ -53,11 +53,20 @@ class Document:
 
         A chat is hashed before it is rendered, so that every teacher holds out the same chats.
         """
-        content = self.content
-        if isinstance(content, LongText):
-            return content.sha256
-        data = content.encode() if isinstance(content, str) else canonical_json(content._asdict())
-        return hashlib.sha256(data).digest()
+        if isinstance(self.content, LongText):
+            return self.content.sha256
+        return hashlib.sha256(self._data(self.content)).digest()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the content, as UTF-8 or JSON."""
+        if isinstance(self.content, LongText):
+            return sum(len(chunk.encode()) for chunk in self.content.chunks())
+        return len(self._data(self.content))
+
+    @staticmethod
+    def _data(content: str | Chat | Completion) -> bytes:
+        return content.encode() if isinstance(content, str) else canonical_json(content._asdict())
 
 
 Refuse = Callable[[Place, str], None]

@@ -5,6 +5,7 @@ from typing import Any
 
 from decant.models.text.chat_template import ChatTemplate
 from decant.pipelines.config import Corpus
+from decant.pipelines.rows.heldout_pieces import VERSION as PIECES
 from decant.pipelines.rows.marking import VERSION as MARKING
 from decant.pipelines.rows.marking import marking_rules
 from decant.pipelines.rows.packing import VERSION as PACKING_VERSION
@@ -17,24 +18,32 @@ def row_rules(
     *,
     template: ChatTemplate | None = None,
     marking: int = MARKING,
+    pieces: bool = False,
 ) -> dict[str, Any]:
     """All settings that decide the rows, apart from text and tokenizer; part of rows_id.
 
     `corpus` has its defaults resolved. `template` is the chat template, if there are chats, and
-    `marking` the version of the rules that mark what is learned.
+    `marking` the version of the rules that mark what is learned. `pieces`: pieces of texts are
+    held out.
     """
-    return marking_rules({source.kind for source in sources}, template, version=marking) | {
-        "version": PACKING_VERSION,
-        "sequence_length": corpus.sequence_length,
-        "bos": "as the tokenizer",
-        "eos": "after every document",
-        "deduplicate": "exact",
-        "heldout": corpus.heldout,
-        "open_rows": corpus.open_rows,
-        "shard_bytes": corpus.shard_bytes,
-        "text_field": corpus.text_field,
-        "on_error": corpus.on_error,
-    }
+    kinds = {source.kind for source in sources}
+    cut = {"heldout_pieces": PIECES} if pieces else {}
+    return (
+        marking_rules(kinds, template, version=marking)
+        | cut
+        | {
+            "version": PACKING_VERSION,
+            "sequence_length": corpus.sequence_length,
+            "bos": "as the tokenizer",
+            "eos": "after every document",
+            "deduplicate": "exact",
+            "heldout": corpus.heldout,
+            "open_rows": corpus.open_rows,
+            "shard_bytes": corpus.shard_bytes,
+            "text_field": corpus.text_field,
+            "on_error": corpus.on_error,
+        }
+    )
 
 
 def settings_of_rows(rules: Mapping[str, Any], *, tokenizer: str) -> dict[str, Any]:
@@ -44,9 +53,12 @@ def settings_of_rows(rules: Mapping[str, Any], *, tokenizer: str) -> dict[str, A
     }
 
 
-def choose_unit_rows(sources: Sequence[SourceFile], *, length: int) -> int:
+def choose_unit_rows(sources: Sequence[SourceFile], *, length: int, batch_rows: int = 1) -> int:
     """U, rows per unit, for rows of `length` tokens: a power of two of at most about 4M tokens and
-    4,096 rows, and small enough that the corpus gives 16 units."""
+    4,096 rows, and small enough that the corpus gives 16 units; but no less than a batch of
+    `batch_rows`, because no batch spans two units and the teacher would run on padding."""
     rows = sum(source.bytes for source in sources) / 4 / length  # about four bytes a token
-    limit = max(1, min(4096, (4 << 20) // length, int(rows / 16)))
-    return 1 << (limit.bit_length() - 1)
+    most = max(1, min(4096, (4 << 20) // length))
+    of_sixteen = 1 << (max(1, min(most, int(rows / 16))).bit_length() - 1)
+    of_a_batch = 1 << (min(most, batch_rows) - 1).bit_length()
+    return max(of_sixteen, of_a_batch)

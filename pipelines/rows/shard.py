@@ -9,6 +9,7 @@ from pathlib import Path
 from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.config import Corpus
 from decant.pipelines.rows.documents import Chat, Document, Refuse, read_documents
+from decant.pipelines.rows.heldout_pieces import split_of, stretches
 from decant.pipelines.rows.long_text import LongSegment, LongText
 from decant.pipelines.rows.marking import Marked, long_segment, mark, segments
 from decant.pipelines.rows.packing import Packer
@@ -43,6 +44,8 @@ class TokeniseJob:
     """U, rows per unit."""
     vocabulary: int
     """Number of ids that the teacher predicts. A document that has a larger id is refused."""
+    pieces: bool = False
+    """Whether pieces of texts are held out, as `needs_pieces` says, in place of documents."""
     older: tuple[SourceFile, ...] = ()
     """Files of the older parts. Documents that occur in them are left out of this part."""
 
@@ -164,7 +167,12 @@ def _segments(
 
     for batch in _batches(_mark_all(documents, job, tokenizer, refuse=refuse, lost=lost)):
         for marked, segment in tokenised(batch):
-            yield _split_of(marked.document.content_hash, job.corpus.heldout or 0.0), segment
+            digest, share = marked.document.content_hash, job.corpus.heldout or 0.0
+            if job.pieces and isinstance(marked.document.content, str | LongText):
+                length = job.corpus.sequence_length
+                yield from stretches(segment, digest, share, length=length)
+            else:
+                yield split_of(digest, share), segment
 
 
 def _unpredictable(
@@ -204,10 +212,6 @@ def _mark_all(
                 place = f"the first is in {source}: {document.located('')}".rstrip(": ")
                 lost.setdefault(name, Unwritten(first=place)).count += 1
         yield marked
-
-
-def _split_of(content_hash: bytes, heldout: float) -> Split:
-    return "heldout" if int.from_bytes(content_hash[:8]) < heldout * 2**64 else "train"
 
 
 def _batches(documents: Iterable[Marked]) -> Iterator[list[Marked]]:

@@ -191,10 +191,16 @@ def _gather(
         )
     return PlannedRows(
         rows_id=rows_id,
-        unit_rows=job.unit_rows,
+        unit_rows=_unit_rows(job, units),
         units=tuple(units),
         sources=tuple(Source(source.name, source.sha256) for source in job.sources),
         skipped=tuple(skipped),
         duplicates=duplicates,
         sample=tuple((unit, offset) for _, unit, offset in sorted(sample)[:SAMPLE_ROWS]),
     )
+
+
+def _unit_rows(job: TokeniseJob, units: Sequence[Unit]) -> int:
+    """U of the units, some of which an earlier run may have made with a larger U."""
+    largest = max(unit.rows for unit in units)
+    return max(job.unit_rows, 1 << (largest - 1).bit_length())

@@ -25,13 +25,20 @@ _USABLE_SHARE = 0.9
 """Share of a device's memory. The rest is for the batch before, for fragmentation, and for other
 processes of the host."""
 
+CPU_BATCH_TOKENS = 2048
+
 
 def default_batch_rows(sequence_length: int, *, mesh: TeacherMesh) -> int:
     """Rows of about 2,048 tokens on CPU and 32,768 on accelerators; a multiple of the copies of
     the model."""
-    tokens = 2048 if jax.default_backend() == "cpu" else 32_768
+    tokens = CPU_BATCH_TOKENS if jax.default_backend() == "cpu" else 32_768
     copies = max(1, model_copies(mesh))
-    return -(-max(1, tokens // sequence_length) // copies) * copies
+    return -(-rows_of_tokens(tokens, sequence_length) // copies) * copies
+
+
+def rows_of_tokens(tokens: int, sequence_length: int) -> int:
+    """Whole rows of about so many tokens, at least one."""
+    return max(1, tokens // sequence_length)
 
 
 def fitting_batch_rows(

@@ -26,9 +26,10 @@ class Spelling:
 
     def see(self, tokens: np.ndarray, *, length: int) -> None:
         """Judge a segment, int32 [n], of a row of `length` positions."""
-        # A segment that fills its row may continue in another row. Other segments end where their
-        # document ends. Any segment may begin in the middle of a long document.
-        cut = len(tokens) == length or len(tokens) > _MOST
+        # A segment that fills its row may continue in another row, and one without EOS in a piece
+        # of the other split. Any segment may begin in the middle of a long document.
+        ends = len(tokens) < length and tokens[-1] == self._tokenizer.eos_id
+        cut = not ends or len(tokens) > _MOST
         tokens = tokens[:_MOST]
         own = tokens.tolist()
         again = self._tokenizer.encode_batch([self._tokenizer.decode(own)])[0].tolist()

@@ -18,7 +18,7 @@ def cache(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("mistreated")
     write_corpus(root / "corpus", files=6, words=60)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step_inputs, "choose_unit_rows", lambda sources, length: 2)
+        patch.setattr(step_inputs, "choose_unit_rows", lambda *_, **__: 2)
         return tiny_cache(
             root,
             profile="compact",

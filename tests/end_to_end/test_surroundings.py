@@ -229,7 +229,7 @@ from decant.pipelines.capture import step_inputs
 from decant.pipelines.capture.job import precompute
 from decant.schemas import open_cache
 from tests.making.caches import tiny_settings, write_corpus
-step_inputs.choose_unit_rows = lambda sources, length: 1
+step_inputs.choose_unit_rows = lambda *_, **__: 1
 root = Path(sys.argv[1])
 write_corpus(root / "corpus", files=8, words=500)
 config = tiny_settings(root, sequence_length=16, shard_bytes=1 << 20, batch_rows=1)

@@ -83,7 +83,8 @@ def heldout_rows(cache: Cache, count: int | None) -> np.ndarray:
     numbers = spread_rows(cache.rows(split="heldout"), count)
     if not len(numbers):
         raise ValueError(
-            f"{cache.path}: no held-out rows to evaluate on; capture with a larger --corpus.heldout"
+            f"{cache.path}: no held-out rows to judge a student on. Train without judging "
+            "(--heldout-rows 0), or capture with a larger --corpus.heldout into another output"
         )
     return numbers
 

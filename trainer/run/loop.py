@@ -45,8 +45,8 @@ class TrainingLoop:
     mesh: Mesh
     step: Callable[[TrainState, dict], tuple[TrainState, dict]]
     """The compiled update."""
-    evaluator: Evaluator
-    """Held-out metrics of given parameters."""
+    evaluator: Evaluator | None
+    """Held-out metrics of given parameters. None: the run is not judged."""
     clock: Clock = field(default_factory=Clock)
 
     def run(self, state: TrainState, *, stopping: Sequence[int] = ()) -> TrainState:
@@ -101,8 +101,10 @@ class TrainingLoop:
         latest = self.checkpoints.latest
         return f"saved in {self.config.run} after update {latest or 0}"
 
-    def _evaluate(self, step: int, state: TrainState) -> dict[str, Any]:
-        """Measure the state on held-out rows and log the metrics."""
+    def _evaluate(self, step: int, state: TrainState) -> dict[str, Any] | None:
+        """Measure the state on held-out rows and log the metrics; None if the run is not judged."""
+        if self.evaluator is None:
+            return None
         heldout = self.evaluator(state.params)
         self.metrics.log_heldout({"step": step, **heldout})
         return heldout

@@ -23,7 +23,7 @@ from decant.schemas import Cache, open_cache
 from decant.trainer.config import Optimiser, Train
 from decant.trainer.data.batches import Batches, number_of_updates
 from decant.trainer.data.mixture import caches_with_targets, check_mixture, open_others
-from decant.trainer.judging.heldout import make_evaluator
+from decant.trainer.judging.heldout import heldout_rows, make_evaluator
 from decant.trainer.loss.batch_fields import check_targets
 from decant.trainer.loss.layer_pairs import Pairs
 from decant.trainer.loss.objective import Objective, Tables
@@ -96,6 +96,7 @@ def _train(config: Train, place: Place | None) -> Trained:
     steps = number_of_updates(cache, config=config.data)
     mesh = student_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     _check_batch(config, steps=steps, row_shards=row_shard_count(mesh))
+    _check_judging(config, cache)
     check_targets(cache, loss=config.loss)
     config, pairs = resolve_layers(config, cache=cache)
     others = open_others(config.data)
@@ -171,7 +172,9 @@ def _train(config: Train, place: Place | None) -> Trained:
                 cache=cache_at_start(open_cache(config.cache), run=config.run),
                 rows=config.heldout_rows,
                 batch_rows=config.data.batch_rows // config.data.microbatches,
-            ),
+            )
+            if config.heldout_rows != 0
+            else None,
             clock=Clock(flops=flops, peak=peak_flops(mesh.devices.ravel().tolist())),
         )
         state = loop.run(state, stopping=stack.enter_context(_stop_signals()))
@@ -189,6 +192,18 @@ def _check_batch(config: Train, *, steps: int, row_shards: int) -> None:
         )
     if steps < 1:
         raise ValueError(f"{config.cache}: its train rows do not fill one batch of {rows} rows")
+
+
+def _check_judging(config: Train, cache: Cache) -> None:
+    """Raise ValueError if held-out rows are asked for that the cache lacks, or needed and not asked
+    for."""
+    if config.heldout_rows != 0:
+        heldout_rows(cache, config.heldout_rows)
+    elif config.keep.best:
+        raise ValueError(
+            f"keep.best = {config.keep.best} keeps the checkpoints that judge best, but "
+            "heldout_rows = 0 trains without judging; set heldout_rows, or leave keep.best out"
+        )
 
 
 def _begin(
