@@ -6,7 +6,7 @@ import pytest
 
 from decant.pipelines.capture.job import precompute
 from decant.schemas import open_cache
-from decant.trainer.config import Data, Keep, Student, Train
+from decant.trainer.config import Data, Keep, Loss, Student, Train
 from decant.trainer.run.checkpoint import latest_step
 from decant.trainer.run.metrics_log import read_metrics
 from decant.trainer.run.train import train
@@ -24,6 +24,7 @@ def config(tmp_path_factory) -> Train:
         run=root / "run",
         student=Student(source=str(root / "teacher"), layers=1),
         data=Data(batch_rows=2, steps=2),
+        loss=Loss(tail="bucket"),
         heldout_rows=0,
     )
 
