@@ -164,5 +164,5 @@ def test_the_warning_comes_before_the_teacher_runs(tmp_path, capsys):
     assert "row is held out" in planned.warnings[0]
     assert planned.warnings[0] in capsys.readouterr().out
     precompute(config)
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     assert 0 < printed.index("row is held out") < printed.index("calibrate:")
