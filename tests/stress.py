@@ -258,7 +258,7 @@ def _judge(shared: Stress, name: str, request: dict, status: int, log: Path) -> 
             if status != 70 and re.search(pattern, said):
                 shared.refusals[name] += 1
             else:
-                shared.faults.append(f"{name} {request} ended with {status}:\n{said[-3000:]}")
+                shared.faults.append(f"{name} {request} ended with {status}:\n{_ends(said)}")
 
 
 def _check_end(shared: Stress, server: Server) -> None:
@@ -269,7 +269,7 @@ def _check_end(shared: Stress, server: Server) -> None:
     def ask(name: str, request: dict) -> None:
         status, said = server.ask(plain | request, log), log.read_text()
         if status and not re.search(_EXPECTED.get(name, "(?!)"), said):
-            shared.faults.append(f"at the end, {request}: {status}\n{said[-3000:]}")
+            shared.faults.append(f"at the end, {request}: {status}\n{_ends(said)}")
 
     def command(*arguments: str) -> dict:
         return {"action": "main", "arguments": list(arguments)}
@@ -280,6 +280,11 @@ def _check_end(shared: Stress, server: Server) -> None:
     ask("precompute", {"action": "precompute", "added": True, "partial": False})
     ask("gc", command("gc", str(cache)))
     ask("any", command("verify", str(cache), "--rows=4"))
+
+
+def _ends(said: str) -> str:
+    """The beginning and the end of a long output: a report names what is wrong at either."""
+    return said if len(said) < 6000 else f"{said[:3000]}\n[…]\n{said[-3000:]}"
 
 
 def _check_rows(shared: Stress, seen: list[Path]) -> None:

@@ -1,5 +1,6 @@
 """A damaged checkpoint is never used in silence: the newest good one is, and a warning says so."""
 
+import gc
 import json
 import math
 import shutil
@@ -14,8 +15,12 @@ from decant.trainer.run.checkpoint import CHECKPOINTS, DAMAGED, Checkpoints
 from decant.trainer.run.checksums import summarise
 from decant.trainer.update.step import initial_state
 
-# Reads that run beside the one that fails end after Orbax has closed their event loop.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+@pytest.fixture(autouse=True)
+def collected():
+    """Garbage of failed reads is collected here, so that its errors fail this test, not another."""
+    yield
+    gc.collect()
 
 
 def state_at(step):
