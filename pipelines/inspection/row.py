@@ -1,32 +1,62 @@
-"""One row of a cache for people: its tokens, what the teacher predicted for each, its documents."""
+"""One row of a cache for people: its tokens, and what teacher and student predicted for each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
 from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.inspection.entropy import entropies
 from decant.schemas import Cache
 from decant.schemas.records.rows import PADDING
 
+Arrays = Mapping[str, np.ndarray]
+"""A student's predictions, by name: `trainer/judging/predictions.py` says which."""
+Student = Callable[[Sequence[int]], Arrays]
+"""Gives a student's predictions for the rows of these numbers, each array [rows, positions, …]."""
+
+_SHORTEST_TAIL = 1e-7
+"""Probability that a token outside the stored ids is taken to have at most, if the tail is 0."""
+
+
+class Candidate(NamedTuple):
+    """A token that may follow, and how likely it is to either model."""
+
+    text: str
+    teacher: float | None
+    """None if the teacher's top-k does not hold it."""
+    student: float | None
+    """None without a student, and for a token that only the teacher's draws hold."""
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """The teacher's distribution for one token, given the tokens before it."""
+    """The distribution of one token, given the tokens before it. Entropies and KL in nats."""
 
     entropy: float
-    """Of the whole distribution, in nats."""
+    """Of the teacher's whole distribution."""
     tail: float
-    """Probability outside the stored top-k."""
+    """Probability that the teacher gives to all tokens outside its stored top-k."""
     probability: float | None
-    """Of the token that follows; None if it is not in the stored top-k."""
-    alternatives: tuple[tuple[str, float], ...]
-    """The likeliest tokens and their probabilities, in falling order."""
+    """What the teacher gives to the token that follows; None if it is not in the stored top-k."""
+    alternatives: tuple[Candidate, ...]
+    """The teacher's likeliest tokens in falling order, then more of the student's likeliest."""
+    draws: tuple[tuple[str, float], ...] = ()
+    """Tokens that were drawn from the tail, and the teacher's probability of each, falling."""
+    student_probability: float | None = None
+    """What the student gives to the token that follows."""
+    kl: float | None = None
+    """KL(teacher ‖ student) with the tail as one token: a lower bound."""
+
+    @property
+    def surprise(self) -> float:
+        """−ln of the probability of the token that follows: a lower bound if it is not stored."""
+        p = self.probability
+        return float(-np.log(max(self.tail if p is None else p, _SHORTEST_TAIL)))
 
 
 @dataclass(frozen=True)
@@ -39,26 +69,34 @@ class Token:
     """None if no target is stored for this token: a document's first token, or a prompt."""
 
 
-def row_tokens(cache: Cache, row: int, tokenizer: Tokenizer, *, top: int) -> list[Token]:
+@dataclass(frozen=True)
+class Origin:
+    """Where a segment of a row is from."""
+
+    segment: int
+    source: str
+    """Name of the corpus file."""
+    document: int
+    """Byte offset or number of the document in its file."""
+    start: int
+    """Index in the document of the segment's first token."""
+
+
+def row_tokens(
+    cache: Cache, row: int, tokenizer: Tokenizer, *, top: int, student: Student | None = None
+) -> list[Token]:
     """The tokens of a row, each with the `top` likeliest tokens that the teacher predicted."""
     batch = {name: array[0] for name, array in cache.read([row]).items()}
+    theirs = {name: array[0] for name, array in student([row]).items()} if student else {}
+    text = lru_cache(maxsize=None)(lambda token: tokenizer.decode([token]))
     scored = np.flatnonzero(batch["loss_mask"])
-    ids, logprobs = batch["topk_ids"][scored], batch["topk_logprobs"][scored]
-    entropy = entropies(logprobs, batch["tail_logmass"][scored])
-    tails = np.exp(batch["tail_logmass"][scored, -1])
-    predictions: dict[int, Prediction] = {}
-    for i, at in enumerate(scored):
-        following = int(batch["tokens"][at + 1])
-        place = np.flatnonzero(ids[i] == following)
-        likeliest = zip(ids[i][:top], np.exp(logprobs[i][:top]), strict=True)
-        predictions[int(at) + 1] = Prediction(
-            entropy=float(entropy[i]),
-            tail=float(tails[i]),
-            probability=float(np.exp(logprobs[i][place[0]])) if len(place) else None,
-            alternatives=tuple((tokenizer.decode([j]), float(p)) for j, p in likeliest),
-        )
+    entropy = entropies(batch["topk_logprobs"][scored], batch["tail_logmass"][scored])
+    predictions = {
+        int(at) + 1: _prediction(batch, theirs, int(at), entropy=float(nats), text=text, top=top)
+        for at, nats in zip(scored, entropy, strict=True)
+    }
     return [
-        Token(tokenizer.decode([token]), int(segment), predictions.get(at))
+        Token(text(int(token)), int(segment), predictions.get(at))
         for at, (token, segment) in enumerate(
             zip(batch["tokens"], batch["segment_ids"], strict=True)
         )
@@ -66,31 +104,45 @@ def row_tokens(cache: Cache, row: int, tokenizer: Tokenizer, *, top: int) -> lis
     ]
 
 
-def row_table(tokens: Sequence[Token]) -> Table:
-    """The tokens and their predictions, for the terminal."""
-    table = Table("token", "p", "entropy", "tail", "the teacher's likeliest", show_lines=False)
-    for token in tokens:
-        prediction = token.prediction
-        if prediction is None:
-            table.add_row(_visible(token.text), "", "", "", "", style="dim")
-            continue
-        likely = Text("  ").join(
-            Text.assemble(_visible(text), f" {p:.2f}") for text, p in prediction.alternatives
-        )
-        p = "–" if prediction.probability is None else f"{prediction.probability:.3f}"
-        entropy, tail = f"{prediction.entropy:.2f}", f"{prediction.tail:.3f}"
-        table.add_row(_visible(token.text), p, entropy, tail, likely)
-    return table
+def _prediction(
+    batch: Arrays, theirs: Arrays, at: int, *, entropy: float, text: Callable[[int], str], top: int
+) -> Prediction:
+    ids, logprobs = batch["topk_ids"][at], batch["topk_logprobs"][at]
+    stored = np.isfinite(logprobs)
+    teacher = dict(zip(ids[stored].tolist(), np.exp(logprobs[stored]).tolist(), strict=True))
+    shown = list(teacher)[:top]
+    student: dict[int, float] = {}
+    if theirs:
+        on_stored = np.exp(theirs["topk_logprobs"][at][stored]).tolist()
+        own = theirs["top_ids"][at].tolist()
+        student = dict(zip(own, np.exp(theirs["top_logprobs"][at]).tolist(), strict=True))
+        student |= dict(zip(teacher, on_stored, strict=True))
+        shown += [token for token in own[:top] if token not in shown]
+    following = int(batch["tokens"][at + 1])
+    return Prediction(
+        entropy=entropy,
+        tail=float(np.exp(batch["tail_logmass"][at, -1])),
+        probability=teacher.get(following),
+        alternatives=tuple(Candidate(text(i), teacher.get(i), student.get(i)) for i in shown),
+        draws=_draws(batch, at, text=text),
+        student_probability=float(np.exp(theirs["label_logprobs"][at])) if theirs else None,
+        kl=float(theirs["kl_bound"][at]) if theirs else None,
+    )
 
 
-def document_origins(cache: Cache, row: int) -> list[str]:
-    """Source file and place of each document in a row; forgotten documents are left out."""
-    return [
-        f"{name}, document {document}, from its token {start} on"
-        for name, document, start in cache.origins(row)
-    ]
+def _draws(batch: Arrays, at: int, *, text: Callable[[int], str]) -> tuple[tuple[str, float], ...]:
+    if "tail_ids" not in batch:
+        return ()
+    logprobs = batch["tail_logprobs"][at]
+    drawn = np.isfinite(logprobs)
+    each = dict(zip(batch["tail_ids"][at][drawn].tolist(), logprobs[drawn].tolist(), strict=True))
+    falling = sorted(each.items(), key=lambda pair: (-pair[1], pair[0]))
+    return tuple((text(token), float(np.exp(logprob))) for token, logprob in falling)
 
 
-def _visible(text: str) -> Text:
-    # Not a string, in which Rich would read markup.
-    return Text(repr(text)[1:-1])
+def row_origins(cache: Cache, row: int) -> list[Origin]:
+    """Where each segment of a row is from; forgotten documents are left out."""
+    ids = cache.read([row], signals=())["segment_ids"][0]
+    segments = np.unique(ids[ids != PADDING]).tolist()
+    origins = zip(segments, cache.origins(row), strict=True)
+    return [Origin(segment, *origin) for segment, origin in origins]

@@ -16,7 +16,11 @@ from jaxtyping import Array, Bool, Float, Int
 from decant.models.mesh.vocabulary import Vocabulary
 from decant.models.numerics import logits as logits_of
 from decant.trainer.loss.batch_fields import Batch
-from decant.trainer.loss.divergences import divergence, teacher_categories
+from decant.trainer.loss.divergences import (
+    TeacherCategories,
+    divergence,
+    teacher_categories,
+)
 from decant.trainer.loss.objective import Objective
 from decant.trainer.loss.position_chunks import (
     cut_positions,
@@ -145,6 +149,28 @@ def _divergences(
     """KL at T: the bound, the estimates by prior and by draws (None if absent); and the view."""
     beta = 1 / temperature
     log_prior = None if inputs.prior is None else log_prior_at(inputs.prior, beta=beta)
+    bound, view, teacher = bound_and_view(logits, targets, beta=beta, log_prior=log_prior)
+    estimate = unbiased = None
+    if log_prior is not None:
+        estimate = (
+            bound
+            + correction_from_prior(
+                view, teacher, log_prior, beta=beta, vocabulary=Vocabulary(logits.shape[-1])
+            ).value
+        )
+    if targets.tail_ids is not None:
+        unbiased = bound + correction_from_draws(view, targets, teacher, beta=beta).value
+    return bound, estimate, unbiased, view
+
+
+def bound_and_view(
+    logits: Float[Array, "n vocab"],
+    targets: BatchTargets,
+    *,
+    beta: Float[Array, ""],
+    log_prior: Float[Array, " vocab"] | None = None,
+) -> tuple[Float[Array, " n"], StudentView, TeacherCategories]:
+    """KL(teacher ‖ student) at β = 1/T with the tail as one category, and both distributions."""
     whole = Vocabulary(logits.shape[-1])
     view = summarise_logits(logits, targets, beta=beta, vocabulary=whole, log_prior=log_prior)
     counted = targets.mask[:, None]
@@ -156,15 +182,7 @@ def _divergences(
     )
     logq = jnp.concatenate([beta * view.head, view.tail_soft[:, None]], -1) - view.z_soft[:, None]
     bound = divergence(teacher.logp, jnp.where(counted, logq, -jnp.inf), kind="forward_kl")
-    estimate = unbiased = None
-    if log_prior is not None:
-        estimate = (
-            bound
-            + correction_from_prior(view, teacher, log_prior, beta=beta, vocabulary=whole).value
-        )
-    if targets.tail_ids is not None:
-        unbiased = bound + correction_from_draws(view, targets, teacher, beta=beta).value
-    return bound, estimate, unbiased, view
+    return bound, view, teacher
 
 
 def _acceptance(

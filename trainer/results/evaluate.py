@@ -15,9 +15,7 @@ from jax.sharding import Mesh
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from decant.models import Checkpoint
 from decant.models.mesh.sharding import replicate, student_mesh
-from decant.models.text.tokenizer import tokenizer_of
 from decant.progress import notices, track
 from decant.schemas import Cache
 from decant.schemas.disk.atomic import read_json, write_json
@@ -34,9 +32,14 @@ from decant.trainer.judging.tally import (
 )
 from decant.trainer.loss.batch_fields import to_device
 from decant.trainer.loss.objective import Objective
-from decant.trainer.results.judged_on import cache_to_judge_on, describe, is_other_teacher
+from decant.trainer.results.judged_on import (
+    cache_to_judge_on,
+    check_student,
+    describe,
+    is_other_teacher,
+)
 from decant.trainer.run.binding import read_run_settings
-from decant.trainer.run.initial_student import check_covers_cache, open_initial
+from decant.trainer.run.initial_student import open_initial
 from decant.trainer.run.trained_student import load_checkpoint, weights_sha256
 
 FILE = "evaluation.json"
@@ -55,7 +58,7 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     """
     student = open_initial(config.run)
     cache = cache_to_judge_on(config)
-    _check_student(student, cache, run=config.run)
+    check_student(student, cache, run=config.run)
     mesh = student_mesh(fsdp=jax.device_count())
     graph, params, step = load_checkpoint(
         config.run, dtype=config.dtype, checkpoint=config.checkpoint
@@ -202,13 +205,3 @@ def _measure_inputs(cache: Cache, *, temperature: float, mesh: Mesh) -> MeasureI
         None if temperature == 1 else replicate(np.asarray(temperature, np.float32), mesh),
         None if prior is None else replicate(np.asarray(prior, np.float32), mesh),
     )
-
-
-def _check_student(student: Checkpoint, cache: Cache, *, run: Path) -> None:
-    """ValueError unless the student has the cache's tokenizer, token ids and positions."""
-    check_covers_cache(student.config, cache=cache, name=f"the student of {run}")
-    if why := tokenizer_of(cache).difference(student.tokenizer()):
-        raise ValueError(
-            f"{cache.path}: captured with another tokenizer than the student of {run} has; token "
-            f"ids would not line up. {why}. Evaluate it on a cache captured with its tokenizer"
-        )

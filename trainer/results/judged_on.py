@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from decant.models import Checkpoint
+from decant.models.text.tokenizer import tokenizer_of
 from decant.schemas import Cache, open_cache
 from decant.trainer.config import Evaluate
 from decant.trainer.run.binding import read_run_settings
 from decant.trainer.run.data_facts import main_cache, read_data_facts
+from decant.trainer.run.initial_student import check_covers_cache
 
 DEFAULT = Path("runs/cache")
 """Cache to judge on if the run, begun before release 0.8, does not say which is its own."""
@@ -41,6 +44,16 @@ def is_other_teacher(cache: Cache, *, run: Path) -> bool:
         return logits.teacher_id not in _teachers(facts)
     # A release before 0.5 recorded no teacher, but the id of the targets, which includes it.
     return read_run_settings(run).get("signal_id logits") != logits.signal_id
+
+
+def check_student(student: Checkpoint, cache: Cache, *, run: Path) -> None:
+    """ValueError unless the student has the cache's tokenizer, token ids and positions."""
+    check_covers_cache(student.config, cache=cache, name=f"the student of {run}")
+    if why := tokenizer_of(cache).difference(student.tokenizer()):
+        raise ValueError(
+            f"{cache.path}: captured with another tokenizer than the student of {run} has; token "
+            f"ids would not line up. {why}. Name a cache captured with its tokenizer"
+        )
 
 
 def describe(evaluation: Mapping[str, Any]) -> str:
