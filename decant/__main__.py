@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from decant import __version__
 from decant.command_line.closed_output import exit_with
@@ -15,8 +17,10 @@ def main(arguments: Sequence[str]) -> int:
     # Imported here: the menu must not wait for tyro, nor a command for the other package.
     if name in CACHES:
         from decant.pipelines.__main__ import main as run_pipelines
+        from decant.pipelines.commands import COMMANDS, inspect
 
-        return run_pipelines([name, *rest])
+        beside = {"inspect": partial(inspect, open_student=_open_student)}
+        return run_pipelines([name, *rest], COMMANDS | beside)
     if name in STUDENTS:
         from decant.trainer.__main__ import main as run_trainer
 
@@ -29,6 +33,13 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     tell(unknown(name, CACHES | STUDENTS) if name else menu(GROUPS), file=sys.stderr)
     return 2
+
+
+def _open_student(*run_and_cache: Any, **options: Any) -> Any:
+    """For `inspect --run`: `pipelines` shows what `trainer` computes, and imports it nowhere."""
+    from decant.trainer.results.beside_teacher import open_student
+
+    return open_student(*run_and_cache, **options)
 
 
 def run() -> None:

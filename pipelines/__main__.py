@@ -3,6 +3,7 @@
 import logging
 import signal
 import sys
+from collections.abc import Callable, Mapping
 
 from decant.command_line.closed_output import exit_with, is_left_by_reader
 from decant.command_line.menu import CACHES, menu, unknown
@@ -10,10 +11,12 @@ from decant.foreign import tell
 from decant.pipelines.commands import COMMANDS
 from decant.pipelines.stopping import stopping
 
+Run = Callable[[list[str]], int]
 
-def main(arguments: list[str]) -> int:
+
+def main(arguments: list[str], commands: Mapping[str, Run] = COMMANDS) -> int:
     """Run a command and return its exit status; a user's mistakes are told without a traceback."""
-    if not arguments or arguments[0] not in COMMANDS:
+    if not arguments or arguments[0] not in commands:
         asked = arguments[0] if arguments else ""
         text = menu({"Commands": CACHES})
         if asked in ("-h", "--help"):
@@ -28,7 +31,7 @@ def main(arguments: list[str]) -> int:
     stopped_by: list[int] = []
     try:
         with stopping(stopped_by):
-            return COMMANDS[arguments[0]](arguments[1:])
+            return commands[arguments[0]](arguments[1:])
     except (ValueError, OSError, RuntimeError) as error:
         if is_left_by_reader(error):
             raise  # `exit_with` then ends quietly

@@ -13,7 +13,7 @@ from decant.command_line.checks import COUNT, Bounds, Command
 from decant.command_line.local_paths import IS_PATH
 from decant.command_line.result import LongCommand, Result, show
 from decant.command_line.settings import SWITCHES, parse, parse_flags
-from decant.foreign import tell, terminal
+from decant.foreign import tell
 from decant.pipelines.config import Precompute, Tokenise
 from decant.progress import notices
 from decant.schemas.disk.sizes import size_text
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # Every function here imports its job itself, so that --help and a typo in a config file do not
 # wait for jax and Beam.
 
+OpenStudent = Callable[..., tuple[Callable[..., Any], str]]
+"""(run, cache, checkpoint=, top=) gives a run's predictions of rows, and the student's name."""
 CacheArgument = Annotated[Path, Positional, arg(metavar="CACHE")]
 
 
@@ -59,18 +61,29 @@ class Verify(LongCommand):
 
 @dataclass(frozen=True)
 class Inspect(Command):
-    """Show a sealed cache's contents, bytes by signal and the teacher's entropy; or one row."""
+    """Show what a sealed cache holds: teacher, rows, bytes, how sure the teacher was; or one row.
+
+    With --html as pages for a browser, which need no server.
+    """
 
     cache: CacheArgument
     """The sealed cache."""
     row: Annotated[int | None, Bounds(0)] = None
     """Show this row, token by token, instead of the whole cache."""
     html: Path | None = None
-    """Write the row as a web page to this file. Without --row: row 0."""
+    """Write pages: a directory gets index.html and a page for each of some rows. A name that ends
+    in .html is the overview's file, with the rows beside it; with --row it is that row's page
+    alone."""
+    run: Path | None = None
+    """Show the predictions of this run's student beside the teacher's; with --row or --html."""
+    checkpoint: str = "last"
+    """Of that run: `last`, `best`, `best-ce` or a number of updates."""
+    rows: Annotated[int | None, Bounds(0)] = None
+    """Rows that get a page. Unset: as many as hold 100,000 tokens, at least 8, at most 200."""
     top: Annotated[int, Bounds(0)] = 5
     """Alternatives to show for each token of a row."""
-    sample: Annotated[int, COUNT] = 64
-    """Rows to read for the histograms."""
+    sample: Annotated[int | None, COUNT] = None
+    """Rows to read for statistics. Unset: as many as hold 262,144 tokens, at most 8,192."""
 
 
 @dataclass(frozen=True)
@@ -212,43 +225,33 @@ def _verify(arguments: list[str]) -> int:
     return show(result, config)
 
 
-def _inspect(arguments: list[str]) -> int:
+def inspect(arguments: list[str], open_student: OpenStudent | None = None) -> int:
+    """`inspect`; `open_student` opens the run that --run names, which this package cannot."""
     config = parse_flags(Inspect, arguments, program="decant inspect")
+    if config.run and not open_student:
+        raise ValueError("--run: only `decant inspect` reads runs")
 
-    from decant.models.text.tokenizer import tokenizer_of
-    from decant.pipelines.inspection import contents
-    from decant.pipelines.inspection.row import document_origins, row_table, row_tokens
-    from decant.pipelines.inspection.row_page import row_page
+    from decant.pipelines.inspection.show import inspect_cache
     from decant.schemas import open_cache
 
-    cache, console = open_cache(config.cache), terminal(highlight=False)
-    if "logits" not in cache.manifest.signals:
-        if config.row is not None or config.html:
-            raise ValueError(
-                f"{config.cache}: holds rows without targets; leave out --row and --html"
-            )
-        console.print(contents.splits_table(cache))
-        console.print("rows without targets: no teacher read them")
-        return 0
-    if config.row is None and not config.html:
-        rows = cache.rows()
-        sample = rows[:: max(1, len(rows) // max(1, config.sample))][: config.sample]
-        console.print(contents.splits_table(cache), contents.sizes_table(cache, sample), sep="\n")
-        console.print(contents.histograms(cache, sample), markup=False)
-        if gone := contents.forgotten_summary(cache):
-            console.print(gone, markup=False)
-        return 0
-    row = config.row or 0
-    if not 0 <= row < len(cache):
-        raise ValueError(f"{config.cache}: row {row} asked for; it has 0 to {len(cache) - 1}")
-    tokens = row_tokens(cache, row, tokenizer_of(cache), top=config.top)
-    if config.html:
-        config.html.write_text(row_page(cache, row, tokens), "utf-8")
-        tell(f"{config.html}: row {row}, {config.html.stat().st_size / 1e6:.1f} MB")
-    else:
-        console.print(row_table(tokens))
-        for line in document_origins(cache, row):
-            tell(line)
+    cache = open_cache(config.cache)
+    student, name = None, ""
+    if config.run and open_student:
+        if config.row is None and not config.html:
+            raise ValueError("--run: add --row N, or --html OUT for pages")
+        student, name = open_student(
+            config.run, cache, checkpoint=config.checkpoint, top=config.top
+        )
+    inspect_cache(
+        cache,
+        row=config.row,
+        html=config.html,
+        pages=config.rows,
+        top=config.top,
+        sampled=config.sample,
+        student=student,
+        student_name=name,
+    )
     return 0
 
 
@@ -378,7 +381,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "precompute": _precompute,
     "tokenise": _tokenise,
     "verify": _verify,
-    "inspect": _inspect,
+    "inspect": inspect,
     "merge": _merge,
     "forget": _forget,
     "remove": _remove,

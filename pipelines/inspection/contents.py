@@ -1,31 +1,74 @@
-"""The contents of a sealed cache: rows by split, bytes by signal, how sure the teacher was."""
+"""The contents of a sealed cache in the terminal: counts, bytes, how sure the teacher was."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from decant.pipelines.inspection.entropy import entropies
+from decant.pipelines.inspection.sampling import Sample
+from decant.pipelines.inspection.statistics import Statistics
 from decant.schemas import Cache
 from decant.schemas.disk.layout import LOGITS, ROWS
+from decant.schemas.disk.sizes import size_text
 from decant.schemas.manifest.manifest import SPLITS
 from decant.schemas.signals import AttentionSignal, HiddenSignal, LogitsSignal, Signal
 
-_BAR_WIDTH = 40
+_BAR_WIDTH = 20
+_LEAST_SHARE = 0.0005
+ENTROPY_EDGES = np.arange(0, 11)
+TAIL_EDGES = np.linspace(0, 1, 11)
+
+
+@dataclass(frozen=True)
+class SignalSize:
+    """Bytes on disk of a signal, or of one of its fields."""
+
+    signal: str
+    """Empty for a field of the signal before it."""
+    what: str
+    bytes: int | None
+    """None for a field, which is only measured on a sample."""
+    per_target: float
 
 
 def splits_table(cache: Cache) -> Table:
     """Rows, tokens, positions with targets and units of each split."""
+    table = _table("split", "rows", "tokens", "positions with targets", "units")
+    for split, *totals in split_totals(cache):
+        table.add_row(split, *(f"{total:,}" for total in totals))
+    return table
+
+
+def split_totals(cache: Cache) -> Iterator[tuple[str, int, int, int, int]]:
+    """Of each split: its name, rows, tokens, positions with targets, units."""
     units = [unit for part in cache.manifest.parts for unit in part.units]
-    table = Table("split", "rows", "tokens", "with targets", "units", title=str(cache.path))
     for split in SPLITS:
         of_split = [unit for unit in units if unit.split == split]
-        totals = (sum(getattr(u, name) for u in of_split) for name in ("rows", "tokens", "scored"))
-        table.add_row(split, *(f"{total:,}" for total in totals), f"{len(of_split):,}")
-    return table
+        rows, tokens, scored = (
+            sum(getattr(u, name) for u in of_split) for name in ("rows", "tokens", "scored")
+        )
+        yield split, rows, tokens, scored, len(of_split)
+
+
+def left_out(cache: Cache) -> list[str]:
+    """A line each on duplicates, skipped documents and rows, and what was forgotten; or none."""
+    parts = cache.manifest.parts
+    once = list({part.path: part for part in parts}.values())
+    counts = {
+        "duplicate documents were left out": sum(part.duplicates for part in once),
+        "documents were left out because of errors": sum(len(part.skipped) for part in once),
+        "rows have no targets, because the teacher's outputs were not finite": sum(
+            len(unit.skipped_rows) for part in parts for unit in part.units
+        ),
+    }
+    lines = [f"{count:,} {what}" for what, count in counts.items() if count]
+    return [*lines, *filter(None, [forgotten_summary(cache)])]
 
 
 def forgotten_summary(cache: Cache) -> str:
@@ -41,59 +84,89 @@ def forgotten_summary(cache: Cache) -> str:
     return f"forgotten: {' and '.join(counts)}; {rows:,} rows held nothing else and are left out"
 
 
-def sizes_table(cache: Cache, sample: Sequence[int] | np.ndarray) -> Table:
-    """Bytes on disk of each signal; logits also by field, measured on the rows `sample`."""
+def sizes_table(cache: Cache, sample: Sample) -> Table:
+    """Bytes on disk of each signal; logits also by field, measured on the rows of `sample`."""
+    table = _table("signal", "what", "in all", "bytes a position")
+    for size in signal_sizes(cache, sample):
+        what = size.what if size.signal else f"  {size.what}"
+        in_all = "" if size.bytes is None else size_text(size.bytes)
+        style = "" if size.signal else "dim"
+        table.add_row(size.signal, what, in_all, f"{size.per_target:,.1f}", style=style)
+    return table
+
+
+_MEASURED = 256
+"""Rows whose fields are measured, at most."""
+
+
+def signal_sizes(cache: Cache, sample: Sample) -> list[SignalSize]:
+    """Bytes of each signal; the lines after `logits` are its fields."""
     manifest = cache.manifest
     units = [unit for part in manifest.parts for unit in part.units]
     sizes = Counter[str]()
     for unit in units:
         sizes.update({name: entry.bytes for name, entry in unit.files.items()})
     scored = max(1, sum(unit.scored for unit in units))
-    table = Table("signal", "what", "MB", "bytes a target", title="where the bytes go")
-    for name in (ROWS, *manifest.signals):
-        what = _describe(manifest.signals[name]) if name in manifest.signals else "tokens"
-        table.add_row(name, what, f"{sizes[name] / 1e6:,.1f}", f"{sizes[name] / scored:,.1f}")
-        if name == LOGITS and len(sample):
-            fields = cache.logits_bytes(sample)
-            targets = int(cache.read(sample, signals=())["loss_mask"].sum())
-            each = {field: size / max(1, targets) for field, size in fields.items()}
-            each["files' own"] = sizes[name] / scored - sum(each.values())
-            for field, size in each.items():
-                table.add_row("", f"  {field}", "", f"{size:,.1f}", style="dim")
-    return table
-
-
-def histograms(cache: Cache, sample: Sequence[int] | np.ndarray) -> str:
-    """Histograms over the targets of the rows `sample`: entropy, and mass outside the top-k."""
-    batch = cache.read(sample)
-    scored = batch["loss_mask"]
-    tails = batch["tail_logmass"][scored]
-    entropy = entropies(batch["topk_logprobs"][scored], tails)
-    mass = np.exp(tails[:, -1])
-    n = f"{int(scored.sum()):,} targets of {len(sample)} rows"
-    return "\n".join(
-        [
-            f"teacher's entropy, nats; mean {entropy.mean():.2f}  ({n})",
-            *_histogram(entropy, np.arange(0, 11), "{:4.0f}"),
-            f"mass outside the stored ids at T = 1; mean {mass.mean():.3f}",
-            *_histogram(mass, np.linspace(0, 1, 11), "{:4.1f}"),
-        ]
-    )
-
-
-def _histogram(values: np.ndarray, edges: np.ndarray, form: str) -> list[str]:
-    """One line a bin; values beyond the last edge count in the last bin."""
-    counts, _ = np.histogram(np.minimum(values, edges[-1]), edges)
-    shares = counts / max(1, counts.sum())
-    widest = max(shares.max(), 1e-9)
     lines = []
-    for low, high, share in zip(edges[:-1], edges[1:], shares, strict=True):
-        bar = "█" * round(_BAR_WIDTH * share / widest)
-        lines.append(f"  {form.format(low)} – {form.format(high)}  {bar:{_BAR_WIDTH}} {share:6.1%}")
+    for name in (ROWS, *manifest.signals):
+        what = describe(manifest.signals[name]) if name in manifest.signals else "tokens"
+        lines.append(SignalSize(name, what, sizes[name], sizes[name] / scored))
+        if name == LOGITS and len(sample.rows):
+            measured = sample.rows[:: -(-len(sample.rows) // _MEASURED)]
+            fields = cache.logits_bytes(measured)
+            targets = max(1, int(cache.read(measured, signals=())["loss_mask"].sum()))
+            each = {field: size / targets for field, size in fields.items()}
+            each["files' own"] = sizes[name] / scored - sum(each.values())
+            lines += [SignalSize("", field, None, size) for field, size in each.items()]
     return lines
 
 
-def _describe(signal: Signal) -> str:
+def histograms(statistics: Statistics) -> str:
+    """Histograms over the sample's targets, side by side: entropy, and mass outside the top-k."""
+    entropy, tail = statistics.entropy, statistics.tail
+    left = _histogram(entropy, ENTROPY_EDGES, "{:.0f}")
+    right = _histogram(tail, TAIL_EDGES, "{:.1f}")
+    titles = f"teacher's entropy, mean {_mean(entropy):.2f}", "outside the stored ids, mean "
+    sides = [titles[0], *left], [titles[1] + f"{_mean(tail):.3f}", *right]
+    lines = [f"{left:40}{right}".rstrip() for left, right in zip_longest(*sides, fillvalue="")]
+    return "\n".join(
+        [f"{len(entropy):,} positions of {statistics.sample.words}; nats, and probability", *lines]
+    )
+
+
+def shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Share of the values in each bin; values beyond the last edge count in the last bin."""
+    counts, _ = np.histogram(np.minimum(values, edges[-1]), edges)
+    return counts / max(1, counts.sum())
+
+
+def _histogram(values: np.ndarray, edges: np.ndarray, form: str) -> list[str]:
+    """One line a bin, up to the last bin that holds enough to be seen."""
+    found = shares(values, edges)
+    widest = max(found.max(), 1e-9)
+    last = int(np.flatnonzero(found >= _LEAST_SHARE).max(initial=0))
+    lines = []
+    for low, high, share in zip(edges[:-1], edges[1:], found[: last + 1], strict=False):
+        bar = "█" * round(_BAR_WIDTH * share / widest)
+        span = f"{form.format(low)}–{form.format(high)}"
+        lines.append(f" {span:>7} {bar:{_BAR_WIDTH}} {share:6.1%}")
+    return lines
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
+    for number, name in enumerate(columns):
+        textual = number == 0 or name == "what"
+        table.add_column(name, justify="left" if textual else "right")
+    return table
+
+
+def describe(signal: Signal) -> str:
+    """A signal's settings in a few words."""
     if isinstance(signal, LogitsSignal):
         draws = f", {signal.draws} draws" if signal.draws else ""
         return f"{signal.profile}, k = {signal.k}{draws}"

@@ -19,6 +19,7 @@ Arrays = Mapping[str, np.ndarray]
 Student = Callable[[Sequence[int]], Arrays]
 """Gives a student's predictions for the rows of these numbers, each array [rows, positions, …]."""
 
+_SHORT = {"\n": r"\n", "\t": r"\t", "\r": r"\r"}
 _SHORTEST_TAIL = 1e-7
 """Probability that a token outside the stored ids is taken to have at most, if the tail is 0."""
 
@@ -46,7 +47,7 @@ class Prediction:
     alternatives: tuple[Candidate, ...]
     """The teacher's likeliest tokens in falling order, then more of the student's likeliest."""
     draws: tuple[tuple[str, float], ...] = ()
-    """Tokens that were drawn from the tail, and the teacher's probability of each, falling."""
+    """The likeliest tokens that were drawn from the tail, and the teacher's probability of each."""
     student_probability: float | None = None
     """What the student gives to the token that follows."""
     kl: float | None = None
@@ -63,6 +64,8 @@ class Prediction:
 class Token:
     """One position of a row that is not padding."""
 
+    position: int
+    """In the row, from 0."""
     text: str
     segment: int
     prediction: Prediction | None
@@ -96,7 +99,7 @@ def row_tokens(
         for at, nats in zip(scored, entropy, strict=True)
     }
     return [
-        Token(text(int(token)), int(segment), predictions.get(at))
+        Token(at, text(int(token)), int(segment), predictions.get(at))
         for at, (token, segment) in enumerate(
             zip(batch["tokens"], batch["segment_ids"], strict=True)
         )
@@ -124,20 +127,30 @@ def _prediction(
         tail=float(np.exp(batch["tail_logmass"][at, -1])),
         probability=teacher.get(following),
         alternatives=tuple(Candidate(text(i), teacher.get(i), student.get(i)) for i in shown),
-        draws=_draws(batch, at, text=text),
+        draws=_draws(batch, at, text=text, top=top),
         student_probability=float(np.exp(theirs["label_logprobs"][at])) if theirs else None,
         kl=float(theirs["kl_bound"][at]) if theirs else None,
     )
 
 
-def _draws(batch: Arrays, at: int, *, text: Callable[[int], str]) -> tuple[tuple[str, float], ...]:
+def _draws(
+    batch: Arrays, at: int, *, text: Callable[[int], str], top: int
+) -> tuple[tuple[str, float], ...]:
     if "tail_ids" not in batch:
         return ()
     logprobs = batch["tail_logprobs"][at]
     drawn = np.isfinite(logprobs)
     each = dict(zip(batch["tail_ids"][at][drawn].tolist(), logprobs[drawn].tolist(), strict=True))
-    falling = sorted(each.items(), key=lambda pair: (-pair[1], pair[0]))
+    falling = sorted(each.items(), key=lambda pair: (-pair[1], pair[0]))[:top]
     return tuple((text(token), float(np.exp(logprob))) for token, logprob in falling)
+
+
+def visible(text: str) -> str:
+    r"""A token's text on one line: a line feed is \n, a space at an end ␣."""
+    inside = text.strip(" ")
+    before, _, after = text.partition(inside) if inside else (text, "", "")
+    line = "".join(_SHORT.get(c, c) for c in inside)
+    return "␣" * len(before) + line + "␣" * len(after)
 
 
 def row_origins(cache: Cache, row: int) -> list[Origin]:

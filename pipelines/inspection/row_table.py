@@ -8,7 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from decant.pipelines.inspection.row import Candidate, Origin, Prediction, Token
+from decant.foreign import plain
+from decant.pipelines.inspection.row import Candidate, Origin, Prediction, Token, visible
 
 
 def row_table(tokens: Sequence[Token]) -> Table:
@@ -60,7 +61,7 @@ def _cells(prediction: Prediction, *, beside: bool) -> list[str | Text]:
 
 
 def _candidate(candidate: Candidate, *, beside: bool) -> Text:
-    numbers = f" {_share(candidate.teacher, 2)}"
+    numbers = f"={_share(candidate.teacher, 2)}"
     if beside:
         numbers += f"/{_share(candidate.student, 2)}"
     return Text.assemble(_visible(candidate.text), numbers)
@@ -72,4 +73,4 @@ def _share(p: float | None, digits: int = 3) -> str:
 
 def _visible(text: str) -> Text:
     # Not a string, in which Rich would read markup.
-    return Text(repr(text)[1:-1])
+    return Text(plain(visible(text)))

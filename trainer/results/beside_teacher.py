@@ -23,7 +23,7 @@ Predict = Callable[[Sequence[int]], dict[str, np.ndarray]]
 
 
 def open_student(
-    run: Path, cache: Cache, *, checkpoint: str, dtype: str, top: int
+    run: Path, cache: Cache, *, checkpoint: str, top: int, dtype: str = "float32"
 ) -> tuple[Predict, str]:
     """A function of row numbers, and a line that says which student it is.
 

@@ -1,5 +1,7 @@
 """The tables of `inspect`, compared with the sizes of files and the counts of units."""
 
+import re
+
 import pytest
 
 from decant.pipelines.__main__ import main
@@ -12,13 +14,20 @@ def test_the_bytes_of_all_signals_are_those_on_disk(cache, capsys):
     scored = sum(unit.scored for unit in units)
     for name in ("rows", "logits", "hidden/1", "attention/0"):
         size = sum(unit.files[name].bytes for unit in units)
-        (line,) = [x for x in printed.splitlines() if x.startswith(f"│ {name} ")]
-        assert f"│ {size / scored:,.1f} " in line
-    assert f"│ {len(cache.rows(split='train'))} " in printed
-    of_fields = [
-        float(x.split("│")[4].replace(",", ""))
-        for x in printed.splitlines()
-        if x.startswith("│  ") and "│   " in x
-    ]
+        (line,) = [x for x in printed.splitlines() if x.startswith(f" {name} ")]
+        assert line.split()[-1] == f"{size / scored:,.1f}"
+    assert re.search(rf"^ train +{len(cache.rows(split='train'))} ", printed, re.M)
+    fields = re.findall(r"^ {11,}\S.* ([\d,.]+) *$", printed, re.M)
     logits = sum(unit.files["logits"].bytes for unit in units) / scored
-    assert sum(of_fields) == pytest.approx(logits, abs=0.3)
+    assert sum(float(x.replace(",", "")) for x in fields) == pytest.approx(logits, abs=0.3)
+
+
+def test_the_first_screen_fits_80_columns_and_says_what_next(cache, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(cache.path.parent)
+    assert main(["inspect", cache.path.name]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) < 48
+    assert "decant inspect cache --row 0" in "\n".join(lines)
+    assert "llama, 35 thousand parameters, float32" in " ".join(" ".join(lines).split())
