@@ -34,7 +34,7 @@ class Page(HTMLParser):
 def numbers_of(text: str) -> list[list[str]]:
     """The cells of the table of all numbers, as text; its cells have no end tags."""
     body = text.split('<table id="numbers">')[1].split("<tbody>")[1].split("</tbody>")[0]
-    lines = body.split("<tr>")[1:]
+    lines = [line.removesuffix("\n") for line in body.split("<tr>")[1:]]
     return [
         [html.unescape(re.sub(r"<[^>]*>", "", cell)) for cell in re.split(r"<td[^>]*>", line)[1:]]
         for line in lines
