@@ -23,7 +23,7 @@ LEVELS = {
         ["__main__"],
     ],
     "command_line": [
-        ["menu", "local_paths", "closed_output"],
+        ["menu", "local_paths", "closed_output", "python_values"],
         ["checks"],
         ["parser", "result"],
         ["settings"],

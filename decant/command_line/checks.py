@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from decant.command_line.local_paths import require_local_paths
+from decant.command_line.python_values import settle
 
 TABLE = {"table": True}
 """Metadata of a field of `name=value` texts, which a file may give as a table."""
@@ -69,10 +70,17 @@ class Command:
     """The settings of a command. Making them checks every value: ValueError names the setting."""
 
     def __post_init__(self) -> None:
-        """Check all values, nested ones too."""
+        """Check all values, nested ones too. Plainer forms are taken: see `python_values.py`."""
+        settle(self)
         require_local_paths(self)
-        for setting in walk(self):
-            check_number(setting)
+        check_values(self)
+
+
+def check_values(settings: Any) -> None:
+    """ValueError that names the first value of a dataclass which its field does not allow."""
+    for setting in walk(settings):
+        check_number(setting)
+        check_type(setting)
 
 
 def walk(settings: Any, *, prefix: str = "") -> Iterator[Setting]:
@@ -106,6 +114,20 @@ def check_number(setting: Setting) -> None:
         if not right or value not in bounds:
             noun = "a number" if kind is numbers.Real else "a whole number"
             raise ValueError(f"{setting.name} is {value!r}; expected {noun}, {bounds}")
+
+
+def check_type(setting: Setting) -> None:
+    """ValueError for a value of another type than its field's, or a word that the field lacks."""
+    choices = _types(setting.hint) - {Any, Ellipsis}
+    if not choices or bounds_of(setting.hint):
+        return  # anything is allowed, or `check_number` has checked it
+    words = [choice for choice in choices if not isinstance(choice, type)]
+    classes = tuple(choice for choice in choices if isinstance(choice, type))
+    many = isinstance(setting.value, list | tuple)
+    for value in setting.value if many else (setting.value,):
+        if value not in words and not isinstance(value, classes):
+            names = [*map(repr, words), *(kind.__name__ for kind in classes)]
+            raise ValueError(f"{setting.name} is {value!r}; expected {' or '.join(sorted(names))}")
 
 
 def bounds_of(hint: Any) -> Bounds | None:

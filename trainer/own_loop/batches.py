@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Sharding
 from jaxtyping import Array
 
-from decant.command_line.checks import check_number, walk
+from decant.command_line.checks import check_values
 from decant.models.mesh.sharding import place_rows, rows_of_process
 from decant.schemas import Cache, open_cache
 from decant.schemas.records.rows import next_tokens
@@ -70,8 +70,7 @@ def batches(
         raise ValueError(f"{cache.path}: no signal {missing[0]!r}; this cache holds {held}")
     # `epochs` has no None in the settings; a loop of one's own may be endless.
     config = Data(batch_rows=batch_rows, seed=seed, epochs=1 if epochs is None else epochs)
-    for setting in walk(config):
-        check_number(setting)
+    check_values(config)
     # A copy, because the thread must not share open files with the caller.
     own = Cache(cache.path, cache.manifest)
     iterator = BatchIterator(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from decant.command_line.checks import Bounds
+from decant.command_line.checks import Bounds, check_values
 from decant.schemas.records.rows import next_tokens
 from decant.trainer.loss.batch_fields import DRAWS, TOPK
 from decant.trainer.loss.chunk_loss import HeadSums, Recipe
@@ -168,8 +168,7 @@ def _check_settings(
     vocabulary: int,
 ) -> None:
     """ValueError for settings that contradict each other or lack an array."""
-    # Raises for a divergence that the tail does not allow.
-    Loss(divergence=recipe.divergence, mix=recipe.mix, tail=recipe.tail)
+    check_values(Loss(**{n: getattr(recipe, n) for n in ("divergence", "mix", "tail")}))
     _check_number("temperature", temperature, TEMPERATURE)
     _check_number("alpha", alpha, SHARE)
     if recipe.tail == "sampled":
