@@ -9,19 +9,42 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from decant.library import evaluate_run, precompute, train
+    from decant.pipelines.config import Precompute as PrecomputeConfig
     from decant.schemas import Cache, open_cache
+    from decant.trainer.config import Evaluate as EvaluateConfig
+    from decant.trainer.config import Train as TrainConfig
     from decant.trainer.own_loop.batches import batches
     from decant.trainer.own_loop.losses import loss, loss_on_logits
 
-__all__ = ["Cache", "__version__", "batches", "loss", "loss_on_logits", "open_cache"]
+__all__ = [
+    "Cache",
+    "EvaluateConfig",
+    "PrecomputeConfig",
+    "TrainConfig",
+    "__version__",
+    "batches",
+    "evaluate_run",
+    "loss",
+    "loss_on_logits",
+    "open_cache",
+    "precompute",
+    "train",
+]
 __version__ = "0.8.0"
 
 _HOMES = {
-    "Cache": "decant.schemas",
-    "batches": "decant.trainer.own_loop.batches",
-    "loss": "decant.trainer.own_loop.losses",
-    "loss_on_logits": "decant.trainer.own_loop.losses",
-    "open_cache": "decant.schemas",
+    "Cache": ("decant.schemas", "Cache"),
+    "EvaluateConfig": ("decant.trainer.config", "Evaluate"),
+    "PrecomputeConfig": ("decant.pipelines.config", "Precompute"),
+    "TrainConfig": ("decant.trainer.config", "Train"),
+    "batches": ("decant.trainer.own_loop.batches", "batches"),
+    "evaluate_run": ("decant.library", "evaluate_run"),
+    "loss": ("decant.trainer.own_loop.losses", "loss"),
+    "loss_on_logits": ("decant.trainer.own_loop.losses", "loss_on_logits"),
+    "open_cache": ("decant.schemas", "open_cache"),
+    "precompute": ("decant.library", "precompute"),
+    "train": ("decant.library", "train"),
 }
 _PACKAGES = ("models", "pipelines", "schemas", "trainer")
 
@@ -31,7 +54,8 @@ def __getattr__(name: str) -> Any:
         return import_module(f"decant.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

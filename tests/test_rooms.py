@@ -20,6 +20,7 @@ LEVELS = {
         ["schemas"],
         ["models"],
         ["pipelines", "trainer"],
+        ["library"],
         ["__main__"],
     ],
     "command_line": [

@@ -24,6 +24,7 @@ __all__ = [
     "Generate",
     "HiddenLoss",
     "Keep",
+    "Log",
     "Loss",
     "MixedCache",
     "Optimiser",
@@ -192,6 +193,17 @@ class Keep:
 
 
 @dataclass(frozen=True)
+class Log:
+    """Trackers that also get every line of `metrics.jsonl`. They take their server and login from
+    their own environment variables, and a continued run goes on in the same run of the tracker."""
+
+    wandb: str | None = None
+    """Project of Weights & Biases; needs the extra `wandb`."""
+    mlflow: str | None = None
+    """Experiment of MLflow; needs the extra `mlflow`."""
+
+
+@dataclass(frozen=True)
 class Train(LongCommand):
     """Train a student from a sealed cache. The same command again resumes from the newest
     checkpoint."""
@@ -227,6 +239,7 @@ class Train(LongCommand):
     has the same. Unset: all. 0: train without judging, as a cache without held-out rows needs."""
     log_every: Annotated[int, COUNT] = 1
     """Updates between lines of `metrics.jsonl`."""
+    log: Log = field(default_factory=Log)
     max_bad_steps: Annotated[int, COUNT] = 10
     """Stop after this many updates in a row with a non-finite loss or gradient. Such updates are
     skipped."""

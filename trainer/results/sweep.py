@@ -33,7 +33,8 @@ from decant.trainer.run.binding import read_run_settings
 from decant.trainer.run.checkpoint import latest_step
 from decant.trainer.run.loss_inputs import resolve_layers
 from decant.trainer.run.metrics_log import Place
-from decant.trainer.run.train import Trained, train
+from decant.trainer.run.train import train
+from decant.trainer.run.trained import Trained
 
 COMPARISON = "comparison.json"
 _KEYS = {

@@ -35,6 +35,7 @@ FREE = (
     "keep",
     "evaluate_every",
     "heldout_rows",
+    "log",
     "log_every",
     "max_bad_steps",
     "quiet",

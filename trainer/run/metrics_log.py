@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from decant.schemas.disk.atomic import write_bytes
 from decant.trainer.run.tensorboard import EventFile
 
 FILE = "metrics.jsonl"
+Callback = Callable[[dict[str, Any]], object]
+"""Called with the metrics of a line: those of an update (`loss`), or held-out ones."""
 SHOWN = {
     "loss": "loss",
     "kl_loss": "kl",
@@ -81,13 +84,14 @@ class MetricsLog:
         steps: int,
         quiet: bool = False,
         place: Place | None = None,
+        callbacks: Sequence[Callback] = (),
     ):
         """Open the files of a run of `steps` updates.
 
         `after` is the step of the checkpoint that the run continues from, None if there is none;
         lines after it are dropped. With `quiet` nothing is printed. `place` is the run's place in a
-        sweep. Without a terminal there is a line for an update every half minute, and for the
-        first and the last.
+        sweep. Each of `callbacks` gets every line. Without a terminal there is a line for an update
+        every half minute, and for the first and the last.
         """
         path = run / FILE
         if path.exists():
@@ -98,7 +102,7 @@ class MetricsLog:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         self._file = os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8")
         self._events = EventFile(run, after=after)
-        self._steps, self._place = steps, place
+        self._steps, self._place, self._callbacks = steps, place, callbacks
         self._head = f"{place}: " if place else ""
         self._console = notices(quiet=quiet)
         self._shows_bar = self._console.is_terminal and not quiet
@@ -172,6 +176,8 @@ class MetricsLog:
         self._file.write(_json(metrics))
         self._file.flush()
         self._events.add(metrics)
+        for callback in self._callbacks:
+            callback(dict(metrics))
 
     def _seconds_an_update(self, metrics: dict[str, Any]) -> float | None:
         """Seconds an update takes; None at the first line (compiling included)."""

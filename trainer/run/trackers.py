@@ -7,6 +7,8 @@ the same one. Lines after the newest checkpoint are logged a second time then, w
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import importlib.util
 import math
 import time
@@ -17,10 +19,9 @@ from typing import Any
 
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.trainer.config import Log
+from decant.trainer.run.metrics_log import Callback
 
 FILE = "trackers.json"
-Callback = Callable[[dict[str, Any]], object]
-"""Called with the metrics of every line of `metrics.jsonl`."""
 
 
 def check_trackers(log: Log) -> None:
@@ -39,27 +40,41 @@ def trackers(
 ) -> Iterator[list[Callback]]:
     """The callbacks that `log` asks for; at the end each tracker is told whether the run failed.
 
-    `settings` are what the run is bound to, by dotted name.
+    `settings` are what the run is bound to, by dotted name. A tracker that fails, for example
+    because its server is gone, ends the run with a ValueError that names it.
     """
     with contextlib.ExitStack() as stack:
-        callbacks = []
-        if log.wandb:
-            callbacks.append(stack.enter_context(_wandb(log.wandb, run, settings, quiet=quiet)))
-        if log.mlflow:
-            callbacks.append(stack.enter_context(_mlflow(log.mlflow, run, settings)))
-        yield callbacks
+        opened: list[Callback] = []
+        for name, title, open_ in (
+            ("wandb", log.wandb, functools.partial(_wandb, quiet=quiet)),
+            ("mlflow", log.mlflow, _mlflow),
+        ):
+            if title:
+                with _named(name):
+                    log_line = stack.enter_context(open_(title, run, settings))
+                opened.append(_named(name)(log_line))
+        yield opened
+
+
+@contextlib.contextmanager
+def _named(tracker: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"log.{tracker}: {error}. The run is safe: the same command goes on from its newest "
+            f"checkpoint; without log.{tracker} it does so without the tracker"
+        ) from error
 
 
 @contextlib.contextmanager
 def _wandb(
     project: str, run: Path, settings: Mapping[str, Any], *, quiet: bool
 ) -> Iterator[Callback]:
-    import wandb  # pyright: ignore[reportMissingImports]  (optional)
-
-    id_ = _remembered(run, f"wandb {project}", make=lambda: uuid.uuid4().hex)
+    wandb = importlib.import_module("wandb")
     tracked = wandb.init(
         project=project,
-        id=id_,
+        id=_remembered(run, f"wandb {project}", make=lambda: uuid.uuid4().hex),
         name=run.resolve().name,
         dir=str(run),
         config=dict(settings),
@@ -80,32 +95,29 @@ def _wandb(
 
 @contextlib.contextmanager
 def _mlflow(experiment: str, run: Path, settings: Mapping[str, Any]) -> Iterator[Callback]:
-    import mlflow  # pyright: ignore[reportMissingImports]  (optional)
-    from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports]
-
+    mlflow = importlib.import_module("mlflow")
     # The client, and not `mlflow.start_run`, whose active run may be the caller's.
-    client = mlflow.MlflowClient()
+    client, entities = mlflow.MlflowClient(), mlflow.entities
 
     def begin() -> str:
         found = client.get_experiment_by_name(experiment)
         where = found.experiment_id if found else client.create_experiment(experiment)
         id_ = client.create_run(where, run_name=run.resolve().name).info.run_id
-        values = [Param(_plain(name), str(value)) for name, value in settings.items()]
-        client.log_batch(id_, params=values)
+        known = [entities.Param(_plain(name), str(value)) for name, value in settings.items()]
+        client.log_batch(id_, params=known)
         return id_
 
     id_ = _remembered(run, f"mlflow {experiment}", make=begin)
     client.update_run(id_, status="RUNNING")
 
-    def log(metrics: dict[str, Any]) -> None:
-        now = int(time.time() * 1000)
+    def log_line(metrics: dict[str, Any]) -> None:
+        at = {"timestamp": int(time.time() * 1000), "step": metrics["step"]}
         values = _numbers(metrics).items()
-        step = metrics["step"]
-        client.log_batch(id_, metrics=[Metric(_plain(n), v, now, step) for n, v in values])
+        client.log_batch(id_, metrics=[entities.Metric(_plain(n), x, **at) for n, x in values])
 
     status = "FAILED"
     try:
-        yield log
+        yield log_line
         status = "FINISHED"
     finally:
         client.set_terminated(id_, status=status)

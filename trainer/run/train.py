@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import signal
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import jax
@@ -37,7 +35,7 @@ from decant.trainer.run.full_disk import full_disk_told
 from decant.trainer.run.initial_student import INITIAL, initial_student
 from decant.trainer.run.loop import TrainingLoop
 from decant.trainer.run.loss_inputs import principal_directions, resolve_layers, tail_prior
-from decant.trainer.run.metrics_log import MetricsLog, Place, read_metrics
+from decant.trainer.run.metrics_log import Callback, MetricsLog, Place
 from decant.trainer.run.processes import (
     SilentMetrics,
     first_then_others,
@@ -46,49 +44,27 @@ from decant.trainer.run.processes import (
 )
 from decant.trainer.run.speed import Clock, peak_flops, update_flops
 from decant.trainer.run.student_parameters import graph_and_all_parameters
+from decant.trainer.run.trackers import check_trackers, trackers
+from decant.trainer.run.trained import Trained
 from decant.trainer.update.step import TrainState, initial_state, make_train_step
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A run after `train`."""
-
-    run: Path
-    step: int
-    """Updates done."""
-    steps: int
-    """Updates of the whole run."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run has reached its last update; otherwise a signal has stopped it."""
-        return self.step == self.steps
-
-    def document(self) -> dict[str, Any]:
-        """The run, with its last metrics, as `--json` prints it."""
-        lines = read_metrics(self.run)
-        held = [line for line in lines if "heldout_ce" in line]
-        updates = [line for line in lines if "loss" in line]
-        return {
-            **dataclasses.asdict(self),
-            "finished": self.finished,
-            "heldout": held[-1] if held else None,
-            "last_update": updates[-1] if updates else None,
-        }
-
-
-def train(config: Train, *, place: Place | None = None) -> Trained:
+def train(
+    config: Train, *, callbacks: Sequence[Callback] = (), place: Place | None = None
+) -> Trained:
     """Train a student, or continue its run from the newest checkpoint; see `Train`.
 
-    `place` is the run's place in a sweep, for its lines.
+    Each of `callbacks` is called with the metrics of every line, after it was written, in the first
+    process only. An exception that it raises ends the run. `place` is the run's place in a sweep,
+    for its lines.
     Raises ValueError for settings that do not fit the caches, the devices or the run; OSError that
     says what is safe if the disk is full.
     """
     with full_disk_told(config.run):
-        return _train(config, place)
+        return _train(config, callbacks, place)
 
 
-def _train(config: Train, place: Place | None) -> Trained:
+def _train(config: Train, callbacks: Sequence[Callback], place: Place | None) -> Trained:
     join_processes(config.distributed)
     if config.compilation_cache:
         keep_compiled_programs(config.run)
@@ -139,12 +115,16 @@ def _train(config: Train, place: Place | None) -> Trained:
             require_finite(summarise(state.params), where=f"{config.run / INITIAL}")
         metrics = cast(MetricsLog, SilentMetrics())
         if is_first_process():
+            tracked = trackers(
+                config.log, run=config.run, settings=binding.values, quiet=config.quiet
+            )
             metrics = MetricsLog(
                 config.run,
                 after=checkpoints.latest,
                 steps=steps,
                 quiet=config.quiet,
                 place=place,
+                callbacks=(*stack.enter_context(tracked), *callbacks),
             )
         stack.callback(metrics.close)
         if notice := unused_accelerator():
@@ -219,6 +199,8 @@ def _begin(
 
     Raises ValueError if the directory belongs to a run with other settings or data.
     """
+    if is_first_process():
+        check_trackers(config.log)
     config.run.mkdir(parents=True, exist_ok=True)
     binding = bind(
         config,
@@ -254,8 +236,14 @@ def _first_state(
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """A list to which the first SIGINT or SIGTERM is appended; the next one acts as usual."""
+    """A list to which the first SIGINT or SIGTERM is appended; the next one acts as usual.
+
+    Outside the main thread, where Python lets nobody set a handler, signals stay as they are.
+    """
     stopping: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
     previous = {}
 
     def stop(number: int, _frame: Any) -> None:
