@@ -32,6 +32,22 @@ CacheArgument = Annotated[Path, Positional, arg(metavar="CACHE")]
 
 
 @dataclass(frozen=True)
+class Init(LongCommand):
+    """Look at a teacher and a corpus; write commented settings that suit both.
+
+    Two files are written: one for `decant precompute`, and beside it `train.toml` for a student cut
+    from the teacher. No weight is read, and no file is overwritten.
+    """
+
+    teacher: Annotated[str, Positional, arg(metavar="TEACHER")] = field(metadata=IS_PATH)
+    """A Hugging Face directory, a `.gguf` file, a hub id or `embedded`."""
+    corpus: Annotated[tuple[str, ...], Positional, arg(metavar="CORPUS…")] = field(metadata=IS_PATH)
+    """Files, directories or globs of texts, `.jsonl` or `.parquet` files; or `embedded`."""
+    out: Path = Path("precompute.toml")
+    """The file for `decant precompute`."""
+
+
+@dataclass(frozen=True)
 class Plan(Precompute):
     """Estimate a capture's bytes, hours and files. Takes the settings of `precompute`."""
 
@@ -146,6 +162,16 @@ class CollectGarbage(LongCommand):
     """The sealed cache."""
     dry_run: bool = False
     """Only say what would be deleted."""
+
+
+def _init(arguments: list[str]) -> int:
+    config = parse_flags(Init, arguments, program="decant init")
+    if not config.corpus:
+        tell("error: init: name the corpus after the teacher", file=sys.stderr)
+        return 2
+    from decant.pipelines.init.first_settings import first_settings
+
+    return show(first_settings(config.teacher, config.corpus, out=config.out), config)
 
 
 def _plan(arguments: list[str]) -> int:
@@ -377,6 +403,7 @@ def _contents(cache: "Cache") -> dict[str, Any]:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "init": _init,
     "plan": _plan,
     "precompute": _precompute,
     "tokenise": _tokenise,

@@ -53,7 +53,7 @@ LEVELS = {
         ["runners", "upkeep", "inspection"],
         ["rows"],
         ["teacher"],
-        ["calibration"],
+        ["calibration", "init"],
         ["capture"],
         ["verification"],
         ["commands"],

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Mapping
 
 CACHES = {
+    "init": "look at a teacher and a corpus, and write first settings for both steps",
     "plan": "estimate a capture's bytes, hours and files before anything runs",
     "precompute": "run the teacher over a corpus once and seal a cache",
     "tokenise": "seal the rows of a corpus without running a teacher",

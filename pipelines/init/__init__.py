@@ -1,0 +1,1 @@
+"""`init`: first settings for a teacher and a corpus, after looking at both."""

@@ -1,0 +1,108 @@
+"""Chooses first settings for a teacher and a corpus, each with its reason in a few words."""
+
+import math
+from dataclasses import dataclass
+
+from decant.pipelines.init.survey import CorpusFacts, TeacherFacts
+
+_LONGEST = {"cpu": 1024}
+_LONGEST_ON_ACCELERATORS = 4096
+_FEWEST_ROWS = 64
+"""Rows are shortened until the corpus fills so many."""
+_HELDOUT_DOCUMENTS = 8
+_UPDATES = 300
+"""A small corpus is read several times, until about this many updates are done."""
+_MOST_EPOCHS = 8
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value, and why it was chosen."""
+
+    value: int | float | str
+    why: str
+
+
+@dataclass(frozen=True)
+class Choices:
+    """First settings of a capture and of a student."""
+
+    sequence_length: Choice
+    heldout: Choice
+    dtype: Choice
+    k: Choice
+    draws: Choice
+    student_layers: Choice
+    batch_rows: Choice
+    epochs: Choice
+    learning_rate: Choice
+    heldout_rows: Choice
+    updates: int
+    """About how many updates the student is trained for."""
+
+
+def choose(teacher: TeacherFacts, corpus: CorpusFacts, *, platform: str) -> Choices:
+    """The choices for a machine whose jax runs on `platform`: cpu, gpu or tpu."""
+    on_cpu = platform == "cpu"
+    device = "a CPU" if on_cpu else f"this machine's {platform.upper()}"
+    length = _sequence_length(teacher, corpus, platform)
+    rows = max(1, corpus.tokens // length.value)
+    heldout = _heldout(corpus)
+    batch = _batch_rows(rows, length.value, on_cpu=on_cpu)
+    a_pass = max(1, int(rows * (1 - heldout.value)) // batch.value)
+    epochs = max(1, min(_MOST_EPOCHS, round(_UPDATES / a_pass)))
+    layers = max(1, round(teacher.layers / 4))
+    k = min(32, max(1, teacher.vocabulary // 2))
+    return Choices(
+        sequence_length=length,
+        heldout=heldout,
+        dtype=Choice("float32", "exact, and on a CPU bfloat16 is seldom faster")
+        if on_cpu
+        else Choice("bfloat16", f"half the memory, and fast on {device}"),
+        k=Choice(k, "most of the probability; with the draws the loss is unbiased"),
+        draws=Choice(
+            min(16, teacher.vocabulary - k), f"from the {teacher.vocabulary - k:,} other tokens"
+        ),
+        student_layers=Choice(layers, f"a quarter of the teacher's {teacher.layers}"),
+        batch_rows=batch,
+        epochs=Choice(epochs, f"{a_pass * epochs:,} updates, of {a_pass:,} in a pass"),
+        learning_rate=Choice(
+            1e-3 if teacher.width <= 1024 else 3e-4,
+            f"a usual peak for a width of {teacher.width:,}",
+        ),
+        heldout_rows=Choice(64, "enough to tell students apart, and quick"),
+        updates=a_pass * epochs,
+    )
+
+
+def _sequence_length(teacher: TeacherFacts, corpus: CorpusFacts, platform: str) -> Choice:
+    """The power of two that most documents fit, if the corpus fills enough rows of it."""
+    usual = corpus.length_at(0.9)
+    most = min(teacher.positions, _LONGEST.get(platform, _LONGEST_ON_ACCELERATORS))
+    length = 1 << max(6, math.ceil(math.log2(max(2, usual + 1))))
+    why = f"9 of 10 documents have at most {usual:,} tokens; longer ones go on in the next row"
+    if length > most:
+        length, why = (
+            most,
+            f"documents are longer ({usual:,} tokens), but rows of {most:,} "
+            + ("are the teacher's longest" if most == teacher.positions else "are fast here"),
+        )
+    while length > 64 and corpus.tokens // length < _FEWEST_ROWS:
+        length //= 2
+        why = f"short, so that {corpus.tokens:,} tokens fill at least some {_FEWEST_ROWS} rows"
+    return Choice(min(length, teacher.positions), why)
+
+
+def _heldout(corpus: CorpusFacts) -> Choice:
+    """The share that holds out about eight documents, if the usual share would not."""
+    usual = min(max(round((1 << 20) / max(corpus.bytes, 1), 4), 0.005), 0.1)
+    share = round(min(0.2, max(usual, _HELDOUT_DOCUMENTS / corpus.documents)), 4)
+    return Choice(share, f"about {max(1, round(share * corpus.documents)):,} documents to judge on")
+
+
+def _batch_rows(rows: int, length: int, *, on_cpu: bool) -> Choice:
+    tokens = 2048 if on_cpu else 32768
+    batch = max(1, tokens // length)
+    while batch > 1 and rows // batch < 50:
+        batch //= 2
+    return Choice(batch, f"{batch * length:,} tokens an update")

@@ -1,0 +1,236 @@
+"""Looks at a teacher and a corpus: shapes from a config, lengths from a sample of the documents.
+
+No weight is read and no file is hashed, so that a large corpus takes seconds.
+"""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from decant.models import Checkpoint, open_checkpoint
+from decant.models.parameters import parameters_by_path
+from decant.pipelines.config import Corpus
+from decant.pipelines.rows.documents import Chat, Content, read_documents, with_kinds
+from decant.pipelines.rows.long_text import LongText
+from decant.pipelines.rows.matching import fail, matching_files
+from decant.pipelines.rows.sources import EMBEDDED, InputShard, SourceFile, Span, find_sources
+from decant.pipelines.teacher.identity import digest_memory
+
+_FILES = 64
+"""Files of which documents are read, spread evenly over all."""
+_DOCUMENTS = 16
+"""Documents read of each file."""
+_SPAN_BYTES = 1 << 20
+_CHARACTERS = 1 << 16
+"""Of a longer document the beginning is tokenised; its length is scaled up."""
+_KNOWN = (".txt", ".md", ".rst", ".jsonl", ".parquet")
+_COMPRESSED = (".gz", ".zst")
+
+
+@dataclass(frozen=True)
+class TeacherFacts:
+    """A teacher as its config describes it."""
+
+    name: str
+    """As the config file should name it."""
+    title: str
+    family: str
+    parameters: int
+    weight_bytes: int
+    kinds: tuple[str, ...]
+    """Number formats of the weights, the commonest first."""
+    layers: int
+    width: int
+    vocabulary: int
+    positions: int
+    """Its context length."""
+    chats: bool
+    """Whether its tokenizer has a chat template."""
+
+
+@dataclass(frozen=True)
+class CorpusFacts:
+    """A corpus as a sample of its documents shows it."""
+
+    patterns: tuple[str, ...]
+    """Globs for `corpus.files`."""
+    left_out: dict[str, int]
+    """Files of the directories that no glob matches, by suffix."""
+    files: int
+    bytes: int
+    kinds: dict[str, int]
+    """Sampled documents by kind: text, chat or completion."""
+    lengths: tuple[int, ...]
+    """Tokens of each sampled document, sorted."""
+    tokens: int
+    """Estimate for the whole corpus."""
+    documents: int
+    """Estimate for the whole corpus."""
+
+    def length_at(self, share: float) -> int:
+        """The length that this share of the sampled documents does not exceed."""
+        return self.lengths[min(len(self.lengths) - 1, math.ceil(share * len(self.lengths)) - 1)]
+
+
+def look_at_teacher(name: str) -> TeacherFacts:
+    """The facts of a Hugging Face directory, a GGUF file, a hub id or `embedded`.
+
+    FileNotFoundError or ValueError if it is none, or a model that we do not support.
+    """
+    checkpoint = open_checkpoint(name)
+    config, tokenizer = checkpoint.config, checkpoint.tokenizer()
+    parameters = sum(
+        math.prod(p.get_value().shape) for p in parameters_by_path(checkpoint.abstract()).values()
+    )
+    return TeacherFacts(
+        name=name,
+        title=checkpoint.title,
+        family=config.family,
+        parameters=parameters,
+        weight_bytes=sum(file.stat().st_size for file in checkpoint.weight_files),
+        kinds=_number_formats(checkpoint),
+        layers=config.num_layers,
+        width=config.hidden_size,
+        vocabulary=min(tokenizer.size, config.vocab_size),
+        positions=config.max_positions,
+        chats="chat_template.jinja" in tokenizer.files()
+        or b'"chat_template"' in tokenizer.files().get("tokenizer_config.json", b""),
+    )
+
+
+def _number_formats(checkpoint: Checkpoint) -> tuple[str, ...]:
+    shapes = checkpoint.files.shapes
+    sizes: Counter[str] = Counter()
+    for name, kind in checkpoint.files.kinds.items():
+        sizes[kind] += math.prod(shapes[name])
+    return tuple(kind for kind, _ in sizes.most_common())
+
+
+def look_at_corpus(given: Sequence[str], teacher: TeacherFacts) -> CorpusFacts:
+    """The facts of the files, globs and directories in `given`, by the teacher's tokenizer.
+
+    FileNotFoundError if something matches no file, ValueError if no document can be read.
+    """
+    patterns, left_out = _patterns(given)
+    sources = _unhashed(patterns)
+    step = max(1, len(sources) // _FILES)
+    sampled = with_kinds(sources[::step][:_FILES], text_field=Corpus().text_field)
+    tokenizer = open_checkpoint(teacher.name).tokenizer()
+    kinds: Counter[str] = Counter()
+    lengths: list[int] = []
+    read_bytes = tokens_in_read = documents_in_read = 0
+    for number, source in enumerate(sampled):
+        contents = list(itertools.islice(_documents(sampled, number), _DOCUMENTS))
+        kinds[source.kind] += len(contents)
+        texts = [_beginning(content) for content in contents]
+        counted = [len(ids) for ids in tokenizer.encode_batch([text for text, _ in texts])]
+        whole = [round(n * scale) for n, (_, scale) in zip(counted, texts, strict=True)]
+        lengths += whole
+        size = sum(len(text.encode()) * scale for text, scale in texts)
+        # Of a text file the only document was read, of other files a few records.
+        read_bytes += source.bytes if source.kind == "text" and len(whole) == 1 else size
+        tokens_in_read += sum(whole)
+        documents_in_read += len(whole)
+    if not lengths:
+        raise ValueError(f"{', '.join(given)}: no document in the first {len(sampled)} files")
+    total = sum(source.bytes for source in sources)
+    scale = total / max(read_bytes, 1)
+    is_all = len(sampled) == len(sources) and read_bytes >= total
+    return CorpusFacts(
+        patterns=tuple(patterns),
+        left_out=left_out,
+        files=len(sources),
+        bytes=total,
+        kinds=dict(kinds),
+        lengths=tuple(sorted(lengths)),
+        tokens=round(tokens_in_read * scale),
+        documents=documents_in_read if is_all else max(1, round(documents_in_read * scale)),
+    )
+
+
+def _patterns(given: Sequence[str]) -> tuple[list[str], dict[str, int]]:
+    """Globs of readable files, and the number of files in directories that none matches."""
+    patterns, left_out = [], Counter()
+    for name in given:
+        if name == EMBEDDED or not Path(name).is_dir():
+            patterns.append(name)
+            continue
+        by_suffix: dict[str, list[Path]] = {}
+        for match in matching_files(f"{name}/**/*", refuse=fail):
+            by_suffix.setdefault(_suffix(match.path), []).append(match.path)
+        readable = [suffix for suffix, files in by_suffix.items() if _is_readable(suffix, files[0])]
+        if not readable:
+            raise FileNotFoundError(f"{name}: holds no text, .jsonl or .parquet file")
+        patterns += [f"{name.rstrip('/')}/**/*{suffix}" for suffix in sorted(readable)]
+        left_out += Counter({s: len(f) for s, f in by_suffix.items() if s not in readable})
+    return patterns, dict(left_out)
+
+
+def _suffix(path: Path) -> str:
+    suffixes = path.suffixes
+    return "".join(suffixes[-2:] if suffixes and suffixes[-1] in _COMPRESSED else suffixes[-1:])
+
+
+def _is_readable(suffix: str, file: Path) -> bool:
+    if not suffix:
+        return False
+    inner = suffix.lower()
+    for ending in _COMPRESSED:
+        inner = inner.removesuffix(ending)
+    if inner in _KNOWN:
+        return True
+    with file.open("rb") as opened:
+        start = opened.read(4096)
+    return b"\0" not in start and inner not in (".json", ".csv", ".tsv") and _is_utf8(start)
+
+
+def _is_utf8(start: bytes) -> bool:
+    try:
+        start[:-4].decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _unhashed(patterns: Sequence[str]) -> list[SourceFile]:
+    if EMBEDDED in patterns:
+        return find_sources(patterns, max_bytes=None, memory=digest_memory())
+    found: dict[Path, SourceFile] = {}
+    for pattern in patterns:
+        matches = matching_files(pattern, refuse=fail)
+        if not matches:
+            raise FileNotFoundError(f"corpus: {pattern!r} matches no file (from {Path.cwd()})")
+        for match in matches:
+            size = match.path.stat().st_size
+            found.setdefault(match.real, SourceFile(match.name, str(match.path), size, sha256=""))
+    return sorted(found.values(), key=lambda source: source.name)
+
+
+def _documents(sources: Sequence[SourceFile], number: int) -> Iterator[Content]:
+    span = Span(number, 0, min(sources[number].bytes, _SPAN_BYTES))
+    if not (sources[number].is_jsonl or sources[number].is_parquet):
+        span = Span(number, 0, sources[number].bytes)
+    shard = InputShard(0, (span,))
+    documents = read_documents(
+        shard, sources, text_field=Corpus().text_field, refuse=lambda place, why: None
+    )
+    return (document.content for document in documents)
+
+
+def _beginning(content: Content) -> tuple[str, float]:
+    """The beginning of a document's text, and how much longer the whole text is."""
+    if isinstance(content, LongText):
+        text, length = "", 0
+        for chunk in content.chunks():
+            text += chunk[: _CHARACTERS - len(text)]
+            length += len(chunk)
+        return text, length / max(len(text), 1)
+    if isinstance(content, Chat):
+        content = "\n".join(str(message.get("content") or "") for message in content.messages)
+    elif not isinstance(content, str):
+        content = content.prompt + content.completion
+    text = content[:_CHARACTERS]
+    return text, len(content) / max(len(text), 1)
