@@ -14,7 +14,7 @@ from decant.command_line.local_paths import IS_PATH
 from decant.command_line.result import LongCommand, Result, show
 from decant.command_line.settings import SWITCHES, parse, parse_flags
 from decant.foreign import tell
-from decant.pipelines.config import Precompute, Tokenise
+from decant.pipelines.config import Precompute, Teacher, Tokenise
 from decant.progress import notices
 from decant.schemas.disk.sizes import size_text
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 OpenStudent = Callable[..., tuple[Callable[..., Any], str]]
 """(run, cache, checkpoint=, top=) gives a run's predictions of rows, and the student's name."""
+TRAIN = "train.toml"
+"""Name of the file for `decant train` that `init` writes beside that for `precompute`."""
+
 CacheArgument = Annotated[Path, Positional, arg(metavar="CACHE")]
 
 
@@ -207,11 +210,19 @@ def _precompute(arguments: list[str]) -> int:
         f"held out, {document['scored']:,} positions with targets, "
         f"{size_text(document['bytes'])}, cache_id {cache.manifest.cache_id}{partly}"
     )
-    following = [
-        ["decant", "inspect", config.output],
-        ["decant", "train", "--cache", config.output],
-    ]
+    following = [["decant", "inspect", config.output], _train_command(config, arguments)]
     return show(Result(line, document, next=following), config)
+
+
+def _train_command(config: Precompute, arguments: list[str]) -> list[str | Path]:
+    """How to train a student on the cache: by the file that `init` wrote beside the config's."""
+    files = [Path(word) for word in arguments[:1] if word.endswith(".toml")]
+    for beside in [file.with_name(TRAIN) for file in files]:
+        if beside.exists():
+            return ["decant", "train", beside]
+    source = ["--student.source", config.teacher.model]
+    default = config.teacher.model == Teacher().model
+    return ["decant", "train", "--cache", config.output, *([] if default else source)]
 
 
 def _tokenise(arguments: list[str]) -> int:

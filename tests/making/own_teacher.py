@@ -1,6 +1,6 @@
 """A user's script: an own tokenizer of the texts given, and a random teacher, without our code.
 
-    python own_teacher.py TEACHER TEXT…
+python own_teacher.py TEACHER TEXT…
 """
 
 import json
