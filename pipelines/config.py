@@ -14,19 +14,37 @@ from decant.schemas.targets.targets import BETAS
 
 
 @dataclass(frozen=True)
+class SourceGroup:
+    """Files of a corpus that are read alike."""
+
+    files: tuple[str, ...] = field(default=(), metadata=IS_PATH)
+    """As `corpus.files`."""
+    text_field: str | None = None
+    """As `corpus.text_field`. Unset: the same."""
+    kind: Literal["auto", "text", "jsonl", "json", "csv", "parquet"] = "auto"
+    """How documents lie in these files. `auto`: by the suffix. `text`: each file is one text,
+    whatever its suffix."""
+    max_bytes: Annotated[int | None, COUNT] = None
+    """As `corpus.max_bytes`, of these files."""
+
+
+@dataclass(frozen=True)
 class Corpus:
     """The documents that the teacher reads, and how they become rows."""
 
     files: tuple[str, ...] = field(default=("embedded",), metadata=IS_PATH)
-    """Globs of the input files. A text file is one document; a `.jsonl` file has one document per
-    line; both may also be compressed (`.gz`, `.zst`). A `.parquet` file has one document per
-    record. A symbolic link counts by its own name. `embedded` is the source code of Python's
-    standard library."""
+    """Globs of the input files, or folders, of which all files are read that can be. A text file is
+    one document. A `.jsonl`, `.json`, `.csv` or `.parquet` file has one document per record. All
+    but Parquet may also be compressed (`.gz`, `.zst`). A symbolic link counts by its own name.
+    `embedded` is the source code of Python's standard library."""
+    sources: tuple[SourceGroup, ...] = ()
+    """Groups of files with settings of their own, in place of `files`; in a file
+    `[[corpus.sources]]`."""
     text_field: str = "text"
-    """Field of a JSON or Parquet record that holds the document: a text, or the messages of a chat.
-    A record without this field must have `messages`, or `prompt` and `completion`. In chats only
-    the assistant's tokens are learned from, after a prompt only the completion's; no targets are
-    stored for other tokens."""
+    """Field of a record that holds the document: a text, or the messages of a chat. A record
+    without this field must have `messages`, or `prompt` and `completion`. In chats only the
+    assistant's tokens are learned from, after a prompt only the completion's; no targets are stored
+    for other tokens."""
     chat_date: str | None = None
     """Date such as `2026-01-31`, for chat templates that write the current date. Unset: such a
     template writes its own default date; if it has none, it is refused."""

@@ -78,17 +78,44 @@ def prior_sums(
         logits = head.logits(hidden_C, unembedding)
         parts = split_off_top_k(logits, k=k, vocabulary=head.vocabulary)
         tail = in_tail(parts, vocabulary=head.vocabulary) & counted_C[:, None]
-        logprobs = parts.logits - parts.normaliser[:, None]
         top = parts.top - parts.normaliser[:, None]
-        sums = []
-        for node, beta in enumerate(BETAS[1:], start=1):
-            z = jnp.logaddexp(
-                jnp.log(jnp.sum(jnp.exp(beta * top), axis=-1)), parts.tail_logmass[:, node]
-            )
-            p = jnp.exp(beta * logprobs - z[:, None])
-            sums.append(jnp.sum(jnp.where(tail, p, 0.0), axis=0))
-        return (totals[0] + jnp.stack(sums), totals[1] + jnp.sum(tail, axis=0)), None
+        normalisers = jnp.stack(
+            [
+                jnp.logaddexp(
+                    jnp.log(jnp.sum(jnp.exp(beta * top), axis=-1)), parts.tail_logmass[:, node]
+                )
+                for node, beta in enumerate(BETAS[1:], start=1)
+            ]
+        )
+        logprobs = parts.logits - parts.normaliser[:, None]
+        sums = _sums_by_id(logprobs, tail, normalisers)
+        return (totals[0] + sums, totals[1] + jnp.sum(tail, axis=0)), None
 
     nothing = jnp.zeros((len(BETAS) - 1, here)), jnp.zeros(here)
     totals, _ = lax.scan(add, nothing, (hidden, counted))
     return totals
+
+
+def _sums_by_id(
+    logprobs: Float[Array, "tokens here"],
+    tail: Bool[Array, "tokens here"],
+    normalisers: Float[Array, "nodes tokens"],
+) -> Float[Array, "nodes here"]:
+    """Σ p_T(v)·[v in the tail] over the tokens, at each node.
+
+    On a CPU a token at a time: XLA would sum each column by itself, with a stride of the whole
+    vocabulary, in four times the time. The order of additions is the same, and so are the bits.
+    """
+
+    def shares(logprobs, tail, z):
+        pairs = zip(BETAS[1:], z, strict=True)
+        return [jnp.where(tail, jnp.exp(b * logprobs - z[..., None]), 0.0) for b, z in pairs]
+
+    if jax.default_backend() != "cpu":
+        return jnp.stack([jnp.sum(p, axis=0) for p in shares(logprobs, tail, normalisers)])
+
+    def add(sums: Array, token: tuple[Array, Array, Array]):
+        return sums + jnp.stack(shares(*token)), None
+
+    nothing = jnp.zeros((len(normalisers), logprobs.shape[1]), logprobs.dtype)
+    return lax.scan(add, nothing, (logprobs, tail, normalisers.T))[0]

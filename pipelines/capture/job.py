@@ -50,7 +50,7 @@ class Capture:
         tokenizer = with_template_file(teacher.tokenizer, config.corpus)
         self.teacher = dataclasses.replace(teacher, tokenizer=tokenizer)
         check_settings(config, self.teacher.checkpoint, vocabulary=self.teacher.vocabulary)
-        sources, skipped = corpus_sources(config.corpus)
+        sources, skipped = corpus_sources(config.corpus, tell=console.print)
         directories = assign_files(self.cache, self.manifest, sources)
 
         def parts_by(tokenizer: str) -> list[PartCapture]:

@@ -42,7 +42,7 @@ def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manife
     like, layout = open_cache(config.like), part_layout(config.output, 0)
     tokenizer = with_template_file(tokenizer_of(like), config.corpus)
     asked = _with_row_length(config.corpus, like)
-    sources, skipped = corpus_sources(asked)
+    sources, skipped = corpus_sources(asked, tell=console.print)
     corpus = decided_corpus(asked, sources)
     template = chat_template(
         corpus,

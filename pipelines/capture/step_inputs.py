@@ -4,15 +4,16 @@ The capture of a part, `tokenise` without a teacher and `plan` all build their s
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from decant.foreign import escaped
 from decant.models.text.chat_template import ChatTemplate
 from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.calibration.calibrate import CalibrateJob
 from decant.pipelines.calibration.directions import KnownDirections
 from decant.pipelines.calibration.signal_specs import describe_arrays
-from decant.pipelines.config import Corpus, Precompute, Teacher
+from decant.pipelines.config import Corpus, Precompute, SourceGroup, Teacher
 from decant.pipelines.rows.documents import with_kinds
 from decant.pipelines.rows.marking import VERSION as MARKING
 from decant.pipelines.rows.matching import fail
@@ -28,25 +29,55 @@ from decant.schemas.manifest.manifest import Skipped
 from decant.schemas.manifest.plan import PlannedRows
 from decant.schemas.signals import ArraySignal
 
+_NAMED = 5
+"""Files that a line names."""
 
-def corpus_sources(corpus: Corpus) -> tuple[tuple[SourceFile, ...], tuple[Skipped, ...]]:
-    """The files that `corpus.files` names, hashed, each with the kind of its documents; and the
-    paths left out because they cannot be read.
 
-    ValueError for such a path if `on_error` is "fail".
+def corpus_sources(
+    corpus: Corpus, *, tell: Callable[[str], None] = lambda _: None
+) -> tuple[tuple[SourceFile, ...], tuple[Skipped, ...]]:
+    """The files that `corpus` names, hashed, each with the kind of its documents; and the paths
+    left out because they cannot be read.
+
+    `tell` gets a line about files in folders that are passed over. ValueError for a path that
+    cannot be read if `on_error` is "fail".
     """
     skipped: list[Skipped] = []
+    passed_over: list[str] = []
 
     def skip(path: str, problem: str) -> None:
         skipped.append(Skipped(path, problem))
 
+    def pass_over(path: str, _: str) -> None:
+        passed_over.append(path)
+
     files = find_sources(
-        corpus.files,
+        _groups(corpus),
         max_bytes=corpus.max_bytes,
         memory=digest_memory(),
         refuse=skip if corpus.on_error == "skip" else fail,
+        passed_over=pass_over,
     )
+    if passed_over:
+        more = f" and {len(passed_over) - _NAMED} more" if len(passed_over) > _NAMED else ""
+        shown = ", ".join(map(escaped, passed_over[:_NAMED]))
+        tell(f"note: passed over in folders, because hidden or not text: {shown}{more}")
     return tuple(with_kinds(files, text_field=corpus.text_field)), tuple(skipped)
+
+
+def _groups(corpus: Corpus) -> Sequence[str | SourceGroup]:
+    """The groups of the corpus's files. ValueError if the settings name none, or files twice."""
+    if not corpus.sources:
+        return [SourceGroup(files=corpus.files)]
+    if corpus.files != Corpus().files:
+        raise ValueError(
+            "corpus.files and [[corpus.sources]] both name files; move corpus.files into a "
+            "[[corpus.sources]] of its own"
+        )
+    for number, group in enumerate(corpus.sources):
+        if not group.files:
+            raise ValueError(f"corpus.sources[{number}].files is empty; name its files")
+    return corpus.sources
 
 
 def decided_corpus(

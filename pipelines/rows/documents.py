@@ -82,12 +82,13 @@ def read_documents(
     """
     for span in shard.spans:
         source = sources[span.source]
-        for record in _records(span, source, text_field):
+        field = source.text_field or text_field
+        for record in _records(span, source, field):
             if record.problem:
                 refuse(record.place, record.problem)
                 continue
             try:
-                content = _content(record.value, source, text_field=text_field)
+                content = _content(record.value, source, text_field=field)
                 if isinstance(content, LongText):
                     _ = content.sha256  # reads it once, before anything is made of it
             except ValueError as error:
@@ -99,11 +100,13 @@ def read_documents(
 
 def with_kinds(sources: Sequence[SourceFile], *, text_field: str) -> list[SourceFile]:
     """The sources with their kinds: the kind of a file is that of its first readable record."""
-    return [dataclasses.replace(s, kind=_first_kind(s, text_field)) for s in sources]
+    return [
+        dataclasses.replace(s, kind=_first_kind(s, s.text_field or text_field)) for s in sources
+    ]
 
 
 def _first_kind(source: SourceFile, text_field: str) -> Kind:
-    if not (source.is_jsonl or source.is_parquet):
+    if source.format == "text":
         return "text"
     for record in _records(Span(0, 0, source.bytes), source, text_field):
         try:
@@ -158,7 +161,7 @@ def _kind(record: Any, text_field: str) -> Kind:
 
 def _content(value: Any, source: SourceFile, *, text_field: str) -> Content:
     """The content of a record. ValueError with the problem if it has none."""
-    if not (source.is_jsonl or source.is_parquet):
+    if source.format == "text":
         return value
     kind = _kind(value, text_field)
     if kind != source.kind:

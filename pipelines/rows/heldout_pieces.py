@@ -101,7 +101,7 @@ def _documents(sources: Sequence[SourceFile], text_field: str) -> Iterator[tuple
 
 def _is_plain_text(source: SourceFile) -> bool:
     """Whether the file's bytes are the document's, apart from a byte order mark."""
-    return not (source.is_jsonl or source.is_parquet or source.compression)
+    return source.format == "text" and not source.compression
 
 
 def _is_held_out_whole(source: SourceFile, share: float) -> bool:

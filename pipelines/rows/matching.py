@@ -41,7 +41,19 @@ def matching_files(pattern: str, *, refuse: Refuse) -> list[Match]:
     """
     parts = Path(pattern).parts
     first = next((i for i, part in enumerate(parts) if _is_magic(part)), len(parts) - 1)
-    root = Path(*parts[:first]).resolve()
+    return _found(Path(*parts[:first]).resolve(), parts[first:], refuse)
+
+
+def files_below(folder: Path, *, refuse: Refuse, passed_over: Refuse) -> list[Match]:
+    """As `matching_files`, all files below `folder`. `passed_over` gets the hidden ones."""
+    for where, folders, files in os.walk(folder):
+        for name in sorted(n for n in (*folders, *files) if n.startswith(".")):
+            passed_over((Path(where) / name).relative_to(folder).as_posix(), "hidden")
+        folders[:] = [name for name in folders if not name.startswith(".")]
+    return _found(folder.resolve(), (_FOLDERS,), refuse)
+
+
+def _found(root: Path, parts: tuple[str, ...], refuse: Refuse) -> list[Match]:
     refused: set[Path] = set()  # a folder is read for `**` and again for the part after it
 
     def refuse_once(path: Path, problem: str) -> None:
@@ -49,7 +61,7 @@ def matching_files(pattern: str, *, refuse: Refuse) -> list[Match]:
             refused.add(path)
             refuse(os.fsencode(path).decode(errors="backslashreplace"), problem)
 
-    paths = set(_below(root, parts[first:], (), refuse_once))
+    paths = set(_below(root, parts, (), refuse_once))
     resolved = cache(Path.resolve)
     found = [
         Match(
@@ -60,6 +72,10 @@ def matching_files(pattern: str, *, refuse: Refuse) -> list[Match]:
         for path in paths
     ]
     return sorted(found, key=lambda match: (match.path != match.real, match.name))
+
+
+def ignore(path: str, problem: str) -> None:
+    """Do nothing."""
 
 
 def fail(path: str, problem: str) -> NoReturn:

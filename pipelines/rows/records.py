@@ -1,6 +1,7 @@
-"""Reads the records of a corpus file, each with its place: text, JSON lines, Parquet tables."""
+"""Reads the records of a corpus file, each with its place: text, JSON, Parquet and CSV tables."""
 
 import codecs
+import csv
 import gzip
 import io
 import itertools
@@ -17,6 +18,7 @@ import pyarrow
 import pyarrow.parquet
 import zstandard
 
+from decant.pipelines.rows.json_values import json_values
 from decant.pipelines.rows.long_line import BLOCK, LongLine
 from decant.pipelines.rows.long_text import LongText
 from decant.pipelines.rows.sources import SourceFile, Span
@@ -33,6 +35,7 @@ _DAMAGED = "damaged or cut short, cannot be decompressed: "
 _BLOCK = 1 << 20
 LONG = 16 << 20
 """Bytes above which a document is not held in memory."""
+_LONGEST_CELL = 1 << 30
 _MOST_COUNTED = 1 << 30
 """Bytes before a span that are read to tell the number of a bad line."""
 
@@ -44,7 +47,7 @@ class Place:
     source: int
     """Number of the source file."""
     offset: int
-    """Byte offset in the decompressed text; in a table the number of records before it."""
+    """Byte offset in the decompressed text; in a table or array the number of records before it."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ class Record:
 
     place: Place
     value: Any = None
-    """A text file's text (if it is long, a `LongText`), a JSON line's value, or a table's record as
-    a dictionary."""
+    """A text file's text (if it is long, a `LongText`), a JSON value, or a table's record as a
+    dictionary."""
     problem: str = ""
     """Why the record cannot be read, with its place in the file; empty if it can."""
     located: Located = str
@@ -69,9 +72,12 @@ def read_records(span: Span, source: SourceFile, *, fields: Fields) -> Iterator[
 
     If the rest of the file cannot be read, the last record says so.
     """
-    if source.is_parquet:
+    if source.format == "parquet":
         return _table(span, source, fields=fields)
-    return _json_lines(span, source) if source.is_jsonl else _whole_file(span, source)
+    if source.format == "csv":
+        return _csv(span, source, fields=fields)
+    read = {"jsonl": _json_lines, "json": _json}.get(source.format, _whole_file)
+    return read(span, source)
 
 
 def _unchanged(source: SourceFile) -> Path:
@@ -231,6 +237,54 @@ def _parsed(line: bytes, long: LongLine | None) -> tuple[Any, str]:
         return None, digits if "integer string" in str(error) else str(error)
     except RecursionError:
         return None, "nested too deeply"
+
+
+def _json(span: Span, source: SourceFile) -> Iterator[Record]:
+    values, number = json_values(_chunks(source)), 0
+    while True:
+        place = Place(span.source, number)
+        located = partial("record {}: {}".format, number + 1)
+        try:
+            value = next(values)
+        except StopIteration:
+            return
+        except ValueError as error:
+            yield Record(place, problem=located(f"{error}; the rest of the file is lost"))
+            return
+        yield Record(place, value, located=located)
+        number += 1
+
+
+def _csv(span: Span, source: SourceFile, *, fields: Fields) -> Iterator[Record]:
+    csv.field_size_limit(_LONGEST_CELL)
+    place, located = Place(span.source, 0), str
+    try:
+        reader = csv.reader(_lines(_chunks(source)), strict=True)
+        header = next(reader, [])
+        wanted = [(header.index(name), name) for name in fields(header)] if header else []
+        number = 0
+        for row in reader:
+            if not row:  # an empty line
+                continue
+            place = Place(span.source, number)
+            located = partial("record {}: {}".format, number + 1)
+            if len(row) == len(header):
+                yield Record(place, {name: row[at] for at, name in wanted}, located=located)
+            else:
+                why = f"{len(row)} cells, but the header has {len(header)}"
+                yield Record(place, problem=located(why))
+            number += 1
+    except (csv.Error, ValueError) as error:
+        yield Record(place, problem=located(f"{error}; the rest of the file is lost"))
+
+
+def _lines(chunks: Iterator[str]) -> Iterator[str]:
+    rest = ""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split("\n")
+        yield from (f"{line}\n" for line in lines)
+    if rest:
+        yield rest
 
 
 def _table(span: Span, source: SourceFile, *, fields: Fields) -> Iterator[Record]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from decant.models.text.chat_template import ChatTemplate
 from decant.pipelines.config import Corpus
+from decant.pipelines.rows.formats import format_before_0_9
 from decant.pipelines.rows.heldout_pieces import VERSION as PIECES
 from decant.pipelines.rows.marking import VERSION as MARKING
 from decant.pipelines.rows.marking import marking_rules
@@ -31,6 +32,7 @@ def row_rules(
     return (
         marking_rules(kinds, template, version=marking)
         | cut
+        | _own_rules(sources)
         | {
             "version": PACKING_VERSION,
             "sequence_length": corpus.sequence_length,
@@ -44,6 +46,15 @@ def row_rules(
             "on_error": corpus.on_error,
         }
     )
+
+
+def _own_rules(sources: Sequence[SourceFile]) -> dict[str, Any]:
+    """Rules of files that releases before 0.9 would read otherwise; none for others."""
+    formats = [(s.name, s.format) for s in sources if s.format != format_before_0_9(s.path)]
+    fields = [(s.name, s.text_field) for s in sources if s.text_field]
+    groups = [s.group for s in sources] if any(source.group for source in sources) else []
+    own = {"formats": formats, "text_fields": fields, "groups": groups}
+    return {name: value for name, value in own.items() if value}
 
 
 def settings_of_rows(rules: Mapping[str, Any], *, tokenizer: str) -> dict[str, Any]:

@@ -8,8 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from decant.pipelines.config import Corpus
-from decant.pipelines.rows.matching import Match, Refuse, fail, matching_files
+from decant.pipelines.config import Corpus, SourceGroup
+from decant.pipelines.rows.formats import Format, compression_of, format_of, unreadable
+from decant.pipelines.rows.matching import (
+    Match,
+    Refuse,
+    fail,
+    files_below,
+    ignore,
+    matching_files,
+)
 from decant.schemas.disk.identity import remembered_sha256s
 
 EMBEDDED = "embedded"
@@ -19,7 +27,6 @@ _EMBEDDED_BYTES = 300_000
 _EMBEDDED_FILE_BYTES = range(2_000, 16_000)
 # Tables, tests and other people's packages: not code that anyone reads.
 _NOT_EMBEDDED = {"encodings", "test", "tests", "idlelib", "lib2to3", "site-packages", "turtledemo"}
-_COMPRESSIONS = (".gz", ".zst")
 
 Kind = Literal["text", "chat", "completion"]
 """What a file's documents are: texts, chats (lists of messages), or prompts with completions."""
@@ -37,6 +44,12 @@ class SourceFile:
     bytes: int
     sha256: str
     kind: Kind = "text"
+    asked_format: Format | None = None
+    """The format that the settings name; None: that of the file's suffix."""
+    text_field: str | None = None
+    """The field of a record that holds the document; None: that of the corpus."""
+    group: int = 0
+    """Number of the source group in the settings."""
     modified: int | None = None
     """Modification time in nanoseconds, taken before the file was hashed. None: unknown."""
 
@@ -55,18 +68,12 @@ class SourceFile:
     @property
     def compression(self) -> str:
         """`.gz` or `.zst` if the whole file is compressed, else an empty string."""
-        lower = self.path.lower()
-        return next((suffix for suffix in _COMPRESSIONS if lower.endswith(suffix)), "")
+        return compression_of(self.path)
 
     @property
-    def is_jsonl(self) -> bool:
-        """Whether each line of the file is a document in JSON."""
-        return self.path.lower().removesuffix(self.compression).endswith(".jsonl")
-
-    @property
-    def is_parquet(self) -> bool:
-        """Whether the file is a table, of which each record is a document."""
-        return self.path.lower().endswith(".parquet")
+    def format(self) -> Format:
+        """How documents lie in the file."""
+        return self.asked_format or format_of(self.path)
 
 
 @dataclass(frozen=True)
@@ -90,38 +97,79 @@ class InputShard:
 
 
 def find_sources(
-    patterns: Sequence[str], *, max_bytes: int | None, memory: Path, refuse: Refuse = fail
+    groups: Sequence[str | SourceGroup],
+    *,
+    max_bytes: int | None,
+    memory: Path,
+    refuse: Refuse = fail,
+    passed_over: Refuse = ignore,
 ) -> list[SourceFile]:
-    """The files that `patterns` match, hashed and sorted by name, each file once.
+    """The files of `groups`, hashed and sorted by group and name, each file once.
 
-    `max_bytes` limits the total as `Corpus.max_bytes` says. The file `memory` keeps hashes between
-    runs. `refuse` gets the paths that cannot be read. FileNotFoundError for a pattern that matches
-    no file; ValueError if all files are empty.
+    A text among `groups` is a group of the files that it matches. `max_bytes` limits the total as
+    `Corpus.max_bytes` says. The file `memory` keeps hashes between runs. `refuse` gets the paths
+    that cannot be read, and `passed_over` those below a folder that are not read.
+    FileNotFoundError for a pattern that matches no file; ValueError if all files are empty.
     """
-    matches: dict[Path, Match] = {}
-    for pattern in patterns:
-        limit = _EMBEDDED_BYTES if pattern == EMBEDDED else None
-        for match in _limited(_matches(pattern, refuse), limit):
-            matches.setdefault(match.real, match)
-    chosen = _limited(list(matches.values()), max_bytes)
-    chosen.sort(key=lambda match: (match.name, match.path))
-    stats = [match.path.stat() for match in chosen]
+    matches: dict[Path, tuple[Match, int]] = {}
+    known = [SourceGroup(files=(group,)) if isinstance(group, str) else group for group in groups]
+    for number, group in enumerate(known):
+        found = [
+            match
+            for pattern in group.files
+            for match in _limited(
+                _matches(pattern, refuse, passed_over),
+                _EMBEDDED_BYTES if pattern == EMBEDDED else None,
+            )
+            if _is_readable(match, group, refuse)
+        ]
+        for match in _limited(found, group.max_bytes):
+            matches.setdefault(match.real, (match, number))
+    taken = _limited([match for match, _ in matches.values()], max_bytes)
+    chosen = [(matches[match.real][1], match) for match in taken]
+    chosen.sort(key=lambda pair: (pair[0], pair[1].name, pair[1].path))
+    stats = [match.path.stat() for _, match in chosen]
     if not any(stat.st_size for stat in stats):
-        raise ValueError(f"corpus.files {list(patterns)}: every matching file is empty")
-    digests = remembered_sha256s([match.path for match in chosen], memory=memory)
+        patterns = [pattern for group in known for pattern in group.files]
+        raise ValueError(f"corpus.files {patterns}: every matching file is empty")
+    digests = remembered_sha256s([match.path for _, match in chosen], memory=memory)
     return [
-        SourceFile(match.name, str(match.path), stat.st_size, sha256, modified=stat.st_mtime_ns)
-        for match, stat, sha256 in zip(chosen, stats, digests, strict=True)
+        SourceFile(
+            match.name,
+            str(match.path),
+            stat.st_size,
+            sha256,
+            asked_format=None if known[number].kind == "auto" else known[number].kind,
+            text_field=known[number].text_field,
+            group=number,
+            modified=stat.st_mtime_ns,
+        )
+        for (number, match), stat, sha256 in zip(chosen, stats, digests, strict=True)
     ]
 
 
-def _matches(pattern: str, refuse: Refuse) -> list[Match]:
+def _matches(pattern: str, refuse: Refuse, passed_over: Refuse) -> list[Match]:
     if pattern == EMBEDDED:
         return _standard_library()
-    matches = matching_files(pattern, refuse=refuse)
+    if Path(pattern).is_dir():
+        found = files_below(Path(pattern), refuse=refuse, passed_over=passed_over)
+        matches = [match for match in found if not unreadable(match.name)]
+        for match in found:
+            if why := unreadable(match.name):
+                passed_over(match.name, why)
+    else:
+        matches = matching_files(pattern, refuse=refuse)
     if not matches:
         raise FileNotFoundError(f"corpus.files: {pattern!r} matches no file (from {Path.cwd()})")
     return matches
+
+
+def _is_readable(match: Match, group: SourceGroup, refuse: Refuse) -> bool:
+    """Whether the file's suffix is that of a format that is read; refuses the others."""
+    why = unreadable(match.name) if group.kind == "auto" else ""
+    if why:
+        refuse(str(match.path), f'{why}, or read it as it is with kind = "text" in corpus.sources')
+    return not why
 
 
 def _standard_library() -> list[Match]:
@@ -160,7 +208,7 @@ def resolve_defaults(corpus: Corpus, sources: Sequence[SourceFile]) -> Corpus:
 
 
 def cut_shards(sources: Sequence[SourceFile], *, shard_bytes: int) -> list[InputShard]:
-    """Shards of consecutive sources, each of about `shard_bytes`.
+    """Shards of consecutive sources of one group, each of about `shard_bytes`.
 
     A longer file is cut only if it is a table or uncompressed JSON lines: others would have to be
     read for that. ValueError unless `shard_bytes` is above 0: no shard would hold a document.
@@ -170,17 +218,18 @@ def cut_shards(sources: Sequence[SourceFile], *, shard_bytes: int) -> list[Input
     shards: list[list[Span]] = [[]]
     filled = 0
     for number, source in enumerate(sources):
+        other_group = number > 0 and source.group != sources[number - 1].group
         for span in _spans(number, source, shard_bytes):
-            if filled and filled + span.end - span.start > shard_bytes:
+            if filled and (other_group or filled + span.end - span.start > shard_bytes):
                 shards.append([])
-                filled = 0
+                filled, other_group = 0, False
             shards[-1].append(span)
             filled += span.end - span.start
     return [InputShard(i, tuple(spans)) for i, spans in enumerate(shards)]
 
 
 def _spans(number: int, source: SourceFile, shard_bytes: int) -> list[Span]:
-    if not (source.is_parquet or (source.is_jsonl and not source.compression)):
+    if source.format != "parquet" and (source.format != "jsonl" or source.compression):
         return [Span(number, 0, source.bytes)]
     starts = range(0, max(source.bytes, 1), shard_bytes)
     return [Span(number, start, min(start + shard_bytes, source.bytes)) for start in starts]

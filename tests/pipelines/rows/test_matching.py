@@ -80,7 +80,7 @@ def test_a_link_keeps_its_own_name_and_suffix(tmp_path):
     (tmp_path / "snapshots" / "1" / "data.jsonl").symlink_to("../../blobs/abc")
     for pattern in ("snapshots/1/*", "snapshots/1/data.jsonl", "snapshots/**/*.jsonl"):
         (source,) = find_sources([str(tmp_path / pattern)], max_bytes=None, memory=tmp_path / "m")
-        assert source.is_jsonl
+        assert source.format == "jsonl"
         assert source.name.endswith("data.jsonl")
         assert source.path.endswith("snapshots/1/data.jsonl")
         source.require_unchanged()
