@@ -125,7 +125,7 @@ def test_inspect_counts_all_parts(grown):
 def test_a_rerun_does_nothing(grown, capsys):
     before = hashes(grown.cache.path)
     precompute(settings(grown.root))
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing to do" in capsys.readouterr().err
     assert hashes(grown.cache.path) == before
 
 
