@@ -106,7 +106,8 @@ class Capture:
         for part in self.parts[len(begun) :]:
             part.claim(sealed=False)
             self.console.print(
-                f"{self.cache}: {len(part.sources)} new files make part {part.directory.number}"
+                f"{self.cache}: new files: {len(part.sources)}; they become part "
+                f"{part.directory.number}, counted from 0"
             )
             self.manifest = part.run(self._known_directions())
         assert self.manifest, "the first part was captured now or before"

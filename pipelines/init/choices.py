@@ -56,7 +56,7 @@ def choose(teacher: TeacherFacts, corpus: CorpusFacts, *, platform: str) -> Choi
     return Choices(
         sequence_length=length,
         heldout=heldout,
-        dtype=Choice("float32", "exact, and on a CPU bfloat16 is seldom faster")
+        dtype=Choice("float32", "exact; bfloat16 is faster on CPUs with AMX")
         if on_cpu
         else Choice("bfloat16", f"half the memory, and fast on {device}"),
         k=Choice(k, "most of the probability; with the draws the loss is unbiased"),
@@ -89,7 +89,7 @@ def _sequence_length(teacher: TeacherFacts, corpus: CorpusFacts, platform: str) 
         )
     while length > 64 and corpus.tokens // length < _FEWEST_ROWS:
         length //= 2
-        why = f"short, so that {corpus.tokens:,} tokens fill at least some {_FEWEST_ROWS} rows"
+        why = f"short, because the whole corpus has only about {corpus.tokens:,} tokens"
     return Choice(min(length, teacher.positions), why)
 
 

@@ -58,7 +58,7 @@ def precompute_text(
         "",
         "[corpus]",
         f"# {corpus_line(corpus)}.",
-        *[f"# Left out: {line}." for line in left_out(corpus)],
+        *[f"# Left out: {line}" for line in left_out(corpus)],
         f"files = {_toml(files)}",
         _chosen("sequence_length", choices.sequence_length),
         _chosen("heldout", choices.heldout),
@@ -130,7 +130,7 @@ def corpus_line(corpus: CorpusFacts) -> str:
 def left_out(corpus: CorpusFacts) -> Sequence[str]:
     """Lines on the files of the directories that are no corpus."""
     return [
-        f"{count:,} files {f'ending in {suffix}' if suffix else 'without a suffix'}"
+        f"files {f'ending in {suffix}' if suffix else 'without a suffix'}: {count:,}"
         for suffix, count in sorted(corpus.left_out.items())
     ]
 

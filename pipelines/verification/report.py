@@ -16,6 +16,7 @@ from decant.pipelines.verification.structure import check_structure
 from decant.pipelines.verification.verify import Verification, verify
 from decant.schemas import open_cache
 
+_COLUMNS = ("signal", "what", "mean", "p99", "max", "allowed: mean / p99 / max")
 _SHOWN = 40
 """Problems printed in the terminal; `--json` prints all."""
 
@@ -142,7 +143,7 @@ def print_verification(result: Verification, console: Console) -> None:
 
 
 def _table(content: Content) -> Table:
-    table = Table("signal", "what", "mean", "p99", "max", "allowed", "", box=SIMPLE_HEAD)
+    table = Table(*_COLUMNS, "", box=SIMPLE_HEAD)
     for figure in content.figures:
         limits = figure.allowed
         table.add_row(

@@ -169,7 +169,7 @@ def test_files_are_where_the_commands_said(hour):
 def test_a_new_document_becomes_a_part_and_a_forgotten_one_is_gone(hour):
     grown, verified = hour.json("grow"), hour.json("verify")
     assert grown["parts"] == 2
-    assert "1 new files make part 1" in hour.done["grow"].stderr
+    assert "new files: 1; they become part 1, counted from 0" in hour.done["grow"].stderr
     (forgot,) = hour.lines("forget")
     assert "forgot 1 documents of 3.txt" in forgot
     assert hour.done["forget"].stderr == hour.done["gc"].stderr == ""
