@@ -29,6 +29,7 @@ from decant.trainer.data.batches import Batches
 from decant.trainer.loss.batch_fields import to_device
 from decant.trainer.loss.layer_pairs import layer_pairs, number_layers
 from decant.trainer.loss.objective import Objective, Tables
+from decant.trainer.run.freed_memory import keep_freed_memory
 from decant.trainer.run.initial_student import teacher_config
 from decant.trainer.run.loss_inputs import principal_directions, tail_prior
 from decant.trainer.run.student_parameters import graph_and_parameters
@@ -38,6 +39,7 @@ from tests.making.models import random_decoder
 
 def main():
     options = _arguments()
+    keep_freed_memory()  # as `decant train` does
     cache = open_cache(options.cache)
     table = Table(
         title=f"{options.layers} layers, {options.rows} rows of {cache.manifest.sequence_length}, "

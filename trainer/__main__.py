@@ -11,6 +11,7 @@ from decant.command_line.result import Result, show
 from decant.command_line.settings import SWITCHES, parse
 from decant.foreign import tell
 from decant.trainer.config import Evaluate, Export, Generate, Report, Train
+from decant.trainer.run.freed_memory import keep_freed_memory
 
 # Every function here imports its job itself, so that --help and a typo in a config file do not
 # wait for jax.
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         tell(unknown(asked, STUDENTS) if asked else text, file=sys.stderr)
         return 2
+    keep_freed_memory()
     try:
         return COMMANDS[arguments[0]](list(arguments[1:]))
     except (ValueError, OSError, FloatingPointError) as error:

@@ -114,6 +114,9 @@ def estimate(config: Precompute, *, console: Console) -> Estimate:
         result, rows = _tokenise_sample(job)
         part = PartLayout(cache / "measured")
         trial = TrialCapture(config, capture.teacher, rows, rows_at=job.part, part=part)
+        console.print(
+            f"plan: {capture.teacher.checkpoint.title} reads a few rows of about {result.rows:,}"
+        )
         trial.run()
         _add_costs(result, trial, rows.units, capture)
         _add_limits(result, config.output)

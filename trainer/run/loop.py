@@ -58,6 +58,8 @@ class TrainingLoop:
         delayed = _DelayedMetrics(config, self.metrics, self.clock, saved=self._saved)
         agreed = StopAgreement(self.mesh)
         done, stop, save = int(state.step), False, True
+        if done < self.steps:
+            self.metrics.say(self._opening(state, done))
         if done == 0:
             self._evaluate(0, state)
         while done < self.steps and not stop:
@@ -90,6 +92,16 @@ class TrainingLoop:
                 f"is not saved. The run is {self._saved()}. {_LOWER}"
             )
         return state
+
+    def _opening(self, state: TrainState, done: int) -> str:
+        """What is trained, on what, and for how long."""
+        size = sum(weights.size for weights in jax.tree.leaves(state.params))
+        rows, start = self.config.data.batch_rows, "continues" if done else "begins"
+        return (
+            f"{self.config.run} {start}: {size:,} parameters, updates {done + 1:,} to "
+            f"{self.steps:,} of {rows:,} rows each, from {self.config.cache}. The first update "
+            "takes longer, because it compiles"
+        )
 
     def _worth_saving(self, state: TrainState, *, heldout: dict[str, Any] | None) -> bool:
         """False if the student's loss is no longer finite: then an older checkpoint is better."""

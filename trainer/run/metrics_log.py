@@ -141,14 +141,14 @@ class MetricsLog:
         now = "  ".join(parts)
         self._progress.update(self._task, completed=metrics["step"], now=now)
         if not self._shows_bar and self._is_due("update", metrics["step"]):
-            self.say(f"{self._head}step {metrics['step']:>6} of {self._steps:,}  {now}")
+            self.say(f"step {metrics['step']:>6} of {self._steps:,}  {now}")
 
     def log_heldout(self, metrics: dict[str, Any]) -> None:
         """Write and show a held-out evaluation's line."""
         self._write(metrics)
         if self._shows_bar or self._is_due("held out", metrics["step"]):
             self.say(
-                f"{self._head}step {metrics['step']:>6} of {self._steps:,}  held out: "
+                f"step {metrics['step']:>6} of {self._steps:,}  held out: "
                 f"KL ≥ {metrics['heldout_kl_bound']:.4f}, "
                 f"agreement {metrics['heldout_agreement']:.1%}, CE {metrics['heldout_ce']:.4f}, "
                 f"perplexity {metrics['heldout_perplexity']:,.1f}"
@@ -156,7 +156,7 @@ class MetricsLog:
 
     def say(self, text: str) -> None:
         """Print text that is no metric."""
-        self._console.print(text)
+        self._console.print(self._head + text)
 
     def close(self) -> None:
         """Stop the progress bar and close the files."""
