@@ -81,7 +81,7 @@ def overview_page(shown: Overview) -> str:
         ),
         "histograms": _histograms(shown.statistics),
         "extremes": _extremes(shown),
-        "browsable": escaped(_browsable(shown)),
+        "browsable": _browsable(shown),
         "orders": '<option value="kl">largest KL to the student first</option>'
         * bool(shown.student),
         "columns": _widths(beside=bool(shown.student)),
@@ -237,10 +237,11 @@ def _browsable(shown: Overview) -> str:
     if held == of:
         return f"All {of:,} rows have a page. Search finds their texts."
     if not held:
-        return "No row has a page: --rows says how many."
+        return "No row has a page: <code>--rows</code> says how many get one."
     return (
         f"{held:,} of {of:,} rows have a page: the hardest, the easiest and others spread evenly. "
-        "Search finds the texts of these. --rows makes more pages, --row N one of a certain row."
+        "Search finds the texts of these. <code>--rows</code> makes more pages, "
+        "<code>--row N</code> one of a certain row."
     )
 
 
@@ -254,24 +255,32 @@ def _widths(*, beside: bool) -> str:
 
 
 def _head(*, beside: bool) -> str:
-    numbers = ["tokens", "entropy", "surprise", *(["KL ≥"] if beside else [])]
-    cells = "".join(f'<th class="n">{name}</th>' for name in numbers)
+    cells = "".join(f'<th class="n">{name}</th>' for name in _numbers(beside=beside))
     return f"<th>row</th><th>split</th>{cells}<th>text and sources</th>"
 
 
+def _numbers(*, beside: bool) -> list[str]:
+    return ["tokens", "entropy", "surprise", *(["KL ≥"] if beside else [])]
+
+
 def _row(entry: RowEntry) -> str:
-    numbers = [entry.entropy, entry.surprise, *([] if entry.kl is None else [entry.kl])]
+    means = [entry.entropy, entry.surprise, *([] if entry.kl is None else [entry.kl])]
+    numbers = zip(
+        _numbers(beside=entry.kl is not None),
+        [f"{entry.tokens:,}", *map(_mean, means)],
+        strict=True,
+    )
     kl = "" if entry.kl is None else f' data-kl="{entry.kl:.4f}"'
     places = "".join(
         f'<small data-source="{escaped(origin.source)}" data-document="{origin.document}">'
         f"{escaped(origin.source)}, document {origin.document}</small>"
         for origin in entry.origins
     )
-    cells = "".join(f'<td class="n">{_mean(number)}</td>' for number in numbers)
+    cells = "".join(f'<td class="n" data-name="{name}">{number}</td>' for name, number in numbers)
     return (
         f'<tr data-row="{entry.row}" data-entropy="{np.nan_to_num(entry.entropy):.4f}"{kl}>'
-        f'<td><a href="{escaped(entry.address)}">{entry.row:,}</a></td><td>{entry.split}</td>'
-        f'<td class="n">{entry.tokens:,}</td>{cells}'
+        f'<td data-name="row"><a href="{escaped(entry.address)}">{entry.row:,}</a></td>'
+        f"<td>{entry.split}</td>{cells}"
         f'<td><details><summary><span class="cut">{_beginning(entry.text)}</span></summary>'
         f'<div class="text">{escaped(entry.text)}</div></details>{places}</td></tr>'
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -19,6 +19,8 @@ Arrays = Mapping[str, np.ndarray]
 Student = Callable[[Sequence[int]], Arrays]
 """Gives a student's predictions for the rows of these numbers, each array [rows, positions, …]."""
 
+_UNFINISHED, _LONGEST_CHARACTER = "\ufffd", 4
+"""What a tokenizer writes for a part of a character, and the most parts that one has."""
 _SHORT = {"\n": r"\n", "\t": r"\t", "\r": r"\r"}
 _SHORTEST_TAIL = 1e-7
 """Probability that a token outside the stored ids is taken to have at most, if the tail is 0."""
@@ -67,6 +69,7 @@ class Token:
     position: int
     """In the row, from 0."""
     text: str
+    """Empty for the first parts of a character that several tokens share."""
     segment: int
     prediction: Prediction | None
     """None if no target is stored for this token: a document's first token, or a prompt."""
@@ -98,13 +101,26 @@ def row_tokens(
         int(at) + 1: _prediction(batch, theirs, int(at), entropy=float(nats), text=text, top=top)
         for at, nats in zip(scored, entropy, strict=True)
     }
+    places = np.flatnonzero(batch["segment_ids"] != PADDING).tolist()
+    texts = token_texts(batch["tokens"][places].tolist(), tokenizer)
     return [
-        Token(at, text(int(token)), int(segment), predictions.get(at))
-        for at, (token, segment) in enumerate(
-            zip(batch["tokens"], batch["segment_ids"], strict=True)
-        )
-        if segment != PADDING
+        Token(at, piece, int(batch["segment_ids"][at]), predictions.get(at))
+        for at, piece in zip(places, texts, strict=True)
     ]
+
+
+def token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> Iterator[str]:
+    """The text of each token; of tokens that share a character, the last one has it all."""
+    waiting: list[int] = []
+    for number, token in enumerate(ids):
+        waiting.append(token)
+        text = tokenizer.decode(waiting)
+        unfinished = text.endswith(_UNFINISHED) and len(waiting) < _LONGEST_CHARACTER
+        if unfinished and number + 1 < len(ids):
+            yield ""
+        else:
+            yield text
+            waiting = []
 
 
 def _prediction(

@@ -264,7 +264,7 @@ def share(p: float | None) -> str:
     """A probability with three digits that count; – if it is not known."""
     if p is None:
         return "–"
-    return f"{p:.3f}" if p >= 0.0995 else f"{p:.2g}"
+    return f"{p:.3f}" if p >= 0.0995 or p == 0 else f"{p:#.2g}"
 
 
 def _attention(

@@ -5,7 +5,7 @@ import pytest
 
 from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.__main__ import main
-from decant.pipelines.inspection.row import row_origins, row_tokens, visible
+from decant.pipelines.inspection.row import row_origins, row_tokens, token_texts, visible
 from decant.schemas.records.rows import PADDING
 
 
@@ -73,3 +73,12 @@ def test_a_row_is_shown_in_the_terminal_and_one_that_is_not_there_refused(cache,
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
     assert main(["inspect", str(cache.path), "--row", "9999"]) == 1
     assert "row 9999 asked for" in capsys.readouterr().err
+
+
+def test_a_character_of_several_tokens_is_whole_at_its_last_one(tokenizer):
+    (ids,) = tokenizer.encode_batch(["once 🙂½"])
+    texts = list(token_texts(ids.tolist(), tokenizer))
+    assert "".join(texts) == "once 🙂½"
+    assert texts[-6:] == ["", "", "", "🙂", "", "½"]
+    # The second half of a character, and one that the row ends in, stay visible as such.
+    assert list(token_texts(ids[-1:].tolist(), tokenizer)) == ["\ufffd"]
