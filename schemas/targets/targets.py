@@ -93,8 +93,8 @@ def tail_logmass_at(values: Any, beta: Any, *, xp: Any = np) -> Any:
     """A(β) in nats, [...], interpolated between the nodes and exact at the nodes.
 
     `values` [..., nodes] are A at `nodes_of(values)`. `beta` is a scalar in [0, 1] (T ≥ 1) and may
-    be traced. An empty tail (−inf) stays −inf without NaN, also in gradients. `xp` is numpy or
-    jax.numpy.
+    be traced. An empty tail (−inf) stays −inf without NaN, also in gradients. `xp` is numpy,
+    jax.numpy or torch.
 
     Newton interpolation in β through all nodes. It interpolates log(D + shift) with
     D(β) = A(β) − β·A(1) ≥ 0, which bends less than A: its largest error is a quarter of that of
@@ -107,7 +107,8 @@ def tail_logmass_at(values: Any, beta: Any, *, xp: Any = np) -> Any:
     safe = xp.where(empty[..., None], xp.zeros_like(values), values)
     last = safe[..., -1]
     # A codec's rounding can make D slightly negative.
-    bends = [xp.log(xp.maximum(safe[..., i] - b * last, 0.0) + shift) for i, b in enumerate(nodes)]
+    excess = [xp.clip(safe[..., i] - b * last, 0.0, None) for i, b in enumerate(nodes)]
+    bends = [xp.log(x + shift) for x in excess]
     for order in range(1, len(nodes)):
         for i in range(len(nodes) - 1, order - 1, -1):
             step = nodes[i] - nodes[i - order]

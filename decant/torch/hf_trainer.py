@@ -1,0 +1,227 @@
+"""Hugging Face's Trainer, learning from a cache."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+from transformers import EvalPrediction, Trainer, TrainingArguments
+
+from decant.schemas import Cache
+from decant.torch.judging import Judge, row_sums
+from decant.torch.losses import loss_sum
+from decant.torch.packing import packed_inputs, require_separate_segments
+from decant.torch.rows import Rows
+from decant.torch.settings import Divergence, Settings, Tail
+from decant.torch.targets import require_draws
+
+
+class DistillationTrainer(Trainer):
+    """A `transformers.Trainer` for a causal language model that learns from a cache.
+
+    ```python
+    trainer = DistillationTrainer(student, TrainingArguments("runs/hf"), train_dataset="runs/cache")
+    trainer.train()
+    ```
+
+    Batches, gradient accumulation, mixed precision, checkpoints and callbacks are the Trainer's
+    own. The loss is `decant.torch.loss`, a mean over the counted tokens of all of an update's
+    microbatches and processes. If the model's head is a plain matrix, logits of a whole batch are
+    never computed; else, and under FSDP or DeepSpeed, they are.
+
+    Evaluation reports eval_loss at the training's settings, and at T = 1: eval_kl, the best
+    estimate that the cache allows, and the same under its own name (eval_kl_unbiased, for
+    instance); eval_kl_bound, eval_ce, eval_perplexity, eval_agreement and eval_tokens. To keep the
+    best model, set metric_for_best_model="kl" and greater_is_better=False.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: TrainingArguments | None = None,
+        *,
+        train_dataset: Cache | str | Path | Rows,
+        eval_dataset: Cache | str | Path | Rows | None = None,
+        temperature: float = 1.0,
+        alpha: float = 0.9,
+        tail: Tail = "sampled",
+        divergence: Divergence = "forward_kl",
+        mix: float = 0.5,
+        chunk_tokens: int | None = None,
+        **kwargs: Any,
+    ):
+        """`kwargs` are other arguments of the Trainer, except for data_collator, compute_metrics
+        and compute_loss_func.
+
+        Args:
+            model: a causal language model with the teacher's tokenizer.
+            args: as for the Trainer. Unused columns are kept, whatever it says.
+            train_dataset: a cache, its path, or `Rows` of it.
+            eval_dataset: as `train_dataset`; a cache stands for its held-out rows. None: the
+                held-out rows of `train_dataset`, if there are any.
+            temperature, alpha, tail, divergence, mix, chunk_tokens: as in `loss`.
+
+        ValueError if student and cache do not fit, or if the model lets the documents of a packed
+        row see each other.
+        """
+        self.distillation = Settings(temperature, alpha, tail, divergence, mix, chunk_tokens)
+        rows = train_dataset if isinstance(train_dataset, Rows) else Rows(train_dataset)
+        if eval_dataset is None and len(rows.cache.rows(split="heldout")):
+            eval_dataset = rows.cache
+        if eval_dataset is not None and not isinstance(eval_dataset, Rows):
+            eval_dataset = Rows(eval_dataset, split="heldout")
+        args = TrainingArguments("tmp_trainer") if args is None else args
+        args.remove_unused_columns = False
+        if args.dataloader_num_workers and args.dataloader_multiprocessing_context is None:
+            args.dataloader_multiprocessing_context = "spawn"
+        super().__init__(
+            model,
+            args,
+            train_dataset=rows,
+            eval_dataset=eval_dataset,
+            data_collator=default_collate,
+            compute_metrics=self._means,
+            **kwargs,
+        )
+        # Else the Trainer divides the loss by the number of microbatches, as if it were their mean.
+        self.model_accepts_loss_kwargs = True
+        self._rows = rows
+        self._judge = Judge(rows.cache if eval_dataset is None else eval_dataset.cache)
+        self._prior = rows.cache.tail_prior() if tail == "prior" else None
+        config = self.model.config
+        self._softcap = getattr(config, "final_logit_softcapping", None)
+        # With several rows FlashAttention ignores where documents begin.
+        self._flatten = "flash" in str(getattr(config, "_attn_implementation", None))
+        self._check()
+        self._fused = self._head_is_a_matrix()
+
+    def get_batch_samples(self, *args: Any) -> tuple[list, Any]:
+        """Microbatches of an update, and the number of counted tokens in all of them."""
+        batches, _ = super().get_batch_samples(*args)
+        if not batches:
+            return batches, None
+        count = sum(batch["loss_mask"].sum() for batch in batches).to(self.args.device)
+        if self._over_processes:
+            count = self.accelerator.gather(count).sum()
+        return batches, count
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The loss of a microbatch: its sum divided by the counted tokens of the whole update."""
+        states, unembedding = self._forward(model, inputs)
+        total, _ = self._loss_sum(states, unembedding, inputs)
+        counted = inputs["loss_mask"].sum().clamp(min=1)
+        loss = total / (counted if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is not None and self._over_processes:
+            loss = loss * self.accelerator.num_processes  # DDP takes the mean of gradients
+        return (loss, {"logits": states}) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Any, Any, Any]:
+        """No loss; for each row, in place of logits, the sums that `_means` divides."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            states, unembedding = self._forward(model, inputs)
+            sums = self._judge.row_sums(states, unembedding, inputs, softcap=self._softcap)
+            _, parts = self._loss_sum(states, unembedding, inputs)
+        trained = row_sums(inputs, parts)[:, :1]
+        return None, torch.cat([sums, trained], -1), inputs["loss_mask"].sum(-1)
+
+    def _means(self, prediction: EvalPrediction) -> dict[str, Any]:
+        *sums, trained = np.asarray(prediction.predictions, np.float64).sum(0).tolist()
+        means = self._judge.means(sums)
+        means.pop("kl_by")  # loggers take numbers only
+        return {"loss": trained / means["tokens"], **means}
+
+    def _loss_sum(self, states: Tensor, unembedding: Tensor | None, batch: dict) -> Any:
+        return loss_sum(
+            states,
+            unembedding,
+            batch,
+            settings=self.distillation,
+            prior=self._prior,
+            vocabulary=self._rows.vocabulary,
+            softcap=self._softcap,
+        )
+
+    def _forward(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Hidden states and unembedding, or logits and None."""
+        shape = batch["tokens"].shape
+        inputs = packed_inputs(batch, flatten=self._flatten)
+        if not self._fused:
+            return model(**inputs).logits.reshape(*shape, -1), None
+        plain = self.accelerator.unwrap_model(model)
+        with _last_hidden_state(plain) as caught:
+            # Through the whole model, because DDP and others act in its forward pass.
+            model(**inputs, logits_to_keep=1)
+        return caught[0].reshape(*shape, -1), plain.get_output_embeddings().weight
+
+    @property
+    def _over_processes(self) -> bool:
+        return self.args.average_tokens_across_devices and self.args.world_size > 1
+
+    def _check(self) -> None:
+        settings, rows = self.distillation, self._rows
+        require_draws(rows[[0]], settings)
+        size = self.model.get_input_embeddings().weight.shape[0]
+        if size < rows.vocabulary:
+            raise ValueError(
+                f"{rows.cache.path}: its tokenizer has {rows.vocabulary} tokens, but the student "
+                f"has {size}; token ids would not line up. Use a student with the teacher's "
+                "tokenizer"
+            )
+        if not self.is_deepspeed_enabled:  # whose weights may not be here yet
+            require_separate_segments(self.model, flatten=self._flatten)
+
+    @torch.no_grad()
+    def _head_is_a_matrix(self) -> bool:
+        """Whether the last hidden states times the head's weight are the model's logits."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return False  # the head's weight is not whole outside of the forward pass
+        head = self.model.get_output_embeddings()
+        if type(head) is not nn.Linear or head.bias is not None:
+            return False
+        tokens = torch.arange(4, device=head.weight.device)[None]
+        training = self.model.training
+        self.model.eval()
+        try:
+            with _last_hidden_state(self.model) as caught:
+                theirs = self.model(input_ids=tokens, use_cache=False, logits_to_keep=1).logits
+        except TypeError:  # a model without logits_to_keep computes all logits anyway
+            return False
+        finally:
+            self.model.train(training)
+        ours = head(caught[0][:, -1:]).float()
+        if self._softcap is not None:
+            ours = self._softcap * torch.tanh(ours / self._softcap)
+        return torch.allclose(ours, theirs.float(), rtol=1e-3, atol=1e-3 * float(ours.abs().max()))
+
+
+@contextlib.contextmanager
+def _last_hidden_state(model: Any) -> Iterator[list[Tensor]]:
+    """A list that gets the last hidden states of the forward passes inside the block."""
+    caught: list[Tensor] = []
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hook = whole.base_model.register_forward_hook(
+        lambda _module, _inputs, output: caught.append(output[0])
+    )
+    try:
+        yield caught
+    finally:
+        hook.remove()

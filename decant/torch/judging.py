@@ -1,0 +1,136 @@
+"""Judging a student on held-out rows: KL to the teacher, cross-entropy, agreement."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from decant.schemas import Cache, open_cache
+from decant.torch.divergences import Parts
+from decant.torch.losses import loss_sum
+from decant.torch.rows import Batch, Rows
+from decant.torch.settings import Settings, Tail
+from decant.torch.targets import counted_positions
+
+Student = Callable[[Batch], Tensor | tuple[Tensor, Tensor]]
+"""From a batch to logits [rows, S, vocab], or to hidden states and unembedding, as in `loss`."""
+
+SUMS = (*Parts._fields, "tokens")
+
+
+class Headline(NamedTuple):
+    """The estimate of the KL that students are compared by; see `trainer/judging/headline.py`."""
+
+    name: str
+    measure: str
+    tail: Tail
+
+
+def headline(cache: Cache) -> Headline:
+    """The best estimate that all held-out positions of the cache allow."""
+    parts = cache.manifest.parts
+    held = [part for part in parts if any(u.split == "heldout" for _, u in part.numbered_units)]
+    kept = [part.logits for part in held or parts if part.logits]
+    if all(logits.k >= cache.manifest.vocabulary_size for logits in kept):
+        return Headline("dense", "kl_dense", "bucket")
+    if all(logits.draws for logits in kept):
+        return Headline("draws", "kl_unbiased", "sampled")
+    if cache.has_tail_prior:
+        return Headline("prior", "kl_estimate", "prior")
+    return Headline("bound", "kl_bound", "bucket")
+
+
+@torch.no_grad()
+def evaluate(
+    student: Student,
+    cache: Cache | str | Path,
+    *,
+    batch_rows: int = 2,
+    device: torch.device | str = "cpu",
+    softcap: float | None = None,
+) -> dict[str, Any]:
+    """Means over all held-out positions of a cache, at T = 1.
+
+    ```python
+    decant.torch.evaluate(lambda batch: model(**packed_inputs(batch)).logits, "runs/cache")
+    ```
+
+    Returns what `decant train` reports on held-out rows: heldout_kl in nats, the best estimate that
+    the cache allows, and heldout_kl_by, its name; heldout_kl_bound, a lower bound; heldout_ce;
+    heldout_perplexity; heldout_agreement, the share of positions where student and teacher have the
+    same likeliest token; heldout_tokens. Put the student into its evaluation mode first. `softcap`
+    is as in `loss`. ValueError if the cache has no held-out rows.
+    """
+    opened = open_cache(cache) if isinstance(cache, str | Path) else cache
+    judge = Judge(opened)
+    rows, totals = Rows(opened, split="heldout"), np.zeros(len(SUMS))
+    for start in range(0, len(rows), batch_rows):
+        batch = rows[range(start, min(start + batch_rows, len(rows)))].to(device)
+        output = student(batch)
+        states, unembedding = output if isinstance(output, tuple) else (output, None)
+        sums = judge.row_sums(states, unembedding, batch, softcap=softcap)
+        totals += sums.sum(0).double().cpu().numpy()
+    return {f"heldout_{name}": value for name, value in judge.means(totals.tolist()).items()}
+
+
+class Judge:
+    """Sums over held-out positions, and the means that they give."""
+
+    def __init__(self, cache: Cache):
+        self.headline = headline(cache)
+        self._settings = Settings(alpha=1.0, tail=self.headline.tail)
+        self._prior = cache.tail_prior() if self.headline.tail == "prior" else None
+        self._vocabulary = cache.manifest.vocabulary_size
+
+    def row_sums(
+        self,
+        states: Tensor,
+        unembedding: Tensor | None,
+        batch: Mapping[str, Tensor],
+        *,
+        softcap: float | None,
+    ) -> Float[Tensor, "rows sums"]:
+        """`SUMS` of each row."""
+        _, parts = loss_sum(
+            states,
+            unembedding,
+            batch,
+            settings=self._settings,
+            prior=self._prior,
+            vocabulary=self._vocabulary,
+            softcap=softcap,
+        )
+        return row_sums(batch, parts)
+
+    def means(self, totals: Sequence[float]) -> dict[str, Any]:
+        """Means by name from the sums over all rows. ValueError if no position counts."""
+        sums = dict(zip(SUMS, totals, strict=True))
+        sums.pop("loss")
+        tokens = sums.pop("tokens")
+        if not tokens:
+            raise ValueError("no position of the held-out rows has a target to judge by")
+        taught = sums.pop("taught") or 1
+        means = {n: x / (tokens if n == "ce" else taught) for n, x in sums.items()}
+        return {
+            "kl": means["kl"],
+            "kl_by": self.headline.name,
+            self.headline.measure: means["kl"],
+            **means,
+            "perplexity": math.exp(min(means["ce"], 700.0)),
+            "tokens": int(tokens),
+        }
+
+
+def row_sums(batch: Mapping[str, Tensor], parts: Parts) -> Float[Tensor, "rows sums"]:
+    """Sums over each row's counted positions: `parts`, and the number of positions."""
+    mask = batch["loss_mask"]
+    rows = counted_positions(batch, parts.kl.device) // mask.shape[1]
+    values = torch.stack([*parts, torch.ones_like(parts.kl)], -1)
+    return values.new_zeros(len(mask), len(SUMS)).index_add(0, rows, values)
