@@ -18,7 +18,7 @@ LEVELS = {
         ["__init__", "foreign"],
         ["command_line", "progress"],
         ["schemas"],
-        ["models"],
+        ["models", "torch"],
         ["pipelines", "trainer"],
         ["library"],
         ["__main__"],
@@ -70,14 +70,26 @@ LEVELS = {
         ["__main__"],
         ["__init__"],
     ],
+    "torch": [
+        ["settings", "packing", "rows"],
+        ["targets", "layer_terms", "batching"],
+        ["tail_prior"],
+        ["student_view"],
+        ["divergences"],
+        ["losses"],
+        ["judging"],
+        ["hf_trainer"],
+        ["__init__"],
+    ],
 }
 # Third-party packages that a package must not need.
 WITHOUT = {
     "schemas": {"jax", "flax", "optax", "apache_beam", "torch"},
     "models": {"apache_beam"},
     "trainer": {"apache_beam"},
+    "torch": {"jax", "flax", "optax", "grain", "tyro", "apache_beam"},
 }
-PACKAGES = ("command_line", "schemas", "models", "pipelines", "trainer")
+PACKAGES = ("command_line", "schemas", "models", "pipelines", "trainer", "torch")
 
 
 def files(package: str) -> list[Path]:

@@ -1,10 +1,10 @@
-"""Hugging Face models and their Trainer on a cache: packed rows, the loss, accumulation, resuming."""
+"""Hugging Face models and their Trainer on a cache: packed rows, loss, accumulation, resuming."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from decant.models import load_directory
+from decant.models import open_checkpoint
 from decant.trainer.loss.chunk_loss import Recipe
 from decant.trainer.loss.fused_head import distillation_loss
 from decant.trainer.loss.targets import BatchTargets
@@ -130,7 +130,7 @@ def test_a_model_that_lets_documents_see_each_other_is_refused(cache, checkpoint
     ],
 )
 def test_at_step_0_the_loss_is_that_of_our_trainer(cache, checkpoint, tmp_path, settings):
-    model = load_directory(checkpoint, dtype="float32")
+    model = open_checkpoint(checkpoint).load()
     numbers = cache.rows("train")[:4]
     batch = {name: jnp.asarray(x) for name, x in cache.read(numbers).items()}
     hidden, _ = model(batch["tokens"], batch["segment_ids"], batch["positions"])
