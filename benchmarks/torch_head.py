@@ -1,4 +1,4 @@
-"""Time and memory of decant.torch's fused loss, against the dense formula; rows through a DataLoader.
+"""Time and memory of decant.torch's fused loss, against the dense formula; rows a second.
 
     python -m benchmarks.torch_head [--tokens 1024] [--width 576] [--vocabulary 49152] [--k 32]
                                     [--cache runs/cache]
@@ -28,7 +28,8 @@ def main():
         print(f"{way:16} {1e3 * seconds:7.0f} ms  {memory / 2**20:6.0f} MiB")
     if options.cache:
         for workers in (0, 1):
-            print(f"DataLoader, {workers} workers: {rows_a_second(options.cache, workers):.0f} rows/s")
+            speed = rows_a_second(options.cache, workers)
+            print(f"DataLoader, {workers} workers: {speed:.0f} rows/s")
 
 
 def measure(way, options):
@@ -65,7 +66,7 @@ def measure(way, options):
 
 
 def dense(logits, batch, *, alpha=0.9):
-    """The loss with tail = "bucket" at T = 1 on logits of the whole batch, differentiated by torch."""
+    """The loss with tail = "bucket" at T = 1 on all logits, differentiated by torch."""
     import torch
 
     logq = torch.log_softmax(logits, -1)
@@ -81,9 +82,7 @@ def rows_a_second(path, workers, *, rows=64):
     """Rows a second through a DataLoader in batches of eight, without the start of its workers."""
     import decant.torch
 
-    batches = iter(
-        decant.torch.batches(path, batch_rows=8, epochs=None, workers=workers)
-    )
+    batches = iter(decant.torch.batches(path, batch_rows=8, epochs=None, workers=workers))
     next(batches)
     start = time.perf_counter()
     for _ in range(rows // 8):
