@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional, arg
-
 from decant.command_line.checks import COUNT, Bounds, Command
-from decant.command_line.local_paths import IS_PATH
+from decant.command_line.local_paths import IS_CACHE, IS_MODEL, IS_OUTPUT, IS_PATH, IS_RUN
 from decant.command_line.result import LongCommand, Result, show
-from decant.command_line.settings import SWITCHES, parse, parse_flags
+from decant.command_line.settings import SWITCHES, parse
 from decant.foreign import tell
 from decant.pipelines.config import Precompute, Teacher, Tokenise
 from decant.progress import notices
@@ -31,8 +29,6 @@ OpenStudent = Callable[..., tuple[Callable[..., Any], str]]
 TRAIN = "train.toml"
 """Name of the file for `decant train` that `init` writes beside that for `precompute`."""
 
-CacheArgument = Annotated[Path, Positional, arg(metavar="CACHE")]
-
 
 @dataclass(frozen=True)
 class Init(LongCommand):
@@ -42,11 +38,11 @@ class Init(LongCommand):
     from the teacher. No weight is read, and no file is overwritten.
     """
 
-    teacher: Annotated[str, Positional, arg(metavar="TEACHER")] = field(metadata=IS_PATH)
+    teacher: str = field(metadata=IS_MODEL)
     """A Hugging Face directory, a `.gguf` file, a hub id or `embedded`."""
-    corpus: Annotated[tuple[str, ...], Positional, arg(metavar="CORPUS…")] = field(metadata=IS_PATH)
+    corpus: tuple[str, ...] = field(metadata=IS_PATH)
     """Files, directories or globs of texts, `.jsonl` or `.parquet` files; or `embedded`."""
-    out: Path = Path("precompute.toml")
+    out: Path = field(default=Path("precompute.toml"), metadata=IS_OUTPUT)
     """The file for `decant precompute`."""
 
 
@@ -65,11 +61,11 @@ class Verify(LongCommand):
     could not be made.
     """
 
-    cache: CacheArgument
+    cache: Path = field(metadata=IS_CACHE)
     """The sealed cache."""
     rows: Annotated[int, Bounds(0)] = 16
     """Rows that the teacher reads again, spread over the cache. 0 checks files only."""
-    teacher: str | None = field(default=None, metadata=IS_PATH)
+    teacher: str | None = field(default=None, metadata=IS_MODEL)
     """Where the teacher is now. Unset: where the cache's plan says."""
     fetch: bool = False
     """Fetch the teacher from the hub if the plan names a hub id that is not on this machine. A
@@ -85,15 +81,15 @@ class Inspect(Command):
     With --html as pages for a browser, which need no server.
     """
 
-    cache: CacheArgument
+    cache: Path = field(metadata=IS_CACHE)
     """The sealed cache."""
     row: Annotated[int | None, Bounds(0)] = None
     """Show this row, token by token, instead of the whole cache."""
-    html: Path | None = None
+    html: Path | None = field(default=None, metadata=IS_OUTPUT)
     """Write pages: a directory gets index.html and a page for each of some rows. A name that ends
     in .html is the overview's file, with the rows beside it; with --row it is that row's page
     alone."""
-    run: Path | None = None
+    run: Path | None = field(default=None, metadata=IS_RUN)
     """Show the predictions of this run's student beside the teacher's; with --row or --html."""
     checkpoint: str = "last"
     """Of that run: `last`, `best`, `best-ce` or a number of updates."""
@@ -115,9 +111,9 @@ class Merge(LongCommand):
     several caches hold are not looked for.
     """
 
-    output: Annotated[Path, Positional, arg(metavar="OUTPUT")]
+    output: Path = field(metadata=IS_OUTPUT | IS_CACHE)
     """Directory of the merged cache."""
-    caches: Annotated[tuple[Path, ...], Positional, arg(metavar="CACHE…")]
+    caches: tuple[Path, ...] = field(metadata=IS_CACHE)
     """The caches to merge."""
 
 
@@ -131,7 +127,7 @@ class Forget(LongCommand):
     on disk until `gc` overwrites them. A training run that began before is refused: start it anew.
     """
 
-    cache: CacheArgument
+    cache: Path = field(metadata=IS_CACHE)
     """The sealed cache."""
     source: str
     """Name of the corpus file in the manifest, relative to the corpus's directory, or the beginning
@@ -145,9 +141,9 @@ class Forget(LongCommand):
 class Remove(LongCommand):
     """Unlink signals from a sealed cache. Their files stay until `gc`."""
 
-    cache: CacheArgument
+    cache: Path = field(metadata=IS_CACHE)
     """The sealed cache."""
-    signals: Annotated[tuple[str, ...], Positional, arg(metavar="SIGNAL…")]
+    signals: tuple[str, ...]
     """Names such as hidden/12."""
 
 
@@ -161,17 +157,16 @@ class CollectGarbage(LongCommand):
     the same time. If it is stopped, run it again.
     """
 
-    cache: CacheArgument
+    cache: Path = field(metadata=IS_CACHE)
     """The sealed cache."""
     dry_run: bool = False
     """Only say what would be deleted."""
 
 
 def _init(arguments: list[str]) -> int:
-    config = parse_flags(Init, arguments, program="decant init")
-    if not config.corpus:
-        tell("error: init: name the corpus after the teacher", file=sys.stderr)
-        return 2
+    config = parse(
+        Init, arguments, program="decant init", about=("teacher", "corpus"), with_file=False
+    )
     from decant.pipelines.init.first_settings import first_settings
 
     return show(first_settings(config.teacher, config.corpus, out=config.out), config)
@@ -242,7 +237,9 @@ def _tokenise(arguments: list[str]) -> int:
 
 def _verify(arguments: list[str]) -> int:
     try:
-        config = parse_flags(Verify, arguments, program="decant verify")
+        config = parse(
+            Verify, arguments, program="decant verify", about=("cache",), with_file=False
+        )
     except ValueError as error:
         tell(f"error: {error}", file=sys.stderr)
         return 2  # 1 would say that the cache is wrong
@@ -264,7 +261,7 @@ def _verify(arguments: list[str]) -> int:
 
 def inspect(arguments: list[str], open_student: OpenStudent | None = None) -> int:
     """`inspect`; `open_student` opens the run that --run names, which this package cannot."""
-    config = parse_flags(Inspect, arguments, program="decant inspect")
+    config = parse(Inspect, arguments, program="decant inspect", about=("cache",), with_file=False)
     if config.run and not open_student:
         raise ValueError("--run: only `decant inspect` reads runs")
 
@@ -293,10 +290,9 @@ def inspect(arguments: list[str], open_student: OpenStudent | None = None) -> in
 
 
 def _merge(arguments: list[str]) -> int:
-    config = parse_flags(Merge, arguments, program="decant merge")
-    if not config.caches:
-        tell("error: merge: name the caches to merge after the output directory", file=sys.stderr)
-        return 2
+    config = parse(
+        Merge, arguments, program="decant merge", about=("output", "caches"), with_file=False
+    )
     from decant.pipelines.upkeep.merge import merge
     from decant.schemas import open_cache
 
@@ -318,7 +314,7 @@ def _merge(arguments: list[str]) -> int:
 
 
 def _forget(arguments: list[str]) -> int:
-    config = parse_flags(Forget, arguments, program="decant forget")
+    config = parse(Forget, arguments, program="decant forget", about=("cache",), with_file=False)
     if "--document" in arguments and not config.document:
         # Not the same as no flag, which forgets the whole file.
         tell("error: --document needs at least one number", file=sys.stderr)
@@ -344,10 +340,9 @@ def _forget(arguments: list[str]) -> int:
 
 
 def _remove(arguments: list[str]) -> int:
-    config = parse_flags(Remove, arguments, program="decant remove")
-    if not config.signals:
-        tell("error: remove: name the signals to unlink, such as hidden/12", file=sys.stderr)
-        return 2
+    config = parse(
+        Remove, arguments, program="decant remove", about=("cache", "signals"), with_file=False
+    )
     from decant.pipelines.upkeep.remove import remove_signals
 
     manifest = remove_signals(config.cache, config.signals)
@@ -364,7 +359,9 @@ def _remove(arguments: list[str]) -> int:
 
 
 def _gc(arguments: list[str]) -> int:
-    config = parse_flags(CollectGarbage, arguments, program="decant gc")
+    config = parse(
+        CollectGarbage, arguments, program="decant gc", about=("cache",), with_file=False
+    )
     from decant.pipelines.upkeep.collect import collect
 
     collected = collect(config.cache, dry_run=config.dry_run, console=notices(quiet=config.quiet))

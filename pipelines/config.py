@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from decant.command_line.checks import ANY, COUNT, TABLE, Bounds
-from decant.command_line.local_paths import IS_PATH
+from decant.command_line.local_paths import IS_CACHE, IS_MODEL, IS_OUTPUT, IS_PATH
 from decant.command_line.result import LongCommand
 from decant.schemas.codecs import NODES, Profile
 from decant.schemas.manifest.plan import TeacherMesh
@@ -77,7 +77,7 @@ class Corpus:
 class Teacher:
     """The model whose outputs are stored."""
 
-    model: str = field(default="embedded", metadata=IS_PATH)
+    model: str = field(default="embedded", metadata=IS_MODEL)
     """A Hugging Face directory, a `.gguf` file, or a hub id (`owner/name`, `owner/name@revision` or
     `owner/name/file.gguf`), whose commit the first run fixes. `embedded` is SmolLM2-135M-Instruct.
     """
@@ -190,7 +190,7 @@ class Precompute(LongCommand):
     corpus: Corpus = field(default_factory=Corpus)
     teacher: Teacher = field(default_factory=Teacher)
     signals: Signals = field(default_factory=Signals)
-    output: Path = Path("runs/cache")
+    output: Path = field(default=Path("runs/cache"), metadata=IS_OUTPUT | IS_CACHE)
     """The cache's directory. The same command run again continues where it stopped. New files
     that match `corpus.files` become a new part of the cache."""
     seal_partial: bool = False
@@ -212,10 +212,10 @@ class Precompute(LongCommand):
 class Tokenise(LongCommand):
     """Make a cache of rows without a teacher, to mix its text with another cache in training."""
 
-    like: Path = Path("runs/cache")
+    like: Path = field(default=Path("runs/cache"), metadata=IS_CACHE)
     """The sealed cache to mix the rows with. They get its tokenizer and its row length."""
     corpus: Corpus = field(default_factory=Corpus)
-    output: Path = Path("runs/text")
+    output: Path = field(default=Path("runs/text"), metadata=IS_OUTPUT | IS_CACHE)
     """The directory of the rows. The same command run again continues where it stopped."""
     runner: str = "FnApiRunner"
     """As for `precompute`."""

@@ -83,8 +83,9 @@ BLOCKS = [
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_a_config_in_the_documents_is_understood(block, tmp_path):
+def test_a_config_in_the_documents_is_understood(block, tmp_path, monkeypatch):
     """The comment in its first line says whose it is."""
+    monkeypatch.chdir(tmp_path)  # there nobody asks whether its files are there
     path = tmp_path / "config.toml"
     path.write_text(block, encoding="utf-8")
     if block.startswith("# sweep"):

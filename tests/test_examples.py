@@ -24,7 +24,8 @@ examples = pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.st
 
 
 @examples
-def test_an_example_is_understood(example):
+def test_an_example_is_understood(example, monkeypatch):
+    monkeypatch.chdir(example.parent)  # there nobody asks whether its files are there
     table = tomllib.loads(example.read_text("utf-8"))
     if "students" in table:
         assert len(read_sweep(example).students) == 4

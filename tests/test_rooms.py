@@ -25,8 +25,10 @@ LEVELS = {
     ],
     "command_line": [
         ["menu", "local_paths", "closed_output", "python_values"],
-        ["checks"],
-        ["parser", "result"],
+        ["kinds", "value_types", "docstrings", "guide"],
+        ["checks", "config_paths"],
+        ["parser", "fields", "result"],
+        ["arguments", "config_file", "help_page"],
         ["settings"],
         ["__init__"],
     ],

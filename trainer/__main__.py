@@ -1,10 +1,13 @@
 """`python -m decant.trainer COMMAND …`: run a command that trains, judges or exports students."""
 
+import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from decant.command_line.arguments import sorted_arguments
 from decant.command_line.closed_output import exit_with, is_left_by_reader
 from decant.command_line.menu import STUDENTS, menu, unknown
 from decant.command_line.result import Result, show
@@ -39,11 +42,24 @@ def main(arguments: Sequence[str]) -> int:
     return 1
 
 
+@dataclass(frozen=True)
+class TrainOrSweep(Train):
+    """Train a student from a sealed cache. The same command again resumes from the newest
+    checkpoint."""
+
+    sweep: Path | None = None
+    """Train every student of this TOML file, one after another, and compare them. The config file
+    and the flags hold for all of them."""
+
+
 def _train(arguments: list[str]) -> int:
     """`train [CONFIG.toml] [--flag value …] [--sweep SWEEP.toml]`."""
-    if "--sweep" in arguments:
-        return _sweep(arguments)
-    config = parse(Train, arguments, program="decant train")
+    given = sorted_arguments(TrainOrSweep, arguments, program="decant train")
+    if sweeps := [flag for flag in given.flags if flag.startswith("--sweep=")]:
+        flags = [flag for flag in given.flags if flag not in sweeps]
+        return _sweep(Path(sweeps[-1].removeprefix("--sweep=")), given.config, flags)
+    parsed = parse(TrainOrSweep, arguments, program="decant train")
+    config = Train(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(Train)})
     from decant.trainer.run.processes import is_first_process
     from decant.trainer.run.train import train
 
@@ -54,9 +70,9 @@ def _train(arguments: list[str]) -> int:
     if trained.finished:
         line = f"finished: all {trained.steps:,} updates are done and saved in {run}"
         following = [
-            ["decant", "evaluate", "--run", run],
-            ["decant", "generate", "--run", run],
-            ["decant", "export", "--run", run],
+            ["decant", "evaluate", run],
+            ["decant", "generate", run],
+            ["decant", "export", run],
         ]
     else:
         line = f"stopped after update {trained.step:,} of {trained.steps:,}; saved in {run}"
@@ -68,20 +84,16 @@ def _train(arguments: list[str]) -> int:
     return show(Result(line, trained.document(), next=following), config)
 
 
-def _sweep(arguments: list[str]) -> int:
+def _sweep(path: Path, shared: Path | None, flags: Sequence[str]) -> int:
     """Train every student of a sweep file; the config file and the flags hold for all of them."""
-    at = arguments.index("--sweep")
-    path, shared = arguments[at + 1 : at + 2], arguments[:at] + arguments[at + 2 :]
-    if not path:
-        raise ValueError("--sweep: name the TOML file that lists the students")
     from decant.trainer.results.sweep import read_sweep, sweep
 
-    config = read_sweep(Path(path[0]), shared)
+    config = read_sweep(path, shared, flags)
     return show(sweep(config), next(iter(config.students.values())))
 
 
 def _evaluate(arguments: list[str]) -> int:
-    config = parse(Evaluate, arguments, program="decant evaluate")
+    config = parse(Evaluate, arguments, program="decant evaluate", about=("run",))
 
     from decant.trainer.results.evaluate import FILE, as_table, evaluate
     from decant.trainer.results.judged_on import describe
@@ -93,7 +105,7 @@ def _evaluate(arguments: list[str]) -> int:
     )
     following = [
         ["decant", "report", config.run],
-        ["decant", "export", "--run", config.run],
+        ["decant", "export", config.run],
     ]
     table = as_table(judgement)
     result = Result(line, judgement, details=lambda c: c.print(table), next=following)
@@ -101,10 +113,7 @@ def _evaluate(arguments: list[str]) -> int:
 
 
 def _report(arguments: list[str]) -> int:
-    """`report RUN…` or `report [CONFIG.toml] [--runs RUN…]`."""
-    if arguments and not arguments[0].startswith("-") and not arguments[0].endswith(".toml"):
-        arguments = ["--runs", *arguments]
-    config = parse(Report, arguments, program="decant report")
+    config = parse(Report, arguments, program="decant report", about=("runs",))
     from decant.trainer.results.report import report
 
     page = report(config)
@@ -113,7 +122,7 @@ def _report(arguments: list[str]) -> int:
 
 
 def _generate(arguments: list[str]) -> int:
-    config = parse(Generate, arguments, program="decant generate")
+    config = parse(Generate, arguments, program="decant generate", about=("run",))
     from decant.trainer.results.generate import generate
 
     for number, text in enumerate(generate(config)):
@@ -122,7 +131,7 @@ def _generate(arguments: list[str]) -> int:
 
 
 def _export(arguments: list[str]) -> int:
-    config = parse(Export, arguments, program="decant export")
+    config = parse(Export, arguments, program="decant export", about=("run", "output"))
     from decant.trainer.results.export import export
 
     written = export(config)

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from decant.command_line.checks import ANY, COUNT, DEVICES, TABLE, Bounds, Command
-from decant.command_line.local_paths import IS_PATH
+from decant.command_line.local_paths import (
+    IS_CACHE,
+    IS_MODEL,
+    IS_OUTPUT,
+    IS_RUN,
+    IS_RUN_OR_SWEEP,
+)
 from decant.command_line.result import LongCommand
 from decant.models.mesh.remat import Remat
 from decant.trainer.loss.settings import AttentionLoss, HiddenLoss, Loss
@@ -45,7 +51,7 @@ class Student:
     init: Literal["cut", "checkpoint", "scratch"] = "cut"
     """`cut`: chosen blocks of `source`; `checkpoint`: all of `source`; `scratch`: random
     weights."""
-    source: str = field(default="embedded", metadata=IS_PATH)
+    source: str = field(default="embedded", metadata=IS_MODEL)
     """Checkpoint for `cut` and `checkpoint`: a Hugging Face directory, a hub id, a `.gguf` file or
     `embedded`. It is read once; the run's directory keeps the initial student."""
     layers: Annotated[int | tuple[int, ...], Bounds(0)] = 8
@@ -68,7 +74,7 @@ class Student:
 class MixedCache:
     """Another cache, whose train rows are mixed with those of the main cache."""
 
-    path: Path = Path()
+    path: Path = field(default=Path(), metadata=IS_CACHE)
     """A sealed cache with the main cache's tokenizer and row length. It may hold targets of the
     same teacher, of another teacher, or none (`decant tokenise`). Rows without targets are learned
     from their next tokens alone, as with `loss.alpha = 0`."""
@@ -208,9 +214,9 @@ class Train(LongCommand):
     """Train a student from a sealed cache. The same command again resumes from the newest
     checkpoint."""
 
-    cache: Path = Path("runs/cache")
+    cache: Path = field(default=Path("runs/cache"), metadata=IS_CACHE)
     """The sealed cache to learn from."""
-    run: Path = Path("runs/student")
+    run: Path = field(default=Path("runs/student"), metadata=IS_OUTPUT | IS_RUN)
     """Directory of this run: initial student, checkpoints and `metrics.jsonl`."""
     student: Student = field(default_factory=Student)
     data: Data = field(default_factory=Data)
@@ -254,12 +260,12 @@ class Evaluate(LongCommand):
     """Evaluate a run's student on held-out rows: prints a table, and keeps the numbers in the run's
     directory as `evaluation.json`."""
 
-    run: Path = Path("runs/student")
+    run: Path = field(default=Path("runs/student"), metadata=IS_RUN)
     """Directory of the run."""
     checkpoint: str = "last"
     """Checkpoint to use: `last`, `best` (by held-out KL), `best-ce` (by held-out cross-entropy), or
     a number of updates."""
-    cache: Path | None = None
+    cache: Path | None = field(default=None, metadata=IS_CACHE)
     """A sealed cache with the run's tokenizer. Unset: the cache that the run learned from."""
     other_teacher: str | None = None
     """To judge against another teacher than the run's: the first characters, at least 8, of the
@@ -278,15 +284,15 @@ class Evaluate(LongCommand):
 class Export(LongCommand):
     """Write a run's student as a Hugging Face directory."""
 
-    run: Path = Path("runs/student")
+    run: Path = field(default=Path("runs/student"), metadata=IS_RUN)
     """Directory of the run."""
     checkpoint: str = "last"
     """Checkpoint to use: `last`, `best` (by held-out KL), `best-ce` (by held-out cross-entropy), or
     a number of updates."""
-    cache: Path = Path("runs/cache")
+    cache: Path = field(default=Path("runs/cache"), metadata=IS_CACHE)
     """Cache that the run learned from. Only for a run that began before version 0.5: newer runs
     have recorded it."""
-    output: Path = Path("runs/exported")
+    output: Path = field(default=Path("runs/exported"), metadata=IS_OUTPUT)
     """Directory to write. transformers, `student.source` and `teacher.model` can read it."""
 
 
@@ -294,7 +300,7 @@ class Export(LongCommand):
 class Generate(Command):
     """Print samples of text from a run's student."""
 
-    run: Path = Path("runs/student")
+    run: Path = field(default=Path("runs/student"), metadata=IS_RUN)
     """Directory of the run."""
     checkpoint: str = "last"
     """Checkpoint to use: `last`, `best` (by held-out KL), `best-ce` (by held-out cross-entropy), or
@@ -323,9 +329,9 @@ class Generate(Command):
 
 @dataclass(frozen=True)
 class Report(LongCommand):
-    """Compare runs on one page: `decant report RUN…`, or `--runs RUN…`."""
+    """Compare runs on one page."""
 
-    runs: tuple[Path, ...] = (Path("runs/student"),)
-    """Directories of the runs to compare."""
-    output: Path = Path("runs/report")
+    runs: tuple[Path, ...] = field(default=(Path("runs/student"),), metadata=IS_RUN_OR_SWEEP)
+    """Directories of the runs to compare; that of a sweep stands for all runs in it."""
+    output: Path = field(default=Path("runs/report"), metadata=IS_OUTPUT)
     """Directory to write: `report.html`, which needs no other file, and its charts as PNGs."""

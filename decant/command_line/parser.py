@@ -1,21 +1,20 @@
-"""Runs tyro with two rules of ours: `--help` shows bounds, and a refused value is our own error.
+"""Runs tyro with a rule of ours: a value that the settings refuse is our own error.
 
 In a file of its own, because it needs tyro, which reading a cache must not import.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import tyro
 from tyro.constructors import (
     ConstructorRegistry,
     StructConstructorSpec,
-    StructFieldSpec,
     StructTypeInfo,
 )
 
-from decant.command_line.checks import Bounds, Command, bounds_of
+from decant.command_line.checks import Command
 
 Config = TypeVar("Config")
 
@@ -53,7 +52,7 @@ def _rules() -> ConstructorRegistry:
         if not isinstance(spec, StructConstructorSpec):
             return None
         make = _told_later(spec.instantiate) if issubclass(info.type, Command) else spec.instantiate
-        return StructConstructorSpec(make, tuple(map(_with_bounds, spec.fields)))
+        return StructConstructorSpec(make, spec.fields)
 
     return registry
 
@@ -68,17 +67,3 @@ def _told_later(make: Callable[..., Any]) -> Callable[..., Any]:
             return _Refused(error)
 
     return made
-
-
-def _with_bounds(field: StructFieldSpec) -> StructFieldSpec:
-    """The field, whose help ends with `(1 to 4,096; default: 32)`."""
-    bounds = bounds_of(field.type)
-    if bounds is None:
-        return field
-    hint = tyro.conf.arg(help_behavior_hint=lambda default: _hint(bounds, default))
-    shown: Any = Annotated[field.type, hint]
-    return dataclasses.replace(field, type=shown)
-
-
-def _hint(bounds: Bounds, default: str) -> str:
-    return f"({bounds}; default: {default})"

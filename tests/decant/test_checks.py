@@ -16,6 +16,7 @@ from decant.__main__ import main
 from decant.command_line.checks import ANY, Bounds, Command, bounds_of, walk
 from decant.command_line.menu import CACHES, STUDENTS
 from decant.command_line.result import LongCommand
+from decant.trainer.__main__ import TrainOrSweep
 from decant.trainer.config import Data, Train
 from decant.trainer.results.sweep import read_sweep
 
@@ -25,11 +26,12 @@ for home in HOMES:
 
 
 def commands() -> Iterator[type[Command]]:
-    """The settings of every command of decant."""
+    """The settings of every command of decant; of `train` without the flag --sweep."""
     above = [Command]
     while above:
         for below in above.pop().__subclasses__():
-            if below.__module__.startswith("decant.") and below is not LongCommand:
+            ours = below.__module__.startswith("decant.")
+            if ours and below not in (LongCommand, TrainOrSweep):
                 yield below
             above.append(below)
 

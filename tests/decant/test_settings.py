@@ -39,6 +39,12 @@ class Outer:
     output: Path = Path("out")
 
 
+@pytest.fixture(autouse=True)
+def in_the_folder(tmp_path, monkeypatch):
+    """Beside the config files: their paths are as they are written, whether there or not."""
+    monkeypatch.chdir(tmp_path)
+
+
 def write(tmp_path: Path, text: str) -> str:
     (tmp_path / "c.toml").write_text(text)
     return str(tmp_path / "c.toml")

@@ -19,8 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from decant.command_line.checks import COUNT, Command
+from decant.command_line.config_file import checked, read_settings, read_table
+from decant.command_line.config_paths import ConfigPaths
+from decant.command_line.local_paths import IS_OUTPUT
 from decant.command_line.result import Result
-from decant.command_line.settings import parse_tables, read_table, require_type
+from decant.command_line.settings import parse_settings
+from decant.command_line.value_types import require_type
 from decant.progress import notices
 from decant.schemas import open_cache
 from decant.schemas.disk.atomic import write_bytes
@@ -65,29 +69,33 @@ class Sweep(Command):
     """Held-out rows for the comparison at the end, spread evenly; None: all."""
 
 
-def read_sweep(path: Path, arguments: Sequence[str] = ()) -> Sweep:
-    """Read a sweep file; `arguments` are a config file and flags that hold for all students.
+def read_sweep(path: Path, shared: Path | None = None, flags: Sequence[str] = ()) -> Sweep:
+    """Read a sweep file; the config file `shared` and `flags` hold for all students.
 
     Settings of a student, the strongest first: flags, its table in `[[students]]`, its values of
-    `[grid]` (one student for each combination), `[base]`, the config file. Raises ValueError for
-    unknown keys, equal names, or students with different caches.
+    `[grid]` (one student for each combination), `[base]`, the config file. Paths in a file are
+    relative to that file. Raises ValueError for unknown keys, equal names, or students with
+    different caches.
     """
-    table, flags = read_table(path), list(arguments)
+    table = read_table(path)
     for key in table:
         if key not in _KEYS:
             near = difflib.get_close_matches(key, _KEYS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(_KEYS)}"
             raise ValueError(f"{path}: unknown key {key}; {hint}")
         require_type(table[key], _KEYS[key], where=f"{path}: {key}")
-    below = [table.get("base", {})]
-    if flags and not flags[0].startswith("-"):
-        below = [read_table(Path(flags.pop(0))), *below]
-    directory = Path(table.get("run", f"runs/{path.stem}"))
+    below = [read_settings(Train, shared)] if shared else []
+    below.append(checked(Train, table.get("base", {}), path=path))
+    directory = Path(f"runs/{path.stem}")
+    if "run" in table:
+        run = ConfigPaths(path).located(table["run"], setting="run", metadata=IS_OUTPUT)
+        directory = Path(run)
     students: dict[str, Train] = {}
     for name, own in _students(table, path=path):
         program = f"{path}, student {name}"
         try:
-            config = parse_tables(Train, [*below, *own], flags, program=program, path=path)
+            tables = [checked(Train, one, path=path) for one in own]
+            config = parse_settings(Train, [*below, *tables], flags, program=program)
         except ValueError as error:
             raise ValueError(f"student {name}: {error}") from None
         if name in students:

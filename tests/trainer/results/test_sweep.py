@@ -49,7 +49,7 @@ name = "b"
 alpha = 0.5
 """,
     )
-    read = read_sweep(path, [str(tmp_path / "train.toml"), "--data.seed=7"])
+    read = read_sweep(path, tmp_path / "train.toml", ["--data.seed=7"])
     assert list(read.students) == [f"{n}-learning_rate={r}" for n in "ab" for r in (1e-3, 3e-3)]
     last = read.students["b-learning_rate=0.003"]
     assert (last.loss.alpha, last.loss.temperature, last.data.seed) == (0.5, 2.0, 7)
