@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from decant.command_line.arguments import sorted_arguments
 from decant.command_line.checks import COUNT, Bounds, Command
 from decant.command_line.local_paths import IS_CACHE, IS_MODEL, IS_OUTPUT, IS_PATH, IS_RUN
 from decant.command_line.result import LongCommand, Result, show
@@ -211,7 +212,8 @@ def _precompute(arguments: list[str]) -> int:
 
 def _train_command(config: Precompute, arguments: list[str]) -> list[str | Path]:
     """How to train a student on the cache: by the file that `init` wrote beside the config's."""
-    files = [Path(word) for word in arguments[:1] if word.endswith(".toml")]
+    given = sorted_arguments(Precompute, arguments, program="decant precompute")
+    files = [given.config] if given.config else []
     for beside in [file.with_name(TRAIN) for file in files]:
         if beside.exists():
             return ["decant", "train", beside]

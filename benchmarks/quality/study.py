@@ -120,14 +120,14 @@ def cells(study: Study) -> Iterator[Cell]:
 def precompute_config(study: Study, capture: str) -> Precompute:
     """Write the capture's TOML file and read its settings from it."""
     settings = {
-        "output": str(cache_path(study, capture)),
+        "output": str(cache_path(study, capture).absolute()),
         "corpus": {
-            "files": list(study.files),
+            "files": [_place(name) for name in study.files],
             "max_bytes": study.max_bytes,
             "sequence_length": study.sequence_length,
             "heldout": study.heldout,
         },
-        "teacher": {"model": study.teacher, "dtype": study.teacher_dtype},
+        "teacher": {"model": _place(study.teacher), "dtype": study.teacher_dtype},
         "signals": {"logits": CAPTURES[capture]},
     }
     path = study.work / "configs" / f"precompute-{capture}.toml"
@@ -139,14 +139,14 @@ def train_config(study: Study, cell: Cell, *, updates: int | None = None) -> Tra
     """Write the cell's TOML file and read its settings from it."""
     path = config_path(study, cell)
     settings = {
-        "cache": str(cache_path(study, cell.capture)),
-        "run": str(study.work / "runs" / cell.name),
+        "cache": str(cache_path(study, cell.capture).absolute()),
+        "run": str((study.work / "runs" / cell.name).absolute()),
         "dtype": study.student_dtype,
         # The study measures held-out rows itself. The last checkpoint is written in any case.
         "checkpoint_every": NEVER,
         "evaluate_every": NEVER,
         "heldout_rows": study.batch_rows,
-        "student": {"source": study.teacher, "layers": study.layers},
+        "student": {"source": _place(study.teacher), "layers": study.layers},
         "data": {
             "batch_rows": study.batch_rows,
             "steps": updates or study.updates,
@@ -162,6 +162,12 @@ def train_config(study: Study, cell: Cell, *, updates: int | None = None) -> Tra
     )
     write_toml(path, settings, comment=comment)
     return _read(Train, path)
+
+
+def _place(name: str) -> str:
+    """A path that means the same in a config file elsewhere; a hub id or word as it is."""
+    folder = Path(name.partition("*")[0])
+    return str(Path(name).absolute()) if folder.exists() and folder.parts else name
 
 
 def _read(config_type: type[Config], path: Path) -> Config:

@@ -33,7 +33,9 @@ class ConfigPaths:
             return [self.located(one, setting=setting, metadata=metadata) for one in value]
         if not isinstance(value, str) or value in (EMBEDDED, "None") or is_address(value):
             return value
-        return self._located(str(Path(value).expanduser()), setting, metadata)
+        if value.startswith("~"):
+            value = str(Path(value).expanduser())
+        return self._located(value, setting, metadata)
 
     def _located(self, text: str, setting: str, metadata: Mapping[str, Any]) -> str:
         folder = self.file.parent

@@ -14,6 +14,19 @@ class Guide:
 
 
 GUIDE = {
+    "init": Guide(
+        (
+            (
+                "decant init owner/name 'books/*.txt'",
+                "Look at both; write precompute.toml and train.toml.",
+            ),
+            (
+                "decant init models/teacher data --out configs/a.toml",
+                "A local teacher, the readable files of a folder, another name.",
+            ),
+            ("decant precompute precompute.toml", "Then: run the teacher."),
+        ),
+    ),
     "plan": Guide(
         (
             ("decant plan", "What the capture of `decant precompute` would cost."),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,8 @@ FREE = (
     "quiet",
     "json",
 )
+_PLACES = ("source", "config")
+"""Settings of the student that are paths, or may be."""
 _SHOWN = ("loss.alpha", "loss.temperature", "loss.tail")
 """Settings that every release has recorded and that reports and evaluations read."""
 _NEVER = {
@@ -63,6 +66,8 @@ class Binding:
 
     values: dict[str, Any]
     allow: tuple[str, ...] = ()
+    run: Path = Path()
+    """Directory of the run."""
 
     def allows(self, name: str) -> bool:
         """Whether the value called `name` may differ."""
@@ -74,7 +79,8 @@ class Binding:
         `saved` is None in a checkpoint of a release that kept no copy. `where` begins the message.
         """
         if saved is not None:
-            _require_allowed(self, _with_defaults(saved, self.values), where=where)
+            was = _with_defaults(_with_places(saved, self.values, run=self.run), self.values)
+            _require_allowed(self, was, where=where)
 
 
 def bind(
@@ -99,17 +105,19 @@ def bind(
     path = config.run / BINDING
     if not path.exists():
         write_json(path, now)
-        return Binding(now)
-    was, changes = _with_defaults(read_run_settings(config.run), now), read_run_changes(config.run)
+        return Binding(now, run=config.run)
+    saved = _with_places(read_run_settings(config.run), now, run=config.run)
+    was, changes = _with_defaults(saved, now), read_run_changes(config.run)
     if differing := _differing(was, now):
-        _require_allowed(Binding(now, config.allow), was, where=str(config.run))
+        _require_allowed(Binding(now, config.allow, config.run), was, where=str(config.run))
         changes += [
             {"after": after, "name": name, "was": was.get(name), "now": now.get(name)}
             for name in differing
         ]
         write_json(path, {**now, _CHANGES: changes})
     # Recorded changes stay allowed: the newest checkpoint may still hold the values before them.
-    return Binding(now, (*config.allow, *(change["name"] for change in changes)))
+    allow = (*config.allow, *(change["name"] for change in changes))
+    return Binding(now, allow, config.run)
 
 
 def cache_at_start(cache: Cache, *, run: Path) -> Cache:
@@ -179,6 +187,8 @@ def binding_values(
     settings = dataclasses.asdict(config)
     for name in FREE:
         del settings[name]
+    for name in _PLACES:
+        settings["student"][name] = _from_run(settings["student"][name], config.run)
     for number, other in enumerate(others):
         mixed = settings["data"]["caches"][number]
         del mixed["path"]  # A cache may move; the ids of its contents must stay.
@@ -186,6 +196,32 @@ def binding_values(
     flat = dict(_flatten(settings)) | _data_ids(cache, signals)
     del flat[_CHUNK]
     return json.loads(json.dumps({**flat, "steps": steps, "code": code_version()}, default=str))
+
+
+def _from_run(text: Any, run: Path) -> Any:
+    """A path that is there as it leads from the run's directory; else the text as it is.
+
+    So a run and its student's source can be moved together, and a run continued from anywhere.
+    """
+    if text is None or str(text) == "embedded" or not Path(text).exists():
+        return text
+    return Path(os.path.relpath(Path(text).resolve(), run.resolve())).as_posix()
+
+
+def _with_places(saved: Mapping[str, Any], now: Mapping[str, Any], *, run: Path) -> dict[str, Any]:
+    """The saved values, with a path in the words of `now` if both may mean the same place.
+
+    Releases before 0.9 saved paths as they led from the working directory.
+    """
+
+    def places(text: Any) -> set[Path]:
+        return {(start / str(text)).resolve() for start in (run, Path())}
+
+    def is_same(name: str) -> bool:
+        return bool(saved.get(name)) and bool(places(saved[name]) & places(now.get(name)))
+
+    names = [f"student.{name}" for name in _PLACES]
+    return {**saved, **{name: now[name] for name in names if is_same(name)}}
 
 
 def _data_ids(cache: Cache, signals: Sequence[str]) -> dict[str, str]:

@@ -31,7 +31,8 @@ def write(tmp_path, text, **values):
     return path
 
 
-def test_stronger_settings_win_and_a_grid_is_every_combination(tmp_path):
+def test_stronger_settings_win_and_a_grid_is_every_combination(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "train.toml").write_text('cache = "c"\n[loss]\nalpha = 0.1\ntemperature = 3.0\n')
     path = write(
         tmp_path,
@@ -77,7 +78,8 @@ alpha = 0.5
         ('[grid]\n"data.seed" = ["1"]', 'data.seed is "1", a string; expected an integer'),
     ],
 )
-def test_a_malformed_sweep_is_refused(tmp_path, text, message):
+def test_a_malformed_sweep_is_refused(tmp_path, text, message, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
         read_sweep(write(tmp_path, text))
 

@@ -22,7 +22,8 @@ def cache_of(path, *names: str, forgotten: tuple[Forgotten, ...] = ()) -> Cache:
 
 def begin(run, cache: Cache) -> None:
     run.mkdir()
-    write_json(run / BINDING, {"rows_id": cache.manifest.rows_id})
+    loss = {"loss.alpha": 0.9, "loss.temperature": 1.0, "loss.tail": "sampled"}
+    write_json(run / BINDING, {"rows_id": cache.manifest.rows_id, **loss})
 
 
 @pytest.mark.parametrize("names", [("a",), ("a", "b")])
