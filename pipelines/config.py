@@ -196,6 +196,9 @@ class Precompute(LongCommand):
     seal_partial: bool = False
     """Capture nothing more now: seal what is done so far as a part, so that training can start. The
     same command without this flag captures the rest and seals it as the next part."""
+    replace_changed: bool = False
+    """Files of a sealed part that have changed: forget their old documents and capture the new
+    ones as a new part. Without this flag such files are refused."""
     runner: str = "FnApiRunner"
     """Beam runner. `FnApiRunner` runs in this process; `DaskRunner` needs the extra `dask`; others
     by their Beam name."""

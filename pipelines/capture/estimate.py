@@ -133,7 +133,7 @@ def _uncaptured_job(capture: Capture, cache: Path) -> TokeniseJob:
     left = [part for part in capture.parts if not part.directory.complete] or capture.parts
     for part in left:
         _ = part.rows_id  # refuses chats without a chat template, as `precompute` does
-    sources = [source for part in left for source in part.sources]
+    sources = [source for part in left for source in part.sources if not source.forgotten]
     first = None if left[0] is capture.parts[0] else capture.parts[0].corpus
     corpus = decided_corpus(capture.config.corpus, sources, first=first)
     vocabulary = capture.teacher.vocabulary

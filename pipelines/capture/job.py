@@ -9,18 +9,24 @@ import dataclasses
 
 from rich.console import Console
 
+from decant.foreign import escaped
 from decant.models import Checkpoint
 from decant.models.mesh.accelerator import unused_accelerator
 from decant.pipelines.calibration.directions import KnownDirections, known_directions
 from decant.pipelines.calibration.signal_specs import describe_arrays
 from decant.pipelines.capture.addition import Adding, add_signals, lacking_signals
 from decant.pipelines.capture.part import PartCapture
-from decant.pipelines.capture.part_directories import assign_files, sealed_manifest
+from decant.pipelines.capture.part_directories import (
+    assign_files,
+    changed_files,
+    sealed_manifest,
+)
 from decant.pipelines.capture.recorded_tokenizer import recorded_digest
 from decant.pipelines.capture.seal import clean, seal
 from decant.pipelines.capture.step_inputs import corpus_sources, with_template_file
 from decant.pipelines.config import Precompute
 from decant.pipelines.teacher.opened import open_teacher
+from decant.pipelines.upkeep.forget import forget
 from decant.progress import notices
 from decant.schemas.disk.layout import LOGITS, part_layout
 from decant.schemas.disk.locks import capturing
@@ -51,7 +57,9 @@ class Capture:
         self.teacher = dataclasses.replace(teacher, tokenizer=tokenizer)
         check_settings(config, self.teacher.checkpoint, vocabulary=self.teacher.vocabulary)
         sources, skipped = corpus_sources(config.corpus, tell=console.print)
-        directories = assign_files(self.cache, self.manifest, sources)
+        changed = changed_files(self.cache, self.manifest, sources)
+        self.replaced = changed if config.replace_changed else []
+        directories = assign_files(self.cache, self.manifest, sources, replaced=self.replaced)
 
         def parts_by(tokenizer: str) -> list[PartCapture]:
             parts: list[PartCapture] = []
@@ -95,6 +103,7 @@ class Capture:
                 self._require_held_signals(part)
         if notice := unused_accelerator():
             self.console.print(notice)
+        self._forget_replaced()
         if self.config.seal_partial:
             return self._seal_partial()
         if not before:
@@ -120,6 +129,18 @@ class Capture:
     def _begun(self) -> list[PartCapture]:
         """The parts that an earlier run has begun, or the first one."""
         return [part for part in self.parts if part.directory.begun or not part.before]
+
+    def _forget_replaced(self) -> None:
+        """Forget the old versions of changed files; their new versions are files of a new part.
+
+        If this run is killed behind it, the next one captures them, with the flag or without.
+        """
+        for name, sha256 in self.replaced:
+            self.manifest, gone = forget(self.cache, source=sha256)
+            self.console.print(
+                f"{escaped(name)} has changed: forgot {gone.tokens:,} tokens of the old one in "
+                f"{gone.rows:,} rows. `decant gc` overwrites them on the disk"
+            )
 
     def _seal_partial(self) -> Manifest:
         for part in self.parts:

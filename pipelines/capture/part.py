@@ -133,7 +133,7 @@ class PartCapture:
     def _rules(self) -> "_RowRules":
         """The rules that the directory was begun with; for a new one the newest that fit it."""
         pieces = self.before[0].pieces if self.before else needs_pieces(self.sources, self.corpus)
-        known = [_RowRules(m, p) for m in MARKINGS for p in dict.fromkeys((pieces, False))]
+        known = [_RowRules(m, p) for m in MARKINGS for p in (pieces, not pieces)]
         request = self.layout.request
         bound = read_json(request).get("corpus") if request.exists() else None
         begun = (rules for rules in known if bound == self._described(self._rows_id(rules)))

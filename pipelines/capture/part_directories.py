@@ -1,12 +1,15 @@
 """Assigns the corpus's files to the cache's part directories; new files make a new directory.
 
 A directory keeps the files that it was begun with. If one of them has changed or is missing,
-`PartCapture.claim` refuses to go on: the cache still holds rows of the old file.
+`PartCapture.claim` refuses to go on: the cache still holds rows of the old file. But a file that
+the cache has wholly forgotten may be missing, and one of the same name is new.
 """
 
+import dataclasses
 import itertools
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,21 +56,67 @@ def sealed_manifest(cache: Path) -> Manifest | None:
     return manifest
 
 
-def assign_files(
+Key = tuple[str, str]
+"""Name and sha256 of a file."""
+
+
+def changed_files(
     cache: Path, manifest: Manifest | None, sources: Sequence[SourceFile]
+) -> list[Key]:
+    """The files that completely sealed directories hold, of which `sources` have another version.
+
+    Those that are forgotten already are left out.
+    """
+    changed: list[Key] = []
+    forgotten, left, number = forgotten_files(manifest), list(sources), 0
+    while (layout := part_layout(cache, number)).request.exists():
+        bound = _bound_files(layout, cache, manifest) or []
+        own, left = _split_by_owner(bound, left, forgotten)
+        if is_complete(layout, cache, manifest):
+            there = {source.name: source.sha256 for source in own}
+            changed += [(n, sha) for n, sha in bound if there.get(n, sha) != sha]
+        number += 1
+    return [key for key in changed if key not in forgotten]
+
+
+def forgotten_files(manifest: Manifest | None) -> set[Key]:
+    """The files of which the cache has forgotten every document."""
+    return {
+        (part.sources[place.source].name, part.sources[place.source].sha256)
+        for part in (manifest.parts if manifest else ())
+        for place in part.forgotten
+        if place.document is None
+    }
+
+
+def assign_files(
+    cache: Path,
+    manifest: Manifest | None,
+    sources: Sequence[SourceFile],
+    *,
+    replaced: Collection[Key] = (),
 ) -> tuple[PartDirectory, ...]:
     """The cache's part directories in order, each with its files among `sources`.
 
     Files that belong to no directory make a new one at the end. A directory of which files have
     changed or are missing gets the files that are left; `PartCapture.claim` then names the others.
+    Files that are forgotten, or `replaced`, are described as they were.
     """
+    forgotten = forgotten_files(manifest) | set(replaced)
     left = list(sources)
     directories: list[PartDirectory] = []
     number = 0
     while (layout := part_layout(cache, number)).request.exists() or (number == 0 or left):
         bound = _bound_files(layout, cache, manifest)
-        own, rest = (left, []) if bound is None else _split_by_owner(bound, left)
-        older = tuple(source for directory in directories for source in directory.sources)
+        own, rest = (left, []) if bound is None else _split_by_owner(bound, left, forgotten)
+        if bound is not None and is_complete(layout, cache, manifest):
+            own = _with_forgotten(bound, own, forgotten, sources, layout)
+        older = tuple(
+            source
+            for directory in directories
+            for source in directory.sources
+            if not source.forgotten
+        )
         directories.append(
             PartDirectory(
                 number,
@@ -96,25 +145,55 @@ def _bound_files(
 
 
 def _split_by_owner(
-    bound: Sequence[tuple[str, str]], sources: Sequence[SourceFile]
+    bound: Sequence[Key], sources: Sequence[SourceFile], forgotten: Collection[Key]
 ) -> tuple[list[SourceFile], list[SourceFile]]:
     """The sources that `bound` names, in the order of `bound`, and all others.
 
-    A file that has changed counts as bound by its name; a missing file is left out.
+    A file that has changed counts as bound by its name, unless it is forgotten; a missing file is
+    left out.
     """
-    exact: dict[tuple[str, str], list[SourceFile]] = defaultdict(list)
+    exact: dict[Key, list[SourceFile]] = defaultdict(list)
     by_name: dict[str, list[SourceFile]] = defaultdict(list)
     for source in sources:
         exact[source.name, source.sha256].append(source)
     own = [exact[key].pop(0) if exact[key] else None for key in bound]
     for source in itertools.chain.from_iterable(exact.values()):
         by_name[source.name].append(source)
-    for at, (name, _) in enumerate(bound):
-        if own[at] is None and by_name[name]:
-            own[at] = by_name[name].pop(0)
+    for at, key in enumerate(bound):
+        if own[at] is None and by_name[key[0]] and key not in forgotten:
+            own[at] = by_name[key[0]].pop(0)
     present = [source for source in own if source]
     chosen = {id(source) for source in present}
     return present, [source for source in sources if id(source) not in chosen]
+
+
+def _with_forgotten(
+    bound: Sequence[Key],
+    own: Sequence[SourceFile],
+    forgotten: Collection[Key],
+    sources: Sequence[SourceFile],
+    layout: PartLayout,
+) -> list[SourceFile]:
+    """`own` with a description of each forgotten file that is no longer there, for the rows_id.
+
+    Only the size of all files together is known, from the request; defaults depend on no other.
+    """
+    there = {(source.name, source.sha256): source for source in own}
+    described = re.search(r"([\d,]+) bytes", str(read_json(layout.request).get("corpus")))
+    missing = int(described[1].replace(",", "")) if described else 0
+    missing -= sum(source.bytes for source in own)
+    files: list[SourceFile] = []
+    for key in bound:
+        if key in there:
+            files.append(there[key])
+        elif key in forgotten:
+            like = next((s for s in sources if s.name == key[0]), SourceFile(key[0], key[0], 0, ""))
+            files.append(
+                dataclasses.replace(like, sha256=key[1], bytes=max(missing, 0), forgotten=True)
+            )
+            missing = 0
+    changed = [source for source in own if (source.name, source.sha256) not in set(bound)]
+    return files + changed
 
 
 def is_complete(layout: PartLayout, cache: Path, manifest: Manifest | None) -> bool:

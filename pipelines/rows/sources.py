@@ -50,6 +50,8 @@ class SourceFile:
     """The field of a record that holds the document; None: that of the corpus."""
     group: int = 0
     """Number of the source group in the settings."""
+    forgotten: bool = False
+    """Whether the cache has forgotten the file, which is not there any more: never read it."""
     modified: int | None = None
     """Modification time in nanoseconds, taken before the file was hashed. None: unknown."""
 

@@ -42,8 +42,11 @@ def claim(
         different += _setting_changes(bound.get(_SETTINGS), settings)
         remedy = "Choose another output, or ask for what it holds."
         if source_changes:
-            remedy = "Bring its files back as they were (new ones beside them make a new part), or "
-            remedy += "choose another output."
+            remedy = (
+                "Bring its files back as they were (new ones beside them make a new part), or "
+                "choose another output. In a sealed cache --replace-changed forgets changed files "
+                "and captures them again."
+            )
         raise ValueError(
             f"{cache}: this directory holds another capture\n"
             + "\n".join([*different, *source_changes])
