@@ -36,7 +36,7 @@ demo: precompute train ## both, then the student judged and a page of what it le
 
 docs: $(READY) ## build the pages of docs/ into build/docs
 	$(BIN)/mkdocs build --strict
-	@echo "docs: open build/docs/index.html"
+	@echo "docs: open build/docs/index.html; for its search, $(BIN)/python -m http.server -d build/docs"
 
 check: $(READY) ## linters, formatting, types, links of the docs
 	$(BIN)/ruff check .

@@ -126,6 +126,8 @@ def _place(angle: dict[str, Any]) -> tuple:
 
 LEAST_SHOWN = 100
 """Lowest share of the gap on the axis, in percent; bars below it are cut off and labelled."""
+CLOSE = 6
+"""Bytes between neighbours of which the left one has its label on its left."""
 ORDER = ("ce", "online", "dense", "renormalize", "bucket", "prior", "sampled", "rs-kd")
 
 
@@ -215,7 +217,9 @@ def _draw_gap(axis: Any, results: Results, colours: dict[str, str]) -> None:
         axis.bar(at, np.mean(shares), color=colours[method], alpha=0.75)
         axis.plot([at] * len(shares), shares, "k.", ms=4)
         if np.mean(shares) < -LEAST_SHOWN:
-            axis.annotate(f"{np.mean(shares):.0f}", (at, -LEAST_SHOWN + 2), ha="center", fontsize=8)
+            # At the bar's top, because seeds' dots lie near the axis's lower end.
+            at_top = {"va": "top", "ha": "center", "fontsize": 8}
+            axis.annotate(f"{np.mean(shares):.0f}", (at, -3), **at_top)
         ticks.append(at)
         labels.append(f"{method}, T = {temperature:g}")
     axis.axhline(100, color="k", lw=0.8, ls="--")
@@ -241,13 +245,16 @@ def _draw_angles(axis: Any, angles: list[dict[str, Any]], colours: dict[str, str
         for a, y in zip(mine, one, strict=True):
             if method in ("prior", "renormalize"):
                 continue  # They have the same k and bytes as bucket.
+            left = any(0 < size - a["bytes_per_token"] < CLOSE for size in sizes)
             axis.annotate(
                 a["settings"],
                 (a["bytes_per_token"], y),
                 fontsize=6,
-                xytext=(3, 3),
+                xytext=(-5 if left else 5, -1),
+                ha="right" if left else "left",
                 textcoords="offset points",
             )
+    axis.margins(x=0.16)  # room for the last label
     axis.set_xlabel("bytes a token")
     axis.set_ylabel("degrees (dots: one batch; crosses: sum of the batches)")
     axis.grid(alpha=0.3, which="both")
