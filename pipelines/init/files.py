@@ -128,11 +128,8 @@ def corpus_line(corpus: CorpusFacts) -> str:
 
 
 def left_out(corpus: CorpusFacts) -> Sequence[str]:
-    """Lines on the files of the directories that are no corpus."""
-    return [
-        f"files {f'ending in {suffix}' if suffix else 'without a suffix'}: {count:,}"
-        for suffix, count in sorted(corpus.left_out.items())
-    ]
+    """Lines on the files in the folders that are not read."""
+    return [f"{count:,} × {what}" for what, count in sorted(corpus.left_out.items())]
 
 
 def _chosen(name: str, choice: Choice) -> str:

@@ -14,10 +14,10 @@ from decant.models import Checkpoint, open_checkpoint
 from decant.models.parameters import parameters_by_path
 from decant.pipelines.config import Corpus
 from decant.pipelines.rows.documents import Chat, Content, read_documents, with_kinds
+from decant.pipelines.rows.formats import unreadable
 from decant.pipelines.rows.long_text import LongText
-from decant.pipelines.rows.matching import fail, matching_files
-from decant.pipelines.rows.sources import EMBEDDED, InputShard, SourceFile, Span, find_sources
-from decant.pipelines.teacher.identity import digest_memory
+from decant.pipelines.rows.matching import Refuse, fail
+from decant.pipelines.rows.sources import InputShard, SourceFile, Span, listed
 
 _FILES = 64
 """Files of which documents are read, spread evenly over all."""
@@ -26,8 +26,6 @@ _DOCUMENTS = 16
 _SPAN_BYTES = 1 << 20
 _CHARACTERS = 1 << 16
 """Of a longer document the beginning is tokenised; its length is scaled up."""
-_KNOWN = (".txt", ".md", ".rst", ".jsonl", ".parquet")
-_COMPRESSED = (".gz", ".zst")
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,9 @@ class CorpusFacts:
     """A corpus as a sample of its documents shows it."""
 
     patterns: tuple[str, ...]
-    """Globs for `corpus.files`."""
+    """Files, folders and globs for `corpus.files`."""
     left_out: dict[str, int]
-    """Files of the directories that no glob matches, by suffix."""
+    """Files in the folders that are not read, by what they are."""
     files: int
     bytes: int
     kinds: dict[str, int]
@@ -114,8 +112,12 @@ def look_at_corpus(given: Sequence[str], teacher: TeacherFacts) -> CorpusFacts:
 
     FileNotFoundError if something matches no file, ValueError if no document can be read.
     """
-    patterns, left_out = _patterns(given)
-    sources = _unhashed(patterns)
+    left_out: Counter[str] = Counter()
+
+    def passed_over(path: str, why: str) -> None:
+        left_out[why.partition(";")[0]] += 1
+
+    sources = _unhashed(given, passed_over)
     step = max(1, len(sources) // _FILES)
     sampled = with_kinds(sources[::step][:_FILES], text_field=Corpus().text_field)
     tokenizer = open_checkpoint(teacher.name).tokenizer()
@@ -140,8 +142,8 @@ def look_at_corpus(given: Sequence[str], teacher: TeacherFacts) -> CorpusFacts:
     scale = total / max(read_bytes, 1)
     is_all = len(sampled) == len(sources) and read_bytes >= total
     return CorpusFacts(
-        patterns=tuple(patterns),
-        left_out=left_out,
+        patterns=tuple(given),
+        left_out=dict(left_out),
         files=len(sources),
         bytes=total,
         kinds=dict(kinds),
@@ -151,59 +153,12 @@ def look_at_corpus(given: Sequence[str], teacher: TeacherFacts) -> CorpusFacts:
     )
 
 
-def _patterns(given: Sequence[str]) -> tuple[list[str], dict[str, int]]:
-    """Globs of readable files, and the number of files in directories that none matches."""
-    patterns, left_out = [], Counter()
-    for name in given:
-        if name == EMBEDDED or not Path(name).is_dir():
-            patterns.append(name)
-            continue
-        by_suffix: dict[str, list[Path]] = {}
-        for match in matching_files(f"{name}/**/*", refuse=fail):
-            by_suffix.setdefault(_suffix(match.path), []).append(match.path)
-        readable = [suffix for suffix, files in by_suffix.items() if _is_readable(suffix, files[0])]
-        if not readable:
-            raise FileNotFoundError(f"{name}: holds no text, .jsonl or .parquet file")
-        patterns += [f"{name.rstrip('/')}/**/*{suffix}" for suffix in sorted(readable)]
-        left_out += Counter({s: len(f) for s, f in by_suffix.items() if s not in readable})
-    return patterns, dict(left_out)
-
-
-def _suffix(path: Path) -> str:
-    suffixes = path.suffixes
-    return "".join(suffixes[-2:] if suffixes and suffixes[-1] in _COMPRESSED else suffixes[-1:])
-
-
-def _is_readable(suffix: str, file: Path) -> bool:
-    if not suffix:
-        return False
-    inner = suffix.lower()
-    for ending in _COMPRESSED:
-        inner = inner.removesuffix(ending)
-    if inner in _KNOWN:
-        return True
-    with file.open("rb") as opened:
-        start = opened.read(4096)
-    return b"\0" not in start and inner not in (".json", ".csv", ".tsv") and _is_utf8(start)
-
-
-def _is_utf8(start: bytes) -> bool:
-    try:
-        start[:-4].decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _unhashed(patterns: Sequence[str]) -> list[SourceFile]:
-    if EMBEDDED in patterns:
-        return find_sources(patterns, max_bytes=None, memory=digest_memory())
+def _unhashed(patterns: Sequence[str], passed_over: Refuse) -> list[SourceFile]:
     found: dict[Path, SourceFile] = {}
     for pattern in patterns:
-        matches = matching_files(pattern, refuse=fail)
-        if not matches:
-            raise FileNotFoundError(f"corpus: {pattern!r} matches no file (from {Path.cwd()})")
-        for match in matches:
+        for match in listed(pattern, fail, passed_over):
+            if why := unreadable(match.name):
+                fail(str(match.path), why)
             size = match.path.stat().st_size
             found.setdefault(match.real, SourceFile(match.name, str(match.path), size, sha256=""))
     return sorted(found.values(), key=lambda source: source.name)
@@ -211,7 +166,7 @@ def _unhashed(patterns: Sequence[str]) -> list[SourceFile]:
 
 def _documents(sources: Sequence[SourceFile], number: int) -> Iterator[Content]:
     span = Span(number, 0, min(sources[number].bytes, _SPAN_BYTES))
-    if not (sources[number].is_jsonl or sources[number].is_parquet):
+    if sources[number].format not in ("jsonl", "parquet"):
         span = Span(number, 0, sources[number].bytes)
     shard = InputShard(0, (span,))
     documents = read_documents(

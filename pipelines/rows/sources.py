@@ -120,7 +120,7 @@ def find_sources(
             match
             for pattern in group.files
             for match in _limited(
-                _matches(pattern, refuse, passed_over),
+                listed(pattern, refuse, passed_over),
                 _EMBEDDED_BYTES if pattern == EMBEDDED else None,
             )
             if _is_readable(match, group, refuse)
@@ -150,7 +150,12 @@ def find_sources(
     ]
 
 
-def _matches(pattern: str, refuse: Refuse, passed_over: Refuse) -> list[Match]:
+def listed(pattern: str, refuse: Refuse, passed_over: Refuse) -> list[Match]:
+    """The files that `pattern` matches: a glob, a folder or `embedded`.
+
+    `refuse` gets the paths that cannot be read, and `passed_over` those below a folder that are not
+    read. FileNotFoundError if there is none.
+    """
     if pattern == EMBEDDED:
         return _standard_library()
     if Path(pattern).is_dir():

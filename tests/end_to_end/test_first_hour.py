@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from decant.trainer.run.metrics_log import read_metrics
 from tests.making import own_teacher
 from tests.paths import environment
 
@@ -86,7 +87,7 @@ class Hour:
 def hour(tmp_path_factory):
     place = tmp_path_factory.mktemp("user")
     (place / "texts").mkdir()
-    for number in range(30):
+    for number in range(80):
         (place / "texts" / f"{number}.txt").write_text(story(number))
     subprocess.run(
         [sys.executable, own_teacher.__file__, "teacher", *place.glob("texts/*")],
@@ -140,7 +141,7 @@ def test_nothing_is_told_as_an_error_and_results_are_not_mixed_with_progress(hou
 
 
 def test_the_run_judges_on_some_held_out_rows_and_the_student_learned(hour):
-    lines = [json.loads(x) for x in (hour.place / "runs/student/metrics.jsonl").open()]
+    lines = read_metrics(hour.place / "runs/student")
     judged = [line["heldout_ce"] for line in lines if "heldout_ce" in line]
     assert judged[-1] < judged[0]
     evaluation = json.loads((hour.place / "runs/student/evaluation.json").read_text())
