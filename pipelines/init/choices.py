@@ -9,7 +9,8 @@ _LONGEST = {"cpu": 1024}
 _LONGEST_ON_ACCELERATORS = 4096
 _FEWEST_ROWS = 64
 """Rows are shortened until the corpus fills so many."""
-_HELDOUT_DOCUMENTS = 8
+_HELDOUT_DOCUMENTS, _HELDOUT_ROWS = 8, 16
+"""Held out if a small corpus allows; of fewer, figures of students are rough."""
 _UPDATES = 300
 """A small corpus is read several times, until about this many updates are done."""
 _MOST_EPOCHS = 8
@@ -47,7 +48,7 @@ def choose(teacher: TeacherFacts, corpus: CorpusFacts, *, platform: str) -> Choi
     device = "a CPU" if on_cpu else f"this machine's {platform.upper()}"
     length = _sequence_length(teacher, corpus, platform)
     rows = max(1, corpus.tokens // length.value)
-    heldout = _heldout(corpus)
+    heldout = _heldout(corpus, rows)
     batch = _batch_rows(rows, length.value, on_cpu=on_cpu)
     a_pass = max(1, int(rows * (1 - heldout.value)) // batch.value)
     epochs = max(1, min(_MOST_EPOCHS, round(_UPDATES / a_pass)))
@@ -93,11 +94,12 @@ def _sequence_length(teacher: TeacherFacts, corpus: CorpusFacts, platform: str) 
     return Choice(min(length, teacher.positions), why)
 
 
-def _heldout(corpus: CorpusFacts) -> Choice:
-    """The share that holds out about eight documents, if the usual share would not."""
+def _heldout(corpus: CorpusFacts, rows: int) -> Choice:
+    """The usual share, or a larger one if that would hold out too few documents or rows."""
     usual = min(max(round((1 << 20) / max(corpus.bytes, 1), 4), 0.005), 0.1)
-    share = round(min(0.2, max(usual, _HELDOUT_DOCUMENTS / corpus.documents)), 4)
-    return Choice(share, f"about {max(1, round(share * corpus.documents)):,} documents to judge on")
+    enough = max(usual, _HELDOUT_DOCUMENTS / corpus.documents, _HELDOUT_ROWS / rows)
+    share = round(min(0.25, enough), 4)
+    return Choice(share, f"students are judged on it: about {round(share * rows):,} rows")
 
 
 def _batch_rows(rows: int, length: int, *, on_cpu: bool) -> Choice:
