@@ -12,6 +12,7 @@ than its own bytes. The library's hashes are not checked, as every record has a 
 
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +39,11 @@ class RecordFile:
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    def __del__(self) -> None:
-        # Not a file object: one that is dropped open warns.
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # Not a file object: one that is dropped open warns. `close` is bound, because `os` may be
+        # gone when an interpreter ends with a cache open.
         if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
+            close(self._descriptor)
 
     def read(self, number: int) -> bytes:
         """The record with this number. ValueError naming the file if its chunk is damaged."""

@@ -1,11 +1,14 @@
 """Files are written atomically; damaged files are refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from decant.schemas.disk import record_file
 from decant.schemas.disk.array_record import RecordReaders, write_records
 from decant.schemas.disk.atomic import read_json, replacing, write_json
+from decant.schemas.disk.record_file import RecordFile
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -75,3 +78,13 @@ def test_another_json_file_under_the_name_is_refused(tmp_path):
     assert read_json(tmp_path / "evaluation.json", holds="steps") == {"steps": 3}
     with pytest.raises(ValueError, match="without 'rows', so it is another file under this name"):
         read_json(tmp_path / "evaluation.json", holds="rows")
+
+
+def test_an_open_file_is_closed_when_the_interpreter_has_dropped_its_modules(tmp_path, monkeypatch):
+    """As at the end of a script that holds a cache; an error in `__del__` fails a test."""
+    write_records(tmp_path / "file", [b"a"])
+    descriptors = len([*Path("/dev/fd").iterdir()])
+    file = RecordFile(tmp_path / "file")
+    monkeypatch.setattr(record_file, "os", None)
+    del file
+    assert len([*Path("/dev/fd").iterdir()]) == descriptors

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from decant.__main__ import main
 from decant.schemas.records.rows import next_tokens
 from decant.trainer.results.beside_teacher import open_student
 from decant.trainer.run.trained_student import load_student
@@ -80,3 +81,27 @@ def test_a_student_of_another_teacher_is_shown_and_named_so(noisy_run, root, tmp
     other = tiny_cache(tmp_path)
     _, note = open_student(noisy_run.run, other, checkpoint="last", dtype="float32", top=TOP)
     assert "learned from ANOTHER TEACHER" in note
+
+
+def test_inspect_shows_the_student_in_the_terminal_and_on_pages(
+    noisy_run, drawn_cache, tmp_path, capsys
+):
+    run = ["--run", str(noisy_run.run), "--top", str(TOP)]
+    assert main(["inspect", str(drawn_cache.path), "--row", "1", *run]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"student of {noisy_run.run} after 2 updates" in printed
+    assert "student KL ≥ entropy" in printed
+    page = tmp_path / "row.html"
+    assert main(["inspect", str(drawn_cache.path), "--row", "1", "--html", str(page), *run]) == 0
+    assert "<th>student<th>KL ≥" in page.read_text()
+    predict, _ = open_student(noisy_run.run, drawn_cache, checkpoint="last", top=TOP)
+    at = int(np.flatnonzero(drawn_cache.read([1])["loss_mask"][0])[0])
+    expected = f"{predict([1])['kl_bound'][0, at]:.2f}"
+    start = f'<tr><td class="n">{at + 1}<'
+    (line,) = [x for x in page.read_text().splitlines() if x.startswith(start)]
+    assert line.endswith(f"<td>{expected}")
+
+
+def test_a_run_without_a_row_or_pages_says_what_is_missing(noisy_run, drawn_cache, capsys):
+    assert main(["inspect", str(drawn_cache.path), "--run", str(noisy_run.run)]) == 1
+    assert "add --row N, or --html OUT" in capsys.readouterr().err
