@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from decant.command_line.fields import Field, field_of, options_of
+from decant.command_line.kinds import kind_of, wrong_kind
 from decant.command_line.local_paths import holds_paths
 from decant.command_line.value_types import can_mean, words
 from decant.foreign import tell
@@ -57,6 +58,8 @@ def sorted_arguments(
             f"two config files, {configs[0]} and {configs[1]}: the command takes one. Put the "
             "settings in one file, or give the few that differ as flags",
         )
+    if configs and Path(configs[0]).is_dir():
+        refuse(program, _no_config(Path(configs[0])))
     things = [word for word in loose if word not in configs]
     flags += _about(config_type, things, about, given, program)
     return Arguments(flags, Path(configs[0]) if configs else None)
@@ -133,6 +136,12 @@ def _unknown(config_type: type, option: str) -> str:
 def _is_config(word: str, about: Sequence[str]) -> bool:
     path = Path(word)
     return path.is_file() or not about or (word.lower().endswith(".toml") and not path.is_dir())
+
+
+def _no_config(path: Path) -> str:
+    if kind_of(path):
+        return wrong_kind(path, "config file")
+    return f"{path} is a directory, not a config file"
 
 
 def _about(

@@ -41,6 +41,8 @@ def menu(groups: Mapping[str, Mapping[str, str]], *, program: str = "decant") ->
 
 def unknown(name: str, commands: Mapping[str, str]) -> str:
     """The error for a command that does not exist, with the nearest one that does."""
+    if name in CACHES | STUDENTS:
+        return f"error: {name} is a command of another package: `decant {name}` finds it"
     near = difflib.get_close_matches(name, commands, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"error: unknown command {name!r}{hint}"

@@ -125,6 +125,19 @@ def test_an_unknown_command_is_told_the_nearest_one(asked, near, capsys):
     assert f"unknown command {asked!r}; did you mean {near}?" in printed.err
 
 
+@pytest.mark.parametrize(
+    ("package", "asked", "error"),
+    [
+        (pipelines_main, "verfy", "unknown command 'verfy'; did you mean verify?"),
+        (trainer_main, "evalute", "unknown command 'evalute'; did you mean evaluate?"),
+        (trainer_main, "precompute", "another package: `decant precompute` finds it"),
+    ],
+)
+def test_a_package_too_is_told_the_nearest_command(package, asked, error, capsys):
+    assert package.main([asked]) == 2
+    assert error in capsys.readouterr().err
+
+
 def test_without_a_command_the_menu_is_an_error(capsys):
     assert main([]) == 2
     printed = capsys.readouterr()

@@ -147,7 +147,7 @@ def test_a_finished_run_started_again_changes_nothing_and_says_so(undisturbed, c
     printed = capsys.readouterr()
     line, *following = printed.out.splitlines()
     assert line == f"finished: all {STEPS} updates are done and saved in {undisturbed.run}"
-    assert following[0] == f"next: decant evaluate --run {undisturbed.run}"
+    assert following[0] == f"next: decant evaluate {undisturbed.run}"
     assert printed.err == ""
     assert main([*command, "--quiet"]) == 0
     assert capsys.readouterr() == (f"{line}\n", "")
