@@ -18,6 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from decant.pipelines.capture.disk_space import free_bytes
+from decant.pipelines.capture.document_kinds import DocumentKind, documents_by_kind
 from decant.pipelines.capture.job import Capture
 from decant.pipelines.capture.split_warning import split_warning
 from decant.pipelines.capture.step_inputs import (
@@ -31,6 +32,7 @@ from decant.pipelines.config import Precompute
 from decant.pipelines.rows.shard import TokeniseJob
 from decant.pipelines.rows.sources import InputShard, cut_shards
 from decant.pipelines.rows.tokenise import tokenise_here
+from decant.pipelines.rows.unwritten import notices
 from decant.pipelines.teacher.batch_size import bytes_needed, device_bytes
 from decant.pipelines.teacher.outputs import OutputSpec
 from decant.schemas.disk.layout import LOGITS, ROWS, PartLayout, part_layout
@@ -71,6 +73,8 @@ class Estimate:
     units: int
     unit_rows: int
     """Rows of a full unit."""
+    documents: dict[str, DocumentKind] = field(default_factory=dict)
+    """The documents by kind: `text`, `chat` or `completion`."""
     signals: dict[str, SignalCost] = field(default_factory=dict)
     """By signal name; `rows` is one of them."""
     files: int = 0
@@ -94,7 +98,8 @@ class Estimate:
     disk_free: int = 0
     """Free bytes on the output's disk."""
     warnings: list[str] = field(default_factory=list)
-    """What will be missed later, such as held-out rows."""
+    """What will be missed later, such as held-out rows, or tools that the chat template leaves
+    out."""
     problems: list[str] = field(default_factory=list)
     """Why the capture will not fit; empty if it will."""
 
@@ -168,6 +173,8 @@ def _tokenise_sample(job: TokeniseJob) -> tuple[Estimate, PlannedRows]:
         units=round(len(units) * len(shards) / len(chosen)),
         unit_rows=rows.unit_rows,
         tokenise_hours=seconds * scale / 3600,
+        documents={**documents_by_kind(job, chosen, scale=scale)},
+        warnings=[*notices(PartLayout(job.part).work)],
     )
     return result, rows
 

@@ -16,6 +16,7 @@ def print_estimate(total: Estimate, console: Console) -> None:
         f"{total.heldout_rows:,} of them held out, "
         f"{total.tokens:,} tokens, {total.units:,} units of {total.unit_rows:,} rows"
     )
+    _print_documents(total, console)
     table = Table("signal", "files", "bytes", "a token", box=SIMPLE_HEAD)
     for name, cost in total.signals.items():
         each = f"{cost.bytes / total.tokens:,.1f}"
@@ -44,6 +45,18 @@ def one_line(total: Estimate) -> str:
         f"the capture will take about {_time(total.tokenise_hours + total.capture_hours)} here and "
         f"{size_text(total.bytes)} in {total.files:,} files"
     )
+
+
+def _print_documents(total: Estimate, console: Console) -> None:
+    """A line for each kind of document, with the text that a student sees of one."""
+    for kind, known in total.documents.items():
+        learned = f"{known.learned:,} of them learned from" if known.tokens else "none readable"
+        console.print(
+            f"{kind}: {known.documents:,} documents, {size_text(known.bytes)}, about "
+            f"{known.tokens:,} tokens, {learned}. One of them, learned from in «»:"
+        )
+        for line in known.sample.splitlines():
+            console.print(f"    {line}")
 
 
 def _time(hours: float) -> str:

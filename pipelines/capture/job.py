@@ -9,7 +9,6 @@ import dataclasses
 
 from rich.console import Console
 
-from decant.foreign import escaped
 from decant.models import Checkpoint
 from decant.models.mesh.accelerator import unused_accelerator
 from decant.pipelines.calibration.directions import KnownDirections, known_directions
@@ -138,7 +137,7 @@ class Capture:
         for name, sha256 in self.replaced:
             self.manifest, gone = forget(self.cache, source=sha256)
             self.console.print(
-                f"{escaped(name)} has changed: forgot {gone.tokens:,} tokens of the old one in "
+                f"{name} has changed: forgot {gone.tokens:,} tokens of the old one in "
                 f"{gone.rows:,} rows. `decant gc` overwrites them on the disk"
             )
 

@@ -23,6 +23,7 @@ from decant.pipelines.capture.step_inputs import (
     with_template_file,
 )
 from decant.pipelines.config import Corpus, Teacher, Tokenise
+from decant.pipelines.rows import unwritten
 from decant.pipelines.rows.heldout_pieces import needs_pieces
 from decant.pipelines.rows.rules import row_rules, settings_of_rows
 from decant.pipelines.rows.tokenise import local_processes, tokenise
@@ -101,6 +102,8 @@ def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manife
             skipped=skipped,
         )
         sealed = seal_rows(config.output, layout, rows, like=like.manifest)
+    for notice in unwritten.notices(layout.work):
+        console.print(notice)
     clean(config.output, layout)
     count, tokens = totals(rows.units)
     console.print(f"rows: {count:,} of {corpus.sequence_length} tokens ({tokens:,} in all)")

@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from decant.foreign import escaped
 from decant.models.text.chat_template import ChatTemplate
 from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.calibration.calibrate import CalibrateJob
@@ -60,7 +59,7 @@ def corpus_sources(
     )
     if passed_over:
         more = f" and {len(passed_over) - _NAMED} more" if len(passed_over) > _NAMED else ""
-        shown = ", ".join(map(escaped, passed_over[:_NAMED]))
+        shown = ", ".join(passed_over[:_NAMED])
         tell(f"note: passed over in folders, because hidden or not text: {shown}{more}")
     return tuple(with_kinds(files, text_field=corpus.text_field)), tuple(skipped)
 

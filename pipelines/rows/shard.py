@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from decant.models.text.chat_template import ChatTemplate
 from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.config import Corpus
 from decant.pipelines.rows.documents import Chat, Document, Refuse, read_documents
@@ -54,6 +55,12 @@ class TokeniseJob:
         """Bytes of input per shard."""
         assert self.corpus.shard_bytes, "resolve_defaults sets it"
         return self.corpus.shard_bytes
+
+    def template(self, tokenizer: Tokenizer) -> ChatTemplate | None:
+        """The template that renders chats; None if no file holds chats."""
+        chats = any(source.kind == "chat" for source in self.sources)
+        asked = {"date": self.corpus.chat_date, "variables": self.corpus.chat_variables}
+        return tokenizer.chat_template(**asked) if chats else None
 
 
 DocumentHash = tuple[bytes, tuple[int | None, Place]]
@@ -196,10 +203,7 @@ def _mark_all(
     refuse: Refuse,
     lost: dict[str, Unwritten],
 ) -> Iterator[Marked]:
-    chats = any(source.kind == "chat" for source in job.sources)
-    corpus = job.corpus
-    asked = {"date": corpus.chat_date, "variables": corpus.chat_variables}
-    template = tokenizer.chat_template(**asked) if chats else None
+    template = job.template(tokenizer)
     for document in documents:
         try:
             marked = mark(document, tokenizer, template)
