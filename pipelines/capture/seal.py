@@ -94,6 +94,7 @@ def _sealed_part(
         # They belong to the whole directory, so only its first part lists them.
         skipped=() if before else rows.skipped,
         duplicates=0 if before else rows.duplicates,
+        unwritten={} if before else rows.unwritten,
         numbers=() if whole else tuple(numbers),
         planned_units=0 if whole else len(rows.units),
         forgotten=forgotten,
@@ -161,6 +162,7 @@ def seal_rows(cache: Path, layout: PartLayout, rows: PlannedRows, *, like: Manif
         sources=rows.sources,
         skipped=rows.skipped,
         duplicates=rows.duplicates,
+        unwritten=rows.unwritten,
     )
     manifest = Manifest(
         sequence_length=like.sequence_length,

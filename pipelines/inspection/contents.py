@@ -67,6 +67,10 @@ def left_out(cache: Cache) -> list[str]:
             len(unit.skipped_rows) for part in parts for unit in part.units
         ),
     }
+    lost = Counter[str]()
+    for part in once:
+        lost.update(part.unwritten)
+    counts |= {f"chats lost their {name} in the chat template": n for name, n in lost.items()}
     lines = [f"{count:,} {what}" for what, count in counts.items() if count]
     return [*lines, *filter(None, [forgotten_summary(cache)])]
 

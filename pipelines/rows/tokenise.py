@@ -1,7 +1,7 @@
 """The tokenise job: all documents of a corpus to rows on disk, each distinct document once."""
 
 import contextlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -168,6 +168,7 @@ def _gather(
     skipped = list(skipped)
     sample: list[tuple[str, int, int]] = []
     duplicates = 0
+    lost: Counter[str] = Counter()
     for shard in shards:
         commit = read_json(shard_commit(job, shard.number))
         first, counts = len(units), dict.fromkeys(SPLITS, 0)
@@ -184,6 +185,7 @@ def _gather(
         sample += [(key, first + unit, offset) for key, unit, offset in commit["sample"]]
         skipped += [Skipped(**item) for item in commit["skipped"]]
         duplicates += commit["duplicates"]
+        lost.update({name: count for name, (count, _) in commit.get("unwritten", {}).items()})
     if not any(unit.scored for unit in units):
         raise ValueError(
             f"the corpus of {len(job.sources)} files gave no row: no document has a token to "
@@ -197,6 +199,7 @@ def _gather(
         skipped=tuple(skipped),
         duplicates=duplicates,
         sample=tuple((unit, offset) for _, unit, offset in sorted(sample)[:SAMPLE_ROWS]),
+        unwritten=dict(sorted(lost.items())),
     )
 
 

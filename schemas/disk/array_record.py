@@ -40,10 +40,12 @@ class FileEntry:
 
 
 def as_json(value: Any) -> dict[str, Any]:
-    """`dataclasses.asdict(value)`, without empty fingerprints: older caches keep their bytes."""
+    """`dataclasses.asdict(value)`, without fields that are newer than the format and empty: older
+    caches keep their bytes."""
 
     def without_empty(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {name: value for name, value in fields if (name, value) != ("fingerprint", "")}
+        newer = (("fingerprint", ""), ("unwritten", {}))
+        return {name: value for name, value in fields if (name, value) not in newer}
 
     return dataclasses.asdict(value, dict_factory=without_empty)
 

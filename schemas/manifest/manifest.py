@@ -86,6 +86,8 @@ class Part:
     skipped: tuple[Skipped, ...] = ()
     duplicates: int = 0
     """Documents left out because an earlier document, of this or an older part, was identical."""
+    unwritten: Mapping[str, int] = field(default_factory=dict)
+    """Number of chats of which the chat template left out their `tools`, or another named thing."""
     numbers: tuple[int, ...] = ()
     """Numbers of these units in the directory's plan, ascending. Empty: all units of the plan."""
     planned_units: int = 0
@@ -332,6 +334,8 @@ def _require_part(part: Part, *, length: int, vocabulary: int) -> None:
         bounds.require_sha256("plan_sha256", part.plan_sha256)
     bounds.require_number("unit_rows", part.unit_rows, 1, bounds.ROWS)
     bounds.require_number("duplicates", part.duplicates, 0, bounds.BYTES)
+    for name, count in part.unwritten.items():
+        bounds.require_number(f"chats without their {name}", count, 0, bounds.BYTES)
     bounds.require_number("planned_units", part.planned_units, 0, bounds.UNITS)
     for name, signal in part.signals.items():
         bounds.require_signal(name, signal, vocabulary=vocabulary)

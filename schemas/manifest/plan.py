@@ -1,8 +1,8 @@
 """`plan.json`: all choices of tokenising and calibration. Capture and every rerun obey it."""
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,6 +43,8 @@ class PlannedRows:
     duplicates: int
     sample: tuple[tuple[int, int], ...]
     """(unit, offset) of the train rows with the smallest keys, in ascending order."""
+    unwritten: Mapping[str, int] = field(default_factory=dict)
+    """Number of chats of which the chat template left out their `tools`, or another named thing."""
 
 
 @dataclass(frozen=True)

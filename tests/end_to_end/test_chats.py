@@ -18,10 +18,14 @@ from decant.models.text.tokenizer import tokenizer_of
 from decant.pipelines.__main__ import main
 from decant.pipelines.capture.estimate import estimate
 from decant.pipelines.capture.job import precompute
-from decant.pipelines.config import Attention, Corpus, Hidden
+from decant.pipelines.capture.rows_only import tokenise_only
+from decant.pipelines.config import Attention, Corpus, Hidden, Tokenise
+from decant.pipelines.inspection.contents import left_out
 from decant.pipelines.rows import marking
 from decant.pipelines.runners.worker_error import WorkerError
+from decant.progress import notices
 from decant.schemas import open_cache
+from decant.schemas.manifest.manifest import read_manifest
 from decant.schemas.records.rows import next_tokens
 from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Student, Train
 from decant.trainer.run.metrics_log import read_metrics
@@ -262,10 +266,20 @@ def test_what_the_template_leaves_out_is_counted_and_said_once(root, capsys):
         "\n".join(map(json.dumps, [*lines, lines[1] | {"x": 1}]))
     )
     write_chats(root / "lossy" / "b.jsonl", TALKS[2:])
-    precompute(settings(root, pattern="lossy/*", output=root / "lossy-cache", draws=0))
-    said = capsys.readouterr().out
+    config = settings(root, pattern="lossy/*", output=root / "lossy-cache", draws=0)
+    planned = estimate(config, console=notices(quiet=True))
+    manifest = precompute(config)
+    said = capsys.readouterr().err
+    text = Tokenise(like=config.output, corpus=config.corpus, output=root / "lossy-text")
+    rows_alone = tokenise_only(text)
+    said_too = capsys.readouterr().err
     for name in ("tools", "reasoning_content"):
-        assert said.count(f"leaves out {name} of 1 chats; the first is in a.jsonl: line 2") == 1
+        line = f"leaves out {name} of 1 chats; the first is in a.jsonl: line 2"
+        assert [s.count(line) for s in (said, said_too, *planned.warnings)].count(1) == 3
+    lost = {"tools": 1, "reasoning_content": 1}
+    assert manifest.parts[0].unwritten == rows_alone.parts[0].unwritten == lost
+    assert read_manifest(config.output) == manifest
+    assert "1 chats lost their tools in the chat template" in left_out(open_cache(config.output))
 
 
 def test_chats_without_a_template_are_refused_before_anything_runs(root):
