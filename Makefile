@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # mkdocs-material announces its successor at each build.
 export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: help setup precompute train demo docs check format test test-all mistreat stress reference package fuzz golden bench lock clean
+.PHONY: help setup precompute train demo docs check format test test-all mistreat stress reference integrations package fuzz golden bench lock clean
 help: ## this menu
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -50,10 +50,10 @@ format: $(READY) ## let ruff fix what it can
 
 PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 test: $(READY) ## the tests of every change, in under 15 minutes on two cores; none needs torch
-	$(PYTEST) -m "not slow and not mistreat and not reference and not package" $(ARGS)
+	$(PYTEST) -m "not slow and not mistreat and not reference and not integrations and not package" $(ARGS)
 
 test-all: $(READY) ## these and the slow ones, which repeat their promises at full length
-	$(PYTEST) -m "not mistreat and not reference and not package" $(ARGS)
+	$(PYTEST) -m "not mistreat and not reference and not integrations and not package" $(ARGS)
 
 mistreat: $(READY) ## thousands of flips, cuts, swaps and deletions in the files of a cache and of a run
 	$(PYTEST) -m mistreat -s $(ARGS)
@@ -63,6 +63,9 @@ stress: $(READY) ## all commands at once on one cache, with random kills (ARGS="
 
 reference: .venv/.reference ## comparison with Hugging Face transformers (installs torch and transformers)
 	$(BIN)/python -m pytest -m reference -s $(ARGS)
+
+integrations: .venv/.integrations ## logs to Weights & Biases and MLflow, the real libraries, offline (installs them)
+	$(BIN)/python -m pytest -m integrations $(ARGS)
 
 package: $(READY) ## build the sdist that workers install, and try it in environments of its own
 	$(BIN)/python -m pytest -m package $(ARGS)
@@ -76,6 +79,11 @@ fuzz: .venv/.fuzz ## readers of foreign files against hostile ones, by coverage 
 
 golden: .venv/.reference ## make the families' golden files anew, by Hugging Face transformers
 	$(BIN)/python tests/golden/families/make.py $(ARGS)
+
+.venv/.integrations: $(READY)
+	$(BIN)/python -c 'import tomllib; e = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*e["wandb"][1:], *e["mlflow"][1:], sep="\n")' > .venv/integrations.txt
+	$(BIN)/python -m pip install -q -r .venv/integrations.txt
+	@touch $@
 
 .venv/.reference: $(READY)
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["reference"], sep="\n")' > .venv/reference.txt
