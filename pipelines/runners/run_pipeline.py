@@ -1,7 +1,8 @@
 """Runs a Beam pipeline on a named runner, and reports a worker's error in its own words."""
 
+import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -33,8 +34,9 @@ def run_pipeline(build: Build, *, runner: str, options: Sequence[str]) -> None:
         options = [*options, "--dask_partition_size=1"]
     try:
         pipeline = beam.Pipeline(_beam_runner(runner), PipelineOptions(list(options)))
-        build(pipeline)
-        _finish(pipeline)
+        with _without_cell_labels():
+            build(pipeline)
+            _finish(pipeline)
     except Exception as error:
         # Ctrl-C interrupts a step of the in-process runner, which wraps it like other errors.
         if "KeyboardInterrupt" in str(error):
@@ -43,6 +45,17 @@ def run_pipeline(build: Build, *, runner: str, options: Sequence[str]) -> None:
         if "[while running " not in str(error):
             raise
         raise WorkerError(_worker_message(str(error))) from error
+
+
+@contextlib.contextmanager
+def _without_cell_labels() -> Iterator[None]:
+    """Keep Beam from naming steps after notebook cells, for which it imports pandas."""
+    before = beam.pipeline.alter_label_if_ipython
+    beam.pipeline.alter_label_if_ipython = lambda *_: None
+    try:
+        yield
+    finally:
+        beam.pipeline.alter_label_if_ipython = before
 
 
 def _worker_message(text: str) -> str:
