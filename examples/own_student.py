@@ -2,8 +2,8 @@
 
     python examples/own_student.py runs/cache --updates 300
 
-Nothing here but `decant.batches`, `decant.loss` and `decant.evaluate` knows the cache. Packed rows hold
-several documents: the GRU's state is reset where `positions` is 0.
+Only `decant.batches`, `decant.loss` and `decant.evaluate` know the cache. Packed rows hold several
+documents: the GRU's state is reset where `positions` is 0.
 """
 
 import argparse
@@ -76,8 +76,10 @@ def main(arguments: list[str] | None = None) -> dict:
         return student(tokens, positions) @ student.unembedding[...]
 
     judged = decant.evaluate(cache, logits)
-    print(f"held out: KL {judged['heldout_kl']:.3f} ({judged['heldout_kl_by']}), "
-          f"CE {judged['heldout_ce']:.3f}, agreement {judged['heldout_agreement']:.1%}")
+    print(
+        f"held out: KL {judged['heldout_kl']:.3f} ({judged['heldout_kl_by']}), "
+        f"CE {judged['heldout_ce']:.3f}, agreement {judged['heldout_agreement']:.1%}"
+    )
     return judged
 
 
