@@ -74,7 +74,7 @@ def test_the_archives_have_the_licence_and_every_module(sdist, wheel):
     ours = {
         f"decant/{path.relative_to(ROOT)}"
         for package in ("schemas", "models", "pipelines", "trainer")
-        for suffix in ("py", "html")
+        for suffix in ("py", "html", "css")
         for path in (ROOT / package).rglob(f"*.{suffix}")
     }
     ours |= {f"decant/{path.name}" for path in (ROOT / "decant").glob("*.py")}
