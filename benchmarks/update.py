@@ -133,7 +133,7 @@ def dense_online(teacher):
 def _only(value, targets):
     zero = jnp.float32(0)
     count = jnp.sum(targets.mask.astype(jnp.float32))
-    return HeadSums(zero, value, zero, count, taught=count)
+    return HeadSums(zero, value, zero, count, taught=count, kl_uncorrected=zero)
 
 
 def time_updates(lowered, model, options):

@@ -95,7 +95,8 @@ def _sweep(path: Path, shared: Path | None, flags: Sequence[str]) -> int:
 def _evaluate(arguments: list[str]) -> int:
     config = parse(Evaluate, arguments, program="decant evaluate", about=("run",))
 
-    from decant.trainer.results.evaluate import FILE, as_table, evaluate
+    from decant.trainer.results.evaluate import FILE, evaluate
+    from decant.trainer.results.evaluation_tables import as_table, details_table
     from decant.trainer.results.judged_on import describe
 
     judgement = evaluate(config)
@@ -107,8 +108,10 @@ def _evaluate(arguments: list[str]) -> int:
         ["decant", "report", config.run],
         ["decant", "export", config.run],
     ]
-    table = as_table(judgement)
-    result = Result(line, judgement, details=lambda c: c.print(table), next=following)
+    tables = as_table(judgement), details_table(judgement)
+    # Each row's figures are for comparisons: nobody wants to scroll past them.
+    shown = {name: value for name, value in judgement.items() if name != "kl_by_row"}
+    result = Result(line, shown, details=lambda c: c.print(*tables), next=following)
     return show(result, config)
 
 

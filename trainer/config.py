@@ -193,7 +193,8 @@ class Keep:
     """Number of best checkpoints by held-out rows. An evaluation among the best so far saves a
     checkpoint."""
     best_by: Literal["kl", "ce"] = "kl"
-    """`kl`: held-out KL to the teacher (its lower bound at T = 1); `ce`: held-out cross-entropy."""
+    """`kl`: held-out KL to the teacher at T = 1, the estimate that is printed; `ce`: held-out
+    cross-entropy."""
     every: Annotated[int | None, COUNT] = None
     """Also keep the checkpoint after every multiple of this many updates. Unset: none."""
 
@@ -335,3 +336,10 @@ class Report(LongCommand):
     """Directories of the runs to compare; that of a sweep stands for all runs in it."""
     output: Path = field(default=Path("runs/report"), metadata=IS_OUTPUT)
     """Directory to write: `report.html`, which needs no other file, and its charts as PNGs."""
+    samples: Annotated[int, Bounds(0, 64)] = 2
+    """Number of held-out documents whose beginning each student continues. A run keeps its samples,
+    so only the first report takes the time. 0: none."""
+    prompts: tuple[str, ...] = ()
+    """Texts that each student continues, in place of held-out documents."""
+    seed: Annotated[int, ANY] = 0
+    """Seed of the samples."""

@@ -1,7 +1,7 @@
-"""Held-out metrics during training: a KL bound, cross-entropy and agreement.
+"""Held-out metrics during training: the headline KL, cross-entropy and agreement.
 
-The KL is at T = 1 with the tail as one category, a lower bound of the true KL. Every cache has
-the arrays for it, whatever the student's loss. `results/evaluate.py` measures more after training.
+The KL is at T = 1, the headline of `judging/headline.py`, whatever the student's loss.
+`results/evaluate.py` measures more after training.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import jax
 import numpy as np
 
 from decant.models.mesh.execution import Execution
+from decant.models.mesh.sharding import replicate
 from decant.schemas import Cache
 from decant.trainer.config import Loss
+from decant.trainer.judging.headline import PREFIX, PRIOR, Estimate, estimate_of, with_headline
+from decant.trainer.judging.teacher_reference import teacher_on_labels
 from decant.trainer.loss.batch_fields import to_device
 from decant.trainer.loss.chunk_loss import HeadSums
-from decant.trainer.loss.objective import Objective, batch_sums, scheduled_values
+from decant.trainer.loss.objective import Objective, Tables, batch_sums, scheduled_values
 from decant.trainer.loss.projections import Parameters
 
 Evaluator = Callable[[Parameters], dict[str, Any]]
@@ -35,35 +38,50 @@ def make_evaluator(
 
     Of `objective` only the graph, the vocabulary, the mesh and `chunk_tokens` are used.
 
-    Metrics: heldout_kl_bound and heldout_ce in nats a token, heldout_perplexity = exp(ce),
-    heldout_agreement (share of positions where student and teacher have the same likeliest token)
-    and heldout_tokens. Raises ValueError if the cache has no held-out rows.
+    Metrics, in nats a token: heldout_kl, the headline, and heldout_kl_by, its name; the same KL
+    under its own name, and heldout_kl_bound; heldout_ce; heldout_teacher_ce, the teacher's own
+    (`teacher_on_labels`). Besides heldout_perplexity = exp(ce), heldout_agreement (share of
+    positions where student and teacher have the same likeliest token) and heldout_tokens. Raises
+    ValueError if the cache has no held-out rows.
     """
     mesh = objective.execution.mesh
     assert mesh is not None
-    numbers = heldout_rows(cache, rows)
+    numbers, estimate = heldout_rows(cache, rows), estimate_of(cache)
     batch_rows += -batch_rows % mesh.size
     chunk_tokens = objective.loss.chunk_tokens
     judging = Objective(
         objective.graph,
-        Loss(alpha=1.0, temperature=1.0, tail="bucket", chunk_tokens=chunk_tokens),
+        Loss(alpha=1.0, temperature=1.0, tail=estimate.tail, chunk_tokens=chunk_tokens),
         vocabulary=objective.vocabulary,
         execution=Execution(mesh),
     )
     values = scheduled_values(judging.loss, 0, steps=1)
+    tables = Tables()
+    if estimate is PRIOR:
+        tables = Tables(prior=replicate(np.asarray(cache.tail_prior(), np.float32), mesh))
+    # The same at every evaluation, so it is computed at the first.
+    teacher: dict[str, float] = {}
 
     @jax.jit
-    def sums_of(params: Parameters, batch: dict) -> HeadSums:
-        _, totals = batch_sums(judging, params, batch, values=values)
+    def sums_of(params: Parameters, batch: dict, tables: Tables) -> HeadSums:
+        _, totals = batch_sums(judging, params, batch, values=values, tables=tables)
         return totals.head
 
     def evaluate(params: Parameters) -> dict[str, Any]:
-        batches = (
-            sums_of(params, to_device(batch, mesh=mesh, tail="bucket"))
-            for batch in heldout_batches(cache, numbers, batch_rows=batch_rows)
-        )
-        totals = HeadSums(*np.sum([[float(x) for x in sums] for sums in batches], axis=0))
-        return _metrics(totals)
+        references, sums = [], []
+        for batch in heldout_batches(cache, numbers, batch_rows=batch_rows):
+            on_device = to_device(batch, mesh=mesh, tail=estimate.tail)
+            sums.append([float(x) for x in sums_of(params, on_device, tables)])
+            if not teacher:
+                reference = teacher_on_labels(batch)
+                counted = batch["loss_mask"]
+                references.append({n: x[counted].sum() for n, x in reference.items()})
+        totals = HeadSums(*np.sum(sums, axis=0))
+        if not totals.count:
+            raise ValueError(NO_TARGETS)
+        for name in references[0] if references else ():
+            teacher[PREFIX + name] = float(sum(x[name] for x in references) / totals.count)
+        return _metrics(totals, estimate) | teacher
 
     return evaluate
 
@@ -104,15 +122,15 @@ def heldout_batches(
         yield batch
 
 
-def _metrics(totals: HeadSums) -> dict[str, Any]:
+def _metrics(totals: HeadSums, estimate: Estimate) -> dict[str, Any]:
     count = float(totals.count)
-    if not count:
-        raise ValueError(NO_TARGETS)
     ce = float(totals.ce) / count
-    return {
-        "heldout_kl_bound": float(totals.kl) / count,
+    metrics = {
+        estimate.metric: float(totals.kl) / count,
+        "heldout_kl_bound": float(totals.kl_uncorrected) / count,
         "heldout_ce": ce,
         "heldout_perplexity": math.exp(min(ce, 700.0)),
         "heldout_agreement": float(totals.agreement) / count,
         "heldout_tokens": int(count),
     }
+    return with_headline(metrics, estimate)

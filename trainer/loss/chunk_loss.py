@@ -54,6 +54,9 @@ class HeadSums(NamedTuple):
     taught: Float[Array, ""]
     """Number of counted positions with a teacher's targets, to which `kl` and `agreement` refer.
     The others are learned from their label alone, as at α = 0."""
+    kl_uncorrected: Float[Array, ""]
+    """`kl` without the correction for the tail's shape: with tail = "sampled" the lower bound that
+    "bucket" gives, and with "prior" too if the divergence is forward KL."""
 
     @classmethod
     def zero(cls) -> HeadSums:
@@ -170,9 +173,11 @@ def _loss(
     total = vocabulary.sum_over_devices if recipe.dense else lambda x: x
     soft, pull = jax.vjp(lambda logq: divergence_of(recipe.divergence, logq), logq)
     soft = total(soft)
+    forward = recipe.divergence == "forward_kl"
+    kl = uncorrected = soft if forward else total(divergence_of("forward_kl", logq))
     if correction is not None:
         soft += correction.value
-    kl = soft if recipe.divergence == "forward_kl" else total(divergence_of("forward_kl", logq))
+        kl = soft if forward else kl
     ce = view.z_hard - view.label
     highest = jnp.maximum(view.highest, jnp.max(view.head, axis=-1))
     agrees = jnp.isfinite(view.head[:, 0]) & (view.head[:, 0] >= highest)
@@ -184,6 +189,7 @@ def _loss(
         agreement=jnp.sum(counted * agrees),
         count=jnp.sum(counted),
         taught=jnp.sum(taught.astype(jnp.float32)),
+        kl_uncorrected=jnp.sum(counted * uncorrected),
     )
     alpha = jnp.where(taught, inputs.alpha, 0.0)
     factor = alpha * temperature_scale(inputs.temperature, kind=recipe.divergence)

@@ -12,8 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from decant.models.mesh.sharding import replicate, student_mesh
 from decant.progress import notices, track
@@ -21,8 +19,16 @@ from decant.schemas import Cache
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.records.rows import next_tokens
 from decant.trainer.config import Evaluate, Loss
+from decant.trainer.judging.headline import (
+    BOUND,
+    DENSE,
+    PREFIX,
+    estimate_of,
+    with_headline,
+)
 from decant.trainer.judging.heldout import NO_TARGETS, heldout_batches, heldout_rows, spread_rows
 from decant.trainer.judging.measures import MeasureInputs, batch_measures
+from decant.trainer.judging.standard_error import standard_error
 from decant.trainer.judging.tally import (
     Tally,
     frequency_group,
@@ -30,19 +36,17 @@ from decant.trainer.judging.tally import (
     position_group,
     position_groups,
 )
+from decant.trainer.judging.teacher_reference import teacher_on_labels
 from decant.trainer.loss.batch_fields import to_device
 from decant.trainer.loss.objective import Objective
-from decant.trainer.results.judged_on import (
-    cache_to_judge_on,
-    check_student,
-    describe,
-    is_other_teacher,
-)
+from decant.trainer.results.judged_on import cache_to_judge_on, check_student, is_other_teacher
 from decant.trainer.run.binding import read_run_settings
 from decant.trainer.run.initial_student import open_initial
 from decant.trainer.run.trained_student import load_checkpoint, weights_sha256
 
 FILE = "evaluation.json"
+MOST_ROWS = 4096
+"""Most rows of which an evaluation keeps each row's KL."""
 COUNTED_TOKENS = 1 << 22
 """Training tokens that are read to count how frequent each token is."""
 
@@ -50,11 +54,13 @@ COUNTED_TOKENS = 1 << 22
 def evaluate(config: Evaluate) -> dict[str, Any]:
     """Evaluate a run's checkpoint; also writes the result to `evaluation.json` in the run.
 
-    `heldout_…` are means over all positions, named as in `metrics.jsonl`; `by_frequency` and
-    `by_position` give means for groups of positions. KLs that need a tail prior or draws are left
-    out if the cache has none. Raises ValueError if the cache has another tokenizer or an unnamed
-    other teacher, no targets or no held-out rows, or the run no such checkpoint; FileNotFoundError
-    if there is no run.
+    `heldout_…` are means over all positions, named as in `metrics.jsonl`; `heldout_kl` is the
+    headline (`judging/headline.py`), `heldout_kl_by` its name and `heldout_kl_error` its standard
+    error with rows as units. `by_frequency` and `by_position` give means for groups of positions.
+    `kl_by_row` has the headline's sum and the number of tokens of each row, for up to `MOST_ROWS`
+    rows. KLs that need a tail prior or draws are left out if the cache has none. Raises ValueError
+    if the cache has another tokenizer or an unnamed other teacher, no targets or no held-out rows,
+    or the run no such checkpoint; FileNotFoundError if there is no run.
     """
     student = open_initial(config.run)
     cache = cache_to_judge_on(config)
@@ -77,8 +83,8 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
         Tally(frequency_groups()),
         Tally(position_groups(cache.manifest.sequence_length)),
     )
-    shares = token_shares(cache)
-    tail = "sampled" if cache.manifest.logits.draws else "bucket"
+    shares, estimate = token_shares(cache), estimate_of(cache)
+    sums_by_row, tokens_by_row = [], []
     batch_rows = config.batch_rows + -config.batch_rows % mesh.size
     batches = track(
         heldout_batches(cache, numbers, batch_rows=batch_rows),
@@ -89,13 +95,16 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
         each=lambda batch: len(batch["tokens"]),
     )
     for batch in batches:
-        at_positions = compiled(params, to_device(batch, mesh=mesh, tail=tail), inputs)
+        at_positions = compiled(params, to_device(batch, mesh=mesh, tail=estimate.tail), inputs)
+        every = {n: np.asarray(x) for n, x in at_positions._asdict().items() if x is not None}
+        if estimate is DENSE:
+            every[DENSE.measure] = every[BOUND.measure]
+        every |= teacher_on_labels(batch)
         counted = batch["loss_mask"]
-        measures = {
-            name: np.asarray(values)[counted]
-            for name, values in at_positions._asdict().items()
-            if values is not None
-        }
+        measures = {name: values[counted] for name, values in every.items()}
+        headline = np.where(counted, every[estimate.measure], 0.0)
+        sums_by_row += headline.sum(-1, dtype=np.float64).tolist()
+        tokens_by_row += counted.sum(-1).tolist()
         labels, positions = next_tokens(batch["tokens"])[counted], batch["positions"][counted]
         groups = np.zeros_like(labels), frequency_group(shares[labels]), position_group(positions)
         for tally, group in zip(tallies, groups, strict=True):
@@ -103,6 +112,10 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     whole, by_frequency, by_position = tallies
     if not whole.means():
         raise ValueError(f"{cache.path}: {NO_TARGETS}")
+    means = {f"{PREFIX}{name}": value for name, value in whole.means()[0].items()}
+    error = standard_error(sums_by_row, tokens_by_row)
+    # Without the rows that fill up the last batch.
+    by_row = {"sums": sums_by_row[: len(numbers)], "tokens": tokens_by_row[: len(numbers)]}
     evaluation = {
         "step": step,
         "weights": weights_sha256(params),
@@ -112,7 +125,9 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
         "rows": len(numbers),
         "dtype": config.dtype,
         "temperature": temperature,
-        **{f"heldout_{name}": value for name, value in whole.means()[0].items()},
+        **with_headline(means, estimate),
+        "heldout_kl_error": error,
+        "kl_by_row": by_row if len(numbers) <= MOST_ROWS else None,
         "calibration": whole.calibration(),
         "by_frequency": by_frequency.means(),
         "by_position": by_position.means(),
@@ -146,56 +161,6 @@ def token_shares(cache: Cache) -> np.ndarray:
         labels = next_tokens(batch["tokens"])[batch["loss_mask"]]
         counts += np.bincount(labels, minlength=len(counts))
     return counts / max(counts.sum(), 1)
-
-
-COLUMNS = {
-    "kl_bound": ("KL ≥", "{:.4f}"),
-    "kl_estimate": ("KL ≈", "{:.4f}"),
-    "kl_unbiased": ("KL, draws", "{:.4f}"),
-    "kl_bound_at_temperature": ("at T ≥", "{:.4f}"),
-    "kl_estimate_at_temperature": ("at T ≈", "{:.4f}"),
-    "ce": ("CE", "{:.4f}"),
-    "perplexity": ("perplexity", "{:,.1f}"),
-    "agreement": ("top-1", "{:.1%}"),
-    "top5_agreement": ("top-5", "{:.1%}"),
-    "accuracy": ("right", "{:.1%}"),
-    "ece": ("ECE", "{:.3f}"),
-}
-"""Columns of the table: measure, title and format."""
-
-
-def as_table(evaluation: dict[str, Any]) -> Table:
-    """An evaluation as a table for the terminal."""
-    prefix = "heldout_"
-    whole = {k.removeprefix(prefix): v for k, v in evaluation.items() if k.startswith(prefix)}
-    shown = [name for name in COLUMNS if name in whole]
-    if evaluation["temperature"] == 1:
-        shown = [name for name in shown if not name.endswith("at_temperature")]
-    title = f"{describe(evaluation)}, T = {evaluation['temperature']:g}"
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("positions", no_wrap=True)
-    for name in ("tokens", *(COLUMNS[name][0] for name in shown), "acceptance"):
-        table.add_column(name, justify="right")
-
-    def add(label: str, means: dict[str, Any], **style: Any) -> None:
-        cells = [COLUMNS[name][1].format(means[name]) for name in shown]
-        low, high = means["acceptance"]
-        acceptance = f"{low:.1%} – {high:.1%}"
-        table.add_row(label, f"{means['tokens']:,}", *cells, acceptance, **style)
-
-    add("all", whole, end_section=True)
-    for means in evaluation["by_frequency"]:
-        last = means is evaluation["by_frequency"][-1]
-        add(f"next token {means['frequency']}", means, end_section=last)
-    for means in evaluation["by_position"]:
-        add(f"at {position_range(means)}", means)
-    return table
-
-
-def position_range(means: dict[str, Any]) -> str:
-    """A group's positions as text: `0`, `4–7`."""
-    start, end = means["position_from"], means["position_to"]
-    return str(start) if start == end else f"{start}–{end}"
 
 
 def _measure_inputs(cache: Cache, *, temperature: float, mesh: Mesh) -> MeasureInputs:

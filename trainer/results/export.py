@@ -6,12 +6,14 @@ transformers, another run (`student.source`) and another capture (`teacher.model
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
 from decant.models import save_directory
+from decant.models.checkpoints.hf_layout import WEIGHTS
 from decant.models.text.tokenizer import GENERATION, Tokenizer
 from decant.schemas import open_cache
 from decant.trainer.config import Export
@@ -25,7 +27,11 @@ CARD = "README.md"
 
 
 def export(config: Export) -> Path:
-    """Write the student of a checkpoint into `config.output`; returns that directory."""
+    """Write the student of a checkpoint into `config.output`; returns that directory.
+
+    The files are made in a folder of their own and moved when all are complete: whatever fails, an
+    earlier export stays as it was. Other files in the directory are left alone.
+    """
     graph, params, step = load_checkpoint(config.run, dtype="float32", checkpoint=config.checkpoint)
     model = nnx.merge(graph, params)
     tokenizer = open_initial(config.run).tokenizer()
@@ -39,15 +45,24 @@ def export(config: Export) -> Path:
         settings=read_run_settings(config.run),
         caches=caches,
     )
-    # Written before the weights, because weights mark the directory as complete.
-    config.output.mkdir(parents=True, exist_ok=True)
-    (config.output / CARD).write_text(text, "utf-8")
     # Without it transformers would not know which tokens end a text. The teacher's own, which is
     # among the tokenizer's files, may also hold settings that suit only the teacher.
     generation = json.dumps(_special_ids(tokenizer), indent=2) + "\n"
     files = tokenizer.files() | {GENERATION: generation.encode()}
-    save_directory(model, config.output, files, special_ids=_special_ids(tokenizer))
+    config.output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=config.output) as made:
+        save_directory(model, made, files, special_ids=_special_ids(tokenizer))
+        (Path(made) / CARD).write_text(text, "utf-8")
+        _move_files(Path(made), config.output)
     return config.output
+
+
+def _move_files(source: Path, target: Path) -> None:
+    """Move all files into `target`, replacing files of the same names; the weights last."""
+    files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
+    for file in sorted(files, key=lambda file: (file.name == WEIGHTS, file)):
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        (source / file).replace(target / file)
 
 
 def _facts_of_old_run(config: Export) -> dict[str, Any]:

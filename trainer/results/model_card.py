@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from decant.models import ModelConfig
+from decant.trainer.judging.headline import ESTIMATES, Estimate, common_estimate
+from decant.trainer.judging.teacher_reference import teacher_ce
 from decant.trainer.results.evaluate import read_evaluation
 from decant.trainer.results.judged_on import describe
 from decant.trainer.run.metrics_log import read_metrics
@@ -33,9 +35,6 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
 """
 
 MEASURES = {
-    "heldout_kl_bound": "KL to the teacher at T = 1, nats a token, at least",
-    "heldout_kl_estimate": "the same, estimated with the mean tail of the corpus",
-    "heldout_kl_unbiased": "the same, from draws of the tail",
     "heldout_ce": "cross-entropy, nats a token",
     "heldout_perplexity": "perplexity",
     "heldout_agreement": "likeliest token is the teacher's",
@@ -45,7 +44,7 @@ MEASURES = {
     "heldout_acceptance": "share of its draft tokens that speculative decoding keeps",
     "heldout_tokens": "tokens evaluated",
 }
-"""Metrics in the card, with their descriptions."""
+"""Metrics in the card after the headline, with their descriptions."""
 
 
 def model_card(
@@ -112,8 +111,33 @@ def _metrics(run: Path, step: int, *, weights: str, cache_id: str) -> str:
         judged_on = f"held-out rows of cache {cache_id[:12]}, while training"
     if metrics is None:
         return "Not evaluated: run `decant evaluate` before `decant export`.\n"
+    headline = common_estimate([metrics])
+    name = f"{headline.title}: KL to the teacher at T = 1, nats a token; {headline.meaning}"
+    kl = f"{metrics[headline.metric]:.5g}"
+    if metrics.get("heldout_kl_error"):
+        kl += f" ± {metrics['heldout_kl_error']:.2g}"
     measures = {text: metrics[key] for key, text in MEASURES.items() if key in metrics}
-    return _table({"judged on": judged_on, **measures})
+    teacher = {
+        "the teacher's own cross-entropy": teacher_ce(metrics),
+        "the teacher's likeliest token is the next token": metrics.get("heldout_teacher_accuracy"),
+    }
+    measures |= {text: value for text, value in teacher.items() if value is not None}
+    return _table({"judged on": judged_on, name: kl, **measures}) + _other_kls(metrics, headline)
+
+
+def _other_kls(metrics: Mapping[str, Any], headline: Estimate) -> str:
+    """The other estimates of the KL, folded away; empty if there are none."""
+    others = {
+        f"{each.title}: {each.meaning}": metrics[each.metric]
+        for each in ESTIMATES
+        if each.metric in metrics and each is not headline
+    }
+    if not others:
+        return ""
+    return (
+        f"\n<details><summary>Other estimates of the same KL</summary>\n\n{_table(others)}\n"
+        "</details>\n"
+    )
 
 
 def _table(rows: Mapping[str, Any]) -> str:

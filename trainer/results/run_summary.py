@@ -14,6 +14,7 @@ from decant.trainer.results.evaluate import read_evaluation
 from decant.trainer.results.judged_on import describe
 from decant.trainer.run.binding import read_run_settings
 from decant.trainer.run.data_facts import read_data_facts
+from decant.trainer.run.metrics_log import FILE as METRICS
 from decant.trainer.run.metrics_log import read_metrics
 
 ABSENT = "–"
@@ -89,7 +90,12 @@ class RunSummary:
 
     def measure(self, name: str) -> Any:
         """The metric `heldout_…` at the run's end; None if it was not measured."""
-        return {**self._last_heldout, **(self._last_evaluation or {})}.get(name)
+        return self.judgement.get(name)
+
+    @property
+    def judgement(self) -> dict[str, Any]:
+        """All metrics at the run's end, from `evaluate` if it was run, else from training."""
+        return self._last_evaluation or self._last_heldout
 
     @property
     def judged_on(self) -> str | None:
@@ -97,6 +103,11 @@ class RunSummary:
         if self._last_evaluation:
             return describe(self._last_evaluation)
         return "while training" if self.heldout else None
+
+    @property
+    def judged_where(self) -> tuple[Any, ...]:
+        """Runs with equal values of this can be compared: teacher and held-out positions."""
+        return self.judged_against, self.measure("heldout_tokens")
 
     @property
     def judged_against(self) -> str | None:
@@ -116,8 +127,26 @@ class RunSummary:
         return None
 
 
+def runs_in(path: Path) -> tuple[Path, ...]:
+    """The run itself, or the runs of a sweep that have begun, in the order of their names.
+
+    Raises FileNotFoundError for a directory that holds neither.
+    """
+    if (path / METRICS).exists() or not path.is_dir():
+        return (path,)
+    inside = tuple(sorted(file.parent for file in path.glob(f"*/{METRICS}")))
+    if not inside:
+        raise FileNotFoundError(
+            f"{path}: neither it nor a directory in it holds {METRICS}; it is not the directory of "
+            "a run, nor of a sweep that has begun"
+        )
+    return inside
+
+
 def read_run_summaries(paths: Sequence[Path]) -> list[RunSummary]:
-    """Summaries of the runs. Raises FileNotFoundError for a directory that holds no run."""
+    """Summaries of runs, and of the runs of sweeps. Raises FileNotFoundError for a directory that
+    holds neither."""
+    paths = list(dict.fromkeys(run for path in paths for run in runs_in(path)))
     names = _names(paths)
     return [
         RunSummary(

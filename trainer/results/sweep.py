@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -31,6 +32,9 @@ from decant.schemas.disk.atomic import write_bytes
 from decant.trainer.config import Evaluate, Train
 from decant.trainer.data.batches import number_of_updates
 from decant.trainer.data.mixture import check_mixture, open_others
+from decant.trainer.judging.headline import common_estimate
+from decant.trainer.judging.standard_error import paired_difference
+from decant.trainer.judging.teacher_reference import teacher_ce
 from decant.trainer.loss.batch_fields import check_targets
 from decant.trainer.results.evaluate import evaluate
 from decant.trainer.run.binding import read_run_settings
@@ -49,12 +53,6 @@ _KEYS = {
     "grid": dict,
 }
 """Keys of a sweep file, with the types of their values."""
-_COLUMNS = {
-    "heldout_kl_bound": "KL ≥",
-    "heldout_ce": "CE",
-    "heldout_perplexity": "perplexity",
-    "heldout_agreement": "agreement",
-}
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,7 @@ def sweep(config: Sweep, *, console: Console | None = None) -> Result:
     quiet = all(student.quiet for student in config.students.values())
     console = console or notices(quiet=quiet)
     updates = [_check(student, name) for name, student in config.students.items()]
-    before = _judged_before(config)
+    before = read_comparison(config.run)["students"]
     failed: dict[str, str] = {}
     for number, (name, student) in enumerate(config.students.items(), 1):
         console.print(f"student {number} of {len(config.students)}: {name} in {student.run}")
@@ -176,6 +174,7 @@ def sweep(config: Sweep, *, console: Console | None = None) -> Result:
     ranked = rank_students(trained_students, heldout_rows=config.heldout_rows)
     # A student that fails now may have a run that an earlier sweep has judged.
     ranked += [{**one, "earlier": True} for one in before if one["name"] in failed]
+    ranked = sort_students(ranked)
     document = {
         "cache": str(next(iter(config.students.values())).cache),
         "heldout_rows": config.heldout_rows,
@@ -192,7 +191,7 @@ def sweep(config: Sweep, *, console: Console | None = None) -> Result:
         line,
         document,
         details=lambda console: console.print(comparison_table(ranked)),
-        next=[["decant", "report", *(config.students[name].run for name in trained_students)]],
+        next=[["decant", "report", config.run]],
         status=1 if failed else 0,
     )
 
@@ -205,13 +204,17 @@ def _stopped(config: Sweep, trained: Trained, place: Place) -> Result:
     return Result(line, {"run": config.run, "stopped_in": trained.document()}, status=1)
 
 
-def _judged_before(config: Sweep) -> list[dict[str, Any]]:
-    """The students of the comparison that an earlier sweep wrote. ValueError if it is damaged."""
-    path = config.run / COMPARISON
+def read_comparison(sweep: Path) -> dict[str, Any]:
+    """`comparison.json` of a sweep's directory; without students if there is none yet.
+
+    ValueError if it is damaged.
+    """
+    path = sweep / COMPARISON
     if not path.exists():
-        return []
+        return {"students": [], "failed": {}}
     try:
-        return json.loads(path.read_text("utf-8"))["students"]
+        found = json.loads(path.read_text("utf-8"))
+        return {"students": list(found["students"]), "failed": dict(found["failed"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged ({error}); move it away and run again") from error
 
@@ -219,7 +222,7 @@ def _judged_before(config: Sweep) -> list[dict[str, Any]]:
 def rank_students(
     students: Mapping[str, Train], *, heldout_rows: int | None
 ) -> list[dict[str, Any]]:
-    """Each student's held-out metrics and the settings that differ, the lowest KL bound first."""
+    """Each student's held-out metrics and the settings that differ."""
     run_settings = {name: read_run_settings(config.run) for name, config in students.items()}
     keys = dict.fromkeys(key for settings in run_settings.values() for key in settings)
     values = {key: {json.dumps(s.get(key)) for s in run_settings.values()} for key in keys}
@@ -238,17 +241,44 @@ def rank_students(
         ranked.append(
             {"name": name, "step": step, "settings": settings, **evaluate(evaluate_config)}
         )
-    return sorted(ranked, key=lambda student: student["heldout_kl_bound"])
+    return ranked
+
+
+def sort_students(students: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The lowest headline KL first. `behind`: how much higher a student's is than the first one's,
+    compared row by row, and the standard error of that; None if this cannot be computed."""
+    estimate = common_estimate(students)
+    ranked = sorted(students, key=lambda student: student[estimate.metric])
+    behind = [paired_difference(student, ranked[0]) for student in ranked]
+    return [
+        {**{k: v for k, v in student.items() if k != "kl_by_row"}, "behind": difference}
+        for student, difference in zip(ranked, behind, strict=True)
+    ]
 
 
 def comparison_table(ranked: Sequence[Mapping[str, Any]]) -> Table:
-    """The result of `rank_students` as a table for the terminal."""
-    table = Table("student", "updates", *_COLUMNS.values(), "settings that differ")
+    """The students of `sort_students` as a table for the terminal, and the teacher's row."""
+    estimate = common_estimate(ranked)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    # In a narrow window names and settings take several lines; figures are never cut.
+    table.add_column("student, settings that differ", overflow="fold")
+    for name, width in (("updates", 7), (estimate.title, 10), ("behind", 15), ("CE", 8)):
+        table.add_column(name, justify="right", min_width=width)
+    table.add_column("agreement", justify="right", min_width=9)
     for student in ranked:
         settings = [f"{key} {value}" for key, value in student["settings"].items()]
-        metrics = [f"{student[name]:.4f}" for name in _COLUMNS]
         name = student["name"] + (" (earlier)" if student.get("earlier") else "")
-        table.add_row(name, str(student["step"]), *metrics, ", ".join(settings))
+        behind = student["behind"] if student is not ranked[0] else None
+        table.add_row(
+            "\n".join([name, *settings]),
+            str(student["step"]),
+            f"{student[estimate.metric]:.4f}",
+            f"{behind[0]:.4f} ± {behind[1]:.4f}" if behind else "",
+            f"{student['heldout_ce']:.4f}",
+            f"{student['heldout_agreement']:.1%}",
+        )
+    if ranked and (teacher := teacher_ce(ranked[0])):
+        table.add_row("the teacher", "", "0", "", teacher, "100%")
     return table
 
 

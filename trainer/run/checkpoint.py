@@ -25,6 +25,7 @@ from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from decant.schemas.disk.identity import digest
 from decant.trainer.config import Keep
+from decant.trainer.judging.headline import ESTIMATES, common_estimate
 from decant.trainer.loss.projections import Parameters
 from decant.trainer.run.checksums import require_finite, summarise
 from decant.trainer.run.processes import all_processes, is_first_process
@@ -35,7 +36,10 @@ CHECKPOINTS = "checkpoints"
 DAMAGED = "damaged-checkpoints"
 """Where a run that goes on puts checkpoints that it could not restore."""
 By = Literal["kl", "ce"]
-_METRICS: dict[By, str] = {"kl": "heldout_kl_bound", "ce": "heldout_ce"}
+_CE = "heldout_ce"
+_SAVED = (*(each.metric for each in ESTIMATES), _CE)
+"""Held-out metrics that a checkpoint keeps, as far as they were measured. Checkpoints of 0.8 and
+older keep the KL's bound only."""
 _BEST: dict[str, By] = {"best": "kl", "best-ce": "ce"}
 
 
@@ -86,7 +90,8 @@ class Checkpoints:
         if name == "last":
             return self.latest
         if name in _BEST:
-            scores = {s: x for s, x in self._scores(_BEST[name]).items() if s in self.steps}
+            judged = {s: x for s, x in self._heldout.items() if x and s in self.steps}
+            scores = _scores(judged, _BEST[name])
             if not scores:
                 raise ValueError(
                     f"{self._run}: no checkpoint has held-out metrics. "
@@ -110,10 +115,10 @@ class Checkpoints:
             return True
         if not self._keep.best or heldout is None:
             return False
-        by, there = self._keep.best_by, self.steps
-        scores = self._scores(by)
-        best = sorted(scores[s] for s in there if s in scores)[: self._keep.best]
-        return len(best) < self._keep.best or _score(heldout, by) < best[-1]
+        others = {s: x for s, x in self._heldout.items() if x and s in self.steps}
+        scores = _scores({**others, step: heldout}, self._keep.best_by)
+        best = sorted(scores[s] for s in others)[: self._keep.best]
+        return len(best) < self._keep.best or scores[step] < best[-1]
 
     def save(
         self, state: TrainState, *, data: dict[str, Any], heldout: Mapping[str, Any] | None = None
@@ -127,7 +132,7 @@ class Checkpoints:
             return
         arrays = summarise(state._asdict())
         require_finite(arrays, where=f"{self._run}, after update {step}")
-        self._heldout[step] = {n: heldout[n] for n in _METRICS.values()} if heldout else None
+        self._heldout[step] = {n: heldout[n] for n in _SAVED if n in heldout} if heldout else None
         values = {
             **data,
             "step": step,
@@ -251,14 +256,12 @@ class Checkpoints:
 
     def kept(self, steps: Sequence[int]) -> set[int]:
         """The steps, out of these, whose checkpoints `keep` preserves."""
-        keep, scores = self._keep, self._scores(self._keep.best_by)
-        best = sorted((scores[step], step) for step in steps if step in scores)[: keep.best]
+        keep = self._keep
+        judged = {step: x for step in steps if (x := self._heldout.get(step))}
+        scores = _scores(judged, keep.best_by)
+        best = sorted((score, step) for step, score in scores.items())[: keep.best]
         numbered = {step for step in steps if keep.every and step % keep.every == 0}
         return {*sorted(steps)[-max(1, keep.last) :], *(step for _, step in best), *numbered}
-
-    def _scores(self, by: By) -> dict[int, float]:
-        """Score of each checkpoint that has held-out metrics, by step."""
-        return {step: _score(heldout, by) for step, heldout in self._heldout.items() if heldout}
 
     def _saved_heldout(self, step: int) -> dict[str, Any] | None:
         """A checkpoint's metrics; None if a kill interrupted its deletion, or it is damaged."""
@@ -293,10 +296,14 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _score(heldout: Mapping[str, Any], by: By) -> float:
-    """The metric to compare checkpoints by, lower is better; infinite if it is missing or NaN."""
-    score = heldout.get(_METRICS[by])
-    return score if score is not None and math.isfinite(score) else math.inf
+def _scores(judged: Mapping[int, Mapping[str, Any]], by: By) -> dict[int, float]:
+    """What to compare checkpoints by, lower is better, by step; infinite if it is missing or NaN.
+
+    The KL is the best estimate that all of them have.
+    """
+    metric = common_estimate(judged.values()).metric if by == "kl" else _CE
+    found = {step: heldout.get(metric) for step, heldout in judged.items()}
+    return {s: x if x is not None and math.isfinite(x) else math.inf for s, x in found.items()}
 
 
 def _require_intact(data: Any) -> None:

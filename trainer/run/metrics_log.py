@@ -21,6 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from decant.progress import LINE_SECONDS, duration, notices
 from decant.schemas.disk.atomic import write_bytes
+from decant.trainer.judging.headline import common_estimate
+from decant.trainer.judging.teacher_reference import teacher_ce
 from decant.trainer.run.tensorboard import EventFile
 
 FILE = "metrics.jsonl"
@@ -147,11 +149,13 @@ class MetricsLog:
         """Write and show a held-out evaluation's line."""
         self._write(metrics)
         if self._shows_bar or self._is_due("held out", metrics["step"]):
+            estimate, teacher = common_estimate([metrics]), teacher_ce(metrics)
             self.say(
                 f"step {metrics['step']:>6} of {self._steps:,}  held out: "
-                f"KL ≥ {metrics['heldout_kl_bound']:.4f}, "
-                f"agreement {metrics['heldout_agreement']:.1%}, CE {metrics['heldout_ce']:.4f}, "
-                f"perplexity {metrics['heldout_perplexity']:,.1f}"
+                f"{estimate.title} {metrics[estimate.metric]:.4f}, "
+                f"agreement {metrics['heldout_agreement']:.1%}, CE {metrics['heldout_ce']:.4f}"
+                + (f" (the teacher's {teacher})" if teacher else "")
+                + f", perplexity {metrics['heldout_perplexity']:,.1f}"
             )
 
     def say(self, text: str) -> None:

@@ -29,7 +29,8 @@ from decant.trainer.judging.tally import (
     position_groups,
 )
 from decant.trainer.loss.targets import BatchTargets
-from decant.trainer.results.evaluate import as_table, evaluate, read_evaluation, token_shares
+from decant.trainer.results.evaluate import evaluate, read_evaluation, token_shares
+from decant.trainer.results.evaluation_tables import as_table
 from decant.trainer.run.metrics_log import read_metrics
 from decant.trainer.run.trained_student import load_student, weights_sha256
 from tests.formulas.dense import log_softmax
@@ -140,7 +141,11 @@ def whole(evaluation):
 
 
 def same(got, wanted, *, rtol=2e-5):
+    """Of a student's measures. Those of the teacher have tests of their own."""
     wanted = {name: value for name, value in wanted.items() if value is not None}
+    later = ("teacher_", "kl_by", "kl_error")
+    got = {name: value for name, value in got.items() if not name.startswith(later)}
+    wanted = {name: value for name, value in wanted.items() if not name.startswith(later)}
     assert got.keys() == wanted.keys()
     for name, value in wanted.items():
         np.testing.assert_allclose(got[name], value, rtol=rtol, atol=1e-6, err_msg=name)
@@ -160,7 +165,9 @@ def evaluation(evaluated):
 
 def test_with_a_tail_every_measure_is_its_formula(evaluation, counted, drawn_cache):
     got = whole(evaluation)
-    same(got, expected(counted, k=8, prior=pi(drawn_cache)))
+    wanted = expected(counted, k=8, prior=pi(drawn_cache))
+    same(got, {**wanted, "kl": wanted["kl_unbiased"]})
+    assert got["kl_by"] == "draws"
     # The measures are neither trivial nor equal to each other.
     assert got["kl_bound"] > 0.1
     assert 0.05 < got["agreement"] < 0.95
@@ -170,7 +177,9 @@ def test_with_a_tail_every_measure_is_its_formula(evaluation, counted, drawn_cac
 
 def test_with_every_token_stored_every_measure_is_its_formula(run, counted, whole_cache):
     got = whole(evaluate(Evaluate(run=run, cache=whole_cache.path)))
-    same(got, expected(counted, k=512))
+    wanted = expected(counted, k=512)
+    same(got, {**wanted, "kl": wanted["kl_bound"], "kl_dense": wanted["kl_bound"]})
+    assert got["kl_by"] == "dense"
     assert got["acceptance"][0] == got["acceptance"][1]
 
 
@@ -211,7 +220,8 @@ def test_groups_by_frequency_are_the_formulas_over_these_labels(evaluation, coun
 def test_the_training_loops_held_out_metrics_agree(evaluation, run):
     last = [line for line in read_metrics(run) if "heldout_ce" in line][-1]
     assert last["step"] == evaluation["step"] == 2
-    for name in ("kl_bound", "ce", "perplexity", "agreement", "tokens"):
+    names = ("kl", "kl_unbiased", "kl_bound", "ce", "perplexity", "agreement", "tokens")
+    for name in (*names, "teacher_ce", "teacher_ce_bound", "teacher_known", "teacher_accuracy"):
         np.testing.assert_allclose(
             evaluation[f"heldout_{name}"], last[f"heldout_{name}"], rtol=1e-6
         )
@@ -220,6 +230,11 @@ def test_the_training_loops_held_out_metrics_agree(evaluation, run):
 def test_an_evaluation_is_kept_in_the_run(evaluated):
     evaluation, kept = evaluated
     assert kept == evaluation
+    rows = evaluation["kl_by_row"]
+    mean = sum(rows["sums"]) / sum(rows["tokens"])
+    assert len(rows["sums"]) == evaluation["rows"]
+    assert mean == pytest.approx(evaluation["heldout_kl"], rel=1e-6)
+    assert 0 < evaluation["heldout_kl_error"] < evaluation["heldout_kl"]
     bins = evaluation["calibration"]
     assert sum(one["tokens"] for one in bins) == evaluation["heldout_tokens"]
 
@@ -341,7 +356,12 @@ def test_the_command_prints_json_or_a_table(run, drawn_cache, capsys):
     assert f"next: decant report {run}" in table
     assert f"{printed['heldout_kl_bound']:.4f}" in table
     assert "next token over 1 in 100" in table
-    assert "KL ≈" in table
+    first, details = table.split("all estimates of the KL")
+    assert f"{printed['heldout_kl']:.4f}" in first
+    assert "KL (draws)" in first
+    assert "KL (bound)" not in first
+    assert "the teacher" in first
+    assert all(f"KL ({name})" in details for name in ("draws", "prior", "bound"))
 
 
 def test_a_student_of_another_tokenizer_is_refused(run, drawn_cache, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import resource
 import shutil
 
 import numpy as np
@@ -155,3 +156,38 @@ def test_facts_count_rows_and_bytes(noisy_run, drawn_cache):
     size = sum(path.stat().st_size for path in files)
     assert facts["bytes_per_token"]["logits"] == size / everything
     assert facts["bytes_per_token"].keys() == {"rows", "logits"}
+
+
+def test_a_failed_export_leaves_the_earlier_one_and_what_else_is_there(
+    exported, noisy_run, tmp_path
+):
+    """The system refuses a file as large as the weights, after the card was made."""
+    out = shutil.copytree(exported, tmp_path / "student")
+    (out / "notes.txt").write_text("mine")
+    before = digests(out)
+    card = out / "README.md"
+    card.write_text(card.read_text() + "old\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (32 << 10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            export(Export(run=noisy_run.run, output=out))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert card.read_text().endswith("old\n")
+    assert digests(out).keys() == before.keys()
+    export(Export(run=noisy_run.run, output=out))
+    assert digests(out) == before
+
+
+def test_the_card_has_one_headline_the_teachers_row_and_the_other_kls_folded_away(
+    exported, noisy_run
+):
+    text = (exported / "README.md").read_text("utf-8")
+    last = [line for line in read_metrics(noisy_run.run) if "heldout_ce" in line][-1]
+    shown, folded = text.split("<details>")
+    assert "| KL (draws): " in shown
+    assert f"| {last['heldout_kl']:.5g} |" in shown
+    assert f"| the teacher's own cross-entropy | ≈ {last['heldout_teacher_ce']:.4f} |" in shown
+    assert "KL (bound)" not in shown
+    assert f"as one token | {last['heldout_kl_bound']:.5g} |" in folded

@@ -125,8 +125,16 @@ alpha = 0.0
     assert {s["step"] for s in comparison["students"]} == {6}
     assert len({s["heldout_tokens"] for s in comparison["students"]}) == 1
     assert comparison["failed"] == {}
+    first, second = comparison["students"]
+    assert first["heldout_kl_by"] == second["heldout_kl_by"] == "prior"
+    assert first["heldout_kl"] <= second["heldout_kl"]
+    difference, error = second["behind"]
+    assert difference == pytest.approx(second["heldout_kl"] - first["heldout_kl"], rel=1e-4)
+    assert error > 0
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("taught", "labels", "loss.alpha", "KL"))
+    assert all(
+        word in printed for word in ("taught", "labels", "loss.alpha", "KL (prior)", "the teacher")
+    )
 
 
 def test_a_student_that_fails_does_not_stop_the_others(cache, tmp_path, capsys):
@@ -166,7 +174,8 @@ def test_a_failing_rerun_keeps_what_the_earlier_sweep_found(cache, tmp_path, cap
     # No run may change its seed, so every student fails.
     assert main([*arguments, "--data.seed=7"]) == 1
     again = json.loads(comparison.read_text())
-    assert again["students"] == [{**student, "earlier": True} for student in first]
+    expected = [{**student, "earlier": True, "behind": None} for student in first]
+    assert again["students"] == expected
     assert again["failed"].keys() == {"a", "b"}
     assert "(earlier)" in capsys.readouterr().out
     comparison.write_text(comparison.read_text()[:100])

@@ -348,7 +348,7 @@ def test_a_checkpoint_of_other_settings_is_refused(undisturbed, tmp_path):
 def test_checkpoints_are_kept_by_age_by_score_and_by_number(undisturbed, cache):
     """The last two, every fiftieth, and the best by held-out KL, which `evaluate` can name."""
     judged = {
-        line["step"]: line["heldout_kl_bound"]
+        line["step"]: line["heldout_kl"]
         for line in read_metrics(undisturbed.run)
         if "heldout_ce" in line and line["step"]
     }
@@ -358,7 +358,7 @@ def test_checkpoints_are_kept_by_age_by_score_and_by_number(undisturbed, cache):
     config = Evaluate(run=undisturbed.run, cache=cache.path, heldout_rows=4, batch_rows=2)
     for name, step in (("best", best), ("50", 50)):
         evaluation = evaluate(dataclasses.replace(config, checkpoint=name))
-        assert evaluation["heldout_kl_bound"] == pytest.approx(judged[step], rel=1e-5)
+        assert evaluation["heldout_kl"] == pytest.approx(judged[step], rel=1e-5)
     listed = ", ".join(map(str, sorted(kept)))
     with pytest.raises(ValueError, match=f"no checkpoint '60'; .* after updates {listed}"):
         evaluate(dataclasses.replace(config, checkpoint="60"))
