@@ -88,7 +88,7 @@ def summary(groups: Sequence[Group]) -> str:
 
 def _warning(runs: Sequence[RunSummary]) -> str:
     """A note if the runs were judged against different teachers, or on different rows."""
-    if len({run.judged_against for run in runs if run.judged_against}) > 1:
+    if len(_teachers(runs)) > 1:
         return (
             "<p><strong>These runs were judged against different teachers</strong> (see “judged "
             "on”), so their figures say nothing about which is better.</p>"
@@ -102,7 +102,13 @@ def _warning(runs: Sequence[RunSummary]) -> str:
 
 
 def _comparable(runs: Sequence[RunSummary]) -> bool:
-    return len({run.judged_where for run in runs if run.judgement}) <= 1
+    """Whether all were judged against one teacher, as far as they say, on as many positions."""
+    tokens = {run.measure("heldout_tokens") for run in runs if run.judgement}
+    return len(_teachers(runs)) <= 1 and len(tokens) <= 1
+
+
+def _teachers(runs: Sequence[RunSummary]) -> set[str]:
+    return {run.judged_against for run in runs if run.judged_against}
 
 
 def _short_table(groups: Sequence[Group], kl: Estimate) -> str:

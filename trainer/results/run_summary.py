@@ -105,11 +105,6 @@ class RunSummary:
         return "while training" if self.heldout else None
 
     @property
-    def judged_where(self) -> tuple[Any, ...]:
-        """Runs with equal values of this can be compared: teacher and held-out positions."""
-        return self.judged_against, self.measure("heldout_tokens")
-
-    @property
     def judged_against(self) -> str | None:
         """teacher_id that `measure` compares with; None if no file of the run says it."""
         main = self.caches[0]["teacher_id"] if self.caches else None
