@@ -137,13 +137,7 @@ class Batches:
         self._taken = state["taken"]
 
     def _fingerprint(self) -> dict[str, Any]:
-        numbers = self.rows.numbers
-        return {
-            "seed": self._seed,
-            "rows": len(numbers),
-            "numbers": hashlib.sha256(numbers.astype("<i8").tobytes()).hexdigest()[:16],
-            "rows_id": self.rows.cache.manifest.rows_id,
-        }
+        return {"seed": self._seed, **fingerprint(self.rows)}
 
     def _numbers(self) -> Iterator[list[int]]:
         """This process's share of every batch that is left, as indices of `rows`."""
@@ -164,6 +158,15 @@ class Batches:
         # Raw bits, because numpy may change the permutations of a seed between its versions.
         bits = np.random.PCG64([self._seed % 2**64, epoch]).random_raw(len(self.rows))
         return np.argsort(bits, kind="stable")
+
+
+def fingerprint(rows: Rows) -> dict[str, Any]:
+    """What decides which row a number means."""
+    return {
+        "rows": len(rows),
+        "numbers": hashlib.sha256(rows.numbers.astype("<i8").tobytes()).hexdigest()[:16],
+        "rows_id": rows.cache.manifest.rows_id,
+    }
 
 
 class _Order(torch.utils.data.Sampler):

@@ -114,7 +114,14 @@ def _position_loss(
     taught = targets.stored[:, 0].float()
     alpha = settings.alpha * taught
     loss = alpha * settings.scale * soft + (1 - alpha) * ce
-    return loss, Parts(*(x.detach() for x in (loss, kl, bound, ce)), agrees.float(), taught)
+    return loss, Parts(
+        loss=loss.detach(),
+        kl=kl.detach(),
+        kl_bound=bound.detach(),
+        ce=ce.detach(),
+        agreement=agrees.float(),
+        taught=taught,
+    )
 
 
 def divergence(

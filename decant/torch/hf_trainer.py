@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from decant.schemas import Cache
+from decant.torch.batching import fingerprint
 from decant.torch.judging import Judge, row_sums
 from decant.torch.losses import loss_sum
 from decant.torch.packing import packed_inputs, require_separate_segments
@@ -39,6 +42,8 @@ class DistillationTrainer(Trainer):
     estimate that the cache allows, and the same under its own name (eval_kl_unbiased, for
     instance); eval_kl_bound, eval_ce, eval_perplexity, eval_agreement and eval_tokens. To keep the
     best model, set metric_for_best_model="kl" and greater_is_better=False.
+
+    A checkpoint is bound to the rows and the teacher that it learned from.
     """
 
     def __init__(
@@ -76,13 +81,13 @@ class DistillationTrainer(Trainer):
             eval_dataset = rows.cache
         if eval_dataset is not None and not isinstance(eval_dataset, Rows):
             eval_dataset = Rows(eval_dataset, split="heldout")
-        args = TrainingArguments("tmp_trainer") if args is None else args
-        args.remove_unused_columns = False
-        if args.dataloader_num_workers and args.dataloader_multiprocessing_context is None:
-            args.dataloader_multiprocessing_context = "spawn"
+        arguments: Any = TrainingArguments("tmp_trainer") if args is None else args
+        arguments.remove_unused_columns = False
+        if arguments.dataloader_num_workers and not arguments.dataloader_multiprocessing_context:
+            arguments.dataloader_multiprocessing_context = "spawn"
         super().__init__(
             model,
-            args,
+            arguments,
             train_dataset=rows,
             eval_dataset=eval_dataset,
             data_collator=default_collate,
@@ -100,16 +105,30 @@ class DistillationTrainer(Trainer):
         self._flatten = "flash" in str(getattr(config, "_attn_implementation", None))
         self._check()
         self._fused = self._head_is_a_matrix()
+        self._data = {**fingerprint(rows), "teacher_id": rows.cache.manifest.logits.teacher_id}
+        self.add_callback(_SavesData(self._data))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """As the Trainer's. ValueError if the checkpoint learned from other rows or targets."""
+        checkpoint: Any = resume_from_checkpoint
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(str(self.args.output_dir))
+            if checkpoint is None:
+                raise ValueError(f"{self.args.output_dir}: holds no checkpoint to go on from")
+        if checkpoint:
+            _require_same_data(Path(checkpoint) / _DATA, self._data)
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def get_batch_samples(self, *args: Any) -> tuple[list, Any]:
         """Microbatches of an update, and the number of counted tokens in all of them."""
         batches, _ = super().get_batch_samples(*args)
         if not batches:
             return batches, None
-        count = sum(batch["loss_mask"].sum() for batch in batches).to(self.args.device)
+        counts = [batch["loss_mask"].sum() for batch in batches]
+        count = torch.stack(counts).sum().to(self.args.device)
         if self._over_processes:
             count = self.accelerator.gather(count).sum()
-        return batches, count
+        return batches, count.clamp(min=1)
 
     def compute_loss(
         self,
@@ -211,6 +230,34 @@ class DistillationTrainer(Trainer):
         if self._softcap is not None:
             ours = self._softcap * torch.tanh(ours / self._softcap)
         return torch.allclose(ours, theirs.float(), rtol=1e-3, atol=1e-3 * float(ours.abs().max()))
+
+
+_DATA = "decant-data.json"
+"""File of a checkpoint that says which data it learned from."""
+
+
+class _SavesData(TrainerCallback):
+    def __init__(self, data: dict[str, Any]):
+        self._data = data
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (directory / _DATA).write_text(json.dumps(self._data, indent=1))
+
+
+def _require_same_data(path: Path, data: dict[str, Any]) -> None:
+    if not path.exists():
+        raise ValueError(
+            f"{path}: missing; {path.parent} is no checkpoint of a DistillationTrainer"
+        )
+    saved = json.loads(path.read_text())
+    differing = [f"{n} {saved.get(n)!r}, now {x!r}" for n, x in data.items() if saved.get(n) != x]
+    if differing:
+        raise ValueError(
+            f"{path.parent}: learned from other data: {'; '.join(differing)}. To go on with the "
+            "student on this data, load the model from there and begin a new run"
+        )
 
 
 @contextlib.contextmanager

@@ -17,8 +17,6 @@ from decant.torch.packing import attention_mask
 _PROBABILITY_FLOOR = 1e-30
 """Lower clamp on the student's probabilities in the KL, because log 0 is −∞."""
 
-Maps = Float[Tensor, "batch heads query key"]
-
 
 def hidden_loss(
     student: Float[Tensor, "batch position width"],
@@ -103,12 +101,17 @@ def _direction(x: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
     return x * square.where(nonzero, 1.0).rsqrt().where(nonzero, 0.0)
 
 
-def _row_stochastic(maps: Maps) -> Maps:
+def _row_stochastic(
+    maps: Float[Tensor, "batch heads query key"],
+) -> Float[Tensor, "batch heads query key"]:
     total = maps.sum(-1, keepdim=True)
     return maps / total.where(total > 0, 1.0)
 
 
-def _kl(student: Maps, teacher: Maps) -> Float[Tensor, "batch heads query"]:
+def _kl(
+    student: Float[Tensor, "batch heads query key"],
+    teacher: Float[Tensor, "batch heads query key"],
+) -> Float[Tensor, "batch heads query"]:
     # The double where: p·(log p − log q) at p = 0 is 0·(−inf), whose value and gradient are NaN.
     present = teacher > 0
     safe_p = teacher.where(present, 1.0)

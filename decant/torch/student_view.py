@@ -40,13 +40,13 @@ class StudentView(NamedTuple):
     def leaves(self) -> tuple[StudentView, list[Tensor]]:
         """The view with fields to differentiate in, and these fields in order."""
         fields = [x if x is None else x.detach().requires_grad_() for x in self[:-1]]
-        return StudentView(*fields, self.highest), [x for x in fields if x is not None]
+        return StudentView._make([*fields, self.highest]), [x for x in fields if x is not None]
 
     def like(self, gradients: list[Tensor | None]) -> StudentView:
         """The gradients of `leaves` by field; zero where the loss did not use a field."""
         rest = iter(gradients)
         named = [None if x is None else _zero_if_none(next(rest), x) for x in self[:-1]]
-        return StudentView(*named, self.highest)
+        return StudentView._make([*named, self.highest])
 
 
 @dataclass
@@ -128,11 +128,11 @@ def set_stored(
     # Padding repeats id 0, which may be stored too. A repeated column must get the same value, so
     # padding repeats column 0 of the targets; where nothing is stored, x keeps its own values.
     columns = targets.ids.where(stored, targets.ids[:, :1])
-    if isinstance(values, Tensor):
-        values = values.where(stored, values[:, :1])
-        written = values.where(stored[:, :1], x.gather(1, columns))
+    written = x.gather(1, columns)
+    if isinstance(values, int | float):
+        written.masked_fill_(stored[:, :1], values)
     else:
-        written = x.gather(1, columns).masked_fill_(stored[:, :1], values)
+        written = values.where(stored, values[:, :1]).where(stored[:, :1], written)
     return x.scatter_(1, columns, written)
 
 

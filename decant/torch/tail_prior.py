@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,10 +28,10 @@ class Prior(NamedTuple):
     @classmethod
     def at(cls, nodes: Tensor | np.ndarray, *, beta: float, device: torch.device) -> Prior:
         """π at β, interpolated between the nodes of `Cache.tail_prior` [nodes, vocab] in log π."""
-        nodes = torch.as_tensor(nodes, device=device)
+        table: Any = torch.as_tensor(nodes, device=device)
         # The share of each node: 1 at its own β, falling to 0 at its neighbours' β.
         shares = [float(np.interp(beta, BETAS, row)) for row in np.eye(len(BETAS))]
-        log_pi = (torch.tensor(shares, device=device)[:, None] * nodes.float()).sum(0)
+        log_pi = (torch.tensor(shares, device=device)[:, None] * table.float()).sum(0)
         log_pi = (log_pi - torch.logsumexp(log_pi, 0)).clamp(min=LOG_PRIOR_FLOOR)
         return cls(log_pi, log_pi.exp())
 

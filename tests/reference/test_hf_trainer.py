@@ -1,5 +1,9 @@
 """Hugging Face models and their Trainer on a cache: packed rows, loss, accumulation, resuming."""
 
+import json
+import subprocess
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ from decant.trainer.loss.chunk_loss import Recipe
 from decant.trainer.loss.fused_head import distillation_loss
 from decant.trainer.loss.targets import BatchTargets
 from tests.making.caches import tiny_cache, write_teacher
+from tests.paths import ROOT, environment
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -202,6 +207,33 @@ def test_a_resumed_run_equals_an_uninterrupted_one(cache, checkpoint, tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))
     assert resumed.state.global_step == 6
     same_weights(weights(straight.model), weights(resumed.model))
+    resumed._data["rows_id"] = "another"
+    with pytest.raises(
+        ValueError, match=r"checkpoint-6: learned from other data: rows_id '\w+', now"
+    ):
+        resumed.train(resume_from_checkpoint=True)
+
+
+def test_two_processes_learn_what_one_learns_with_twice_the_microbatches(
+    cache, checkpoint, tmp_path
+):
+    options = {"max_steps": 2, "optim": "sgd", "per_device_train_batch_size": 2}
+    alone = trainer(student(checkpoint), cache, tmp_path, gradient_accumulation_steps=2, **options)
+    alone.train()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = [str(cache.path), str(checkpoint), str(tmp_path / "out"), json.dumps(options)]
+    subprocess.run(
+        [*command, "tests/reference/two_processes_side.py", *arguments],
+        check=True,
+        cwd=ROOT,
+        env=environment() | {"OMP_NUM_THREADS": "1"},
+        timeout=400,
+    )
+    same_weights(weights(alone.model), torch.load(tmp_path / "out" / "weights.pt"), within=1e-6)
+    ours = json.loads((tmp_path / "out" / "evaluated.json").read_text())
+    for name, value in alone.evaluate().items():
+        if name.rsplit("_", 1)[-1] in ("loss", "kl", "ce", "agreement", "tokens"):
+            assert ours[name] == pytest.approx(value, rel=1e-5), name
 
 
 def test_in_bfloat16_the_student_learns_too(cache, checkpoint, tmp_path):
