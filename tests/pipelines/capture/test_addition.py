@@ -222,7 +222,7 @@ def test_the_commands_print_what_they_did(with_both, tmp_path):
     assert "now holds attention/0, logits" in run("remove", str(cache), "hidden/1")
     dry = run("gc", str(cache), "--dry-run")
     assert "parts/0000/hidden/1" in dry
-    assert "could go" in dry
+    assert "could be deleted" in dry
     assert (cache / "parts/0000/hidden/1").exists()
     assert "deleted" in run("gc", str(cache))
     assert not (cache / "parts/0000/hidden/1").exists()
