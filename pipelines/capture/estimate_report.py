@@ -9,7 +9,7 @@ from decant.schemas.disk.sizes import size_text
 
 
 def print_estimate(total: Estimate, console: Console) -> None:
-    """Print counts, a table of signals, time, memory, and each reason why it will not fit."""
+    """Print counts, a table of signals, time and memory."""
     console.print(
         f"{total.sources:,} files, {size_text(total.source_bytes)} "
         f"({size_text(total.tokenised_bytes)} were tokenised): {total.rows:,} rows, "

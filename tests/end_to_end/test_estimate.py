@@ -11,7 +11,7 @@ from rich.console import Console
 
 from decant.pipelines.__main__ import main
 from decant.pipelines.capture.estimate import estimate
-from decant.pipelines.capture.estimate_report import print_estimate
+from decant.pipelines.capture.estimate_report import one_line
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Attention, Hidden
 from decant.schemas import open_cache
@@ -71,9 +71,7 @@ def test_a_sample_of_the_corpus_stands_for_the_rest(config, whole, monkeypatch):
     assert sampled.bytes == pytest.approx(whole.bytes, rel=0.2)
 
 
-def test_it_says_when_it_will_not_fit_and_leaves_nothing_behind(
-    config, tmp_path, monkeypatch, capsys
-):
+def test_it_says_when_it_will_not_fit_and_leaves_nothing_behind(config, tmp_path, monkeypatch):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
@@ -86,8 +84,7 @@ def test_it_says_when_it_will_not_fit_and_leaves_nothing_behind(
         f"free on the disk of {output}",
         "each device's memory",
     ]
-    print_estimate(result, Console())
-    assert "it will not fit" in capsys.readouterr().out
+    assert one_line(result) == f"the capture will not fit: {'; '.join(result.problems)}"
     assert list(tmp_path.iterdir()) == [scratch]
     assert list(scratch.iterdir()) == []
 
