@@ -50,7 +50,9 @@ def _usage(config_type: type, program: str, about: Sequence[str], with_file: boo
 
 
 def _argument(name: str, one: Field) -> str:
-    word = name.upper().removesuffix("S") + "…" if one.is_list else name.upper()
+    word = name.upper()
+    if one.is_list:  # `CACHE…` of `caches`, but `CORPUS…`
+        word = (word if word.endswith("US") else word.removesuffix("S")) + "…"
     return word if one.is_required else f"[{word}]"
 
 

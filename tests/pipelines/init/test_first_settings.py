@@ -141,6 +141,12 @@ def run(capsys, *words: object) -> str:
     return printed.out
 
 
+def test_the_help_names_both_arguments(capsys):
+    with pytest.raises(SystemExit):
+        main(["init", "--help"])
+    assert "usage: decant init TEACHER CORPUS… " in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("corpus", ["book.txt", "texts", "chats.jsonl", "table.parquet"])
 def test_the_files_that_init_writes_run(corpus, place, tmp_path, capsys, monkeypatch):
