@@ -36,4 +36,4 @@ def test_a_row_page_finds_text_and_shows_the_token_beside_its_candidates(cache, 
     panel = html.split('id="likely"')[1].split("</table>")[0]
     assert panel.count('class="bar"') == 3
     assert 'value="norm of hidden/1"' in html
-    assert 'value="attention of attention/0"' in html
+    assert 'value="attention/0 from the token"' in html
