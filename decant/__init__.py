@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from decant.trainer.config import Evaluate as EvaluateConfig
     from decant.trainer.config import Train as TrainConfig
     from decant.trainer.own_loop.batches import batches
+    from decant.trainer.own_loop.evaluate import evaluate
     from decant.trainer.own_loop.losses import loss, loss_on_logits
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "TrainConfig",
     "__version__",
     "batches",
+    "evaluate",
     "evaluate_run",
     "loss",
     "loss_on_logits",
@@ -39,6 +41,7 @@ _HOMES = {
     "PrecomputeConfig": ("decant.pipelines.config", "Precompute"),
     "TrainConfig": ("decant.trainer.config", "Train"),
     "batches": ("decant.trainer.own_loop.batches", "batches"),
+    "evaluate": ("decant.trainer.own_loop.evaluate", "evaluate"),
     "evaluate_run": ("decant.library", "evaluate_run"),
     "loss": ("decant.trainer.own_loop.losses", "loss"),
     "loss_on_logits": ("decant.trainer.own_loop.losses", "loss_on_logits"),

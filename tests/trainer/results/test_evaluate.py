@@ -28,8 +28,9 @@ from decant.trainer.judging.tally import (
     position_group,
     position_groups,
 )
+from decant.trainer.judging.whole import token_shares
 from decant.trainer.loss.targets import BatchTargets
-from decant.trainer.results.evaluate import evaluate, read_evaluation, token_shares
+from decant.trainer.results.evaluate import evaluate, read_evaluation
 from decant.trainer.results.evaluation_tables import as_table
 from decant.trainer.run.metrics_log import read_metrics
 from decant.trainer.run.trained_student import load_student, weights_sha256
