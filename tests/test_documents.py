@@ -80,8 +80,8 @@ def test_files_commands_and_targets_that_a_page_names_exist(page):
 @pages
 def test_flags_and_settings_that_a_page_names_exist(page):
     text = page.read_text("utf-8")
-    of_benchmarks = re.findall(r"(?:python -m benchmarks|uv |pip ).*", text)
-    for line in of_benchmarks:
+    of_others = re.findall(r"(?:python -m benchmarks|python examples/|uv |pip ).*", text)
+    for line in of_others:
         text = text.replace(line, "")
     names = setting_names()
     flags = {flag.removeprefix("no-").replace("-", "_") for flag in FLAG.findall(text)}
