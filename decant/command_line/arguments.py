@@ -67,7 +67,8 @@ def sorted_arguments(
 
 def refuse(program: str, message: str) -> NoReturn:
     """End the process: the command line itself is wrong."""
-    tell(f"error: {message}. `{program} --help` tells more", file=sys.stderr)
+    end = "" if message.endswith("?") else "."
+    tell(f"error: {message}{end} `{program} --help` tells more", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -129,8 +130,8 @@ def _unknown(config_type: type, option: str) -> str:
     shorts = difflib.get_close_matches(last, known.values(), n=1)
     near = near or [name for name, short in known.items() if short in shorts]
     near = near or difflib.get_close_matches(asked, known, n=1)
-    hint = "; did you mean " + " or ".join(f"--{name}" for name in near[:_NEAR]) if near else ""
-    return f"there is no flag --{option}{hint}"
+    hint = "; did you mean " + " or ".join(f"--{name}" for name in near[:_NEAR])
+    return f"there is no flag --{option}" + (f"{hint}?" if near else "")
 
 
 def _is_config(word: str, about: Sequence[str]) -> bool:

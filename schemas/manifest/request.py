@@ -74,7 +74,10 @@ def _setting_changes(bound: Mapping[str, Any] | None, settings: Mapping[str, Any
     """A line for each setting behind the ids that differs; `bound` is None before release 0.9."""
     if bound is not None:
         return _differing(bound, settings)
-    return [f"  begun before release 0.9, which kept no more of {', '.join(settings)}"]
+    return [
+        "  it was begun before release 0.9 and kept only its ids. What differs is one of "
+        f"{', '.join(settings)}"
+    ]
 
 
 def _source_changes(bound: list[list[str]] | None, sources: Collection[Source]) -> list[str]:
