@@ -80,7 +80,8 @@ def progress(
         return done, speed.text(done, total=total, unit=unit, tokens_each=tokens_each)
 
     with Progress(*columns, console=console, disable=not on_terminal) as bar:
-        task = bar.add_task(what, total=total, completed=before, now="")
+        task = bar.add_task(what, total=total, now="")
+        bar.update(task, completed=before)
 
         def watch() -> None:
             printed = time.monotonic()

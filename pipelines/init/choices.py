@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from decant.pipelines.init.survey import CorpusFacts, TeacherFacts
 
@@ -16,11 +17,14 @@ _UPDATES = 300
 _MOST_EPOCHS = 8
 
 
+Value = TypeVar("Value", int, float, str)
+
+
 @dataclass(frozen=True)
-class Choice:
+class Choice(Generic[Value]):
     """A value, and why it was chosen."""
 
-    value: int | float | str
+    value: Value
     why: str
 
 
@@ -28,16 +32,16 @@ class Choice:
 class Choices:
     """First settings of a capture and of a student."""
 
-    sequence_length: Choice
-    heldout: Choice
-    dtype: Choice
-    k: Choice
-    draws: Choice
-    student_layers: Choice
-    batch_rows: Choice
-    epochs: Choice
-    learning_rate: Choice
-    heldout_rows: Choice
+    sequence_length: Choice[int]
+    heldout: Choice[float]
+    dtype: Choice[str]
+    k: Choice[int]
+    draws: Choice[int]
+    student_layers: Choice[int]
+    batch_rows: Choice[int]
+    epochs: Choice[int]
+    learning_rate: Choice[float]
+    heldout_rows: Choice[int]
     updates: int
     """About how many updates the student is trained for."""
 
@@ -76,7 +80,7 @@ def choose(teacher: TeacherFacts, corpus: CorpusFacts, *, platform: str) -> Choi
     )
 
 
-def _sequence_length(teacher: TeacherFacts, corpus: CorpusFacts, platform: str) -> Choice:
+def _sequence_length(teacher: TeacherFacts, corpus: CorpusFacts, platform: str) -> Choice[int]:
     """The power of two that most documents fit, if the corpus fills enough rows of it."""
     usual = corpus.length_at(0.9)
     most = min(teacher.positions, _LONGEST.get(platform, _LONGEST_ON_ACCELERATORS))
@@ -94,7 +98,7 @@ def _sequence_length(teacher: TeacherFacts, corpus: CorpusFacts, platform: str) 
     return Choice(min(length, teacher.positions), why)
 
 
-def _heldout(corpus: CorpusFacts, rows: int) -> Choice:
+def _heldout(corpus: CorpusFacts, rows: int) -> Choice[float]:
     """The usual share, or a larger one if that would hold out too few documents or rows."""
     usual = min(max(round((1 << 20) / max(corpus.bytes, 1), 4), 0.005), 0.1)
     enough = max(usual, _HELDOUT_DOCUMENTS / corpus.documents, _HELDOUT_ROWS / rows)
@@ -102,7 +106,7 @@ def _heldout(corpus: CorpusFacts, rows: int) -> Choice:
     return Choice(share, f"students are judged on it: about {round(share * rows):,} rows")
 
 
-def _batch_rows(rows: int, length: int, *, on_cpu: bool) -> Choice:
+def _batch_rows(rows: int, length: int, *, on_cpu: bool) -> Choice[int]:
     tokens = 2048 if on_cpu else 32768
     batch = max(1, tokens // length)
     while batch > 1 and rows // batch < 50:
