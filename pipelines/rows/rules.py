@@ -10,7 +10,7 @@ from decant.pipelines.rows.heldout_pieces import VERSION as PIECES
 from decant.pipelines.rows.marking import VERSION as MARKING
 from decant.pipelines.rows.marking import marking_rules
 from decant.pipelines.rows.packing import VERSION as PACKING_VERSION
-from decant.pipelines.rows.sources import SourceFile
+from decant.pipelines.rows.sources import Kind, SourceFile
 
 
 def row_rules(
@@ -27,7 +27,7 @@ def row_rules(
     `marking` the version of the rules that mark what is learned. `pieces`: pieces of texts are
     held out.
     """
-    kinds = {source.kind for source in sources}
+    kinds: set[Kind] = {source.kind for source in sources}
     cut = {"heldout_pieces": PIECES} if pieces else {}
     return (
         marking_rules(kinds, template, version=marking)

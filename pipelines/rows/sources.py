@@ -141,7 +141,7 @@ def find_sources(
             str(match.path),
             stat.st_size,
             sha256,
-            asked_format=None if known[number].kind == "auto" else known[number].kind,
+            asked_format=_asked_format(known[number]),
             text_field=known[number].text_field,
             group=number,
             modified=stat.st_mtime_ns,
@@ -169,6 +169,10 @@ def listed(pattern: str, refuse: Refuse, passed_over: Refuse) -> list[Match]:
     if not matches:
         raise FileNotFoundError(f"corpus.files: {pattern!r} matches no file (from {Path.cwd()})")
     return matches
+
+
+def _asked_format(group: SourceGroup) -> Format | None:
+    return None if group.kind == "auto" else group.kind
 
 
 def _is_readable(match: Match, group: SourceGroup, refuse: Refuse) -> bool:
