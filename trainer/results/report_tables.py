@@ -169,7 +169,10 @@ def _behind(group: Group, best: Group | None) -> str:
     if best is None or group is best or len(group.runs) > 1:
         return ""
     found = paired_difference(group.runs[0].judgement, best.runs[0].judgement)
-    return f"{found[0]:.4f}<br><small>± {found[1]:.4f}</small>" if found else ABSENT
+    if found is None:
+        return ABSENT
+    difference, error = found
+    return f"{difference:.4f}<br><small>± {error:.4f}</small>"
 
 
 def teachers_line(

@@ -19,6 +19,8 @@ LEAST_GROUPS = 3
 """With fewer groups a chart would show a line through two points."""
 _WIDE = 8
 """A positive setting whose highest value is this many times its lowest gets a log axis."""
+_APART = 0.15
+"""Least distance of ticks at the values, as a share of the axis: their labels take so much."""
 _DERIVED = ("steps", "code")
 """Settings that others decide, or that are no choice."""
 
@@ -58,12 +60,9 @@ def _against(
     varied: Mapping[str, Any],
 ) -> Callable[[Any], None]:
     def draw(axis: Any) -> None:
-        of = [group.runs[0].settings.get(name) for group in groups]
-        numeric = all(isinstance(x, int | float) and not isinstance(x, bool) for x in of)
-        places = sorted(set(of)) if numeric else list(dict.fromkeys(map(_text, of)))
+        at, names = _places([group.runs[0].settings.get(name) for group in groups])
         lines: dict[str, list[tuple[float, float]]] = {}
-        for value, group in zip(of, groups, strict=True):
-            x = value if numeric else places.index(_text(value))
+        for x, group in zip(at, groups, strict=True):
             y = group.values(lambda run: run.measure(kl.metric))
             axis.plot([x] * len(y), y, "o", ms=4, alpha=0.5, color=colour(group.number))
             axis.plot(x, np.mean(y), "o", ms=7, color=colour(group.number))
@@ -71,11 +70,11 @@ def _against(
             lines.setdefault(json.dumps(others), []).append((x, float(np.mean(y))))
         for line in lines.values():  # Groups that agree in all other settings.
             axis.plot(*zip(*sorted(line), strict=True), color="#999999", lw=1, zorder=1)
-        if numeric:
-            _scale(axis, places)
+        if names is None:
+            _scale(axis, sorted(set(at)))
         else:
-            names = [text[:24].replace("$", r"\$") for text in places]
-            axis.set_xticks(range(len(places)), names, rotation=20, ha="right", fontsize=8)
+            texts = [text[:24].replace("$", r"\$") for text in names]
+            axis.set_xticks(range(len(texts)), texts, rotation=20, ha="right", fontsize=8)
             axis.margins(x=0.15)
         axis.set_title(f"{kl.title} by {plain(name)}".replace("$", r"\$"), loc="left")
         axis.set_xlabel(plain(name).replace("$", r"\$"))
@@ -83,14 +82,21 @@ def _against(
     return draw
 
 
-def _text(value: Any) -> str:
-    return "–" if value is None else plain(value)
+def _places(values: Sequence[Any]) -> tuple[list[float], list[str] | None]:
+    """Where each value is on the axis; the names of the places unless all values are numbers."""
+    if all(isinstance(x, int | float) and not isinstance(x, bool) for x in values):
+        return [float(x) for x in values], None
+    texts = ["–" if value is None else plain(value) for value in values]
+    names = list(dict.fromkeys(texts))
+    return [float(names.index(text)) for text in texts], names
 
 
 def _scale(axis: Any, places: Sequence[float]) -> None:
-    """A log axis if the values span much, and ticks at the values if these are few."""
-    if places[0] > 0 and places[-1] / places[0] >= _WIDE:
+    """A log axis if the values span much, and ticks at the values unless they would collide."""
+    at = np.array(places)
+    if at[0] > 0 and at[-1] / at[0] >= _WIDE:
         axis.set_xscale("log")
         axis.minorticks_off()
-    if len(places) <= 6:
+        at = np.log(at)
+    if len(at) > 1 and np.diff(at).min() >= _APART * np.ptp(at):
         axis.set_xticks(places, [f"{x:g}" for x in places])
