@@ -166,7 +166,7 @@ def _shown(group: Group, measure: Measure, *, best: bool) -> str:
 
 
 def _behind(group: Group, best: Group | None) -> str:
-    if best is None or group is best or len(group.runs) > 1:
+    if best is None or group is best or len(group.runs) != 1:
         return ""
     found = paired_difference(group.runs[0].judgement, best.runs[0].judgement)
     if found is None:
