@@ -49,7 +49,7 @@ def _of_field(field: dataclasses.Field, value: Any, of: type) -> Any:
 def _settled(value: Any, hint: Any) -> Any:
     """The value as the type `hint` has it, if it is a plainer form of it."""
     kinds = _kinds(hint)
-    classes = [kind for kind in kinds if isinstance(kind, type)]
+    classes: list[Any] = [kind for kind in kinds if isinstance(kind, type)]
     tuples = [kind for kind in kinds if typing.get_origin(kind) is tuple]
     if dataclasses.is_dataclass(value):
         settle(value)
@@ -60,8 +60,9 @@ def _settled(value: Any, hint: Any) -> Any:
         return (_settled(value, typing.get_args(tuples[0])[0]),)
     elif isinstance(value, str) and Path in classes and str not in classes:
         return Path(value)
-    elif isinstance(value, Mapping) and (tables := list(filter(dataclasses.is_dataclass, classes))):
-        return override(tables[0](), value)
+    elif isinstance(value, Mapping):
+        nested: list[Any] = [kind for kind in classes if dataclasses.is_dataclass(kind)]
+        return override(nested[0](), value) if nested else value
     return value
 
 

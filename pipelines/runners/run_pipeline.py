@@ -1,9 +1,9 @@
 """Runs a Beam pipeline on a named runner, and reports a worker's error in its own words."""
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -34,7 +34,8 @@ def run_pipeline(build: Build, *, runner: str, options: Sequence[str]) -> None:
         options = [*options, "--dask_partition_size=1"]
     try:
         pipeline = beam.Pipeline(_beam_runner(runner), PipelineOptions(list(options)))
-        with _without_cell_labels():
+        # Beam would name steps after a notebook's cells, for which it imports pandas.
+        with patch("apache_beam.pipeline.alter_label_if_ipython", lambda *_: None):
             build(pipeline)
             _finish(pipeline)
     except Exception as error:
@@ -45,17 +46,6 @@ def run_pipeline(build: Build, *, runner: str, options: Sequence[str]) -> None:
         if "[while running " not in str(error):
             raise
         raise WorkerError(_worker_message(str(error))) from error
-
-
-@contextlib.contextmanager
-def _without_cell_labels() -> Iterator[None]:
-    """Keep Beam from naming steps after notebook cells, for which it imports pandas."""
-    before = beam.pipeline.alter_label_if_ipython
-    beam.pipeline.alter_label_if_ipython = lambda *_: None
-    try:
-        yield
-    finally:
-        beam.pipeline.alter_label_if_ipython = before
 
 
 def _worker_message(text: str) -> str:
