@@ -31,7 +31,7 @@ train: $(READY) ## train a student from the cache (CONFIG=file.toml ARGS="--flag
 	@$(BIN)/decant train $(CONFIG) $(ARGS)
 
 demo: precompute train ## both, then the student judged and a page of what it learned
-	@$(BIN)/decant evaluate --table
+	@$(BIN)/decant evaluate
 	@$(BIN)/decant report
 
 docs: $(READY) ## build the pages of docs/ into build/docs

@@ -149,11 +149,11 @@ GUIDE = {
     ),
     "evaluate": Guide(
         (
-            ("decant evaluate runs/a --table", "The newest checkpoint, as a table."),
-            ("decant evaluate runs/a --checkpoint best", "Another checkpoint, as JSON."),
+            ("decant evaluate runs/a", "The newest checkpoint, as a table."),
+            ("decant evaluate runs/a --checkpoint best --json", "Another checkpoint, as JSON."),
             ("decant evaluate runs/a --cache runs/b", "On the held-out rows of another cache."),
         ),
-        ("table", "checkpoint", "cache", "heldout-rows"),
+        ("checkpoint", "cache", "heldout-rows"),
     ),
     "report": Guide(
         (
