@@ -56,7 +56,8 @@ class Student:
     `embedded`. It is read once; the run's directory keeps the initial student."""
     layers: Annotated[int | tuple[int, ...], Bounds(0)] = 8
     """For `cut`: the blocks of `source` to take, counted from 0. A single number is a count: that
-    many blocks, spread evenly from the first to the last. For `scratch` without `config`: the
+    many blocks, spread evenly from the first to the last; in a file `[3]` is block 3 alone. For
+    `scratch` without `config`: the
     number of blocks."""
     config: Path | None = None
     """For `scratch`: a Hugging Face `config.json`. Unset: the teacher's, from the cache."""

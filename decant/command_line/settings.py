@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from decant.command_line.arguments import Arguments, refuse, sorted_arguments
 from decant.command_line.config_file import Settings, merged, read_settings
 from decant.command_line.config_paths import require_there
-from decant.command_line.fields import element_of, fields_of, is_group
+from decant.command_line.fields import Field, element_of, fields_of, is_group
 from decant.command_line.kinds import require_kinds
+from decant.command_line.value_types import can_be_single
 
 Config = TypeVar("Config")
 SWITCHES = frozenset({"--quiet", "--json"})
@@ -64,7 +65,7 @@ def parse_settings(
     settings = Settings()
     for later in files:
         settings = merged(settings, later)
-    changes = _lists_of_tables(config_type, settings.table, flags, prefix="")
+    changes = _defaults(config_type, settings.table, flags, prefix="")
     default = {"default": config_type(**changes)} if changes else {}
     flags = [*_flatten(settings.table, config_type, prefix=""), *flags]
     parsed = run_parser(config_type, flags, program=program, **default)
@@ -103,32 +104,41 @@ def _flatten(table: Mapping[str, Any], config_type: type, *, prefix: str) -> Ite
             yield from _flag(prefix + name, items)
         elif is_group(one.kind):
             yield from _flatten(value, one.kind, prefix=f"{prefix}{name}.")
-        else:
+        elif not _has_no_flag(value, one):
             yield from _flag(prefix + name, value)
 
 
-def _lists_of_tables(
+def _has_no_flag(value: Any, one: Field) -> bool:
+    """Whether no flag means this value: `layers = [3]`, block 3, where `--layers 3` is a count."""
+    return isinstance(value, list) and len(value) == 1 and can_be_single(one.kind)
+
+
+def _defaults(
     config_type: type, table: Mapping[str, Any], flags: Sequence[str], *, prefix: str
 ) -> dict[str, Any]:
-    """Default values with as many entries in each list of tables as the file or the flags mention.
+    """Default values for what the file says and no flag can say.
 
-    tyro offers flags only for entries that exist in the default value.
+    They have as many entries in each list of tables as the file or the flags mention, because tyro
+    offers flags only for entries that exist in the default value.
     """
     changes: dict[str, Any] = {}
     for name, one in fields_of(config_type).items():
         option = f"{prefix}{name}".replace("_", "-")
         if element := element_of(one.kind):
-            count = len(table.get(name, ()))
-            while any(flag.startswith(f"--{option}.{count}.") for flag in flags):
-                count += 1
-            if count:
-                changes[name] = tuple(element() for _ in range(count))
+            entries = [*table.get(name, ())]
+            while any(flag.startswith(f"--{option}.{len(entries)}.") for flag in flags):
+                entries.append({})
+            if entries:
+                changes[name] = tuple(
+                    element(**_defaults(element, entry, flags, prefix=f"{prefix}{name}.{number}."))
+                    for number, entry in enumerate(entries)
+                )
         elif is_group(one.kind):
-            inside = _lists_of_tables(
-                one.kind, table.get(name, {}), flags, prefix=f"{prefix}{name}."
-            )
+            inside = _defaults(one.kind, table.get(name, {}), flags, prefix=f"{prefix}{name}.")
             if inside:
                 changes[name] = one.kind(**inside)
+        elif _has_no_flag(value := table.get(name), one):
+            changes[name] = tuple(value)
     return changes
 
 

@@ -45,6 +45,14 @@ def can_mean(text: str, kind: Any) -> bool:
     return any(can_mean(text, choice) for choice in choices) if choices else True
 
 
+def can_be_single(kind: Any) -> bool:
+    """Whether a value of this type is a list or, with another meaning, one such value: `int |
+    tuple[int, …]`."""
+    choices = typing.get_args(kind)
+    elements = {typing.get_args(one)[0] for one in choices if typing.get_origin(one) is tuple}
+    return not elements.isdisjoint(choices)
+
+
 def words(kind: Any) -> str:
     """The values that `kind` allows, for a message."""
     choices = typing.get_args(kind)

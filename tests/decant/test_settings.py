@@ -17,6 +17,7 @@ class Inner:
     quick: bool = False
     limit: int | None = None
     variables: tuple[str, ...] = field(default=(), metadata=TABLE)
+    blocks: int | tuple[int, ...] = 8
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Term:
     weight: float = 1.0
     layers: tuple[int, ...] = ()
     mean: bool = False
+    blocks: int | tuple[int, ...] = 8
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,14 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     file = write(tmp_path, 'output = "x"\n[inner]\nlength = 7\nnames = ["b", "c"]\nquick = true\n')
     config = parse(Outer, [file, "--inner.length", "9"], program="p")
     assert config == Outer(Inner(9, ("b", "c"), quick=True), output=Path("x"))
+
+
+@pytest.mark.parametrize(("text", "value"), [("3", 3), ("[3]", (3,)), ("[3, 5]", (3, 5))])
+def test_a_list_of_one_is_not_the_number_in_it(text, value, tmp_path):
+    file = write(tmp_path, f"[inner]\nblocks = {text}\n[[loss.terms]]\nblocks = {text}\n")
+    config = parse(Outer, [file], program="p")
+    assert (config.inner.blocks, config.loss.terms[0].blocks) == (value, value)
+    assert parse(Outer, [file, "--inner.blocks", "4"], program="p").inner.blocks == 4
 
 
 def test_a_typo_in_the_file_suggests_the_name(tmp_path):
