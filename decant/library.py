@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from decant.command_line.config_file import read_settings
 from decant.command_line.python_values import override
-from decant.command_line.settings import parse
+from decant.command_line.settings import parse_settings
 from decant.schemas import Cache, open_cache
 
 if TYPE_CHECKING:
@@ -111,7 +112,9 @@ def _settings(
     if config is None:
         config = kind()
     elif isinstance(config, str | Path):
-        config = parse(kind, [str(config)], program=f"decant {kind.__name__.lower()}")
+        # Not `parse`, which ends the process if the path is a wrong command line.
+        files = [read_settings(kind, Path(config))]
+        config = parse_settings(kind, files, program=f"decant {kind.__name__.lower()}")
     elif not isinstance(config, kind):
         raise ValueError(
             f"expected {kind.__name__} settings, a config file's path or settings by keyword; got "

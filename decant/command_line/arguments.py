@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from decant.command_line.fields import Field, field_of, options_of
 from decant.command_line.kinds import kind_of, wrong_kind
-from decant.command_line.local_paths import holds_paths
+from decant.command_line.local_paths import holds_paths, without_tilde
 from decant.command_line.value_types import can_mean, words
 from decant.foreign import tell
 
@@ -92,7 +92,7 @@ def _flags_and_words(
             values.append(rest.pop(0))
         _require_values(one, option, values, program)
         if holds_paths(one.kind, one.metadata):
-            values = [_without_tilde(value) for value in values]
+            values = [without_tilde(value) for value in values]
         yield f"--{option.replace('_', '-')}", values
 
 
@@ -109,11 +109,6 @@ def _require_values(one: Field, option: str, values: Sequence[str], program: str
 def _negated(option: str) -> str:
     *tables, last = option.split(".")
     return "--" + ".".join([*tables, f"no-{last}"])
-
-
-def _without_tilde(value: str) -> str:
-    """A shell expands `--output ~/x` but not `--output=~/x`."""
-    return str(Path(value).expanduser()) if value.startswith("~") else value
 
 
 def _for_tyro(flag: str, values: Sequence[str]) -> Iterator[str]:
@@ -163,7 +158,7 @@ def _about(
         if values and option in given:
             refuse(program, f"{option} is given twice: {values[0]} and with --{option}")
         if values:
-            flags += _for_tyro(f"--{option}", [_without_tilde(value) for value in values])
+            flags += _for_tyro(f"--{option}", [without_tilde(value) for value in values])
     if rest:
         names = " ".join(name.upper() for name in about)
         takes = f"takes {names}" if about else "takes flags only"

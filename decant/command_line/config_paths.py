@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from decant.command_line.local_paths import is_address, paths_in
+from decant.command_line.local_paths import is_address, paths_in, without_tilde
 from decant.foreign import tell
 
 EMBEDDED = "embedded"
@@ -33,9 +33,7 @@ class ConfigPaths:
             return [self.located(one, setting=setting, metadata=metadata) for one in value]
         if not isinstance(value, str) or value in (EMBEDDED, "None") or is_address(value):
             return value
-        if value.startswith("~"):
-            value = str(Path(value).expanduser())
-        return self._located(value, setting, metadata)
+        return self._located(without_tilde(value), setting, metadata)
 
     def _located(self, text: str, setting: str, metadata: Mapping[str, Any]) -> str:
         folder = self.file.parent

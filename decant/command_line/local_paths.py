@@ -47,6 +47,15 @@ def is_address(text: str) -> bool:
     return bool(_ADDRESS.match(text))
 
 
+def without_tilde(text: str) -> str:
+    """The path with a home directory in place of `~`, as a shell gives it, which leaves
+    `--output=~/x` as it is. `~nobody` stays."""
+    try:
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+    except RuntimeError:
+        return text
+
+
 def holds_paths(kind: Any, metadata: Mapping[str, Any]) -> bool:
     """Whether a field of this type and metadata holds a path, or several."""
     return (

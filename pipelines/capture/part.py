@@ -132,12 +132,15 @@ class PartCapture:
     @cached_property
     def _rules(self) -> "_RowRules":
         """The rules that the directory was begun with; for a new one the newest that fit it."""
-        pieces = self.before[0].pieces if self.before else needs_pieces(self.sources, self.corpus)
-        known = [_RowRules(m, p) for m in MARKINGS for p in (pieces, not pieces)]
         request = self.layout.request
-        bound = read_json(request).get("corpus") if request.exists() else None
-        begun = (rules for rules in known if bound == self._described(self._rows_id(rules)))
-        return next(begun, known[0])
+        if request.exists():
+            bound = read_json(request).get("corpus")
+            for rules in (_RowRules(m, p) for m in MARKINGS for p in (False, True)):
+                if bound == self._described(self._rows_id(rules)):
+                    return rules
+        # Last, because it reads documents: it takes time, and replaced ones are there no more.
+        pieces = self.before[0].pieces if self.before else needs_pieces(self.sources, self.corpus)
+        return _RowRules(MARKING, pieces)
 
     def _rows_id(self, rules: "_RowRules") -> str:
         return identify_rows(

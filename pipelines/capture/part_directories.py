@@ -179,6 +179,7 @@ def _with_forgotten(
     Only the size of all files together is known, from the request; defaults depend on no other.
     """
     there = {(source.name, source.sha256): source for source in own}
+    same_name = {source.name: source for source in reversed(sources)}
     described = re.search(r"([\d,]+) bytes", str(read_json(layout.request).get("corpus")))
     missing = int(described[1].replace(",", "")) if described else 0
     missing -= sum(source.bytes for source in own)
@@ -187,13 +188,13 @@ def _with_forgotten(
         if key in there:
             files.append(there[key])
         elif key in forgotten:
-            like = next((s for s in sources if s.name == key[0]), SourceFile(key[0], key[0], 0, ""))
+            like = same_name.get(key[0], SourceFile(key[0], key[0], 0, ""))
             files.append(
                 dataclasses.replace(like, sha256=key[1], bytes=max(missing, 0), forgotten=True)
             )
             missing = 0
-    changed = [source for source in own if (source.name, source.sha256) not in set(bound)]
-    return files + changed
+    known = set(bound)
+    return files + [source for source in own if (source.name, source.sha256) not in known]
 
 
 def is_complete(layout: PartLayout, cache: Path, manifest: Manifest | None) -> bool:

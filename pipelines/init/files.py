@@ -1,5 +1,6 @@
 """Writes the chosen settings as two commented TOML files, which are never overwritten."""
 
+import glob
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +50,7 @@ def precompute_text(
         "# Settings of `decant plan` and `decant precompute`, written by `decant init`.",
         "# `decant precompute --help` lists all others with their defaults.",
         "",
-        f"output = {_toml(_from(folder, 'runs/cache'))}",
+        f"output = {_toml(_below(folder, 'runs/cache'))}",
         "",
         "[teacher]",
         f"# {teacher_line(teacher)}.",
@@ -81,8 +82,8 @@ def train_text(teacher: TeacherFacts, choices: Choices, *, folder: Path) -> str:
         "# Settings of `decant train`, written by `decant init`.",
         "# `decant train --help` lists all others with their defaults.",
         "",
-        f"cache = {_toml(_from(folder, 'runs/cache'))}",
-        f"run = {_toml(_from(folder, 'runs/student'))}",
+        f"cache = {_toml(_below(folder, 'runs/cache'))}",
+        f"run = {_toml(_below(folder, 'runs/student'))}",
         _chosen("dtype", choices.dtype),
         _chosen("heldout_rows", choices.heldout_rows),
         _chosen("evaluate_every", Choice(every, "ten judgements in the run")),
@@ -106,8 +107,9 @@ def train_text(teacher: TeacherFacts, choices: Choices, *, folder: Path) -> str:
 def teacher_line(teacher: TeacherFacts) -> str:
     """The teacher in a line."""
     chats = ", with a chat template" if teacher.chats else ""
+    title = " ".join(teacher.title.split())  # a line end would end the comment in the file
     return (
-        f"{teacher.title}: {teacher.family}, {_count(teacher.parameters)} parameters in "
+        f"{title}: {teacher.family}, {_count(teacher.parameters)} parameters in "
         f"{teacher.layers} layers of width {teacher.width:,}, {teacher.vocabulary:,} tokens, "
         f"context {teacher.positions:,}; {size_text(teacher.weight_bytes)} of "
         f"{' and '.join(teacher.kinds[:2])}{chats}"
@@ -137,13 +139,14 @@ def _chosen(name: str, choice: Choice) -> str:
 
 
 def _from(folder: Path, name: str) -> str:
-    """The path `name`, written so that it holds from anywhere: absolute unless in this folder."""
-    here = Path.cwd()
-    is_name = not Path(name).exists() and "*" not in name and not name.startswith("runs/")
-    if is_name or (folder.resolve() == here and not Path(name).is_absolute()):
-        return name
-    root = folder.resolve() if name.startswith("runs/") else here
-    return str(root / name)
+    """A path or glob of the working directory, for a file in `folder`; a hub id as it is."""
+    is_name = not Path(name).exists() and not glob.has_magic(name)
+    return name if is_name or folder.resolve() == Path.cwd() else str(Path.cwd() / name)
+
+
+def _below(folder: Path, name: str) -> str:
+    """A path below `folder`, written so that it holds from anywhere."""
+    return name if folder.resolve() == Path.cwd() else str(folder.resolve() / name)
 
 
 def _toml(value: object) -> str:

@@ -65,10 +65,11 @@ def stretches(
     size = max(1, min(max(int(share * transitions), _LEAST), length - 1, transitions))
     count = -(-transitions // size)
     begin = Fraction(int.from_bytes(content_hash[8:16]), 2**64)
-    passed = [math.floor(piece * Fraction(share) + begin) for piece in range(count + 1)]
-    splits: list[Split] = [
-        "heldout" if passed[i + 1] > passed[i] else "train" for i in range(count)
-    ]
+    passed = (math.floor(piece * Fraction(share) + begin) for piece in range(count + 1))
+    # One after the other: a long text has millions of pieces.
+    splits: Iterator[Split] = (
+        "heldout" if after > before else "train" for before, after in itertools.pairwise(passed)
+    )
     start = 0
     for split, run in itertools.groupby(splits):
         end = start + size * len(list(run))
@@ -89,6 +90,8 @@ def stretches(
 def _documents(sources: Sequence[SourceFile], text_field: str) -> Iterator[tuple[bytes, int]]:
     """(content hash, bytes) of each document. A file that is one document is not read."""
     for number, source in enumerate(sources):
+        if source.forgotten:
+            continue
         if _is_plain_text(source):
             yield bytes.fromhex(source.sha256), source.bytes
             continue

@@ -10,6 +10,8 @@ from typing import Any
 _SPACE = " \t\r\n"
 _ENDS = (*_SPACE, ",", "]")
 """Characters that end a number."""
+LONGEST = 1 << 28
+"""Characters of the longest value that is read: it is held in memory."""
 _EDGE = 16
 """Characters at the end of what was read in which an error may come from the cut."""
 
@@ -76,4 +78,6 @@ class _Text:
         while sum(map(len, parts)) <= len(left) and (chunk := next(self._chunks, "")):
             parts.append(chunk)
         self._read, self._at = "".join([left, *parts]), 0
+        if len(left) > LONGEST:
+            raise ValueError(f"a record of more than {LONGEST:,} characters; write JSON lines")
         return bool(parts)

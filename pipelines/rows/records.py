@@ -279,12 +279,19 @@ def _csv(span: Span, source: SourceFile, *, fields: Fields) -> Iterator[Record]:
 
 
 def _lines(chunks: Iterator[str]) -> Iterator[str]:
-    rest = ""
+    begun: list[str] = []  # joined once, because a line may be as long as many chunks
+    length = 0
     for chunk in chunks:
-        *lines, rest = (rest + chunk).split("\n")
-        yield from (f"{line}\n" for line in lines)
-    if rest:
-        yield rest
+        *lines, rest = chunk.split("\n")
+        for line in lines:
+            yield "".join([*begun, line, "\n"])
+            begun, length = [], 0
+        begun.append(rest)
+        length += len(rest)
+        if length > _LONGEST_CELL:
+            raise ValueError(f"a line of more than {_LONGEST_CELL:,} characters")
+    if length:
+        yield "".join(begun)
 
 
 def _table(span: Span, source: SourceFile, *, fields: Fields) -> Iterator[Record]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from decant.__main__ import main
+from decant.command_line.local_paths import without_tilde
 from decant.command_line.settings import parse
 from decant.pipelines.config import Precompute
 from decant.trainer.config import Evaluate, Report, Train
@@ -161,3 +162,8 @@ def test_names_of_sources_do_not_depend_on_where_the_command_is_started(tree, mo
         sources, _ = corpus_sources(config.corpus)
         names.add(tuple((source.name, source.path, source.sha256) for source in sources))
     assert len(names) == 1
+
+
+def test_the_home_of_nobody_is_a_name_like_any_other():
+    assert without_tilde("~nobody_of_this_name/x") == "~nobody_of_this_name/x"
+    assert without_tilde("~/x") == str(Path.home() / "x")

@@ -192,6 +192,11 @@ def test_a_wrong_setting_is_refused_by_name(settings, message):
         decant.train(**settings)
 
 
+def test_a_directory_in_place_of_a_file_does_not_end_the_process(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such config file"):
+        decant.train(tmp_path)
+
+
 def test_another_commands_settings_are_refused():
     with pytest.raises(ValueError, match=r"expected Train settings, .*; got Precompute"):
         decant.train(decant.PrecomputeConfig())

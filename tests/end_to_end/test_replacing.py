@@ -1,6 +1,7 @@
 """`--replace-changed`: a changed file in a sealed cache is forgotten and captured again."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -105,6 +106,24 @@ def test_a_forgotten_file_may_be_deleted_and_the_cache_grow(sealed, tmp_path):
     (root / "corpus" / "new.txt").unlink()
     with pytest.raises(ValueError, match=r"new.txt is missing"):
         precompute(settings(root))
+
+
+def test_records_of_a_changed_file_are_replaced_too(sealed, tmp_path):
+    shutil.copytree(sealed / "teacher", tmp_path / "teacher")
+    (tmp_path / "corpus").mkdir()
+    for number, text in enumerate(sorted((sealed / "corpus").glob("*.txt"))):
+        lines = [json.dumps({"text": part}) for part in text.read_text().split(". ")]
+        (tmp_path / "corpus" / f"{number}.jsonl").write_text("\n".join(lines))
+    config = settings(tmp_path, replace_changed=True)
+    files = (str(tmp_path / "corpus"),)
+    config = dataclasses.replace(config, corpus=dataclasses.replace(config.corpus, files=files))
+    precompute(config)
+    (tmp_path / "corpus" / "0.jsonl").write_text(json.dumps({"text": "another text " * 40}))
+    manifest = precompute(config)
+    assert [[source.name for source in part.sources][:1] for part in manifest.parts] == [
+        ["0.jsonl"],
+        ["0.jsonl"],
+    ]
 
 
 KILLED_AT = [

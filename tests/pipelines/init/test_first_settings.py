@@ -177,9 +177,12 @@ def test_the_files_may_be_written_elsewhere_and_name_their_paths_in_full(
 ):
     monkeypatch.chdir(place)
     out = tmp_path / "new" / "first.toml"
-    result = json.loads(run(capsys, "init", "teacher", "book.txt", "--out", out, "--json"))
+    (place / "runs").mkdir()
+    (place / "runs" / "a.txt").write_text(text(0))
+    corpus = "book.txt", "runs/a.txt", "[b]ook.txt"
+    result = json.loads(run(capsys, "init", "teacher", *corpus, "--out", out, "--json"))
     assert result["files"] == [str(out), str(tmp_path / "new" / "train.toml")]
     capture, train = (tomllib.loads(Path(file).read_text()) for file in result["files"])
     assert capture["teacher"]["model"] == train["student"]["source"] == str(place / "teacher")
-    assert capture["corpus"]["files"] == [str(place / "book.txt")]
+    assert capture["corpus"]["files"] == [str(place / name) for name in corpus]
     assert capture["output"] == train["cache"] == str(tmp_path / "new" / "runs/cache")

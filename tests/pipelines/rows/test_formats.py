@@ -9,6 +9,8 @@ import pytest
 
 from decant.pipelines.capture.step_inputs import corpus_sources
 from decant.pipelines.config import Corpus, SourceGroup
+from decant.pipelines.rows import json_values as json_module
+from decant.pipelines.rows import records
 from decant.pipelines.rows.documents import Completion, read_documents, with_kinds
 from decant.pipelines.rows.json_values import json_values
 from decant.pipelines.rows.rules import row_rules
@@ -113,6 +115,21 @@ def test_a_long_csv_file_is_read_a_record_at_a_time(tmp_path):
     began = time.monotonic()
     assert len(read(tmp_path / "c")) == 20_000
     assert time.monotonic() - began < 60
+
+
+def test_what_one_record_may_take_of_the_memory_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "_BLOCK", 100)
+    monkeypatch.setattr(records, "_LONGEST_CELL", 1000)
+    monkeypatch.setattr(json_module, "LONGEST", 1000)
+    (tmp_path / "c").mkdir()
+    long = "long " * 2000
+    (tmp_path / "c" / "a.csv").write_text(f"text\none\n{long}\n")
+    (tmp_path / "c" / "b.json").write_text(json.dumps([{"text": "two"}, {"text": long}]))
+    problems = []
+    assert read(tmp_path / "c", problems=problems) == ["one", "two"]
+    line, record = problems
+    assert "a line of more than 1,000 characters; the rest of the file is lost" in line
+    assert "a record of more than 1,000 characters" in record
 
 
 @pytest.mark.parametrize(
