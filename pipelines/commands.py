@@ -42,7 +42,7 @@ class Init(LongCommand):
     teacher: str = field(metadata=IS_MODEL)
     """A Hugging Face directory, a `.gguf` file, a hub id or `embedded`."""
     corpus: tuple[str, ...] = field(metadata=IS_PATH)
-    """Files, directories or globs of texts, `.jsonl` or `.parquet` files; or `embedded`."""
+    """Files, folders or globs, as `corpus.files` of `precompute`; or `embedded`."""
     out: Path = field(default=Path("precompute.toml"), metadata=IS_OUTPUT)
     """The file for `decant precompute`."""
 

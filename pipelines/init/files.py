@@ -69,7 +69,7 @@ def precompute_text(
         _chosen("k", choices.k),
         _chosen("draws", choices.draws),
         "",
-        "# For losses on hidden states, also store some of them (−1: after the last block):",
+        "# For losses on hidden states, also store some of them (−1: after the final norm):",
         "# [signals.hidden]",
         "# layers = [-1]",
     )
