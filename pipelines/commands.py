@@ -36,7 +36,8 @@ class Init(LongCommand):
     """Look at a teacher and a corpus; write commented settings that suit both.
 
     Two files are written: one for `decant precompute`, and beside it `train.toml` for a student cut
-    from the teacher. No weight is read, and no file is overwritten.
+    from the teacher. No weight is read, and no file is overwritten. The files of a hub id are
+    fetched first, weights too, as `precompute` needs them.
     """
 
     teacher: str = field(metadata=IS_MODEL)
@@ -170,7 +171,9 @@ def _init(arguments: list[str]) -> int:
     )
     from decant.pipelines.init.first_settings import first_settings
 
-    return show(first_settings(config.teacher, config.corpus, out=config.out), config)
+    told = notices(quiet=config.quiet)
+    settings = first_settings(config.teacher, config.corpus, out=config.out, console=told)
+    return show(settings, config)
 
 
 def _plan(arguments: list[str]) -> int:

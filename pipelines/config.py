@@ -25,7 +25,8 @@ class SourceGroup:
     """How documents lie in these files. `auto`: by the suffix. `text`: each file is one text,
     whatever its suffix."""
     max_bytes: Annotated[int | None, COUNT] = None
-    """As `corpus.max_bytes`, of these files."""
+    """As `corpus.max_bytes`, of these files: whole files, so that a single large one is all
+    read."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Corpus:
     `enable_thinking = false`, on the command line `enable_thinking=false reasoning_effort=low`."""
     max_bytes: Annotated[int | None, COUNT] = None
     """For a trial on a share of the corpus: take whole files, in the order of the hashes of their
-    names, until they hold this many bytes. Unset: all files. `embedded` has a limit of its own."""
+    names, until they hold this many bytes; the last one may exceed it by far. Unset: all files.
+    `embedded` has a limit of its own."""
     sequence_length: Annotated[int, Bounds(2, 1 << 24)] = 512
     """S, tokens per row; at most the teacher's context length."""
     heldout: Annotated[float | None, Bounds(least=0, below=1)] = None

@@ -22,12 +22,7 @@ def write_files(
     The cache and the run get their places below the folder of the files.
     """
     train = precompute.with_name(TRAIN)
-    for path in (precompute, train):
-        if path.exists():
-            raise FileExistsError(
-                f"{path}: is there already and is not overwritten. Move it away, or name another "
-                "file with --out"
-            )
+    require_new(precompute)
     precompute.parent.mkdir(parents=True, exist_ok=True)
     for path, text in (
         (precompute, precompute_text(teacher, corpus, choices, folder=precompute.parent)),
@@ -36,6 +31,16 @@ def write_files(
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     return precompute, train
+
+
+def require_new(precompute: Path) -> None:
+    """FileExistsError if one of the two files is there."""
+    for path in (precompute, precompute.with_name(TRAIN)):
+        if path.exists():
+            raise FileExistsError(
+                f"{path}: is there already and is not overwritten. Move it away, or name another "
+                "file with --out"
+            )
 
 
 def precompute_text(

@@ -8,17 +8,32 @@ import jax
 from rich.console import Console
 
 from decant.command_line.result import Result
+from decant.models.checkpoints.hub import HubId
 from decant.pipelines.init.choices import Choices, choose
-from decant.pipelines.init.files import corpus_line, left_out, teacher_line, write_files
+from decant.pipelines.init.files import (
+    corpus_line,
+    left_out,
+    require_new,
+    teacher_line,
+    write_files,
+)
 from decant.pipelines.init.survey import look_at_corpus, look_at_teacher
 
 
-def first_settings(teacher: str, corpus: Sequence[str], *, out: Path) -> Result:
+def first_settings(teacher: str, corpus: Sequence[str], *, out: Path, console: Console) -> Result:
     """Write settings for `teacher` and `corpus` to `out` and to `train.toml` beside it.
+
+    Notices go to `console`.
 
     FileExistsError if a file is there already; FileNotFoundError or ValueError if the teacher or
     the corpus cannot be read.
     """
+    require_new(out)  # first, because a teacher may have to be fetched
+    if not Path(teacher).exists() and (hub_id := HubId.parse(teacher)):
+        console.print(
+            f"{teacher}: not a path here, so its files are fetched from the hub unless they were "
+            f"before; the weights of {hub_id.name} may be many GB, and `precompute` needs them too"
+        )
     model = look_at_teacher(teacher)
     texts = look_at_corpus(corpus, model)
     if texts.kinds.get("chat") and not model.chats:

@@ -186,3 +186,17 @@ def test_the_files_may_be_written_elsewhere_and_name_their_paths_in_full(
     assert capture["teacher"]["model"] == train["student"]["source"] == str(place / "teacher")
     assert capture["corpus"]["files"] == [str(place / name) for name in corpus]
     assert capture["output"] == train["cache"] == str(tmp_path / "new" / "runs/cache")
+
+
+def test_a_fetch_from_the_hub_is_told_before_it_begins(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    out = tmp_path / "p.toml"
+    command = ["init", "owner/none", str(place / "book.txt"), f"--out={out}"]
+    assert main(command) == 1
+    told, error = capsys.readouterr().err.splitlines()
+    assert told.startswith("owner/none: not a path here, so its files are fetched from the hub")
+    assert error.startswith("error: owner/none")
+    out.write_text("mine")  # nothing is fetched for a file that cannot be written
+    assert main(command) == 1
+    (only,) = capsys.readouterr().err.splitlines()
+    assert "is there already and is not overwritten" in only
