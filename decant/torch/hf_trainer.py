@@ -36,7 +36,7 @@ class DistillationTrainer(Trainer):
     Batches, gradient accumulation, mixed precision, checkpoints and callbacks are the Trainer's
     own. The loss is `decant.torch.loss`, a mean over the counted tokens of all of an update's
     microbatches and processes. If the model's head is a plain matrix, logits of a whole batch are
-    never computed; else, and under FSDP or DeepSpeed, they are.
+    never computed; else, and under FSDP, DeepSpeed or DataParallel, they are.
 
     Evaluation reports eval_loss at the training's settings, and at T = 1: eval_kl, the best
     estimate that the cache allows, and the same under its own name (eval_kl_unbiased, for
@@ -213,6 +213,8 @@ class DistillationTrainer(Trainer):
         """Whether the last hidden states times the head's weight are the model's logits."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return False  # the head's weight is not whole outside of the forward pass
+        if self.args.n_gpu > 1:
+            return False  # torch.nn.DataParallel gathers what a model returns, and nothing else
         head = self.model.get_output_embeddings()
         if type(head) is not nn.Linear or head.bias is not None:
             return False

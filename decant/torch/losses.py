@@ -132,7 +132,8 @@ def loss_sum(
 ) -> tuple[Float[Tensor, ""], Parts]:
     """The loss summed over the counted positions, and its parts at each of them.
 
-    `states` are hidden states, or logits if `unembedding` is None. Parts carry no gradient.
+    `states` are hidden states; or logits, with the model's cap on them, if `unembedding` is None.
+    Parts carry no gradient.
     """
     require_draws(batch, settings)
     if settings.tail == "prior" and prior is None:
@@ -157,7 +158,8 @@ def loss_sum(
         total, *parts = _Chunks.apply(
             states.flatten(0, 1)[counted],
             unembedding,
-            _Call(targets, settings, at_temperature, softcap, ids),
+            # Given logits are capped already; their gradient must not pass the cap again.
+            _Call(targets, settings, at_temperature, None if unembedding is None else softcap, ids),
         )
     return total, Parts(*parts)
 

@@ -159,6 +159,13 @@ def test_at_step_0_the_loss_is_that_of_our_trainer(cache, checkpoint, tmp_path, 
     torch.testing.assert_close(whole, got, rtol=1e-5, atol=0)
 
 
+def test_with_several_gpus_in_one_process_logits_are_taken_which_are_gathered(
+    cache, checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(transformers.TrainingArguments, "n_gpu", 2)
+    assert not trainer(student(checkpoint), cache, tmp_path)._fused
+
+
 def test_the_student_learns_and_is_judged_on_held_out_rows(cache, checkpoint, tmp_path):
     ours = trainer(student(checkpoint), cache, tmp_path, max_steps=12, eval_strategy="no")
     before = ours.evaluate()

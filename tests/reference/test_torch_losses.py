@@ -17,6 +17,8 @@ from tests.formulas import dense
 
 torch = pytest.importorskip("torch")
 decant_torch = pytest.importorskip("decant.torch")
+loss_sum = pytest.importorskip("decant.torch.losses").loss_sum
+Settings = pytest.importorskip("decant.torch.settings").Settings
 
 pytestmark = pytest.mark.reference
 
@@ -174,6 +176,18 @@ def test_from_logits_value_and_gradient_are_the_same():
     by_hidden = np.einsum("btv,dv->btd", logits.grad.numpy(), UNEMBEDDING)
     fused = ours(batch, **settings)
     close((value.item(), by_hidden), fused[:2])
+
+
+def test_the_gradient_in_logits_that_a_model_has_capped_passes_no_second_cap():
+    settings = Settings(temperature=2.0, alpha=0.7, tail="bucket")
+    got = []
+    for softcap in (None, 5.0):
+        logits = torch.tensor(5 * np.tanh(HIDDEN @ UNEMBEDDING / 5), requires_grad=True)
+        loss_sum(logits, None, a_batch(), settings=settings, prior=None, softcap=softcap)[
+            0
+        ].backward()
+        got.append(logits.grad)
+    assert torch.equal(*got)
 
 
 def test_columns_that_pad_the_vocabulary_get_no_probability_and_no_gradient():
