@@ -64,6 +64,7 @@ def report(request) -> str:
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "NPROC": "32",  # fewer threads than devices deadlock in a collective
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(Path.cwd()),
     }

@@ -53,6 +53,7 @@ print("gradients are equal")
 @pytest.fixture(scope="module")
 def report():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    flags["NPROC"] = "32"  # fewer threads than devices deadlock in a collective
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=os.environ | flags, capture_output=True, text=True
     )

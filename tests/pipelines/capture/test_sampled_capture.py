@@ -97,6 +97,7 @@ def test_four_devices_draw_what_one_draws(root, cache):
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "NPROC": "32",  # fewer threads than devices deadlock in a collective
         "PYTHONPATH": str(Path.cwd()),
     }
     subprocess.run([sys.executable, "-c", script, str(root)], env=environment, check=True)

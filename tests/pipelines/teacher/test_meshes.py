@@ -106,6 +106,7 @@ def run(teacher, tmp_path_factory) -> tuple[dict[str, dict], dict[str, dict]]:
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "NPROC": "32",  # fewer threads than devices deadlock in a collective
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(Path.cwd()),
     }

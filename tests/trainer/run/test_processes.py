@@ -81,6 +81,7 @@ def start(config, *, process, port):
         text=True,
         env={
             **os.environ,
+            "NPROC": "32",  # fewer threads than devices deadlock in a collective
             "XLA_FLAGS": "--xla_force_host_platform_device_count=2 "
             "--xla_backend_optimization_level=0",
         },
@@ -99,8 +100,13 @@ def test_two_processes_give_the_losses_of_one_stop_together_and_one_continues(al
     port = free_port()
     processes = [start(config, process=number, port=port) for number in (0, 1)]
     metrics = config.run / "metrics.jsonl"
+    end = time.monotonic() + 300
     while not (metrics.exists() and '"step": 10,' in metrics.read_text()):
         assert processes[0].poll() is None, processes[0].communicate()
+        if time.monotonic() > end:
+            for process in processes:
+                process.kill()
+            pytest.fail("the two processes wait for each other")
         time.sleep(0.01)
     processes[1].send_signal(signal.SIGTERM)
     printed = ["".join(process.communicate(timeout=120)) for process in processes]

@@ -210,7 +210,7 @@ def test_a_run_continued_on_two_devices_has_the_losses_of_one(undisturbed, tmp_p
     for step in (110, STEPS):
         shutil.rmtree(run / "checkpoints" / str(step))
     config = dataclasses.replace(undisturbed, run=run)
-    process = start(config, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    process = start(config, XLA_FLAGS="--xla_force_host_platform_device_count=2", NPROC="32")
     _, printed = process.communicate()
     assert process.returncode == 0, printed
     got, expected = (
