@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class Site:
 
     def address(self, row: int) -> str:
         """Address of a row's page, from the overview."""
-        return f"{self.rows.name}/{self.page(row).name}"
+        return quote(f"{self.rows.name}/{self.page(row).name}")
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _neighbours(site: Site, numbers: list[int], at: int) -> Neighbours:
             return None
         return numbers[place], site.page(numbers[place]).name
 
-    return Neighbours(link(at - 1), link(at + 1), f"../{site.home.name}")
+    return Neighbours(link(at - 1), link(at + 1), f"../{quote(site.home.name)}")
 
 
 def _entry(

@@ -12,8 +12,8 @@ from decant.pipelines.inspection.sampling import Sample
 from decant.schemas import Cache
 from decant.schemas.records.rows import next_tokens
 
-_AT_ONCE = 1 << 15
-"""Positions that are decoded at once."""
+_AT_ONCE = 1 << 22
+"""Stored ids that are decoded at once: a cache may store all of a large vocabulary."""
 _FEWEST = 1 / 8
 """Share of a row's positions that must have a target, for the row to be called hard or easy."""
 
@@ -46,7 +46,7 @@ class Statistics:
 
 def statistics_of(cache: Cache, sample: Sample) -> Statistics:
     """Read the sample's targets, a bounded number at once."""
-    step = max(1, _AT_ONCE // cache.manifest.sequence_length)
+    step = max(1, _AT_ONCE // (cache.manifest.sequence_length * cache.manifest.logits.k))
     parts = [
         _read(cache, sample.rows[start : start + step])
         for start in range(0, len(sample.rows), step)

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -43,6 +44,17 @@ def test_all_pages_can_be_reached_without_a_server(site, cache):
         text = page.read_text()
         assert not re.search(r"https?:|src=|@import|<link|url\(|{{", text)
         assert "default-src 'none'; script-src 'sha256-" in text
+
+
+def test_a_name_with_signs_that_mean_something_in_addresses_breaks_no_link(cache, tmp_path):
+    home = tmp_path / "50% of #1?.html"
+    assert main(["inspect", str(cache.path), "--html", str(home)]) == 0
+    for page in (home, *tmp_path.rglob("0*.html")):
+        links = Page(page.read_text()).links
+        assert links
+        for link in links:
+            assert not set("#?") & set(link)
+            assert (page.parent / unquote(link)).is_file(), link
 
 
 def test_the_overview_says_what_the_cache_is(site, cache):
