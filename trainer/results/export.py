@@ -30,7 +30,8 @@ def export(config: Export) -> Path:
     """Write the student of a checkpoint into `config.output`; returns that directory.
 
     The files are made in a folder of their own and moved when all are complete: whatever fails, an
-    earlier export stays as it was. Other files in the directory are left alone.
+    earlier export stays as it was. A kill while they are moved leaves no weights, and the same
+    command makes all of it. Other files in the directory are left alone.
     """
     graph, params, step = load_checkpoint(config.run, dtype="float32", checkpoint=config.checkpoint)
     model = nnx.merge(graph, params)
@@ -58,11 +59,23 @@ def export(config: Export) -> Path:
 
 
 def _move_files(source: Path, target: Path) -> None:
-    """Move all files into `target`, replacing files of the same names; the weights last."""
+    """Move all files into `target`, replacing files of the same names.
+
+    Earlier weights are taken away first, and the new ones come last: a kill in between leaves a
+    directory that cannot be loaded, and not weights beside another student's config.
+    """
     files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
-    for file in sorted(files, key=lambda file: (file.name == WEIGHTS, file)):
-        (target / file).parent.mkdir(parents=True, exist_ok=True)
-        (source / file).replace(target / file)
+    before, weights = source / ".earlier", target / WEIGHTS
+    if weights.exists():
+        weights.replace(before)
+    try:
+        for file in sorted(files, key=lambda file: (file.name == WEIGHTS, file)):
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            (source / file).replace(target / file)
+    except OSError:
+        if before.exists():
+            before.replace(weights)
+        raise
 
 
 def _facts_of_old_run(config: Export) -> dict[str, Any]:

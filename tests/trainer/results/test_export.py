@@ -5,6 +5,7 @@ import hashlib
 import json
 import resource
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,6 +179,31 @@ def test_a_failed_export_leaves_the_earlier_one_and_what_else_is_there(
     assert digests(out).keys() == before.keys()
     export(Export(run=noisy_run.run, output=out))
     assert digests(out) == before
+
+
+def test_at_no_time_are_weights_beside_files_of_another_export(
+    exported, noisy_run, tmp_path, monkeypatch
+):
+    """Looked at before and after every file that is moved, as a kill there would leave it."""
+    out = shutil.copytree(exported, tmp_path / "student")
+    for path in out.iterdir():
+        path.write_bytes(b"old")
+    move, seen = Path.replace, []
+
+    def look():
+        return {path.read_bytes() == b"old" for path in out.glob("*.*") if path.is_file()}
+
+    def replace(path, target):
+        moved = move(path, target)
+        if out in (path.parent, Path(target).parent):
+            seen.append((look(), (out / "model.safetensors").exists()))
+        return moved
+
+    monkeypatch.setattr(Path, "replace", replace)
+    export(Export(run=noisy_run.run, output=out))
+    assert any(kinds == {True, False} for kinds, _ in seen), "files are moved one by one"
+    assert not any(weights for kinds, weights in seen if len(kinds) == 2)
+    assert digests(out) == digests(exported)
 
 
 def test_the_card_has_one_headline_the_teachers_row_and_the_other_kls_folded_away(
