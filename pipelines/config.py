@@ -27,6 +27,13 @@ class SourceGroup:
     max_bytes: Annotated[int | None, COUNT] = None
     """As `corpus.max_bytes`, of these files: whole files, so that a single large one is all
     read."""
+    name: str | None = None
+    """Name of the group in the cache and in a student's `data.source_weights`. Unset: its number,
+    counted from 0."""
+    weight: Annotated[float | None, Bounds(1e-6, 1_000_000)] = None
+    """How often an epoch of a student takes each row of these files: 2 is twice, 0.5 every other
+    epoch. Unset: once. It is no part of the capture: a cache keeps the weights with which its
+    newest part was made, and `data.source_weights` replaces them."""
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,10 @@ class Data:
     caches: tuple[MixedCache, ...] = ()
     """Other caches to mix with the main cache; in a file `[[data.caches]]`. `epochs` counts passes
     over the main cache, and held-out rows are those of the main cache."""
+    source_weights: tuple[str, ...] = field(default=(), metadata=TABLE)
+    """How often an epoch takes each row of a group of the main cache's files, in place of the
+    `weight` in `[[corpus.sources]]`: a table such as `code = 0.5`, on the command line `code=0.5
+    books=2`. An epoch is then as long as its rows. Held-out rows are judged without weights."""
 
 
 @dataclass(frozen=True)

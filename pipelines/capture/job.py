@@ -6,6 +6,7 @@ rerun goes on where the last run stopped.
 
 import contextlib
 import dataclasses
+from pathlib import Path
 
 from rich.console import Console
 
@@ -23,7 +24,8 @@ from decant.pipelines.capture.part_directories import (
 from decant.pipelines.capture.recorded_tokenizer import recorded_digest
 from decant.pipelines.capture.seal import clean, seal
 from decant.pipelines.capture.step_inputs import corpus_sources, with_template_file
-from decant.pipelines.config import Precompute
+from decant.pipelines.config import Corpus, Precompute
+from decant.pipelines.rows.sources import weights_by_name
 from decant.pipelines.teacher.opened import open_teacher
 from decant.pipelines.upkeep.forget import forget
 from decant.progress import notices
@@ -119,6 +121,8 @@ class Capture:
             )
             self.manifest = part.run(self._known_directions())
         assert self.manifest, "the first part was captured now or before"
+        if notice := kept_weights(self.manifest, self.config.corpus, cache=self.cache):
+            self.console.print(notice, markup=False)
         if self.manifest == before:
             self.console.print(f"{self.cache}: sealed already, nothing to do")
         for part in self.parts:
@@ -217,6 +221,18 @@ class Capture:
     def _is_sealed(self, part: PartCapture) -> bool:
         """Whether at least one part of the directory is sealed."""
         return bool(self._sealed(part))
+
+
+def kept_weights(manifest: Manifest, corpus: Corpus, *, cache: Path) -> str:
+    """A notice that the cache has other weights of groups than the settings; empty if the same."""
+    kept, asked = manifest.source_weights, weights_by_name(corpus)
+    if not kept or not asked or all(asked.get(name) == kept[name] for name in kept):
+        return ""
+    shown = ", ".join(f"{name} = {weight:g}" for name, weight in kept.items())
+    return (
+        f"{cache}: keeps the groups and weights that it was captured with ({shown}). To train with "
+        "others, set data.source_weights"
+    )
 
 
 def check_settings(config: Precompute, checkpoint: Checkpoint, *, vocabulary: int) -> None:

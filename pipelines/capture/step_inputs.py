@@ -18,7 +18,12 @@ from decant.pipelines.rows.marking import VERSION as MARKING
 from decant.pipelines.rows.matching import fail
 from decant.pipelines.rows.rules import choose_unit_rows, row_rules
 from decant.pipelines.rows.shard import TokeniseJob
-from decant.pipelines.rows.sources import SourceFile, find_sources, resolve_defaults
+from decant.pipelines.rows.sources import (
+    SourceFile,
+    find_sources,
+    resolve_defaults,
+    weights_by_name,
+)
 from decant.pipelines.teacher.batch_size import CPU_BATCH_TOKENS, rows_of_tokens
 from decant.pipelines.teacher.identity import digest_memory
 from decant.pipelines.teacher.opened import OpenedTeacher
@@ -76,6 +81,7 @@ def _groups(corpus: Corpus) -> Sequence[str | SourceGroup]:
     for number, group in enumerate(corpus.sources):
         if not group.files:
             raise ValueError(f"corpus.sources[{number}].files is empty; name its files")
+    weights_by_name(corpus)  # refuses two groups of one name
     return corpus.sources
 
 

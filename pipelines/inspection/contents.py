@@ -56,6 +56,20 @@ def split_totals(cache: Cache) -> Iterator[tuple[str, int, int, int, int]]:
         yield split, rows, tokens, scored, len(of_split)
 
 
+def group_lines(cache: Cache) -> list[str]:
+    """A line on each group of files that the corpus was captured in; none without groups."""
+    units = [unit for part in cache.manifest.parts for unit in part.units]
+
+    def rows(group: str, split: str) -> int:
+        return sum(unit.rows for unit in units if (unit.group, unit.split) == (group, split))
+
+    return [
+        f"group {name}: {rows(name, 'train'):,} rows to train on, {rows(name, 'heldout'):,} held "
+        f"out; weight {weight:g}"
+        for name, weight in cache.manifest.source_weights.items()
+    ]
+
+
 def left_out(cache: Cache) -> list[str]:
     """A line each on duplicates, skipped documents and rows, and what was forgotten; or none."""
     parts = cache.manifest.parts

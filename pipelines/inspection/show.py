@@ -73,6 +73,8 @@ def _show_cache(cache: Cache, console: Console, *, sampled: int | None) -> None:
     tell(f"{cache.path}: {size_text(size)}, cache_id {cache.manifest.cache_id[:16]}")
     console.print(f"teacher: {teacher_words(cache)}", markup=False)
     tell(f"rows of {cache.manifest.sequence_length:,} tokens, from {_sources(cache)}")
+    for line in contents.group_lines(cache):
+        tell(line)
     console.print(contents.splits_table(cache), contents.sizes_table(cache, sample), sep="")
     console.print(contents.histograms(statistics_of(cache, sample)), markup=False)
     for line in contents.left_out(cache):
@@ -118,5 +120,7 @@ def _show_without_targets(cache: Cache, console: Console, *, asked: bool) -> Non
         raise ValueError(
             f"{cache.path}: holds rows without targets; leave out --row, --html and --run"
         )
+    for line in contents.group_lines(cache):
+        tell(line)
     console.print(contents.splits_table(cache))
     console.print("rows without targets: no teacher read them")

@@ -150,6 +150,21 @@ def find_sources(
     ]
 
 
+def weights_by_name(corpus: Corpus) -> dict[str, float]:
+    """The weight of each group of `corpus.sources` by its name, in order; 1 if it is unset.
+
+    ValueError for two groups of one name.
+    """
+    weights: dict[str, float] = {}
+    for number, group in enumerate(corpus.sources):
+        name = str(number) if group.name is None else group.name
+        if not name or name in weights:
+            why = "the name of another group" if name else "empty"
+            raise ValueError(f"corpus.sources[{number}].name: {name!r} is {why}; choose another")
+        weights[name] = 1.0 if group.weight is None else float(group.weight)
+    return weights
+
+
 def listed(pattern: str, refuse: Refuse, passed_over: Refuse) -> list[Match]:
     """The files that `pattern` matches: a glob, a folder or `embedded`.
 

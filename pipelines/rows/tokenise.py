@@ -1,6 +1,7 @@
 """The tokenise job: all documents of a corpus to rows on disk, each distinct document once."""
 
 import contextlib
+import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
@@ -19,7 +20,7 @@ from decant.pipelines.rows.shard import (
     staged_unit,
     tokenise_shard,
 )
-from decant.pipelines.rows.sources import InputShard, SourceFile, cut_shards
+from decant.pipelines.rows.sources import InputShard, SourceFile, cut_shards, weights_by_name
 from decant.pipelines.runners.process_pool import process_pool
 from decant.pipelines.runners.run_pipeline import IN_PROCESS, Build
 from decant.schemas.disk import inside, steps
@@ -164,6 +165,7 @@ def _gather(
     If it is interrupted, it can be called again.
     """
     layout = PartLayout(job.part)
+    weights = weights_by_name(job.corpus)
     units: list[Unit] = []
     skipped = list(skipped)
     sample: list[tuple[str, int, int]] = []
@@ -172,6 +174,7 @@ def _gather(
     for shard in shards:
         commit = read_json(shard_commit(job, shard.number))
         first, counts = len(units), dict.fromkeys(SPLITS, 0)
+        group = _group(job, shard, list(weights))
         for unit in map(unit_from_json, commit["units"]):
             staged = staged_unit(job, shard.number, unit.split, counts[unit.split])
             counts[unit.split] += 1
@@ -180,7 +183,7 @@ def _gather(
             # It is missing if an earlier run, or another process, has moved it.
             with contextlib.suppress(FileNotFoundError):
                 inside.move(root, staged.relative_to(root), final.relative_to(root))
-            units.append(unit)
+            units.append(dataclasses.replace(unit, group=group))
         # A shard's train units come first, so their numbers in the writer only need the offset.
         sample += [(key, first + unit, offset) for key, unit, offset in commit["sample"]]
         skipped += [Skipped(**item) for item in commit["skipped"]]
@@ -200,7 +203,16 @@ def _gather(
         duplicates=duplicates,
         sample=tuple((unit, offset) for _, unit, offset in sorted(sample)[:SAMPLE_ROWS]),
         unwritten=dict(sorted(lost.items())),
+        weights=weights,
     )
+
+
+def _group(job: TokeniseJob, shard: InputShard, names: Sequence[str]) -> str:
+    """Name of the source group of a shard's rows; empty without `corpus.sources`.
+
+    Only empty files of other groups may lie before the last file.
+    """
+    return names[job.sources[shard.spans[-1].source].group] if names else ""
 
 
 def _unit_rows(job: TokeniseJob, units: Sequence[Unit]) -> int:

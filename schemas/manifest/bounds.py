@@ -4,6 +4,7 @@ A reader allocates by these numbers and prints these ids, and a stranger may hav
 functions raise ValueError with the value's name; whoever parses the file adds its path.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn, get_args
 
@@ -53,6 +54,12 @@ def require_one_of(name: str, value: Any, allowed: Collection[Any]) -> None:
     """`value` is one of `allowed`."""
     if not any(type(value) is type(one) and value == one for one in allowed):
         _refuse(name, value, "one of " + ", ".join(map(str, allowed)))
+
+
+def require_weight(name: str, value: Any) -> None:
+    """`value` is a finite number above 0."""
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        _refuse(name, value, "a number above 0")
 
 
 def require_text(name: str, value: Any) -> None:

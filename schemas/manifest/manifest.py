@@ -42,6 +42,8 @@ class Unit:
     """The entry of each signal's files, by signal name; the rows' own entry is `rows`."""
     skipped_rows: tuple[int, ...] = ()
     """Offsets of rows for which the teacher produced NaN. They keep their place, unscored."""
+    group: str = ""
+    """Name of the group of files that all rows come from; empty if the corpus has no groups."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,9 @@ class Part:
     forgotten: tuple[Forgotten, ...] = ()
     forgotten_rows: tuple[tuple[int, int], ...] = ()
     """(unit number, offset) of rows that hold only forgotten documents."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """How often an epoch takes each row of a group, by the group's name, as the settings said when
+    the part was made."""
     plan_sha256: str = ""
     """For a part in another cache: sha256 of its `plan.json`, which identifies it. Else empty."""
 
@@ -167,6 +172,18 @@ class Manifest:
             for name, signal in first.signals.items()
             if all(name in part.signals for part in others)
         }
+
+    @property
+    def source_weights(self) -> dict[str, float]:
+        """How often an epoch takes each row of a group, by the name of each group that has rows.
+
+        The newest part that knows the group decides.
+        """
+        weights: dict[str, float] = {}
+        for part in self.parts:
+            weights |= part.weights
+        names = dict.fromkeys(u.group for part in self.parts for u in part.units if u.group)
+        return {name: weights.get(name, 1.0) for name in names}
 
     @property
     def betas(self) -> tuple[float, ...]:
@@ -336,6 +353,8 @@ def _require_part(part: Part, *, length: int, vocabulary: int) -> None:
     bounds.require_number("duplicates", part.duplicates, 0, bounds.BYTES)
     for name, count in part.unwritten.items():
         bounds.require_number(f"chats without their {name}", count, 0, bounds.BYTES)
+    for name, weight in part.weights.items():
+        bounds.require_weight(f"weight of {name!r}", weight)
     bounds.require_number("planned_units", part.planned_units, 0, bounds.UNITS)
     for name, signal in part.signals.items():
         bounds.require_signal(name, signal, vocabulary=vocabulary)
@@ -373,6 +392,8 @@ def require_unit(unit: Unit, *, signals: Iterable[str], most: int, length: int) 
     bounds.require_number("rows of a unit", unit.rows, 1, most)
     bounds.require_number("tokens of a unit", unit.tokens, 0, unit.rows * length)
     bounds.require_number("scored of a unit", unit.scored, 0, unit.tokens)
+    if unit.group != "":
+        bounds.require_text("group of a unit", unit.group)
     bounds.require_offsets("skipped_rows", unit.skipped_rows, unit.rows)
     if missing := {ROWS, *signals} - unit.files.keys():
         raise ValueError(f"a unit has no files of {min(missing)}")

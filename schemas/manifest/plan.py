@@ -45,6 +45,8 @@ class PlannedRows:
     """(unit, offset) of the train rows with the smallest keys, in ascending order."""
     unwritten: Mapping[str, int] = field(default_factory=dict)
     """Number of chats of which the chat template left out their `tools`, or another named thing."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """As in `Part`."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,8 @@ def _require_plan(plan: Plan) -> None:
         bounds.require_signal(name, signal, vocabulary=teacher.vocabulary_size)
     bounds.require_number("unit_rows", rows.unit_rows, 1, bounds.ROWS)
     require_sources(rows.sources)
+    for name, weight in rows.weights.items():
+        bounds.require_weight(f"weight of {name!r}", weight)
     for unit in rows.units:
         require_unit(unit, signals=(), most=rows.unit_rows, length=length)
     for number, offset in (*rows.sample, *plan.canary):

@@ -79,15 +79,17 @@ class Cache:
         """
         return tokenizer_files(self.path)
 
-    def rows(self, split: Literal["train", "heldout"] | None = None) -> np.ndarray:
-        """Row numbers of a split, or of all rows: int64 [rows].
+    def rows(
+        self, split: Literal["train", "heldout"] | None = None, *, group: str | None = None
+    ) -> np.ndarray:
+        """Row numbers of a split, or of all rows: int64 [rows]; with `group` those of its files.
 
         Rows that hold only forgotten documents are left out.
         """
         ranges = [
             np.arange(self._first_row[i], self._first_row[i + 1])
             for i, (_, _, unit) in enumerate(self._units)
-            if split in (None, unit.split)
+            if split in (None, unit.split) and group in (None, unit.group)
         ]
         rows = np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
         return rows[~np.isin(rows, self._empty_rows())] if self._forgotten else rows

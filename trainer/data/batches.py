@@ -17,13 +17,19 @@ import numpy as np
 from decant.schemas import Cache
 from decant.trainer.config import Data
 from decant.trainer.data.mixture import MixtureReader, Turns, cache_shares
+from decant.trainer.data.source_weights import epoch_rows, source_weights, streams
 
 BATCHES_AHEAD = 2
 # More than any run needs; Grain's own endless repetition overflows with batches of one row.
 EPOCHS = 1_000_000
 ROWS = 10**12
 """Rows of a mixture, for the same reason."""
-_SETTINGS = {"seed": "data.seed", "batch_rows": "data.batch_rows", "caches": "data.caches"}
+_SETTINGS = {
+    "seed": "data.seed",
+    "batch_rows": "data.batch_rows",
+    "caches": "data.caches",
+    "source_weights": "data.source_weights",
+}
 """Name in `--allow` of each fingerprint entry; the other entries are `rows_id`."""
 
 
@@ -47,14 +53,14 @@ class Batches:
         `signals` are read, undecoded, beside `logits`. `here` are the indices of a batch whose rows
         this process reads (None: all). Every process shuffles all rows and reads its part of each
         batch, so that the order does not depend on the number of processes. ValueError if the
-        train rows of `cache` do not fill one batch.
+        train rows of `cache`, or those of an epoch by its weights, do not fill one batch.
         """
         self._caches, self._config = [cache, *others], config
         self._signals, self._here = signals, here
-        rows = cache.rows(split="train")
-        if len(rows) < config.batch_rows:
+        rows = int(min(len(cache.rows(split="train")), epoch_rows(cache, config)))
+        if rows < config.batch_rows:
             raise ValueError(
-                f"{cache.path}: {len(rows)} train rows do not fill one batch of "
+                f"{cache.path}: {rows} train rows do not fill one batch of "
                 f"data.batch_rows = {config.batch_rows}; capture more text or use smaller batches"
             )
         self.fingerprint = _fingerprint(self._caches, config)
@@ -83,12 +89,13 @@ class Batches:
         begins at the next row. If rows or their order differ, it begins at the first row.
         """
         saved, first = state["fingerprint"], state.get("first_row", 0)
-        differing = {name for name, now in self.fingerprint.items() if saved.get(name) != now}
-        refused = [n for n in self.fingerprint if n in differing and not allows(_setting(n))]
+        now = self.fingerprint
+        names = dict.fromkeys([*now, *(name for name in _SETTINGS if name in saved)])
+        differing = {name for name in names if saved.get(name) != now.get(name)}
+        refused = [n for n in names if n in differing and not allows(_setting(n))]
         if refused:
             differences = [
-                f"{name}: saved {saved.get(name)!r}, now {self.fingerprint[name]!r}"
-                for name in refused
+                f"{name}: saved {saved.get(name)!r}, now {now.get(name)!r}" for name in refused
             ]
             raise ValueError(
                 "this position belongs to other data, where it would give other rows: "
@@ -151,53 +158,71 @@ def number_of_updates(cache: Cache, *, config: Data) -> int:
     """The number of updates of a run.
 
     It is `config.steps`, or the number of whole batches in `config.epochs` passes over the main
-    cache `cache`, with the rows of the other caches mixed in.
+    cache `cache`, with the rows of the other caches mixed in. Weights of its groups of files make a
+    pass longer or shorter. ValueError for a wrong name in `config.source_weights`.
     """
+    rows = config.epochs * epoch_rows(cache, config)
     if config.steps is not None:
         return config.steps
-    rows = config.epochs * len(cache.rows(split="train"))
     return int(rows / cache_shares(config)[0]) // config.batch_rows
 
 
 def _order(caches: Sequence[Cache], config: Data) -> grain.MapDataset:
-    """All rows of a run in order: row numbers, or (cache, row number) for several caches."""
+    """All rows of a run in order: row numbers, or (cache, row number) for several caches.
 
-    def shuffled(cache: Cache, seed: int) -> grain.MapDataset:
-        numbers = grain.MapDataset.source(cache.rows(split="train").tolist())
-        return numbers.shuffle(seed=seed % 2**32).repeat(EPOCHS)
-
-    # Each cache has its own order. That of the main cache is the same as without other caches.
-    orders = [shuffled(cache, config.seed + 7919 * i) for i, cache in enumerate(caches)]
+    A cache with weights is a mixture of its groups of files.
+    """
+    orders: list[grain.MapDataset] = []
+    owners: list[int] = []
+    shares: list[float] = []
+    for number, (cache, share) in enumerate(zip(caches, cache_shares(config), strict=True)):
+        parts = streams(cache, _weights(caches, config)[number])
+        rows = sum(len(part.rows) * part.weight for part in parts)
+        if not rows:
+            raise ValueError(f"{cache.path}: has no train rows to mix with others")
+        for group, part in enumerate(parts):
+            # Each stream has its own order. That of the main cache is the same as without others.
+            seed = (config.seed + 7919 * number + 104_729 * group) % 2**32
+            numbers = grain.MapDataset.source(part.rows.tolist())
+            orders.append(numbers.shuffle(seed=seed).repeat(EPOCHS))
+            owners.append(number)
+            shares.append(share * (len(part.rows) * part.weight / rows))
     if len(orders) == 1:
         return orders[0]
-    turns = Turns(cache_shares(config))
+    turns, several = Turns(shares), len(caches) > 1
 
     # Not grain.MapDataset.mix: its order of caches differs, and runs that began would change.
-    def element(row: int) -> tuple[int, Any]:
-        owner, turn = turns.at(row)
-        return owner, orders[owner][turn]
+    def element(row: int) -> Any:
+        stream, turn = turns.at(row)
+        number = orders[stream][turn]
+        return (owners[stream], number) if several else number
 
     return grain.MapDataset.range(ROWS).map(element)
 
 
+def _weights(caches: Sequence[Cache], config: Data) -> list[dict[str, float]]:
+    """The weights in effect of each cache's groups of files."""
+    main, *others = caches
+    return [source_weights(main, config.source_weights), *map(source_weights, others)]
+
+
 def _fingerprint(caches: Sequence[Cache], config: Data) -> dict[str, Any]:
-    def described(cache: Cache) -> dict[str, Any]:
+    def described(cache: Cache, weights: dict[str, float]) -> dict[str, Any]:
         rows, forgotten = cache.rows(split="train"), cache.manifest.forgotten_id
         return {
             **({"forgotten": forgotten} if forgotten else {}),
+            **({"source_weights": weights} if weights else {}),
             "train_rows": len(rows),
             "numbers": hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:16],
             "rows_id": cache.manifest.rows_id,
         }
 
-    cache, *others = caches
-    ordered = {"seed": config.seed, "batch_rows": config.batch_rows, **described(cache)}
+    main, *others = map(described, caches, _weights(caches, config))
+    ordered = {"seed": config.seed, "batch_rows": config.batch_rows, **main}
     if not others:
         return ordered
     weighed = zip(config.caches, others, strict=True)
-    return ordered | {
-        "caches": [{"weight": mixed.weight, **described(other)} for mixed, other in weighed]
-    }
+    return ordered | {"caches": [{"weight": mixed.weight, **other} for mixed, other in weighed]}
 
 
 def _setting(name: str) -> str:

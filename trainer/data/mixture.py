@@ -1,4 +1,4 @@
-"""Several caches mixed into one stream of rows: their turns, their checks and their reader.
+"""Several caches, or groups of one, mixed into one stream of rows: turns, checks and the reader.
 
 Caches without a teacher's targets (`decant tokenise`) are allowed. Their rows are learned from
 their next tokens alone.
@@ -54,7 +54,7 @@ class Turns:
         with np.errstate(over="ignore"):
             rows = np.arange(_BLOCK, dtype=np.uint64) + np.uint64(block * _BLOCK)
             places = rows * np.uint64(_GOLDEN) % np.uint64(2**32)
-        return np.searchsorted(self._edges, places, side="right").astype(np.int8)
+        return np.searchsorted(self._edges, places, side="right").astype(np.int16)
 
     def _ranks(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         owners = self._owners(block)

@@ -18,6 +18,7 @@ from typing import Any
 from decant.schemas import Cache
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.trainer.config import Train
+from decant.trainer.data.source_weights import source_weights
 from decant.trainer.run.code_version import code_version
 
 BINDING = "run.json"
@@ -54,8 +55,10 @@ _NEVER = {
 _CHUNK = "loss.chunk_tokens"
 """Free to change since 0.6; `run.json` of older releases holds it."""
 _PROJECTED = re.compile(r"(loss\.hidden\[\d+\])\.(projection|student_layers|teacher_layers)")
-_TABLES = ("loss.hidden", "loss.attention", "data.caches")
-"""Settings that are lists of TOML tables."""
+_TABLES = ("loss.hidden", "loss.attention", "data.caches", "data.source_weights")
+"""Settings that are TOML tables, or lists of them."""
+_OF_STEPS = ("steps", "epochs", "batch_rows", "caches", "source_weights")
+"""Settings of `data` that the number of updates depends on."""
 _CODE_BEFORE = "0.4.0 or older"
 """Stands for the code version of a run whose `run.json` does not record one."""
 
@@ -182,17 +185,18 @@ def binding_values(
     """The values that a continued run must match, by name: `loss.alpha`, `signal_id logits`, …
 
     Of a cache they include the ids of its rows and of the signals that training reads, so a cache
-    may gain other signals.
+    may gain other signals; and the weights in effect of its groups of files, if one differs from 1.
     """
     settings = dataclasses.asdict(config)
     for name in FREE:
         del settings[name]
     for name in _PLACES:
         settings["student"][name] = _from_run(settings["student"][name], config.run)
+    settings["data"]["source_weights"] = source_weights(cache, config.data.source_weights)
     for number, other in enumerate(others):
         mixed = settings["data"]["caches"][number]
         del mixed["path"]  # A cache may move; the ids of its contents must stay.
-        mixed |= _data_ids(other, signals)
+        mixed |= _data_ids(other, signals) | {"source_weights": source_weights(other)}
     flat = dict(_flatten(settings)) | _data_ids(cache, signals)
     del flat[_CHUNK]
     return json.loads(json.dumps({**flat, "steps": steps, "code": code_version()}, default=str))
@@ -291,7 +295,7 @@ def _covers(given: str, name: str) -> bool:
     ):
         return True
     if name == "steps":
-        return given in ("data", "data.steps", "data.epochs", "data.batch_rows", "data.caches")
+        return given in ("data", *(f"data.{setting}" for setting in _OF_STEPS))
     return name == given or name.startswith((f"{given}.", f"{given}["))
 
 

@@ -19,7 +19,7 @@ class FakeCache(Cache):
 
     def __init__(self, rows_id="rows-a"):
         self.path = Path("fake")
-        self.manifest = SimpleNamespace(rows_id=rows_id, forgotten_id="")
+        self.manifest = SimpleNamespace(rows_id=rows_id, forgotten_id="", source_weights={})
 
     def rows(self, split=None):
         assert split == "train"

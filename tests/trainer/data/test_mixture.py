@@ -51,6 +51,7 @@ class FakeCache(Cache):
         self.manifest = SimpleNamespace(
             rows_id=f"rows-{name}",
             forgotten_id="",
+            source_weights={},
             signals={**signals, **others.pop("signals", {})},
             logits=signals.get("logits"),
             **{"tokenizer": "tok", "vocabulary_size": 9, "sequence_length": 4, **others},
