@@ -303,6 +303,8 @@ def _allow_name(name: str) -> str:
     """The name to give to `--allow` so that `name` may differ."""
     if name in ("rows_id", "forgotten") or name.startswith("signal_id "):
         return "cache"
+    if name.startswith("data.source_weights."):
+        return "data.source_weights"
     return "data.steps" if name == "steps" else name
 
 
