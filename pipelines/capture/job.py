@@ -27,11 +27,11 @@ from decant.pipelines.capture.step_inputs import corpus_sources, with_template_f
 from decant.pipelines.config import Corpus, Precompute
 from decant.pipelines.rows.sources import weights_by_name
 from decant.pipelines.teacher.opened import open_teacher
-from decant.pipelines.upkeep.forget import forget
+from decant.pipelines.upkeep.forget import forget_files
 from decant.progress import notices
 from decant.schemas.disk.layout import LOGITS, part_layout
 from decant.schemas.disk.locks import capturing
-from decant.schemas.manifest.manifest import Manifest, Part
+from decant.schemas.manifest.manifest import Manifest, Part, Source
 from decant.schemas.manifest.plan import read_plan
 from decant.schemas.signals import ArraySignal
 
@@ -138,12 +138,14 @@ class Capture:
 
         If this run is killed behind it, the next one captures them, with the flag or without.
         """
-        for name, sha256 in self.replaced:
-            self.manifest, gone = forget(self.cache, source=sha256)
-            self.console.print(
-                f"{name} has changed: forgot {gone.tokens:,} tokens of the old one in "
-                f"{gone.rows:,} rows. `decant gc` overwrites them on the disk"
-            )
+        if not self.replaced:
+            return
+        self.manifest, gone = forget_files(self.cache, [Source(*key) for key in self.replaced])
+        more = f" and {len(self.replaced) - 1:,} more" if len(self.replaced) > 1 else ""
+        self.console.print(
+            f"{self.replaced[0][0]}{more} changed: forgot {gone.tokens:,} tokens of what was there "
+            f"before, in {gone.rows:,} rows. `decant gc` overwrites them on the disk"
+        )
 
     def _seal_partial(self) -> Manifest:
         for part in self.parts:

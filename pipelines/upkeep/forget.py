@@ -16,6 +16,7 @@ from decant.schemas.manifest.manifest import (
     Forgotten,
     Manifest,
     Part,
+    Source,
     changing_manifest,
     write_manifest,
 )
@@ -51,20 +52,31 @@ def forget(cache: Path, *, source: str, documents: Sequence[int] = ()) -> tuple[
     cache does not hold the source or a document.
     """
     with changing_manifest(cache) as manifest:
-        return _forget(cache, manifest, source, documents)
+        sha256 = _sha256_of(source, manifest, cache=cache)
+        files = {one for part in manifest.parts for one in part.sources if one.sha256 == sha256}
+        return _forget(cache, manifest, files, source, documents)
+
+
+def forget_files(cache: Path, files: Collection[Source]) -> tuple[Manifest, Forgot]:
+    """As `forget` of each of these files, wholly, but in one pass over the rows."""
+    with changing_manifest(cache) as manifest:
+        return _forget(cache, manifest, set(files), f"one of {len(files):,} files", ())
 
 
 def _forget(
-    cache: Path, manifest: Manifest, source: str, documents: Sequence[int]
+    cache: Path,
+    manifest: Manifest,
+    files: Collection[Source],
+    called: str,
+    documents: Sequence[int],
 ) -> tuple[Manifest, Forgot]:
-    sha256 = _sha256_of(source, manifest, cache=cache)
     forgot, parts, length = Forgot(), [], manifest.sequence_length
     for part in manifest.parts:
-        numbers = [n for n, s in enumerate(part.sources) if s.sha256 == sha256]
+        numbers = [n for n, one in enumerate(part.sources) if one in files]
         if numbers and part.in_other_cache:
             home = (cache / part.path).resolve()
             raise ValueError(
-                f"{cache}: {source} is in a part of another cache, {home}; forget it there, and "
+                f"{cache}: {called} is in a part of another cache, {home}; forget it there, and "
                 "every cache that refers to it forgets it too"
             )
         if numbers:
@@ -73,7 +85,7 @@ def _forget(
     if missing := sorted(set(documents) - forgot.documents):
         present = ", ".join(map(str, sorted(forgot.documents)[:_NAMED]))
         raise ValueError(
-            f"{cache}: holds no document at {missing[0]} of {source}; `inspect --row` shows where "
+            f"{cache}: holds no document at {missing[0]} of {called}; `inspect --row` shows where "
             f"each begins{f' (found: {present})' if present else ''}. If this document is a copy "
             "of an earlier one, it was not captured: forget the earlier one"
         )

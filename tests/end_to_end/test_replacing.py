@@ -114,16 +114,20 @@ def test_records_of_a_changed_file_are_replaced_too(sealed, tmp_path):
     for number, text in enumerate(sorted((sealed / "corpus").glob("*.txt"))):
         lines = [json.dumps({"text": part}) for part in text.read_text().split(". ")]
         (tmp_path / "corpus" / f"{number}.jsonl").write_text("\n".join(lines))
+    shutil.copy(tmp_path / "corpus" / "1.jsonl", tmp_path / "corpus" / "copy.jsonl")
     config = settings(tmp_path, replace_changed=True)
     files = (str(tmp_path / "corpus"),)
     config = dataclasses.replace(config, corpus=dataclasses.replace(config.corpus, files=files))
     precompute(config)
-    (tmp_path / "corpus" / "0.jsonl").write_text(json.dumps({"text": "another text " * 40}))
+    for name in ("0.jsonl", "copy.jsonl"):
+        text = json.dumps({"text": f"another text of {name} " * 40})
+        (tmp_path / "corpus" / name).write_text(text)
     manifest = precompute(config)
-    assert [[source.name for source in part.sources][:1] for part in manifest.parts] == [
-        ["0.jsonl"],
-        ["0.jsonl"],
-    ]
+    assert [source.name for source in manifest.parts[1].sources] == ["0.jsonl", "copy.jsonl"]
+    read = {(part, name) for part, name, _ in sources_read(tmp_path / "cache")}
+    # 1.jsonl is as it was, though a file with the same content has changed.
+    assert {(0, "1.jsonl"), (1, "0.jsonl"), (1, "copy.jsonl")} <= read
+    assert (0, "0.jsonl") not in read
 
 
 KILLED_AT = [
