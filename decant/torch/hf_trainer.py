@@ -243,7 +243,7 @@ class _SavesData(TrainerCallback):
         self._data = data
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
+        if args.should_save:  # with save_on_each_node, the first process of each node
             directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             (directory / _DATA).write_text(json.dumps(self._data, indent=1))
 

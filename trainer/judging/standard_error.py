@@ -26,15 +26,16 @@ def standard_error(sums: Sequence[float], counts: Sequence[int]) -> float | None
 
 
 def paired_difference(
-    ours: Mapping[str, Any], others: Mapping[str, Any]
+    ours: Mapping[str, Any], others: Mapping[str, Any], *, by: str
 ) -> tuple[float, float] | None:
-    """How much higher the headline of `ours` is than that of `others`, and its standard error.
+    """How much higher the KL of `ours` is than that of `others`, and its standard error.
 
     Both are evaluations. Much of a mean's standard error is how hard its rows are; the difference
-    row by row is free of it. None unless both have the same estimate on the same rows.
+    row by row is free of it. None unless both have the estimate called `by` on the same rows.
     """
     a, b = ours.get("kl_by_row"), others.get("kl_by_row")
-    same = all(ours.get(key) == others.get(key) for key in ("cache_id", "heldout_kl_by"))
+    same = ours.get("cache_id") == others.get("cache_id")
+    same &= ours.get("heldout_kl_by") == others.get("heldout_kl_by") == by
     if not a or not b or not same or a["tokens"] != b["tokens"]:
         return None
     sums = np.subtract(a["sums"], b["sums"])

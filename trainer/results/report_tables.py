@@ -135,7 +135,7 @@ def _short_table(groups: Sequence[Group], kl: Estimate) -> str:
     for group in groups:
         cells = [_shown(group, m, best=ranked and _is_best(groups, group, m)) for m in shown]
         if behind:
-            cells.insert(1, cell(_behind(group, best)))
+            cells.insert(1, cell(_behind(group, best, by=kl.name)))
         rows.append([named(group), *cells])
     if line := teachers_line(groups):
         rows.append(line(shown, behind))
@@ -165,10 +165,10 @@ def _shown(group: Group, measure: Measure, *, best: bool) -> str:
     return cell(text, best=best)
 
 
-def _behind(group: Group, best: Group | None) -> str:
+def _behind(group: Group, best: Group | None, *, by: str) -> str:
     if best is None or group is best or len(group.runs) != 1:
         return ""
-    found = paired_difference(group.runs[0].judgement, best.runs[0].judgement)
+    found = paired_difference(group.runs[0].judgement, best.runs[0].judgement, by=by)
     if found is None:
         return ABSENT
     difference, error = found

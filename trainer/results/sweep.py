@@ -249,7 +249,7 @@ def sort_students(students: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     compared row by row, and the standard error of that; None if this cannot be computed."""
     estimate = common_estimate(students)
     ranked = sorted(students, key=lambda student: student[estimate.metric])
-    behind = [paired_difference(student, ranked[0]) for student in ranked]
+    behind = [paired_difference(one, ranked[0], by=estimate.name) for one in ranked]
     return [
         {**{k: v for k, v in student.items() if k != "kl_by_row"}, "behind": difference}
         for student, difference in zip(ranked, behind, strict=True)

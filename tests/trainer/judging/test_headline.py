@@ -105,6 +105,8 @@ def test_a_difference_row_by_row_is_not_blurred_by_how_hard_rows_are():
     same = {"cache_id": "c", "heldout_kl_by": "draws"}
     a = {**same, "kl_by_row": {"sums": (hard + 2.0).tolist(), "tokens": [10] * 3}}
     b = {**same, "kl_by_row": {"sums": hard.tolist(), "tokens": [10] * 3}}
-    assert paired_difference(a, b) == pytest.approx((0.2, 0.0))
-    assert paired_difference(a, {**b, "cache_id": "other"}) is None
-    assert paired_difference(a, {}) is None
+    by = a["heldout_kl_by"]
+    assert paired_difference(a, b, by=by) == pytest.approx((0.2, 0.0))
+    assert paired_difference(a, {**b, "cache_id": "other"}, by=by) is None
+    assert paired_difference(a, {}, by=by) is None
+    assert paired_difference(a, b, by="bound") is None, "another estimate is shown beside it"
