@@ -137,8 +137,8 @@ def _defaults(
             inside = _defaults(one.kind, table.get(name, {}), flags, prefix=f"{prefix}{name}.")
             if inside:
                 changes[name] = one.kind(**inside)
-        elif _has_no_flag(value := table.get(name), one):
-            changes[name] = tuple(value)
+        elif _has_no_flag(table.get(name), one):
+            changes[name] = tuple(table[name])
     return changes
 
 

@@ -101,7 +101,7 @@ def test_rerunning_a_sealed_capture_changes_nothing(root, cache, capsys):
     before = {path: path.stat().st_mtime_ns for path in cache.path.rglob("*") if path.is_file()}
     manifest = precompute(tiny_settings(root, k=8))
     assert manifest.cache_id == cache.manifest.cache_id
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing to do" in capsys.readouterr().err
     after = {path: path.stat().st_mtime_ns for path in cache.path.rglob("*") if path.is_file()}
     del before[cache.path / ".seal.lock"], after[cache.path / ".seal.lock"]
     assert before == after
@@ -126,7 +126,7 @@ def test_only_missing_units_are_captured_again(root, cache, capsys, monkeypatch)
     manifest = precompute(dataclasses.replace(tiny_settings(root, k=8), output=copy))
     assert sorted(done) == [2, 5]
     assert manifest.cache_id == cache.manifest.cache_id
-    assert "units" in capsys.readouterr().out
+    assert "units" in capsys.readouterr().err
 
 
 def test_a_unit_captured_twice_leaves_the_same_cache(root, cache):

@@ -135,7 +135,7 @@ def test_a_gc_whose_staged_files_are_gone_before_one_was_moved_is_begun_again(
     stopped_gc(cache, monkeypatch, Step.JOURNAL_NAMED)
     shutil.rmtree(cache / "gc")
     assert main(["gc", str(cache)]) == 0
-    said = capsys.readouterr().out
+    said = "".join(capsys.readouterr())
     assert "an earlier `gc` was stopped before it moved a file, and cannot be finished" in said
     assert "units written again without them" in said
     overwritten(cache)
@@ -201,7 +201,7 @@ def test_gc_leaves_a_part_that_is_being_captured_as_it_is(cache, capsys):
     before = hashes(cache)
     with capturing(cache / "parts/0000"), capturing(cache / "parts/0001"):
         assert main(["gc", str(cache)]) == 0
-    said = capsys.readouterr().out
+    said = "".join(capsys.readouterr())
     assert "parts/0000 is being captured: left as it is, run `gc` again after that" in said
     assert {p: sha for p, sha in hashes(cache).items() if p in before} == before
     collect(cache)
