@@ -91,7 +91,7 @@ def test_a_sharding_places_the_rows(cache):
 
 
 def test_wrong_requests_are_refused_by_name(cache):
-    with pytest.raises(ValueError, match="no signal 'hidden/9'; this cache holds .*hidden/1"):
+    with pytest.raises(ValueError, match=r"no signal 'hidden/9'; this cache holds .*hidden/1"):
         decant.batches(cache, signals=("hidden/9",))
     with pytest.raises(ValueError, match="batch_rows is 0; expected a whole number, 1 to"):
         decant.batches(cache, batch_rows=0)
