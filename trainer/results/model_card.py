@@ -154,7 +154,11 @@ def _shown(value: Any) -> str:
 
 
 def _without_directory(value: Any) -> Any:
-    """The value, with an absolute path (or each in a list) shortened to its last part."""
+    """The value, with a path (or each in a list) shortened to its last part.
+
+    A run's settings hold paths as seen from the run, such as `../../teacher`.
+    """
     if isinstance(value, list):
         return [_without_directory(one) for one in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    is_path = isinstance(value, str) and value.startswith(("/", "."))
+    return Path(value).name if is_path else value
