@@ -32,8 +32,8 @@ PAGE = "report.html"
 HELDOUT_CHARTS = "learned.png"
 """File of the three held-out curves in one picture."""
 
-Samples = Mapping[str, list[dict[str, str]] | str]
-"""By the group's name: its samples, or why it has none."""
+Samples = Mapping[int, list[dict[str, str]] | str]
+"""By the group's number: its samples, or why it has none."""
 
 
 def report(config: Report) -> Path:
@@ -59,12 +59,12 @@ def _samples(groups: Sequence[Group], config: Report) -> Samples:
     report."""
     if not config.samples and not config.prompts:
         return {}
-    samples: dict[str, list[dict[str, str]] | str] = {}
+    samples: dict[int, list[dict[str, str]] | str] = {}
     for group in groups:
         try:
-            samples[group.name] = samples_of(group.runs[0].path, config)
+            samples[group.number] = samples_of(group.runs[0].path, config)
         except (ValueError, OSError, FloatingPointError) as error:
-            samples[group.name] = str(error)
+            samples[group.number] = str(error)
     return samples
 
 
@@ -132,15 +132,16 @@ def _samples_section(groups: Sequence[Group], samples: Samples) -> list[str]:
         if goes_on:
             lines.append(_sample("the text itself", goes_on))
         for group in groups:
-            each = samples[group.name]
+            each = samples[group.number]
             name = chip(group.number) + escaped(group.name)
             chosen = [] if isinstance(each, str) else [x for x in each if x["prompt"] == prompt]
             lines += [_sample(name, one["sample"]) for one in chosen]
         parts.append(f'<div class="samples">{"".join(lines)}</div>')
-    missing = {name: each for name, each in samples.items() if isinstance(each, str)}
+    missing = [(group.name, samples[group.number]) for group in groups]
     return parts + [
         f'<p class="note">{escaped(name)}: no samples. {escaped(why)}</p>'
-        for name, why in missing.items()
+        for name, why in missing
+        if isinstance(why, str)
     ]
 
 
