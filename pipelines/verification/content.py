@@ -177,7 +177,8 @@ class _SignalCheck:
         self.limits[what] = limits
 
     def _figure(self, what: str, chunks: Iterable[np.ndarray]) -> Figure:
-        errors, limits = np.concatenate(list(chunks)), self.limits[what]
+        errors = np.concatenate(list(chunks))
+        limits = self.limits[what].of_few(len(errors))
         # No positions to compare count as no error. NaN stays NaN, which is not fine.
         values = errors if len(errors) else np.zeros(1)
         p99 = float(np.quantile(values, 0.99))

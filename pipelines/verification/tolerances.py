@@ -5,10 +5,14 @@ The first is needed because padding, packing and batches change the order of sum
 weights give other last bits in another program.
 """
 
+import math
 from dataclasses import dataclass
 
 from decant.schemas.codecs import Profile
 from decant.schemas.signals import AttentionDtype, HiddenDtype
+
+_FEW = 100
+"""Fewer values than this have no 99th percentile apart from their maximum."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,11 @@ class Limits:
 
     def __add__(self, other: "Limits") -> "Limits":
         return Limits(self.mean + other.mean, self.p99 + other.p99, self.max + other.max)
+
+    def of_few(self, count: int) -> "Limits":
+        """The limits for `count` values: a mean of few scatters, and their p99 is their maximum."""
+        mean = self.mean + 2 * (self.p99 - self.mean) / math.sqrt(max(count, 1))
+        return Limits(mean, self.p99 if count >= _FEW else self.max, self.max)
 
 
 @dataclass(frozen=True)
