@@ -1,14 +1,16 @@
 """The description of each signal in the manifest: all settings that a reader needs.
 
-Signals are named `logits`, `hidden/12` and `attention/3`. Hidden layer 0 is the embedding's
-output, layer i the output of the i-th block, and the last layer the states after the final norm.
-Attention counts blocks from 0.
+Signals are named `logits`, `counts`, `sketch`, `hidden/12` and `attention/3`. The first three are
+stored in records; `counts` and `sketch` describe the same distributions as `logits`. Hidden layer 0
+is the embedding's output, layer i the output of the i-th block, and the last layer the states after
+the final norm. Attention counts blocks from 0.
 """
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from decant.schemas.codecs import Profile
+from decant.schemas.disk.layout import COUNTS, SKETCH
 from decant.schemas.disk.names import require_names
 from decant.schemas.targets.targets import BETAS
 
@@ -22,13 +24,18 @@ class TargetSpec:
     """The stored part of a next-token distribution; `targets/targets.py` defines the terms."""
 
     k: int
-    """Ids stored per position, at most."""
+    """Ids stored per position, at most. 0: no ids and no `tail_logmass`."""
     draws: int = 0
     """m, tail draws stored per position, at most."""
     draw_betas: tuple[float, ...] = ()
     """β of the nodes whose tails the proposal mixes."""
     betas: tuple[float, ...] = BETAS
     """β of each node of `tail_logmass`."""
+    labels: bool = False
+    """Whether `label_logprobs` are stored: the log-probability of the next token of the text."""
+    mass: float | None = None
+    """A position stores as few ids as hold this share of its probability, at most `k`. None: all
+    positions store `k`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +49,37 @@ class LogitsSignal(TargetSpec):
     @property
     def target_spec(self) -> TargetSpec:
         """The fields that a teacher needs in order to compute these targets again."""
-        return TargetSpec(self.k, self.draws, self.draw_betas, self.betas)
+        return TargetSpec(self.k, self.draws, self.draw_betas, self.betas, self.labels, self.mass)
+
+
+@dataclass(frozen=True)
+class CountsSignal:
+    """Counts of equally spaced draws at T = 1, as `targets/counts.py` defines."""
+
+    signal_id: str
+    teacher_id: str
+    draws: int
+    """N, the sum of a position's counts."""
+
+
+@dataclass(frozen=True)
+class SketchSignal:
+    """Sketches, as `targets/sketch.py` defines."""
+
+    signal_id: str
+    teacher_id: str
+    rank: int
+    """r, numbers stored per position."""
+    teacher_width: int
+    """D, width of the teacher's last hidden state; equal to `rank` for rank "full"."""
+    step: float
+    """Distance of stored values, in units of the standard deviation of the r-th number (of the
+    128th if there are more); 0: float32, exact."""
+    dither: bool
+    """Whether a pseudo-random fraction of a step, known to the reader, is added before rounding and
+    subtracted after it, so that rounding is right on average."""
+    softcap: float | None = None
+    """Cap of the teacher's logits."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +123,9 @@ class AttentionSignal:
         return 1 if self.heads == MEAN else len(self.heads)
 
 
-Signal = LogitsSignal | HiddenSignal | AttentionSignal
+RecordSignal = LogitsSignal | CountsSignal | SketchSignal
+"""Signals that are stored in records, one a row."""
+Signal = RecordSignal | HiddenSignal | AttentionSignal
 ArraySignal = HiddenSignal | AttentionSignal
 
 
@@ -106,8 +145,8 @@ def scale_name(name: str) -> str:
 
 
 def array_names(name: str, signal: Signal) -> tuple[str, ...]:
-    """Names of the arrays that store the signal called `name`; none for logits."""
-    if isinstance(signal, LogitsSignal):
+    """Names of the arrays that store the signal called `name`; none if it is stored in records."""
+    if isinstance(signal, RecordSignal):
         return ()
     return (name, scale_name(name)) if signal.dtype == "int8" else (name,)
 
@@ -119,6 +158,10 @@ def signal_from_json(name: str, value: dict[str, Any]) -> Signal:
     """
     require_names("signal", [name])
     kind = name.partition("/")[0]
+    if kind == COUNTS:
+        return CountsSignal(**value)
+    if kind == SKETCH:
+        return SketchSignal(**value)
     if kind == "hidden":
         if value.get("directions") is not None:
             require_names("statistic", [value["directions"]])

@@ -8,7 +8,7 @@ import numpy as np
 
 from decant.schemas.disk.frames import Block
 
-__all__ = ["DRAWS", "TAIL", "TOPK", "Block", "Tables"]
+__all__ = ["COUNTS", "DRAWS", "LABELS", "SKETCH", "TAIL", "TOPK", "Block", "Tables"]
 
 TOPK = 1
 """Field id: top-k ids with their log-probabilities."""
@@ -16,6 +16,12 @@ TAIL = 2
 """Field id: the tail's log-mass at the nodes β > 0."""
 DRAWS = 3
 """Field id: tail draws."""
+LABELS = 4
+"""Field id: the log-probability of the text's next token."""
+COUNTS = 5
+"""Field id: ids and counts of equally spaced draws; in records of their own."""
+SKETCH = 6
+"""Field id: the sketch; in records of its own."""
 
 
 @dataclass(frozen=True, eq=False)

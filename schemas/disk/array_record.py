@@ -44,7 +44,14 @@ def as_json(value: Any) -> dict[str, Any]:
     caches keep their bytes."""
 
     def without_empty(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-        newer = (("fingerprint", ""), ("unwritten", {}), ("group", ""), ("weights", {}))
+        newer = (
+            ("fingerprint", ""),
+            ("unwritten", {}),
+            ("group", ""),
+            ("weights", {}),
+            ("labels", False),
+            ("mass", None),
+        )
         return {name: value for name, value in fields if (name, value) not in newer}
 
     return dataclasses.asdict(value, dict_factory=without_empty)

@@ -23,10 +23,12 @@ _BLOCK = struct.Struct("<BBI")
 
 
 class Kind(IntEnum):
-    """The two kinds of records."""
+    """The kinds of records."""
 
     ROW = 1
     LOGITS = 2
+    COUNTS = 3
+    SKETCH = 4
 
 
 class Block(NamedTuple):

@@ -11,7 +11,12 @@ REQUEST = "request.json"
 ROWS = "rows"
 """Directory of the row records, and their name beside the signals' names."""
 LOGITS = "logits"
-"""Name and directory of the signal that is stored in records."""
+"""Name and directory of the signal with the teacher's next-token distributions."""
+COUNTS = "counts"
+SKETCH = "sketch"
+RECORDS = (LOGITS, COUNTS, SKETCH)
+"""Names and directories of the signals that are stored in records, one a row. `COUNTS` and `SKETCH`
+are of the positions that `LOGITS` scores."""
 JOURNAL = "gc.json"
 """Journal of a `gc` that has begun to replace files; the next `gc` finishes it."""
 STAGED = "gc"
@@ -62,7 +67,7 @@ class PartLayout:
         return self.root / "work"
 
     def records(self, signal: str, unit: int) -> Path:
-        """The ArrayRecord file of a unit. `signal` is `ROWS` or `LOGITS`."""
+        """The ArrayRecord file of a unit. `signal` is `ROWS` or one of `RECORDS`."""
         return self.root / signal / f"{unit_name(unit)}.array_record"
 
     def array(self, name: str) -> Path:
@@ -95,7 +100,7 @@ def part_layout(cache: Path, part: int) -> PartLayout:
 
 _IN_PART = re.compile(
     rf"(?:(.*)/)?{PARTS}/[0-9]+/"
-    rf"(?:[^/]+\.json|(?:{'|'.join((ROWS, LOGITS, *ARRAY_KINDS))}|commits|statistics|work)/.+)"
+    rf"(?:[^/]+\.json|(?:{'|'.join((ROWS, *RECORDS, *ARRAY_KINDS))}|commits|statistics|work)/.+)"
 )
 
 

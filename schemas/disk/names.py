@@ -13,6 +13,7 @@ from typing import Any
 _NUMBER = r"(?:0|[1-9][0-9]{0,8})"
 _PART = r"parts/[0-9]{4,9}"
 _ARRAY = rf"(?:hidden|attention)/{_NUMBER}"
+_RECORDS = r"logits|counts|sketch"
 _UNIT = r"unit-[0-9]{5,9}"
 _SHARD = rf"c(?:\.{_NUMBER})+"
 
@@ -23,14 +24,14 @@ GRAMMAR = {
         rf"[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*/{_PART}",
         "../cache/parts/0000",
     ),
-    "signal": (rf"logits|{_ARRAY}", "logits, hidden/12 or attention/3"),
+    "signal": (rf"{_RECORDS}|{_ARRAY}", "logits, hidden/12 or attention/3"),
     "array": (rf"{_ARRAY}(?:-scale)?", "hidden/12 or hidden/12-scale"),
     "shard file": (_SHARD, "c.0.0.0"),
     "statistic": (r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.npy", "tail-prior-sums.npy"),
     "staging folder": (r"[0-9a-f]{16}", "16 hexadecimal digits"),
     "file of a unit": (
-        rf"{_PART}/(?:(?:rows|logits)/{_UNIT}\.array_record|{_ARRAY}(?:-scale)?/{_SHARD}"
-        rf"|commits/(?:logits|(?:hidden|attention)-{_NUMBER})-{_UNIT}\.json)",
+        rf"{_PART}/(?:(?:rows|{_RECORDS})/{_UNIT}\.array_record|{_ARRAY}(?:-scale)?/{_SHARD}"
+        rf"|commits/(?:{_RECORDS}|(?:hidden|attention)-{_NUMBER})-{_UNIT}\.json)",
         "parts/0000/rows/unit-00000.array_record",
     ),
 }

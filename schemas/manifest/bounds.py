@@ -14,11 +14,14 @@ from decant.schemas.signals import (
     MEAN,
     AttentionDtype,
     AttentionSignal,
+    CountsSignal,
     HiddenDtype,
     HiddenSignal,
     LogitsSignal,
     Signal,
+    SketchSignal,
 )
+from decant.schemas.targets.counts import MOST_DRAWS
 from decant.schemas.targets.targets import BETAS, EIGHTHS
 
 POSITIONS = 1 << 20
@@ -100,6 +103,12 @@ def require_signal(name: str, signal: Signal, *, vocabulary: int) -> None:
     if isinstance(signal, LogitsSignal):
         _require_logits(signal, vocabulary=vocabulary)
         return
+    if isinstance(signal, CountsSignal):
+        require_number("draws of counts", signal.draws, 1, MOST_DRAWS)
+        return
+    if isinstance(signal, SketchSignal):
+        _require_sketch(signal)
+        return
     require_number(f"layer of {name}", signal.layer, 0, LAYERS)
     require_number(f"shard_rows of {name}", signal.shard_rows, 1, ROWS)
     if isinstance(signal, HiddenSignal):
@@ -115,11 +124,25 @@ def require_signal(name: str, signal: Signal, *, vocabulary: int) -> None:
 
 def _require_logits(signal: LogitsSignal, *, vocabulary: int) -> None:
     require_one_of("profile of logits", signal.profile, PROFILES)
-    require_number("k of logits", signal.k, 1, vocabulary)
+    require_number("k of logits", signal.k, 0, vocabulary)
     require_number("draws of logits", signal.draws, 0, DRAWS)
     require_one_of("betas of logits", signal.betas, (BETAS, EIGHTHS))
     for beta in signal.draw_betas:
         require_one_of("draw_betas of logits", beta, BETAS[1:])
+    require_one_of("labels of logits", signal.labels, (False, True))
+    if signal.mass is not None and not (type(signal.mass) is float and 0 < signal.mass <= 1):
+        _refuse("mass of logits", signal.mass, "a share")
+
+
+def _require_sketch(signal: SketchSignal) -> None:
+    require_number("teacher_width of sketch", signal.teacher_width, 1, WIDTH)
+    require_number("rank of sketch", signal.rank, 1, signal.teacher_width)
+    require_one_of("dither of sketch", signal.dither, (False, True))
+    if type(signal.step) not in (int, float) or not 0 <= signal.step < math.inf:
+        _refuse("step of sketch", signal.step, "a number, at least 0")
+    cap = signal.softcap
+    if cap is not None and not (type(cap) in (int, float) and 0 < cap < math.inf):
+        _refuse("softcap of sketch", cap, "a number above 0")
 
 
 def _require_heads(name: str, signal: AttentionSignal) -> None:

@@ -23,7 +23,7 @@ from decant.schemas.manifest.manifest import (
     require_unit,
     unit_from_json,
 )
-from decant.schemas.signals import ArraySignal, LogitsSignal, Signal, signal_from_json
+from decant.schemas.signals import ArraySignal, RecordSignal, Signal, signal_from_json
 
 VERSION = 2
 """Version 2 has `mesh`. Version 1 had `tensor_parallel` and can be read."""
@@ -95,7 +95,7 @@ class Plan:
     @property
     def arrays(self) -> dict[str, ArraySignal]:
         """Signals that are stored in arrays, by name."""
-        return {n: s for n, s in self.signals.items() if not isinstance(s, LogitsSignal)}
+        return {n: s for n, s in self.signals.items() if not isinstance(s, RecordSignal)}
 
     def specs(self, name: str) -> dict[str, ArraySpec]:
         """The arrays of the signal called `name`, by array name."""

@@ -48,13 +48,19 @@ class Draws:
         return self.ids.shape[1]
 
 
-def uniform_starts(row_key: bytes, *, positions: int) -> Float[np.ndarray, " positions"]:
+TAIL_STREAM, COUNTS_STREAM = b"decant tail draws 1", b"decant counts 1"
+"""Names of the streams of starts: each kind of draw has its own."""
+
+
+def uniform_starts(
+    row_key: bytes, *, positions: int, stream: bytes = TAIL_STREAM
+) -> Float[np.ndarray, " positions"]:
     """The uniform start in [0, 1) of each position's points, a function of the row's key.
 
     float32 with 24 random bits from SHAKE-256, so that every machine and release gets equal starts.
     """
-    stream = hashlib.shake_256(b"decant tail draws 1" + row_key).digest(4 * positions)
-    return (np.frombuffer(stream, "<u4") >> 8).astype(np.float32) * np.float32(2.0**-24)
+    bits = hashlib.shake_256(stream + row_key).digest(4 * positions)
+    return (np.frombuffer(bits, "<u4") >> 8).astype(np.float32) * np.float32(2.0**-24)
 
 
 def logweights(

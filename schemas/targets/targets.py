@@ -32,12 +32,14 @@ class Targets:
     `tail_logmass` float32 [n, nodes]: A(β) = log Σ_{v in tail} exp(β·logp(v)) in nats, at each of
     `BETAS` (7) or `EIGHTHS` (9); −inf for an empty tail.
     `draws`: the tail draws, None if none are stored.
+    `label_logprobs` float32 [n]: of the text's next token, in nats; None if not stored.
     """
 
     ids: np.ndarray
     logprobs: np.ndarray
     tail_logmass: np.ndarray
     draws: Draws | None = None
+    label_logprobs: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -48,6 +50,7 @@ class Targets:
             self.logprobs[positions],
             self.tail_logmass[positions],
             self.draws[positions] if self.draws else None,
+            None if self.label_logprobs is None else self.label_logprobs[positions],
         )
 
     @property
@@ -71,6 +74,9 @@ def join_targets(parts: Sequence[Targets]) -> Targets:
         logprobs=all_of(parts, "logprobs"),
         tail_logmass=all_of(parts, "tail_logmass"),
         draws=draws,
+        label_logprobs=None
+        if any(part.label_logprobs is None for part in parts)
+        else all_of(parts, "label_logprobs"),
     )
 
 
