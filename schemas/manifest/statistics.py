@@ -10,9 +10,10 @@ from decant.schemas.codecs import Tables
 from decant.schemas.codecs.check_tables import require_tables
 from decant.schemas.disk.atomic import replacing
 from decant.schemas.disk.identity import file_sha256
-from decant.schemas.disk.layout import PartLayout
+from decant.schemas.disk.layout import COUNTS, LOGITS, SKETCH, PartLayout
 
-_TABLE = "logits-"
+_TABLE = {LOGITS: "logits-", COUNTS: "counts-table-", SKETCH: "sketch-table-"}
+"""What the names of the codec tables of each signal begin with."""
 
 
 def save_statistics(part: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
@@ -53,20 +54,24 @@ def _read_npy(path: Path) -> np.ndarray:
     return np.load(path, allow_pickle=False)
 
 
-def table_arrays(tables: Tables) -> dict[str, np.ndarray]:
-    """The codec's tables by statistic name."""
-    return {_TABLE + name: array for name, array in tables.arrays().items()}
+def table_arrays(tables: Tables, *, signal: str = LOGITS) -> dict[str, np.ndarray]:
+    """The tables of the signal's codec by statistic name."""
+    return {_TABLE[signal] + name: array for name, array in tables.arrays().items()}
 
 
-def load_tables(part: Path, statistics: Mapping[str, str], *, vocabulary: int) -> Tables:
-    """The codec's tables, read from a part's statistics (sha256 by file name).
+def load_tables(
+    part: Path, statistics: Mapping[str, str], *, vocabulary: int, signal: str = LOGITS
+) -> Tables:
+    """The tables of the signal's codec, read from a part's statistics (sha256 by file name).
 
     ValueError for a damaged file, or a table that does not fit `vocabulary` ids.
     """
     arrays = {
-        name.removeprefix(_TABLE).removesuffix(".npy"): load_statistic(part, name, sha256=sha)
+        name.removeprefix(_TABLE[signal]).removesuffix(".npy"): load_statistic(
+            part, name, sha256=sha
+        )
         for name, sha in statistics.items()
-        if name.startswith(_TABLE)
+        if name.startswith(_TABLE[signal])
     }
     try:
         require_tables(arrays, vocabulary=vocabulary)

@@ -1,31 +1,24 @@
 """Open a sealed cache and read rows with their signals as padded numpy arrays."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from decant.schemas.codecs import Tables
 from decant.schemas.disk.array_record import RecordReaders
-from decant.schemas.disk.frames import require_same_key
-from decant.schemas.disk.layout import LOGITS, ROWS, TOKENIZER, PartLayout
+from decant.schemas.disk.layout import LOGITS, RECORDS, ROWS, SKETCH, TOKENIZER, PartLayout
 from decant.schemas.manifest.manifest import Manifest, Part, read_manifest
-from decant.schemas.manifest.statistics import load_statistic, load_tables
+from decant.schemas.manifest.statistics import load_statistic
 from decant.schemas.manifest.tokenizer_files import tokenizer_files
 from decant.schemas.reading.forgetting import ForgottenDocuments, erase
 from decant.schemas.reading.merged_parts import refresh_parts
-from decant.schemas.records.logits import (
-    LogitsRecord,
-    decode_logits,
-    field_bytes,
-    group_for_decoding,
-    open_logits,
-)
-from decant.schemas.records.padded import allocate_targets, clear_targets, fill_targets
+from decant.schemas.reading.record_signals import COMPANIONS, RecordSignals
+from decant.schemas.records.logits import field_bytes
 from decant.schemas.records.rows import ROW_FIELDS, decode_row
 from decant.schemas.targets.prior import COUNTS, SUMS, TailPrior, log_prior
+from decant.schemas.targets.sketch import SketchHead
 
 if TYPE_CHECKING:
     from decant.schemas.reading.signal_arrays import SignalArrays
@@ -50,7 +43,7 @@ class Cache:
         # The attributes below belong to this process: see __reduce__.
         self._readers = RecordReaders()
         self._paths: dict[tuple[int, str], Path] = {}
-        self._tables_of: dict[str, Tables] = {}
+        self._record_signals = RecordSignals(path, manifest)
         self._arrays: dict[str, SignalArrays] = {}
         self._units = [(part, *pair) for part in manifest.parts for pair in part.numbered_units]
         counts = [unit.rows for _, _, unit in self._units]
@@ -111,6 +104,7 @@ class Cache:
         signals: Sequence[str] = (LOGITS,),
         *,
         decode: bool = True,
+        targets: Collection[str] | None = None,
     ) -> dict[str, np.ndarray]:
         """The rows with these numbers and their signals: arrays by name, [n, …] with n = len(rows).
 
@@ -121,6 +115,15 @@ class Cache:
         stores tail draws, `logits` also adds tail_ids int32, tail_logprobs float32 and
         tail_logweights float32, all [n, S, m]. A log-weight is −log(m·r(v)) with proposal r. Id 0
         and −inf mark a missing draw. A row that capture skipped has no scored position.
+
+        If the cache stores label log-probabilities, `logits` adds label_logprobs float32 [n, S]:
+        the log-probability of the text's next token. If it holds `counts` or `sketch`, `logits`
+        also adds their arrays, all of them or those named in `targets`; `targets=()` reads
+        neither. Each can also be named alone in `signals`:
+        - `counts`: count_ids and counts int32 [n, S, N], N the draws a position. Ids are distinct
+          and ascending; empty slots follow, with id 0 and count 0.
+        - `sketch`: sketch float32 [n, S, r], 0 at positions without one, and sketch_basis int32
+          [n], the index of each row's head in `sketch_heads()`.
 
         `hidden/12` adds states [n, S, width]: bfloat16 if stored so, float32 if stored as int8. A
         signal with `directions` holds the states times those. `attention/3` adds maps
@@ -135,8 +138,11 @@ class Cache:
         """
         numbers = np.asarray(rows, np.int64)
         self._require_rows(numbers)
-        self._require_signals(signals)
-        out = self._allocate(len(numbers), signals)
+        signals = self._with_targets(signals, targets)
+        stored_in_records = [name for name in RECORDS if name in signals]
+        out = self._allocate(len(numbers)) | self._record_signals.allocate(
+            len(numbers), stored_in_records
+        )
         at = np.searchsorted(self._first_row, numbers, side="right") - 1
         offsets = numbers - self._first_row[at]
         # TensorStore's threads read arrays while this thread decodes records. A Python thread would
@@ -147,8 +153,14 @@ class Cache:
             if "/" in name
         ]
         keys, forgotten = self._fill_rows(at, offsets, out)
-        if LOGITS in signals:
-            self._fill_logits(at, offsets, keys, out)
+        if stored_in_records:
+            self._record_signals.fill(
+                stored_in_records,
+                [self._units[index][0] for index in at.tolist()],
+                keys,
+                lambda name: self._records(name, at, offsets),
+                out,
+            )
         for slot, (index, offset) in enumerate(zip(at.tolist(), offsets.tolist(), strict=True)):
             *_, unit = self._units[index]
             if offset in unit.skipped_rows:
@@ -260,34 +272,24 @@ class Cache:
                     forgotten[slot] = gone
         return keys, forgotten
 
-    def _fill_logits(self, at: np.ndarray, offsets: np.ndarray, keys: list[bytes], out) -> None:
-        parts = [self._units[index][0] for index in at.tolist()]
-        length = self.manifest.sequence_length
-        records = [
-            open_logits(record, where=where, length=length, spec=part.logits)
-            for (record, where), part in zip(self._records(LOGITS, at, offsets), parts, strict=True)
-        ]
-        scored = np.zeros(out["loss_mask"].shape, bool)
-        for slot, (record, key) in enumerate(zip(records, keys, strict=True)):
-            require_same_key(key, record.row_key, where=record.where)
-            scored[slot] = record.scored
-        out["loss_mask"] &= scored
-        clear_targets(out, np.flatnonzero(~scored))
-        for part in {part.path: part for part in parts}.values():
-            # By path, because parts of one directory share its tables.
-            slots = [slot for slot, other in enumerate(parts) if other.path == part.path]
-            for group in group_for_decoding([records[slot] for slot in slots]):
-                self._fill_targets(part, {slots[i]: records[slots[i]] for i in group}, out)
+    def sketch_heads(self) -> list[SketchHead]:
+        """The heads that turn sketches into logits: each distinct one of the parts, in their order.
 
-    def _fill_targets(self, part: Part, records: dict[int, LogitsRecord], out) -> None:
-        targets = decode_logits(
-            list(records.values()),
-            tables=self._tables(part),
-            vocabulary=self.manifest.vocabulary_size,
-        )
-        length = self.manifest.sequence_length
-        places = [slot * length + np.flatnonzero(r.scored) for slot, r in records.items()]
-        fill_targets(out, np.concatenate(places), targets=targets, nodes=self.manifest.betas)
+        `sketch_basis` numbers them. All have as many rows as `sketch` has numbers a position.
+        ValueError if the cache holds no sketch, or for a damaged statistic.
+        """
+        self._require_signals([SKETCH])
+        return self._record_signals.heads.all
+
+    def sketch_head(self) -> SketchHead:
+        """The only one of `sketch_heads`. ValueError if the parts of the cache have several."""
+        first, *others = self.sketch_heads()
+        if others:
+            raise ValueError(
+                f"{self.path}: its parts have {1 + len(others)} sketch heads; use `sketch_heads()` "
+                "and the `sketch_basis` of each row"
+            )
+        return first
 
     def tail_prior(self) -> np.ndarray:
         """log π of the tail prior at each of `BETAS`, over all parts: float32 [7, vocabulary].
@@ -329,24 +331,12 @@ class Cache:
             raise ValueError(f"{PartLayout(root).statistics / SUMS}: {error}") from None
         return prior
 
-    def _allocate(self, n: int, signals: Sequence[str]) -> dict[str, np.ndarray]:
+    def _allocate(self, n: int) -> dict[str, np.ndarray]:
         length = self.manifest.sequence_length
         out: dict[str, np.ndarray] = {
             name: np.zeros((n, length), np.int32) for name in ROW_FIELDS[:3]
         }
-        out["loss_mask"] = np.zeros((n, length), bool)
-        if LOGITS in signals:
-            out |= allocate_targets(n, length=length, spec=self.manifest.logits)
-        return out
-
-    def _tables(self, part: Part) -> Tables:
-        if part.path not in self._tables_of:
-            self._tables_of[part.path] = load_tables(
-                self.path / part.path,
-                part.statistics,
-                vocabulary=self.manifest.vocabulary_size,
-            )
-        return self._tables_of[part.path]
+        return out | {"loss_mask": np.zeros((n, length), bool)}
 
     def logits_bytes(self, rows: Sequence[int] | np.ndarray) -> dict[str, int]:
         """Bytes of these rows' logits records by field; keys as in `records.logits.field_bytes`."""
@@ -365,6 +355,23 @@ class Cache:
         outside = numbers[(numbers < 0) | (numbers >= len(self))]
         if len(outside):
             raise IndexError(f"{self.path}: row {outside[0]} asked for, it has {len(self)} rows")
+
+    def _with_targets(
+        self, signals: Sequence[str], targets: Collection[str] | None
+    ) -> tuple[str, ...]:
+        """`signals`, and with `logits` the signals that describe the same positions.
+
+        ValueError for a name that the cache does not hold.
+        """
+        for name in targets or ():
+            if name not in COMPANIONS:
+                raise ValueError(f"targets names {name!r}; expected {' or '.join(COMPANIONS)}")
+        asked = [name for name in COMPANIONS if name in self.manifest.signals]
+        if targets is not None:
+            asked = list(targets)
+        signals = tuple(dict.fromkeys((*signals, *(asked if LOGITS in signals else ()))))
+        self._require_signals(signals)
+        return signals
 
     def _require_signals(self, signals: Sequence[str]) -> None:
         held = self.manifest.signals

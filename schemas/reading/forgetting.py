@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from decant.schemas.disk.layout import LOGITS, ROWS
+from decant.schemas.disk.layout import RECORDS, ROWS
 from decant.schemas.manifest.manifest import Part
 from decant.schemas.reading.units import read_unit_rows
 from decant.schemas.records.padded import clear_targets
@@ -69,8 +69,8 @@ def erase(
         if name == ROWS:
             for field in ROW_FIELDS:
                 out[field][slot, forgotten] = 0
-        elif name == LOGITS:
-            clear_targets(out, slot * len(forgotten) + np.flatnonzero(forgotten))
+        elif name in RECORDS:
+            clear_targets(out, slot * len(forgotten) + np.flatnonzero(forgotten), signals=(name,))
         elif name.startswith("attention/"):
             # Clearing queries is enough: only queries of the same segment see a segment's keys.
             out[name][slot][:, forgotten] = 0

@@ -1,15 +1,17 @@
-"""Targets of many rows as padded arrays [n, S, …], as `Cache.read` returns them for `logits`."""
+"""Targets of many rows as padded arrays [n, S, …], as `Cache.read` returns them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
+from decant.schemas.disk.layout import COUNTS, LOGITS, SKETCH
 from decant.schemas.signals import TargetSpec
+from decant.schemas.targets.counts import Counts
 from decant.schemas.targets.draws import logweights
 from decant.schemas.targets.targets import Targets
 
-_ABSENT = {
+_WIDE = {
     "topk_ids": 0,
     "topk_logprobs": -np.inf,
     "tail_logmass": -np.inf,
@@ -17,20 +19,39 @@ _ABSENT = {
     "tail_logprobs": -np.inf,
     "tail_logweights": -np.inf,
 }
-"""The value of each array where a position has no target."""
+_ABSENT_OF = {
+    LOGITS: {**_WIDE, "label_logprobs": -np.inf},
+    COUNTS: {"count_ids": 0, "counts": 0},
+    SKETCH: {"sketch": 0},
+}
+"""By signal: the value of each array where a position has no target."""
+_ABSENT = {name: value for arrays in _ABSENT_OF.values() for name, value in arrays.items()}
 _SHORT = 16
 """With fewer positions per run, one indexed copy is faster than a copy per run."""
 
 
 def allocate_targets(n: int, *, length: int, spec: TargetSpec) -> dict[str, np.ndarray]:
     """Uninitialised arrays for `n` rows of `length` positions: ids int32, all others float32."""
-    widths = dict.fromkeys(_ABSENT, spec.draws)
+    widths = dict.fromkeys(_WIDE, spec.draws)
     widths |= {"topk_ids": spec.k, "topk_logprobs": spec.k, "tail_logmass": len(spec.betas)}
-    return {
+    out = {
         name: np.empty((n, length, width), np.int32 if name.endswith("ids") else np.float32)
         for name, width in widths.items()
         if width
     }
+    if spec.labels:
+        out["label_logprobs"] = np.empty((n, length), np.float32)
+    return out
+
+
+def allocate_counts(n: int, *, length: int, draws: int) -> dict[str, np.ndarray]:
+    """Uninitialised arrays for the counts of `n` rows: int32 [n, length, draws]."""
+    return {name: np.empty((n, length, draws), np.int32) for name in _ABSENT_OF[COUNTS]}
+
+
+def allocate_sketch(n: int, *, length: int, rank: int) -> dict[str, np.ndarray]:
+    """An uninitialised array for the sketches of `n` rows: float32 [n, length, rank]."""
+    return {"sketch": np.empty((n, length, rank), np.float32)}
 
 
 def fill_targets(
@@ -52,9 +73,37 @@ def fill_targets(
     if draws := targets.draws:
         values["tail_ids"], values["tail_logprobs"] = draws.ids, draws.logprobs
         values["tail_logweights"] = logweights(draws, targets.tail_logmass, nodes=nodes)
-    flat = _flat(out)
+    if targets.label_logprobs is not None:
+        values["label_logprobs"] = targets.label_logprobs[:, None]
+    _fill(out, places, values, signal=LOGITS)
+
+
+def fill_counts(
+    out: Mapping[str, np.ndarray], places: Int[np.ndarray, " positions"], *, counts: Counts
+) -> None:
+    """Copy counts into the arrays `out`, as `fill_targets` does."""
+    _fill(out, places, {"count_ids": counts.ids, "counts": counts.counts}, signal=COUNTS)
+
+
+def fill_sketch(
+    out: Mapping[str, np.ndarray],
+    places: Int[np.ndarray, " positions"],
+    *,
+    sketch: Float[np.ndarray, "positions r"],
+) -> None:
+    """Copy sketches into the array of `out`, as `fill_targets` does."""
+    _fill(out, places, {"sketch": sketch}, signal=SKETCH)
+
+
+def _fill(
+    out: Mapping[str, np.ndarray],
+    places: Int[np.ndarray, " positions"],
+    values: Mapping[str, np.ndarray],
+    *,
+    signal: str,
+) -> None:
     runs = _runs(places)
-    for name, array in flat.items():
+    for name, array in _flat(out, _ABSENT_OF[signal]).items():
         stored = values.get(name)
         if stored is None or stored.shape[1] < array.shape[1]:
             array[places] = _ABSENT[name]  # this part stores fewer entries than another part
@@ -64,10 +113,16 @@ def fill_targets(
                 columns[target] = stored[source]
 
 
-def clear_targets(out: Mapping[str, np.ndarray], places: Int[np.ndarray, " positions"]) -> None:
+def clear_targets(
+    out: Mapping[str, np.ndarray],
+    places: Int[np.ndarray, " positions"],
+    *,
+    signals: Collection[str] = tuple(_ABSENT_OF),
+) -> None:
     """Mark the positions `places` (numbered as in `fill_targets`) as having no target."""
-    for name, array in _flat(out).items():
-        array[places] = _ABSENT[name]
+    for signal in signals:
+        for name, array in _flat(out, _ABSENT_OF[signal]).items():
+            array[places] = _ABSENT[name]
 
 
 def _runs(places: Int[np.ndarray, " positions"]) -> list[tuple[slice | np.ndarray, slice]]:
@@ -83,6 +138,11 @@ def _runs(places: Int[np.ndarray, " positions"]) -> list[tuple[slice | np.ndarra
     ]
 
 
-def _flat(out: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Views [n·S, width] of the arrays of `logits` in `out`."""
-    return {name: out[name].reshape(-1, out[name].shape[2]) for name in _ABSENT if name in out}
+def _flat(out: Mapping[str, np.ndarray], names: Collection[str]) -> dict[str, np.ndarray]:
+    """Views [n·S, width] of the arrays called `names` in `out`; width 1 for arrays [n, S]."""
+    views = {}
+    for name in names:
+        if name in out:
+            n, length, *width = out[name].shape
+            views[name] = out[name].reshape(n * length, *(width or [1]))
+    return views

@@ -1,0 +1,200 @@
+"""Read the signals that are stored in records: `logits`, `counts` and `sketch`."""
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from decant.schemas.codecs import Tables
+from decant.schemas.disk.frames import Kind, require_same_key
+from decant.schemas.disk.layout import COUNTS, LOGITS, SKETCH
+from decant.schemas.manifest.manifest import Manifest, Part
+from decant.schemas.manifest.statistics import load_tables
+from decant.schemas.reading.sketch_heads import SketchHeads
+from decant.schemas.records.companion import (
+    CompanionRecord,
+    decode_counts,
+    decode_sketch,
+    open_companion,
+)
+from decant.schemas.records.logits import (
+    LogitsRecord,
+    decode_logits,
+    group_for_decoding,
+    open_logits,
+)
+from decant.schemas.records.padded import (
+    allocate_counts,
+    allocate_sketch,
+    allocate_targets,
+    clear_targets,
+    fill_counts,
+    fill_sketch,
+    fill_targets,
+)
+from decant.schemas.signals import CountsSignal, SketchSignal
+from decant.schemas.targets.targets import Targets
+
+COMPANIONS = {COUNTS: Kind.COUNTS, SKETCH: Kind.SKETCH}
+"""Signals of the positions that `logits` scores, with the kind of their records."""
+
+Records = Callable[[str], list[tuple[bytes, str]]]
+"""The (record, its name in errors) of each row, by the signal's name."""
+
+
+class RecordSignals:
+    """Decodes records into the arrays of `Cache.read`."""
+
+    def __init__(self, cache: Path, manifest: Manifest):
+        self._cache = cache
+        self._manifest = manifest
+        self._tables_of: dict[tuple[str, str], Tables] = {}
+        self.heads = SketchHeads(cache, manifest)
+
+    def allocate(self, n: int, names: Collection[str]) -> dict[str, np.ndarray]:
+        """Uninitialised arrays for `n` rows of the signals `names`."""
+        length, parts = self._manifest.sequence_length, self._manifest.parts
+        out: dict[str, np.ndarray] = {}
+        if LOGITS in names:
+            out |= allocate_targets(n, length=length, spec=self._manifest.logits)
+        if COUNTS in names:
+            draws = max(_counts_of(part).draws for part in parts)
+            out |= allocate_counts(n, length=length, draws=draws)
+        if SKETCH in names:
+            out |= allocate_sketch(n, length=length, rank=self.heads.rank)
+            out["sketch_basis"] = np.zeros(n, np.int32)
+        return out
+
+    def fill(
+        self,
+        names: Collection[str],
+        parts: Sequence[Part],
+        keys: Sequence[bytes],
+        records: Records,
+        out: dict[str, np.ndarray],
+    ) -> None:
+        """Fill the arrays of the signals `names` in `out`, and clear unscored positions' loss mask.
+
+        Row i belongs to `parts[i]` and has key `keys[i]`.
+        """
+        length = self._manifest.sequence_length
+        logits = [
+            open_logits(record, where=where, length=length, spec=part.logits)
+            for (record, where), part in zip(records(LOGITS), parts, strict=True)
+        ]
+        scored = np.zeros(out["loss_mask"].shape, bool)
+        for slot, (record, key) in enumerate(zip(logits, keys, strict=True)):
+            require_same_key(key, record.row_key, where=record.where)
+            scored[slot] = record.scored
+        out["loss_mask"] &= scored
+        clear_targets(out, np.flatnonzero(~scored))
+        companions = {
+            name: self._open(COMPANIONS[name], records(name), logits, keys)
+            for name in COMPANIONS
+            if name in names
+        }
+        for part in {part.path: part for part in parts}.values():
+            # By path, because parts of one directory share its tables.
+            slots = [slot for slot, other in enumerate(parts) if other.path == part.path]
+            if SKETCH in names:
+                out["sketch_basis"][slots] = self.heads.number(part)
+            for group in group_for_decoding([logits[slot] for slot in slots]):
+                self._fill_group(names, part, [slots[i] for i in group], logits, companions, out)
+
+    def _open(
+        self,
+        kind: Kind,
+        records: list[tuple[bytes, str]],
+        logits: Sequence[LogitsRecord],
+        keys: Sequence[bytes],
+    ) -> list[CompanionRecord]:
+        opened = []
+        for (data, where), of_logits, key in zip(records, logits, keys, strict=True):
+            record = open_companion(data, kind=kind, where=where, scored=of_logits.positions)
+            require_same_key(key, record.row_key, where=where)
+            opened.append(record)
+        return opened
+
+    def _fill_group(
+        self,
+        names: Collection[str],
+        part: Part,
+        slots: list[int],
+        logits: Sequence[LogitsRecord],
+        companions: dict[str, list[CompanionRecord]],
+        out: dict[str, np.ndarray],
+    ) -> None:
+        """Decode and fill the rows `slots`, whose logits records can be decoded together."""
+        length = self._manifest.sequence_length
+        of_slot = [slot * length + np.flatnonzero(logits[slot].scored) for slot in slots]
+        places = np.concatenate(of_slot)
+        targets = None
+        if LOGITS in names or COUNTS in names:
+            targets = decode_logits(
+                [logits[slot] for slot in slots],
+                tables=self.tables(part, LOGITS),
+                vocabulary=self._manifest.vocabulary_size,
+            )
+        if LOGITS in names:
+            assert targets is not None
+            fill_targets(out, places, targets=targets, nodes=self._manifest.betas)
+        for name, all_records in companions.items():
+            records = [all_records[slot] for slot in slots if all_records[slot].positions]
+            held = np.repeat(
+                [all_records[slot].positions > 0 for slot in slots], [len(p) for p in of_slot]
+            )
+            clear_targets(out, places[~held], signals=(name,))
+            if records and name == COUNTS:
+                assert targets is not None
+                self._fill_counts(
+                    part, records, targets if held.all() else targets[held], places[held], out
+                )
+            elif records:
+                self._fill_sketch(part, records, places[held], out)
+
+    def _fill_counts(
+        self,
+        part: Part,
+        records: list[CompanionRecord],
+        head: Targets,
+        places: np.ndarray,
+        out: dict[str, np.ndarray],
+    ) -> None:
+        counts = decode_counts(
+            records,
+            draws=_counts_of(part).draws,
+            head=head,
+            tables=self.tables(part, COUNTS),
+            vocabulary=self._manifest.vocabulary_size,
+        )
+        fill_counts(out, places, counts=counts)
+
+    def _fill_sketch(
+        self, part: Part, records: list[CompanionRecord], places: np.ndarray, out: dict
+    ) -> None:
+        signal = part.signals[SKETCH]
+        assert isinstance(signal, SketchSignal)
+        sketch = decode_sketch(
+            records,
+            signal=signal,
+            deviations=self.heads.deviations(part),
+            tables=self.tables(part, SKETCH),
+        )
+        fill_sketch(out, places, sketch=sketch)
+
+    def tables(self, part: Part, name: str) -> Tables:
+        """The codec tables of a part's signal `name`."""
+        if (part.path, name) not in self._tables_of:
+            self._tables_of[part.path, name] = load_tables(
+                self._cache / part.path,
+                part.statistics,
+                vocabulary=self._manifest.vocabulary_size,
+                signal=name,
+            )
+        return self._tables_of[part.path, name]
+
+
+def _counts_of(part: Part) -> CountsSignal:
+    signal = part.signals[COUNTS]
+    assert isinstance(signal, CountsSignal)
+    return signal
