@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from decant.torch.batching import Batches, batches
     from decant.torch.hf_trainer import DistillationTrainer
     from decant.torch.judging import evaluate
-    from decant.torch.layer_terms import attention_loss, hidden_loss
+    from decant.torch.layer_terms import attention_loss, hidden_loss, pair_count
     from decant.torch.losses import loss, loss_on_logits
     from decant.torch.packing import attention_mask, packed_inputs, require_separate_segments
     from decant.torch.rows import Batch, Rows
@@ -30,6 +30,7 @@ _HOMES = {
     "loss": "losses",
     "loss_on_logits": "losses",
     "packed_inputs": "packing",
+    "pair_count": "layer_terms",
     "require_separate_segments": "packing",
 }
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "loss",
     "loss_on_logits",
     "packed_inputs",
+    "pair_count",
     "require_separate_segments",
 ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from decant.torch.packing import attention_mask
@@ -24,6 +24,7 @@ def hidden_loss(
     batch: Mapping[str, Tensor],
     *,
     kind: Literal["mse", "cosine"] = "mse",
+    scale: Literal["mean", "sum"] = "mean",
     matrix: Float[Tensor, "width stored"] | None = None,
     count: Tensor | float | None = None,
 ) -> Float[Tensor, ""]:
@@ -33,11 +34,13 @@ def hidden_loss(
     term = decant.torch.hidden_loss(states, batch["hidden/12"], batch, matrix=projection)
     ```
 
-    `kind`: "mse" is the mean over the width of the squared difference; "cosine" is one minus the
-    cosine. `matrix` maps the student's states before they are compared: a matrix that is trained
-    with the student, or `cache.directions("hidden/12")` if the cache stores states along these.
-    `count` is as in `loss`.
+    `kind`: "mse" is the mean over the width of the squared difference, with `scale` "sum" its sum
+    over the width; "cosine" is one minus the cosine. `matrix` maps the student's states before they
+    are compared: a matrix that is trained with the student, or `cache.directions("hidden/12")` if
+    the cache stores states along these. `count` is as in `loss`.
     """
+    if scale == "sum" and kind != "mse":
+        raise ValueError(f"scale is 'sum' with kind {kind!r}; it is for kind 'mse'")
     counted = batch["loss_mask"]
     student = student.float()[counted]
     if matrix is not None:
@@ -50,7 +53,8 @@ def hidden_loss(
             "is trained with the student"
         )
     if kind == "mse":
-        distance = (student - teacher).square().mean(-1)
+        squared = (student - teacher).square()
+        distance = squared.mean(-1) if scale == "mean" else squared.sum(-1)
     else:
         distance = 1 - (_direction(student) * _direction(teacher)).sum(-1)
     return distance.sum() / _count(counted, count)
@@ -62,6 +66,7 @@ def attention_loss(
     batch: Mapping[str, Tensor],
     *,
     kind: Literal["mse", "kl"] = "mse",
+    scale: Literal["mean", "pairs"] = "mean",
     normalize: bool = True,
     average_heads: bool = False,
     count: Tensor | float | None = None,
@@ -69,10 +74,14 @@ def attention_loss(
     """The mean distance of attention maps over counted queries and heads.
 
     `kind`: "mse" is the mean over a query's visible keys of the squared difference; "kl" is
-    KL(teacher ‖ student) of its row in nats. `normalize` scales each row of both maps to sum to
-    one, because stored maps are rounded. `average_heads` compares the means over the heads;
-    without it both models need the same number of heads. `count` is as in `loss`.
+    KL(teacher ‖ student) of its row in nats. `scale` "pairs", for "mse": the sum over heads and
+    keys of the squared difference, divided by `pair_count(batch)`, as online trainers have it.
+    `normalize` scales each row of both maps to sum to one, because stored maps are rounded.
+    `average_heads` compares the means over the heads; without it both models need the same number
+    of heads. `count` is as in `loss`; with `scale` "pairs" a number of pairs.
     """
+    if scale == "pairs" and kind != "mse":
+        raise ValueError(f"scale is 'pairs' with kind {kind!r}; it is for kind 'mse'")
     counted = batch["loss_mask"]
     if not average_heads and student.shape[1] != teacher.shape[1]:
         raise ValueError(
@@ -87,11 +96,24 @@ def attention_loss(
         student, teacher = student.mean(1, keepdim=True), teacher.mean(1, keepdim=True)
     if normalize:
         student, teacher = _row_stochastic(student), _row_stochastic(teacher)
-    if kind == "mse":
-        rows = (student - teacher).square().sum(-1) / seen.sum(-1)
+    if scale == "pairs":
+        rows = (student - teacher).square().sum((1, 3))
+        count = pair_count(batch).clamp(min=1) if count is None else count
+    elif kind == "mse":
+        rows = ((student - teacher).square().sum(-1) / seen.sum(-1)).mean(1)
     else:
-        rows = _kl(student, teacher)
-    return rows.mean(1).where(counted, 0.0).sum() / _count(counted, count)
+        rows = _kl(student, teacher).mean(1)
+    return rows.where(counted, 0.0).sum() / _count(counted, count)
+
+
+def pair_count(batch: Mapping[str, Tensor]) -> Int[Tensor, ""]:
+    """Pairs of a counted query and a token of its document, in this row, seen or not.
+
+    Sum it over the microbatches and processes of an update for `attention_loss(…, count=)`.
+    """
+    segments = batch["segment_ids"]
+    same = segments[:, :, None] == segments[:, None, :]
+    return same.sum(-1).where(batch["loss_mask"], 0).sum()
 
 
 def _direction(x: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:

@@ -325,31 +325,45 @@ def test_a_transposed_unembedding_is_refused():
         loss(torch.tensor(HIDDEN), torch.tensor(UNEMBEDDING), a_batch())
 
 
-@pytest.mark.parametrize("kind", ["mse", "cosine"])
-def test_hidden_states_are_compared_as_by_the_trainer(kind):
+@pytest.mark.parametrize(("kind", "scale"), [("mse", "mean"), ("mse", "sum"), ("cosine", "mean")])
+def test_hidden_states_are_compared_as_by_the_trainer(kind, scale):
     teacher = RNG.normal(size=(B, T, 5)).astype(np.float32)
     matrix = RNG.normal(size=(D, 5)).astype(np.float32)
     states = torch.tensor(HIDDEN, requires_grad=True)
     value = decant_torch.hidden_loss(
-        states, torch.tensor(teacher), a_batch(), kind=kind, matrix=torch.tensor(matrix), count=1.0
+        states,
+        torch.tensor(teacher),
+        a_batch(),
+        kind=kind,
+        scale=scale,
+        matrix=torch.tensor(matrix),
+        count=1.0,
     )
     value.backward()
     expected = jax.value_and_grad(
         lambda x: hidden_loss(
-            x, jnp.asarray(teacher), jnp.asarray(MASK), kind=kind, matrix=jnp.asarray(matrix)
+            x,
+            jnp.asarray(teacher),
+            jnp.asarray(MASK),
+            kind=kind,
+            scale=scale,
+            matrix=jnp.asarray(matrix),
         )
     )(jnp.asarray(HIDDEN))
     close((value.item(), states.grad), expected)
 
 
-@pytest.mark.parametrize(("kind", "average"), [("mse", False), ("kl", False), ("mse", True)])
-def test_attention_maps_are_compared_as_by_the_trainer(kind, average):
+@pytest.mark.parametrize(
+    ("kind", "average", "scale"),
+    [("mse", False, "mean"), ("kl", False, "mean"), ("mse", True, "mean"), ("mse", False, "pairs")],
+)
+def test_attention_maps_are_compared_as_by_the_trainer(kind, average, scale):
     segments = np.array([[1, 1, 1, 2, 2, 2, 0], [1] * 7])
     mask = MASK & (segments != 0)
     student, teacher = RNG.random((2, B, 3, T, T)).astype(np.float32)
     maps = torch.tensor(student, requires_grad=True)
     batch = a_batch(segment_ids=segments, loss_mask=mask)
-    options = {"kind": kind, "normalize": True, "average_heads": average}
+    options = {"kind": kind, "normalize": True, "average_heads": average, "scale": scale}
     value = decant_torch.attention_loss(maps, torch.tensor(teacher), batch, count=1.0, **options)
     value.backward()
     expected = jax.value_and_grad(
@@ -358,3 +372,23 @@ def test_attention_maps_are_compared_as_by_the_trainer(kind, average):
         )
     )(jnp.asarray(student))
     close((value.item(), maps.grad), expected)
+
+
+def test_pairs_of_microbatches_add_up():
+    segments = np.array([[1, 1, 1, 2, 2, 2, 0], [1] * 7])
+    batch = a_batch(segment_ids=segments, loss_mask=MASK & (segments != 0))
+    # By hand: in each document the queries that count, times its tokens.
+    assert decant_torch.pair_count(batch) == 2 * 3 + 3 * 3 + 6 * 7
+    student, teacher = torch.tensor(RNG.random((2, B, 3, T, T)).astype(np.float32))
+    whole = decant_torch.attention_loss(student, teacher, batch, scale="pairs")
+    pieces = [
+        decant_torch.attention_loss(
+            student[i : i + 1],
+            teacher[i : i + 1],
+            {name: x[i : i + 1] for name, x in batch.items()},
+            scale="pairs",
+            count=57.0,
+        )
+        for i in range(B)
+    ]
+    torch.testing.assert_close(sum(pieces), whole)

@@ -3,6 +3,8 @@
 A query counts if its position counts (`loss_mask`), so that this term is divided by the same number
 as the others. A query that sees a single key counts but has nothing to learn. Keys that a query
 does not see (later positions, other segments) are left out.
+
+With scale = "pairs" the caller divides by `pair_count` in place of the counted positions.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from decant.models.decoder.attention import attention_mask
-from decant.trainer.loss.settings import AttentionKind
+from decant.trainer.loss.settings import AttentionKind, AttentionScale
 
 PROBABILITY_FLOOR = 1e-30
 """Lower clamp on the student's probabilities in the KL, because log 0 is −∞."""
@@ -28,13 +30,15 @@ def attention_loss(
     kind: AttentionKind,
     normalize: bool,
     average_heads: bool,
+    scale: AttentionScale = "mean",
 ) -> Float[Array, ""]:
     """Σ over counted queries of the mean over heads of each row's distance, in float32.
 
     `kind`: "mse" is the mean over the row's visible keys of the squared difference; "kl" is
     KL(teacher ‖ student) of the row in nats, 0 if the teacher's row is all zeros.
     `normalize` scales each row of both maps to sum to one. `average_heads` compares the means over
-    the heads; without it both models must have the same number of heads.
+    the heads; without it both models must have the same number of heads. `scale` "pairs": the sum,
+    in place of the means, over heads and keys of the squared difference.
     """
     seen = attention_mask(segment_ids, segment_ids)[:, None]
     # Uncounted rows are masked too: their stored values may not be finite, and 0·NaN is NaN.
@@ -44,8 +48,24 @@ def attention_loss(
         student, teacher = (jnp.mean(x, axis=1, keepdims=True) for x in (student, teacher))
     if normalize:
         student, teacher = _row_stochastic(student), _row_stochastic(teacher)
-    rows = _squared(student, teacher, seen) if kind == "mse" else _kl(student, teacher)
-    return jnp.sum(jnp.where(counted, jnp.mean(rows, axis=1), 0.0))
+    if scale == "pairs":
+        rows = jnp.sum(jnp.square(student - teacher), axis=(1, 3))
+    else:
+        rows = _squared(student, teacher, seen) if kind == "mse" else _kl(student, teacher)
+        rows = jnp.mean(rows, axis=1)
+    return jnp.sum(jnp.where(counted, rows, 0.0))
+
+
+def pair_count(
+    segment_ids: Int[Array, "batch position"], counted: Bool[Array, "batch position"]
+) -> Float[Array, ""]:
+    """Pairs of a counted query and a token of its document, in this row, seen or not.
+
+    A row that is one document whose L positions all count has L² pairs. Documents that share a row
+    have no pairs with each other, so packing does not change the number.
+    """
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    return jnp.sum(jnp.where(counted, jnp.sum(same, axis=-1), 0).astype(jnp.float32))
 
 
 def _row_stochastic(maps: Maps) -> Maps:

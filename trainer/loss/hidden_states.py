@@ -1,7 +1,8 @@
 """The distance between the student's and the teacher's hidden states, a number for each position.
 
-A distance is a mean over the width, so that the width does not change its scale. The result is a
-sum over counted positions; the caller divides it by the counted tokens of the whole batch.
+A distance is a mean over the width, so that the width does not change its scale, or a sum over it
+(scale = "sum"). The result is a sum over counted positions; the caller divides it by the counted
+tokens of the whole batch.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from decant.models.numerics import contract
-from decant.trainer.loss.settings import HiddenKind
+from decant.trainer.loss.settings import HiddenKind, HiddenScale
 
 
 def hidden_loss(
@@ -20,6 +21,7 @@ def hidden_loss(
     counted: Bool[Array, "batch position"],
     *,
     kind: HiddenKind,
+    scale: HiddenScale = "mean",
     matrix: Float[Array, "width stored"] | None = None,
 ) -> Float[Array, ""]:
     """Σ over counted positions of the distance, in float32.
@@ -34,7 +36,8 @@ def hidden_loss(
     # The double where: an uncounted state that is not finite would give a gradient of 0·NaN.
     teacher = jnp.where(counted[..., None], teacher.astype(jnp.float32), 0.0)
     distance = _squared if kind == "mse" else _one_minus_cosine
-    return jnp.sum(jnp.where(counted, distance(student, teacher), 0.0))
+    total = jnp.sum(jnp.where(counted, distance(student, teacher), 0.0))
+    return total * teacher.shape[-1] if scale == "sum" else total
 
 
 def _squared(

@@ -23,7 +23,7 @@ Matrices = Mapping[str, Float[Array, "width stored"]]
 
 
 class TermSums(NamedTuple):
-    """For each term the mean over its pairs, summed over counted positions, without λ."""
+    """For each term the mean over its layers, summed over counted positions, without λ."""
 
     hidden: tuple[Float[Array, ""], ...] = ()
     attention: tuple[Float[Array, ""], ...] = ()
@@ -37,11 +37,13 @@ def term_sums(
     loss: Loss,
     pairs: Pairs,
     matrices: Matrices,
+    per_pair: Float[Array, ""] | None,
 ) -> TermSums:
     """The sums of every term of `loss`.
 
     `states` are the student's hidden states by layer, for all of `pairs.hidden_layers`. `batch`
-    holds the signals of `pairs` as stored, undecoded.
+    holds the signals of `pairs` as stored, undecoded. `per_pair` is the factor of terms with
+    scale = "pairs", see `batch_sums`.
     """
     return TermSums(
         hidden=tuple(
@@ -49,7 +51,7 @@ def term_sums(
             for term, chosen in zip(loss.hidden, pairs.hidden, strict=True)
         ),
         attention=tuple(
-            _mean([_attention(pair, term, model, states, batch) for pair in chosen])
+            _mean([_attention(pair, term, model, states, batch, per_pair) for pair in chosen])
             for term, chosen in zip(loss.attention, pairs.attention, strict=True)
         ),
     )
@@ -65,12 +67,18 @@ def _hidden(
         stored if scale is None else decode_int8(stored, scale, xp=jnp),
         batch["loss_mask"],
         kind=term.kind,
+        scale=term.scale,
         matrix=None if matrix is None else matrices[matrix],
     )
 
 
 def _attention(
-    pair: AttentionPair, term: AttentionLoss, model: Decoder, states: Mapping, batch: Mapping
+    pair: AttentionPair,
+    term: AttentionLoss,
+    model: Decoder,
+    states: Mapping,
+    batch: Mapping,
+    per_pair: Float[Array, ""] | None,
 ) -> Float[Array, ""]:
     # The backward pass computes maps again: kept, they are several arrays of T² numbers a head.
     @jax.checkpoint
@@ -86,9 +94,11 @@ def _attention(
             kind=term.kind,
             normalize=term.normalize,
             average_heads=term.average_heads,
+            scale=term.scale,
         )
 
-    return compare(states[pair.student], batch[pair.signal])
+    value = compare(states[pair.student], batch[pair.signal])
+    return value if term.scale == "mean" or per_pair is None else value * per_pair
 
 
 def _mean(values: list[Float[Array, ""]]) -> Float[Array, ""]:

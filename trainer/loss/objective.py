@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from decant.models.mesh.execution import WITHOUT_MESH, Execution
+from decant.trainer.loss.attention_maps import pair_count
 from decant.trainer.loss.batch_fields import Batch
 from decant.trainer.loss.chunk_loss import HeadSums, Recipe
 from decant.trainer.loss.fused_head import distillation_loss
@@ -80,8 +81,12 @@ def batch_sums(
     *,
     values: ScheduledValues,
     tables: Tables = NO_TABLES,
+    per_pair: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], Totals]:
-    """The loss summed over a batch's counted positions, and its parts."""
+    """The loss summed over a batch's counted positions, and its parts.
+
+    `per_pair` is `positions_per_pair` of the whole batch, of which `batch` may be a microbatch.
+    """
     loss, pairs = objective.loss, objective.pairs
     model = nnx.merge(objective.graph, without_projections(params))
     hidden, states = model(
@@ -110,14 +115,34 @@ def batch_sums(
         mesh=objective.execution.mesh,
     )
     matrices = {**params.get(PROJECTIONS, {}), **(tables.directions or {})}
-    # Rows of a cache without a teacher's targets have no teacher's states either.
-    taught = batch["loss_mask"] & jnp.isfinite(batch["topk_logprobs"][..., 0])
-    compared = {**batch, "loss_mask": taught}
-    terms = term_sums(model, states, compared, loss=loss, pairs=pairs, matrices=matrices)
+    compared = {**batch, "loss_mask": taught_positions(batch)}
+    terms = term_sums(
+        model, states, compared, loss=loss, pairs=pairs, matrices=matrices, per_pair=per_pair
+    )
     weights = [values[f"{name}.weight"] for name in loss.terms]
     for weight, term in zip(weights, (*terms.hidden, *terms.attention), strict=True):
         value += weight * term
     return value, Totals(head, terms)
+
+
+def taught_positions(batch: Batch) -> Bool[Array, "rows position"]:
+    """Counted positions with a teacher's targets.
+
+    Rows of a cache without a teacher's targets have no teacher's states either.
+    """
+    return batch["loss_mask"] & jnp.isfinite(batch["topk_logprobs"][..., 0])
+
+
+def positions_per_pair(loss: Loss, batch: Batch) -> Float[Array, ""] | None:
+    """Makes sums over pairs of tokens divide like sums over positions, see `pair_count`.
+
+    A sum times this number, divided by the batch's positions, is the sum divided by its pairs. None
+    if no term has scale = "pairs".
+    """
+    if all(term.scale != "pairs" for term in loss.attention):
+        return None
+    taught = taught_positions(batch)
+    return jnp.sum(taught) / jnp.maximum(pair_count(batch["segment_ids"], taught), 1)
 
 
 def zero_totals(loss: Loss) -> Totals:

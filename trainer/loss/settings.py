@@ -17,7 +17,9 @@ from decant.trainer.loss.schedules import Schedule, Shape, check_schedule
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tv"]
 Tail = Literal["bucket", "sampled", "prior", "renormalize"]
 HiddenKind = Literal["mse", "cosine"]
+HiddenScale = Literal["mean", "sum"]
 AttentionKind = Literal["mse", "kl"]
+AttentionScale = Literal["mean", "pairs"]
 
 SHARE = Bounds(0, 1)
 WEIGHT = Bounds(0, 1_000_000)
@@ -79,9 +81,21 @@ class HiddenLoss(Term):
     kind: HiddenKind = "mse"
     """`mse`: the mean over the width of the squared difference. `cosine`: one minus the cosine,
     which is half the `mse` of states scaled to a root mean square of one."""
+    scale: HiddenScale = "mean"
+    """For `mse`: `mean` over the width, so that the width does not change the term's size; or `sum`
+    over the width, as online trainers often have it."""
     projection: bool = False
     """Map the student's states by a matrix before they are compared. The matrix is trained with
     the student, saved in checkpoints and dropped at export. Required if the widths differ."""
+
+    def check(self, name: str) -> None:
+        """As `Term.check`."""
+        super().check(name)
+        if self.scale == "sum" and self.kind != "mse":
+            raise ValueError(
+                f"{name}: scale is sum with kind = {self.kind}; a cosine is no sum over the "
+                "width. Use kind = mse, or leave out scale"
+            )
 
 
 @dataclass(frozen=True)
@@ -97,12 +111,26 @@ class AttentionLoss(Term):
     kind: AttentionKind = "mse"
     """`mse`: the mean over a query's visible keys of the squared difference. `kl`:
     KL(teacher ‖ student) of a query's row, in nats."""
+    scale: AttentionScale = "mean"
+    """For `mse`: `mean` over counted queries, heads and each query's visible keys. `pairs`: the sum
+    over heads of the squared differences, divided by the batch's pairs of a counted query and any
+    token of its document, later ones included, as online trainers have it. The two differ by no
+    constant factor: `pairs` gives a long row's few visible keys less weight."""
     normalize: bool = True
     """Scale each row of both maps to sum to one, because stored maps are rounded. Off: compare maps
     as they are stored; with one byte a probability their rows sum to one within a few percent."""
     average_heads: bool = False
     """Compare the mean over the student's heads with the mean over the teacher's. Required if the
     models have different numbers of heads or the cache holds only the mean."""
+
+    def check(self, name: str) -> None:
+        """As `Term.check`."""
+        super().check(name)
+        if self.scale == "pairs" and self.kind != "mse":
+            raise ValueError(
+                f"{name}: scale is pairs with kind = {self.kind}; it divides squared differences. "
+                "Use kind = mse, or leave out scale"
+            )
 
 
 @dataclass(frozen=True)

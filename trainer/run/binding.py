@@ -19,6 +19,7 @@ from decant.schemas import Cache
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.trainer.config import Train
 from decant.trainer.data.source_weights import source_weights
+from decant.trainer.loss.settings import AttentionLoss, HiddenLoss
 from decant.trainer.run.code_version import code_version
 
 BINDING = "run.json"
@@ -246,6 +247,10 @@ def _with_defaults(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str
     The default of a new setting is always what older releases did.
     """
     defaults = json.loads(json.dumps(dict(_flatten(dataclasses.asdict(Train()))), default=str))
+    for name in saved:
+        if term := re.fullmatch(r"(loss\.(hidden|attention)\[\d+\]\.)weight", name):
+            default = HiddenLoss() if term[2] == "hidden" else AttentionLoss()
+            defaults |= _flatten(dataclasses.asdict(default), term[1])
     missing = {name: value for name, value in defaults.items() if name in now}
     known = {name: value for name, value in saved.items() if name != _CHUNK}
     return {**missing, "code": _CODE_BEFORE, **known}

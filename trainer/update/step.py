@@ -27,6 +27,7 @@ from decant.trainer.loss.objective import (
     Totals,
     batch_sums,
     means,
+    positions_per_pair,
     reported_values,
     scheduled_values,
     zero_totals,
@@ -179,9 +180,12 @@ def mean_gradient(
 ) -> tuple[Float[Array, ""], Totals, Parameters]:
     """The mean loss over the counted tokens of the whole batch, its parts, and the gradient."""
     total = jnp.maximum(jnp.sum(batch["loss_mask"]), 1).astype(jnp.float32)
+    per_pair = positions_per_pair(objective.loss, batch)
 
     def mean_loss(params, piece):
-        value, totals = batch_sums(objective, params, piece, values=values, tables=tables)
+        value, totals = batch_sums(
+            objective, params, piece, values=values, tables=tables, per_pair=per_pair
+        )
         return value / total, totals
 
     value_and_gradient = jax.value_and_grad(mean_loss, has_aux=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from decant.schemas.targets.attention import decode_log, encode_log
-from decant.trainer.loss.attention_maps import attention_loss
+from decant.trainer.loss.attention_maps import attention_loss, pair_count
 from tests.formulas.slopes import slope
 
 # Two rows: the first has segments of 3, 2 and 1 tokens and padding, the second one segment.
@@ -90,6 +90,64 @@ def test_value_and_gradient_are_the_formula_s(kind, normalize, ours, theirs, ave
     for b, t in zip(*np.nonzero(COUNTED), strict=True):
         hidden[b, t, visible_keys(b, t)] = False
     assert np.all(np.asarray(gradient).transpose(0, 2, 3, 1)[hidden] == 0)
+
+
+def classic(student, teacher, mask):
+    """The online trainer's term: squared differences over pairs of masked tokens and all heads."""
+    pairs = mask[:, None, :, None] * mask[:, None, None, :]
+    difference = (np.float64(student) - np.float64(teacher)) * pairs
+    return (difference**2).sum() / pairs.sum()
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_with_scale_pairs_the_term_of_unpacked_rows_is_the_classic_one(heads):
+    """Each row is one document of other length; all of its tokens count, padding does not."""
+    mask = np.arange(T)[None] < np.array([[5], [8]])
+    segments = jnp.asarray(mask, jnp.int32)
+    student, teacher = np.random.default_rng(heads).random((2, B, heads, T, T)).astype(np.float32)
+    causal = np.tri(T) * mask[:, None, :, None] * mask[:, None, None, :]
+    student, teacher = student * causal, teacher * causal
+
+    def ours(student):
+        total = attention_loss(
+            student,
+            jnp.asarray(teacher),
+            segments,
+            jnp.asarray(mask),
+            kind="mse",
+            normalize=False,
+            average_heads=False,
+            scale="pairs",
+        )
+        return total / pair_count(segments, jnp.asarray(mask))
+
+    value, gradient = jax.value_and_grad(ours)(jnp.asarray(student))
+    weights = np.float64(mask)
+    np.testing.assert_allclose(value, classic(student, teacher, weights), rtol=1e-6)
+    np.testing.assert_allclose(gradient, 2 * (student - teacher) / (5**2 + 8**2), atol=1e-7)
+
+
+def test_packing_does_not_change_the_term_with_scale_pairs():
+    """Documents of 3, 2 and 1 tokens in one row, and in a row each."""
+    student, teacher = maps(2, 1), coded(maps(2, 2))
+    options = {"kind": "mse", "normalize": False, "average_heads": False, "scale": "pairs"}
+
+    def term(student, teacher, segments, counted):
+        segments, counted = jnp.asarray(segments), jnp.asarray(counted)
+        arrays = jnp.asarray(student), jnp.asarray(teacher), segments, counted
+        return attention_loss(*arrays, **options) / pair_count(segments, counted)
+
+    packed = term(student[:1], teacher[:1], SEGMENTS[:1], COUNTED[:1])
+    apart = np.zeros((2, 3, 2, 3, 3), np.float32)
+    counted, segments = np.zeros((3, 3), bool), np.zeros((3, 3), np.int32)
+    for row, (start, stop) in enumerate([(0, 3), (3, 5), (5, 6)]):
+        n = stop - start
+        for at, whole in enumerate((student, teacher)):
+            apart[at, row, :, :n, :n] = whole[0, :, start:stop, start:stop]
+        counted[row, :n], segments[row, :n] = COUNTED[0, start:stop], 1
+    # By hand: two counted queries of a document of three tokens, one of a document of two.
+    assert float(pair_count(jnp.asarray(SEGMENTS[:1]), jnp.asarray(COUNTED[:1]))) == 2 * 3 + 1 * 2
+    np.testing.assert_allclose(term(*apart, segments, counted), packed, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -50,6 +50,19 @@ def test_value_and_gradient_are_the_formula_s_over_counted_positions(kind):
     assert np.all(np.asarray(gradient)[~counted] == 0)
 
 
+@pytest.mark.parametrize("stored", [D, W])
+def test_with_scale_sum_it_is_the_classic_sum_over_the_width(stored):
+    student, teacher, counted = states(stored=stored)
+    matrix = None if stored == D else jnp.asarray(np.random.default_rng(1).normal(size=(D, W)))
+    value = hidden_loss(
+        student, teacher, jnp.asarray(counted), kind="mse", scale="sum", matrix=matrix
+    )
+    mapped = np.float64(student) if matrix is None else np.float64(student) @ np.float64(matrix)
+    mask = counted[..., None].astype(float)
+    expected = (((mapped - np.float64(teacher)) * mask) ** 2).sum()
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["mse", "cosine"])
 def test_a_matrix_maps_states_of_another_width_and_gets_a_gradient(kind):
     student, teacher, counted = states(stored=W)

@@ -57,6 +57,16 @@ MANY = Loss(
         AttentionLoss(kind="kl", student_layers=(1,), teacher_layers=(0,), normalize=False),
     ),
 )
+CLASSIC = Loss(
+    tail="bucket",
+    chunk_tokens=64,
+    alpha=0.7,
+    hidden=(HiddenLoss(weight=0.01, scale="sum"),),
+    attention=(
+        AttentionLoss(weight=30.0, scale="pairs", normalize=False),
+        AttentionLoss(weight=10.0, scale="pairs", average_heads=True),
+    ),
+)
 PROJECTED = Loss(
     tail="bucket",
     chunk_tokens=64,
@@ -148,7 +158,8 @@ def textbook_terms(case, states, maps, projections):
             elif f"hidden/{theirs}" in case.tables.directions:
                 x = x @ np.float64(case.tables.directions[f"hidden/{theirs}"])
             if term.kind == "mse":
-                distance = ((x - y) ** 2).mean(-1)
+                distance = ((x - y) ** 2).sum(-1)
+                distance /= 1 if term.scale == "sum" else y.shape[-1]
             else:
                 squares = xp.where(mask, (x**2).sum(-1) * (y**2).sum(-1), 1)
                 distance = 1 - (x * y).sum(-1) / xp.sqrt(squares)
@@ -163,6 +174,11 @@ def textbook_terms(case, states, maps, projections):
             if term.normalize:
                 p = p / np.maximum(p.sum(-1, keepdims=True), 1e-300)
                 q = q / q.sum(-1, keepdims=True)
+            if term.scale == "pairs":
+                squares = ((q - p) ** 2 * seen[:, None] * mask[:, None, :, None]).sum()
+                same = segments[:, :, None] == segments[:, None, :]
+                terms.append(squares / (same * mask[:, :, None]).sum())
+                continue
             if term.kind == "mse":
                 rows = ((q - p) ** 2 * seen[:, None]).sum(-1) / seen.sum(-1)[:, None]
             else:
@@ -186,11 +202,12 @@ def student_side(case, params):
     ("loss", "shape", "fixture"),
     [
         (MANY, TWIN, "layered_cache"),
+        (CLASSIC, TWIN, "layered_cache"),
         (PROJECTED, SMALL, "layered_cache"),
         pytest.param(PROJECTED, SMALL, "narrow_cache", marks=pytest.mark.slow),
         (ALONG_DIRECTIONS, TWIN, "narrow_cache"),
     ],
-    ids=["as wide", "projected", "projected onto directions", "along directions"],
+    ids=["as wide", "classic", "projected", "projected onto directions", "along directions"],
 )
 def test_every_term_s_value_and_gradient_are_the_formula_s(loss, shape, fixture, request, tmp_path):
     cache = request.getfixturevalue(fixture)
@@ -258,8 +275,8 @@ def test_the_teacher_s_layers_equal_the_stored_ones(layered_cache, layered_root,
 
 @pytest.mark.parametrize(
     ("loss", "shape"),
-    [(MANY, TWIN), pytest.param(PROJECTED, SMALL, marks=pytest.mark.slow)],
-    ids=["as wide", "projected"],
+    [(MANY, TWIN), (CLASSIC, TWIN), pytest.param(PROJECTED, SMALL, marks=pytest.mark.slow)],
+    ids=["as wide", "classic", "projected"],
 )
 def test_accumulating_microbatches_equals_one_batch(loss, shape, layered_cache, tmp_path):
     """Pieces are full, of five counted tokens or of none; each is divided by all tokens."""

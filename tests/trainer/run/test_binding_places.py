@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from decant.schemas.disk.atomic import read_json, write_json
-from decant.trainer.config import Student, Train
+from decant.trainer.config import AttentionLoss, HiddenLoss, Loss, Student, Train
 from decant.trainer.run.binding import bind
 
 
@@ -54,3 +54,20 @@ def test_run_and_source_may_move_together_and_the_source_may_be_gone(cache, proj
 @pytest.mark.parametrize("name", ["embedded", "owner/name"])
 def test_a_word_or_a_hub_id_stays_as_it_is(name, cache, project):
     assert bound(cache, name)["student.source"] == name
+
+
+def test_a_run_of_an_older_release_has_the_defaults_of_its_terms_new_settings(cache, project):
+    def with_terms(scale):
+        terms = Loss(hidden=(HiddenLoss(),), attention=(AttentionLoss(scale=scale),))
+        config = Train(cache=cache.path, run=Path("runs/a"), loss=terms)
+        return bind(config, cache=cache, steps=2)
+
+    with_terms("mean")
+    file = project / "runs/a/run.json"
+    saved = read_json(file)
+    older = {n: x for n, x in saved.items() if not n.endswith(".scale")}
+    assert len(older) == len(saved) - 2
+    write_json(file, older)
+    with_terms("mean")
+    with pytest.raises(ValueError, match=r"loss\.attention\[0\]\.scale: this run has 'mean'"):
+        with_terms("pairs")

@@ -217,8 +217,10 @@ alpha = 0.9
 tail = "bucket"
 [[loss.hidden]]
 weight = 0.5
+scale = "sum"
 [[loss.attention]]
 weight = 0.25
+scale = "pairs"
 normalize = false
 [data]
 batch_rows = 4
