@@ -18,7 +18,7 @@ from decant.schemas.manifest.manifest import Manifest, Part, read_manifest, writ
 from decant.schemas.manifest.tokenizer_files import tokenizer_hashes
 from decant.schemas.signals import Signal
 
-_OWN = ("signal_id", "shard_rows", "variance_kept", "directions")
+_OWN = ("signal_id", "shard_rows", "variance_kept", "directions", "labels")
 """Fields of a signal that may differ between captures."""
 
 

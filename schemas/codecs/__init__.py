@@ -5,13 +5,14 @@ and the tail as multiples of 1/32 nat. They decode to a distribution (head and t
 within about 1e-4 nats of KL from the original.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
-from decant.schemas.codecs import compact, draws_field, fast, lossless, tail_field
-from decant.schemas.codecs.block import DRAWS, TAIL, TOPK, Block, Tables
+from decant.schemas.codecs import compact, draws_field, fast, labels_field, lossless, tail_field
+from decant.schemas.codecs.block import DRAWS, LABELS, TAIL, TOPK, Block, Tables
 from decant.schemas.codecs.distributions import require_bounds, require_total, total_mass
 from decant.schemas.codecs.levels import STEPS, quantiser, quantiser_of
 from decant.schemas.codecs.normalise import normalise
@@ -20,6 +21,7 @@ from decant.schemas.targets.targets import BETAS, EIGHTHS, Targets
 
 __all__ = [
     "DRAWS",
+    "LABELS",
     "NODES",
     "PROFILES",
     "TAIL",
@@ -51,7 +53,7 @@ _QUANTISED = {FAST: fast, COMPACT: compact}
 
 def fit(profile: Profile, sample: Targets, *, vocabulary: int) -> Tables:
     """The tables of a profile, computed from the calibration sample. Deterministic."""
-    if profile == "lossless":
+    if profile == "lossless" or not sample.k:
         return Tables({})
     levels = quantiser(*STEPS).levels(sample.logprobs)
     shape = {"vocabulary": vocabulary, "k": sample.k}
@@ -68,10 +70,23 @@ def fit(profile: Profile, sample: Targets, *, vocabulary: int) -> Tables:
 def encode(profile: Profile, targets: Targets, *, tables: Tables, vocabulary: int) -> list[Block]:
     """The blocks of one record; an empty list for a record without positions.
 
-    ValueError for wrong shapes or ids outside the vocabulary, and for NaN unless `lossless`.
+    Targets with k = 0 have no top-k, tail and draws. ValueError for wrong shapes or ids outside the
+    vocabulary, and for NaN unless `lossless`.
     """
     _check(targets, profile=profile, vocabulary=vocabulary)
     if not len(targets):
+        return []
+    blocks = _encode_head(profile, targets, tables=tables, vocabulary=vocabulary)
+    if targets.label_logprobs is not None:
+        blocks.append(labels_field.encode(targets.label_logprobs, exact=profile == "lossless"))
+    return blocks
+
+
+def _encode_head(
+    profile: Profile, targets: Targets, *, tables: Tables, vocabulary: int
+) -> list[Block]:
+    """The blocks of the top-k, the tail and the draws; none for k = 0."""
+    if not targets.k:
         return []
     shared = {"tables": tables, "vocabulary": vocabulary}
     ids, logprobs, values = targets.ids, targets.logprobs, targets.tail_logmass
@@ -135,17 +150,53 @@ def decode(
     payload that is truncated, altered or of another shape, if the payload itself shows it, and for
     targets that are no distributions. The record's checksum finds all other damage.
     """
-    if not 1 <= k <= vocabulary:
+    if not 0 <= k <= vocabulary:
         raise ValueError(f"k = {k} of a vocabulary of {vocabulary}")
     if not sum(positions):
-        return Targets(
-            ids=np.zeros((0, k), np.int32),
-            logprobs=np.zeros((0, k), np.float32),
-            tail_logmass=np.zeros((0, len(BETAS)), np.float32),
+        return _without_entries(0, k=k)
+    fields = {block.field for block in records[0]}
+    least, most = ({TOPK, TAIL}, {TOPK, TAIL, DRAWS, LABELS}) if k else (set(), {LABELS})
+    if not least <= fields <= most:
+        raise ValueError(
+            f"a record with k = {k} holds fields {sorted(fields)}; expected {sorted(least)}, and "
+            f"at most {sorted(most)}"
         )
+    if not k:
+        targets = _without_entries(sum(positions), k=0)
+    else:
+        targets = _decode_head(
+            [[block for block in blocks if block.field != LABELS] for blocks in records],
+            positions=positions,
+            k=k,
+            vocabulary=vocabulary,
+            tables=tables,
+        )
+    if LABELS not in fields:
+        return targets
+    blocks = [block for blocks in records for block in blocks if block.field == LABELS]
+    labels = labels_field.decode(blocks, positions=positions)
+    return dataclasses.replace(targets, label_logprobs=labels)
+
+
+def _without_entries(n: int, *, k: int) -> Targets:
+    """Targets of n positions, for n = 0 or k = 0."""
+    return Targets(
+        ids=np.zeros((n, k), np.int32),
+        logprobs=np.zeros((n, k), np.float32),
+        tail_logmass=np.zeros((n, len(BETAS) if k else 0), np.float32),
+    )
+
+
+def _decode_head(
+    records: Sequence[Sequence[Block]],
+    *,
+    positions: Sequence[int],
+    k: int,
+    vocabulary: int,
+    tables: Tables,
+) -> Targets:
+    """`decode` of the blocks of the top-k, the tail and the draws."""
     codec_of = {block.field: block.codec for block in records[0]}
-    if not {TOPK, TAIL} <= set(codec_of) <= {TOPK, TAIL, DRAWS}:
-        raise ValueError(f"a record holds fields {sorted(codec_of)}; expected {TOPK} and {TAIL}")
     payloads = {
         field: [block.payload for blocks in records for block in blocks if block.field == field]
         for field in codec_of
@@ -185,13 +236,17 @@ def decode(
 
 def _check(targets: Targets, *, profile: Profile, vocabulary: int) -> None:
     n, k = targets.ids.shape
-    tails = [(n, len(nodes)) for nodes in {BETAS, NODES[profile]}]
+    tails = [(n, len(nodes)) for nodes in ({BETAS, NODES[profile]} if k else {()})]
     if targets.logprobs.shape != (n, k) or targets.tail_logmass.shape not in tails:
         raise ValueError(
             f"targets of shapes {targets.ids.shape}, {targets.logprobs.shape}, "
             f"{targets.tail_logmass.shape}; expected [n, k], [n, k] and one of {tails}"
         )
-    if not 1 <= k <= vocabulary <= 1 << fast.ID_BITS:
-        raise ValueError(f"k = {k}, vocabulary = {vocabulary}: need 1 ≤ k ≤ vocabulary ≤ 2^20")
-    if n and (targets.ids.min() < 0 or targets.ids.max() >= vocabulary):
+    if not 0 <= k <= vocabulary <= 1 << fast.ID_BITS:
+        raise ValueError(f"k = {k}, vocabulary = {vocabulary}: need 0 ≤ k ≤ vocabulary ≤ 2^20")
+    if targets.label_logprobs is not None and targets.label_logprobs.shape != (n,):
+        raise ValueError(
+            f"label log-probabilities of shape {targets.label_logprobs.shape}; expected [{n}]"
+        )
+    if targets.ids.size and (targets.ids.min() < 0 or targets.ids.max() >= vocabulary):
         raise ValueError(f"an id outside the vocabulary of {vocabulary}")

@@ -192,10 +192,13 @@ class Manifest:
 
     @property
     def logits(self) -> LogitsSignal:
-        """Description of the signal `logits`. KeyError if the cache holds only rows."""
+        """Description of the signal `logits`, with labels if any part has them.
+
+        KeyError if the cache holds only rows.
+        """
         signal = self.signals[LOGITS]
         assert isinstance(signal, LogitsSignal)
-        return signal
+        return dataclasses.replace(signal, labels=any(part.logits.labels for part in self.parts))
 
 
 def write_manifest(

@@ -41,9 +41,14 @@ def encode_logits(
 
 
 def field_bytes(data: bytes, *, where: str) -> dict[str, int]:
-    """Bytes of a record by content: "top-k", "tail", "draws" and "framing"."""
+    """Bytes of a record by content: "top-k", "tail", "draws", "labels" and "framing"."""
     frame = unpack(data, kind=Kind.LOGITS, where=where)
-    names = {codecs.TOPK: "top-k", codecs.TAIL: "tail", codecs.DRAWS: "draws"}
+    names = {
+        codecs.TOPK: "top-k",
+        codecs.TAIL: "tail",
+        codecs.DRAWS: "draws",
+        codecs.LABELS: "labels",
+    }
     sizes = {names[b.field]: len(b.payload) for b in frame.blocks if b.field in names}
     return {**sizes, "framing": len(data) - sum(sizes.values())}
 
@@ -69,7 +74,8 @@ def open_logits(data: bytes, *, where: str, length: int, spec: TargetSpec) -> Lo
     """The record in `data` of a row of `length` positions, its fields not yet decoded.
 
     ValueError that begins with `where` if it is truncated, altered or newer than this release, of a
-    row of another length, or if it holds more ids or draws a position than `spec` says.
+    row of another length, or if it holds more ids or draws a position than `spec` says, or labels
+    unlike it.
     """
     frame = unpack(data, kind=Kind.LOGITS, where=where)
     if frame.positions != length:
@@ -84,10 +90,16 @@ def open_logits(data: bytes, *, where: str, length: int, spec: TargetSpec) -> Lo
     (k,) = struct.unpack("<I", counts.payload)
     fields = tuple(block for block in frame.blocks if block.field < _SCORED)
     draws = codecs.count_draws(fields)
-    if not 1 <= k <= spec.k or draws > spec.draws:
+    if not min(1, spec.k) <= k <= spec.k or draws > spec.draws:
         raise ValueError(
             f"{where}: {k} ids and {draws} draws a position; the manifest says {spec.k} and "
             f"{spec.draws} at most"
+        )
+    labels = any(block.field == codecs.LABELS for block in fields)
+    if scored.any() and labels != spec.labels:
+        raise ValueError(
+            f"{where}: {'holds' if labels else 'lacks'} log-probabilities of labels, which the "
+            f"manifest says it {'lacks' if labels else 'holds'}"
         )
     return LogitsRecord(where, frame.row_key, scored, k, fields)
 
@@ -103,7 +115,7 @@ def group_for_decoding(records: Sequence[LogitsRecord]) -> Iterator[list[int]]:
         if record.positions:
             by_key[record.k, codecs.group_key(record.fields)].append(number)
     for (k, _), numbers in by_key.items():
-        at_once = max(1, _ENTRIES_AT_ONCE // (k * len(records[0].scored)))
+        at_once = max(1, _ENTRIES_AT_ONCE // (max(k, 1) * len(records[0].scored)))
         for first in range(0, len(numbers), at_once):
             yield numbers[first : first + at_once]
 

@@ -31,13 +31,17 @@ _SHORT = 16
 
 
 def allocate_targets(n: int, *, length: int, spec: TargetSpec) -> dict[str, np.ndarray]:
-    """Uninitialised arrays for `n` rows of `length` positions: ids int32, all others float32."""
-    widths = dict.fromkeys(_WIDE, spec.draws)
-    widths |= {"topk_ids": spec.k, "topk_logprobs": spec.k, "tail_logmass": len(spec.betas)}
+    """Uninitialised arrays for `n` rows of `length` positions: ids int32, all others float32.
+
+    Arrays of ids and of the tail's mass have width 0 if `spec.k` is 0. There are no arrays of draws
+    or labels if none are stored.
+    """
+    widths = {name: spec.draws for name in _WIDE if spec.draws}
+    widths |= {"topk_ids": spec.k, "topk_logprobs": spec.k}
+    widths["tail_logmass"] = len(spec.betas) if spec.k else 0
     out = {
         name: np.empty((n, length, width), np.int32 if name.endswith("ids") else np.float32)
         for name, width in widths.items()
-        if width
     }
     if spec.labels:
         out["label_logprobs"] = np.empty((n, length), np.float32)

@@ -20,7 +20,7 @@ EIGHTHS: tuple[float, ...] = tuple(n / 8 for n in range(9))
 KL at every position (benchmarks/tail.py). `BETAS` exceeds that at a few positions, by less than
 the rounding of the other profiles' levels."""
 
-_NODES = {len(nodes): nodes for nodes in (BETAS, EIGHTHS)}
+_NODES = {len(nodes): nodes for nodes in ((), BETAS, EIGHTHS)}
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Targets:
     `ids` int32 [n, k]: in descending log-probability, ties by ascending id.
     `logprobs` float32 [n, k]: in nats.
     `tail_logmass` float32 [n, nodes]: A(β) = log Σ_{v in tail} exp(β·logp(v)) in nats, at each of
-    `BETAS` (7) or `EIGHTHS` (9); −inf for an empty tail.
+    `BETAS` (7) or `EIGHTHS` (9); −inf for an empty tail. [n, 0] if k = 0.
     `draws`: the tail draws, None if none are stored.
     `label_logprobs` float32 [n]: of the text's next token, in nats; None if not stored.
     """
@@ -81,7 +81,7 @@ def join_targets(parts: Sequence[Targets]) -> Targets:
 
 
 def nodes_of(tail_logmass: Any) -> tuple[float, ...]:
-    """The β of each node of `tail_logmass` [..., nodes], known from their number."""
+    """The β of each node of `tail_logmass` [..., nodes], known from their number; () for 0."""
     return _NODES[tail_logmass.shape[-1]]
 
 

@@ -1,5 +1,7 @@
 """Decoding logits records together gives the same as each alone; errors name the record."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from decant.schemas.records.logits import (
     LogitsRecord,
     decode_logits,
     encode_logits,
+    field_bytes,
     group_for_decoding,
     open_logits,
 )
@@ -102,3 +105,33 @@ def test_groups_share_a_key_and_are_bounded_and_leave_out_rows_without_targets(m
     assert list(group_for_decoding(records)) == [[0, 2], [3], [4], [5, 6], [7]]
     monkeypatch.setattr("decant.schemas.records.logits._ENTRIES_AT_ONCE", 1)
     assert list(group_for_decoding(records)) == [[0], [2], [3], [4], [5], [6], [7]]
+
+
+@pytest.mark.parametrize("k", [0, 8])
+def test_a_record_has_labels_exactly_if_the_manifest_says_so(k):
+    whole = targets_of(20, k=max(k, 1), m=0)
+    targets = Targets(
+        *(array[:, : array.shape[1] if k else 0] for array in (whole.ids, whole.logprobs)),
+        whole.tail_logmass if k else whole.tail_logmass[:, :0],
+    )
+    labels = -np.arange(20, dtype=np.float32)
+    for labelled in (False, True):
+        some = dataclasses.replace(targets, label_logprobs=labels if labelled else None)
+        data = encode_logits(
+            some,
+            row_key=bytes(16),
+            scored=np.arange(LENGTH) < 20,
+            profile="lossless",
+            tables=Tables({}),
+            vocabulary=VOCABULARY,
+        )
+        how = {"where": "here", "length": LENGTH}
+        record = open_logits(data, spec=TargetSpec(k, labels=labelled), **how)
+        assert list(group_for_decoding([record])) == [[0]]
+        stored = decode_logits([record], tables=Tables({}), vocabulary=VOCABULARY)
+        assert stored.k == k
+        assert (stored.label_logprobs is not None) == labelled
+        np.testing.assert_array_equal(stored.ids, targets.ids)
+        with pytest.raises(ValueError, match="log-probabilities of labels"):
+            open_logits(data, spec=TargetSpec(k, labels=not labelled), **how)
+        assert field_bytes(data, where="here").keys() >= ({"labels"} if labelled else set())

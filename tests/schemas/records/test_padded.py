@@ -1,5 +1,7 @@
 """Padded targets: every number of the arrays is overwritten."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -64,3 +66,34 @@ def test_a_part_with_fewer_ids_and_no_draws_is_padded():
     np.testing.assert_array_equal(out["topk_logprobs"][0, 1], [-1, -np.inf, -np.inf])
     for name in ("tail_ids", "tail_logprobs", "tail_logweights"):
         assert (out[name] == (0 if name in IDS else -np.inf)).all()
+
+
+def test_labels_are_one_number_a_position_and_log_0_where_a_part_has_none():
+    out = allocate_targets(2, length=3, spec=TargetSpec(2, labels=True))
+    assert out["label_logprobs"].shape == (2, 3)
+    out["label_logprobs"][...] = 7
+    labelled = dataclasses.replace(
+        two_positions(k=2, m=0), label_logprobs=np.array([-1, -2], np.float32)
+    )
+    fill_targets(out, np.array([1, 2]), targets=labelled, nodes=BETAS)
+    fill_targets(out, np.array([3, 5]), targets=two_positions(k=2, m=0), nodes=BETAS)
+    clear_targets(out, np.array([0, 4]))
+    np.testing.assert_array_equal(
+        out["label_logprobs"], [[-np.inf, -1, -2], [-np.inf, -np.inf, -np.inf]]
+    )
+
+
+def test_without_ids_the_arrays_of_ids_and_of_the_tail_have_width_0():
+    out = allocate_targets(2, length=3, spec=TargetSpec(0, labels=True))
+    assert {name: array.shape for name, array in out.items()} == {
+        "topk_ids": (2, 3, 0),
+        "topk_logprobs": (2, 3, 0),
+        "tail_logmass": (2, 3, 0),
+        "label_logprobs": (2, 3),
+    }
+    nothing = np.zeros((1, 0), np.float32)
+    labels = np.array([-4], np.float32)
+    targets = Targets(nothing.astype(np.int32), nothing, nothing, label_logprobs=labels)
+    fill_targets(out, np.array([4]), targets=targets, nodes=BETAS)
+    clear_targets(out, np.array([0, 1, 2, 3, 5]))
+    assert out["label_logprobs"][1, 1] == -4

@@ -1,0 +1,134 @@
+"""The sketch codecs: what they keep, and that damaged payloads are errors."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from decant.schemas.codecs import sketch_field
+from decant.schemas.codecs.block import SKETCH, Block, Tables
+
+KEYS = [bytes([i]) * 16 for i in range(4)]
+
+
+def shared(deviations: np.ndarray, step: float, dither: bool) -> dict[str, Any]:
+    return {"deviations": deviations, "step": step, "dither": dither, "tables": Tables({})}
+
+
+def through(sketches: list[np.ndarray], **how: Any) -> np.ndarray:
+    blocks = [
+        sketch_field.encode(sketch, row_key=key, **how)
+        for sketch, key in zip(sketches, KEYS, strict=False)
+    ]
+    return sketch_field.decode(
+        blocks,
+        positions=[len(sketch) for sketch in sketches],
+        rank=sketches[0].shape[1],
+        row_keys=KEYS[: len(sketches)],
+        **how,
+    )
+
+
+@st.composite
+def any_sketches(draw) -> tuple[list[np.ndarray], np.ndarray]:
+    """Records of numbers of falling spread, some far outside it, and the deviations."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rank = draw(st.sampled_from([1, 2, 7, 32, 130]))
+    deviations = np.sort(np.exp(rng.normal(size=rank) * draw(st.sampled_from([0, 1]))))[::-1]
+    records = []
+    for n in draw(st.lists(st.sampled_from([1, 2, 17, 64]), min_size=1, max_size=4)):
+        sketch = rng.normal(size=(n, rank)) * deviations
+        sketch[rng.random((n, rank)) < 0.02] *= draw(st.sampled_from([1, 30, 1000]))
+        records.append(sketch.astype(np.float32))
+    return records, deviations.copy()
+
+
+@settings(deadline=None, max_examples=40)
+@given(any_sketches())
+def test_step_0_keeps_every_bit(case):
+    records, deviations = case
+    stored = through(records, **shared(deviations, 0.0, False))
+    assert stored.tobytes() == np.concatenate(records).tobytes()
+
+
+@settings(deadline=None, max_examples=60)
+@given(any_sketches(), st.sampled_from([0.125, 1.0, 4.0]), st.booleans())
+def test_every_number_is_within_half_a_step(case, step, dither):
+    records, deviations = case
+    stored = through(records, **shared(deviations, step, dither))
+    whole = np.concatenate(records)
+    assert stored.dtype == np.float32
+    assert stored.shape == whole.shape
+    size = step * deviations[min(len(deviations), 128) - 1]
+    # float32 has 24 bits, so a number thousands of steps away is off by its own rounding too.
+    assert (np.abs(stored - whole) <= size * 0.5005 + 1e-6 * np.abs(whole)).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(any_sketches(), st.booleans())
+def test_records_decode_together_as_each_does_alone(case, dither):
+    records, deviations = case
+    how = shared(deviations, 1.0, dither)
+    together = through(records, **how)
+    at = 0
+    for record, key in zip(records, KEYS, strict=False):
+        block = sketch_field.encode(record, row_key=key, **how)
+        (n, rank) = record.shape
+        alone = sketch_field.decode([block], positions=[n], rank=rank, row_keys=[key], **how)
+        np.testing.assert_array_equal(together[at : at + n], alone)
+        at += n
+
+
+def test_with_dither_rounding_is_right_on_average_and_independent_of_the_number():
+    how = shared(np.ones(1), 1.0, True)
+    sketch = np.full((1, 1), 0.3, np.float32)
+    errors = []
+    for number in range(4000):
+        key = number.to_bytes(16, "little")
+        block = sketch_field.encode(sketch, row_key=key, **how)
+        stored = sketch_field.decode([block], positions=[1], rank=1, row_keys=[key], **how)
+        errors.append(float(stored[0, 0]) - 0.3)
+    # The error is uniform in (−1/2, 1/2): mean 0, variance 1/12.
+    assert abs(np.mean(errors)) < 4 * np.sqrt(1 / 12 / 4000)
+    assert np.var(errors) == pytest.approx(1 / 12, rel=0.1)
+
+
+def test_the_dither_of_a_row_is_a_function_of_its_key():
+    how = shared(np.ones(3), 1.0, True)
+    sketch = np.zeros((5, 3), np.float32)
+    blocks = [sketch_field.encode(sketch, row_key=key, **how) for key in (KEYS[0], *KEYS[:2])]
+    assert blocks[0] == blocks[1]
+    decoded = [
+        sketch_field.decode([block], positions=[5], rank=3, row_keys=[key], **how)
+        for block, key in zip(blocks[1:], KEYS, strict=False)
+    ]
+    assert not np.array_equal(*decoded)
+
+
+def test_the_step_is_in_units_of_the_128th_deviation_or_of_the_last():
+    assert sketch_field.step_size(np.arange(200.0, 0, -1), 0.5) == 0.5 * 73
+    assert sketch_field.step_size(np.array([4.0, 2.0]), 0.5) == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("step", [0.0, 1.0])
+def test_numbers_that_are_not_finite_are_refused(value, step):
+    sketch = np.full((2, 2), value, np.float32)
+    with pytest.raises(ValueError, match="not finite"):
+        sketch_field.encode(sketch, row_key=KEYS[0], **shared(np.ones(2), step, False))
+
+
+@pytest.mark.parametrize("step", [0.0, 1.0])
+def test_damaged_sketches_are_errors(step):
+    how = shared(np.linspace(9, 1, 5), step, False)
+    sketch = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32) * 9
+    block = sketch_field.encode(sketch, row_key=KEYS[0], **how)
+    read = {"positions": [30], "rank": 5, "row_keys": KEYS[:1], **how}
+    for payload in (block.payload[:-1], block.payload + b"\0", b"", b"\xff" * 12):
+        with pytest.raises(ValueError, match=r"\d"):
+            sketch_field.decode([Block(SKETCH, block.codec, payload)], **read)
+    for other in (3 - block.codec, 9):
+        with pytest.raises(ValueError, match=f"codec {other}"):
+            sketch_field.decode([Block(SKETCH, other, block.payload)], **read)
