@@ -18,7 +18,7 @@ from rich.table import Table
 from decant.models import open_checkpoint
 from decant.models.mesh.vocabulary import Vocabulary
 from decant.pipelines.teacher.sharded_head import Head
-from decant.pipelines.teacher.targets import targets
+from decant.pipelines.teacher.targets import LogitsSpec, TokenInputs, targets
 from decant.schemas import open_cache
 from decant.schemas.codecs import NODES
 from decant.schemas.signals import TargetSpec
@@ -65,8 +65,8 @@ def _errors(hidden: np.ndarray, unembedding: jax.Array, *, ks: list[int]) -> dic
         stored = _targets(
             hidden,
             unembedding,
-            jnp.zeros(len(hidden)),
-            spec=TargetSpec(k, betas=NODES["lossless"]),
+            TokenInputs(),
+            spec=LogitsSpec(TargetSpec(k, betas=NODES["lossless"])),
             head=Head(Vocabulary(unembedding.shape[1])),
         )
         ids, logprobs, mass = (

@@ -1,5 +1,6 @@
 """The settings of `precompute`, `plan` and `tokenise`. Field docstrings are the `--help` texts."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +11,11 @@ from decant.command_line.result import LongCommand
 from decant.schemas.codecs import NODES, Profile
 from decant.schemas.manifest.plan import TeacherMesh
 from decant.schemas.signals import AttentionDtype, HiddenDtype, TargetSpec
+from decant.schemas.targets.counts import MOST_DRAWS
 from decant.schemas.targets.targets import BETAS
+
+LEAST_DRAWS = 8
+"""Fewest draws of counts: fewer teach less than the stored tokens do."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +112,41 @@ class Teacher:
 
 
 @dataclass(frozen=True)
+class Sketch:
+    """The shape of the teacher's tail, as a few numbers per position. Default: none."""
+
+    rank: Annotated[int | Literal["full"], Bounds(0)] = 0
+    """r, numbers stored per position; 0 for none. A student can then train at any temperature
+    (`loss.tail = "sketch"`). 32 take about 12 bytes per position, 64 about 23. `full` stores as
+    many as the teacher is wide, which gives its dense distribution."""
+    step: Annotated[float | None, Bounds(0, 16)] = None
+    """Distance of the stored values, in standard deviations of the r-th number (of the 128th if
+    there are more). A smaller step takes more bytes and is more exact; 0 keeps float32. Unset: 1,
+    for `full` 0.5."""
+    dither: bool | None = None
+    """Add a known pseudo-random fraction of a step before rounding, so that rounding is right on
+    average. Unset: only for `full`."""
+
+    def settings(self) -> dict[str, Any] | None:
+        """The settings with their defaults filled in; None if no sketch is stored."""
+        if not self.rank:
+            return None
+        full = self.rank == "full"
+        step = self.step if self.step is not None else (0.5 if full else 1.0)
+        dither = (full if self.dither is None else self.dither) and step > 0
+        return {"rank": self.rank, "step": float(step), "dither": dither}
+
+
+@dataclass(frozen=True)
 class Logits:
     """What is stored of the teacher's next-token distributions."""
 
-    k: Annotated[int, Bounds(1, 1 << 20)] = 32
+    k: Annotated[int, Bounds(0, 1 << 20)] = 32
     """Number of most probable tokens stored per position. 32 with 16 draws take as many bytes as 64
-    without draws, and teach more."""
+    without draws, and teach more. 0: none, and no draws; the cache then needs `counts`."""
+    mass: Annotated[float | None, Bounds(above=0, most=1)] = None
+    """Store only as many tokens as hold this share of the position's probability, at most `k`: with
+    0.95 a position that the teacher is sure of takes one or two. Unset: all store `k`."""
     profile: Profile = "compact"
     """Codec. `lossless` keeps float32. `compact` and `fast` change the distribution by a mean KL
     below 1.1e-4 nats; `fast` is half as large again as `compact` and decodes faster."""
@@ -122,14 +156,45 @@ class Logits:
     draw_temperatures: Annotated[tuple[float, ...], Bounds(0.5, 10)] = (1.0,)
     """Temperatures that students will train at, among 1, 8/7, 4/3, 2, 4 and 8. The draws come from
     an equal mixture of the tails at these temperatures: (1.0, 2.0) gives each half the draws."""
+    counts: Annotated[int, Bounds(0, MOST_DRAWS)] = 0
+    """N, equally spaced draws per position from the whole distribution, of which the cache stores
+    how often each token came up: 8 to 1,024, or 0 for none. The best target for training at T = 1
+    (`loss.tail = "counts"`); it serves no other temperature. 50 take about 28 bytes per
+    position."""
+    sketch: Sketch = field(default_factory=Sketch)
+
+    def require_possible(self) -> None:
+        """ValueError for settings that contradict each other."""
+        if 0 < self.counts < LEAST_DRAWS:
+            raise ValueError(
+                f"signals.logits.counts is {self.counts}; choose {LEAST_DRAWS} to {MOST_DRAWS:,}, "
+                "or 0 for none"
+            )
+        if self.k:
+            return
+        if not self.counts:
+            raise ValueError(
+                "signals.logits.k is 0, so no token would be stored; ask for "
+                "signals.logits.counts = 50 too, or choose k of at least 1"
+            )
+        for name, asked in (("sketch.rank", self.sketch.rank), ("mass", self.mass)):
+            if asked:
+                raise ValueError(
+                    f"signals.logits.k is 0, but signals.logits.{name} is {asked}, which needs "
+                    "stored tokens: choose k of at least 1, such as 8"
+                )
 
     def target_spec(self) -> TargetSpec:
         """The targets to compute, with temperatures T as inverse temperatures β = 1/T.
 
-        ValueError if `draw_temperatures` are not those of the nodes, each once.
+        ValueError as `require_possible`, and if `draw_temperatures` are not those of the nodes,
+        each once.
         """
-        if not self.draws:
-            return TargetSpec(self.k, betas=NODES[self.profile])
+        self.require_possible()
+        nodes = NODES[self.profile]
+        spec = TargetSpec(self.k, betas=nodes, labels=True, mass=self.mass)
+        if not (self.draws and self.k):
+            return spec
         betas = tuple(beta for beta in BETAS[1:] if self._asks_for(beta))
         if not betas or len(betas) != len(self.draw_temperatures):
             known = ", ".join(f"{1 / beta:.4g}" for beta in reversed(BETAS[1:]))
@@ -137,15 +202,18 @@ class Logits:
                 f"signals.logits.draw_temperatures is {list(self.draw_temperatures)}; expected "
                 f"one or more of {known}, each once"
             )
-        return TargetSpec(self.k, self.draws, betas, NODES[self.profile])
+        return dataclasses.replace(spec, draws=self.draws, draw_betas=betas)
 
     def settings(self) -> dict[str, Any]:
-        """The settings that decide the stored targets; part of identities. Settings without an
-        effect are left out, so that they do not change an identity."""
+        """The settings that bind a directory to its logits. Settings without an effect are left
+        out, so that they do not change an identity; so are `counts` and `sketch`, which may be
+        added later."""
         settings: dict[str, Any] = {"k": self.k, "profile": self.profile}
         if NODES[self.profile] != BETAS:
             settings["betas"] = list(NODES[self.profile])
-        if self.draws:
+        if self.mass is not None:
+            settings["mass"] = self.mass
+        if self.draws and self.k:
             settings["draws"] = self.draws
             settings["draw_betas"] = list(self.target_spec().draw_betas)
         return settings

@@ -28,6 +28,7 @@ from decant.models.mesh.sharding import teacher_mesh
 from decant.models.mesh.vocabulary import Vocabulary
 from decant.pipelines.config import Logits
 from decant.pipelines.teacher.sharded_head import Head
+from decant.pipelines.teacher.targets import LogitsSpec, TokenInputs
 from decant.pipelines.teacher.targets import targets as exact_targets
 from decant.schemas import Cache, codecs
 from decant.schemas.disk.atomic import read_json, write_json
@@ -248,7 +249,8 @@ def _exact_targets_of_row(
     at = jnp.asarray(uniform_starts(key, positions=len(scored)))
     hidden = teacher.hidden(np.array([row]))[0]
     head = Head(Vocabulary(teacher.unembedding.shape[1]))
-    arrays = _targets(hidden, teacher.unembedding, at, spec=spec, head=head)
+    asked = LogitsSpec(spec)
+    arrays = _targets(hidden, teacher.unembedding, TokenInputs(at), spec=asked, head=head)
     of_row = {name: np.asarray(x)[scored] for name, x in arrays.items()}
     draws = None
     if spec.draws:

@@ -68,6 +68,16 @@ class Vocabulary:
         """The maximum of the devices' arrays."""
         return lax.pmax(x, self.axis) if self.axis else x
 
+    def take_column(
+        self, x: Shaped[Array, "tokens here"], ids: Int[Array, " tokens"]
+    ) -> Shaped[Array, " tokens"]:
+        """The entry of each token's `ids`, on every device; `x` are this device's columns."""
+        width = x.shape[-1]
+        column = ids - self.first_id(width)
+        mine = (column >= 0) & (column < width)
+        own = jnp.take_along_axis(x, jnp.clip(column, 0, width - 1)[:, None], axis=-1)[:, 0]
+        return self.sum_over_devices(jnp.where(mine, own, 0))
+
     def gather_columns(self, x: Shaped[Array, "tokens here"]) -> Shaped[Array, "tokens all"]:
         """The columns of all devices side by side, in the order of the devices."""
         return lax.all_gather(x, self.axis, axis=1, tiled=True) if self.axis else x

@@ -245,7 +245,7 @@ def check_settings(config: Precompute, checkpoint: Checkpoint, *, vocabulary: in
             f"corpus.sequence_length is {length}, but {checkpoint.title} was trained for 2 to "
             f"{checkpoint.config.max_positions} positions; choose a length in between"
         )
-    if not 1 <= spec.k <= vocabulary - (spec.draws > 0):
+    if spec.k > vocabulary - (spec.draws > 0):
         if spec.draws:
             raise ValueError(
                 f"signals.logits asks for {spec.k} ids and draws from the rest, but "
@@ -255,5 +255,11 @@ def check_settings(config: Precompute, checkpoint: Checkpoint, *, vocabulary: in
         raise ValueError(
             f"signals.logits.k is {spec.k}, but {checkpoint.title} has {vocabulary} tokens; "
             f"choose 1 to {vocabulary}"
+        )
+    rank, width = config.signals.logits.sketch.rank, checkpoint.config.hidden_size
+    if rank != "full" and rank > width:
+        raise ValueError(
+            f"signals.logits.sketch.rank is {rank}, but {checkpoint.title} is {width} wide; choose "
+            f'at most {width}, or "full"'
         )
     describe_arrays(config.signals, checkpoint.config, teacher_id="", length=length, unit_rows=1)

@@ -18,6 +18,7 @@ from decant.pipelines.teacher.outputs import OutputSpec
 from decant.pipelines.teacher.placement import model_copies, planned_mesh
 from decant.pipelines.teacher.programs import batch_targets, forward
 from decant.pipelines.teacher.sharded_head import Head
+from decant.pipelines.teacher.targets import TokenInputs
 from decant.schemas.host import memory_bytes
 from decant.schemas.manifest.plan import PlannedTeacher, TeacherMesh
 
@@ -87,7 +88,7 @@ def bytes_needed(planned: PlannedTeacher, spec: OutputSpec) -> int:
     read = jax.jit(partial(forward, graph), static_argnames="layers")
     first = read.lower(weights, ids, ids, ids, layers=tuple(sorted(spec.layers))).compile()
     needed = _all_bytes(first)
-    if spec.targets:
+    if of_logits := spec.of_logits:
         width = model.config.hidden_size
         columns = -(-planned.vocabulary_size // mesh.shape[TENSOR]) * mesh.shape[TENSOR]
         dtype = dtype_named(planned.dtype)
@@ -95,8 +96,9 @@ def bytes_needed(planned: PlannedTeacher, spec: OutputSpec) -> int:
         split = NamedSharding(mesh, P(None, TENSOR))
         unembedding = jax.ShapeDtypeStruct((width, columns), dtype, sharding=split)
         starts = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=of_rows)
+        inputs = TokenInputs(starts, ids, starts)
         program = jax.jit(batch_targets, static_argnames=("spec", "head"))
-        second = program.lower(hidden, unembedding, starts, spec=spec.targets, head=head)
+        second = program.lower(hidden, unembedding, inputs, spec=of_logits, head=head)
         # Both programs' arguments are in memory throughout: the weights while targets are
         # computed, the unembedding while the blocks run.
         weight_bytes = sum(

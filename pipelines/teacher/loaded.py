@@ -12,15 +12,16 @@ import numpy as np
 from flax import nnx
 
 from decant.models import open_checkpoint
-from decant.models.mesh.sharding import batch_sharding
+from decant.models.mesh.sharding import batch_sharding, replicate
 from decant.pipelines.teacher import programs
 from decant.pipelines.teacher.outputs import OutputSpec, RowOutput, row_outputs
 from decant.pipelines.teacher.placement import planned_mesh
 from decant.pipelines.teacher.sharded_head import Head
+from decant.pipelines.teacher.targets import LogitsSpec, TokenInputs
 from decant.schemas.manifest.plan import PlannedTeacher
-from decant.schemas.records.rows import Row
-from decant.schemas.signals import ArraySignal, HiddenSignal, TargetSpec
-from decant.schemas.targets.draws import uniform_starts
+from decant.schemas.records.rows import Row, next_tokens
+from decant.schemas.signals import ArraySignal, HiddenSignal
+from decant.schemas.targets.draws import COUNTS_STREAM, TAIL_STREAM, uniform_starts
 
 _lock = threading.Lock()
 _loaded: dict[PlannedTeacher, "LoadedTeacher"] = {}
@@ -114,25 +115,31 @@ class LoadedTeacher:
         on_device = self._read(batch, spec.layers.union(*(o.layers for o in observers)))
         for observer in observers:
             observer.observe(on_device)
-        outputs: dict[str, Any] = {"arrays": {}, "finite": {}}
+        outputs: dict[str, Any] = {"targets": {}, "arrays": {}, "finite": {}}
         for name, signal in spec.arrays.items():
             states = on_device.layers[signal.layer]
             finite = programs.finite_rows(states, on_device.inputs["segment_ids"])
             outputs["finite"][name] = finite
             outputs["arrays"] |= self._stored(name, signal, on_device, spec.directions.get(name))
-        if spec.targets:
+        if of_logits := spec.of_logits:
             outputs["targets"] = self._targets(
                 on_device.hidden,
                 self._unembedding,
-                self._on_device(self._starts(batch, spec.targets)),
-                spec=spec.targets,
+                self._token_inputs(batch, of_logits),
+                spec=of_logits,
                 head=self._head,
             )
+        if spec.sketch:
+            outputs["sketch"] = programs.sketches(on_device.hidden, *spec.sketch)
         return outputs
+
+    def replicated(self, array: np.ndarray) -> jax.Array:
+        """The array whole on every device."""
+        return replicate(array, self._mesh)
 
     def _read(self, batch: Sequence[Row], layers: Iterable[int]) -> DeviceBatch:
         inputs = {
-            name: self._on_device(np.stack([getattr(row, name) for row in batch]))
+            name: self._on_device(_stacked(batch, name))
             for name in ("tokens", "segment_ids", "positions", "loss_mask")
         }
         read = (inputs["tokens"], inputs["segment_ids"], inputs["positions"])
@@ -143,11 +150,19 @@ class LoadedTeacher:
         missing = self.planned.batch_rows - len(rows)
         return jax.device_put(np.pad(rows, ((0, missing), (0, 0))), batch_sharding(self._mesh))
 
-    def _starts(self, batch: Sequence[Row], spec: TargetSpec) -> np.ndarray:
-        length = self.planned.sequence_length
-        if not spec.draws:
-            return np.zeros((len(batch), length), np.float32)
-        return np.stack([uniform_starts(row.key, positions=length) for row in batch])
+    def _token_inputs(self, batch: Sequence[Row], spec: LogitsSpec) -> TokenInputs:
+        length, asked = self.planned.sequence_length, spec.targets
+
+        def starts(stream: bytes) -> jax.Array:
+            of_rows = [uniform_starts(row.key, positions=length, stream=stream) for row in batch]
+            return self._on_device(np.stack(of_rows))
+
+        labels = asked and asked.labels
+        return TokenInputs(
+            starts=starts(TAIL_STREAM) if asked and asked.draws else None,
+            labels=self._on_device(next_tokens(_stacked(batch, "tokens"))) if labels else None,
+            counts_starts=starts(COUNTS_STREAM) if spec.counts else None,
+        )
 
     def _stored(
         self, name: str, signal: ArraySignal, batch: DeviceBatch, directions: np.ndarray | None
@@ -165,3 +180,7 @@ class LoadedTeacher:
             self._weights, states, segment_ids, positions, stored, signal.layer, signal=of_any_layer
         )
         return {name: maps}
+
+
+def _stacked(batch: Sequence[Row], name: str) -> np.ndarray:
+    return np.stack([getattr(row, name) for row in batch])

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from decant.models.mesh.sharding import DATA
@@ -15,9 +16,9 @@ from decant.pipelines.teacher.states_and_maps import (
     stored_states,
     zero_unstored,
 )
-from decant.pipelines.teacher.targets import targets
+from decant.pipelines.teacher.targets import LogitsSpec, TokenInputs, targets
 from decant.schemas.records.rows import stored_positions
-from decant.schemas.signals import MEAN, AttentionSignal, TargetSpec
+from decant.schemas.signals import MEAN, AttentionSignal
 
 finite_rows = jax.jit(rows_are_finite)
 stored_mask = jax.jit(partial(stored_positions, xp=jnp))
@@ -30,19 +31,28 @@ def forward(graph, weights, tokens, segment_ids, positions, *, layers):
     return model(tokens, segment_ids, positions, hidden_layers=layers)
 
 
-def batch_targets(hidden, unembedding, starts, *, spec: TargetSpec, head: Head):
+def batch_targets(hidden, unembedding, inputs: TokenInputs, *, spec: LogitsSpec, head: Head):
     """`targets.targets` of a batch [batch, time, width]; its results get these two axes, too.
 
-    Each device works on its rows and its part of the vocabulary; logits never leave the device.
+    The inputs are [batch, time]. Each device works on its rows and its part of the vocabulary;
+    logits never leave the device.
     """
 
-    def of_device(hidden, unembedding, starts):
+    def of_device(hidden, unembedding, inputs):
         batch, time, width = hidden.shape
         flat = hidden.reshape(batch * time, width)
-        of_tokens = targets(flat, unembedding, starts.reshape(-1), spec=spec, head=head)
-        return {name: x.reshape(batch, time, *x.shape[1:]) for name, x in of_tokens.items()}
+        of_tokens = jax.tree.map(jnp.ravel, inputs)
+        results = targets(flat, unembedding, of_tokens, spec=spec, head=head)
+        return {name: x.reshape(batch, time, *x.shape[1:]) for name, x in results.items()}
 
-    return head.on_each_device(of_device, hidden, unembedding, starts, out=P(DATA))
+    return head.on_each_device(of_device, hidden, unembedding, inputs, out=P(DATA))
+
+
+@jax.jit
+def sketches(hidden, mean, projection):
+    """The sketch of each state after the final norm: float32 [batch, time, rank]."""
+    centred = hidden.astype(jnp.float32) - mean
+    return jnp.einsum("btd,dr->btr", centred, projection, precision=lax.Precision.HIGHEST)
 
 
 def attention_maps(

@@ -52,12 +52,12 @@ class Head(NamedTuple):
         return jax.jit(cut, out_shardings=NamedSharding(self.mesh, P(None, TENSOR)))(model)
 
     def on_each_device(
-        self, function: Callable, hidden: Array, unembedding: Array, of_rows: Array, *, out: Any
+        self, function: Callable, hidden: Array, unembedding: Array, of_rows: Any, *, out: Any
     ) -> Any:
         """Call `function(hidden, unembedding, of_rows)` on each device, with the device's shards.
 
-        `hidden` and `of_rows` are split by rows, `unembedding` by columns. `out` is the
-        PartitionSpec of the results.
+        `hidden` and `of_rows`, an array or a tree of them, are split by rows, `unembedding` by
+        columns. `out` is the PartitionSpec of the results.
         """
         assert self.mesh
         return jax.shard_map(

@@ -1,4 +1,4 @@
-"""Draws token ids from the tail on the device; `schemas.targets.draws` defines the draws.
+"""Draws token ids on the device, as `schemas.targets.draws` and `.counts` define.
 
 A position's draws depend on its probabilities and its start, not on batch, mesh or unit. Each point
 is looked up in two stages, the sums of blocks and then one block: the cumulated sum of a whole
@@ -8,12 +8,15 @@ vocabulary is slow and accumulates rounding errors.
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from decant.models.mesh.vocabulary import Vocabulary
 from decant.schemas.targets.draws import EDGE
 
 _BLOCK = 128
+_AT_ONCE = 64
+"""Points looked up at once: a point takes a block of weights, and 1,024 would take gigabytes."""
 _BELOW_ONE = 1 - 2.0**-23
 
 
@@ -46,6 +49,33 @@ def draw(
     grouped = padded.reshape(tokens, -1, _BLOCK)
     blocks = jnp.sum(grouped, axis=-1)
     ends = jnp.cumsum(blocks, axis=-1)
+
+    def look_up(points: Array) -> TailDraws:
+        return _look_up(points, grouped, blocks, ends, values=values, vocabulary=vocabulary)
+
+    m = points.shape[1]
+    if m <= _AT_ONCE:
+        return look_up(points)
+    padded = jnp.pad(points, ((0, 0), (0, -m % _AT_ONCE)))
+    groups = padded.reshape(tokens, -1, _AT_ONCE).swapaxes(0, 1)
+    drawn = lax.map(look_up, groups)
+    return TailDraws(*(x.swapaxes(0, 1).reshape(tokens, -1)[:, :m] for x in drawn))
+
+
+def _look_up(
+    points: Float[Array, "tokens m"],
+    grouped: Float[Array, "tokens blocks members"],
+    blocks: Float[Array, "tokens blocks"],
+    ends: Float[Array, "tokens blocks"],
+    *,
+    values: Float[Array, "tokens here"],
+    vocabulary: Vocabulary,
+) -> TailDraws:
+    """`draw` for points that fit into memory together.
+
+    `grouped` are the weights in blocks, `blocks` their sums and `ends` the cumulated sums.
+    """
+    width = values.shape[1]
     here = ends[:, -1:]
 
     # The device in whose columns a point lies. All devices compute it from the same sums.

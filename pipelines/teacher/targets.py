@@ -1,4 +1,4 @@
-"""Targets on the device: exact top-k, tail mass and tail draws, a chunk of tokens at a time.
+"""Targets on the device: top-k, tail mass, draws, labels, counts; a chunk of tokens at a time.
 
 A chunk's logits are reduced before the next chunk's are computed, so an array
 [batch, time, vocabulary] never exists. Each device has the logits of its part of the vocabulary
@@ -6,7 +6,8 @@ A chunk's logits are reduced before the next chunk's are computed, so an array
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,36 +24,59 @@ from decant.schemas.targets.targets import BETAS
 CHUNK_TOKENS = 256
 
 
+@dataclass(frozen=True)
+class LogitsSpec:
+    """What is computed from a position's logits."""
+
+    targets: TargetSpec | None = None
+    """Targets of the signal `logits`; None if they are not asked for."""
+    counts: int = 0
+    """N, draws of the signal `counts`; 0 if they are not asked for."""
+
+
+class TokenInputs(NamedTuple):
+    """What `targets` needs of each token besides its hidden state; None if the spec has no use."""
+
+    starts: Float[Array, " tokens"] | None = None
+    """Uniform starts of the tail draws."""
+    labels: Int[Array, " tokens"] | None = None
+    """The text's next token."""
+    counts_starts: Float[Array, " tokens"] | None = None
+    """Uniform starts of the counts' draws."""
+
+
 def targets(
     hidden: Float[Array, "tokens width"],
     unembedding: Float[Array, "width here"],
-    starts: Float[Array, " tokens"],
+    inputs: TokenInputs,
     *,
-    spec: TargetSpec,
+    spec: LogitsSpec,
     head: Head,
     chunk: int = CHUNK_TOKENS,
 ) -> dict[str, Array]:
-    """The targets that `spec` asks for, from the states after the final norm.
+    """What `spec` asks for, from the states after the final norm.
 
     `ids` int32 [tokens, k], `logprobs` float32 [tokens, k] and `tail_logmass` float32
-    [tokens, nodes], as `schemas.targets.targets` defines them. With draws also `tail_ids` int32,
-    `tail_logprobs` float32 and `near_edge` bool, each [tokens, m]; `starts` are the draws' uniform
-    starts. `chunk` need not divide the number of tokens.
+    [tokens, nodes], as `schemas.targets.targets` defines them, none of them for k = 0. With draws
+    also `tail_ids` int32, `tail_logprobs` float32 and `near_edge` bool, each [tokens, m]. With
+    labels `label_logprobs` float32 [tokens]. With counts `count_ids` int32 [tokens, N], ascending
+    and repeated, and `counts_near_edge` bool [tokens, N]. `chunk` need not divide the number of
+    tokens.
     """
 
-    def one_chunk(hidden_C: Array, starts_C: Array) -> dict[str, Array]:
+    def one_chunk(hidden_C: Array, inputs_C: TokenInputs) -> dict[str, Array]:
         logits = head.logits(hidden_C, unembedding)
-        return targets_of_logits(logits, starts_C, spec=spec, vocabulary=head.vocabulary)
+        return targets_of_logits(logits, inputs_C, spec=spec, vocabulary=head.vocabulary)
 
-    return over_chunks(one_chunk, hidden, starts, chunk=chunk)
+    return over_chunks(one_chunk, hidden, inputs, chunk=chunk)
 
 
 def over_chunks(
-    function: Callable[..., dict[str, Array]], *arrays: Array, chunk: int = CHUNK_TOKENS
+    function: Callable[..., dict[str, Array]], *arrays: Any, chunk: int = CHUNK_TOKENS
 ) -> dict[str, Array]:
     """Apply `function` to `chunk` tokens of `arrays` at a time and join the results.
 
-    The last chunk is padded with zeros.
+    `arrays` are arrays or trees of them. The last chunk is padded with zeros.
     """
     tokens = len(arrays[0])
     chunk = min(chunk, tokens)
@@ -62,28 +86,67 @@ def over_chunks(
         return padded.reshape(-1, chunk, *x.shape[1:])
 
     _, results = lax.scan(
-        lambda _, chunks: (None, function(*chunks)), None, tuple(cut(x) for x in arrays)
+        lambda _, chunks: (None, function(*chunks)), None, jax.tree.map(cut, arrays)
     )
     return {name: x.reshape(-1, *x.shape[2:])[:tokens] for name, x in results.items()}
 
 
 def targets_of_logits(
     logits: Float[Array, "tokens here"],
-    starts: Float[Array, " tokens"],
+    inputs: TokenInputs,
     *,
-    spec: TargetSpec,
+    spec: LogitsSpec,
     vocabulary: Vocabulary,
 ) -> dict[str, Array]:
     """The same as `targets`, from logits. Logits of padding columns are −inf."""
-    split = split_off_top_k(logits, k=spec.k, vocabulary=vocabulary, betas=spec.betas)
-    fields = {
-        "ids": split.ids,
-        "logprobs": split.top - split.normaliser[:, None],
-        "tail_logmass": split.tail_logmass,
-    }
-    if spec.draws:
-        fields |= _tail_draws(split, starts, spec=spec, vocabulary=vocabulary)
+    fields: dict[str, Array] = {}
+    asked = spec.targets
+    if asked and asked.k:
+        split = split_off_top_k(logits, k=asked.k, vocabulary=vocabulary, betas=asked.betas)
+        logits, normaliser = split.logits, split.normaliser
+        fields |= {
+            "ids": split.ids,
+            "logprobs": split.top - normaliser[:, None],
+            "tail_logmass": split.tail_logmass,
+        }
+        if asked.draws:
+            fields |= _tail_draws(split, inputs.starts, spec=asked, vocabulary=vocabulary)
+    else:
+        normaliser = _log_sum_exp(logits, vocabulary=vocabulary)
+    if asked and asked.labels:
+        own = vocabulary.take_column(logits, inputs.labels)
+        fields["label_logprobs"] = own - normaliser
+    if spec.counts:
+        fields |= _counts(
+            logits, normaliser, inputs.counts_starts, draws=spec.counts, vocabulary=vocabulary
+        )
     return fields
+
+
+def _log_sum_exp(
+    logits: Float[Array, "tokens here"], *, vocabulary: Vocabulary
+) -> Float[Array, " tokens"]:
+    """log Σ exp(logit) over the vocabulary."""
+    largest = vocabulary.max_over_devices(jnp.max(logits, axis=-1))
+    here = jnp.sum(jnp.exp(logits - largest[:, None]), axis=-1)
+    return jnp.log(vocabulary.sum_over_devices(here)) + largest
+
+
+def _counts(
+    logits: Float[Array, "tokens here"],
+    normaliser: Float[Array, " tokens"],
+    starts: Float[Array, " tokens"] | None,
+    *,
+    draws: int,
+    vocabulary: Vocabulary,
+) -> dict[str, Array]:
+    """Equally spaced draws from the whole distribution."""
+    assert starts is not None
+    # Without the barrier XLA computes the probabilities twice, for their sums and for the blocks.
+    probabilities = lax.optimization_barrier(jnp.exp(logits - normaliser[:, None]))
+    points = (jnp.arange(draws) + starts[:, None]) / draws
+    drawn = draw(probabilities, points, values=logits, vocabulary=vocabulary)
+    return {"count_ids": drawn.ids, "counts_near_edge": drawn.near_edge}
 
 
 class SplitLogits(NamedTuple):
@@ -138,9 +201,14 @@ def in_tail(split: SplitLogits, *, vocabulary: Vocabulary) -> Bool[Array, "token
 
 
 def _tail_draws(
-    split: SplitLogits, starts: Float[Array, " tokens"], *, spec: TargetSpec, vocabulary: Vocabulary
+    split: SplitLogits,
+    starts: Float[Array, " tokens"] | None,
+    *,
+    spec: TargetSpec,
+    vocabulary: Vocabulary,
 ) -> dict[str, Array]:
     """m draws from the equal mixture of the tails at the nodes `spec.draw_betas`."""
+    assert starts is not None
     logprobs = split.logits - split.normaliser[:, None]
     shares = [
         jnp.exp(beta * logprobs - split.tail_logmass[:, spec.betas.index(beta), None])

@@ -10,7 +10,7 @@ import pytest
 from decant.models import open_checkpoint
 from decant.models.mesh.vocabulary import Vocabulary
 from decant.pipelines.teacher.sharded_head import Head
-from decant.pipelines.teacher.targets import targets
+from decant.pipelines.teacher.targets import LogitsSpec, TokenInputs, targets
 from decant.schemas.codecs import Tables, decode, encode
 from decant.schemas.signals import TargetSpec
 from decant.schemas.targets.targets import BETAS, EIGHTHS, Targets, tail_logmass_at
@@ -43,8 +43,8 @@ def test_at_every_temperature_and_position_the_stored_tail_is_close(real, k, nod
     fields = targets(
         jnp.asarray(hidden),
         jnp.asarray(unembedding),
-        jnp.zeros(TOKENS),
-        spec=TargetSpec(k, betas=nodes),
+        TokenInputs(),
+        spec=LogitsSpec(TargetSpec(k, betas=nodes)),
         head=Head(Vocabulary(VOCABULARY)),
     )
     held = Targets(*(np.asarray(fields[name]) for name in ("ids", "logprobs", "tail_logmass")))

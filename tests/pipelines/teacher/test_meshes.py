@@ -19,7 +19,7 @@ from tests.making.models import random_decoder
 VOCABULARY = 1003
 """Number of ids. Eight devices add five columns of padding; the embedding has 1,024 rows."""
 MESHES = ((1, 1), (2, 4), (8, 1), (1, 8))
-K, DRAWS = 13, 6
+K, DRAWS, COUNTS = 13, 6, 70
 
 SCRIPT = """
 import json, re, sys
@@ -30,7 +30,7 @@ from decant.pipelines.teacher.outputs import OutputSpec
 from decant.schemas.signals import TargetSpec
 from decant.schemas.manifest.plan import TeacherMesh, PlannedTeacher
 from decant.schemas.records.rows import Segment, build_row
-from tests.pipelines.teacher.test_meshes import DRAWS, K, MESHES, VOCABULARY
+from tests.pipelines.teacher.test_meshes import COUNTS, DRAWS, K, MESHES, VOCABULARY
 
 assert len(jax.devices()) == 8
 draw = np.random.default_rng(0)
@@ -39,7 +39,7 @@ def row(*lengths):
              for n in lengths]
     return build_row(parts, length=24)
 rows = [row(24), row(9, 15), row(20), row(5, 6, 7), row(24), row(24), row(2, 3), row(24)] * 2
-spec = TargetSpec(K, DRAWS, (0.5, 1.0))
+spec = OutputSpec(TargetSpec(K, DRAWS, (0.5, 1.0), labels=True), counts=COUNTS)
 gathers = {}
 for data, tensor in MESHES:
     planned = PlannedTeacher(
@@ -47,11 +47,14 @@ for data, tensor in MESHES:
         sequence_length=24, batch_rows=8, mesh=TeacherMesh(data, tensor),
     )
     teacher, prior = LoadedTeacher(planned), PriorSums(k=K)
-    outputs = list(teacher.run(rows, OutputSpec(spec), observers=[prior]))
+    outputs = list(teacher.run(rows, spec, observers=[prior]))
     fields = {
         name: np.concatenate([getattr(x.targets, name) for x in outputs])
-        for name in ("ids", "logprobs", "tail_logmass")
+        for name in ("ids", "logprobs", "tail_logmass", "label_logprobs")
     }
+    fields["count_ids"] = np.concatenate(
+        [np.repeat(x.counts.ids.ravel(), x.counts.counts.ravel()) for x in outputs])
+    fields["counts_near"] = np.array(sum(x.counts_near_edge for x in outputs))
     fields["tail_ids"] = np.concatenate([x.targets.draws.ids for x in outputs])
     fields["tail_logprobs"] = np.concatenate([x.targets.draws.logprobs for x in outputs])
     fields["near"] = np.array(sum(x.near_edge for x in outputs))
@@ -60,13 +63,13 @@ for data, tensor in MESHES:
     np.savez(f"{sys.argv[2]}/{data}-{tensor}.npz", **fields)
 
     batch = teacher._read(rows[:8], ())
-    starts = teacher._on_device(teacher._starts(rows[:8], spec))
+    inputs = teacher._token_inputs(rows[:8], spec.of_logits)
     programs = {
         "forward": teacher._forward.lower(
             teacher._weights, *(batch.inputs[n] for n in ("tokens", "segment_ids", "positions")),
             layers=()),
         "targets": teacher._targets.lower(
-            batch.hidden, teacher._unembedding, starts, spec=spec,
+            batch.hidden, teacher._unembedding, inputs, spec=spec.of_logits,
             head=teacher._head),
     }
     gathers[f"{data}-{tensor}"] = {
@@ -132,6 +135,8 @@ def test_eight_devices_find_what_one_finds(run, mesh):
     np.testing.assert_allclose(
         several["tail_logprobs"][same], one["tail_logprobs"][same], atol=1e-5
     )
+    np.testing.assert_allclose(several["label_logprobs"], one["label_logprobs"], atol=1e-5)
+    assert (several["count_ids"] != one["count_ids"]).sum() <= one["counts_near"]
     np.testing.assert_array_equal(several["counts"], one["counts"])
     np.testing.assert_allclose(several["sums"], one["sums"], rtol=1e-4)
     ids, logprobs = one["ids"], one["logprobs"]
@@ -143,6 +148,7 @@ def test_no_id_that_is_padding_is_found_or_drawn(run):
     for fields in run[0].values():
         assert fields["ids"].max() < VOCABULARY
         assert fields["tail_ids"].max() < VOCABULARY
+        assert fields["count_ids"].max() < VOCABULARY
 
 
 @pytest.mark.parametrize(("mesh", "devices"), [("2-4", 4), ("1-8", 8)])

@@ -7,7 +7,12 @@ import pytest
 from decant.models.mesh.vocabulary import Vocabulary
 from decant.pipelines.teacher.sharded_head import Head
 from decant.pipelines.teacher.tail_draws import draw
-from decant.pipelines.teacher.targets import targets, targets_of_logits
+from decant.pipelines.teacher.targets import (
+    LogitsSpec,
+    TokenInputs,
+    targets,
+    targets_of_logits,
+)
 from decant.schemas.signals import TargetSpec
 from decant.schemas.targets.draws import Draws, logweights, uniform_starts
 from decant.schemas.targets.targets import BETAS, tail_logmass_at
@@ -22,7 +27,10 @@ def logits_of(vocabulary: int, *, n: int, seed: int = 0, spread: float = 3) -> n
 
 def numpy_targets(logits: np.ndarray, at: np.ndarray, spec: TargetSpec) -> dict[str, np.ndarray]:
     fields = targets_of_logits(
-        jnp.asarray(logits), jnp.asarray(at), spec=spec, vocabulary=Vocabulary(logits.shape[1])
+        jnp.asarray(logits),
+        TokenInputs(jnp.asarray(at)),
+        spec=LogitsSpec(spec),
+        vocabulary=Vocabulary(logits.shape[1]),
     )
     return {name: np.asarray(x) for name, x in fields.items()}
 
@@ -109,8 +117,8 @@ def test_the_chunk_changes_no_draw_that_is_not_counted_as_near(chunk):
     rng = np.random.default_rng(3)
     hidden = jnp.asarray(rng.normal(size=(30, 16)), jnp.float32)
     unembedding = jnp.asarray(rng.normal(size=(16, 3000)), jnp.float32)
-    at = jnp.asarray(rng.random(30), jnp.float32)
-    spec = TargetSpec(5, 8, (0.5, 1.0))
+    at = TokenInputs(jnp.asarray(rng.random(30), jnp.float32))
+    spec = LogitsSpec(TargetSpec(5, 8, (0.5, 1.0)))
     asked = {"spec": spec, "head": Head(Vocabulary(unembedding.shape[1]))}
     whole = targets(hidden, unembedding, at, **asked)
     cut = targets(hidden, unembedding, at, **asked, chunk=chunk)

@@ -6,7 +6,7 @@ import pytest
 
 from decant.models.mesh.vocabulary import Vocabulary
 from decant.pipelines.teacher.sharded_head import Head
-from decant.pipelines.teacher.targets import targets
+from decant.pipelines.teacher.targets import LogitsSpec, TokenInputs, targets
 from decant.pipelines.teacher.targets import targets_of_logits as of_logits
 from decant.schemas.signals import TargetSpec
 from decant.schemas.targets.targets import BETAS, EIGHTHS
@@ -15,8 +15,8 @@ from decant.schemas.targets.targets import BETAS, EIGHTHS
 def targets_of_logits(logits, *, k, betas=BETAS):
     return of_logits(
         logits,
-        jnp.zeros(len(logits)),
-        spec=TargetSpec(k, betas=betas),
+        TokenInputs(),
+        spec=LogitsSpec(TargetSpec(k, betas=betas)),
         vocabulary=Vocabulary(logits.shape[1]),
     )
 
@@ -83,8 +83,8 @@ def test_the_chunk_changes_nothing_but_rounding(chunk):
     fields = targets(
         jnp.asarray(hidden),
         jnp.asarray(head),
-        jnp.zeros(10),
-        spec=TargetSpec(5),
+        TokenInputs(),
+        spec=LogitsSpec(TargetSpec(5)),
         head=Head(Vocabulary(3000)),
         chunk=chunk,
     )
