@@ -12,7 +12,7 @@ than its own bytes. The library's hashes are not checked, as every record has a 
 
 import os
 import struct
-import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +34,16 @@ class RecordFile:
     def __init__(self, path: Path):
         self._path = path
         self._descriptor = os.open(path, os.O_RDONLY)
-        # Not a file object, because one that is dropped open warns. Not `__del__`, because builtins
-        # may be gone when an interpreter ends with a cache open.
-        weakref.finalize(self, os.close, self._descriptor)
         self._offsets = self._read_index(os.fstat(self._descriptor).st_size)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # Not a file object: one that is dropped open warns. `close` is bound, because `os` may be
+        # gone when an interpreter ends with a cache open.
+        if hasattr(self, "_descriptor"):
+            close(self._descriptor)
 
     def read(self, number: int) -> bytes:
         """The record with this number. ValueError naming the file if its chunk is damaged."""
