@@ -1,0 +1,61 @@
+"""The classic step from a cache that loses nothing is the step with the teacher in the loop."""
+
+import csv
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from benchmarks import seed_parity
+from decant.pipelines.config import Attention, Hidden
+from tests.making.caches import tiny_cache, write_teacher
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Every token of the vocabulary stored exactly; states and maps in bfloat16."""
+    root = tmp_path_factory.mktemp("parity")
+    for seed, name in enumerate(("teacher", "student")):
+        weights = write_teacher(root / name, seed=seed) / "model.safetensors"
+        tensors = load_file(weights)
+        queries = [name for name in tensors if name.endswith("q_proj.weight")]
+        # Else all attention is nearly uniform.
+        save_file({**tensors, **{name: tensors[name] * 100 for name in queries}}, weights)
+    return tiny_cache(
+        root,
+        k=512,
+        hidden=Hidden(layers=(-1,)),
+        attention=Attention(layers="all", dtype="bfloat16"),
+    )
+
+
+def run(cache, work, *flags):
+    teacher, student = (cache.path.parent / name for name in ("teacher", "student"))
+    inputs = [f"--cache={cache.path}", f"--teacher={teacher}", f"--student={student}"]
+    shape = [f"--work={work}", "--layers=2", "--updates=4", "--rows=2", "--learning-rate=0.01"]
+    return seed_parity.main([*inputs, *shape, *flags])
+
+
+def test_without_terms_the_losses_of_all_updates_are_equal(whole, tmp_path):
+    results = run(whole, tmp_path, "--tails=bucket", "--hidden=0", "--attention=0")
+    online, cached = (
+        [line["loss"] for line in results[name]["curve"]] for name in ("online", "bucket")
+    )
+    assert len(online) == 4
+    assert online[-1] < online[0] - 0.1  # it learns
+    np.testing.assert_allclose(cached, online, rtol=1e-6)
+    kl = [results[name]["heldout"]["kl"] for name in ("online", "bucket")]
+    assert kl[0] == pytest.approx(kl[1], rel=1e-4)
+
+
+def test_the_terms_differ_by_how_states_and_maps_are_stored(whole, tmp_path):
+    results = run(whole, tmp_path, "--tails=bucket", "--attention=100")
+    for ours, theirs in zip(results["bucket"]["curve"], results["online"]["curve"], strict=True):
+        assert theirs["hidden_state_loss"] > 1
+        for part, within in (("hidden_state_loss", 1e-3), ("attention_loss", 2e-2)):
+            assert ours[part] == pytest.approx(theirs[part], rel=within)
+    with (tmp_path / "curves.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert float(lines[-1]["bucket loss"]) == pytest.approx(ours["loss"], rel=1e-6)
