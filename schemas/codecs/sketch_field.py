@@ -1,8 +1,8 @@
 """Codecs of the sketch: r numbers a position.
 
-`EXACT` keeps the float32 bits. `QUANTISED` stores whole numbers of steps. With `dither` a
-pseudo-random fraction of a step, which the reader knows too, is added before rounding and
-subtracted after it, so that the error of a number is uniform and does not depend on it.
+`EXACT` keeps the float32 bits. `QUANTISED` stores whole numbers of steps (`sketch_levels.py`). With
+`dither` a pseudo-random fraction of a step, which the reader knows too, is added before rounding
+and subtracted after it, so that the error of a number is uniform and does not depend on it.
 """
 
 import hashlib
@@ -11,35 +11,26 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Float32
 
-from decant.schemas.codecs import numbers
+from decant.schemas.codecs import sketch_levels
 from decant.schemas.codecs.block import SKETCH, Block, Tables
 from decant.schemas.codecs.planes import decode_planes, encode_planes
-from decant.schemas.codecs.streams import (
-    by_position,
-    cells,
-    column_runs,
-    compress,
-    decompress,
-    fill_columns,
-    grid,
-    join,
-    run_heights,
-    split,
-)
+from decant.schemas.codecs.streams import by_position, cells
 
 EXACT = 1
 QUANTISED = 2
 
 _UNIT_OF_STEP = 128
 """Steps are in units of the deviation of the number of this rank, or of the last one."""
+_FINEST = 2.0**-16
+"""Least step, in units of the largest deviation."""
 _DITHER_STREAM = b"decant sketch dither 1"
-_MOST = (1 << 22) - 1
-_FRAMES = 8
 
 
 def step_size(deviations: Float[np.ndarray, " r"], step: float) -> float:
     """δ, the distance of stored values, for `step` in units of a deviation."""
-    return step * float(deviations[min(len(deviations), _UNIT_OF_STEP) - 1])
+    size = step * float(deviations[min(len(deviations), _UNIT_OF_STEP) - 1])
+    # A basis may have directions in which the sample does not vary at all.
+    return max(size, _FINEST * float(deviations.max())) or 1.0
 
 
 def encode(
@@ -56,13 +47,12 @@ def encode(
         raise ValueError("a number of a sketch is not finite; such a row must not be encoded")
     if not step:
         return Block(SKETCH, EXACT, encode_planes(sketch))
-    scaled = sketch.T.astype(np.float64) / step_size(deviations, step)
+    size = step_size(deviations, step)
+    scaled = sketch.T.astype(np.float64) / size
     if dither:
-        scaled = scaled + _dither(row_key, rank=len(scaled), positions=scaled.shape[1])
-    levels = np.clip(np.rint(scaled), -_MOST, _MOST).astype(np.int32)
-    symbols, raw = numbers.encode(levels << 1 ^ levels >> 31)
-    frames = [compress(symbols[rows]) for rows in column_runs(len(symbols), _FRAMES)]
-    return Block(SKETCH, QUANTISED, join([raw, *frames]))
+        scaled += _dither(row_key, rank=len(scaled), positions=len(sketch))
+    payload = sketch_levels.encode(np.rint(scaled), spreads=deviations / size)
+    return Block(SKETCH, QUANTISED, payload)
 
 
 def decode(
@@ -94,24 +84,17 @@ def decode(
         if not np.isfinite(values).all():
             raise ValueError("a number of a sketch is not finite")
         return values
-    symbols, raw = grid(rank, positions), []
-    for cell, payload, n in zip(cells(positions), payloads, positions, strict=True):
-        heights = run_heights(rank, _FRAMES)
-        own_raw, *frames = split(payload, count=1 + len(heights))
-        raw.append(own_raw)
-        flat = decompress(frames, sizes=[height * n for height in heights])
-        fill_columns(symbols[:, cell], flat, [n])
-    folded = numbers.decode(symbols, raw)
-    values = (folded >> 1 ^ -(folded & 1)).astype(np.float32)
+    size = step_size(deviations, step)
+    values = sketch_levels.decode(payloads, positions=positions, spreads=deviations / size)
     if dither:
         for cell, key, n in zip(cells(positions), row_keys, positions, strict=True):
             values[:, cell] -= _dither(key, rank=rank, positions=n)
-    values *= np.float32(step_size(deviations, step))
+    values *= np.float32(size)
     return by_position(values, positions)
 
 
 def _dither(row_key: bytes, *, rank: int, positions: int) -> Float32[np.ndarray, "r n"]:
-    """Pseudo-random numbers in (−1/2, 1/2), multiples of 1/512, a function of the row's key."""
+    """Pseudo-random numbers in (−1/2, 1/2), odd multiples of 1/512, a function of the row's key."""
     stream = hashlib.shake_256(_DITHER_STREAM + row_key).digest(rank * positions)
     fractions = np.frombuffer(stream, np.uint8).reshape(rank, positions).astype(np.float32)
     return (fractions + np.float32(0.5)) * np.float32(1 / 256) - np.float32(0.5)
