@@ -5,7 +5,7 @@ import stat
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
-from decant.schemas.disk.layout import PARTS, REQUEST, STAGED, PartLayout
+from decant.schemas.disk.layout import PARTS, RECORDS, REQUEST, STAGED, PartLayout
 from decant.schemas.manifest.manifest import Manifest, Part, read_manifest
 from decant.schemas.signals import array_names
 
@@ -60,6 +60,10 @@ def _unnamed_paths(layout: PartLayout, parts: Sequence[Part]) -> Iterator[Path]:
     for path in layout.arrays:
         if path.relative_to(layout.root).as_posix() not in arrays:
             yield path
+    for name in RECORDS:
+        if not any(name in part.signals for part in parts):
+            path = layout.root / name
+            yield from [path] if path.exists() else []
     commits = {
         layout.commit(name, number)
         for part in parts

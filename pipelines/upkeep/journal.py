@@ -15,7 +15,7 @@ from pathlib import Path
 from decant.schemas.disk import inside, steps
 from decant.schemas.disk.array_record import FileEntry
 from decant.schemas.disk.atomic import read_json, write_json
-from decant.schemas.disk.layout import JOURNAL, LOGITS, ROWS, STAGED, PartLayout
+from decant.schemas.disk.layout import JOURNAL, RECORDS, ROWS, STAGED, PartLayout
 from decant.schemas.disk.names import require_names
 from decant.schemas.disk.steps import Step
 from decant.schemas.manifest.commits import load_commit, summarise_shards
@@ -193,13 +193,13 @@ def _files(
     """
     layout = PartLayout(Path(part.path))
     for name, entry in unit.files.items():
-        if name in (ROWS, LOGITS):
+        if name in (ROWS, *RECORDS):
             yield layout.records(name, number), _holds(cache, entry.bytes, entry.sha256)
         if name == ROWS:
             continue
         below, is_commit = layout.commit(name, number), _is_commit(cache, entry)
         yield below, is_commit
-        if name == LOGITS:
+        if name in RECORDS:
             continue
         place = staged / below if staged and is_commit(staged / below) else below
         for array, shards in load_commit(cache / place).shards.items():

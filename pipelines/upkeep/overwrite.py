@@ -4,7 +4,8 @@ A unit's files must match each other and the manifest, so a journal (`journal.py
 exchange atomic.
 
 Only forgotten positions change. The other targets of the same rows are decoded and encoded again; a
-codec with levels moves a few of them by one level. Statistics stay, as they are sums over many
+codec with levels moves a few of them by one level, and a sketch's numbers by up to half a step
+each. Statistics stay, as they are sums over many
 documents. The canary targets, of eight rows, leave the manifest if a canary row's unit is written
 again; `gc` then deletes their files.
 """
@@ -22,17 +23,18 @@ from decant.schemas.arrays.reader import ArrayReader
 from decant.schemas.arrays.spec import specs_of
 from decant.schemas.arrays.writer import ArrayWriter
 from decant.schemas.disk.array_record import FileEntry, RecordReaders, write_records
-from decant.schemas.disk.layout import LOGITS, ROWS, PartLayout
+from decant.schemas.disk.layout import LOGITS, RECORDS, ROWS, PartLayout
 from decant.schemas.disk.shards import Shard
 from decant.schemas.manifest.commits import load_commit, summarise_shards, write_commit
 from decant.schemas.manifest.manifest import Manifest, Part, Unit, read_manifest
 from decant.schemas.manifest.plan import CANARY, read_plan
-from decant.schemas.manifest.statistics import load_tables
 from decant.schemas.reading.forgetting import ForgottenDocuments, erase
+from decant.schemas.reading.record_signals import COMPANIONS, RecordSignals
 from decant.schemas.reading.units import read_unit_rows
+from decant.schemas.records.companion import open_companion
 from decant.schemas.records.logits import decode_logits, encode_logits, open_logits
 from decant.schemas.records.rows import Row, encode_row
-from decant.schemas.signals import ArraySignal, LogitsSignal
+from decant.schemas.signals import ArraySignal, RecordSignal
 
 
 def overwrite_forgotten(
@@ -75,6 +77,7 @@ class _PartOverwrite:
         self.length = manifest.sequence_length
         self.vocabulary = manifest.vocabulary_size
         self.forgetting = ForgottenDocuments(part)
+        self.reader = RecordSignals(cache, manifest)
         self.units = {
             number: unit
             for number, unit in part.numbered_units
@@ -122,49 +125,71 @@ class _PartOverwrite:
         after = [self._erased(row) for row in before]
         records = [encode_row(row) for row in after]
         files = {ROWS: write_records(self.staged.records(ROWS, number), records)}
+        files |= self._write_records(number, unit, before, after)
         for name, signal in self.part.signals.items():
             commit = load_commit(self.layout.commit(name, number))
-            if isinstance(signal, LogitsSignal):
-                file = self._write_logits(signal, number, unit, before, after)
-                commit = dataclasses.replace(commit, file=file)
+            if isinstance(signal, RecordSignal):
+                commit = dataclasses.replace(commit, file=files[name])
             else:
                 shards = self._write_arrays(name, signal, number, before, commit.shards)
-                file = summarise_shards(shards, rows=unit.rows)
-                commit = dataclasses.replace(commit, file=file, shards=shards)
+                files[name] = summarise_shards(shards, rows=unit.rows)
+                commit = dataclasses.replace(commit, file=files[name], shards=shards)
             write_commit(self.staged.root, name, commit)
-            files[name] = file
         scored = int(sum(row.loss_mask.sum() for row in after))
         return dataclasses.replace(unit, scored=scored, files=files)
 
-    def _write_logits(
-        self,
-        signal: LogitsSignal,
-        number: int,
-        unit: Unit,
-        before: Sequence[Row],
-        after: Sequence[Row],
-    ) -> FileEntry:
-        path = self.layout.records(LOGITS, number)
-        tables = load_tables(self.layout.root, self.part.statistics, vocabulary=self.vocabulary)
-        stored = RecordReaders().read(path, range(unit.rows), expected=unit.files[LOGITS])
-        records = []
-        for record, was, now in zip(stored, before, after, strict=True):
-            if now is was:
-                records.append(record)
-                continue
-            opened = open_logits(record, where=str(path), length=self.length, spec=signal)
-            targets = decode_logits([opened], tables=tables, vocabulary=self.vocabulary)
-            kept = opened.scored & now.loss_mask
-            new = encode_logits(
-                targets[kept[opened.scored]],
-                row_key=now.key,
-                scored=kept,
-                profile=signal.profile,
-                tables=tables,
-                vocabulary=self.vocabulary,
+    def _write_records(
+        self, number: int, unit: Unit, before: Sequence[Row], after: Sequence[Row]
+    ) -> dict[str, FileEntry]:
+        names = [name for name in RECORDS if name in self.part.signals]
+        stored = {
+            name: RecordReaders().read(
+                self.layout.records(name, number), range(unit.rows), expected=unit.files[name]
             )
-            records.append(new)
-        return write_records(self.staged.records(LOGITS, number), records)
+            for name in names
+        }
+        of_rows = zip(*stored.values(), before, after, strict=True)
+        new = [
+            old if now is was else self._write_row(dict(zip(names, old, strict=True)), now)
+            for *old, was, now in of_rows
+        ]
+        return {
+            name: write_records(self.staged.records(name, number), records)
+            for name, records in zip(names, zip(*new, strict=True), strict=True)
+        }
+
+    def _write_row(self, stored: Mapping[str, bytes], row: Row) -> list[bytes]:
+        """The records of a row with targets only where `row` still has them, in this order."""
+        where = f"{self.layout.root}, a row with forgotten documents"
+        signal, shape = self.part.logits, {"vocabulary": self.vocabulary}
+        tables = self.reader.tables(self.part, LOGITS)
+        opened = open_logits(stored[LOGITS], where=where, length=self.length, spec=signal)
+        targets = decode_logits([opened], tables=tables, **shape)
+        scored = opened.scored & row.loss_mask
+        kept = scored[opened.scored]
+        logits = encode_logits(
+            targets[kept],
+            row_key=row.key,
+            scored=scored,
+            profile=signal.profile,
+            tables=tables,
+            **shape,
+        )
+        # Counts are coded together with the head, as a reader of the new record decodes it.
+        again = open_logits(logits, where=where, length=self.length, spec=signal)
+        head = decode_logits([again], tables=tables, **shape)
+        records = [logits]
+        for name, data in stored.items():
+            if name == LOGITS:
+                continue
+            record = open_companion(
+                data, kind=COMPANIONS[name], where=where, scored=opened.positions
+            )
+            if record.positions:
+                values = self.reader.decode(name, self.part, [record], head=targets)
+                data = self.reader.encode(name, self.part, values[kept], row_key=row.key, head=head)
+            records.append(data)
+        return records
 
     def _write_arrays(
         self,

@@ -11,7 +11,7 @@ from decant.schemas.manifest.manifest import (
     changing_manifest,
     write_manifest,
 )
-from decant.schemas.signals import HiddenSignal
+from decant.schemas.manifest.statistics import statistics_of
 
 
 def remove_signals(cache: Path, names: Sequence[str]) -> Manifest:
@@ -37,12 +37,13 @@ def _without(manifest: Manifest, names: Sequence[str], *, cache: Path) -> Manife
 
 
 def without_signals(part: Part, names: set[str]) -> Part:
-    """The part without the signals `names`, their files and their directions."""
+    """The part without the signals `names`, their files and their statistics."""
     signals = {name: signal for name, signal in part.signals.items() if name not in names}
     dropped = {
-        signal.directions
+        file
         for name, signal in part.signals.items()
-        if name in names and isinstance(signal, HiddenSignal)
+        if name in names
+        for file in statistics_of(name, signal, part.statistics)
     }
     units = tuple(
         dataclasses.replace(

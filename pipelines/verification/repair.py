@@ -19,11 +19,11 @@ from decant.schemas.arrays.spec import METADATA, create_array, specs_of
 from decant.schemas.disk.array_record import FileEntry
 from decant.schemas.disk.atomic import write_bytes
 from decant.schemas.disk.identity import file_sha256
-from decant.schemas.disk.layout import LOGITS, ROWS, PartLayout
+from decant.schemas.disk.layout import RECORDS, ROWS, PartLayout
 from decant.schemas.manifest.commits import Commit, load_commit
 from decant.schemas.manifest.manifest import Part, changing_manifest
 from decant.schemas.manifest.plan import Plan, plan_as_sealed, read_plan, write_plan
-from decant.schemas.signals import LogitsSignal
+from decant.schemas.signals import RecordSignal
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _repair_metadata(cache: Cache, part: Part, structure: Structure) -> Iterator
     layout = PartLayout(cache.path / part.path)
     damaged = {p.file for p in structure.problems if p.part == part.path and p.unit is None}
     for name, signal in part.signals.items():
-        if isinstance(signal, LogitsSignal):
+        if isinstance(signal, RecordSignal):
             continue
         length = cache.manifest.sequence_length
         specs = specs_of(signal, name=name, slots=part.slots, sequence_length=length)
@@ -199,7 +199,7 @@ class _UnitRepair:
         return Repair(where, True)
 
     def _files(self, name: str, commit: Commit, staged: PartLayout) -> Iterator[tuple[Path, Path]]:
-        if name == LOGITS:
+        if name in RECORDS:
             yield staged.records(name, self.number), self.layout.records(name, self.number)
         for array, shards in commit.shards.items():
             for shard in shards:

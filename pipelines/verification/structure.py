@@ -9,17 +9,17 @@ from rich.console import Console
 
 from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.upkeep.garbage import own_directories, unfinished, unnamed
+from decant.pipelines.verification.record_checks import RecordChecks
 from decant.progress import Count, progress
 from decant.schemas.arrays.spec import METADATA, ArraySpec, metadata_bytes, specs_of
-from decant.schemas.codecs import Tables
 from decant.schemas.disk.array_record import FileEntry, RecordReaders
 from decant.schemas.disk.atomic import read_json
 from decant.schemas.disk.identity import digest, file_sha256
 from decant.schemas.disk.layout import (
     CAPTURE_LOCK,
     CHANGE_LOCK,
-    LOGITS,
     MANIFEST,
+    RECORDS,
     ROWS,
     TOKENIZER,
     PartLayout,
@@ -29,11 +29,10 @@ from decant.schemas.disk.shards import Shard
 from decant.schemas.manifest.commits import load_commit, summarise_shards
 from decant.schemas.manifest.manifest import Manifest, Part, Unit
 from decant.schemas.manifest.plan import read_plan, rows_id_of
-from decant.schemas.manifest.statistics import load_tables
 from decant.schemas.manifest.tokenizer_files import tokenizer_files, tokenizer_hashes
-from decant.schemas.records.logits import decode_logits, open_logits
+from decant.schemas.reading.record_signals import RecordSignals
 from decant.schemas.records.rows import Row, decode_row, loss_mask
-from decant.schemas.signals import ArraySignal, LogitsSignal
+from decant.schemas.signals import ArraySignal, RecordSignal
 
 _LOCKS = (CHANGE_LOCK, CAPTURE_LOCK)
 
@@ -116,6 +115,7 @@ class _CacheCheck:
         self.sealed = manifest
         self.structure = structure
         self.named: set[Path] = {cache / MANIFEST}
+        self.records = RecordSignals(cache, manifest)
 
     def add_problem(self, path: Path, expected: object, got: object, **where) -> None:
         """Add a problem; `where` are fields of `Problem`."""
@@ -194,10 +194,11 @@ class _PartCheck:
         self.layout = PartLayout(check.cache / part.path)
         self.length = check.sealed.sequence_length
         self.arrays: dict[str, ArraySignal] = {
-            n: s for n, s in part.signals.items() if not isinstance(s, LogitsSignal)
+            n: s for n, s in part.signals.items() if not isinstance(s, RecordSignal)
         }
         self.specs = {name: self._specs(name) for name in self.arrays}
-        self.tables: Tables | None = None
+        self.record_checks = RecordChecks(check.records, part, check.sealed)
+        self.unreadable = not self.record_checks.have_statistics()
 
     def run(self, *, whole: bool, checked: Count) -> None:
         """Check everything of the part, in the order in which it was written.
@@ -208,14 +209,12 @@ class _PartCheck:
         if whole:
             self._check_plan()
             self._check_statistics()
-        self._load_tables()
         for name, specs in self.specs.items():
             for array, spec in specs.items():
                 self._check_metadata(name, self.layout.array(array) / METADATA, spec)
         for number, unit in self.part.numbered_units:
             rows = self._check_rows(number, unit)
-            if LOGITS in unit.files:
-                self._check_logits(number, unit, rows)
+            self._check_records(number, unit, rows)
             for name in self.arrays:
                 self._check_shards(name, number, unit)
             checked.add(1)
@@ -271,16 +270,6 @@ class _PartCheck:
             size = path.stat().st_size if path.is_file() else 0  # the manifest has only the hash
             self.check.check_file(path, size, sha256, part=self.part.path)
 
-    def _load_tables(self) -> None:
-        try:
-            self.tables = load_tables(
-                self.layout.root,
-                self.part.statistics,
-                vocabulary=self.check.sealed.vocabulary_size,
-            )
-        except ValueError:
-            self.tables = None  # `_check_statistics` has added the problem
-
     def _check_metadata(self, name: str, path: Path, spec: ArraySpec) -> None:
         if path in self.check.named:
             return  # another part of the directory shares it and was checked
@@ -327,38 +316,25 @@ class _PartCheck:
             at = int(np.flatnonzero(row.loss_mask & ~possible)[0])
             yield "targets inside their segment only", f"position {at} has one"
 
-    def _check_logits(self, number: int, unit: Unit, rows: list[Row]) -> None:
-        path, where = self.layout.records(LOGITS, number), {"signal": LOGITS, "unit": number}
-        entry = unit.files[LOGITS]
-        self._check_commit(LOGITS, number, unit, entry)
-        if not self._check_file(path, entry, **where):
-            return
-        records = self._records(path, entry, unit.rows, where)
-        if len(rows) != unit.rows or self.tables is None:
-            return  # rows or tables are damaged, which is a problem already
-        for (offset, record), row in zip(records, rows, strict=False):
-            self._check_record(path, offset, record, row, unit, where)
-
-    def _check_record(self, path, offset, record, row: Row, unit: Unit, where: Mapping) -> None:
-        assert self.tables is not None
-        size = self.check.sealed.vocabulary_size
-        try:
-            opened = open_logits(
-                record, where=f"record {offset}", length=self.length, spec=self.part.logits
-            )
-            decode_logits([opened], tables=self.tables, vocabulary=size)
-        except ValueError as error:
-            self._add_problem(path, "a record of logits", _shortened(error), **where)
-            return
-        if opened.row_key != row.key:
-            expected = f"record {offset}: row key {row.key.hex()}"
-            self._add_problem(path, expected, f"{opened.row_key.hex()}, of another row", **where)
-        # A row that gave NaN has no targets; if only a signal that was added later gave NaN, the
-        # row keeps its targets.
-        skipped = offset in unit.skipped_rows and not opened.positions
-        if not skipped and not np.array_equal(opened.scored, row.loss_mask):
-            expected = f"record {offset}: targets at {int(row.loss_mask.sum())} positions"
-            self._add_problem(path, expected, f"{opened.positions}, or others", **where)
+    def _check_records(self, number: int, unit: Unit, rows: list[Row]) -> None:
+        """Check the unit's records of `logits`, `counts` and `sketch`; `rows` as `_check_rows`."""
+        stored = {}
+        for name in RECORDS:
+            if name in unit.files:
+                path, entry = self.layout.records(name, number), unit.files[name]
+                where = {"signal": name, "unit": number}
+                self._check_commit(name, number, unit, entry)
+                if self._check_file(path, entry, **where):
+                    stored[name] = dict(self._records(path, entry, unit.rows, where))
+        if len(rows) != unit.rows or self.unreadable:
+            return  # rows or statistics are damaged, which is a problem already
+        for offset, row in enumerate(rows):
+            records = {name: of[offset] for name, of in stored.items() if offset in of}
+            skipped = offset in unit.skipped_rows
+            for name, expected, got in self.record_checks.errors(records, row, skipped=skipped):
+                path = self.layout.records(name, number)
+                expected = f"record {offset}: {expected}"
+                self._add_problem(path, expected, _shortened(got), signal=name, unit=number)
 
     def _records(
         self, path: Path, entry: FileEntry, rows: int, where: Mapping

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from decant.schemas.codecs.id_sets import KINDS
+
 _SMALLEST, _LARGEST = 1e-4, 16.0
 """Nats of a quantiser's steps. Finer ones would take tables of gigabytes."""
 _MOST_ORDERS = 256
@@ -18,6 +20,7 @@ def require_tables(arrays: Mapping[str, np.ndarray], *, vocabulary: int) -> None
         "order": lambda table: _are_different_ids(table, vocabulary),
         "draw-order": lambda table: _are_different_ids(table, vocabulary),
         "orders": lambda table: _are_orders(table, listed),
+        "contexts": lambda table: table.shape == (KINDS * KINDS,) and table.dtype == np.uint8,
         "tail": lambda table: table.shape == (_NODES, _PREDICTORS) and table.dtype == np.int32,
     }
     for name, check in checks.items():

@@ -1,38 +1,58 @@
-"""Codec of counts: distinct ids with counts, between one and N a position; ids and counts exact."""
+"""Codec of counts: distinct ids with counts, between one and N a position; ids and counts exact.
+
+Ids of the stored head have their counts coded by `head_counts.py`, the others are a set
+(`id_sets.py`). The count of an id in a set is nearly always 1: a flag says where not. A position
+without a head stores no count for the first id of its set: it is what remains of N.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Bool, Int64, Integer
 
+from decant.schemas.codecs import head_counts, id_sets
 from decant.schemas.codecs.block import COUNTS, Block, Tables
-from decant.schemas.codecs.streams import compress, decompress, join, split
-from decant.schemas.targets.counts import Counts
+from decant.schemas.codecs.fast import ID_BITS
+from decant.schemas.codecs.flags import (
+    decode_flags,
+    decode_numbers,
+    encode_flags,
+    encode_numbers,
+)
+from decant.schemas.codecs.id_sets import Entries
+from decant.schemas.codecs.streams import join, split
+from decant.schemas.targets.counts import MOST_DRAWS, Counts
 from decant.schemas.targets.targets import Targets
 
-PLAIN = 1
+JOINT = 1
+_COUNT_SECTIONS = 3
+_COUNT_BITS = 11
+_NONE = np.uint32(0xFFFFFFFF)
 
 
 def fit(counts: Counts, *, head: Targets, vocabulary: int) -> Tables:
-    """The codec's tables, from the calibration sample. `head` is as in `encode`."""
-    del counts, head, vocabulary
-    return Tables({})
+    """The codec's tables, from the calibration sample. `head` is as in `encode`. Deterministic."""
+    _, sets = _apart(counts, head=head, vocabulary=vocabulary)
+    return Tables(id_sets.fit(sets, vocabulary=vocabulary))
 
 
 def encode(counts: Counts, *, head: Targets, tables: Tables, vocabulary: int) -> Block:
     """The block of one record with at least one position.
 
-    `head` is what the logits record of the same positions decodes to. ValueError for ids outside
-    the vocabulary, ids out of order, or counts that do not sum to N.
+    `head` is what the logits record of the same positions decodes to; a log-probability of −inf
+    marks an empty slot. ValueError for counts that are not as `Counts` says, and for an id outside
+    the vocabulary.
     """
-    del tables
     _check(counts, head=head, vocabulary=vocabulary)
-    held = counts.counts > 0
-    sizes = held.sum(1).astype("<u2")
-    values = (sizes, counts.ids[held].astype("<u4"), counts.counts[held].astype("<u2"))
-    sizes, ids, of_id = (v.view(np.uint8).reshape(-1, v.itemsize) for v in values)
-    planes = [sizes, *(np.ascontiguousarray(plane) for plane in (*ids.T, *of_id.T))]
-    return Block(COUNTS, PLAIN, join(list(map(compress, planes))))
+    of_head, sets = _apart(counts, head=head, vocabulary=vocabulary)
+    sections, slots, entries = id_sets.encode(sets, tables=tables, vocabulary=vocabulary)
+    stored = _stored(entries, _has_head(head))
+    of_set = counts.counts.reshape(-1)[slots][entries.order][stored] - 1
+    coded = [encode_flags(of_set > 0), *encode_numbers(of_set[of_set > 0] - 1)]
+    if head.k:
+        coded += head_counts.encode(of_head, head.logprobs, draws=counts.draws)
+    frames = len(sections) - id_sets.SECTIONS
+    return Block(COUNTS, JOINT, bytes([frames]) + join([*coded, *sections]))
 
 
 def decode(
@@ -49,64 +69,126 @@ def decode(
     `draws` is N; `head` holds the targets of all positions. ValueError for a damaged payload, if
     the payload itself shows it.
     """
-    del head, tables
-    if unknown := {block.codec for block in blocks} - {PLAIN}:
-        raise ValueError(f"codec {unknown.pop()} of counts is unknown to this release")
-    sizes, ids, of_id = [], [], []
-    for block, n in zip(blocks, positions, strict=True):
-        sections = split(block.payload, count=7)
-        own = decompress(sections[:1], sizes=[2 * n]).view("<u2")
-        total = int(own.sum(dtype=np.int64))
-        planes = decompress(sections[1:], sizes=6 * [total]).reshape(6, total)
-        sizes.append(own)
-        ids.append(np.ascontiguousarray(planes[:4].T).view("<u4")[:, 0])
-        of_id.append(np.ascontiguousarray(planes[4:].T).view("<u2")[:, 0])
-    return padded(
-        np.concatenate(sizes).astype(np.int64),
-        np.concatenate(ids),
-        np.concatenate(of_id),
-        draws=draws,
-        vocabulary=vocabulary,
+    coded, of_sets = zip(*(_sections(block, k=head.k) for block in blocks), strict=True)
+    ids, entries = id_sets.decode(
+        of_sets, positions=positions, tables=tables, vocabulary=vocabulary
     )
+    has_head = _has_head(head)
+    counts = _decode_counts(coded, entries, has_head, positions=positions)
+    rest = draws - np.bincount(entries.position, counts, minlength=len(head)).astype(np.int64)
+    of_head = np.zeros((len(head), 0), np.int64)
+    if head.k:
+        sections = [own[_COUNT_SECTIONS:] for own in coded]
+        of_head = head_counts.decode(sections, head.logprobs, positions=positions, draws=draws)
+        rest -= of_head.sum(1)
+        of_head[has_head, 0] = rest[has_head]
+    # Without a head, what remains of N is the count of the first id of the set.
+    first = np.cumsum(entries.sizes) - entries.sizes
+    alone = ~has_head
+    if (entries.sizes[alone] == 0).any() or rest.min() < 0 or (rest[alone] == 0).any():
+        raise ValueError(f"counts of a position do not sum to {draws}")
+    counts[first[alone]] = rest[alone]
+    held = np.arange(entries.sizes.max(initial=0)) < entries.sizes[:, None]
+    keys = np.full((len(head), held.shape[1] + head.k), _NONE)
+    keys[:, : held.shape[1]][held] = _keys(ids, counts)
+    keys[:, held.shape[1] :] = np.where(of_head > 0, _keys(head.ids, of_head), _NONE)
+    return _by_id(keys, draws=draws)
 
 
-def padded(
-    sizes: Int64[np.ndarray, " n"],
-    ids: Integer[np.ndarray, " total"],
-    counts: Integer[np.ndarray, " total"],
+def _sections(block: Block, *, k: int) -> tuple[list[bytes], list[bytes]]:
+    """The sections of counts and of sets of one payload."""
+    if block.codec != JOINT:
+        raise ValueError(f"codec {block.codec} of counts is unknown to this release")
+    frames = block.payload[0] if block.payload else 0
+    if not 1 <= frames <= id_sets.MOST_FRAMES:
+        raise ValueError(f"{frames} frames of ids; expected 1 to {id_sets.MOST_FRAMES}")
+    first = _COUNT_SECTIONS + (head_counts.SECTIONS if k else 0)
+    sections = split(block.payload, start=1, count=first + id_sets.SECTIONS + frames)
+    return sections[:first], sections[first:]
+
+
+def _has_head(head: Targets) -> Bool[np.ndarray, " n"]:
+    """The positions whose head holds an id; the count of its first one is not stored."""
+    return head.logprobs[:, 0] > -np.inf if head.k else np.zeros(len(head), bool)
+
+
+def _stored(entries: Entries, has_head: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " all"]:
+    """The ids of sets whose counts are stored, in the order of streams."""
+    return (~entries.first | has_head[entries.position])[entries.order]
+
+
+def _apart(
+    counts: Counts, *, head: Targets, vocabulary: int
+) -> tuple[Int64[np.ndarray, "n k"], Integer[np.ndarray, "n m"]]:
+    """The counts of the head's ids, and the other ids; `vocabulary` in empty slots of these."""
+    held = counts.counts > 0
+    sets = np.where(held, counts.ids, vocabulary)
+    of_head = np.zeros(head.ids.shape, np.int64)
+    in_head = head.logprobs > -np.inf
+    if in_head.any():
+        first = np.arange(len(head))[:, None] * (vocabulary + 1)
+        keys, order = np.unique((first + head.ids)[in_head], return_index=True)
+        of_id = first + sets
+        at = np.minimum(np.searchsorted(keys, of_id), len(keys) - 1)
+        found = keys[at] == of_id
+        of_head.reshape(-1)[np.flatnonzero(in_head)[order[at[found]]]] = counts.counts[found]
+        sets = np.where(found, vocabulary, sets)
+    return of_head, sets.astype(np.int32)
+
+
+def _decode_counts(
+    coded: Sequence[Sequence[bytes]],
+    entries: Entries,
+    has_head: Bool[np.ndarray, " n"],
     *,
-    draws: int,
-    vocabulary: int,
-) -> Counts:
-    """Ragged sets as `Counts`. ValueError unless they are counts of `draws` draws."""
-    held = np.arange(sizes.max(initial=0)) < sizes[:, None]
-    out = Counts(np.zeros(held.shape, np.int32), np.zeros(held.shape, np.int32), draws)
-    if len(ids) and ids.max() >= vocabulary:
-        raise ValueError(f"id {ids.max()} in a vocabulary of {vocabulary}")
-    out.ids[held], out.counts[held] = ids, counts
-    if (fault := _fault(out)) is not None:
-        raise ValueError(fault)
-    return out
+    positions: Sequence[int],
+) -> Int64[np.ndarray, " all"]:
+    """The counts of ids in sets, in order of their places; 0 where none is stored."""
+    stored = _stored(entries, has_head)
+    record = np.repeat(np.arange(len(positions)), entries.of_records(positions))[stored]
+    flags, symbols, raw = zip(*(own[:_COUNT_SECTIONS] for own in coded), strict=True)
+    sizes = np.bincount(record, minlength=len(positions)).tolist()
+    several = decode_flags(flags, counts=sizes)
+    sizes = np.bincount(record[several], minlength=len(positions)).tolist()
+    values = np.ones(len(record), np.int64)
+    values[several] += 1 + decode_numbers(symbols, raw, counts=sizes)
+    counts = np.zeros(len(stored), np.int64)
+    counts[entries.order[stored]] = values
+    return counts
+
+
+def _keys(ids: Integer[np.ndarray, "..."], counts: Int64[np.ndarray, "..."]) -> np.ndarray:
+    """An id above its count, uint32, so that sorting keys sorts ids."""
+    return ids.astype(np.uint32) << np.uint32(_COUNT_BITS) | counts.astype(np.uint32)
+
+
+def _by_id(keys: np.ndarray, *, draws: int) -> Counts:
+    """The counts in keys [n, w], ids ascending. ValueError for an id that a position has twice."""
+    keys.sort(axis=1)
+    held = keys != _NONE
+    keys = keys[:, : int(held.sum(1).max())]
+    keys[~held[:, : keys.shape[1]]] = 0
+    ids = (keys >> np.uint32(_COUNT_BITS)).view(np.int32)
+    if ((ids[:, 1:] == ids[:, :-1]) & held[:, 1 : keys.shape[1]]).any():
+        raise ValueError("an id occurs twice in one position's counts")
+    return Counts(ids, (keys & np.uint32((1 << _COUNT_BITS) - 1)).view(np.int32), draws)
 
 
 def _check(counts: Counts, *, head: Targets, vocabulary: int) -> None:
-    if counts.ids.shape != counts.counts.shape or len(head) != len(counts):
+    shape = counts.ids.shape
+    if counts.counts.shape != shape or len(head) != len(counts):
         raise ValueError(
-            f"counts of shapes {counts.ids.shape} and {counts.counts.shape} with {len(head)} heads"
+            f"counts of shapes {shape} and {counts.counts.shape} with {len(head)} heads"
         )
-    if counts.ids.size and (counts.ids.min() < 0 or counts.ids.max() >= vocabulary):
-        raise ValueError(f"an id outside the vocabulary of {vocabulary}")
-    if (fault := _fault(counts)) is not None:
-        raise ValueError(fault)
-
-
-def _fault(counts: Counts) -> str | None:
-    """The rule of `Counts` that these break, or None."""
+    if not 1 <= counts.draws <= MOST_DRAWS or not 1 <= vocabulary <= 1 << ID_BITS:
+        raise ValueError(f"N = {counts.draws}, vocabulary = {vocabulary}")
     held = counts.counts > 0
+    ids = counts.ids[held]
+    if len(ids) and (ids.min() < 0 or ids.max() >= vocabulary):
+        raise ValueError(f"an id outside the vocabulary of {vocabulary}")
     if (counts.counts < 0).any() or (held[:, 1:] > held[:, :-1]).any():
-        return "a count below 0, or an empty slot before a full one"
+        raise ValueError("a count below 0, or an empty slot before a full one")
     if (off := counts.counts.sum(1, dtype=np.int64) != counts.draws).any():
-        return f"counts of {off.sum()} positions do not sum to {counts.draws}"
+        raise ValueError(f"counts of {off.sum()} positions do not sum to {counts.draws}")
     if ((counts.ids[:, 1:] <= counts.ids[:, :-1]) & held[:, 1:]).any():
-        return "ids of a position are not distinct and ascending"
-    return None
+        raise ValueError("the ids of a position are not distinct and ascending")

@@ -1,7 +1,7 @@
 """Statistics that calibration froze: named float64 or integer arrays, one .npy file each."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,25 @@ from decant.schemas.codecs.check_tables import require_tables
 from decant.schemas.disk.atomic import replacing
 from decant.schemas.disk.identity import file_sha256
 from decant.schemas.disk.layout import COUNTS, LOGITS, SKETCH, PartLayout
+from decant.schemas.signals import HiddenSignal, Signal, SketchSignal
+from decant.schemas.targets.sketch import NAMES
 
 _TABLE = {LOGITS: "logits-", COUNTS: "counts-table-", SKETCH: "sketch-table-"}
 """What the names of the codec tables of each signal begin with."""
+
+
+def statistics_of(name: str, signal: Signal, files: Iterable[str]) -> set[str]:
+    """Those of a part's statistics `files` that only the signal called `name` needs.
+
+    None of `logits`, which every cache keeps.
+    """
+    own: set[str | None] = set()
+    if isinstance(signal, HiddenSignal):
+        own = {signal.directions}
+    elif isinstance(signal, SketchSignal):
+        own = {f"{statistic}.npy" for statistic in NAMES}
+    table = _TABLE[name] if name in (COUNTS, SKETCH) else None
+    return {file for file in files if file in own or (table and file.startswith(table))}
 
 
 def save_statistics(part: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:

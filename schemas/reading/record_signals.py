@@ -12,9 +12,12 @@ from decant.schemas.manifest.manifest import Manifest, Part
 from decant.schemas.manifest.statistics import load_tables
 from decant.schemas.reading.sketch_heads import SketchHeads
 from decant.schemas.records.companion import (
+    Companion,
     CompanionRecord,
     decode_counts,
     decode_sketch,
+    encode_counts,
+    encode_sketch,
     open_companion,
 )
 from decant.schemas.records.logits import (
@@ -28,11 +31,11 @@ from decant.schemas.records.padded import (
     allocate_sketch,
     allocate_targets,
     clear_targets,
-    fill_counts,
-    fill_sketch,
+    fill_companion,
     fill_targets,
 )
 from decant.schemas.signals import CountsSignal, SketchSignal
+from decant.schemas.targets.counts import Counts
 from decant.schemas.targets.targets import Targets
 
 COMPANIONS = {COUNTS: Kind.COUNTS, SKETCH: Kind.SKETCH}
@@ -144,43 +147,47 @@ class RecordSignals:
                 [all_records[slot].positions > 0 for slot in slots], [len(p) for p in of_slot]
             )
             clear_targets(out, places[~held], signals=(name,))
-            if records and name == COUNTS:
-                assert targets is not None
-                self._fill_counts(
-                    part, records, targets if held.all() else targets[held], places[held], out
-                )
-            elif records:
-                self._fill_sketch(part, records, places[held], out)
+            if records:
+                head = targets[held] if targets else None
+                decoded = self.decode(name, part, records, head=head)
+                fill_companion(out, places[held], decoded)
 
-    def _fill_counts(
-        self,
-        part: Part,
-        records: list[CompanionRecord],
-        head: Targets,
-        places: np.ndarray,
-        out: dict[str, np.ndarray],
-    ) -> None:
-        counts = decode_counts(
-            records,
-            draws=_counts_of(part).draws,
-            head=head,
-            tables=self.tables(part, COUNTS),
-            vocabulary=self._manifest.vocabulary_size,
+    def decode(
+        self, name: str, part: Part, records: Sequence[CompanionRecord], *, head: Targets | None
+    ) -> Companion:
+        """What records of the signal `name` of a part hold; each record has positions.
+
+        `head` are the targets of the same positions; `counts` needs them. ValueError naming the
+        record or statistic that is damaged.
+        """
+        tables = self.tables(part, name)
+        signal = part.signals[name]
+        if isinstance(signal, SketchSignal):
+            deviations = self.heads.deviations(part)
+            return decode_sketch(records, signal=signal, deviations=deviations, tables=tables)
+        assert isinstance(signal, CountsSignal)
+        assert head is not None
+        vocabulary = self._manifest.vocabulary_size
+        return decode_counts(
+            records, draws=signal.draws, head=head, tables=tables, vocabulary=vocabulary
         )
-        fill_counts(out, places, counts=counts)
 
-    def _fill_sketch(
-        self, part: Part, records: list[CompanionRecord], places: np.ndarray, out: dict
-    ) -> None:
-        signal = part.signals[SKETCH]
+    def encode(
+        self, name: str, part: Part, values: Companion, *, row_key: bytes, head: Targets
+    ) -> bytes:
+        """The record of one row of a part's signal `name`, the inverse of `decode`."""
+        tables = self.tables(part, name)
+        signal = part.signals[name]
+        if isinstance(values, Counts):
+            vocabulary = self._manifest.vocabulary_size
+            return encode_counts(
+                values, row_key=row_key, head=head, tables=tables, vocabulary=vocabulary
+            )
         assert isinstance(signal, SketchSignal)
-        sketch = decode_sketch(
-            records,
-            signal=signal,
-            deviations=self.heads.deviations(part),
-            tables=self.tables(part, SKETCH),
+        deviations = self.heads.deviations(part)
+        return encode_sketch(
+            values, row_key=row_key, signal=signal, deviations=deviations, tables=tables
         )
-        fill_sketch(out, places, sketch=sketch)
 
     def tables(self, part: Part, name: str) -> Tables:
         """The codec tables of a part's signal `name`."""

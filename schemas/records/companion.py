@@ -22,6 +22,8 @@ from decant.schemas.targets.targets import Targets
 
 _FIELD_OF = {Kind.COUNTS: COUNTS, Kind.SKETCH: SKETCH}
 
+Companion = Counts | np.ndarray
+"""What a record holds: `Counts`, or sketches float32 [n, r]."""
 Decoded = TypeVar("Decoded")
 
 

@@ -82,21 +82,17 @@ def fill_targets(
     _fill(out, places, values, signal=LOGITS)
 
 
-def fill_counts(
-    out: Mapping[str, np.ndarray], places: Int[np.ndarray, " positions"], *, counts: Counts
-) -> None:
-    """Copy counts into the arrays `out`, as `fill_targets` does."""
-    _fill(out, places, {"count_ids": counts.ids, "counts": counts.counts}, signal=COUNTS)
-
-
-def fill_sketch(
+def fill_companion(
     out: Mapping[str, np.ndarray],
     places: Int[np.ndarray, " positions"],
-    *,
-    sketch: Float[np.ndarray, "positions r"],
+    values: Counts | Float[np.ndarray, "positions r"],
 ) -> None:
-    """Copy sketches into the array of `out`, as `fill_targets` does."""
-    _fill(out, places, {"sketch": sketch}, signal=SKETCH)
+    """Copy counts or sketches into the arrays `out`, as `fill_targets` does."""
+    if isinstance(values, Counts):
+        arrays = {"count_ids": values.ids, "counts": values.counts}
+        _fill(out, places, arrays, signal=COUNTS)
+    else:
+        _fill(out, places, {"sketch": values}, signal=SKETCH)
 
 
 def _fill(

@@ -1,0 +1,55 @@
+"""Rare events among many numbers: one bit each, eight in a byte, so that Huffman codes fit them.
+
+A byte of the entropy stage takes at least one bit. Eight flags in a byte take an eighth of one each
+where almost all are 0. Flags should be ordered so that neighbours are equally likely.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int64, Integer
+
+from decant.schemas.codecs import numbers
+from decant.schemas.codecs.streams import (
+    cells,
+    compress,
+    decompress,
+    fill_columns,
+    gather_columns,
+    grid,
+)
+
+
+def encode_flags(flags: Bool[np.ndarray, " n"]) -> bytes:
+    """One section: the flags of a record."""
+    return compress(np.packbits(flags))
+
+
+def decode_flags(sections: Sequence[bytes], *, counts: Sequence[int]) -> Bool[np.ndarray, " total"]:
+    """The flags of all records, one after another; record i has `counts[i]`."""
+    sizes = [(count + 7) // 8 for count in counts]
+    octets, at, flags = decompress(sections, sizes=sizes), 0, []
+    for size, count in zip(sizes, counts, strict=True):
+        flags.append(np.unpackbits(octets[at : at + size], count=count))
+        at += size
+    return np.concatenate(flags).view(bool)
+
+
+def encode_numbers(values: Integer[np.ndarray, " n"]) -> list[bytes]:
+    """Two sections: non-negative integers below 2^24 of a record."""
+    symbols, raw = numbers.encode(values)
+    return [compress(symbols), raw]
+
+
+def decode_numbers(
+    symbols: Sequence[bytes], raw: Sequence[bytes], *, counts: Sequence[int]
+) -> Int64[np.ndarray, " total"]:
+    """The integers of all records, one after another; record i has `counts[i]`."""
+    if not any(counts):
+        if any(symbols) or any(raw):
+            raise ValueError("bytes for numbers where there are none")
+        return np.zeros(0, np.int64)
+    stored = grid(1, counts)
+    for cell, section, count in zip(cells(counts), symbols, counts, strict=True):
+        fill_columns(stored[:, cell], decompress([section], sizes=[count]), [count])
+    return gather_columns(numbers.decode(stored, raw), counts)[0].astype(np.int64)
