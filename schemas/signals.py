@@ -80,6 +80,11 @@ class SketchSignal:
     subtracted after it, so that rounding is right on average."""
     softcap: float | None = None
     """Cap of the teacher's logits."""
+    variance_kept: float = 1.0
+    """Share of the variance of the teacher's logits at T = 2 that sketches keep, on the calibration
+    sample in which the basis was found."""
+    asked_rank: int | None = None
+    """The rank that the settings asked for, if the calibration sample was too small for it."""
 
 
 @dataclass(frozen=True)

@@ -5,36 +5,31 @@ is a Beam step, so that a driver without accelerators can start a capture.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from decant.models import ModelConfig
 from decant.pipelines import config
 from decant.pipelines.calibration import canary
-from decant.pipelines.calibration.directions import KnownDirections, Moments
-from decant.pipelines.calibration.signal_specs import describe_arrays, with_signal_id
+from decant.pipelines.calibration.heads import LogitsRecords, sealed_heads
+from decant.pipelines.calibration.known import Known
+from decant.pipelines.calibration.sample import Place, Sample, read_rows
+from decant.pipelines.calibration.signal_specs import AddedSignal, describe_signals
 from decant.pipelines.calibration.tail_prior import PriorSums
 from decant.pipelines.teacher.batch_size import default_batch_rows, fitting_batch_rows
-from decant.pipelines.teacher.loaded import Observer, loaded_teacher
-from decant.pipelines.teacher.outputs import OutputSpec, RowOutput
-from decant.pipelines.teacher.rows_done import rows_done
+from decant.pipelines.teacher.outputs import OutputSpec
 from decant.schemas import codecs
+from decant.schemas.codecs import Tables
 from decant.schemas.disk.identity import signal_id
 from decant.schemas.disk.layout import LOGITS, PartLayout
 from decant.schemas.manifest.plan import Plan, PlannedRows, PlannedTeacher, write_plan
-from decant.schemas.manifest.statistics import save_statistics, table_arrays
-from decant.schemas.reading.units import read_unit_rows
+from decant.schemas.manifest.statistics import save_statistics, table_arrays, table_hashes
 from decant.schemas.records.rows import Row
-from decant.schemas.signals import ArraySignal, HiddenSignal, LogitsSignal
-from decant.schemas.targets.targets import Targets, join_targets
-
-_MOST_TOKENS = 256 << 10
-_LEAST_TOKENS = 4096
-"""Limits of the sample's size, which is 5% of the corpus between them."""
+from decant.schemas.signals import ArraySignal, LogitsSignal
+from decant.schemas.targets.targets import Targets, cut_to_k, join_targets
 
 
 @dataclass(frozen=True)
@@ -52,8 +47,8 @@ class CalibrateJob:
     sequence_length: int
     on_error: str
     """Goes into the plan; see `Corpus.on_error`."""
-    known: Mapping[str, KnownDirections] = field(default_factory=dict)
-    """Directions to reuse, by signal name; other projected signals get their own."""
+    known: Known = field(default_factory=dict)
+    """What is reused of older parts; other signals get directions and a basis of their own."""
 
 
 def calibrate(job: CalibrateJob) -> None:
@@ -61,44 +56,53 @@ def calibrate(job: CalibrateJob) -> None:
 
     ValueError if no sampled row gives finite targets.
     """
-    arrays = describe_arrays(
+    described = describe_signals(
         job.signals,
         job.model,
         teacher_id=job.teacher_id,
         length=job.sequence_length,
         unit_rows=job.rows.unit_rows,
     )
-    moments = Moments(_layers_to_project(arrays, job.known))
-    prior = PriorSums(k=job.signals.logits.k)
-    spec = OutputSpec(job.signals.logits.target_spec())
-    planned = plan_teacher(job, dataclasses.replace(spec, arrays=arrays))
-    outputs = run_sample(job.part, job.rows, planned, spec, observers=(prior, moments))
-    targets = {
-        place: output.targets
-        for place, output in outputs.items()
-        if output.finite and output.targets is not None
-    }
+    asked = job.signals.logits.target_spec()
+    sample = Sample(job.part, job.rows, described, known=job.known)
+    spec = OutputSpec(canary.comparable(asked))
+    prior = PriorSums(k=asked.k) if asked.k else None
+    planned = plan_teacher(job, _output_spec(spec, described, draws=sample.draws))
+    read = sample.run(planned, spec, observers=[prior] if prior else [])
+    targets = {at: output.targets for at, (_, output) in read.items() if output.targets is not None}
     if not targets:
         raise ValueError(
-            f"{planned.model}: gave NaN on every one of {len(outputs)} calibration rows; the "
-            f"checkpoint is damaged or {planned.dtype} is too narrow for it"
+            f"{planned.model}: gave NaN on every calibration row; the checkpoint is damaged or "
+            f"{planned.dtype} is too narrow for it"
         )
-    digests = _save_logits_statistics(job, list(targets.values()), prior)
+    stored = {at: cut_to_k(of_row, asked.k) for at, of_row in targets.items()}
+    tables, digests = _save_logits_statistics(job, list(stored.values()), prior)
+    logits = _describe_logits(job, digests)
+    records = LogitsRecords(logits, tables, job.vocabulary_size)
+
+    def head_at(place: Place) -> Targets:
+        row, _ = read[place]
+        return records.decode(records.encode(row, stored[place]), length=job.sequence_length)
+
+    signals, others = sample.freeze(head_at, vocabulary=job.vocabulary_size)
     canaries = tuple(targets)[: canary.ROWS]
     canary_arrays = canary.canary_arrays([targets[place] for place in canaries])
-    signals, directions = freeze_signals(
-        arrays, moments, part=job.part, rows_id=job.rows.rows_id, known=job.known
-    )
     plan = Plan(
         tokenizer=job.tokenizer,
         rows=job.rows,
         teacher=planned,
-        signals={LOGITS: _describe_logits(job, digests), **signals},
-        statistics=digests | directions | save_statistics(job.part, canary_arrays),
+        signals={LOGITS: logits, **signals},
+        statistics=digests | others | save_statistics(job.part, canary_arrays),
         canary=canaries,
         on_error=job.on_error,
     )
     write_plan(PartLayout(job.part).plan, plan)
+
+
+def _output_spec(spec: OutputSpec, described: Mapping[str, AddedSignal], *, draws: int):
+    """All that capture will compute, as far as it takes memory."""
+    arrays = {n: s for n, s in described.items() if isinstance(s, ArraySignal)}
+    return dataclasses.replace(spec, arrays=arrays, counts=draws)
 
 
 @dataclass(frozen=True)
@@ -110,114 +114,50 @@ class AdditionJob:
     """Where the plan of the addition is written."""
     sealed: Plan
     """The part's own plan, with its units as the manifest has them."""
-    arrays: Mapping[str, ArraySignal]
-    """The signals to add, by name, from `describe_arrays`."""
-    known: Mapping[str, KnownDirections] = field(default_factory=dict)
-    """Directions to reuse, by signal name."""
+    signals: Mapping[str, AddedSignal]
+    """The signals to add, by name, from `describe_signals`."""
+    known: Known = field(default_factory=dict)
+    """What is reused of other parts, by signal name."""
 
 
 def calibrate_addition(job: AdditionJob) -> None:
     """Write the plan of the signals that a sealed part gains.
 
-    The teacher runs only if a new signal needs principal directions that no part has.
+    The teacher runs only if a new signal has statistics that must be found on the sample.
     """
-    sealed, moments = job.sealed, Moments(_layers_to_project(job.arrays, job.known))
-    if moments.layers:
-        run_sample(job.part, sealed.rows, sealed.teacher, OutputSpec(), observers=(moments,))
-    rows_id = sealed.rows.rows_id
-    signals, directions = freeze_signals(
-        job.arrays, moments, part=job.part, rows_id=rows_id, known=job.known
-    )
+    sealed = job.sealed
+    sample = Sample(job.part, sealed.rows, job.signals, known=job.known)
+    if sample.needs_teacher:
+        sample.run(sealed.teacher, OutputSpec())
+
+    def head_at(place: Place) -> Targets:
+        unit, offset = place
+        (head,) = sealed_heads(sealed, job.part, unit, [offset])
+        return head
+
+    signals, written = sample.freeze(head_at, vocabulary=sealed.teacher.vocabulary_size)
     kept = sealed.statistics if sealed.canary else {}
     canaries = {n: sha for n, sha in kept.items() if canary.is_canary(n)}
-    plan = dataclasses.replace(sealed, signals=signals, statistics=canaries | directions)
+    plan = dataclasses.replace(sealed, signals=signals, statistics=canaries | written)
+    if sample.draws:
+        logits = sealed.signals[LOGITS]
+        assert isinstance(logits, LogitsSignal)
+        tables = table_hashes(sealed.statistics)
+        plan = dataclasses.replace(plan, coded_with=logits, statistics=plan.statistics | tables)
     write_plan(job.path, plan)
 
 
-def run_sample(
-    part: Path,
-    rows: PlannedRows,
-    planned: PlannedTeacher,
-    spec: OutputSpec,
-    *,
-    observers: Sequence[Observer],
-) -> dict[tuple[int, int], RowOutput]:
-    """The teacher's outputs for the sampled rows, by (unit, offset)."""
-    sample = sample_places(rows, length=planned.sequence_length)
-    outputs = loaded_teacher(planned).run(
-        _read_rows(part, rows, sample, length=planned.sequence_length), spec, observers=observers
-    )
-    read = {}
-    for place, output in zip(sample, outputs, strict=True):
-        read[place] = output
-        rows_done.add(1)
-    return read
-
-
-def freeze_signals(
-    arrays: Mapping[str, ArraySignal],
-    moments: Moments,
-    *,
-    part: Path,
-    rows_id: str,
-    known: Mapping[str, KnownDirections],
-) -> tuple[dict[str, ArraySignal], dict[str, str]]:
-    """Write the directions of projected signals.
-
-    Returns the signals with their signal_id, and the sha256 of each directions file. ValueError if
-    the sample has too few tokens to find a signal's directions.
-    """
-    signals: dict[str, ArraySignal] = {}
-    written: dict[str, str] = {}
-    for name, signal in arrays.items():
-        if not (isinstance(signal, HiddenSignal) and signal.width < signal.teacher_width):
-            signals[name] = with_signal_id(signal, rows_id=rows_id)
-            continue
-        if name in known:
-            directions, share = known[name].load(), known[name].variance_kept
-        else:
-            directions, share = _find_directions(signal, moments)
-        digests = save_statistics(part, {f"hidden-{signal.layer}-directions": directions})
-        ((file, sha256),) = digests.items()
-        described = dataclasses.replace(signal, directions=file, variance_kept=share)
-        signals[name] = with_signal_id(described, rows_id=rows_id, directions=sha256)
-        written |= digests
-    return signals, written
-
-
-def _find_directions(signal: HiddenSignal, moments: Moments) -> tuple[np.ndarray, float]:
-    if moments.tokens <= signal.width:
-        raise ValueError(
-            f"signals.hidden.width is {signal.width}, but the calibration sample gave only "
-            f"{moments.tokens} finite tokens to find as many directions in; choose fewer"
-        )
-    return moments.directions(signal.layer, width=signal.width)
-
-
-def _layers_to_project(
-    arrays: Mapping[str, ArraySignal], known: Mapping[str, KnownDirections]
-) -> list[int]:
-    """Hidden layers whose states are projected onto directions that are not known yet."""
-    return [
-        signal.layer
-        for name, signal in arrays.items()
-        if isinstance(signal, HiddenSignal)
-        and signal.width < signal.teacher_width
-        and name not in known
-    ]
-
-
 def _save_logits_statistics(
-    job: CalibrateJob, targets: list[Targets], prior: PriorSums
-) -> dict[str, str]:
-    """Write the codec's tables and the tail prior. Returns the sha256 of each file."""
+    job: CalibrateJob, targets: list[Targets], prior: PriorSums | None
+) -> tuple[Tables, dict[str, str]]:
+    """Write the codec's tables and the tail prior; the tables, and the sha256 of each file."""
     tables = codecs.fit(
         job.signals.logits.profile, join_targets(targets), vocabulary=job.vocabulary_size
     )
     arrays = table_arrays(tables)
-    if result := prior.result():
+    if prior and (result := prior.result()):
         arrays |= result.arrays()
-    return save_statistics(job.part, arrays)
+    return tables, save_statistics(job.part, arrays)
 
 
 def plan_teacher(job: CalibrateJob, spec: OutputSpec) -> PlannedTeacher:
@@ -243,31 +183,11 @@ def plan_teacher(job: CalibrateJob, spec: OutputSpec) -> PlannedTeacher:
     return planned
 
 
-def sample_places(rows: PlannedRows, *, length: int) -> tuple[tuple[int, int], ...]:
-    """(unit, offset) of the rows to calibrate on: 5% of the corpus, 4k to 256k tokens.
-
-    The rows with the smallest keys: a pseudo-random choice that does not depend on the order of
-    files or on parallelism. `length` is the number of tokens in a row.
-    """
-    tokens = sum(unit.tokens for unit in rows.units)
-    wanted = min(max(tokens // 20, _LEAST_TOKENS), _MOST_TOKENS)
-    return ordered_places(rows)[: max(1, -(-wanted // length))]
-
-
-def ordered_places(rows: PlannedRows) -> tuple[tuple[int, int], ...]:
-    """(unit, offset) of the train rows with the smallest keys, in order of their keys.
-
-    Of all rows if there are no train rows: a small new part may hold only held-out documents.
-    """
-    every = ((n, offset) for n, unit in enumerate(rows.units) for offset in range(unit.rows))
-    return rows.sample or tuple(every)
-
-
 def _describe_logits(job: CalibrateJob, digests: dict[str, str]) -> LogitsSignal:
     identity = signal_id(
         rows=job.rows.rows_id,
         teacher=job.teacher_id,
-        settings=job.signals.logits.settings(),
+        settings={**job.signals.logits.settings(), "labels": True},
         statistics=digests,
     )
     return LogitsSignal(
@@ -278,15 +198,6 @@ def _describe_logits(job: CalibrateJob, digests: dict[str, str]) -> LogitsSignal
     )
 
 
-def _read_rows(
-    part: Path, rows: PlannedRows, places: Sequence[tuple[int, int]], *, length: int
-) -> list[Row]:
-    return [
-        read_unit_rows(part, unit, rows.units[unit], length=length, offsets=[offset])[0]
-        for unit, offset in places
-    ]
-
-
 def read_canaries(part: Path, plan: Plan) -> list[Row]:
     """The canary rows, which each worker runs before its first unit."""
-    return _read_rows(part, plan.rows, plan.canary, length=plan.teacher.sequence_length)
+    return read_rows(part, plan.rows.units, plan.canary, length=plan.teacher.sequence_length)

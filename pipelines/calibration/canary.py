@@ -4,6 +4,7 @@ Otherwise a worker with other weights, another library version or broken hardwar
 targets that look right. Targets are compared by KL over the first ids and a bucket for the rest.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from decant.schemas.manifest.plan import CANARY, Plan
 from decant.schemas.manifest.statistics import load_statistic
+from decant.schemas.signals import TargetSpec
 from decant.schemas.targets.targets import Targets
 
 ROWS = 8
@@ -19,6 +21,13 @@ IDS = 16
 """Ids stored for a position: enough to show a difference; all k ids would take megabytes."""
 TOLERANCE = {"float32": 1e-6, "bfloat16": 1e-3}
 """Mean KL in nats that rounding may cause, by compute dtype."""
+
+
+def comparable(spec: TargetSpec | None) -> TargetSpec:
+    """The targets to compute for canary rows, by what a capture stores of them."""
+    if spec is None:
+        return TargetSpec(IDS)
+    return spec if spec.k else dataclasses.replace(spec, k=IDS)
 
 
 def is_canary(statistic: str) -> bool:

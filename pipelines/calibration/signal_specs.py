@@ -1,23 +1,68 @@
-"""Turns the settings of hidden states and attention maps into signals of a given teacher."""
+"""Turns the settings of signals other than `logits` into signals of a given teacher."""
 
 import dataclasses
 from typing import Any, Literal
 
 from decant.models import ModelConfig
-from decant.pipelines.config import Attention, Hidden, Signals
+from decant.pipelines.config import Attention, Hidden, Logits, Signals
 from decant.schemas.arrays.spec import shard_rows
 from decant.schemas.disk.identity import signal_id
+from decant.schemas.disk.layout import COUNTS, SKETCH
 from decant.schemas.signals import (
     MEAN,
     ArraySignal,
     AttentionSignal,
+    CountsSignal,
     HiddenSignal,
+    SketchSignal,
     attention_name,
     hidden_name,
 )
 
 _NO_ID = ""
 """Placeholder for signal_id, which depends on directions that calibration has yet to find."""
+
+
+AddedSignal = CountsSignal | SketchSignal | ArraySignal
+"""Signals that a sealed cache can gain: all but `logits`."""
+
+
+def describe_signals(
+    signals: Signals, model: ModelConfig, *, teacher_id: str, length: int, unit_rows: int
+) -> dict[str, AddedSignal]:
+    """All signals asked for but `logits`, by name. Arguments and errors as `describe_arrays`."""
+    return {
+        **_describe_companions(signals.logits, model, teacher_id=teacher_id),
+        **describe_arrays(
+            signals, model, teacher_id=teacher_id, length=length, unit_rows=unit_rows
+        ),
+    }
+
+
+def _describe_companions(
+    logits: Logits, model: ModelConfig, *, teacher_id: str
+) -> dict[str, CountsSignal | SketchSignal]:
+    described: dict[str, CountsSignal | SketchSignal] = {}
+    if logits.counts:
+        described[COUNTS] = CountsSignal(_NO_ID, teacher_id, logits.counts)
+    if asked := logits.sketch.settings():
+        width = model.hidden_size
+        rank = width if asked["rank"] == "full" else asked["rank"]
+        if rank > width:
+            raise ValueError(
+                f"signals.logits.sketch.rank is {rank}; this teacher's states are {width} wide: "
+                f'choose at most {width}, or "full"'
+            )
+        described[SKETCH] = SketchSignal(
+            _NO_ID,
+            teacher_id,
+            rank=rank,
+            teacher_width=width,
+            step=asked["step"],
+            dither=asked["dither"],
+            softcap=model.final_softcap,
+        )
+    return described
 
 
 def describe_arrays(
@@ -74,8 +119,13 @@ def with_signal_id(
     return dataclasses.replace(signal, signal_id=identity)
 
 
-def settings(signal: ArraySignal) -> dict[str, Any]:
+def settings(signal: AddedSignal) -> dict[str, Any]:
     """The settings that the stored values depend on, besides the rows and the teacher."""
+    if isinstance(signal, CountsSignal):
+        return {"draws": signal.draws}
+    if isinstance(signal, SketchSignal):
+        rank = signal.asked_rank or signal.rank
+        return {"rank": rank, "step": signal.step, "dither": signal.dither}
     names = (
         ("layer", "dtype", "width")
         if isinstance(signal, HiddenSignal)
@@ -84,12 +134,15 @@ def settings(signal: ArraySignal) -> dict[str, Any]:
     return {name: getattr(signal, name) for name in names}
 
 
-def least_bytes(signal: ArraySignal, *, length: int) -> int:
+def least_bytes(signal: AddedSignal, *, length: int) -> int:
     """A lower bound on the compressed bytes of one row of `length` tokens.
 
     By measurement: bfloat16 states shrink by a quarter; half of a map is above the diagonal, and
     the other half shrinks to two thirds.
     """
+    if isinstance(signal, CountsSignal | SketchSignal):
+        exact = isinstance(signal, SketchSignal) and not signal.step
+        return int(length * 3 * signal.rank) if exact else length
     if isinstance(signal, HiddenSignal):
         per_position = 1.4 * signal.width if signal.dtype == "bfloat16" else 0.7 * signal.width
         return int(length * per_position)

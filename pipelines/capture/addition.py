@@ -14,8 +14,8 @@ import apache_beam as beam
 from rich.console import Console
 
 from decant.pipelines.calibration.calibrate import AdditionJob, calibrate_addition
-from decant.pipelines.calibration.directions import KnownDirections, known_directions
-from decant.pipelines.calibration.signal_specs import settings
+from decant.pipelines.calibration.known import Known, known_statistics
+from decant.pipelines.calibration.signal_specs import AddedSignal, settings
 from decant.pipelines.capture.disk_space import require_space
 from decant.pipelines.capture.remaining_units import capture_remaining
 from decant.pipelines.capture.seal import seal_addition
@@ -26,12 +26,12 @@ from decant.schemas.disk.layout import PartLayout
 from decant.schemas.manifest.commits import valid_commit
 from decant.schemas.manifest.manifest import Manifest, Part
 from decant.schemas.manifest.plan import Plan, plan_as_sealed, read_plan, set_teacher_model
-from decant.schemas.signals import ArraySignal, LogitsSignal
+from decant.schemas.signals import LogitsSignal
 
 
 def lacking_signals(
-    asked: Mapping[str, ArraySignal], parts: Sequence[Part], *, cache: Path
-) -> dict[str, ArraySignal]:
+    asked: Mapping[str, AddedSignal], parts: Sequence[Part], *, cache: Path
+) -> dict[str, AddedSignal]:
     """The signals of `asked` that at least one part lacks.
 
     ValueError if a part has one of them with other settings.
@@ -67,15 +67,15 @@ class Adding:
 
 
 def add_signals(
-    new: Mapping[str, Mapping[str, ArraySignal]],
+    new: Mapping[str, Mapping[str, AddedSignal]],
     *,
     manifest: Manifest,
-    known: Mapping[str, KnownDirections],
+    known: Known,
     adding: Adding,
 ) -> Manifest:
     """Capture the signals that part directories lack, then seal all of them at once.
 
-    `new` maps a directory's path to the signals that it lacks, by name. `known` are directions of
+    `new` maps a directory's path to the signals that it lacks, by name. `known` are statistics of
     parts that have a signal already; a signal that no part has takes those found in the first
     directory.
     """
@@ -85,23 +85,23 @@ def add_signals(
         f"{cache}: sealed with {', '.join(manifest.signals)}; adding {', '.join(names)}"
     )
     units = [unit for part in manifest.parts if part.path in new for unit in part.units]
-    arrays = {name: signal for signals in new.values() for name, signal in signals.items()}
+    added = {name: signal for signals in new.values() for name, signal in signals.items()}
     begun = any(PartLayout(cache / path).additions for path in new)
     if not begun:
-        require_space(arrays, cache=cache, units=units, length=manifest.sequence_length)
+        require_space(added, cache=cache, units=units, length=manifest.sequence_length)
     for path, signals in new.items():
         parts = [part for part in manifest.parts if part.path == path]
         plan = plans[path] = _capture_directory(signals, path, parts, known=known, adding=adding)
-        known = known_directions(cache, plan.signals, plan.statistics, path=path) | dict(known)
+        known = known_statistics(cache, plan.signals, plan.statistics, path=path) | dict(known)
     return seal_addition(cache, plans)
 
 
 def _capture_directory(
-    new: Mapping[str, ArraySignal],
+    new: Mapping[str, AddedSignal],
     directory: str,
     parts: Sequence[Part],
     *,
-    known: Mapping[str, KnownDirections],
+    known: Known,
     adding: Adding,
 ) -> Plan:
     """Capture the signals `new` for all units of a directory; returns their plan."""
@@ -119,8 +119,8 @@ def _capture_directory(
             part=layout.root.resolve(),
             path=path.resolve(),
             sealed=sealed,
-            arrays=new,
-            known={name: directions for name, directions in known.items() if name in new},
+            signals=new,
+            known={name: reused for name, reused in known.items() if name in new},
         )
         run(
             lambda pipeline: (
@@ -136,11 +136,12 @@ def _capture_directory(
 
 
 def _refuse_other_additions(
-    layout: PartLayout, new: Mapping[str, ArraySignal], *, cache: Path
+    layout: PartLayout, new: Mapping[str, AddedSignal], *, cache: Path
 ) -> None:
     """ValueError if an unfinished addition makes a signal of the same name with other settings."""
     for path in layout.additions:
-        for name, signal in read_plan(path).arrays.items():
+        for name, signal in read_plan(path).signals.items():
+            assert not isinstance(signal, LogitsSignal)
             if name in new and settings(signal) != settings(new[name]):
                 raise ValueError(
                     f"{path}: an addition of {name} with other settings is unfinished. Finish it, "

@@ -1,19 +1,18 @@
-"""Refuses, before a worker starts, a capture whose arrays cannot fit on the disk."""
+"""Refuses, before a worker starts, a capture that cannot fit on the disk."""
 
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from decant.pipelines.calibration.signal_specs import least_bytes
+from decant.pipelines.calibration.signal_specs import AddedSignal, least_bytes
 from decant.schemas.disk.sizes import size_text
 from decant.schemas.manifest.manifest import Unit
-from decant.schemas.signals import ArraySignal
 
 
 def require_space(
-    arrays: Mapping[str, ArraySignal], *, cache: Path, units: Sequence[Unit], length: int
+    signals: Mapping[str, AddedSignal], *, cache: Path, units: Sequence[Unit], length: int
 ) -> None:
-    """ValueError if the disk of `cache` cannot hold the arrays of `units`, however compressible.
+    """ValueError if the disk of `cache` cannot hold the `signals` of `units`, however compressible.
 
     Only positions with a target are counted: the others compress to nothing. `length` is the number
     of tokens in a row.
@@ -21,7 +20,7 @@ def require_space(
     rows, scored = (sum(getattr(unit, name) for unit in units) for name in ("rows", "scored"))
     least = {
         name: scored * least_bytes(signal, length=length) // length
-        for name, signal in arrays.items()
+        for name, signal in signals.items()
     }
     free = free_bytes(cache)
     if sum(least.values()) > free:

@@ -22,7 +22,7 @@ from decant.pipelines.capture.document_kinds import DocumentKind, documents_by_k
 from decant.pipelines.capture.job import Capture
 from decant.pipelines.capture.split_warning import split_warning
 from decant.pipelines.capture.step_inputs import (
-    array_signals,
+    added_signals,
     decided_corpus,
     expected_batch_rows,
     tokenise_job,
@@ -35,12 +35,12 @@ from decant.pipelines.rows.tokenise import tokenise_here
 from decant.pipelines.rows.unwritten import notices
 from decant.pipelines.teacher.batch_size import bytes_needed, device_bytes
 from decant.pipelines.teacher.outputs import OutputSpec
-from decant.schemas.disk.layout import LOGITS, ROWS, PartLayout, part_layout
+from decant.schemas.disk.layout import COUNTS, LOGITS, RECORDS, ROWS, PartLayout, part_layout
 from decant.schemas.disk.sizes import size_text
 from decant.schemas.host import memory_bytes
 from decant.schemas.manifest.manifest import Unit
 from decant.schemas.manifest.plan import PlannedRows
-from decant.schemas.signals import LogitsSignal
+from decant.schemas.signals import CountsSignal, LogitsSignal, RecordSignal
 
 _TOKENISED_BYTES = 8 << 20
 """Whole shards are tokenised until they hold this many bytes, or the corpus ends."""
@@ -199,13 +199,15 @@ def _add_costs(
 ) -> None:
     """Scale the trial's sizes and speed up to the corpus, of which `units` were tokenised."""
     scale = result.rows / sum(unit.rows for unit in units)
-    for name in (ROWS, LOGITS):
+    described = added_signals(capture.config, capture.teacher, unit_rows=result.unit_rows)
+    records = [ROWS, *(name for name in RECORDS if name in trial.plan.signals)]
+    for name in records:
         size = trial.record_files_bytes(name, [unit.rows for unit in units])
         result.signals[name] = SignalCost(result.units, round(size * scale))
     buffers = 0
     scored = sum(unit.scored for unit in units)
-    signals = array_signals(capture.config, capture.teacher, unit_rows=result.unit_rows)
-    for name, specs in trial.specs(signals, unit_rows=result.unit_rows).items():
+    arrays = {n: s for n, s in described.items() if not isinstance(s, RecordSignal)}
+    for name, specs in trial.specs(arrays, unit_rows=result.unit_rows).items():
         files = sum(
             math.ceil(unit.rows / spec.shard_rows) * len(spec.shard_names(0))
             for spec in specs.values()
@@ -223,8 +225,8 @@ def _add_costs(
     result.measured_rows = trial.rows
     result.tokens_a_second = trial.tokens / trial.seconds
     result.capture_hours = result.tokens / result.tokens_a_second / 3600
-    records = result.signals[LOGITS].bytes * result.unit_rows // result.rows
-    _add_memory(result, trial, unit_bytes=buffers + records)
+    stored = sum(result.signals[name].bytes for name in records)
+    _add_memory(result, trial, unit_bytes=buffers + stored * result.unit_rows // result.rows)
 
 
 def _add_memory(result: Estimate, trial: TrialCapture, *, unit_bytes: int) -> None:
@@ -235,7 +237,10 @@ def _add_memory(result: Estimate, trial: TrialCapture, *, unit_bytes: int) -> No
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     resident = peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
     result.batch_rows = teacher.batch_rows
-    result.device_bytes = bytes_needed(teacher, OutputSpec(logits.target_spec, trial.plan.arrays))
+    counts = trial.plan.signals.get(COUNTS)
+    draws = counts.draws if isinstance(counts, CountsSignal) else 0
+    spec = OutputSpec(logits.target_spec, trial.plan.arrays, counts=draws)
+    result.device_bytes = bytes_needed(teacher, spec)
     on_host = result.device_bytes if jax.default_backend() == "cpu" else 0
     result.host_bytes = max(resident, on_host) + unit_bytes
 

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from decant.models import Checkpoint
 from decant.models.mesh.accelerator import unused_accelerator
-from decant.pipelines.calibration.directions import KnownDirections, known_directions
-from decant.pipelines.calibration.signal_specs import describe_arrays
+from decant.pipelines.calibration.directions import KnownDirections
+from decant.pipelines.calibration.known import Known, KnownBasis, known_statistics
+from decant.pipelines.calibration.signal_specs import AddedSignal, describe_signals
 from decant.pipelines.capture.addition import Adding, add_signals, lacking_signals
 from decant.pipelines.capture.part import PartCapture
 from decant.pipelines.capture.part_directories import (
@@ -33,7 +34,6 @@ from decant.schemas.disk.layout import LOGITS, part_layout
 from decant.schemas.disk.locks import capturing
 from decant.schemas.manifest.manifest import Manifest, Part, Source
 from decant.schemas.manifest.plan import read_plan
-from decant.schemas.signals import ArraySignal
 
 
 def precompute(config: Precompute, *, console: Console | None = None) -> Manifest:
@@ -111,7 +111,7 @@ class Capture:
             self.teacher.write_tokenizer_and_config(self.cache)
         for part in begun:
             if not part.directory.complete:
-                self.manifest = part.run(self._known_directions())
+                self.manifest = part.run(self._known())
         self._add_signals()
         for part in self.parts[len(begun) :]:
             part.claim(sealed=False)
@@ -119,7 +119,7 @@ class Capture:
                 f"{self.cache}: new files: {len(part.sources)}; they become part "
                 f"{part.directory.number}, counted from 0"
             )
-            self.manifest = part.run(self._known_directions())
+            self.manifest = part.run(self._known())
         assert self.manifest, "the first part was captured now or before"
         if notice := kept_weights(self.manifest, self.config.corpus, cache=self.cache):
             self.console.print(notice, markup=False)
@@ -177,24 +177,24 @@ class Capture:
                 run=self.parts[0].run_beam,
                 console=self.console,
             )
-            known = self._known_directions()
+            known = self._known()
             self.manifest = add_signals(new, manifest=self.manifest, known=known, adding=adding)
 
-    def _lacking(self) -> dict[str, dict[str, ArraySignal]]:
+    def _lacking(self) -> dict[str, dict[str, AddedSignal]]:
         """Signals that are asked for and sealed parts lack, by the path of the directory."""
         new = {}
         for part in self.parts:
             if sealed := self._sealed(part):
-                asked = part.arrays(unit_rows=sealed[0].unit_rows)
+                asked = part.added_signals(unit_rows=sealed[0].unit_rows)
                 if lacking := lacking_signals(asked, sealed, cache=self.cache):
                     new[self._path(part)] = lacking
         return new
 
-    def _known_directions(self) -> dict[str, KnownDirections]:
-        """Directions by signal, from the first part that has the signal."""
-        known: dict[str, KnownDirections] = {}
+    def _known(self) -> Known:
+        """What new parts reuse, by signal, from the first part that has the signal."""
+        known: dict[str, KnownDirections | KnownBasis] = {}
         for part in reversed(self.manifest.parts if self.manifest else ()):
-            known |= known_directions(self.cache, part.signals, part.statistics, path=part.path)
+            known |= known_statistics(self.cache, part.signals, part.statistics, path=part.path)
         return known
 
     def _require_held_signals(self, part: PartCapture) -> None:
@@ -203,7 +203,7 @@ class Capture:
         A cache offers only the signals that all its parts have.
         """
         held = self.manifest.signals if self.manifest else {}
-        asked = part.arrays(unit_rows=1)
+        asked = part.added_signals(unit_rows=1)
         if missing := [name for name in held if name != LOGITS and name not in asked]:
             raise ValueError(
                 f"{self.cache}: holds {', '.join(missing)}, which the config does not ask for: the "
@@ -256,10 +256,4 @@ def check_settings(config: Precompute, checkpoint: Checkpoint, *, vocabulary: in
             f"signals.logits.k is {spec.k}, but {checkpoint.title} has {vocabulary} tokens; "
             f"choose 1 to {vocabulary}"
         )
-    rank, width = config.signals.logits.sketch.rank, checkpoint.config.hidden_size
-    if rank != "full" and rank > width:
-        raise ValueError(
-            f"signals.logits.sketch.rank is {rank}, but {checkpoint.title} is {width} wide; choose "
-            f'at most {width}, or "full"'
-        )
-    describe_arrays(config.signals, checkpoint.config, teacher_id="", length=length, unit_rows=1)
+    describe_signals(config.signals, checkpoint.config, teacher_id="", length=length, unit_rows=1)

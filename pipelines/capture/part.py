@@ -4,7 +4,7 @@ Each step does only what no earlier run has done, so a rerun goes on where the l
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -13,8 +13,10 @@ from rich.console import Console
 
 from decant.models.text.chat_template import ChatTemplate
 from decant.models.text.tokenizer import Tokenizer
-from decant.pipelines.calibration.calibrate import calibrate, sample_places
-from decant.pipelines.calibration.directions import KnownDirections
+from decant.pipelines.calibration.calibrate import calibrate
+from decant.pipelines.calibration.known import Known
+from decant.pipelines.calibration.sample import sample_places
+from decant.pipelines.calibration.signal_specs import AddedSignal
 from decant.pipelines.capture.disk_space import require_space
 from decant.pipelines.capture.part_directories import PartDirectory, is_complete, sealed_manifest
 from decant.pipelines.capture.progress import row_progress, tokenise_progress
@@ -22,7 +24,7 @@ from decant.pipelines.capture.remaining_units import capture_remaining, totals
 from decant.pipelines.capture.seal import seal
 from decant.pipelines.capture.split_warning import split_warning
 from decant.pipelines.capture.step_inputs import (
-    array_signals,
+    added_signals,
     calibrate_job,
     chat_template,
     decided_corpus,
@@ -43,7 +45,7 @@ from decant.pipelines.runners.run_pipeline import Build, run_pipeline
 from decant.pipelines.teacher.opened import OpenedTeacher
 from decant.schemas.disk.array_record import require_file
 from decant.schemas.disk.atomic import read_json
-from decant.schemas.disk.layout import ROWS, TOKENIZER, PartLayout
+from decant.schemas.disk.layout import COUNTS, ROWS, SKETCH, TOKENIZER, PartLayout
 from decant.schemas.disk.locks import capturing, changing
 from decant.schemas.manifest.manifest import Manifest, Part, Skipped, Source
 from decant.schemas.manifest.plan import (
@@ -54,7 +56,6 @@ from decant.schemas.manifest.plan import (
     set_teacher_model,
 )
 from decant.schemas.manifest.request import claim
-from decant.schemas.signals import ArraySignal
 
 
 class _RowRules(NamedTuple):
@@ -170,9 +171,9 @@ class PartCapture:
                 "or the teacher. Use the one in its tokenizer/, or capture into another output"
             )
 
-    def arrays(self, *, unit_rows: int) -> dict[str, ArraySignal]:
-        """The array signals asked for, by name, still without a signal_id."""
-        return array_signals(self.config, self.teacher, unit_rows=unit_rows)
+    def added_signals(self, *, unit_rows: int) -> dict[str, AddedSignal]:
+        """The signals asked for besides `logits`, by name, still without a signal_id."""
+        return added_signals(self.config, self.teacher, unit_rows=unit_rows)
 
     @property
     def has_claim(self) -> bool:
@@ -195,7 +196,7 @@ class PartCapture:
             self._bind(self._whole_request(sealed=sealed))
 
     def _whole_request(self, *, sealed: bool) -> dict[str, str]:
-        return self._request() | ({} if sealed else self._request_arrays())
+        return self._request() | ({} if sealed else self._request_added())
 
     def _bind(self, request: dict[str, str]) -> None:
         sources = [Source(source.name, source.sha256) for source in self.sources]
@@ -207,8 +208,8 @@ class PartCapture:
             cache=self.cache,
         )
 
-    def run(self, known: Mapping[str, KnownDirections]) -> Manifest:
-        """Do the steps that are missing and seal. `known` are directions to reuse, by signal."""
+    def run(self, known: Known) -> Manifest:
+        """Do the steps that are missing and seal. `known` is what the part reuses of older ones."""
         with capturing(self.layout.root):
             # Read after the claim: another process may have sealed or overwritten units meanwhile.
             manifest = sealed_manifest(self.cache)
@@ -224,7 +225,7 @@ class PartCapture:
             )
             return seal(self.cache, self.layout, plan)
 
-    def _plan(self, known: Mapping[str, KnownDirections], *, sealed: Sequence[Part]) -> Plan:
+    def _plan(self, known: Known, *, sealed: Sequence[Part]) -> Plan:
         """The frozen plan. Tokenises and calibrates first, unless an earlier run has.
 
         `sealed` are the cache's parts.
@@ -237,9 +238,9 @@ class PartCapture:
                 return plan
         rows = self._tokenise()
         if not self.layout.plan.exists():
-            arrays = self.arrays(unit_rows=rows.unit_rows)
+            asked = self.added_signals(unit_rows=rows.unit_rows)
             length = self.config.corpus.sequence_length
-            require_space(arrays, cache=self.cache, units=rows.units, length=length)
+            require_space(asked, cache=self.cache, units=rows.units, length=length)
             self._calibrate(rows, known)
         return read_plan(self.layout.plan)
 
@@ -293,7 +294,7 @@ class PartCapture:
                 self.console.print(warning)
         return rows
 
-    def _calibrate(self, rows: PlannedRows, known: Mapping[str, KnownDirections]) -> None:
+    def _calibrate(self, rows: PlannedRows, known: Known) -> None:
         self.console.print(f"calibrate: running {self.teacher.checkpoint.name} on a sample")
         job = calibrate_job(
             self.config,
@@ -350,13 +351,15 @@ class PartCapture:
             f"{self.config.corpus.sequence_length} (rows_id {rows_id[:12]})"
         )
 
-    def _request_arrays(self) -> dict:
+    def _request_added(self) -> dict:
         """Settings of the other signals; they bind the directory only until it is sealed."""
         signals = self.config.signals
-        return {
+        arrays = {
             name: dataclasses.asdict(asked) if asked.layers else None
             for name, asked in (("hidden", signals.hidden), ("attention", signals.attention))
         }
+        logits = signals.logits
+        return {**arrays, COUNTS: logits.counts or None, SKETCH: logits.sketch.settings()}
 
 
 def _left_out(rows: PlannedRows) -> str:

@@ -3,12 +3,13 @@
 Only unit numbers travel through Beam; workers read the plan and write files and commits themselves.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import apache_beam as beam
 from rich.console import Console
 
+from decant.pipelines.calibration.companions import POSITIONS_A_NUMBER
 from decant.pipelines.capture.progress import row_progress
 from decant.pipelines.capture.teacher_lease import capture_on_host, release_lease, take_lease
 from decant.pipelines.capture.unit import is_committed
@@ -17,7 +18,7 @@ from decant.schemas.arrays.spec import create_array
 from decant.schemas.disk.layout import PartLayout
 from decant.schemas.manifest.manifest import Unit
 from decant.schemas.manifest.plan import Plan
-from decant.schemas.signals import HiddenSignal
+from decant.schemas.signals import HiddenSignal, Signal, SketchSignal
 
 
 class CaptureUnits(beam.DoFn):
@@ -54,7 +55,9 @@ def capture_remaining(
         )
     if not todo:
         return
-    _create_arrays(plan, part, console=console)
+    _create_arrays(plan, part)
+    for line in kept_variances(plan.signals):
+        console.print(line)
     layout = PartLayout(part)
     commits = {n: {layout.commit(name, n).name for name in plan.signals} for n in todo}
 
@@ -96,12 +99,28 @@ def totals(units: Sequence[Unit]) -> tuple[int, int]:
     return sum(unit.rows for unit in units), sum(unit.tokens for unit in units)
 
 
-def _create_arrays(plan: Plan, part: Path, *, console: Console) -> None:
-    for name, signal in plan.arrays.items():
+def _create_arrays(plan: Plan, part: Path) -> None:
+    for name in plan.arrays:
         for array, spec in plan.specs(name).items():
             create_array(PartLayout(part).array(array), spec)
+
+
+def kept_variances(signals: Mapping[str, Signal]) -> Iterator[str]:
+    """A line on each signal that keeps a part of the states' variance."""
+    for name, signal in signals.items():
         if isinstance(signal, HiddenSignal) and signal.directions:
-            console.print(
+            yield (
                 f"{name}: {signal.width} of {signal.teacher_width} directions keep "
                 f"{signal.variance_kept:.1%} of the variance"
             )
+        if isinstance(signal, SketchSignal):
+            yield (
+                f"{name}: {signal.rank} numbers a position keep {signal.variance_kept:.1%} of the "
+                "variance of the logits at T = 2"
+            )
+            if signal.asked_rank:
+                needed = signal.asked_rank * POSITIONS_A_NUMBER
+                yield (
+                    f"{name}: rank {signal.asked_rank} was asked for, which needs {needed:,} "
+                    "calibration positions; the sample has fewer. A larger corpus gives more"
+                )

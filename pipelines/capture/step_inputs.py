@@ -1,17 +1,17 @@
-"""The settings turned into inputs of each step: source files, rows_id, jobs, array signals.
+"""The settings turned into inputs of each step: source files, rows_id, jobs, signals.
 
 The capture of a part, `tokenise` without a teacher and `plan` all build their steps from these.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from decant.models.text.chat_template import ChatTemplate
 from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.calibration.calibrate import CalibrateJob
-from decant.pipelines.calibration.directions import KnownDirections
-from decant.pipelines.calibration.signal_specs import describe_arrays
+from decant.pipelines.calibration.known import Known
+from decant.pipelines.calibration.signal_specs import AddedSignal, describe_signals
 from decant.pipelines.config import Corpus, Precompute, SourceGroup, Teacher
 from decant.pipelines.rows.documents import with_kinds
 from decant.pipelines.rows.marking import VERSION as MARKING
@@ -31,7 +31,6 @@ from decant.schemas.disk.identity import rows_id
 from decant.schemas.disk.layout import TOKENIZER, PartLayout
 from decant.schemas.manifest.manifest import Skipped
 from decant.schemas.manifest.plan import PlannedRows
-from decant.schemas.signals import ArraySignal
 
 _NAMED = 5
 """Files that a line names."""
@@ -199,7 +198,7 @@ def calibrate_job(
     *,
     tokenizer: str,
     part: PartLayout,
-    known: Mapping[str, KnownDirections],
+    known: Known,
 ) -> CalibrateJob:
     """The job that calibrates `teacher` on `rows` and writes the plan of `part`.
 
@@ -220,11 +219,11 @@ def calibrate_job(
     )
 
 
-def array_signals(
+def added_signals(
     config: Precompute, teacher: OpenedTeacher, *, unit_rows: int
-) -> dict[str, ArraySignal]:
-    """The hidden states and attention maps asked for, by name, still without a signal_id."""
-    return describe_arrays(
+) -> dict[str, AddedSignal]:
+    """The signals asked for besides `logits`, by name, still without a signal_id."""
+    return describe_signals(
         config.signals,
         teacher.checkpoint.config,
         teacher_id=teacher.teacher_id,

@@ -5,7 +5,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from decant.pipelines.calibration.calibrate import calibrate, ordered_places
+from decant.pipelines.calibration.calibrate import calibrate
+from decant.pipelines.calibration.sample import ordered_places
 from decant.pipelines.capture.step_inputs import calibrate_job
 from decant.pipelines.capture.unit import capture_unit
 from decant.pipelines.config import Precompute

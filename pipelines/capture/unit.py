@@ -7,6 +7,7 @@ bytes.
 import dataclasses
 import platform
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,24 +18,27 @@ import jax
 import numpy as np
 
 from decant.pipelines.calibration.calibrate import read_canaries
-from decant.pipelines.calibration.canary import IDS, check_canary
+from decant.pipelines.calibration.canary import check_canary, comparable
+from decant.pipelines.calibration.heads import LogitsRecords, records_of, sealed_heads
 from decant.pipelines.teacher.loaded import LoadedTeacher, loaded_teacher
-from decant.pipelines.teacher.outputs import OutputSpec, RowOutput
+from decant.pipelines.teacher.outputs import OutputSpec, Projection, RowOutput
 from decant.pipelines.teacher.rows_done import rows_done
 from decant.schemas.arrays.writer import ArrayWriter
 from decant.schemas.codecs import Tables
 from decant.schemas.disk import steps
 from decant.schemas.disk.array_record import write_records
-from decant.schemas.disk.layout import LOGITS, PartLayout
+from decant.schemas.disk.layout import COUNTS, LOGITS, RECORDS, SKETCH, PartLayout
 from decant.schemas.disk.locks import capturing
 from decant.schemas.disk.steps import Step
 from decant.schemas.manifest.commits import Commit, summarise_shards, valid_commit, write_commit
 from decant.schemas.manifest.plan import Plan, read_plan
 from decant.schemas.manifest.statistics import load_statistic, load_tables
 from decant.schemas.reading.units import read_unit_rows
-from decant.schemas.records.logits import encode_logits
+from decant.schemas.records.companion import encode_counts, encode_sketch
 from decant.schemas.records.rows import Row
-from decant.schemas.signals import LogitsSignal, TargetSpec
+from decant.schemas.signals import CountsSignal, LogitsSignal, SketchSignal
+from decant.schemas.targets.sketch import DEVIATIONS, MEAN, PROJECTION
+from decant.schemas.targets.targets import Targets
 
 _Stamp = tuple[int, int, int]
 
@@ -47,8 +51,17 @@ class Worker:
     plan: Plan
     teacher: LoadedTeacher
     spec: OutputSpec
-    logits: LogitsSignal | None
-    tables: Tables
+    logits: LogitsRecords | None
+    """The logits records that the plan captures, or that its counts are coded with."""
+    tables: Mapping[str, Tables]
+    """Codec tables of `counts` and `sketch`, by signal."""
+    deviations: np.ndarray | None
+    """Standard deviations of sketches, float64 [rank]; None if the plan captures none."""
+
+    @property
+    def records(self) -> list[str]:
+        """Names of the plan's signals that are stored in records, in the order of encoding."""
+        return [name for name in RECORDS if name in self.plan.signals]
 
 
 _lock = threading.Lock()
@@ -95,18 +108,41 @@ def _stamp(path: Path) -> _Stamp:
 
 def _make_worker(part: Path, plan: Plan) -> Worker:
     teacher = loaded_teacher(plan.teacher)
-    logits = plan.signals.get(LOGITS)
-    assert logits is None or isinstance(logits, LogitsSignal)
-    spec = OutputSpec(
-        logits.target_spec if logits else None, plan.arrays, _load_directions(part, plan)
-    )
+    spec = _output_spec(part, plan, teacher)
     # Canary rows are compared by their logits, also if the plan captures none.
-    compared = spec if logits else dataclasses.replace(spec, targets=TargetSpec(IDS))
+    compared = dataclasses.replace(spec, targets=comparable(spec.targets))
     if plan.canary:
         canaries = teacher.run(read_canaries(part, plan), compared)
         check_canary(plan, part, [output.targets for output in canaries if output.targets])
-    tables = load_tables(part, plan.statistics, vocabulary=plan.teacher.vocabulary_size)
-    return Worker(part, plan, teacher, spec, logits, tables)
+    vocabulary = plan.teacher.vocabulary_size
+    tables = {
+        name: load_tables(part, plan.statistics, vocabulary=vocabulary, signal=name)
+        for name in (COUNTS, SKETCH)
+        if name in plan.signals
+    }
+    deviations = _statistic(part, plan, DEVIATIONS) if spec.sketch else None
+    return Worker(part, plan, teacher, spec, records_of(plan, part), tables, deviations)
+
+
+def _output_spec(part: Path, plan: Plan, teacher: LoadedTeacher) -> OutputSpec:
+    """What the teacher has to compute for the signals of the plan."""
+    logits, counts = plan.signals.get(LOGITS), plan.signals.get(COUNTS)
+    projection = None
+    if SKETCH in plan.signals:
+        arrays = (_statistic(part, plan, name) for name in (MEAN, PROJECTION))
+        projection = Projection(*map(teacher.replicated, arrays))
+    return OutputSpec(
+        logits.target_spec if isinstance(logits, LogitsSignal) else None,
+        plan.arrays,
+        _load_directions(part, plan),
+        counts=counts.draws if isinstance(counts, CountsSignal) else 0,
+        sketch=projection,
+    )
+
+
+def _statistic(part: Path, plan: Plan, name: str) -> np.ndarray:
+    file = f"{name}.npy"
+    return load_statistic(part, file, sha256=plan.statistics[file])
 
 
 def capture_unit(number: int, part: Path, plan_path: Path) -> None:
@@ -130,24 +166,18 @@ def _capture_unit(number: int, part: Path, plan_path: Path) -> None:
     tally = _Tally(skipped=list(unit.skipped_rows))
     writers = _array_writers(worker, number)
     outputs = _run_teacher(worker, number, rows, tally=tally)
-    records = list(_encode(worker, rows, outputs, writers=writers))
+    records = _encode(worker, number, rows, outputs, writers=writers)
     shards_by_signal = {
         signal: {name: writer.finish() for name, writer in of_signal.items()}
         for signal, of_signal in writers.items()
     }
     steps.reached(Step.UNIT_COMPUTED)
     layout, made_by, skipped = PartLayout(part), provenance(), tuple(tally.skipped)
-    if worker.logits:
-        file = write_records(layout.records(LOGITS, number), records, kind="logits")
-        commit = Commit(
-            number,
-            worker.logits.signal_id,
-            file,
-            made_by,
-            skipped,
-            tally.draws_near_edge,
-        )
-        write_commit(part, LOGITS, commit)
+    for name in worker.records:
+        file = write_records(layout.records(name, number), records[name], kind="logits")
+        signal_id = worker.plan.signals[name].signal_id
+        near = tally.draws_near_edge.get(name, 0)
+        write_commit(part, name, Commit(number, signal_id, file, made_by, skipped, near))
     for name, shards in shards_by_signal.items():
         signal_id = worker.plan.signals[name].signal_id
         file = summarise_shards(shards, rows=unit.rows)
@@ -167,8 +197,8 @@ class _Tally:
 
     skipped: list[int] = field(default_factory=list)
     """Offsets of rows that are stored unscored, for NaN in this capture or an earlier one."""
-    draws_near_edge: int = 0
-    """Draws that another rounding might change; see `RowOutput.near_edge`."""
+    draws_near_edge: Counter[str] = field(default_factory=Counter)
+    """By signal: draws that another rounding might change; see `RowOutput.near_edge`."""
 
 
 def _array_writers(worker: Worker, number: int) -> dict[str, dict[str, ArrayWriter]]:
@@ -198,7 +228,7 @@ def _run_teacher(
             output = dataclasses.replace(output, finite=False)
         elif not output.finite:
             bad.append(offset)
-        tally.draws_near_edge += output.near_edge
+        tally.draws_near_edge.update({LOGITS: output.near_edge, COUNTS: output.counts_near_edge})
         yield output
     if bad and plan.on_error == "fail":
         first = sum(unit.rows for unit in plan.rows.units[:number])
@@ -212,33 +242,63 @@ def _run_teacher(
 
 def _encode(
     worker: Worker,
+    number: int,
     rows: list[Row],
     outputs: Iterator[RowOutput],
     *,
     writers: Mapping[str, Mapping[str, ArrayWriter]],
-) -> Iterator[bytes]:
-    """Append each row's arrays to their writers; yield its logits record, if logits are captured.
+) -> dict[str, list[bytes]]:
+    """Append each row's arrays to their writers; the rows' records of each signal stored in them.
 
-    A row that is not finite is stored as zeros, and its record without targets.
+    A row that is not finite is stored as zeros, and its records without targets.
     """
-    for row, output in zip(rows, outputs, strict=True):
+    records: dict[str, list[bytes]] = {name: [] for name in worker.records}
+    heads: list[Targets] = []
+    if COUNTS in records and LOGITS not in records:
+        heads = sealed_heads(worker.plan, worker.part, number, list(range(len(rows))))
+    for offset, (row, output) in enumerate(zip(rows, outputs, strict=True)):
         for of_signal in writers.values():
             for name, writer in of_signal.items():
                 array = output.arrays[name]
                 writer.append(array if output.finite else np.zeros_like(array))
-        if worker.logits and output.targets is not None:
-            scored, targets = row.loss_mask, output.targets
-            if not output.finite:
-                scored, targets = scored & False, targets[:0]
-            yield encode_logits(
-                targets,
-                row_key=row.key,
-                scored=scored,
-                profile=worker.logits.profile,
-                tables=worker.tables,
-                vocabulary=worker.plan.teacher.vocabulary_size,
-            )
+        if LOGITS in records:
+            assert worker.logits
+            assert output.targets is not None
+            record = worker.logits.encode(row, output.targets, finite=output.finite)
+            records[LOGITS].append(record)
+            if COUNTS in records:
+                heads.append(worker.logits.decode(record, length=len(row.tokens)))
+        if COUNTS in records:
+            records[COUNTS].append(_encode_counts(worker, row, output, heads[offset]))
+        if SKETCH in records:
+            records[SKETCH].append(_encode_sketch(worker, row, output))
         rows_done.add(1, part=worker.part)
+    return records
+
+
+def _encode_counts(worker: Worker, row: Row, output: RowOutput, head: Targets) -> bytes:
+    assert output.counts is not None
+    return encode_counts(
+        output.counts if output.finite else output.counts[:0],
+        row_key=row.key,
+        head=head,
+        tables=worker.tables[COUNTS],
+        vocabulary=worker.plan.teacher.vocabulary_size,
+    )
+
+
+def _encode_sketch(worker: Worker, row: Row, output: RowOutput) -> bytes:
+    signal = worker.plan.signals[SKETCH]
+    assert isinstance(signal, SketchSignal)
+    assert output.sketch is not None
+    assert worker.deviations is not None
+    return encode_sketch(
+        output.sketch if output.finite else output.sketch[:0],
+        row_key=row.key,
+        signal=signal,
+        deviations=worker.deviations,
+        tables=worker.tables[SKETCH],
+    )
 
 
 def provenance() -> dict[str, str]:

@@ -37,12 +37,13 @@ def draw(
     *,
     values: Float[Array, "tokens here"],
     vocabulary: Vocabulary,
+    of_total: bool = False,
 ) -> TailDraws:
     """For each point, the id in whose interval of the cumulated weights it lies.
 
     `weights` and `values` are those of this device's columns. Points run from 0 to the sum of all
-    weights; a point at or above the sum gives the last id with a weight. An id of weight 0 is never
-    drawn.
+    weights, or with `of_total` from 0 to 1 as shares of that sum. A point at or above the sum gives
+    the last id with a weight. An id of weight 0 is never drawn.
     """
     tokens, width = weights.shape
     padded = jnp.pad(weights, ((0, 0), (0, -width % _BLOCK)))
@@ -51,7 +52,9 @@ def draw(
     ends = jnp.cumsum(blocks, axis=-1)
 
     def look_up(points: Array) -> TailDraws:
-        return _look_up(points, grouped, blocks, ends, values=values, vocabulary=vocabulary)
+        return _look_up(
+            points, grouped, blocks, ends, values=values, vocabulary=vocabulary, of_total=of_total
+        )
 
     m = points.shape[1]
     if m <= _AT_ONCE:
@@ -70,6 +73,7 @@ def _look_up(
     *,
     values: Float[Array, "tokens here"],
     vocabulary: Vocabulary,
+    of_total: bool,
 ) -> TailDraws:
     """`draw` for points that fit into memory together.
 
@@ -82,7 +86,7 @@ def _look_up(
     sums = vocabulary.gather_columns(here)
     device_ends = jnp.cumsum(sums, axis=-1)
     total = device_ends[:, -1:]
-    inside = jnp.minimum(points, total * _BELOW_ONE)
+    inside = jnp.minimum(points * total if of_total else points, total * _BELOW_ONE)
     device = jnp.minimum(_first_above(device_ends[:, None, :], inside), vocabulary.devices - 1)
     rest = inside - jnp.take_along_axis(device_ends - sums, device, axis=-1)
     rest = jnp.clip(rest, 0, here * _BELOW_ONE)

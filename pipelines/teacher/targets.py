@@ -117,9 +117,7 @@ def targets_of_logits(
         own = vocabulary.take_column(logits, inputs.labels)
         fields["label_logprobs"] = own - normaliser
     if spec.counts:
-        fields |= _counts(
-            logits, normaliser, inputs.counts_starts, draws=spec.counts, vocabulary=vocabulary
-        )
+        fields |= _counts(logits, inputs.counts_starts, draws=spec.counts, vocabulary=vocabulary)
     return fields
 
 
@@ -134,18 +132,21 @@ def _log_sum_exp(
 
 def _counts(
     logits: Float[Array, "tokens here"],
-    normaliser: Float[Array, " tokens"],
     starts: Float[Array, " tokens"] | None,
     *,
     draws: int,
     vocabulary: Vocabulary,
 ) -> dict[str, Array]:
-    """Equally spaced draws from the whole distribution."""
+    """Equally spaced draws from the whole distribution.
+
+    The normaliser is not used, because it rounds in other ways if the top-k is computed too.
+    """
     assert starts is not None
-    # Without the barrier XLA computes the probabilities twice, for their sums and for the blocks.
-    probabilities = lax.optimization_barrier(jnp.exp(logits - normaliser[:, None]))
+    largest = vocabulary.max_over_devices(jnp.max(logits, axis=-1))
+    # Without the barrier XLA computes the weights twice, for their sums and for the blocks.
+    weights = lax.optimization_barrier(jnp.exp(logits - largest[:, None]))
     points = (jnp.arange(draws) + starts[:, None]) / draws
-    drawn = draw(probabilities, points, values=logits, vocabulary=vocabulary)
+    drawn = draw(weights, points, values=logits, vocabulary=vocabulary, of_total=True)
     return {"count_ids": drawn.ids, "counts_near_edge": drawn.near_edge}
 
 

@@ -51,6 +51,8 @@ def as_json(value: Any) -> dict[str, Any]:
             ("weights", {}),
             ("labels", False),
             ("mass", None),
+            ("asked_rank", None),
+            ("coded_with", None),
         )
         return {name: value for name, value in fields if (name, value) not in newer}
 

@@ -9,7 +9,8 @@ from enum import StrEnum
 from typing import Literal
 
 File = Literal["rows", "shard", "plan", "logits", "array", "commit", "manifest", "journal", "other"]
-"""Kinds of files. Files of kind `other` have no named steps."""
+"""Kinds of files; `logits` are those of counts and sketches too. Files of kind `other` have no
+named steps."""
 Moment = Literal["written", "flushed", "named"]
 
 

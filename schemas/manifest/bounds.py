@@ -138,6 +138,10 @@ def _require_sketch(signal: SketchSignal) -> None:
     require_number("teacher_width of sketch", signal.teacher_width, 1, WIDTH)
     require_number("rank of sketch", signal.rank, 1, signal.teacher_width)
     require_one_of("dither of sketch", signal.dither, (False, True))
+    if signal.asked_rank is not None:
+        require_number("asked_rank of sketch", signal.asked_rank, 1, signal.teacher_width)
+    if type(signal.variance_kept) not in (int, float) or not 0 <= signal.variance_kept <= 1.001:
+        _refuse("variance_kept of sketch", signal.variance_kept, "a share")
     if type(signal.step) not in (int, float) or not 0 <= signal.step < math.inf:
         _refuse("step of sketch", signal.step, "a number, at least 0")
     cap = signal.softcap

@@ -11,7 +11,7 @@ from decant.schemas.arrays.spec import ArraySpec, specs_of
 from decant.schemas.disk.array_record import as_json
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.disk.identity import digest
-from decant.schemas.disk.layout import ROWS
+from decant.schemas.disk.layout import LOGITS, ROWS
 from decant.schemas.disk.names import require_names
 from decant.schemas.manifest import bounds
 from decant.schemas.manifest.manifest import (
@@ -23,7 +23,13 @@ from decant.schemas.manifest.manifest import (
     require_unit,
     unit_from_json,
 )
-from decant.schemas.signals import ArraySignal, RecordSignal, Signal, signal_from_json
+from decant.schemas.signals import (
+    ArraySignal,
+    LogitsSignal,
+    RecordSignal,
+    Signal,
+    signal_from_json,
+)
 
 VERSION = 2
 """Version 2 has `mesh`. Version 1 had `tensor_parallel` and can be read."""
@@ -91,6 +97,9 @@ class Plan:
     """(unit, offset) of the canary rows, which a worker re-runs before its first unit."""
     on_error: str
     version: int = VERSION
+    coded_with: LogitsSignal | None = None
+    """The sealed logits whose records the plan's counts are coded with; None if the plan captures
+    the logits too, or no counts."""
 
     @property
     def arrays(self) -> dict[str, ArraySignal]:
@@ -148,9 +157,11 @@ def read_plan(path: Path) -> Plan:
 def _plan_from_json(value: dict[str, Any]) -> Plan:
     require_names("statistic", value["statistics"])
     signals = {name: signal_from_json(name, signal) for name, signal in value["signals"].items()}
+    coded_with = value.get("coded_with")
     plan = Plan(
         **{
             **value,
+            "coded_with": coded_with and signal_from_json(LOGITS, coded_with),
             "rows": planned_rows_from_json(value["rows"]),
             "teacher": _planned_teacher(value["teacher"]),
             "signals": signals,
@@ -178,7 +189,8 @@ def _require_plan(plan: Plan) -> None:
     bounds.require_sha256("tokenizer", plan.tokenizer)
     bounds.require_sha256("rows_id", rows.rows_id)
     bounds.require_hashes("statistics", plan.statistics)
-    for name, signal in plan.signals.items():
+    coded_with = {LOGITS: plan.coded_with} if plan.coded_with else {}
+    for name, signal in {**coded_with, **plan.signals}.items():
         bounds.require_signal(name, signal, vocabulary=teacher.vocabulary_size)
     bounds.require_number("unit_rows", rows.unit_rows, 1, bounds.ROWS)
     require_sources(rows.sources)

@@ -75,6 +75,11 @@ def table_arrays(tables: Tables, *, signal: str = LOGITS) -> dict[str, np.ndarra
     return {_TABLE[signal] + name: array for name, array in tables.arrays().items()}
 
 
+def table_hashes(statistics: Mapping[str, str], *, signal: str = LOGITS) -> dict[str, str]:
+    """Those of the `statistics` (sha256 by file name) that are tables of the signal's codec."""
+    return {name: sha for name, sha in statistics.items() if name.startswith(_TABLE[signal])}
+
+
 def load_tables(
     part: Path, statistics: Mapping[str, str], *, vocabulary: int, signal: str = LOGITS
 ) -> Tables:
@@ -86,8 +91,7 @@ def load_tables(
         name.removeprefix(_TABLE[signal]).removesuffix(".npy"): load_statistic(
             part, name, sha256=sha
         )
-        for name, sha in statistics.items()
-        if name.startswith(_TABLE[signal])
+        for name, sha in table_hashes(statistics, signal=signal).items()
     }
     try:
         require_tables(arrays, vocabulary=vocabulary)

@@ -59,6 +59,15 @@ class Targets:
         return self.ids.shape[1]
 
 
+def cut_to_k(targets: Targets, k: int) -> Targets:
+    """The targets if they have k ids; without ids, tail and draws for k = 0."""
+    if targets.k == k:
+        return targets
+    assert not k
+    nothing = np.zeros((len(targets), 0), np.float32)
+    return Targets(nothing.astype(np.int32), nothing, nothing, None, targets.label_logprobs)
+
+
 def join_targets(parts: Sequence[Targets]) -> Targets:
     """The positions of all `parts`, in order. At least one part; all with equal k, m and nodes."""
 

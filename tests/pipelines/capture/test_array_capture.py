@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from decant.models import open_checkpoint
-from decant.pipelines.calibration.calibrate import sample_places
+from decant.pipelines.calibration.sample import sample_places
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Attention, Hidden
 from decant.schemas import Cache, open_cache

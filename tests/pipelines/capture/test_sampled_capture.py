@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from decant.models import open_checkpoint
-from decant.pipelines.calibration.calibrate import sample_places
+from decant.pipelines.calibration.sample import sample_places
 from decant.pipelines.capture.job import precompute
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk.atomic import read_json

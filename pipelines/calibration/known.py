@@ -1,0 +1,63 @@
+"""What a new part reuses of an older part's calibration: directions, and the basis of sketches."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from decant.pipelines.calibration.directions import KnownDirections, known_directions
+from decant.schemas.disk.layout import SKETCH
+from decant.schemas.manifest.statistics import load_statistic
+from decant.schemas.signals import Signal, SketchSignal
+from decant.schemas.targets.sketch import (
+    BIAS,
+    DEVIATIONS,
+    HEAD,
+    MEAN,
+    NAMES,
+    PROJECTION,
+    SketchBasis,
+    SketchHead,
+)
+
+
+@dataclass(frozen=True)
+class KnownBasis:
+    """Where the basis of an older part's sketches is stored."""
+
+    part: Path
+    sha256: Mapping[str, str]
+    """By file name, of the statistics `NAMES`."""
+    signal: SketchSignal
+
+    def load(self) -> SketchBasis:
+        """The basis. ValueError if a file is not the sealed one."""
+        arrays = {
+            name: load_statistic(self.part, f"{name}.npy", sha256=self.sha256[f"{name}.npy"])
+            for name in NAMES
+        }
+        head = SketchHead(arrays[HEAD], arrays[BIAS], self.signal.softcap)
+        return SketchBasis(arrays[MEAN], arrays[PROJECTION], head, arrays[DEVIATIONS])
+
+
+Known = Mapping[str, KnownDirections | KnownBasis]
+"""By signal name, what is reused for that signal."""
+
+
+def known_statistics(
+    cache: Path, signals: Mapping[str, Signal], statistics: Mapping[str, str], *, path: str
+) -> dict[str, KnownDirections | KnownBasis]:
+    """What the part at `path` below the cache offers to others, by signal name.
+
+    `statistics` maps each of the part's statistics files to its sha256.
+    """
+    known: dict[str, KnownDirections | KnownBasis] = {
+        **known_directions(cache, signals, statistics, path=path)
+    }
+    if isinstance(sketch := signals.get(SKETCH), SketchSignal):
+        known[SKETCH] = KnownBasis((cache / path).absolute(), basis_hashes(statistics), sketch)
+    return known
+
+
+def basis_hashes(statistics: Mapping[str, str]) -> dict[str, str]:
+    """sha256 of the files of a part's basis, by file name."""
+    return {f"{name}.npy": statistics[f"{name}.npy"] for name in NAMES}
