@@ -75,9 +75,10 @@ LEVELS = {
     "torch": [
         ["settings", "packing", "rows"],
         ["targets", "layer_terms", "batching"],
-        ["tail_prior"],
+        ["tail_prior", "sketches", "tail_choice", "counts"],
         ["student_view"],
         ["divergences"],
+        ["chunks"],
         ["losses"],
         ["judging"],
         ["hf_trainer"],

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from decant.torch.losses import loss, loss_on_logits
     from decant.torch.packing import attention_mask, packed_inputs, require_separate_segments
     from decant.torch.rows import Batch, Rows
+    from decant.torch.sketches import SketchTables, sketch_tables
 
 _HOMES = {
     "Batch": "rows",
     "Batches": "batching",
     "DistillationTrainer": "hf_trainer",
     "Rows": "rows",
+    "SketchTables": "sketches",
     "attention_loss": "layer_terms",
     "attention_mask": "packing",
     "batches": "batching",
@@ -32,12 +34,14 @@ _HOMES = {
     "packed_inputs": "packing",
     "pair_count": "layer_terms",
     "require_separate_segments": "packing",
+    "sketch_tables": "sketches",
 }
 __all__ = [
     "Batch",
     "Batches",
     "DistillationTrainer",
     "Rows",
+    "SketchTables",
     "attention_loss",
     "attention_mask",
     "batches",
@@ -48,6 +52,7 @@ __all__ = [
     "packed_inputs",
     "pair_count",
     "require_separate_segments",
+    "sketch_tables",
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ def batches(
     epochs: int | None = 1,
     seed: int = 0,
     signals: str | Sequence[str] = (),
+    targets: Collection[str] | None = None,
     rank: int | None = None,
     world_size: int | None = None,
     workers: int = 0,
@@ -42,6 +43,8 @@ def batches(
         epochs: passes over the rows, each in its own order. None: batches never end.
         seed: seed of the order. It is not the order of `decant.batches`, which Grain makes.
         signals: also read these, such as `hidden/12`; `cache.manifest.signals` lists what there is.
+        targets: which of `counts` and `sketch` to read; None: what there is. A loss reads one of
+            them at most, and reading takes time.
         rank, world_size: this process among those that share every batch. None: those of
             torch.distributed, if it is initialised, or else one process.
         workers: processes that read ahead; they are spawned. 0: this process reads.
@@ -50,7 +53,7 @@ def batches(
     ValueError if the cache holds no targets or lacks a signal, if the rows do not fill one batch,
     or if `world_size` does not divide `batch_rows`.
     """
-    rows = Rows(cache, signals=signals)
+    rows = Rows(cache, signals=signals, targets=targets)
     loading = {"num_workers": workers, "pin_memory": pin_memory}
     if workers:  # A forked worker dies if this process has TensorStore's threads.
         loading |= {"multiprocessing_context": "spawn"}

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from decant.schemas.targets.targets import tail_logmass_at
+from decant.torch.counts import kl_to_counts
 from decant.torch.settings import Settings
-from decant.torch.student_view import StudentView, set_stored
-from decant.torch.tail_prior import Prior
-from decant.torch.targets import Targets
+from decant.torch.student_view import StudentView, TailShape
+from decant.torch.targets import Targets, set_stored
 
 
 class Parts(NamedTuple):
@@ -48,7 +48,7 @@ class Teacher(NamedTuple):
 
 def teacher_categories(targets: Targets, settings: Settings) -> Teacher:
     """The teacher's k stored tokens and its tail at the temperature of `settings`."""
-    taught = targets.stored[:, :1]
+    taught = targets.stored.any(-1, keepdim=True)
     mass = tail_logmass_at(targets.tail_logmass, settings.beta, xp=torch)
     if settings.tail == "renormalize":
         mass = torch.full_like(mass, -torch.inf)
@@ -59,9 +59,11 @@ def teacher_categories(targets: Targets, settings: Settings) -> Teacher:
 
 
 def position_losses(
-    view: StudentView, targets: Targets, *, settings: Settings, prior: Prior | None
+    view: StudentView, targets: Targets, *, settings: Settings, shape: TailShape | None
 ) -> tuple[Float[Tensor, " n"], Parts]:
     """α·T²·D + (1 − α)·CE of each position, differentiable in `view`; and its parts."""
+    if settings.tail == "counts":
+        return _counts_losses(view, targets, settings)
     teacher, beta = teacher_categories(targets, settings), settings.beta
     logq = torch.cat([beta * view.head, view.tail_soft[:, None]], -1)
     logq = logq - torch.logsumexp(logq, -1, keepdim=True)
@@ -71,8 +73,8 @@ def position_losses(
     kl = bound
     if settings.tail == "sampled":
         soft = kl = bound + _from_draws(view, targets, teacher, beta=beta)
-    elif settings.tail == "prior" and prior is not None:
-        soft = kl = bound + _from_prior(view, targets, teacher, prior, beta=beta)
+    elif shape is not None:
+        soft = kl = bound + _from_shape(view, targets, teacher, shape, beta=beta)
     return _position_loss(soft, kl, bound, view, targets, settings)
 
 
@@ -82,14 +84,14 @@ def dense_losses(
     targets: Targets,
     *,
     settings: Settings,
-    prior: Prior,
+    shape: TailShape,
 ) -> tuple[Float[Tensor, " n"], Parts]:
-    """As `position_losses`, with every token a category and the tail spread as the prior says.
+    """As `position_losses`, with every token a category and the tail spread as `shape` says.
 
     For divergences other than forward KL, which have no shortcut. Differentiable in `logits`.
     """
     teacher = teacher_categories(targets, settings)
-    logp = prior.spread(teacher.logp[:, -1], targets)
+    logp = shape.spread(teacher.logp[:, -1], targets)
     logp = set_stored(logp, targets, teacher.logp[:, :-1])
     logq = torch.log_softmax(settings.beta * logits, -1)
     logq = logq.where(torch.isfinite(teacher.logp[:, :1]), -torch.inf)
@@ -97,6 +99,20 @@ def dense_losses(
     bound = torch.cat([settings.beta * view.head, view.tail_soft[:, None]], -1)
     bound = _kl(teacher.logp, bound - torch.logsumexp(bound, -1, keepdim=True))
     return _position_loss(soft, _kl(logp, logq), bound, view, targets, settings)
+
+
+def _counts_losses(
+    view: StudentView, targets: Targets, settings: Settings
+) -> tuple[Float[Tensor, " n"], Parts]:
+    """As `position_losses`. The bound is 0 if no head is stored."""
+    assert view.drawn is not None
+    logq = torch.cat([view.head, view.tail_hard[:, None]], -1)
+    log_normaliser = torch.logsumexp(logq, -1)
+    soft = kl_to_counts(view.drawn, log_normaliser, targets)
+    bound = torch.zeros_like(soft)
+    if targets.ids.shape[-1]:
+        bound = _kl(teacher_categories(targets, settings).logp, logq - log_normaliser[:, None])
+    return _position_loss(soft, soft, bound, view, targets, settings)
 
 
 def _position_loss(
@@ -109,9 +125,7 @@ def _position_loss(
 ) -> tuple[Float[Tensor, " n"], Parts]:
     hard = torch.cat([view.head, view.tail_hard[:, None]], -1)
     ce = torch.logsumexp(hard, -1) - view.label
-    first = view.head[:, 0]
-    agrees = torch.isfinite(first) & (first >= view.highest) & (first >= view.head.amax(-1))
-    taught = targets.stored[:, 0].float()
+    taught = targets.taught.float()
     alpha = settings.alpha * taught
     loss = alpha * settings.scale * soft + (1 - alpha) * ce
     return loss, Parts(
@@ -119,7 +133,7 @@ def _position_loss(
         kl=kl.detach(),
         kl_bound=bound.detach(),
         ce=ce.detach(),
-        agreement=agrees.float(),
+        agreement=view.agrees.float(),
         taught=taught,
     )
 
@@ -180,12 +194,12 @@ def _from_draws(
     return (omega * log_ratio).where(there, 0.0).sum(-1)
 
 
-def _from_prior(
-    view: StudentView, targets: Targets, teacher: Teacher, prior: Prior, *, beta: float
+def _from_shape(
+    view: StudentView, targets: Targets, teacher: Teacher, shape: TailShape, *, beta: float
 ) -> Float[Tensor, " n"]:
     """Σ_v p_v [log(p_v/t) − log(q_v/τ)] over the tail, where p_v = t·π_v/Π."""
     assert view.expected is not None
-    share, entropy = prior.tail_sums(targets)
+    share, entropy = shape.tail_sums(targets)
     t, has_tail = teacher.logp[:, -1].exp(), share > 0
     safe = share.where(has_tail, 1.0)
     cross = entropy - beta * view.expected

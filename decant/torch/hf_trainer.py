@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,15 +14,18 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.logging import get_logger
 
-from decant.schemas import Cache
+from decant.schemas import Cache, open_cache
 from decant.torch.batching import fingerprint
 from decant.torch.judging import Judge, row_sums
 from decant.torch.losses import loss_sum
 from decant.torch.packing import packed_inputs, require_separate_segments
 from decant.torch.rows import Rows
 from decant.torch.settings import Divergence, Settings, Tail
-from decant.torch.targets import require_draws
+from decant.torch.sketches import sketch_tables
+from decant.torch.tail_choice import choose_tail, held_by_cache
+from decant.torch.targets import require_targets
 
 
 class DistillationTrainer(Trainer):
@@ -55,7 +58,7 @@ class DistillationTrainer(Trainer):
         eval_dataset: Cache | str | Path | Rows | None = None,
         temperature: float = 1.0,
         alpha: float = 0.9,
-        tail: Tail = "sampled",
+        tail: Tail | None = None,
         divergence: Divergence = "forward_kl",
         mix: float = 0.5,
         chunk_tokens: int | None = None,
@@ -70,17 +73,22 @@ class DistillationTrainer(Trainer):
             train_dataset: a cache, its path, or `Rows` of it.
             eval_dataset: as `train_dataset`; a cache stands for its held-out rows. None: the
                 held-out rows of `train_dataset`, if there are any.
-            temperature, alpha, tail, divergence, mix, chunk_tokens: as in `loss`.
+            temperature, alpha, tail, divergence, mix, chunk_tokens: as in `loss`. The choice for
+                an unset `tail` is logged, and is `trainer.distillation.tail`.
 
         ValueError if student and cache do not fit, or if the model lets the documents of a packed
         row see each other.
         """
+        cache = _cache_of(train_dataset)
+        if tail is None:
+            tail = _chosen(cache, temperature=temperature, divergence=divergence)
         self.distillation = Settings(temperature, alpha, tail, divergence, mix, chunk_tokens)
-        rows = train_dataset if isinstance(train_dataset, Rows) else Rows(train_dataset)
-        if eval_dataset is None and len(rows.cache.rows(split="heldout")):
-            eval_dataset = rows.cache
-        if eval_dataset is not None and not isinstance(eval_dataset, Rows):
-            eval_dataset = Rows(eval_dataset, split="heldout")
+        rows = _rows(train_dataset, cache, split="train", tails=(tail,))
+        judged = cache if eval_dataset is None else _cache_of(eval_dataset)
+        self._judge = Judge(judged)
+        if eval_dataset is not None or len(cache.rows(split="heldout")):
+            tails = (tail, self._judge.headline.tail)
+            eval_dataset = _rows(eval_dataset, judged, split="heldout", tails=tails)
         arguments: Any = TrainingArguments("tmp_trainer") if args is None else args
         arguments.remove_unused_columns = False
         if arguments.dataloader_num_workers and not arguments.dataloader_multiprocessing_context:
@@ -97,8 +105,10 @@ class DistillationTrainer(Trainer):
         # Else the Trainer divides the loss by the number of microbatches, as if it were their mean.
         self.model_accepts_loss_kwargs = True
         self._rows = rows
-        self._judge = Judge(rows.cache if eval_dataset is None else eval_dataset.cache)
-        self._prior = rows.cache.tail_prior() if tail == "prior" else None
+        self._prior = cache.tail_prior() if tail == "prior" else None
+        self._sketch = None
+        if tail == "sketch":
+            self._sketch = sketch_tables(cache.sketch_heads(), device=arguments.device)
         config = self.model.config
         self._softcap = getattr(config, "final_logit_softcapping", None)
         # With several rows FlashAttention ignores where documents begin.
@@ -175,6 +185,7 @@ class DistillationTrainer(Trainer):
             batch,
             settings=self.distillation,
             prior=self._prior,
+            sketch=self._sketch,
             vocabulary=self._rows.vocabulary,
             softcap=self._softcap,
         )
@@ -197,7 +208,7 @@ class DistillationTrainer(Trainer):
 
     def _check(self) -> None:
         settings, rows = self.distillation, self._rows
-        require_draws(rows[[0]], settings)
+        require_targets(rows[[0]], settings)
         size = self.model.get_input_embeddings().weight.shape[0]
         if size < rows.vocabulary:
             raise ValueError(
@@ -234,6 +245,35 @@ class DistillationTrainer(Trainer):
         return torch.allclose(ours, theirs.float(), rtol=1e-3, atol=1e-3 * float(ours.abs().max()))
 
 
+def _cache_of(dataset: Cache | str | Path | Rows) -> Cache:
+    if isinstance(dataset, Rows):
+        return dataset.cache
+    return dataset if isinstance(dataset, Cache) else open_cache(dataset)
+
+
+def _rows(
+    dataset: Any, cache: Cache, *, split: Literal["train", "heldout"], tails: Sequence[Tail]
+) -> Rows:
+    """The given rows; or those of the cache, with the targets that `tails` learn from."""
+    if isinstance(dataset, Rows):
+        return dataset
+    return Rows(cache, split=split, targets=[x for x in ("counts", "sketch") if x in tails])
+
+
+def _chosen(cache: Cache, *, temperature: float, divergence: Divergence) -> Tail:
+    draws = cache.manifest.logits.draw_betas
+    tail = choose_tail(
+        held_by_cache(cache),
+        temperature=temperature,
+        divergence=divergence,
+        highest=1 / min(draws) if draws else None,
+        prior=cache.has_tail_prior,
+    )
+    _LOG.info("tail = %s, chosen from what %s holds for T = %g", tail, cache.path, temperature)
+    return tail
+
+
+_LOG = get_logger(__name__)
 _DATA = "decant-data.json"
 """File of a checkpoint that says which data it learned from."""
 

@@ -17,6 +17,7 @@ from decant.torch.divergences import Parts
 from decant.torch.losses import loss_sum
 from decant.torch.rows import Batch, Rows
 from decant.torch.settings import Settings, Tail
+from decant.torch.sketches import sketch_tables
 from decant.torch.targets import counted_positions
 
 Student = Callable[[Batch], Tensor | tuple[Tensor, Tensor]]
@@ -69,8 +70,8 @@ def evaluate(
     is as in `loss`. ValueError if the cache has no held-out rows.
     """
     opened = open_cache(cache) if isinstance(cache, str | Path) else cache
-    judge = Judge(opened)
-    rows, totals = Rows(opened, split="heldout"), np.zeros(len(SUMS))
+    judge, totals = Judge(opened), np.zeros(len(SUMS))
+    rows = Rows(opened, split="heldout", targets=judge.targets)
     for start in range(0, len(rows), batch_rows):
         batch = rows[range(start, min(start + batch_rows, len(rows)))].to(device)
         output = student(batch)
@@ -87,7 +88,15 @@ class Judge:
         self.headline = headline(cache)
         self._settings = Settings(alpha=1.0, tail=self.headline.tail)
         self._prior = cache.tail_prior() if self.headline.tail == "prior" else None
+        self._sketch = None
+        if self.headline.tail == "sketch":
+            self._sketch = sketch_tables(cache.sketch_heads())
         self._vocabulary = cache.manifest.vocabulary_size
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Those of `counts` and `sketch` that batches must hold."""
+        return tuple(x for x in ("counts", "sketch") if x == self.headline.tail)
 
     def row_sums(
         self,
@@ -98,12 +107,15 @@ class Judge:
         softcap: float | None,
     ) -> Float[Tensor, "rows sums"]:
         """`SUMS` of each row."""
+        if self._sketch is not None:
+            self._sketch = self._sketch.to(states.device)
         _, parts = loss_sum(
             states,
             unembedding,
             batch,
             settings=self._settings,
             prior=self._prior,
+            sketch=self._sketch,
             vocabulary=self._vocabulary,
             softcap=softcap,
         )

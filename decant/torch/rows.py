@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,6 +65,12 @@ class Rows(Dataset):
     - tokens, labels, segment_ids and positions, int64 [S]; loss_mask, bool [S]. `labels` are the
       next tokens. They count only where loss_mask is True.
     - topk_ids int32 and topk_logprobs float32 [S, k]; tail_logmass float32 [S, nodes].
+      A position may have fewer than k ids; the others hold id 0 and −inf.
+    - label_logprobs, float32 [S]: the teacher's log-probability of the label, unless the cache is
+      older than release 0.10.
+    - if the cache has counts: count_ids and counts, int32 [S, N].
+    - if it has sketches: sketch, float32 [S, r]; and sketch_basis, int32, which tells the row's
+      basis among those of `sketch_tables(cache.sketch_heads())`.
     - if the cache has tail draws: tail_ids int32, tail_logprobs and tail_logweights float32 [S, m].
     - for further `signals`: `hidden/12` [S, width] and `attention/3` [heads, S, S].
 
@@ -86,11 +92,15 @@ class Rows(Dataset):
         *,
         split: Literal["train", "heldout"] = "train",
         signals: str | Sequence[str] = (),
+        targets: Collection[str] | None = None,
     ):
-        """ValueError if the cache holds no targets, lacks a signal, or has no rows of the split."""
+        """`targets` are those of `counts` and `sketch` to read, as in `Cache.read`; None: all held.
+
+        ValueError if the cache holds no targets, lacks a signal, or has no rows of the split."""
         opened = open_cache(cache) if isinstance(cache, str | Path) else cache
         # A copy: its open files belong to this dataset alone.
         self._cache, self._process = copy.copy(opened), os.getpid()
+        self._targets = targets
         asked = (signals,) if isinstance(signals, str) else tuple(signals)
         self.signals = tuple(dict.fromkeys(("logits", *asked)))
         self.split = split
@@ -136,7 +146,7 @@ class Rows(Dataset):
         return 1 / min(logits.draw_betas) if logits.draws else None
 
     def _read(self, numbers: np.ndarray) -> Batch:
-        arrays = self.cache.read(numbers, signals=self.signals)
+        arrays = self.cache.read(numbers, signals=self.signals, targets=self._targets)
         arrays["labels"] = next_tokens(arrays["tokens"])
         tensors = {name: _tensor(name, array) for name, array in arrays.items()}
         return _batch(tensors, self.vocabulary, self.highest_temperature)

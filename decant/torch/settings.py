@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tv"]
-Tail = Literal["bucket", "sampled", "prior", "renormalize"]
+Tail = Literal["bucket", "sampled", "prior", "renormalize", "counts", "sketch"]
+TAILS = get_args(Tail)
+DIVERGENCES = get_args(Divergence)
+ONLY_FORWARD: tuple[Tail, ...] = ("renormalize", "sampled", "counts")
+"""Tails that work with forward KL only."""
 
 
 @dataclass(frozen=True)
@@ -15,15 +19,16 @@ class Settings:
 
     temperature: float = 1.0
     alpha: float = 0.9
-    tail: Tail = "sampled"
+    tail: Tail = "bucket"
+    """Already chosen, if the caller left it unset: see `tail_choice.py`."""
     divergence: Divergence = "forward_kl"
     mix: float = 0.5
     chunk_tokens: int | None = None
 
     def __post_init__(self) -> None:
         """ValueError for values out of range, or settings that contradict each other."""
-        _require_one_of("tail", self.tail, ("bucket", "sampled", "prior", "renormalize"))
-        _require_one_of("divergence", self.divergence, ("forward_kl", "reverse_kl", "jsd", "tv"))
+        _require_one_of("tail", self.tail, TAILS)
+        _require_one_of("divergence", self.divergence, DIVERGENCES)
         for name, (least, most) in {"temperature": (1, 1000), "alpha": (0, 1)}.items():
             value = getattr(self, name)
             if not least <= value <= most:
@@ -32,10 +37,15 @@ class Settings:
             raise ValueError(f"mix is {self.mix}; expected a number between 0 and 1")
         if self.chunk_tokens is not None and self.chunk_tokens < 1:
             raise ValueError(f"chunk_tokens is {self.chunk_tokens}; expected at least 1")
-        if self.tail in ("sampled", "renormalize") and self.divergence != "forward_kl":
+        if self.tail in ONLY_FORWARD and self.divergence != "forward_kl":
             raise ValueError(
                 f"divergence is {self.divergence} with tail = {self.tail}, which works with "
-                "forward_kl only. Use tail = bucket or prior, or forward_kl"
+                "forward_kl only. Use tail = sketch, prior or bucket, or forward_kl"
+            )
+        if self.tail == "counts" and self.temperature != 1:
+            raise ValueError(
+                f"temperature is {self.temperature:.4g} with tail = counts: draws at T = 1 say "
+                "nothing about other temperatures. Use tail = sketch, prior or bucket, or T = 1"
             )
 
     @property
@@ -51,7 +61,7 @@ class Settings:
     @property
     def dense(self) -> bool:
         """Whether every token is a category: the divergence has no shortcut for this tail."""
-        return self.tail == "prior" and self.divergence != "forward_kl"
+        return self.tail in ("prior", "sketch") and self.divergence != "forward_kl"
 
     def chunk_length(self, *, device: str, vocabulary: int) -> int:
         """Positions whose logits exist at once."""

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from decant.torch.settings import Settings
+from decant.torch.sketches import SketchShape
 from decant.torch.tail_prior import Prior
-from decant.torch.targets import Targets
+from decant.torch.targets import Targets, set_stored
+
+TailShape = Prior | SketchShape
+"""A distribution over each position's tail."""
 
 
 class StudentView(NamedTuple):
@@ -31,22 +35,22 @@ class StudentView(NamedTuple):
     tail_hard: Float[Tensor, " n"]
     """log Σ_tail exp(logit)."""
     drawn: Float[Tensor, "n m"] | None
-    """Logits of the tail draws."""
+    """Logits of the tail draws, or of the ids that have counts."""
     expected: Float[Tensor, " n"] | None
-    """Σ_tail π_v·logit_v for a prior π."""
-    highest: Float[Tensor, " n"]
-    """Maximum of the tail; −inf if the tail is empty."""
+    """Σ_tail π_v·logit_v for a tail shape π."""
+    agrees: Bool[Tensor, " n"]
+    """Whether the likeliest token is the teacher's."""
 
     def leaves(self) -> tuple[StudentView, list[Tensor]]:
         """The view with fields to differentiate in, and these fields in order."""
         fields = [x if x is None else x.detach().requires_grad_() for x in self[:-1]]
-        return StudentView._make([*fields, self.highest]), [x for x in fields if x is not None]
+        return StudentView._make([*fields, self.agrees]), [x for x in fields if x is not None]
 
     def like(self, gradients: list[Tensor | None]) -> StudentView:
         """The gradients of `leaves` by field; zero where the loss did not use a field."""
         rest = iter(gradients)
         named = [None if x is None else _zero_if_none(next(rest), x) for x in self[:-1]]
-        return StudentView._make([*named, self.highest])
+        return StudentView._make([*named, self.agrees])
 
 
 @dataclass
@@ -64,7 +68,7 @@ def summarise_logits(
     targets: Targets,
     *,
     settings: Settings,
-    prior: Prior | None,
+    shape: TailShape | None,
 ) -> tuple[StudentView, Exponentials]:
     """The view of float32 `logits`, which are overwritten.
 
@@ -74,9 +78,11 @@ def summarise_logits(
     head = logits.gather(1, targets.ids).where(targets.stored, -torch.inf)
     label = logits.gather(1, targets.labels[:, None])[:, 0]
     drawn = None if targets.drawn_ids is None else logits.gather(1, targets.drawn_ids)
+    likeliest = logits.gather(1, targets.likeliest[:, None])[:, 0]
+    agrees = targets.taught & (likeliest >= logits.amax(-1))
     expected = None
-    if prior is not None:
-        expected = set_stored(logits, targets, 0.0) @ prior.pi
+    if shape is not None:
+        expected = shape.expected(set_stored(logits, targets, 0.0))
     tail = set_stored(logits, targets, -torch.inf)
     highest = tail.amax(-1)
     top = highest.where(torch.isfinite(highest), 0.0)
@@ -91,7 +97,7 @@ def summarise_logits(
         tail_hard=top + hard.sum(-1).log(),
         drawn=drawn,
         expected=expected,
-        highest=highest,
+        agrees=agrees,
     )
     return view, Exponentials(hard, soft)
 
@@ -102,7 +108,7 @@ def logits_gradient(
     targets: Targets,
     *,
     settings: Settings,
-    prior: Prior | None,
+    shape: TailShape | None,
 ) -> Float[Tensor, "n vocab"]:
     """The gradient in the logits from that in each field of the view; overwrites `exponentials`."""
     hard, soft = exponentials.hard, exponentials.soft
@@ -112,28 +118,12 @@ def logits_gradient(
         out = hard.mul_((by_soft + by_hard)[:, None])
     else:
         out = hard.mul_(by_hard[:, None]).addcmul_(soft, by_soft[:, None])
-    if prior is not None and gradient.expected is not None:
-        out = set_stored(out.addr_(gradient.expected, prior.pi), targets, 0.0)
+    if shape is not None and gradient.expected is not None:
+        out = shape.add_to(out, gradient.expected, targets)
     out.scatter_add_(1, targets.ids, gradient.head.where(targets.stored, 0.0))
     if targets.drawn_ids is not None and gradient.drawn is not None:
         out.scatter_add_(1, targets.drawn_ids, gradient.drawn)
     return out.scatter_add_(1, targets.labels[:, None], gradient.label[:, None])
-
-
-def set_stored(
-    x: Float[Tensor, "n vocab"], targets: Targets, values: Float[Tensor, "n k"] | float
-) -> Float[Tensor, "n vocab"]:
-    """`x` itself, with `values` written in the stored columns."""
-    stored = targets.stored
-    # Padding repeats id 0, which may be stored too. A repeated column must get the same value, so
-    # padding repeats column 0 of the targets; where nothing is stored, x keeps its own values.
-    columns = targets.ids.where(stored, targets.ids[:, :1])
-    written = x.gather(1, columns)
-    if isinstance(values, int | float):
-        written.masked_fill_(stored[:, :1], values)
-    else:
-        written = values.where(stored, values[:, :1]).where(stored[:, :1], written)
-    return x.scatter_(1, columns, written)
 
 
 def _over(gradient: Float[Tensor, " n"], total: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

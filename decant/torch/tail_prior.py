@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from decant.schemas.targets.targets import BETAS
-from decant.torch.targets import Targets
+from decant.torch.targets import Targets, set_stored
 
 LOG_PRIOR_FLOOR = -60.0
 """Lower clamp on log π, so that its exponential and the reciprocal of that fit float32."""
@@ -52,6 +52,16 @@ class Prior(NamedTuple):
             share[small] = tail.sum(-1)
             entropy[small] = (tail * self.log_pi).sum(-1)
         return share, entropy
+
+    def expected(self, tails: Float[Tensor, "n vocab"]) -> Float[Tensor, " n"]:
+        """Σ π_v·x_v, for x that is 0 in the stored columns."""
+        return tails @ self.pi
+
+    def add_to(
+        self, x: Float[Tensor, "n vocab"], factor: Float[Tensor, " n"], targets: Targets
+    ) -> Float[Tensor, "n vocab"]:
+        """`x` itself, with factor·π added in the tail and zeros in the stored columns."""
+        return set_stored(x.addr_(factor, self.pi), targets, 0.0)
 
     def spread(self, log_mass: Float[Tensor, " n"], targets: Targets) -> Float[Tensor, "n vocab"]:
         """log of a tail's mass spread over the vocabulary as π is over the tail.

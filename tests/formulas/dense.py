@@ -167,3 +167,36 @@ def targets(teacher, k):
         mass = top + np.log(np.exp(scaled - top[..., None]).sum(-1))
     values = np.take_along_axis(logp, ids, -1)
     return ids.astype(np.int32), values.astype(np.float32), mass.astype(np.float32)
+
+
+def counts(teacher, *, N, seed):
+    """Ids and counts [..., N] of N equally spaced draws: distinct ids, then slots of 0 and 0."""
+    rng = np.random.default_rng(seed)
+    edges = np.cumsum(np.exp(log_softmax(teacher)), -1)
+    edges[..., -1] = 1
+    points = (np.arange(N) + rng.random((*edges.shape[:-1], 1))) / N
+    drawn = (points[..., None] >= edges[..., None, :]).sum(-1)
+    ids, times = np.zeros(drawn.shape, np.int32), np.zeros(drawn.shape, np.int32)
+    for at in np.ndindex(drawn.shape[:-1]):
+        own, own_times = np.unique(drawn[at], return_counts=True)
+        ids[at][: len(own)], times[at][: len(own)] = own, own_times
+    return ids, times
+
+
+def counted(ids, times, *, vocabulary):
+    """The target n/N [..., vocabulary]; 0 where there are no counts."""
+    total = times.sum(-1, keepdims=True)
+    return _at(ids, times / np.maximum(total, 1), (*ids.shape[:-1], vocabulary))
+
+
+def entropy(p):
+    """−Σ p log p of each position, in nats."""
+    return -np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(-1)
+
+
+def with_shape(teacher, ids, logits, *, temperature):
+    """p on the top-k `ids`, and on the tail its mass times softmax(logits / T) over the tail."""
+    p = np.exp(log_softmax(np.asarray(teacher, np.float64) / temperature))
+    head = _at(ids, np.ones(ids.shape), p.shape) > 0
+    shape = np.exp(log_softmax(np.where(head, -np.inf, np.asarray(logits) / temperature)))
+    return np.where(head, p, np.where(head, 0, p).sum(-1, keepdims=True) * shape)

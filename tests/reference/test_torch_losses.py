@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from decant.schemas.targets.sketch import SketchHead
 from decant.trainer.loss.attention_maps import attention_loss
 from decant.trainer.loss.chunk_loss import Recipe
 from decant.trainer.loss.fused_head import distillation_loss
@@ -20,6 +21,8 @@ decant_torch = pytest.importorskip("decant.torch")
 loss_sum = pytest.importorskip("decant.torch.losses").loss_sum
 Settings = pytest.importorskip("decant.torch.settings").Settings
 
+choose_tail = pytest.importorskip("decant.torch.tail_choice").choose_tail
+
 pytestmark = pytest.mark.reference
 
 B, T, D, V, K, M = 2, 7, 8, 40, 6, 5
@@ -32,6 +35,20 @@ UNEMBEDDING = RNG.normal(size=(D, V)).astype(np.float32)
 LABELS = RNG.integers(0, V, (B, T))
 MASK = np.ones((B, T), bool)
 MASK[0, 2], MASK[1, -1] = False, False
+COUNT_IDS, COUNTS = dense.counts(TEACHER, N=20, seed=2)
+# Row 0 has a basis of rank 3, row 1 one of rank 2; neither has anything to do with the teacher.
+HEADS = [
+    SketchHead(*(RNG.normal(size=size).astype(np.float32) for size in ((rank, V), V)), softcap=6.0)
+    for rank in (3, 2)
+]
+SKETCH = RNG.normal(size=(B, T, 3)).astype(np.float32)
+SKETCH[1, :, 2] = 0
+SKETCHED = np.stack(
+    [
+        6 * np.tanh((row[:, : len(head.head)] @ np.float64(head.head) + head.bias) / 6)
+        for row, head in zip(np.float64(SKETCH), HEADS, strict=True)
+    ]
+)
 PRIOR = np.log(RNG.dirichlet(np.ones(V), 7)).astype(np.float32)
 WAYS = [
     ("bucket", "forward_kl"),
@@ -44,6 +61,10 @@ WAYS = [
     ("prior", "reverse_kl"),
     ("prior", "jsd"),
     ("prior", "tv"),
+    ("sketch", "forward_kl"),
+    ("sketch", "reverse_kl"),
+    ("sketch", "jsd"),
+    ("sketch", "tv"),
 ]
 
 
@@ -58,6 +79,10 @@ def a_batch(**changes):
         "tail_ids": DRAWS[0],
         "tail_logprobs": DRAWS[1].astype(np.float32),
         "tail_logweights": DRAWS[2].astype(np.float32),
+        "count_ids": np.where(MASK[..., None], COUNT_IDS, 0),
+        "counts": np.where(MASK[..., None], COUNTS, 0),
+        "sketch": np.where(MASK[..., None], SKETCH, 0),
+        "sketch_basis": np.array([0, 1], np.int32),
         **changes,
     }
     return {name: torch.tensor(array) for name, array in arrays.items()}
@@ -67,7 +92,9 @@ def ours(batch, *, hidden=HIDDEN, dtype=torch.float32, **settings):
     """Loss summed over the positions, and its gradients by hidden states and [D, V] matrix."""
     states = torch.tensor(hidden, dtype=dtype, requires_grad=True)
     matrix = torch.tensor(UNEMBEDDING.T.copy(), requires_grad=True)
-    settings = {"prior": PRIOR, "chunk_tokens": 4, "count": 1.0, **settings}
+    tables = decant_torch.sketch_tables(HEADS)
+    defaults = {"prior": PRIOR, "sketch": tables, "chunk_tokens": 4, "count": 1.0}
+    settings = {**defaults, **settings}
     value = decant_torch.loss(states, matrix, batch, **settings)
     value.backward()
     return value.item(), states.grad.float().numpy(), matrix.grad.T.numpy()
@@ -89,10 +116,111 @@ def test_value_and_gradient_are_those_of_the_float64_formula(tail, divergence, t
     elif tail == "prior":
         p = dense.with_prior(TEACHER, IDS, PRIOR, temperature=temperature)
         expected = dense.loss(*common, p=p, **kind, **settings)
+    elif tail == "sketch":
+        p = dense.with_shape(TEACHER, IDS, SKETCHED, temperature=temperature)
+        expected = dense.loss(*common, p=p, **kind, **settings)
     else:
         expected = merged(tail, divergence, **settings)
     got = ours(a_batch(), tail=tail, divergence=divergence, mix=0.3, **settings)
     close(got, (expected[0], *expected[-2:]))
+
+
+@pytest.mark.parametrize("k", [K, 0, V])
+def test_counts_are_the_target_of_the_float64_formula(k):
+    """Without a head the KL is that to counts/N; else it is taken off the teacher's entropy."""
+    ids, logprobs, mass = dense.targets(TEACHER, max(k, 1))
+    batch = a_batch(topk_ids=ids[..., :k], topk_logprobs=logprobs[..., :k], tail_logmass=mass)
+    settings = {"temperature": 1.0, "alpha": 0.7}
+    p = dense.counted(COUNT_IDS, COUNTS, vocabulary=V)
+    expected = dense.loss(TEACHER, HIDDEN, UNEMBEDDING, LABELS, MASK, p=p, **settings)
+    got = ours(batch, tail="counts", **settings)
+    value = expected[0]
+    if k:
+        entropies = dense.entropy(p) - dense.entropy(np.exp(dense.log_softmax(TEACHER)))
+        value += 0.7 * (entropies * MASK).sum()
+    # The tail's mass is interpolated in T, and here its slope is needed.
+    assert got[0] == pytest.approx(value, rel=1e-5 if k in (0, V) else 1e-3)
+    close(got[1:], expected[-2:])
+
+
+@pytest.mark.parametrize(("tail", "divergence"), [WAYS[0], WAYS[4], WAYS[6], WAYS[10], WAYS[12]])
+def test_heads_of_different_sizes_are_what_each_position_stores(tail, divergence):
+    """As with an adaptive head: 1 to K ids, the others id 0 and −inf."""
+    sizes = RNG.integers(1, K + 1, (B, T))
+    ids, logprobs = IDS.copy(), LOGPROBS.copy()
+    mass = TAIL.copy()
+    logp = dense.log_softmax(TEACHER)
+    for b, t in np.ndindex(B, T):
+        n = sizes[b, t]
+        ids[b, t, n:], logprobs[b, t, n:] = 0, -np.inf
+        tail_logp = np.delete(logp[b, t], ids[b, t, :n])
+        mass[b, t] = [np.log(np.exp(beta * tail_logp).sum()) for beta in dense.BETAS]
+    settings = {"temperature": 2.0, "alpha": 0.7, "tail": tail, "divergence": divergence}
+    batch = a_batch(topk_ids=ids, topk_logprobs=logprobs, tail_logmass=np.float32(mass))
+    got = ours(batch, **settings)
+    expected = [0.0, 0.0, 0.0]
+    for size in range(1, K + 1):
+        # Positions of one size form a batch of a head without padding.
+        part = a_batch(
+            loss_mask=MASK & (sizes == size),
+            topk_ids=ids[..., :size],
+            topk_logprobs=logprobs[..., :size],
+            tail_logmass=np.float32(mass),
+        )
+        expected = [a + b for a, b in zip(expected, ours(part, **settings), strict=True)]
+    close(got, expected)
+
+
+def test_a_teacher_told_whole_by_its_sketch_gives_the_textbook_loss():
+    """As with rank "full": every divergence, at every T, without a prior."""
+    head = SketchHead(np.eye(V, dtype=np.float32), np.zeros(V, np.float32))
+    batch = a_batch(sketch=np.float32(TEACHER), sketch_basis=np.zeros(B, np.int32))
+    for temperature in (1.0, 2.0, 4.0):
+        for kind in ("forward_kl", "reverse_kl", "jsd", "tv"):
+            settings = {"temperature": temperature, "alpha": 0.6, "mix": 0.3}
+            expected = dense.loss(TEACHER, HIDDEN, UNEMBEDDING, LABELS, MASK, kind=kind, **settings)
+            tables = decant_torch.sketch_tables([head])
+            got = ours(batch, tail="sketch", sketch=tables, divergence=kind, **settings)
+            close(got, (expected[0], *expected[-2:]))
+
+
+def test_an_empty_tail_has_no_shape():
+    ids, logprobs, mass = dense.targets(TEACHER, V)
+    batch = a_batch(topk_ids=ids, topk_logprobs=logprobs, tail_logmass=mass)
+    settings = {"temperature": 2.0, "alpha": 0.6}
+    expected = dense.loss(TEACHER, HIDDEN, UNEMBEDDING, LABELS, MASK, **settings)
+    for divergence in ("forward_kl", "jsd"):
+        got = ours(batch, tail="sketch", divergence=divergence, mix=0.3, **settings)
+        assert all(np.all(np.isfinite(x)) for x in got)
+    close(ours(batch, tail="sketch", **settings), (expected[0], *expected[-2:]))
+
+
+@pytest.mark.parametrize(
+    ("held", "at", "chosen"),
+    [
+        (("counts", "sketch", "sampled"), {"temperature": 1.0}, "counts"),
+        (("sketch", "sampled"), {"temperature": 1.0}, "sketch"),
+        (("sampled",), {"temperature": 1.0}, "sampled"),
+        (("counts", "sketch", "sampled"), {"temperature": 4.0}, "sketch"),
+        (("counts", "sampled"), {"temperature": 2.0, "highest": 2.0}, "sampled"),
+        (("counts", "sampled"), {"temperature": 4.0, "highest": 2.0}, "bucket"),
+        (("counts",), {"temperature": 4.0, "prior": True}, "prior"),
+        (("counts", "sketch"), {"temperature": 1.0, "divergence": "jsd"}, "sketch"),
+        (("sampled",), {"temperature": 1.0, "divergence": "tv", "prior": True}, "prior"),
+    ],
+)
+def test_an_unset_tail_is_the_best_that_is_held(held, at, chosen):
+    assert choose_tail(held, **at) == chosen
+
+
+def test_an_unset_tail_is_chosen_from_the_batch():
+    batch, settings = a_batch(), {"alpha": 0.7}
+    close(ours(batch, **settings), ours(batch, tail="counts", **settings))
+    settings["temperature"] = 4.0
+    close(ours(batch, **settings), ours(batch, tail="sketch", **settings))
+    for name in ("counts", "sketch"):
+        del batch[name]
+    close(ours(batch, **settings), ours(batch, tail="sampled", **settings))
 
 
 def merged(tail, divergence, *, temperature, alpha, softcap):
@@ -206,6 +334,7 @@ def test_positions_without_targets_are_learned_from_their_labels_alone():
     batch = a_batch()
     for name in ("topk_logprobs", "tail_logmass", "tail_logprobs", "tail_logweights"):
         batch[name] = torch.full_like(batch[name], -torch.inf)
+    batch["counts"] = torch.zeros_like(batch["counts"])
     value, d_hidden, _ = ours(batch, alpha=0.9)
     expected = dense.loss(TEACHER, HIDDEN, UNEMBEDDING, LABELS, MASK, temperature=1.0, alpha=0.0)
     close((value, d_hidden), (expected[0], expected[3]))
@@ -275,7 +404,8 @@ def test_in_bfloat16_the_loss_is_that_of_the_rounded_states():
     assert np.abs(d_hidden - exact[1]).max() < 2e-2 * np.abs(exact[1]).max()
 
 
-def test_no_array_has_the_size_of_all_logits():
+@pytest.mark.parametrize("tail", ["bucket", "counts", "sketch"])
+def test_no_array_has_the_size_of_all_logits(tail):
     rows, length, vocabulary = 4, 64, 512
     shape = (rows, length)
     batch = {
@@ -284,7 +414,13 @@ def test_no_array_has_the_size_of_all_logits():
         "topk_ids": torch.arange(8).expand(*shape, 8),
         "topk_logprobs": torch.full((*shape, 8), -3.0),
         "tail_logmass": torch.full((*shape, 7), -1.0),
+        "count_ids": torch.arange(20).expand(*shape, 20),
+        "counts": torch.ones((*shape, 20), dtype=torch.int32),
+        "sketch": torch.randn(*shape, 4),
+        "sketch_basis": torch.zeros(rows, dtype=torch.int32),
     }
+    head = SketchHead(np.ones((4, vocabulary), np.float32), np.ones(vocabulary, np.float32))
+    tables = decant_torch.sketch_tables([head])
     largest = 0
 
     class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
@@ -298,13 +434,18 @@ def test_no_array_has_the_size_of_all_logits():
     hidden = torch.randn(*shape, 4, requires_grad=True)
     matrix = torch.randn(vocabulary, 4, requires_grad=True)
     with Sizes():
-        decant_torch.loss(hidden, matrix, batch, tail="bucket", chunk_tokens=16).backward()
+        decant_torch.loss(
+            hidden, matrix, batch, tail=tail, sketch=tables, chunk_tokens=16
+        ).backward()
     assert largest == 16 * vocabulary
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
+        ({"tail": "counts", "temperature": 2.0}, "say nothing about other temperatures"),
+        ({"tail": "counts", "divergence": "tv"}, "works with forward_kl only"),
+        ({"tail": "sketch", "sketch": None}, "needs sketch=decant.torch.sketch_tables"),
         ({"temperature": 0.5}, "temperature is 0.5; expected 1 to 1000"),
         ({"tail": "sampled", "divergence": "jsd"}, "works with forward_kl only"),
         ({"tail": "prior", "prior": None}, "needs prior=cache.tail_prior()"),
@@ -316,6 +457,27 @@ def test_settings_that_do_not_fit_are_refused(settings, says):
     batch = decant_torch.Batch(a_batch(), vocabulary=V, highest_temperature=2.0)
     with pytest.raises(ValueError, match=says.replace("(", r"\(").replace(")", r"\)")):
         ours(batch, **settings)
+
+
+@pytest.mark.parametrize(
+    ("tail", "says"),
+    [("counts", "this cache has no counts"), ("sketch", "no sketch, which tail = sketch learns")],
+)
+def test_a_tail_that_the_batch_lacks_is_refused_with_what_to_add(tail, says):
+    batch = a_batch()
+    del batch["counts"], batch["sketch"]
+    with pytest.raises(ValueError, match=rf"{says}[^.]*\. Use .* precompute` again with --signals"):
+        ours(batch, tail=tail)
+
+
+def test_a_cache_without_a_head_can_teach_by_counts_only():
+    batch = a_batch()
+    batch["topk_ids"], batch["topk_logprobs"] = (
+        batch["topk_ids"][..., :0],
+        batch["topk_logprobs"][..., :0],
+    )
+    with pytest.raises(ValueError, match="counts and no top-k, so tail = bucket has nothing"):
+        ours(batch, tail="bucket")
 
 
 def test_a_transposed_unembedding_is_refused():

@@ -1,0 +1,50 @@
+"""The tail that the loss learns from if the caller leaves it unset."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from torch import Tensor
+
+from decant.schemas import Cache
+from decant.torch.settings import ONLY_FORWARD, Divergence, Tail
+
+ARRAYS: dict[str, Tail] = {"counts": "counts", "sketch": "sketch", "tail_ids": "sampled"}
+"""The array of a batch that each tail learns from."""
+
+
+def choose_tail(
+    held: Collection[Tail],
+    *,
+    temperature: float,
+    divergence: Divergence = "forward_kl",
+    highest: float | None = None,
+    prior: bool = False,
+) -> Tail:
+    """The tail that `decant train` chooses for a constant T.
+
+    At T = 1 counts, else sketches, else draws; at higher T sketches, else draws up to the T that
+    they were made for. Where none of these is held or the divergence allows none: the prior if
+    there is one, else bucket. `held` are the tails that a cache or batch has arrays for; `highest`
+    is the highest T of its draws, None if it is not known.
+    """
+    for tail in ("counts", "sketch", "sampled"):
+        if tail not in held or (divergence != "forward_kl" and tail in ONLY_FORWARD):
+            continue
+        if tail == "counts" and temperature != 1:
+            continue
+        if tail == "sampled" and highest is not None and temperature > highest + 1e-6:
+            continue
+        return tail
+    return "prior" if prior else "bucket"
+
+
+def held_by_batch(batch: Mapping[str, Tensor]) -> set[Tail]:
+    """The tails that a batch has arrays for."""
+    return {tail for name, tail in ARRAYS.items() if name in batch}
+
+
+def held_by_cache(cache: Cache) -> set[Tail]:
+    """The tails that all parts of a cache have targets for."""
+    held: set[Tail] = {tail for tail in ("counts", "sketch") if tail in cache.manifest.signals}
+    return held | {"sampled"} if cache.manifest.logits.draws else held
