@@ -15,7 +15,9 @@ import resource
 import statistics
 import time
 
-WAYS = ("dense", "fused, bucket", "fused, sampled", "fused, prior", "cross-entropy")
+RANK = 32
+TAILS = ("bucket", "counts", "sketch", "sampled", "prior")
+WAYS = ("dense", *(f"fused, {tail}" for tail in TAILS), "cross-entropy")
 
 
 def main():
@@ -44,6 +46,8 @@ def measure(way, options):
     matrix = (torch.randn(options.vocabulary, options.width) / options.width**0.5).requires_grad_()
     batch = _batch(rows, length, options)
     prior = torch.randn(7, options.vocabulary).log_softmax(-1)
+    tables = torch.randn(RANK, options.vocabulary), torch.randn(1, options.vocabulary), None
+    sketch = decant.torch.SketchTables(*tables)
 
     def run():
         if way == "dense":
@@ -53,7 +57,12 @@ def measure(way, options):
             return torch.nn.functional.cross_entropy(logits, batch["labels"].flatten())
         tail = way.removeprefix("fused, ")
         return decant.torch.loss(
-            hidden, matrix, batch, tail=tail, prior=prior if tail == "prior" else None
+            hidden,
+            matrix,
+            batch,
+            tail=tail,
+            prior=prior if tail == "prior" else None,
+            sketch=sketch if tail == "sketch" else None,
         )
 
     before, seconds = _peak(), []
@@ -109,6 +118,10 @@ def _batch(rows, length, options):
         "tail_ids": ids[..., options.k :],
         "tail_logprobs": torch.full((*shape, 16), -12.0),
         "tail_logweights": torch.full((*shape, 16), 7.0),
+        "count_ids": torch.randint(options.vocabulary, (*shape, 50), dtype=torch.int32),
+        "counts": torch.ones((*shape, 50), dtype=torch.int32),
+        "sketch": torch.randn(*shape, RANK),
+        "sketch_basis": torch.zeros(rows, dtype=torch.int32),
     }
 
 

@@ -35,8 +35,13 @@ class Call:
         """The tails' shapes of a chunk's positions."""
         if self.sketch is None:
             return self.prior
-        beta, size = self.settings.beta, self.vocabulary
-        return SketchShape.of(targets, self.sketch, beta=beta, vocabulary=size)
+        return SketchShape.of(
+            targets,
+            self.sketch,
+            beta=self.settings.beta,
+            vocabulary=self.vocabulary,
+            with_log=self.settings.dense,
+        )
 
 
 class Chunks(torch.autograd.Function):

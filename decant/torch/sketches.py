@@ -64,24 +64,34 @@ def sketch_tables(
 
 
 class SketchShape(NamedTuple):
-    """The tails' shapes of n positions: softmax(β·ẑ) over each tail, 0 in stored columns."""
+    """The tails' shapes of n positions: s = softmax(β·ẑ) over each tail, 0 in stored columns."""
 
-    log_s: Float[Tensor, "n vocab"]
-    """In stored columns −inf; where the tail is empty, arbitrary."""
     s: Float[Tensor, "n vocab"]
+    entropy: Float[Tensor, " n"]
+    """Σ s·log s."""
+    log_s: Float[Tensor, "n vocab"] | None
+    """Arbitrary in stored columns. None unless it was asked for: it is as large as the logits."""
 
     @classmethod
     def of(
-        cls, targets: Targets, tables: SketchTables, *, beta: float, vocabulary: int
+        cls,
+        targets: Targets,
+        tables: SketchTables,
+        *,
+        beta: float,
+        vocabulary: int,
+        with_log: bool,
     ) -> SketchShape:
         """The shapes at β for positions with a sketch."""
         logits = _logits(targets, tables, vocabulary=vocabulary).mul_(beta)
         log_s = torch.log_softmax(set_stored(logits, targets, -torch.inf), -1)
-        return cls(log_s, log_s.exp().nan_to_num_(0.0))  # NaN: every column is stored
+        s = log_s.exp().nan_to_num_(0.0)  # NaN: every column is stored
+        log_s.nan_to_num_(0.0, neginf=0.0)
+        return cls(s, torch.einsum("nv,nv->n", s, log_s), log_s if with_log else None)
 
     def tail_sums(self, _: Targets) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        """Σ s and Σ s·log s over each position's tail: 1 and minus an entropy, or 0 and 0."""
-        return self.s.sum(-1), torch.xlogy(self.s, self.s).sum(-1)
+        """Σ s, which is 1 or for an empty tail 0, and Σ s·log s."""
+        return self.s.sum(-1), self.entropy
 
     def expected(self, tails: Float[Tensor, "n vocab"]) -> Float[Tensor, " n"]:
         """Σ s·x, for x that is 0 in the stored columns."""
@@ -95,7 +105,8 @@ class SketchShape(NamedTuple):
 
     def spread(self, log_mass: Float[Tensor, " n"], _: Targets) -> Float[Tensor, "n vocab"]:
         """log of a tail's mass spread as s is; stored columns hold arbitrary numbers."""
-        return log_mass[:, None] + self.log_s.nan_to_num(nan=-torch.inf)
+        assert self.log_s is not None
+        return log_mass[:, None] + self.log_s
 
 
 def _logits(targets: Targets, tables: SketchTables, *, vocabulary: int) -> Float[Tensor, "n vocab"]:
