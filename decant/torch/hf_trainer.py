@@ -84,6 +84,7 @@ class DistillationTrainer(Trainer):
             tail = _chosen(cache, temperature=temperature, divergence=divergence)
         self.distillation = Settings(temperature, alpha, tail, divergence, mix, chunk_tokens)
         rows = _rows(train_dataset, cache, split="train", tails=(tail,))
+        require_targets(rows[[0]], self.distillation)
         judged = cache if eval_dataset is None else _cache_of(eval_dataset)
         self._judge = Judge(judged)
         if eval_dataset is not None or len(cache.rows(split="heldout")):
@@ -207,8 +208,7 @@ class DistillationTrainer(Trainer):
         return self.args.average_tokens_across_devices and self.args.world_size > 1
 
     def _check(self) -> None:
-        settings, rows = self.distillation, self._rows
-        require_targets(rows[[0]], settings)
+        rows = self._rows
         size = self.model.get_input_embeddings().weight.shape[0]
         if size < rows.vocabulary:
             raise ValueError(
@@ -257,7 +257,7 @@ def _rows(
     """The given rows; or those of the cache, with the targets that `tails` learn from."""
     if isinstance(dataset, Rows):
         return dataset
-    return Rows(cache, split=split, targets=[x for x in ("counts", "sketch") if x in tails])
+    return Rows(cache, split=split, targets=held_by_cache(cache) & {"counts", "sketch"} & {*tails})
 
 
 def _chosen(cache: Cache, *, temperature: float, divergence: Divergence) -> Tail:
