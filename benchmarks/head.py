@@ -1,6 +1,7 @@
 """Time and memory of the fused distillation head, against a fused head with hard labels only.
 
     python -m benchmarks.head [--tokens 2048] [--width 576] [--vocabulary 49152] [--k 64]
+        [--counts 50] [--rank 32]
 
 `fused cross-entropy` has the same chunks, products and dtypes, and no teacher. `naive distillation`
 is the textbook formula on logits of the whole batch. Each time is divided by that of a
@@ -21,24 +22,31 @@ from rich.console import Console
 from rich.table import Table
 
 from decant.models.numerics import contract
+from decant.schemas.targets.sketch import SketchHead
+from decant.trainer.loss.batch_fields import loss_fields
 from decant.trainer.loss.chunk_loss import Recipe
 from decant.trainer.loss.fused_head import distillation_loss
+from decant.trainer.loss.sketches import sketch_tables
 from decant.trainer.loss.targets import BatchTargets
 
 DRAWS = 32
 BASE, NAIVE = "fused cross-entropy", "naive distillation"
-TAILS = (("bucket", 1.0), ("bucket", 2.0), ("sampled", 1.0), ("prior", 1.0), ("prior", 2.0))
+SIZES = {"tokens": 2048, "width": 576, "vocabulary": 49152, "k": 64, "counts": 50, "rank": 32}
+TAILS = (
+    *(("bucket", 1.0), ("bucket", 2.0), ("sampled", 1.0), ("prior", 1.0), ("prior", 2.0)),
+    *(("counts", 1.0), ("sketch", 1.0), ("sketch", 4.0)),
+)
 
 
 def main():
     options = _arguments()
-    hidden, unembedding, targets, prior = _inputs(options)
+    hidden, unembedding, targets, prior, sketch = _inputs(options)
 
     def distil(tail):
         recipe = Recipe(tail=tail, chunk_tokens=options.chunk)
-        needed = targets if tail == "sampled" else BatchTargets(*targets[:5])
+        needed = BatchTargets.of({name: targets[name] for name in ("labels", *loss_fields(tail))})
 
-        def loss(hidden, unembedding, prior, temperature):
+        def loss(hidden, unembedding, prior, sketch, temperature):
             return distillation_loss(
                 hidden,
                 unembedding,
@@ -46,6 +54,7 @@ def main():
                 temperature=temperature,
                 alpha=0.5,
                 prior=prior if tail == "prior" else None,
+                sketch=sketch if tail == "sketch" else None,
                 recipe=recipe,
             )[0]
 
@@ -62,7 +71,7 @@ def main():
         **{
             f"fused distillation, {tail}, T = {temperature:g}": (
                 distil(tail),
-                (hidden, unembedding, prior, temperature),
+                (hidden, unembedding, prior, sketch, temperature),
             )
             for tail, temperature in TAILS
         },
@@ -124,7 +133,7 @@ def fused_cross_entropy(hidden, unembedding, targets, *, chunk):
         def chunked(x):
             return jnp.moveaxis(x.reshape(batch, -1, step, *x.shape[2:]), 1, 0)
 
-        xs = jax.tree.map(chunked, (hidden, targets.labels, targets.mask))
+        xs = jax.tree.map(chunked, (hidden, targets["labels"], targets["loss_mask"]))
         start = (jnp.float32(0), jnp.zeros(unembedding.shape, jnp.float32))
         (total, d_unembedding), d_hidden = jax.lax.scan(body, start, xs)
         return total, (jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape), d_unembedding)
@@ -139,18 +148,18 @@ def naive_distillation(hidden, unembedding, targets, *, temperature=2.0, alpha=0
     logq = jax.nn.log_softmax(logits / temperature)
     beta = 1 / temperature
     stored = jnp.zeros(logits.shape, bool)
-    rows = jnp.indices(targets.topk_ids.shape, sparse=True)
-    stored = stored.at[rows[0], rows[1], targets.topk_ids].set(True)
-    head = beta * targets.topk_logprobs
+    rows = jnp.indices(targets["topk_ids"].shape, sparse=True)
+    stored = stored.at[rows[0], rows[1], targets["topk_ids"]].set(True)
+    head = beta * targets["topk_logprobs"]
     # One node stands for A(β), because only the cost matters here, not the value.
-    mass = targets.tail_logmass[..., 3]
+    mass = targets["tail_logmass"][..., 3]
     normaliser = jnp.logaddexp(jax.nn.logsumexp(head, -1), mass)
     logp, logt = head - normaliser[..., None], mass - normaliser
     tau = jax.nn.logsumexp(jnp.where(stored, -jnp.inf, logq), -1)
-    picked = jnp.take_along_axis(logq, targets.topk_ids, -1)
+    picked = jnp.take_along_axis(logq, targets["topk_ids"], -1)
     kl = jnp.sum(jnp.exp(logp) * (logp - picked), -1) + jnp.exp(logt) * (logt - tau)
-    ce = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets.labels[..., None], -1)[..., 0]
-    return jnp.sum(targets.mask * (alpha * temperature**2 * kl + (1 - alpha) * ce))
+    ce = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets["labels"][..., None], -1)[..., 0]
+    return jnp.sum(targets["loss_mask"] * (alpha * temperature**2 * kl + (1 - alpha) * ce))
 
 
 def _inputs(options):
@@ -168,18 +177,31 @@ def _inputs(options):
     mass = np.linspace(np.log(options.vocabulary - options.k), -1, 7)
     labels = rng.integers(0, options.vocabulary, shape)
     mass = np.broadcast_to(mass, (*shape, 7))
-    targets = BatchTargets(
-        labels=jnp.asarray(labels, jnp.int32),
-        mask=jnp.ones(shape, bool),
-        topk_ids=jnp.asarray(ids),
-        topk_logprobs=jnp.asarray(logprobs),
-        tail_logmass=jnp.asarray(mass, jnp.float32),
-        tail_ids=jnp.asarray(drawn),
-        tail_logprobs=jnp.full(drawn.shape, -12.0),
-        tail_logweights=jnp.full(drawn.shape, 10.0 - 3.0),
-    )
+    counts = np.ones((*shape, options.counts), np.int32)
+    targets = {
+        "tokens": labels.astype(np.int32),  # for the shape only
+        "segment_ids": labels,
+        "positions": labels,
+        "labels": labels.astype(np.int32),
+        "loss_mask": np.ones(shape, bool),
+        "topk_ids": ids,
+        "topk_logprobs": logprobs,
+        "tail_logmass": mass.astype(np.float32),
+        "tail_ids": drawn,
+        "tail_logprobs": np.full(drawn.shape, -12.0, np.float32),
+        "tail_logweights": np.full(drawn.shape, 10.0 - 3.0, np.float32),
+        "count_ids": np.sort(rng.integers(0, options.vocabulary, counts.shape)).astype(np.int32),
+        "counts": counts,
+        "sketch": rng.normal(size=(*shape, options.rank)).astype(np.float32),
+        "sketch_basis": np.zeros(batch, np.int32),
+    }
+    targets = {name: jnp.asarray(array) for name, array in targets.items()}
     prior = jax.nn.log_softmax(3 * rng.normal(size=(7, options.vocabulary)))
-    return hidden, unembedding, targets, jnp.asarray(prior, jnp.float32)
+    head = rng.normal(size=(options.rank, options.vocabulary)) / np.sqrt(options.rank)
+    bias = rng.normal(size=options.vocabulary)
+    sketch = sketch_tables([SketchHead(head.astype(np.float32), bias.astype(np.float32))])
+    sketch = jax.tree.map(jnp.asarray, sketch)
+    return hidden, unembedding, targets, jnp.asarray(prior, jnp.float32), sketch
 
 
 def _against(base, compiled, *, repeats):
@@ -206,7 +228,7 @@ def _against(base, compiled, *, repeats):
 
 def _arguments():
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for name, default in {"tokens": 2048, "width": 576, "vocabulary": 49152, "k": 64}.items():
+    for name, default in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--chunk", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=7)

@@ -13,7 +13,9 @@ shapes the tail like softmax(ẑ/T) restricted to it.
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
+
+from decant.schemas.targets.targets import tail_logmass_at
 
 MEAN, PROJECTION = "sketch-mean", "sketch-projection"
 HEAD, BIAS = "sketch-head", "sketch-bias"
@@ -54,3 +56,39 @@ class SketchBasis:
     projection: Float[np.ndarray, "width r"]
     head: SketchHead
     deviations: Float[np.ndarray, " r"]
+
+
+def tail_logprobs(
+    head: SketchHead,
+    sketch: Float[np.ndarray, "n r"],
+    *,
+    topk_ids: Int[np.ndarray, "n k"],
+    topk_logprobs: Float[np.ndarray, "n k"],
+    tail_logmass: Float[np.ndarray, "n nodes"],
+    temperature: float = 1.0,
+) -> Float[np.ndarray, "n vocabulary"]:
+    """Log-probabilities of all ids at T, the tail's included, of n positions: float64, in nats.
+
+    All arrays are those of `Cache.read` at these positions, `head` is the cache's `sketch_head()`.
+    The stored ids keep their log-probabilities at T; the tail has its stored mass and the sketch's
+    shape. All −inf at a position without a target. [n, vocabulary] is large: take a few positions.
+
+    ValueError for T < 1, where the tail's mass is not stored.
+    """
+    if not temperature >= 1:
+        raise ValueError(f"temperature is {temperature}; a cache holds the tail's mass for T ≥ 1")
+    beta, stored = 1 / temperature, np.isfinite(topk_logprobs)
+    tail = beta * head.logits(sketch).astype(np.float64)
+    at, slot = np.nonzero(stored)
+    ids = topk_ids[at, slot]
+    tail[at, ids] = -np.inf
+    own = np.where(stored, beta * topk_logprobs.astype(np.float64), -np.inf)
+    mass = tail_logmass_at(tail_logmass.astype(np.float64), beta)
+    mass = np.where(stored.any(1), mass, -np.inf)
+    whole = np.logaddexp(np.logaddexp.reduce(own, axis=1), mass)
+    with np.errstate(invalid="ignore"):  # −inf − −inf: an empty tail, or no target
+        share, missing = mass - whole, ~np.isfinite(mass)
+        out = tail - np.logaddexp.reduce(tail, axis=1, keepdims=True) + share[:, None]
+        out[missing] = -np.inf
+        out[at, ids] = (own - whole[:, None])[at, slot]
+    return out

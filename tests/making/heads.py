@@ -5,8 +5,10 @@ from functools import partial
 import jax
 import numpy as np
 
+from decant.schemas.targets.sketch import SketchHead
 from decant.trainer.loss.chunk_loss import Recipe
 from decant.trainer.loss.fused_head import distillation_loss
+from decant.trainer.loss.sketches import sketch_tables
 from decant.trainer.loss.targets import BatchTargets
 from tests.formulas import dense
 
@@ -57,7 +59,7 @@ def prior_nodes(seed=0, *, vocabulary=V, spread=3.0):
     static_argnames="recipe",
     compiler_options={"xla_backend_optimization_level": 0},
 )
-def compiled_head(hidden, unembedding, targets, temperature, alpha, prior, *, recipe):
+def compiled_head(hidden, unembedding, targets, temperature, alpha, prior, sketch=None, *, recipe):
     def loss(hidden, unembedding):
         return distillation_loss(
             hidden,
@@ -66,27 +68,98 @@ def compiled_head(hidden, unembedding, targets, temperature, alpha, prior, *, re
             temperature=temperature,
             alpha=alpha,
             prior=prior,
+            sketch=sketch,
             recipe=recipe,
         )
 
     return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(hidden, unembedding)
 
 
-def fused(hidden, unembedding, targets, *, temperature=1.0, alpha=1.0, prior=None, **recipe):
+def fused(
+    hidden,
+    unembedding,
+    targets,
+    *,
+    temperature=1.0,
+    alpha=1.0,
+    prior=None,
+    sketch=None,
+    **recipe,
+):
     """Loss, `HeadSums`, ∂/∂hidden and ∂/∂unembedding of the compiled head."""
     (value, sums), (d_hidden, d_unembedding) = compiled_head(
-        hidden, unembedding, targets, temperature, alpha, prior, recipe=Recipe(**recipe)
+        hidden, unembedding, targets, temperature, alpha, prior, sketch, recipe=Recipe(**recipe)
     )
     return float(value), sums, np.asarray(d_hidden), np.asarray(d_unembedding)
 
 
 def head_inputs_with_tail(tail, *, seed=0, k=8, **shape):
-    """`head_inputs` with draws or a prior as `tail` needs; the prior is the fifth value."""
+    """`head_inputs` with the arrays that `tail` needs; its tables by name are the fifth value."""
     teacher, hidden, unembedding, targets = head_inputs(seed, k=k, **shape)
+    tables = {}
     if tail == "sampled":
         targets = with_draws(targets, teacher, seed=seed)
-    prior = prior_nodes(vocabulary=teacher.shape[-1]) if tail == "prior" else None
-    return teacher, hidden, unembedding, targets, prior
+    elif tail == "prior":
+        tables["prior"] = prior_nodes(vocabulary=teacher.shape[-1])
+    elif tail == "counts":
+        targets = with_counts(targets, teacher, seed=seed)
+    elif tail == "sketch":
+        targets, tables["sketch"] = with_random_sketch(targets, teacher.shape[-1])
+    return teacher, hidden, unembedding, targets, tables
+
+
+def with_random_sketch(targets, vocabulary, *, bases=2, rank=3, seed=0):
+    """`targets` with sketches that have nothing to do with the teacher, and their tables."""
+    rng = np.random.default_rng(seed)
+    heads = [
+        SketchHead(*(rng.normal(size=s).astype(np.float32) for s in shape))
+        for shape in [((rank, vocabulary), vocabulary)] * bases
+    ]
+    rows, length = targets.mask.shape
+    sketch = rng.normal(size=(rows, length, rank)).astype(np.float32)
+    basis = np.broadcast_to(np.arange(rows)[:, None] % bases, (rows, length)).astype(np.int32)
+    own = np.where(targets.mask[..., None], sketch, 0)
+    return targets._replace(sketch=own, sketch_basis=basis), sketch_tables(heads)
+
+
+def with_counts(targets, teacher, *, N=20, seed=0):
+    """`targets` with N systematic draws of the whole distribution, counted."""
+    ids, counts = dense.counts(teacher, N=N, seed=seed)
+    there = targets.mask[..., None]
+    return targets._replace(count_ids=np.where(there, ids, 0), counts=np.where(there, counts, 0))
+
+
+def with_sketch(targets, teacher, *, bases=1, softcap=None, seed=0):
+    """`targets` with sketches that give the teacher's logits exactly, and their tables.
+
+    The vocabulary is small enough to be the rank: head = a rotation, and the bias is taken off.
+    Each basis has a rotation and a bias of its own; rows take turns.
+    """
+    rng = np.random.default_rng(seed)
+    size = teacher.shape[-1]
+    uncapped = teacher if softcap is None else softcap * np.arctanh(teacher / softcap)
+    heads, sketches = [], []
+    for _ in range(bases):
+        matrix = np.linalg.qr(rng.normal(size=(size, size)))[0]
+        bias = rng.normal(size=size)
+        sketches.append((uncapped - bias) @ matrix.T)
+        heads.append(SketchHead(matrix.astype(np.float32), bias.astype(np.float32), softcap))
+    basis = np.broadcast_to(np.arange(len(teacher))[:, None] % bases, teacher.shape[:2])
+    own = np.choose(basis[..., None], sketches).astype(np.float32)
+    there = targets.mask[..., None]
+    return targets._replace(
+        sketch=np.where(there, own, 0), sketch_basis=basis.astype(np.int32)
+    ), sketch_tables(heads)
+
+
+def sketched_logits(targets, tables):
+    """ẑ of each position in float64."""
+    bases = len(tables.bias)
+    heads = np.asarray(tables.head, np.float64).reshape(bases, -1, tables.head.shape[-1])
+    each = np.einsum("btr,xrv->xbtv", np.asarray(targets.sketch, np.float64), heads)
+    each += np.asarray(tables.bias)[:, None, None]
+    own = np.eye(bases)[targets.sketch_basis]
+    return np.einsum("xbtv,btx->btv", each, own)
 
 
 def relative(a, b):

@@ -16,6 +16,9 @@ from decant.trainer.loss.settings import Loss, Tail
 ROWS = ("tokens", "segment_ids", "positions", "loss_mask")
 TOPK = ("topk_ids", "topk_logprobs", "tail_logmass")
 DRAWS = ("tail_ids", "tail_logprobs", "tail_logweights")
+COUNTS = ("count_ids", "counts")
+SKETCH = ("sketch", "sketch_basis")
+_OF_TAIL: dict[Tail, tuple[str, ...]] = {"sampled": DRAWS, "counts": COUNTS, "sketch": SKETCH}
 
 Batch = dict[str, Array]
 """Arrays by their name in `Cache.read`, each with a row a sequence."""
@@ -23,7 +26,7 @@ Batch = dict[str, Array]
 
 def loss_fields(tail: Tail) -> tuple[str, ...]:
     """Names of the arrays that every loss with this `tail` reads."""
-    return (*ROWS, *TOPK, *DRAWS) if tail == "sampled" else (*ROWS, *TOPK)
+    return (*ROWS, *TOPK, *_OF_TAIL.get(tail, ()))
 
 
 def signal_fields(signals: Sequence[str], batch: Mapping[str, np.ndarray]) -> list[str]:

@@ -4,26 +4,39 @@ Let g_c = ∂D/∂log q_c over the k + 1 categories of `loss/divergences.py`, an
 divergence D the gradient with respect to the student's logits is
     stored v:  β·(g_v − G·q_v)            tail v:  β·(g_tail·q_v/τ − G·q_v)
 with τ the student's mass of the tail. For forward KL g = −p and G = −1, which gives β·(q − p) and
-β·q_v·(1 − t/τ). `loss/tail_corrections.py` adds β·(w·q_v/τ − ρ_v) to the gradient of the tail.
+β·q_v·(1 − t/τ). To a tail's gradient, `loss/tail_corrections.py`, `counts.py` and `sketches.py` add
+β·(w·q_v/τ − ρ_v).
 
 Logits and gradient are those of this device's columns ("here"); see `loss/student_view.py`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from decant.models.mesh.vocabulary import Vocabulary
+from decant.trainer.loss.counts import (
+    correction_from_counts,
+    whole_as_tail,
+)
 from decant.trainer.loss.divergences import (
+    TeacherCategories,
     divergence,
     teacher_categories,
     temperature_scale,
 )
 from decant.trainer.loss.settings import Divergence, Tail
+from decant.trainer.loss.sketches import (
+    SketchTables,
+    correction_from_sketch,
+    log_shape,
+    sketch_logits,
+    with_shaped_tail,
+)
 from decant.trainer.loss.student_view import (
     StudentView,
     set_columns,
@@ -38,17 +51,20 @@ from decant.trainer.loss.tail_corrections import (
 )
 from decant.trainer.loss.targets import BatchTargets
 
+Tables = TypeVar("Tables")
+
 
 class HeadSums(NamedTuple):
     """Sums over the counted positions, in nats. Divide by the count of the *whole* batch."""
 
     kl: Float[Array, ""]
     """Forward KL at T. With tail = "bucket" a lower bound, "sampled" right on average, "prior" an
-    estimate, "renormalize" the KL to a teacher without a tail."""
+    estimate, "renormalize" the KL to a teacher without a tail; "counts" and "sketch": see
+    `loss/counts.py` and `loss/sketches.py`."""
     ce: Float[Array, ""]
     """Hard-label cross-entropy at T = 1."""
     agreement: Float[Array, ""]
-    """Number of positions whose most likely token is the teacher's, which must be stored."""
+    """Number of positions whose most likely token is the teacher's, as far as its targets tell."""
     count: Float[Array, ""]
     """Number of counted positions."""
     taught: Float[Array, ""]
@@ -56,7 +72,7 @@ class HeadSums(NamedTuple):
     The others are learned from their label alone, as at α = 0."""
     kl_uncorrected: Float[Array, ""]
     """`kl` without the correction for the tail's shape: with tail = "sampled" the lower bound that
-    "bucket" gives, and with "prior" too if the divergence is forward KL."""
+    "bucket" gives, and with "prior" and "sketch" too if the divergence is forward KL."""
 
     @classmethod
     def zero(cls) -> HeadSums:
@@ -73,11 +89,14 @@ class Recipe(NamedTuple):
     chunk_tokens: int | None = None
     softcap: float | None = None
     """Cap of the student's logits, `ModelConfig.final_softcap`."""
+    bound: bool = False
+    """With tail = "counts": also give the bound as `kl_uncorrected`, for which the stored head is
+    needed. For judging: it makes the gradient wrong."""
 
     @property
     def dense(self) -> bool:
         """Whether every token is a category: the divergence has no shortcut for this tail."""
-        return self.tail == "prior" and self.divergence != "forward_kl"
+        return self.tail in ("prior", "sketch") and self.divergence != "forward_kl"
 
 
 class LossInputs(NamedTuple):
@@ -87,6 +106,8 @@ class LossInputs(NamedTuple):
     alpha: Float[Array, ""]
     log_prior: Float[Array, " here"] | None = None
     """log π at this temperature, −inf in padding columns; for tail = "prior"."""
+    sketch: SketchTables | None = None
+    """For tail = "sketch"."""
 
 
 class Slope(NamedTuple):
@@ -97,6 +118,8 @@ class Slope(NamedTuple):
     correction: TailCorrection | None
     hard: Float[Array, " n"]
     """Factor of the cross-entropy with the label."""
+    log_shape: Float[Array, "*n here"] | None = None
+    """Log of the tail's shape, which `correction.density` multiplies; without the factor."""
 
 
 def chunk_loss(
@@ -108,7 +131,8 @@ def chunk_loss(
     vocabulary: Vocabulary,
 ) -> tuple[Float[Array, ""], HeadSums]:
     """The loss summed over a chunk's counted positions, and its parts."""
-    view = _view(logits, targets, inputs, vocabulary)
+    inputs = _at_temperature(recipe, inputs)
+    view = _view(logits, targets, recipe, inputs, vocabulary)
     value, sums, _ = _loss(view, targets, recipe=recipe, inputs=inputs, vocabulary=vocabulary)
     return value, sums
 
@@ -123,24 +147,38 @@ def chunk_loss_and_gradient(
 ) -> tuple[Float[Array, ""], HeadSums, Float[Array, "n here"]]:
     """The loss summed over a chunk's counted positions, its parts, and its gradient with respect to
     the logits."""
+    inputs = _at_temperature(recipe, inputs)
     beta = 1 / inputs.temperature
-    view = _view(logits, targets, inputs, vocabulary)
+    view = _view(logits, targets, recipe, inputs, vocabulary)
     value, sums, slope = _loss(view, targets, recipe=recipe, inputs=inputs, vocabulary=vocabulary)
     if recipe.dense:
         gradient = _dense_gradient(logits, view, slope, beta=beta, vocabulary=vocabulary)
     else:
-        gradient = _gradient(view, slope, log_prior=inputs.log_prior, beta=beta)
+        gradient = _gradient(view, slope, beta=beta)
         omega = slope.correction and slope.correction.drawn
         omega = None if omega is None else beta * omega
-        gradient = subtract_at_ids(gradient, targets.tail_ids, omega, vocabulary=vocabulary)
+        drawn = targets.count_ids if recipe.tail == "counts" else targets.tail_ids
+        gradient = subtract_at_ids(gradient, drawn, omega, vocabulary=vocabulary)
     hard = slope.hard[:, None]
     gradient = subtract_at_ids(gradient, targets.labels[:, None], hard, vocabulary=vocabulary)
     return value, sums, gradient
 
 
+def _at_temperature(recipe: Recipe, inputs: LossInputs) -> LossInputs:
+    """The inputs with a T that the compiler knows if counts allow no other: it saves an exp."""
+    return inputs._replace(temperature=jnp.float32(1)) if recipe.tail == "counts" else inputs
+
+
+def _has_head(recipe: Recipe, targets: BatchTargets) -> bool:
+    if recipe.tail != "counts":
+        return True
+    return recipe.bound and targets.topk_ids.shape[-1] > 0
+
+
 def _view(
     logits: Float[Array, "n here"],
     targets: BatchTargets,
+    recipe: Recipe,
     inputs: LossInputs,
     vocabulary: Vocabulary,
 ) -> StudentView:
@@ -150,6 +188,7 @@ def _view(
         beta=1 / inputs.temperature,
         vocabulary=vocabulary,
         log_prior=inputs.log_prior,
+        has_head=_has_head(recipe, targets),
     )
 
 
@@ -162,7 +201,7 @@ def _loss(
     vocabulary: Vocabulary,
 ) -> tuple[Float[Array, ""], HeadSums, Slope]:
     """The summed loss, its parts, and the parts of its gradient."""
-    logp, logq, correction = _categories(
+    logp, logq, correction, shape = _categories(
         view, targets, recipe=recipe, inputs=inputs, vocabulary=vocabulary
     )
 
@@ -179,9 +218,9 @@ def _loss(
         soft += correction.value
         kl = soft if forward else kl
     ce = view.z_hard - view.label
-    highest = jnp.maximum(view.highest, jnp.max(view.head, axis=-1))
-    agrees = jnp.isfinite(view.head[:, 0]) & (view.head[:, 0] >= highest)
-    taught = jnp.any(targets.stored, axis=-1)
+    highest = jnp.maximum(view.highest, jnp.max(view.head, axis=-1, initial=-jnp.inf))
+    taught = targets.taught
+    agrees = taught & (view.teachers >= highest)
     counted = targets.mask.astype(jnp.float32)
     sums = HeadSums(
         kl=jnp.sum(counted * kl),
@@ -195,7 +234,7 @@ def _loss(
     factor = alpha * temperature_scale(inputs.temperature, kind=recipe.divergence)
     (categories,) = pull(counted * factor)
     scaled = correction and correction.scaled(counted * factor)
-    slope = Slope(categories, scaled, counted * (1 - alpha))
+    slope = Slope(categories, scaled, counted * (1 - alpha), shape)
     return jnp.sum(counted * (factor * soft + (1 - alpha) * ce)), sums, slope
 
 
@@ -206,39 +245,73 @@ def _categories(
     recipe: Recipe,
     inputs: LossInputs,
     vocabulary: Vocabulary,
-) -> tuple[Float[Array, "n categories"], Float[Array, "n categories"], TailCorrection | None]:
-    """log p and log q over the categories, and the correction for the tail's shape, if any."""
+) -> tuple[Array, Array, TailCorrection | None, Array | None]:
+    """log p and log q over the categories [n, categories]; the correction for the tail's shape and
+    the log of that shape, if any."""
     beta = 1 / inputs.temperature
-    kept = targets.stored
-    scored = jnp.any(kept, axis=-1, keepdims=True)
-    teacher = teacher_categories(
-        jnp.where(kept, targets.topk_logprobs, -jnp.inf),
-        jnp.where(scored, targets.tail_logmass, -jnp.inf),
-        beta=beta,
-        tail=recipe.tail,
-    )
-    logp, correction = teacher.logp, None
+    taught = targets.taught[:, None]
+    shape = correction = None
+    if _has_head(recipe, targets):
+        teacher = teacher_categories(
+            jnp.where(targets.stored, targets.topk_logprobs, -jnp.inf),
+            jnp.where(taught, targets.tail_logmass, -jnp.inf),
+            beta=beta,
+            tail=recipe.tail,
+        )
+    else:
+        teacher = whole_as_tail(view, targets)
+    logp = teacher.logp
     logq = jnp.concatenate([beta * view.head, view.tail_soft[:, None]], axis=-1)
-    if recipe.tail == "sampled":
+    if recipe.dense:
+        logp = _dense_logp(view, targets, teacher, inputs=inputs, vocabulary=vocabulary)
+        logq = set_columns(beta * view.tail, view.columns, beta * view.head)
+    elif recipe.tail == "sampled":
         correction = correction_from_draws(view, targets, teacher, beta=beta)
+    elif recipe.tail == "counts":
+        correction = correction_from_counts(view, targets)
     elif recipe.tail == "prior":
-        if inputs.log_prior is None:
-            raise ValueError('tail = "prior" needs a prior: log_prior is None')
-        if recipe.dense:
-            logp = dense_teacher_logp(view, teacher, inputs.log_prior, vocabulary=vocabulary)
-            logq = set_columns(beta * view.tail, view.columns, beta * view.head)
-        else:
-            correction = correction_from_prior(
-                view, teacher, inputs.log_prior, beta=beta, vocabulary=vocabulary
-            )
-    return logp, jnp.where(scored, logq - view.z_soft[:, None], -jnp.inf), correction
+        shape = _required(inputs.log_prior, tail="prior")
+        correction = correction_from_prior(view, teacher, shape, beta=beta, vocabulary=vocabulary)
+    elif recipe.tail == "sketch":
+        tables = _required(inputs.sketch, tail="sketch")
+        logits = sketch_logits(targets, tables, vocabulary=vocabulary)
+        shape, cross = log_shape(logits, view, beta=beta, vocabulary=vocabulary)
+        correction = correction_from_sketch(view, teacher, cross)
+    logq = jnp.where(taught, logq - view.z_soft[:, None], -jnp.inf)
+    if recipe.tail == "counts" and recipe.bound and correction is not None:
+        own = correction.value - divergence(logp, logq, kind="forward_kl")
+        correction = correction._replace(value=own)
+    return logp, logq, correction, shape
+
+
+def _dense_logp(
+    view: StudentView,
+    targets: BatchTargets,
+    teacher: TeacherCategories,
+    *,
+    inputs: LossInputs,
+    vocabulary: Vocabulary,
+) -> Float[Array, "n here"]:
+    """log p of every token of this device, with a tail from sketches or else from the prior."""
+    if inputs.sketch is None:
+        prior = _required(inputs.log_prior, tail="prior")
+        return dense_teacher_logp(view, teacher, prior, vocabulary=vocabulary)
+    logits = sketch_logits(targets, inputs.sketch, vocabulary=vocabulary)
+    shape, _ = log_shape(logits, view, beta=1 / inputs.temperature, vocabulary=vocabulary)
+    return with_shaped_tail(view, teacher, shape)
+
+
+def _required(tables: Tables | None, *, tail: Tail) -> Tables:
+    """The tables that this tail needs. ValueError if the caller gave none."""
+    if tables is None:
+        raise ValueError(f'tail = "{tail}" needs its tables, which are None')
+    return tables
 
 
 def _gradient(
     view: StudentView,
     slope: Slope,
     *,
-    log_prior: Float[Array, " here"] | None,
     beta: Float[Array, ""],
 ) -> Float[Array, "n here"]:
     """The gradient in the logits, before the terms at labels and tail draws are subtracted."""
@@ -256,9 +329,9 @@ def _gradient(
     if (
         slope.correction is not None
         and slope.correction.density is not None
-        and log_prior is not None
+        and slope.log_shape is not None
     ):
-        in_tail -= beta * slope.correction.density[:, None] * jnp.exp(log_prior)
+        in_tail -= beta * slope.correction.density[:, None] * jnp.exp(slope.log_shape)
     q_head = jnp.exp(beta * view.head - view.z_soft[:, None])
     in_head = categories[:, :-1] - total[:, None] * q_head
     in_head += slope.hard[:, None] * jnp.exp(view.head - view.z_hard[:, None])

@@ -29,6 +29,7 @@ from decant.trainer.loss.position_chunks import (
     join_positions,
     positions_at_once,
 )
+from decant.trainer.loss.sketches import SketchTables
 from decant.trainer.loss.tail_corrections import log_prior_at
 from decant.trainer.loss.targets import BatchTargets
 from decant.trainer.loss.vocabulary_split import VocabularySplit
@@ -42,6 +43,7 @@ def distillation_loss(
     temperature: Float[Array, ""] | float,
     alpha: Float[Array, ""] | float,
     prior: Float[Array, "nodes ids"] | None = None,
+    sketch: SketchTables | None = None,
     recipe: Recipe = Recipe(),  # noqa: B008  (immutable)
     vocabulary: int | None = None,
     mesh: Mesh | None = None,
@@ -54,18 +56,25 @@ def distillation_loss(
     kept in float32.
 
     `temperature` must be at least 1, which the caller checks. `prior` is the tail prior at the
-    nodes of `BETAS` (`Cache.tail_prior`), for tail = "prior". `vocabulary` is the number of ids:
+    nodes of `BETAS` (`Cache.tail_prior`), for tail = "prior"; `sketch` is for tail = "sketch", and
+    with tail = "counts" the temperature must be 1. `vocabulary` is the number of ids:
     the unembedding's first columns, as a checkpoint may pad it (None: all columns). On a `mesh`
     rows are split over `data` and `fsdp`, and the vocabulary over `tensor`.
     """
     split = VocabularySplit.of(mesh, size=vocabulary or unembedding.shape[-1])
+
+    def columns(table: Array, *, fill: float) -> Array:
+        """The table with the columns of the padded unembedding."""
+        missing = unembedding.shape[-1] - table.shape[-1]
+        pads = [(0, 0)] * (table.ndim - 1) + [(0, missing)]
+        return split.columns(jnp.pad(table, pads, constant_values=fill), fill=fill)
+
     log_prior = None
     if recipe.tail == "prior" and prior is not None:
-        log_prior = log_prior_at(prior, beta=1 / temperature)
-        missing = unembedding.shape[-1] - log_prior.shape[-1]
-        log_prior = jnp.pad(log_prior, (0, missing), constant_values=-jnp.inf)
-        log_prior = split.columns(log_prior, fill=-jnp.inf)
-    inputs = LossInputs(jnp.float32(temperature), jnp.float32(alpha), log_prior)
+        log_prior = columns(log_prior_at(prior, beta=1 / temperature), fill=-jnp.inf)
+    sketch = sketch if recipe.tail == "sketch" else None
+    sketch = jax.tree.map(lambda table: columns(table, fill=0.0), sketch)
+    inputs = LossInputs(jnp.float32(temperature), jnp.float32(alpha), log_prior, sketch)
     return _fused(recipe, split, hidden, split.columns(unembedding, fill=0.0), targets, inputs)
 
 
@@ -149,9 +158,11 @@ _fused.defvjp(_fused_forward, _fused_backward)
 
 def _splits(split: VocabularySplit, inputs: LossInputs) -> tuple:
     """PartitionSpecs of hidden states, matrix, targets and inputs."""
-    everywhere = LossInputs(*[PartitionSpec()] * 2, None)  # type: ignore[arg-type]
+    everywhere = LossInputs(*[PartitionSpec()] * 2)  # type: ignore[arg-type]
     prior = None if inputs.log_prior is None else split.vocab
-    return split.rows, split.matrix, split.rows, everywhere._replace(log_prior=prior)  # type: ignore[arg-type]
+    sketch = jax.tree.map(lambda _: split.matrix, inputs.sketch)
+    tables = everywhere._replace(log_prior=prior, sketch=sketch)  # type: ignore[arg-type]
+    return split.rows, split.matrix, split.rows, tables
 
 
 def _chunk_length(

@@ -26,6 +26,7 @@ from decant.trainer.loss.position_chunks import (
     join_positions,
     positions_at_once,
 )
+from decant.trainer.loss.sketches import SketchTables
 from decant.trainer.loss.tail_corrections import log_prior_at
 from decant.trainer.loss.targets import BatchTargets
 
@@ -37,13 +38,15 @@ def loss_of_logits(
     temperature: Float[Array, ""] | float,
     alpha: Float[Array, ""] | float,
     prior: Float[Array, "nodes vocab"] | None = None,
+    sketch: SketchTables | None = None,
     recipe: Recipe,
 ) -> tuple[Float[Array, ""], HeadSums]:
     """As `distillation_loss`, differentiable in `logits`; `recipe.softcap` is not applied."""
     log_prior = None
     if recipe.tail == "prior" and prior is not None:
         log_prior = log_prior_at(prior, beta=1 / temperature)
-    inputs = LossInputs(jnp.float32(temperature), jnp.float32(alpha), log_prior)
+    sketch = sketch if recipe.tail == "sketch" else None
+    inputs = LossInputs(jnp.float32(temperature), jnp.float32(alpha), log_prior, sketch)
     return _of_logits(recipe, logits, targets, inputs)
 
 

@@ -22,6 +22,7 @@ from decant.trainer.loss.layer_pairs import NO_PAIRS, Pairs
 from decant.trainer.loss.layer_terms import Matrices, TermSums, term_sums
 from decant.trainer.loss.projections import PROJECTIONS, Parameters, without_projections
 from decant.trainer.loss.settings import Loss
+from decant.trainer.loss.sketches import SketchTables
 from decant.trainer.loss.targets import BatchTargets
 
 ScheduledValues = dict[str, Array]
@@ -49,6 +50,8 @@ class Tables(NamedTuple):
     # Arguments of the compiled update: as constants they would add megabytes to its program.
     prior: Float[Array, "nodes vocab"] | None = None
     """The tail prior at the nodes of `BETAS`, for tail = "prior"."""
+    sketch: SketchTables | None = None
+    """For tail = "sketch"."""
     directions: Matrices | None = None
     """Principal directions by signal, for the pairs with `directions`."""
 
@@ -104,6 +107,7 @@ def batch_sums(
         temperature=values["temperature"],
         alpha=values["alpha"],
         prior=tables.prior,
+        sketch=tables.sketch,
         recipe=Recipe(
             loss.divergence,
             loss.mix,
@@ -130,7 +134,7 @@ def taught_positions(batch: Batch) -> Bool[Array, "rows position"]:
 
     Rows of a cache without a teacher's targets have no teacher's states either.
     """
-    return batch["loss_mask"] & jnp.isfinite(batch["topk_logprobs"][..., 0])
+    return BatchTargets.of(batch).taught
 
 
 def positions_per_pair(loss: Loss, batch: Batch) -> Float[Array, ""] | None:

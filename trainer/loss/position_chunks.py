@@ -42,14 +42,15 @@ def cut_positions(arrays: Any, step: int) -> Any:
 
     def cut(x: Array) -> Array:
         x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % step)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, step, *x.shape[2:]), 1, 0)
+        chunks = x.shape[1] // step  # not −1: with k = 0 an axis is empty
+        return jnp.moveaxis(x.reshape(x.shape[0], chunks, step, *x.shape[2:]), 1, 0)
 
     return jax.tree.map(cut, arrays)
 
 
 def flatten_rows(chunk: Any) -> Any:
     """Arrays [batch, step, …] of one chunk as [batch · step, …]."""
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), chunk)
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), chunk)
 
 
 def join_positions(
@@ -57,4 +58,4 @@ def join_positions(
 ) -> Shaped[Array, "batch position ..."]:
     """The inverse of `cut_positions` for rows of `length` positions: padding is dropped."""
     x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])[:, :length]

@@ -15,7 +15,7 @@ from decant.command_line.checks import ANY, Bounds
 from decant.trainer.loss.schedules import Schedule, Shape, check_schedule
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tv"]
-Tail = Literal["bucket", "sampled", "prior", "renormalize"]
+Tail = Literal["bucket", "sampled", "prior", "renormalize", "counts", "sketch"]
 HiddenKind = Literal["mse", "cosine"]
 HiddenScale = Literal["mean", "sum"]
 AttentionKind = Literal["mse", "kl"]
@@ -29,6 +29,8 @@ TEMPERATURE = Bounds(1, 1000)
 ONLY_FORWARD: dict[Tail, str] = {
     "renormalize": "it gives the teacher no mass outside its top-k, where the student has some",
     "sampled": "draws are right on average only where the teacher's probabilities enter linearly, "
+    "as in forward KL",
+    "counts": "counts are right on average only where the teacher's probabilities enter linearly, "
     "as in forward KL",
 }
 """Tails that work with forward KL only, and the reason."""

@@ -8,10 +8,12 @@ axis, and sums marked local, differ between devices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from decant.models.mesh.vocabulary import Vocabulary
@@ -31,6 +33,10 @@ class StudentView(NamedTuple):
     """Logit of the label."""
     drawn: Float[Array, "n m"] | None
     """Logits of the tail draws."""
+    counted: Float[Array, "n N"] | None
+    """Logits of the ids with counts."""
+    teachers: Float[Array, " n"]
+    """Logit of the teacher's likeliest token; arbitrary where there is no target."""
     expected: Float[Array, " n"] | None
     """Local sum Σ_v π_v·logit_v, for a prior π."""
     tail: Float[Array, "n here"]
@@ -57,16 +63,29 @@ def summarise_logits(
     beta: Float[Array, ""],
     vocabulary: Vocabulary,
     log_prior: Float[Array, " here"] | None = None,
+    has_head: bool = True,
 ) -> StudentView:
     """Gather the stored columns, and reduce the tail in one pass over the logits.
 
     The tail is masked: 1 − Σ q over the stored ids would cancel to nothing for a small tail.
+    Without `has_head` the stored ids are not told apart: the whole vocabulary is the tail.
     """
+    teachers = targets.likeliest[:, None]
+    if not has_head:
+        targets = targets._replace(
+            topk_ids=targets.topk_ids[:, :0], topk_logprobs=targets.topk_logprobs[:, :0]
+        )
     kept, width = targets.stored, logits.shape[-1]
     here, columns = _local_columns(targets.topk_ids, width=width, vocabulary=vocabulary)
     # Out-of-range indices differ from each other, because scatters promise unique indices.
     columns = jnp.where(kept & here, columns, width + jnp.arange(kept.shape[-1]))
-    label, topk, drawn = _gather_logits(logits, targets, vocabulary=vocabulary)
+    labels, optional = targets.labels[:, None], (targets.tail_ids, targets.count_ids)
+    label, own, topk, drawn, counted = _gather_logits(
+        logits, (labels, teachers, targets.topk_ids, *optional), vocabulary=vocabulary
+    )
+    assert label is not None
+    assert own is not None
+    assert topk is not None
     head = jnp.where(kept, topk, -jnp.inf)
     expected = None
     if log_prior is not None:
@@ -86,17 +105,24 @@ def summarise_logits(
     return StudentView(
         columns=columns,
         head=head,
-        label=label,
+        label=label[:, 0],
         drawn=drawn,
+        counted=counted,
+        teachers=own[:, 0],
         expected=expected,
         tail=tail,
         highest=highest,
         top=top,
         tail_hard=tail_hard,
         tail_soft=tail_soft,
-        z_hard=jnp.logaddexp(tail_hard, jax.nn.logsumexp(head, axis=-1)),
-        z_soft=jnp.logaddexp(tail_soft, jax.nn.logsumexp(beta * head, axis=-1)),
+        z_hard=_with_head(tail_hard, head),
+        z_soft=_with_head(tail_soft, beta * head),
     )
+
+
+def _with_head(tail: Float[Array, " n"], head: Float[Array, "n k"]) -> Float[Array, " n"]:
+    """log(exp(tail) + Σ exp(head)); k may be 0."""
+    return jnp.logaddexp(tail, jax.nn.logsumexp(head, axis=-1)) if head.shape[-1] else tail
 
 
 def set_columns(
@@ -125,19 +151,22 @@ def subtract_at_ids(
 
 
 def _gather_logits(
-    logits: Float[Array, "n here"], targets: BatchTargets, *, vocabulary: Vocabulary
-) -> tuple[Float[Array, " n"], Float[Array, "n k"], Float[Array, "n m"] | None]:
-    """Logits of labels, stored ids and tail draws, with one sum over devices for all of them."""
-    ids = [targets.labels[:, None], targets.topk_ids]
-    ids += [] if targets.tail_ids is None else [targets.tail_ids]
+    logits: Float[Array, "n here"],
+    ids: Sequence[Int[Array, "n _"] | None],
+    *,
+    vocabulary: Vocabulary,
+) -> list[Float[Array, "n _"] | None]:
+    """Logits of each array of ids (None: None), with one sum over devices for all of them."""
+    there = [each for each in ids if each is not None]
     here, columns = _local_columns(
-        jnp.concatenate(ids, axis=-1), width=logits.shape[-1], vocabulary=vocabulary
+        jnp.concatenate(there, axis=-1), width=logits.shape[-1], vocabulary=vocabulary
     )
     gathered = jnp.take_along_axis(logits, columns, axis=-1)
     if vocabulary.axis:
         gathered = vocabulary.sum_over_devices(jnp.where(here, gathered, 0.0))
-    label, topk, drawn = jnp.split(gathered, [1, 1 + targets.topk_ids.shape[-1]], axis=-1)
-    return label[:, 0], topk, None if targets.tail_ids is None else drawn
+    edges = np.cumsum([each.shape[-1] for each in there])[:-1].tolist()
+    parts = iter(jnp.split(gathered, edges, axis=-1))
+    return [None if each is None else next(parts) for each in ids]
 
 
 def _local_columns(

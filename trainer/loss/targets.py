@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from decant.schemas.records.rows import next_tokens
-from decant.trainer.loss.batch_fields import DRAWS, TOPK
+from decant.trainer.loss.batch_fields import COUNTS, DRAWS, TOPK
 
 
 class BatchTargets(NamedTuple):
@@ -28,18 +28,51 @@ class BatchTargets(NamedTuple):
     """In nats, at T = 1, over the full vocabulary; −inf where there is no draw."""
     tail_logweights: Float[Array, "*position m"] | None = None
     """−log(m·r(v)), where r is the proposal over the tail; −inf where there is no draw."""
+    count_ids: Int[Array, "*position N"] | None = None
+    """Ids drawn from the whole distribution. This and `counts` are None unless tail = "counts"."""
+    counts: Int[Array, "*position N"] | None = None
+    """How often each was drawn; 0 in an empty slot."""
+    sketch: Float[Array, "*position r"] | None = None
+    """This and `sketch_basis` are None unless tail = "sketch"."""
+    sketch_basis: Int[Array, "*position"] | None = None
+    """Which of the bases of `SketchTables` the sketch refers to."""
 
     @classmethod
     def of(cls, batch: Mapping[str, Array]) -> BatchTargets:
         """The targets [row, position, …] of a batch."""
-        return cls(
-            labels=next_tokens(batch["tokens"], xp=jnp),
-            mask=batch["loss_mask"],
-            **{name: batch[name] for name in (*TOPK, *DRAWS) if name in batch},
-        )
+        labels, held = next_tokens(batch["tokens"], xp=jnp), (*TOPK, *DRAWS, *COUNTS)
+        if "labels" in batch:
+            labels = jnp.asarray(batch["labels"])
+        arrays = {name: jnp.asarray(batch[name]) for name in held if name in batch}
+        if "sketch" in batch:
+            basis = jnp.broadcast_to(batch["sketch_basis"][:, None], labels.shape)
+            arrays |= {"sketch": jnp.asarray(batch["sketch"]), "sketch_basis": basis}
+        return cls(labels=labels, mask=jnp.asarray(batch["loss_mask"]), **arrays)
 
     @property
     def stored(self) -> Bool[Array, "*position k"]:
         """Which of the k columns hold a target."""
         # Padding repeats id 0, but scatters promise unique ids: unscored positions store nothing.
         return jnp.isfinite(self.topk_logprobs) & self.mask[..., None]
+
+    @property
+    def taught(self) -> Bool[Array, "*position"]:
+        """Which positions have a teacher's targets."""
+        taught = jnp.any(self.stored, axis=-1)
+        if self.counts is not None:
+            # A cache may hold counts and no top-k.
+            taught |= jnp.any(self.counts > 0, axis=-1) & self.mask
+        return taught
+
+    @property
+    def likeliest(self) -> Int[Array, "*position"]:
+        """The teacher's likeliest token, or that with the largest count if there is no top-k; −1
+        where there is no target."""
+        if self.topk_ids.shape[-1]:
+            ids = self.topk_ids[..., 0]
+        elif self.count_ids is not None and self.counts is not None:
+            largest = jnp.argmax(self.counts, axis=-1, keepdims=True)
+            ids = jnp.take_along_axis(self.count_ids, largest, axis=-1)[..., 0]
+        else:
+            return jnp.full(self.mask.shape, -1)
+        return jnp.where(self.taught, ids, -1)

@@ -24,6 +24,7 @@ from tests.making.heads import (
     head_inputs_with_tail,
     prior_nodes,
     relative,
+    with_random_sketch,
 )
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "tv")
@@ -32,22 +33,24 @@ EVERY = [
     *(("bucket", kind) for kind in DIVERGENCES),
     ("sampled", "forward_kl"),
     *(("prior", kind) for kind in DIVERGENCES),
+    *(("sketch", kind) for kind in DIVERGENCES),
 ]
 ROUTES = [("bucket", "forward_kl"), ("sampled", "forward_kl"), ("prior", "forward_kl")]
-ROUTES += [("prior", "jsd")]
+ROUTES += [("prior", "jsd"), ("sketch", "forward_kl"), ("sketch", "jsd")]
+COUNTED = [*ROUTES, ("counts", "forward_kl")]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
 @pytest.mark.parametrize(("tail", "kind"), EVERY)
 def test_with_every_token_stored_the_loss_is_the_textbook_one(tail, kind, temperature):
-    teacher, hidden, unembedding, targets, prior = head_inputs_with_tail(tail, k=V)
+    teacher, hidden, unembedding, targets, tables = head_inputs_with_tail(tail, k=V)
     value, sums, d_hidden, d_unembedding = fused(
         hidden,
         unembedding,
         targets,
         temperature=temperature,
         alpha=0.7,
-        prior=prior,
+        **tables,
         tail=tail,
         divergence=kind,
         mix=0.3,
@@ -72,13 +75,13 @@ def test_with_every_token_stored_the_loss_is_the_textbook_one(tail, kind, temper
     assert sums.count == targets.mask.sum()
 
 
-@pytest.mark.parametrize(("tail", "kind"), ROUTES)
+@pytest.mark.parametrize(("tail", "kind"), COUNTED)
 def test_masked_positions_have_exactly_no_gradient(tail, kind):
-    _, hidden, unembedding, targets, prior = head_inputs_with_tail(tail)
+    _, hidden, unembedding, targets, tables = head_inputs_with_tail(tail)
     mask = targets.mask.copy()
     mask[0, :4] = False  # as in a row that only fills up a batch
     targets = targets._replace(mask=mask)
-    settings = {"temperature": 2.0, "alpha": 0.5, "prior": prior, "tail": tail, "divergence": kind}
+    settings = {"temperature": 2.0, "alpha": 0.5, **tables, "tail": tail, "divergence": kind}
     value, _, d_hidden, _ = fused(hidden, unembedding, targets, **settings)
     assert np.isfinite(value)
     assert np.all(d_hidden[~targets.mask] == 0)
@@ -145,11 +148,11 @@ def test_renormalize_ignores_the_tail():
 
 @pytest.mark.parametrize(
     ("tail", "kind", "chunk_tokens"),
-    [*(("bucket", "forward_kl", n) for n in (1, 7, 16, 1000)), *((*r, 7) for r in ROUTES[1:])],
+    [*(("bucket", "forward_kl", n) for n in (1, 7, 16, 1000)), *((*r, 7) for r in COUNTED[1:])],
 )
 def test_the_chunk_size_changes_nothing_but_rounding(tail, kind, chunk_tokens):
-    _, hidden, unembedding, targets, prior = head_inputs_with_tail(tail)
-    settings = {"temperature": 2.0, "alpha": 0.5, "prior": prior, "tail": tail, "divergence": kind}
+    _, hidden, unembedding, targets, tables = head_inputs_with_tail(tail)
+    settings = {"temperature": 2.0, "alpha": 0.5, **tables, "tail": tail, "divergence": kind}
     whole = fused(hidden, unembedding, targets, chunk_tokens=48, **settings)
     other = fused(hidden, unembedding, targets, chunk_tokens=chunk_tokens, **settings)
     np.testing.assert_allclose(other[0], whole[0], rtol=1e-6)
@@ -157,17 +160,17 @@ def test_the_chunk_size_changes_nothing_but_rounding(tail, kind, chunk_tokens):
     assert relative(other[3], whole[3]) < 1e-5
 
 
-@pytest.mark.parametrize(("tail", "kind"), ROUTES)
+@pytest.mark.parametrize(("tail", "kind"), COUNTED)
 def test_padding_and_packing_change_nothing_but_rounding(tail, kind):
     """The same positions alone, padded, or side by side in one row."""
-    _, hidden, unembedding, targets, prior = head_inputs_with_tail(tail)
+    _, hidden, unembedding, targets, tables = head_inputs_with_tail(tail)
 
     def reshaped(x, pad_value=0):
         x = np.asarray(x).reshape(1, B * T, *x.shape[2:])
         return np.pad(x, [(0, 0), (0, 5)] + [(0, 0)] * (x.ndim - 2), constant_values=pad_value)
 
     packed = jax.tree.map(reshaped, targets)
-    settings = {"temperature": 2.0, "alpha": 0.5, "prior": prior, "tail": tail, "divergence": kind}
+    settings = {"temperature": 2.0, "alpha": 0.5, **tables, "tail": tail, "divergence": kind}
     apart = fused(hidden, unembedding, targets, chunk_tokens=10, **settings)
     together = fused(reshaped(hidden), unembedding, packed, chunk_tokens=10, **settings)
     np.testing.assert_allclose(together[0], apart[0], rtol=1e-6)
@@ -198,7 +201,9 @@ def test_finite_when_the_tail_is_nearly_nothing_or_nearly_everything(tail, kind,
             tail_logprobs=logprobs,
             tail_logweights=np.full(drawn.shape, even - np.log(np.float32(3)), np.float32),
         )
-    prior = prior_nodes(spread=30.0) if tail == "prior" else None
+    tables = {"prior": prior_nodes(spread=30.0)} if tail == "prior" else {}
+    if tail == "sketch":
+        targets, tables["sketch"] = with_random_sketch(targets, V)
     for student in (-100.0, 0.0, 100.0):
         hidden = np.ones((1, 2, 1), np.float32)
         unembedding = np.full((1, V), student, np.float32)
@@ -209,7 +214,7 @@ def test_finite_when_the_tail_is_nearly_nothing_or_nearly_everything(tail, kind,
                 unembedding,
                 targets,
                 temperature=temperature,
-                prior=prior,
+                **tables,
                 tail=tail,
                 divergence=kind,
             )
@@ -233,10 +238,10 @@ def test_a_position_may_store_fewer_tokens_than_its_neighbours():
     assert relative(padded[3], narrow[3]) < 1e-6
 
 
-@pytest.mark.parametrize(("tail", "kind"), ROUTES)
+@pytest.mark.parametrize(("tail", "kind"), COUNTED)
 def test_under_a_bfloat16_model_the_sums_stay_float32(tail, kind):
-    _, hidden, unembedding, targets, prior = head_inputs_with_tail(tail)
-    settings = {"prior": prior, "tail": tail, "divergence": kind}
+    _, hidden, unembedding, targets, tables = head_inputs_with_tail(tail)
+    settings = {**tables, "tail": tail, "divergence": kind}
     half = hidden.astype(jnp.bfloat16)
     rounded = np.asarray(unembedding.astype(jnp.bfloat16), np.float32)
     exact = fused(half.astype(np.float32), rounded, targets, **settings)
@@ -249,14 +254,15 @@ def test_under_a_bfloat16_model_the_sums_stay_float32(tail, kind):
     assert relative(d_hidden.astype(np.float32), exact[2]) < 2e-2
 
 
-@pytest.mark.parametrize(("tail", "kind"), ROUTES)
+@pytest.mark.parametrize(("tail", "kind"), COUNTED)
 def test_no_array_of_all_tokens_by_vocabulary_is_compiled(tail, kind):
     vocabulary, chunk = 4099, 16
-    _, hidden, unembedding, targets, prior = head_inputs_with_tail(
+    _, hidden, unembedding, targets, tables = head_inputs_with_tail(
         tail, vocabulary=vocabulary, batch=4, length=64
     )
     recipe = Recipe(tail=tail, divergence=kind, chunk_tokens=chunk)
-    lowered = compiled_head.lower(hidden, unembedding, targets, 2.0, 0.5, prior, recipe=recipe)
+    every = [tables.get(name) for name in ("prior", "sketch")]
+    lowered = compiled_head.lower(hidden, unembedding, targets, 2.0, 0.5, *every, recipe=recipe)
     program = lowered.compile().as_text()
     shapes = re.findall(r"\[([\d,]+)\]", program)
     others = [
@@ -273,10 +279,10 @@ def test_no_array_of_all_tokens_by_vocabulary_is_compiled(tail, kind):
 
 @pytest.mark.parametrize(("tail", "kind"), ROUTES)
 def test_a_student_with_capped_logits_is_scored_by_the_capped_logits(tail, kind):
-    teacher, hidden, unembedding, targets, prior = head_inputs_with_tail(tail, k=V)
+    teacher, hidden, unembedding, targets, tables = head_inputs_with_tail(tail, k=V)
     settings = {"temperature": 2.0, "alpha": 0.7, "softcap": 3.0}
     value, _, d_hidden, d_unembedding = fused(
-        hidden, unembedding, targets, prior=prior, tail=tail, divergence=kind, **settings
+        hidden, unembedding, targets, tail=tail, **tables, divergence=kind, **settings
     )
     rows = (teacher, hidden, unembedding, targets.labels, targets.mask)
     expected = dense.loss(*rows, kind=kind, **settings)

@@ -58,7 +58,7 @@ def test_the_correction_from_draws_is_its_formula(temperature):
         temperature=temperature,
         alpha=0.7,
         ids=targets.topk_ids,
-        draws=targets[-3:],
+        draws=(targets.tail_ids, targets.tail_logprobs, targets.tail_logweights),
     )
     same(got, expected)
 
@@ -101,7 +101,8 @@ def test_sampled_is_right_on_average_where_the_bucket_is_not(temperature):
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd", "tv"])
 def test_a_prior_is_the_dense_loss_of_its_target(kind, k):
     """With V − 1 stored tokens, the one in the tail has all of its mass, whatever the prior."""
-    teacher, hidden, unembedding, targets, prior = head_inputs_with_tail("prior", k=k)
+    teacher, hidden, unembedding, targets, tables = head_inputs_with_tail("prior", k=k)
+    prior = tables["prior"]
     for temperature in (1.0, 2.0, 3.0, 4.0):
         p = dense.with_prior(teacher, targets.topk_ids, prior, temperature=temperature)
         got = fused(
@@ -134,7 +135,8 @@ def test_a_prior_is_the_dense_loss_of_its_target(kind, k):
 
 def test_a_prior_that_the_stored_tokens_nearly_exhaust_is_still_exact():
     """Π is 1e-9 at one position, where a difference of sums would be rounding error."""
-    teacher, hidden, unembedding, targets, prior = head_inputs_with_tail("prior", k=8, spread=2.0)
+    teacher, hidden, unembedding, targets, tables = head_inputs_with_tail("prior", k=8, spread=2.0)
+    prior = tables["prior"]
     flat = np.zeros_like(prior)
     flat[:, targets.topk_ids[0, 3]] = 27.0
     flat += prior_nodes(1, spread=0.5)

@@ -59,7 +59,8 @@ def of_logits(logits, batch, prior=None, **settings):
 def test_both_losses_are_the_formula_in_float64(tail, temperature):
     # With every token stored the bucket is empty, and the textbook's formula holds.
     k = V if tail == "bucket" else 8
-    teacher, hidden, matrix, targets, prior = head_inputs_with_tail(tail, k=k)
+    teacher, hidden, matrix, targets, tables = head_inputs_with_tail(tail, k=k)
+    prior = tables.get("prior")
     settings = {"temperature": temperature, "alpha": 0.7}
     formula, given = dense.loss, {}
     if tail == "sampled":

@@ -81,6 +81,9 @@ ROUTES = (
     ("sampled", "forward_kl"),
     ("prior", "forward_kl"),
     ("prior", "reverse_kl"),
+    ("counts", "forward_kl"),
+    ("sketch", "forward_kl"),
+    ("sketch", "jsd"),
 )
 
 
@@ -154,11 +157,11 @@ def heads():
     """Value, sums and gradients of the fused head alone on mesh (1, 2, 4)."""
     mesh, arrays = student_mesh(data=1, fsdp=2, tensor=4), {}
     for tail, kind in ROUTES:
-        _, hidden, unembedding, targets, prior = head_inputs_with_tail(tail, **shape(tail))
+        _, hidden, unembedding, targets, tables = head_inputs_with_tail(tail, **shape(tail))
         recipe = Recipe(kind, 0.3, tail, 16, softcap=3.0 if tail == "bucket" else None)
 
         @jax.jit
-        def step(hidden, unembedding, targets, prior, recipe=recipe):
+        def step(hidden, unembedding, targets, tables, recipe=recipe):
             def of(hidden, unembedding):
                 # Two columns of padding, as in a padded checkpoint.
                 padded = jnp.pad(unembedding, ((0, 0), (0, 2)), constant_values=9.0)
@@ -168,7 +171,7 @@ def heads():
                     targets,
                     temperature=2.0,
                     alpha=0.7,
-                    prior=prior,
+                    **tables,
                     recipe=recipe,
                     vocabulary=IDS,
                     mesh=mesh,
@@ -176,10 +179,10 @@ def heads():
 
             return jax.value_and_grad(of, argnums=(0, 1), has_aux=True)(hidden, unembedding)
 
-        priors = {"": prior}
+        variants = {"": tables}
         if (tail, kind) == ("prior", "forward_kl"):
-            priors["exhausted "] = exhausted(targets)
-        for name, given in priors.items():
+            variants["exhausted "] = {"prior": exhausted(targets)}
+        for name, given in variants.items():
             (value, sums), (d_hidden, d_unembedding) = step(hidden, unembedding, targets, given)
             parts = (value, *sums, d_hidden, d_unembedding)
             arrays |= {f"{name}{tail} {kind} {i}": np.asarray(x) for i, x in enumerate(parts)}

@@ -11,8 +11,8 @@ import pytest
 
 from decant.trainer.loss.chunk_loss import HeadSums
 from tests.formulas import dense
-from tests.making.heads import head_inputs_with_tail, relative
-from tests.trainer.update.meshes_side import CASES, ROUTES, STEPS, exhausted, shape
+from tests.making.heads import head_inputs_with_tail, relative, sketched_logits
+from tests.trainer.update.meshes_side import CASES, IDS, ROUTES, STEPS, exhausted, shape
 
 ONE = (1, 1, 1)
 EIGHT = [case for case in CASES if case[0] != ONE]
@@ -78,22 +78,34 @@ def test_a_shared_vocabulary_scores_like_the_dense_formula(run, tail, kind):
     """Four devices share 509 ids; padding columns have large logits."""
     names = [""] if (tail, kind) != ("prior", "forward_kl") else ["", "exhausted "]
     for name in names:
-        teacher, hidden, unembedding, targets, prior = head_inputs_with_tail(tail, **shape(tail))
-        prior = exhausted(targets) if name else prior
+        teacher, hidden, unembedding, targets, tables = head_inputs_with_tail(tail, **shape(tail))
+        prior = exhausted(targets) if name else tables.get("prior")
         settings = {"temperature": 2.0, "alpha": 0.7, "kind": kind, "mix": 0.3}
         rows = (teacher, hidden, unembedding, targets.labels, targets.mask)
         if tail == "sampled":
             expected = dense.sampled_loss(
-                *rows, ids=targets.topk_ids, draws=targets[-3:], **settings
+                *rows,
+                ids=targets.topk_ids,
+                draws=(targets.tail_ids, targets.tail_logprobs, targets.tail_logweights),
+                **settings,
             )
         elif tail == "prior":
             p = dense.with_prior(teacher, targets.topk_ids, prior, temperature=2.0)
             expected = dense.loss(*rows, p=p, **settings)
+        elif tail == "sketch":
+            logits = sketched_logits(targets, tables["sketch"])
+            p = dense.with_shape(teacher, targets.topk_ids, logits, temperature=2.0)
+            expected = dense.loss(*rows, p=p, **settings)
+        elif tail == "counts":
+            p = dense.counted(targets.count_ids, targets.counts, vocabulary=IDS)
+            expected = dense.loss(*rows, p=p, **{**settings, "temperature": 1.0})
+            lost = dense.entropy(p) - dense.entropy(np.exp(dense.log_softmax(teacher)))
+            expected = (expected[0] + 0.7 * (targets.mask * lost).sum(), *expected[1:])
         else:
             expected = dense.loss(*rows, softcap=3.0, **settings)
         got = [run[2][f"{name}{tail} {kind} {i}"] for i in range(3 + len(HeadSums._fields))]
         value, *sums, d_hidden, d_unembedding = got
-        np.testing.assert_allclose(value, expected[0], rtol=1e-5)
+        np.testing.assert_allclose(value, expected[0], rtol=2e-4 if tail == "counts" else 1e-5)
         np.testing.assert_allclose(HeadSums(*sums).ce, expected[2], rtol=1e-5)
         assert HeadSums(*sums).count == targets.mask.sum()
         assert relative(d_hidden, expected[3]) < 2e-5
