@@ -12,7 +12,7 @@ from decant.schemas.records.logits import LogitsRecord, decode_logits, open_logi
 from decant.schemas.records.rows import Row
 from decant.schemas.targets.targets import Targets
 
-Error = tuple[str, str, object]
+Error = tuple[str, str, str]
 """The signal, what was expected, and what was got."""
 
 
@@ -46,7 +46,7 @@ class RecordChecks:
             tables = self.reader.tables(self.part, LOGITS)
             targets = decode_logits([logits], tables=tables, vocabulary=vocabulary)
         except ValueError as error:
-            yield LOGITS, "a record of logits", error
+            yield LOGITS, "a record of logits", _message(error)
             return
         yield from _key_errors(LOGITS, row, logits.row_key)
         # A row that gave NaN has no targets; if only a signal that was added later gave NaN, the
@@ -73,14 +73,20 @@ class RecordChecks:
     ) -> Iterator[Error]:
         try:
             record = open_companion(data, kind=COMPANIONS[name], where="", scored=logits.positions)
+            if errors := list(_key_errors(name, row, record.row_key)):
+                yield from errors
+                return  # it belongs to another head
             if record.positions:
                 self.reader.decode(name, self.part, [record], head=targets)
         except ValueError as error:
-            yield name, f"a record of {name}", error
+            yield name, f"a record of {name}", _message(error)
             return
-        yield from _key_errors(name, row, record.row_key)
         if record.positions != logits.positions and not skipped:
             yield name, f"{logits.positions} positions", f"{record.positions}"
+
+
+def _message(error: ValueError) -> str:
+    return str(error).removeprefix(": ")  # the record's name, which is empty here
 
 
 def _key_errors(name: str, row: Row, key: bytes) -> Iterator[Error]:

@@ -21,16 +21,16 @@ def copy_of(cache: Cache, to: Path) -> Path:
     return to
 
 
-def with_records(path: Path, units: dict[int, list[bytes]]) -> Cache:
-    """The cache at `path` with logits records replaced, by unit number."""
+def with_records(path: Path, units: dict[int, list[bytes]], *, signal: str = LOGITS) -> Cache:
+    """The cache at `path` with records of a signal replaced, by unit number."""
     manifest = read_manifest(path)
     (part,) = manifest.parts
     layout, sealed = PartLayout(path / part.path), list(part.units)
     for number, records in units.items():
-        entry = write_records(layout.records(LOGITS, number), records)
-        commit = load_commit(layout.commit(LOGITS, number))
-        write_commit(layout.root, LOGITS, dataclasses.replace(commit, file=entry))
-        files = {**sealed[number].files, LOGITS: entry}
+        entry = write_records(layout.records(signal, number), records)
+        commit = load_commit(layout.commit(signal, number))
+        write_commit(layout.root, signal, dataclasses.replace(commit, file=entry))
+        files = {**sealed[number].files, signal: entry}
         sealed[number] = dataclasses.replace(sealed[number], files=files)
     part = dataclasses.replace(part, units=tuple(sealed))
     new = dataclasses.replace(manifest, parts=(part,))
@@ -38,11 +38,11 @@ def with_records(path: Path, units: dict[int, list[bytes]]) -> Cache:
     return open_cache(path)
 
 
-def records_of(path: Path, number: int) -> list[bytes]:
-    """The logits records of unit `number`."""
+def records_of(path: Path, number: int, *, signal: str = LOGITS) -> list[bytes]:
+    """The records of a signal in unit `number`."""
     (part,) = read_manifest(path).parts
-    entry = part.units[number].files[LOGITS]
-    file = PartLayout(path / part.path).records(LOGITS, number)
+    entry = part.units[number].files[signal]
+    file = PartLayout(path / part.path).records(signal, number)
     return RecordReaders().read(file, range(entry.records), expected=entry)
 
 
