@@ -149,15 +149,26 @@ def runs(k, most):
     return [k * (i + 1) // r - k * i // r for i in range(r)]
 
 
-def numbers(symbols, raw):
+def numbers(symbols, raw, low=0):
     bits = np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little").tolist()
     out, at = [], 0
-    for s in symbols.reshape(-1).tolist():
-        width = s // 4 - 1 if s >= 4 else 0
-        low = sum(bit << i for i, bit in enumerate(bits[at : at + width]))
-        out.append(s if s < 4 else (4 + s % 4 << width) + low)
+    low = np.broadcast_to(low, symbols.shape).reshape(-1).tolist()
+    for s, more in zip(symbols.reshape(-1).tolist(), low, strict=True):
+        width = (s // 4 - 1 if s >= 4 else 0) + more
+        of_number = sum(bit << i for i, bit in enumerate(bits[at : at + width]))
+        out.append(((s if s < 4 else 4 + s % 4) << width) + of_number)
         at += width
     return np.array(out, np.int64).reshape(symbols.shape)
+
+
+def unfold(folded):
+    return np.where(folded % 2, -(folded + 1) // 2, folded // 2)
+
+
+def byte_planes(payload, width, n):
+    planes = [stream(part, width, n).astype(np.uint32) for part in sections(payload)]
+    bits = sum(plane << 8 * i for i, plane in enumerate(planes))
+    return np.ascontiguousarray(bits.T).view(np.float32)
 
 
 def permutation(table, vocabulary):
@@ -253,7 +264,7 @@ def quantised_tail(payload, last, k, n, tables, vocabulary):
         return np.full((n, 7), -np.inf, np.float32)
     escapes, *streams = sections(payload)
     codes = unescape(np.stack([stream(part, n) for part in streams]), escapes, "<u4")
-    residuals = np.where(codes % 2, -(codes + 1) // 2, codes // 2)
+    residuals = unfold(codes)
     q = [np.full(n, 32), np.full(n, np.rint(32 * np.log(max(vocabulary - k, 1)))), last]
     for coefficients, residual in zip(tables["tail"], residuals, strict=True):
         predicted = sum(c / 4096 * p for c, p in zip(coefficients, q, strict=False))
@@ -300,6 +311,9 @@ def targets(data, key, tables, vocabulary, nodes):
 
 def decode(blocks, k, n, tables, vocabulary, nodes):
     """The targets of n positions in the fields 1, 2 and 3."""
+    of_labels = {"label_logprobs": labels(*blocks[4], n)} if 4 in blocks else {}
+    if not k:
+        return of_labels
     (codec, payload), (tail_codec, tail) = blocks[1], blocks[2]
     if codec == 1:
         ids, logprobs = lossless(sections(payload), k, n, vocabulary)
@@ -320,7 +334,132 @@ def decode(blocks, k, n, tables, vocabulary, nodes):
         out["tail_logweights"] = logweights(
             out["tail_logprobs"], out["tail_logmass"], of_draws[0], nodes
         )
-    return out
+    return out | of_labels
+
+
+# Labels, counts and sketches
+
+
+def labels(codec, payload, n):
+    if codec == 1:
+        return byte_planes(payload, 1, n)[:, 0]
+    raw, symbols = sections(payload)
+    levels = numbers(stream(symbols, n), raw)
+    return np.where(levels == (1 << 24) - 1, -np.inf, levels / -32).astype(np.float32)
+
+
+KINDS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
+
+
+def kind(number):
+    return sum(number >= least for least in KINDS)
+
+
+def counts(payload, n, draws, head_ids, head_logprobs, tables, vocabulary):
+    """[{id: count}] of the positions."""
+    k = head_ids.shape[1]
+    parts = iter(sections(payload, 1))
+    flags, symbols, raw = (next(parts) for _ in range(3))
+    of_head = [next(parts) for _ in range(5)] if k else None
+    codes, escapes, order, gap_bits = (next(parts) for _ in range(4))
+    sizes = unescape(stream(codes, n), escapes)
+    order, total = stream(order, n), int(sizes.sum())
+    frames = runs(total, payload[0]) if total else [0]
+    gap_symbols = np.concatenate([stream(next(parts), size) for size in frames])
+    entries = [(position, i) for position, size in enumerate(sizes) for i in range(size)]
+    contexts = [tables["contexts"][20 * kind(sizes[p]) + kind(i)] for p, i in entries]
+    stored = np.argsort(contexts, kind="stable").astype(int)
+    gaps = dict(zip(stored.tolist(), numbers(gap_symbols, gap_bits).tolist(), strict=True))
+    in_head = head_logprobs > -np.inf
+    alone = ~in_head.any(1)
+    flagged = [e for e in stored.tolist() if entries[e][1] or not alone[entries[e][0]]]
+    several = bitmap(
+        stream(flags, (len(flagged) + 7) // 8).tobytes() if flagged else b"", len(flagged)
+    )
+    more = numbers(stream(symbols, int(several.sum())), raw).tolist()
+    of_entry = {e: 2 + more.pop(0) if f else 1 for e, f in zip(flagged, several, strict=True)}
+    by_rank = permutation(tables["order"], vocabulary)
+    depth, place, out = tables["orders"].shape[1], 0, [{} for _ in range(n)]
+    rest = {}
+    for entry, (position, i) in enumerate(entries):
+        place = gaps[entry] + (place + 1 if i else 0)
+        rank = tables["orders"][order[position], place] if place < depth else place - depth
+        out[position][int(by_rank[rank])] = of_entry.get(entry, 0)
+        if entry not in of_entry:
+            rest[position] = int(by_rank[rank])
+    if k:
+        rest |= {p: int(head_ids[p, 0]) for p in np.flatnonzero(~alone).tolist()}
+        for (position, slot), count in counts_of_head(of_head, in_head, head_logprobs, draws):
+            if count:
+                out[position][int(head_ids[position, slot])] = count
+    for position, of_id in rest.items():
+        out[position][of_id] = draws - sum(c for v, c in out[position].items() if v != of_id)
+    return [{v: c for v, c in sorted(of.items()) if c} for of in out]
+
+
+def counts_of_head(parts, in_head, logprobs, draws):
+    """((position, slot), count) of all ids in the head but each position's first."""
+    doubtful, missed, beyond, symbols, raw = parts
+    at = [(p, slot) for p, slot in np.argwhere(in_head).tolist() if slot]
+    exact = 32 * draws * np.exp([float(logprobs[place]) for place in at])
+    q = np.floor(exact).astype(np.int64)
+    for d in np.frombuffer(doubtful, "<u4").tolist():
+        if q[d // 2] % 2 != d % 2:
+            q[d // 2] += -1 if exact[d // 2] - q[d // 2] < 0.5 else 1
+    f = q % 32
+    order = np.argsort(np.minimum(f, 31 - f) + 16 * (q >= 32), kind="stable")
+    nearest = q // 32 + (f >= 16)
+    other = nearest + np.where(f < 16, 1, -1)
+    missed = order[bitmap(stream(missed, (len(at) + 7) // 8).tobytes(), len(at))]
+    beyond = missed[bitmap(stream(beyond, (len(missed) + 7) // 8).tobytes(), len(missed))]
+    count = nearest.copy()
+    count[missed] = other[missed]
+    count[beyond] = nearest[beyond] + unfold(numbers(stream(symbols, len(beyond)), raw))
+    return zip(at, count.tolist(), strict=True)
+
+
+def sketch(codec, payload, n, signal, deviations, key):
+    r, step = signal["rank"], signal["step"]
+    if codec == 1:
+        return byte_planes(payload, r, n)
+    delta = max(step * deviations[min(r, 128) - 1], 2.0**-16 * deviations.max()) or 1.0
+    s = deviations / delta
+    digits = np.select([s < 0.12, s < 0.4, s < 1.1], [8, 4, 2], 1)
+    low = np.maximum(np.frexp(s)[1] - 1, 0)
+    wide = np.flatnonzero(digits == 1)
+    wide = wide[np.argsort(s[wide] / 2.0 ** low[wide], kind="stable")]
+    parts = iter(sections(payload))
+    raw, excess_bits, excess = (next(parts) for _ in range(3))
+
+    def plane(rows):
+        if not rows:
+            return np.zeros((0, n), np.uint8)
+        cut = runs(rows, max(1, min(8, rows * n // 8192)))
+        return np.concatenate([stream(next(parts), height, n) for height in cut])
+
+    levels = np.zeros((r, n), np.int64)
+    of_wide = low[wide][:, None]
+    values = numbers(plane(len(wide)), raw, of_wide)
+    levels[wide] = (unfold(values >> of_wide) << of_wide) + values % (1 << of_wide)
+    narrow = []
+    for per in (2, 4, 8):
+        columns = np.flatnonzero(digits == per)
+        octets = plane(-(-len(columns) // per))
+        for i, column in enumerate(columns.tolist()):
+            levels[column] = octets[i // per] >> i % per * 8 // per & (1 << 8 // per) - 1
+            narrow.append((column, (1 << 8 // per) - 1))
+    largest = [(column, levels[column] == most) for column, most in narrow]
+    count = sum(int(here.sum()) for _, here in largest)
+    more, at = numbers(stream(excess, count), excess_bits), 0
+    for column, here in largest:
+        levels[column][here] += more[at : at + here.sum()]
+        at += here.sum()
+        levels[column] = unfold(levels[column])
+    dither = np.zeros((r, n))
+    if signal["dither"]:
+        u = hashlib.shake_256(b"decant sketch dither 1" + key).digest(r * n)
+        dither = (np.frombuffer(u, np.uint8).reshape(r, n) + 0.5) / 256 - 0.5
+    return (delta * (levels - dither)).T
 
 
 # Hidden states and attention maps
@@ -369,18 +508,20 @@ def read_cache(cache: Path):
 
 
 def read_part(cache, part, manifest):
-    place, tables = cache / part["path"], {}
+    place, tables, others = cache / part["path"], {}, {}
     for name, sha256 in part["statistics"].items():
         data = (place / "statistics" / name).read_bytes()
         assert hashlib.sha256(data).hexdigest() == sha256
         if name.startswith("logits-"):
             tables[name[7:-4]] = np.load(place / "statistics" / name)
+        if name.startswith(("counts-table-", "sketch-deviations")):
+            others[name[:-4].removeprefix("counts-table-")] = np.load(place / "statistics" / name)
     arrays = {n: signal_array(place, n, s) for n, s in part["signals"].items() if "/" in n}
     gone = {(f["source"], f.get("document")) for f in part.get("forgotten", ())}
     numbers_ = part.get("numbers", range(len(part["units"])))
     for number, unit in zip(numbers_, part["units"], strict=True):
         files = {}
-        for name in ("rows", "logits"):
+        for name in ("rows", *(n for n in part["signals"] if "/" not in n)):
             path, entry = place / name / f"unit-{number:05d}.array_record", unit["files"][name]
             data = path.read_bytes()
             assert (len(data), hashlib.sha256(data).hexdigest()) == (
@@ -407,12 +548,43 @@ def read_part(cache, part, manifest):
             out["loss_mask"] &= scored & (offset not in unit["skipped_rows"])
             for name, values in of_row.items():
                 absent = 0 if name.endswith("ids") else -np.inf
-                out[name] = np.full((len(scored), values.shape[1]), absent, values.dtype)
+                out[name] = np.full((len(scored), *values.shape[1:]), absent, values.dtype)
                 out[name][scored] = values
+            records = {n: files[n][offset] for n in ("counts", "sketch") if n in files}
+            out |= companions(records, key, scored, of_row, part["signals"], others, manifest)
             for name, array in arrays.items():
                 out[name] = array[number * part["unit_rows"] + offset]
             forget(out, origins, gone)
             yield out
+
+
+def companions(records, key, scored, targets, signals, tables, manifest):
+    """The arrays of counts and the sketch of a row, from their records."""
+    out = {}
+    for name, data in records.items():
+        own_key, n, blocks = record(data, {"counts": 3, "sketch": 4}[name])
+        assert own_key == key
+        assert n in (0, scored.sum())
+        at = np.flatnonzero(scored)[:n]
+        if name == "sketch":
+            out["sketch"] = np.zeros((len(scored), signals[name]["rank"]), np.float32)
+            out["sketch_basis"] = np.zeros((), np.int32)
+            if n:
+                deviations = tables["sketch-deviations"]
+                out["sketch"][at] = sketch(*blocks[6], n, signals[name], deviations, key)
+            continue
+        draws = signals[name]["draws"]
+        out |= {key: np.zeros((len(scored), draws), np.int32) for key in ("count_ids", "counts")}
+        if n:
+            head = (
+                targets.get("topk_ids", np.zeros((n, 0), int)),
+                targets.get("topk_logprobs", np.zeros((n, 0))),
+            )
+            drawn = counts(blocks[5][1], n, draws, *head, tables, manifest["vocabulary_size"])
+            for position, of_id in zip(at, drawn, strict=True):
+                out["count_ids"][position, : len(of_id)] = list(of_id)
+                out["counts"][position, : len(of_id)] = list(of_id.values())
+    return out
 
 
 def forget(out, origins, gone):
@@ -423,6 +595,8 @@ def forget(out, origins, gone):
             for name, array in out.items():
                 if name.startswith("attention/"):
                     array[:, here] = 0
+                elif name == "sketch_basis":
+                    continue
                 else:
                     array[here] = -np.inf if "_log" in name else 0
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from decant.pipelines.config import Attention, Hidden
+from decant.pipelines.config import Attention, Hidden, Sketch
 from decant.pipelines.upkeep.forget import forget
 from decant.schemas import open_cache
 from decant.schemas.targets.targets import BETAS, EIGHTHS
@@ -13,19 +13,23 @@ from tests.schemas import page_reader
 
 LAYERS = {
     "lossless": {
+        "counts": 20,
+        "sketch": Sketch(rank=5, step=0.0),
         "hidden": Hidden(layers=(1,), dtype="bfloat16"),
         "attention": Attention(layers=(0,), dtype="bfloat16"),
     },
-    "fast": {},
+    "fast": {"counts": 40, "sketch": Sketch(rank="full")},
     "compact": {
+        "counts": 300,
+        "sketch": Sketch(rank=20, step=1.0),
         "hidden": Hidden(layers=(2,), dtype="int8", width=24),
         "attention": Attention(layers=(1,), dtype="uint8-log", heads="mean"),
     },
 }
 CODECS = {
-    "lossless": {(1, 1), (2, 3), (3, 1)},
-    "fast": {(1, 2), (2, 2), (3, 2)},
-    "compact": {(1, 3), (2, 2), (3, 2)},
+    "lossless": {(1, 1), (2, 3), (3, 1), (4, 1)},
+    "fast": {(1, 2), (2, 2), (3, 2), (4, 2)},
+    "compact": {(1, 3), (2, 2), (3, 2), (4, 2)},
 }
 
 
@@ -45,6 +49,7 @@ def cache(request, tmp_path_factory):
 
 def require_equal(cache):
     ours = cache.read(np.arange(len(cache)), list(cache.manifest.signals))
+    assert {"count_ids", "sketch", "label_logprobs"} <= ours.keys()
     theirs = page_reader.read_cache(cache.path)
     assert theirs.keys() == ours.keys()
     for name, expected in ours.items():
@@ -65,6 +70,21 @@ def test_a_reader_written_from_the_page_reads_what_open_cache_reads(cache):
 def test_it_blanks_forgotten_documents_as_the_page_says(cache):
     forget(cache.path, source="document-001.txt")
     require_equal(open_cache(cache.path))
+
+
+@pytest.mark.parametrize("name", ["counts-1", "counts-1-head"])
+def test_it_decodes_the_golden_records_of_counts(name):
+    with np.load(GOLDEN / "fields" / f"{name}.npz") as file:
+        arrays = dict(file)
+    tables = {n.removeprefix("table_"): a for n, a in arrays.items() if n.startswith("table_")}
+    expected = [
+        dict(zip(ids[counts > 0].tolist(), counts[counts > 0].tolist(), strict=True))
+        for ids, counts in zip(arrays["ids"], arrays["counts"], strict=True)
+    ]
+    head = arrays["head_ids"], arrays["head_logprobs"]
+    draws = int(arrays["counts"][0].sum())
+    got = page_reader.counts(arrays["payload"].tobytes(), len(expected), draws, *head, tables, 1000)
+    assert got == expected
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (GOLDEN / "codecs").glob("*.npz")))

@@ -1,4 +1,4 @@
-"""Write a golden payload for each codec of labels and sketches that has none yet.
+"""Write a golden payload for each codec of labels, counts and sketches that has none yet.
 
     python -m tests.golden.fields.make
 
@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from decant.schemas.codecs import labels_field, sketch_field
+from decant.schemas.codecs import counts_field, labels_field, sketch_field
 from decant.schemas.codecs.block import Tables
+from decant.schemas.targets.counts import count_draws
+from decant.schemas.targets.targets import BETAS, Targets
 
 HERE = Path(__file__).parent
 KEY = bytes(range(16))
@@ -27,7 +29,41 @@ def sketch() -> tuple[np.ndarray, np.ndarray]:
     return values.astype(np.float32), deviations
 
 
+def make_counts(k: int) -> None:
+    """A golden record of 60 draws a position, with a head of k ids whose values are rounded."""
+    rng = np.random.default_rng(6)
+    logits = rng.normal(size=(400, 1000)) * 1.5 - np.log1p(np.arange(1000))
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    p[:4] = np.eye(1000)[:4]  # positions with one id
+    edges, points = np.cumsum(p, axis=1), (np.arange(60) + rng.random((400, 1))) / 60
+    drawn = (edges[:, None, :] < points[:, :, None]).sum(2).clip(0, 999)
+    ids = np.argsort(-p, axis=1)[:, :k].astype(np.int32)
+    with np.errstate(divide="ignore"):
+        logprobs = np.log(np.take_along_axis(p, ids, 1))
+    logprobs = np.rint(logprobs * 8) / 8
+    logprobs[10:20, 2:] = logprobs[20:24] = -np.inf  # heads of few ids, and of none
+    counts = count_draws(drawn.astype(np.int32))
+    head = Targets(ids, logprobs.astype(np.float32), np.zeros((400, len(BETAS)), np.float32))
+    tables = counts_field.fit(counts[200:], head=head[200:], vocabulary=1000)
+    counts, head = counts[:200], head[:200]
+    block = counts_field.encode(counts, head=head, tables=tables, vocabulary=1000)
+    path = HERE / f"counts-{block.codec}{'-head' if k else ''}.npz"
+    arrays = {f"table_{name}": array for name, array in tables.arrays().items()}
+    if not path.exists():
+        np.savez_compressed(
+            path,
+            payload=np.frombuffer(block.payload, np.uint8),
+            ids=counts.ids,
+            counts=counts.counts,
+            head_ids=head.ids,
+            head_logprobs=head.logprobs,
+            **arrays,
+        )
+
+
 def main():
+    make_counts(0)
+    make_counts(6)
     labels = -np.random.default_rng(5).exponential(3, size=POSITIONS).astype(np.float32)
     labels[:3] = 0, -np.inf, -5000
     for exact in (True, False):

@@ -1,14 +1,16 @@
-"""Labels and sketches that released versions wrote still decode to the same numbers."""
+"""Labels, counts and sketches that released versions wrote still decode to the same numbers."""
 
 import numpy as np
 import pytest
 
-from decant.schemas.codecs import labels_field, sketch_field
-from decant.schemas.codecs.block import LABELS, SKETCH, Block, Tables
+from decant.schemas.codecs import counts_field, labels_field, sketch_field
+from decant.schemas.codecs.block import COUNTS, LABELS, SKETCH, Block, Tables
+from decant.schemas.targets.targets import BETAS, Targets
 from tests.golden.fields.make import KEY, POSITIONS, RANK, SKETCHES, sketch
 from tests.paths import GOLDEN
 
 FIELDS = GOLDEN / "fields"
+COUNTED = ["counts-1", "counts-1-head"]
 
 
 def golden(name: str) -> tuple[bytes, np.ndarray]:
@@ -41,5 +43,26 @@ def test_sketches_decode_as_when_they_were_written(name):
     np.testing.assert_array_equal(stored, expected)
 
 
+@pytest.mark.parametrize("name", COUNTED)
+def test_counts_decode_as_when_they_were_written(name):
+    with np.load(FIELDS / f"{name}.npz") as file:
+        arrays = dict(file)
+    tables = {n.removeprefix("table_"): a for n, a in arrays.items() if n.startswith("table_")}
+    n, logprobs = len(arrays["ids"]), arrays["head_logprobs"]
+    stored = counts_field.decode(
+        [Block(COUNTS, int(name.split("-")[1]), arrays["payload"].tobytes())],
+        positions=[n],
+        draws=60,
+        head=Targets(arrays["head_ids"], logprobs, np.zeros((n, len(BETAS)), np.float32)),
+        tables=Tables(tables),
+        vocabulary=1000,
+    )
+    width = stored.ids.shape[1]
+    np.testing.assert_array_equal(stored.ids, arrays["ids"][:, :width])
+    np.testing.assert_array_equal(stored.counts, arrays["counts"][:, :width])
+    assert (stored.counts.sum(1) == 60).all()
+
+
 def test_there_is_a_golden_payload_of_every_codec():
-    assert sorted(path.stem for path in FIELDS.glob("*.npz")) == ["labels-1", "labels-2", *SKETCHES]
+    expected = [*COUNTED, "labels-1", "labels-2", *SKETCHES]
+    assert sorted(path.stem for path in FIELDS.glob("*.npz")) == expected
