@@ -24,7 +24,7 @@ from decant.torch.packing import packed_inputs, require_separate_segments
 from decant.torch.rows import Rows
 from decant.torch.settings import Divergence, Settings, Tail
 from decant.torch.sketches import sketch_tables
-from decant.torch.tail_choice import choose_tail, held_by_cache
+from decant.torch.tail_choice import choose_tail, held_by_cache, weakness
 from decant.torch.targets import require_targets
 
 
@@ -82,6 +82,8 @@ class DistillationTrainer(Trainer):
         cache = _cache_of(train_dataset)
         if tail is None:
             tail = _chosen(cache, temperature=temperature, divergence=divergence)
+        if weak := weakness(tail, temperature):
+            _LOG.warning(weak)
         self.distillation = Settings(temperature, alpha, tail, divergence, mix, chunk_tokens)
         rows = _rows(train_dataset, cache, split="train", tails=(tail,))
         require_targets(rows[[0]], self.distillation)

@@ -7,7 +7,7 @@ equal those of `decant train` (tests/reference/test_torch_losses.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from decant.schemas.targets.sketch import SketchHead
 from decant.torch.chunks import Call, Chunks
 from decant.torch.divergences import Parts
 from decant.torch.settings import Divergence, Settings, Tail
-from decant.torch.sketches import SketchTables
+from decant.torch.sketches import SketchTables, sketch_tables
 from decant.torch.tail_choice import choose_tail, held_by_batch
 from decant.torch.tail_prior import Prior
 from decant.torch.targets import counted_positions, require_targets, targets_of
+
+Sketch = SketchTables | Sequence[SketchHead] | None
 
 
 def loss(
@@ -35,7 +38,7 @@ def loss(
     divergence: Divergence = "forward_kl",
     mix: float = 0.5,
     prior: Tensor | np.ndarray | None = None,
-    sketch: SketchTables | None = None,
+    sketch: Sketch = None,
     vocabulary: int | None = None,
     softcap: float | None = None,
     count: Tensor | float | None = None,
@@ -68,7 +71,8 @@ def loss(
         divergence: D. `forward_kl`, `reverse_kl`, `jsd`, or `tv`, whose factor is T and not T².
         mix: for `jsd`: mix·KL(p‖m) + (1−mix)·KL(q‖m) with m = mix·p + (1−mix)·q.
         prior: for tail = "prior": `cache.tail_prior()`.
-        sketch: for tail = "sketch": `sketch_tables(cache.sketch_heads(), device=…)`.
+        sketch: for tail = "sketch": `cache.sketch_heads()`; or `sketch_tables` of them, which are
+            moved to the device once and not at every call.
         vocabulary: token ids of the cache's tokenizer. None: `batch.vocabulary`, or all of the
             student's if the batch has been copied into a plain dict. The student's other columns
             are left out: a checkpoint may pad its vocabulary.
@@ -114,7 +118,7 @@ def loss_on_logits(
     divergence: Divergence = "forward_kl",
     mix: float = 0.5,
     prior: Tensor | np.ndarray | None = None,
-    sketch: SketchTables | None = None,
+    sketch: Sketch = None,
     vocabulary: int | None = None,
     count: Tensor | float | None = None,
     chunk_tokens: int | None = None,
@@ -146,7 +150,7 @@ def loss_sum(
     *,
     settings: Settings,
     prior: Tensor | np.ndarray | None = None,
-    sketch: SketchTables | None = None,
+    sketch: Sketch = None,
     vocabulary: int | None = None,
     softcap: float | None = None,
 ) -> tuple[Float[Tensor, ""], Parts]:
@@ -161,7 +165,7 @@ def loss_sum(
     if settings.tail == "sketch" and sketch is None:
         raise ValueError(
             f'tail = "sketch" (the choice for this batch at T = {settings.temperature:.4g}, if '
-            "none is given) needs sketch=decant.torch.sketch_tables(cache.sketch_heads())"
+            "none is given) needs sketch=cache.sketch_heads()"
         )
     device = states.device
     counted = counted_positions(batch, device)
@@ -176,7 +180,10 @@ def loss_sum(
     at_temperature = None
     if settings.tail == "prior" and prior is not None:
         at_temperature = Prior.at(prior[:, :ids], beta=settings.beta, device=device)
-    tables = sketch if settings.tail == "sketch" else None
+    tables = None
+    if settings.tail == "sketch" and sketch is not None:
+        tables = sketch if isinstance(sketch, SketchTables) else sketch_tables(sketch)
+        tables = tables.to(device)
     kind = device.type
     if unembedding is not None and torch.is_autocast_enabled(kind):
         states = states.to(torch.get_autocast_dtype(kind))

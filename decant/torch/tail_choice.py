@@ -39,6 +39,21 @@ def choose_tail(
     return "prior" if prior else "bucket"
 
 
+def weakness(tail: Tail, temperature: float) -> str | None:
+    """What to say about a tail that teaches little at this T, if it does."""
+    if temperature < _WEAK.get(tail, float("inf")):
+        return None
+    return (
+        f"tail = {tail}: at T = {temperature:.4g} a student learns little from it "
+        "(docs/benchmarks.md). Better is tail = sketch; to add sketches to the cache, run "
+        "`decant precompute` again with --signals.logits.sketch.rank 32"
+    )
+
+
+_WEAK: dict[Tail, float] = {"renormalize": 2, "bucket": 2, "prior": 2, "sampled": 4}
+"""T from which a student learns little from a tail."""
+
+
 def held_by_batch(batch: Mapping[str, Tensor]) -> set[Tail]:
     """The tails that a batch has arrays for."""
     return {tail for name, tail in ARRAYS.items() if name in batch}

@@ -218,7 +218,7 @@ def test_an_unset_tail_is_chosen_from_the_batch():
     batch, settings = a_batch(), {"alpha": 0.7}
     close(ours(batch, **settings), ours(batch, tail="counts", **settings))
     settings["temperature"] = 4.0
-    close(ours(batch, **settings), ours(batch, tail="sketch", **settings))
+    close(ours(batch, **settings), ours(batch, tail="sketch", sketch=HEADS, **settings))
     for name in ("counts", "sketch"):
         del batch[name]
     close(ours(batch, **settings), ours(batch, tail="sampled", **settings))
@@ -451,7 +451,7 @@ def test_no_array_has_the_size_of_all_logits(tail):
     [
         ({"tail": "counts", "temperature": 2.0}, "say nothing about other temperatures"),
         ({"tail": "counts", "divergence": "tv"}, "works with forward_kl only"),
-        ({"tail": "sketch", "sketch": None}, "needs sketch=decant.torch.sketch_tables"),
+        ({"tail": "sketch", "sketch": None}, "needs sketch=cache.sketch_heads"),
         ({"temperature": 0.5}, "temperature is 0.5; expected 1 to 1000"),
         ({"tail": "sampled", "divergence": "jsd"}, "works with forward_kl only"),
         ({"tail": "prior", "prior": None}, "needs prior=cache.tail_prior()"),

@@ -124,6 +124,19 @@ def test_the_trainer_chooses_a_tail_reads_it_alone_and_learns(
     assert after["eval_loss"] < before["eval_loss"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [({"temperature": 4.0, "tail": "bucket"}, True), ({"temperature": 4.0}, False), ({}, False)],
+)
+def test_a_tail_that_teaches_little_at_this_temperature_is_told(
+    cache, checkpoint, tmp_path, monkeypatch, settings, warned
+):
+    lines = []
+    monkeypatch.setattr("decant.torch.hf_trainer._LOG.warning", lines.append)
+    trainer(checkpoint, cache, tmp_path, **settings)
+    assert [("at T = 4 a student learns little" in line) for line in lines] == [True] * warned
+
+
 def test_a_jsd_at_temperature_1_takes_the_sketch(cache, checkpoint, tmp_path):
     assert trainer(checkpoint, cache, tmp_path, divergence="jsd").distillation.tail == "sketch"
 
