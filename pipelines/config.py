@@ -170,6 +170,12 @@ class Logits:
                 f"signals.logits.counts is {self.counts}; choose {LEAST_DRAWS} to {MOST_DRAWS:,}, "
                 "or 0 for none"
             )
+        if self.mass is not None and self.draws:
+            raise ValueError(
+                f"signals.logits.mass is {self.mass:g}, but tail draws are made from the tail of k "
+                "ids at every position; set signals.logits.draws = 0 (counts or a sketch show the "
+                "tail), or leave mass out"
+            )
         if self.k:
             return
         if not self.counts:

@@ -200,9 +200,11 @@ class _LogitsCheck(_SignalCheck):
     def add_segment(self, output: SegmentOutput, stored: StoredRow, at: np.ndarray) -> None:
         here = stored["loss_mask"][at]
         logits, at = output.logits[here], at[here]
-        if not len(at):
+        if not len(at) or not self.signal.k:
             return
         ids, logprobs = stored["topk_ids"][at], stored["topk_logprobs"][at]
+        if self.signal.mass is not None:
+            ids = np.where(np.isfinite(logprobs), ids, -1)  # −1: the position stores fewer ids
         mass = stored["tail_logmass"][at].astype(np.float64)
         for temperature in TEMPERATURES:
             node = self.signal.betas.index(1 / temperature)
@@ -228,11 +230,14 @@ class _LogitsCheck(_SignalCheck):
         return head.sum(1) + p_tail * (p_log - np.maximum(q_tail, _NOTHING))
 
     def _add_ids(self, expected: np.ndarray, ids: np.ndarray) -> None:
-        k = ids.shape[1]
-        kth = np.partition(expected, expected.shape[1] - k, axis=1)[:, [-k]]
-        short = kth - np.take_along_axis(expected, ids, 1)  # nats below the k-th
-        repeated = k - np.array([len(np.unique(row)) for row in ids])
-        self.ids += ids.size
+        k, held = ids.shape[1], ids >= 0
+        sizes = held.sum(1)
+        top = -np.sort(-np.partition(expected, expected.shape[1] - k, axis=1)[:, -k:], axis=1)
+        kth = np.take_along_axis(top, np.maximum(sizes - 1, 0)[:, None], 1)
+        # Nats below the last id that the position should store.
+        short = np.where(held, kth - np.take_along_axis(expected, np.maximum(ids, 0), 1), 0)
+        repeated = sizes - np.array([len(np.unique(row[row >= 0])) for row in ids])
+        self.ids += int(sizes.sum())
         self.ties += int(((short > 0) & (short <= self.rounding.tie)).sum())
         self.wrong += int((short > self.rounding.tie).sum() + repeated.sum())
 
@@ -317,11 +322,16 @@ class _AttentionCheck(_SignalCheck):
 
 
 def _head_and_tail(logprobs: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities of `ids` [n, k], and the probability of all other ids [n], in float64."""
-    head = np.take_along_axis(logprobs, ids, 1).astype(np.float64)
+    """Log-probabilities of `ids` [n, k], and the probability of all other ids [n], in float64.
+
+    −1 stands for no id; its log-probability is −inf.
+    """
+    held = ids >= 0
+    head = np.where(held, np.take_along_axis(logprobs, np.maximum(ids, 0), 1), -np.inf)
     rest = np.exp(logprobs)
-    np.put_along_axis(rest, ids, 0, axis=1)
-    return head, rest.sum(1, dtype=np.float64)
+    rows, _ = np.nonzero(held)
+    rest[rows, ids[held]] = 0
+    return head.astype(np.float64), rest.sum(1, dtype=np.float64)
 
 
 def _normalised(head: np.ndarray, tail: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from decant.schemas.codecs.distributions import require_bounds, require_total, t
 from decant.schemas.codecs.levels import STEPS, quantiser, quantiser_of
 from decant.schemas.codecs.normalise import normalise
 from decant.schemas.targets.draws import Draws
+from decant.schemas.targets.sizes import shortened, sizes_for
 from decant.schemas.targets.targets import BETAS, EIGHTHS, Targets
 
 __all__ = [
@@ -51,14 +52,24 @@ _CODEC_OF = {"fast": FAST, "compact": COMPACT}
 _QUANTISED = {FAST: fast, COMPACT: compact}
 
 
-def fit(profile: Profile, sample: Targets, *, vocabulary: int) -> Tables:
-    """The tables of a profile, computed from the calibration sample. Deterministic."""
+def fit(profile: Profile, sample: Targets, *, vocabulary: int, mass: float | None = None) -> Tables:
+    """The tables of a profile, computed from the calibration sample. Deterministic.
+
+    The sample has k ids at every position, also if with `mass` only as many will be stored.
+    """
     if profile == "lossless" or not sample.k:
         return Tables({})
     levels = quantiser(*STEPS).levels(sample.logprobs)
-    shape = {"vocabulary": vocabulary, "k": sample.k}
     arrays = {"steps": np.array(STEPS)}
-    arrays |= tail_field.fit(sample.tail_logmass, last=levels.max(1), **shape)
+    sizes = np.full(len(sample), sample.k)
+    if mass is not None:
+        sizes = sizes_for(sample.logprobs, mass=mass)
+    arrays |= tail_field.fit(
+        shortened(sample, sizes).tail_logmass if mass is not None else sample.tail_logmass,
+        last=np.take_along_axis(levels, sizes[:, None] - 1, 1)[:, 0],
+        sizes=sizes,
+        vocabulary=vocabulary,
+    )
     arrays |= fast.fit(sample.ids, vocabulary=vocabulary)
     if sample.draws:
         arrays |= draws_field.fit(sample.draws, order=arrays["order"], vocabulary=vocabulary)

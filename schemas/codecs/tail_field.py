@@ -67,14 +67,18 @@ def decode_exact(
 
 
 def fit(
-    values: Float[np.ndarray, "n 7"], *, last: Integer[np.ndarray, " n"], vocabulary: int, k: int
+    values: Float[np.ndarray, "n 7"],
+    *,
+    last: Integer[np.ndarray, " n"],
+    sizes: Integer[np.ndarray, " n"],
+    vocabulary: int,
 ) -> dict[str, np.ndarray]:
     """The table `tail`: prediction coefficients by least squares, int32 [nodes, 3 + nodes].
 
-    `last` is the level of each position's last stored log-probability.
+    `last` is the level of each position's last stored log-probability, `sizes` its number of ids.
     """
     finite = np.isfinite(values).all(1)
-    predictors = _predictors(last[finite], vocabulary=vocabulary, k=k)
+    predictors = _predictors(last[finite], vocabulary=vocabulary, k=sizes[finite])
     predictors[_GIVEN:] = _quantise(values[finite])
     coefficients = np.zeros((_NODES, _GIVEN + _NODES), np.int32)
     for node in range(_GIVEN, _GIVEN + _NODES):
@@ -157,12 +161,12 @@ def _with_count(nodes: Float[np.ndarray, "nodes n"], *, vocabulary: int, k: int)
 
 
 def _predictors(
-    last: Integer[np.ndarray, " n"], *, vocabulary: int, k: int
+    last: Integer[np.ndarray, " n"], *, vocabulary: int, k: int | Integer[np.ndarray, " n"]
 ) -> Float[np.ndarray, "9 n"]:
     """The predictors as integers in float64, with room for the six nodes."""
     predictors = np.zeros((_GIVEN + _NODES, len(last)))
     predictors[0] = PER_NAT
-    predictors[1] = np.rint(PER_NAT * np.log(max(vocabulary - k, 1)))
+    predictors[1] = np.rint(PER_NAT * np.log(np.maximum(vocabulary - k, 1)))
     predictors[2] = last
     return predictors
 

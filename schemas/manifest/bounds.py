@@ -132,6 +132,8 @@ def _require_logits(signal: LogitsSignal, *, vocabulary: int) -> None:
     require_one_of("labels of logits", signal.labels, (False, True))
     if signal.mass is not None and not (type(signal.mass) is float and 0 < signal.mass <= 1):
         _refuse("mass of logits", signal.mass, "a share")
+    if signal.mass is not None and (signal.draws or not signal.k):
+        _refuse("mass of logits", signal.mass, "none, with tail draws or without ids")
 
 
 def _require_sketch(signal: SketchSignal) -> None:

@@ -1,20 +1,26 @@
-"""A logits record: bitmap of scored positions, ids per position (k), and the encoded fields."""
+"""A logits record: bitmap of scored positions, ids per position, and the encoded fields.
+
+If positions store different numbers of ids, the fields of each size follow one another, smallest
+size first; labels are one field of all positions.
+"""
 
 import struct
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from decant.schemas import codecs
-from decant.schemas.codecs import Profile, Tables
+from decant.schemas.codecs import Profile, Tables, sizes_field
 from decant.schemas.disk.frames import Block, Frame, Kind, unpack
 from decant.schemas.signals import TargetSpec
+from decant.schemas.targets.sizes import shortened, sizes_for
 from decant.schemas.targets.targets import Targets
 
 _SCORED, _COUNTS = 16, 17  # field ids below 16 belong to codecs
-_BITMAP, _UNIFORM = 0, 1
+_BITMAP = 0
+_UNIFORM, _SIZES = 1, 2  # codecs of `_COUNTS`
 _ENTRIES_AT_ONCE = 1 << 17
 
 
@@ -26,18 +32,41 @@ def encode_logits(
     profile: Profile,
     tables: Tables,
     vocabulary: int,
+    mass: float | None = None,
 ) -> bytes:
     """The record of one row. `scored` is bool [S]; `targets` has one entry per True in it.
 
-    ValueError as `codecs.encode`.
+    With `mass` a position stores as few of its ids as hold this share of its probability; targets
+    that were read so keep the ids that they have. ValueError as `codecs.encode`.
     """
     assert len(targets) == scored.sum(), "one target for each scored position"
-    blocks = (
-        Block(_SCORED, _BITMAP, np.packbits(scored).tobytes()),
-        Block(_COUNTS, _UNIFORM, struct.pack("<I", targets.k)),
-        *codecs.encode(profile, targets, tables=tables, vocabulary=vocabulary),
-    )
-    return Frame(Kind.LOGITS, row_key, len(scored), blocks).pack()
+    if mass is not None and targets.sizes is None:
+        targets = shortened(targets, sizes_for(targets.logprobs, mass=mass))
+    shared = {"tables": tables, "vocabulary": vocabulary}
+    blocks = [Block(_SCORED, _BITMAP, np.packbits(scored).tobytes())]
+    if targets.sizes is None or not len(targets):
+        blocks.append(Block(_COUNTS, _UNIFORM, struct.pack("<I", targets.k)))
+        blocks += codecs.encode(profile, targets, **shared)
+    else:
+        blocks.append(Block(_COUNTS, _SIZES, sizes_field.encode(targets.sizes)))
+        for piece in _pieces(targets):
+            blocks += codecs.encode(profile, piece, **shared)
+    return Frame(Kind.LOGITS, row_key, len(scored), tuple(blocks)).pack()
+
+
+def _pieces(targets: Targets) -> Iterator[Targets]:
+    """Targets of positions of one size each, without labels; then the labels without ids."""
+    assert targets.sizes is not None
+    for size in np.unique(targets.sizes).tolist():
+        alike = targets[targets.sizes == size]
+        yield Targets(
+            np.ascontiguousarray(alike.ids[:, :size]),
+            np.ascontiguousarray(alike.logprobs[:, :size]),
+            alike.tail_logmass,
+        )
+    nothing = np.zeros((len(targets), 0), np.float32)
+    labels = targets.label_logprobs
+    yield Targets(nothing.astype(np.int32), nothing, nothing, label_logprobs=labels)
 
 
 def field_bytes(data: bytes, *, where: str) -> dict[str, int]:
@@ -49,7 +78,10 @@ def field_bytes(data: bytes, *, where: str) -> dict[str, int]:
         codecs.DRAWS: "draws",
         codecs.LABELS: "labels",
     }
-    sizes = {names[b.field]: len(b.payload) for b in frame.blocks if b.field in names}
+    sizes: Counter[str] = Counter()
+    for block in frame.blocks:
+        if block.field in names:
+            sizes[names[block.field]] += len(block.payload)
     return {**sizes, "framing": len(data) - sum(sizes.values())}
 
 
@@ -62,7 +94,10 @@ class LogitsRecord:
     scored: np.ndarray
     """bool [S]"""
     k: int
+    """Most ids of a position."""
     fields: tuple[Block, ...]
+    sizes: np.ndarray | None = None
+    """Ids of each scored position, if they may differ."""
 
     @property
     def positions(self) -> int:
@@ -84,10 +119,12 @@ def open_logits(data: bytes, *, where: str, length: int, spec: TargetSpec) -> Lo
     if len(bitmap) != (frame.positions + 7) // 8:
         raise ValueError(f"{where}: bitmap of {len(bitmap)} bytes for {frame.positions} positions")
     scored = np.unpackbits(bitmap, count=frame.positions).view(bool)
-    counts = frame.block(_COUNTS, where=where)
-    if counts.codec != _UNIFORM or len(counts.payload) != 4:
-        raise ValueError(f"{where}: counts use codec {counts.codec}, which this release lacks")
-    (k,) = struct.unpack("<I", counts.payload)
+    k, sizes = _sizes(frame.block(_COUNTS, where=where), scored, where=where)
+    if scored.any() and (sizes is None) != (spec.mass is None):
+        raise ValueError(
+            f"{where}: its positions store {'equal' if sizes is None else 'different'} numbers of "
+            f"ids, but the manifest says {'equal' if spec.mass is None else 'different'} ones"
+        )
     fields = tuple(block for block in frame.blocks if block.field < _SCORED)
     draws = codecs.count_draws(fields)
     if not min(1, spec.k) <= k <= spec.k or draws > spec.draws:
@@ -101,7 +138,20 @@ def open_logits(data: bytes, *, where: str, length: int, spec: TargetSpec) -> Lo
             f"{where}: {'holds' if labels else 'lacks'} log-probabilities of labels, which the "
             f"manifest says it {'lacks' if labels else 'holds'}"
         )
-    return LogitsRecord(where, frame.row_key, scored, k, fields)
+    return LogitsRecord(where, frame.row_key, scored, k, fields, sizes)
+
+
+def _sizes(block: Block, scored: np.ndarray, *, where: str) -> tuple[int, np.ndarray | None]:
+    """The most ids of a position, and the number of each if they may differ."""
+    if block.codec == _UNIFORM and len(block.payload) == 4:
+        return struct.unpack("<I", block.payload)[0], None
+    if block.codec != _SIZES:
+        raise ValueError(f"{where}: counts use codec {block.codec}, which this release lacks")
+    try:
+        sizes = sizes_field.decode(block.payload, positions=int(np.count_nonzero(scored)))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    return int(sizes.max(initial=0)), sizes
 
 
 def group_for_decoding(records: Sequence[LogitsRecord]) -> Iterator[list[int]]:
@@ -113,9 +163,13 @@ def group_for_decoding(records: Sequence[LogitsRecord]) -> Iterator[list[int]]:
     by_key = defaultdict(list)
     for number, record in enumerate(records):
         if record.positions:
-            by_key[record.k, codecs.group_key(record.fields)].append(number)
-    for (k, _), numbers in by_key.items():
-        at_once = max(1, _ENTRIES_AT_ONCE // (max(k, 1) * len(records[0].scored)))
+            if record.sizes is None:
+                by_key[record.k, codecs.group_key(record.fields)].append(number)
+            else:  # grouped size by size in `_decode_sizes`
+                by_key[None, len(record.fields) % 2].append(number)
+    for numbers in by_key.values():
+        k = max(1, *(records[number].k for number in numbers))
+        at_once = max(1, _ENTRIES_AT_ONCE // (k * len(records[0].scored)))
         for first in range(0, len(numbers), at_once):
             yield numbers[first : first + at_once]
 
@@ -127,6 +181,8 @@ def decode_logits(records: Sequence[LogitsRecord], *, tables: Tables, vocabulary
     whose targets are no distributions.
     """
     try:
+        if records[0].sizes is not None:
+            return _decode_sizes(records, tables=tables, vocabulary=vocabulary)
         return codecs.decode(
             [record.fields for record in records],
             positions=[record.positions for record in records],
@@ -140,3 +196,53 @@ def decode_logits(records: Sequence[LogitsRecord], *, tables: Tables, vocabulary
         for record in records:  # decoded alone, the faulty record fails and is named
             decode_logits([record], tables=tables, vocabulary=vocabulary)
         raise
+
+
+def _decode_sizes(records: Sequence[LogitsRecord], *, tables: Tables, vocabulary: int) -> Targets:
+    """`decode_logits` of records whose positions store different numbers of ids."""
+    shared = {"tables": tables, "vocabulary": vocabulary}
+    positions = [record.positions for record in records]
+    sizes = np.concatenate([record.sizes for record in records if record.sizes is not None])
+    labels = None
+    if len(records[0].fields) % 2:
+        blocks = [[record.fields[-1]] for record in records]
+        labels = codecs.decode(blocks, positions=positions, k=0, **shared).label_logprobs
+    pieces = defaultdict(list)
+    for record, start in zip(records, np.cumsum([0, *positions[:-1]]).tolist(), strict=True):
+        for size, places, blocks in _pieces_of(record):
+            pieces[size, codecs.group_key(blocks)].append((places + start, blocks))
+    out: Targets | None = None
+    for (size, _), some in pieces.items():
+        places, blocks = zip(*some, strict=True)
+        part = codecs.decode(blocks, positions=[len(at) for at in places], k=size, **shared)
+        if out is None:
+            nodes = part.tail_logmass.shape[1]
+            out = _room(sizes, labels, k=max(record.k for record in records), nodes=nodes)
+        at = np.concatenate(places)
+        out.ids[at, :size], out.logprobs[at, :size] = part.ids, part.logprobs
+        out.tail_logmass[at] = part.tail_logmass
+    assert out is not None, "group_for_decoding leaves out records without targets"
+    return out
+
+
+def _pieces_of(record: LogitsRecord) -> Iterator[tuple[int, np.ndarray, tuple[Block, ...]]]:
+    """(size, which scored positions, blocks) of each size. ValueError for blocks of other sizes."""
+    assert record.sizes is not None
+    present = np.unique(record.sizes).tolist()
+    if len(record.fields) // 2 != len(present):
+        raise ValueError(f"{len(record.fields)} fields of heads of {len(present)} sizes")
+    for number, size in enumerate(present):
+        blocks = record.fields[2 * number : 2 * number + 2]
+        yield size, np.flatnonzero(record.sizes == size), blocks
+
+
+def _room(sizes: np.ndarray, labels: np.ndarray | None, *, k: int, nodes: int) -> Targets:
+    """Targets without ids, to be filled."""
+    n = len(sizes)
+    return Targets(
+        ids=np.zeros((n, k), np.int32),
+        logprobs=np.full((n, k), -np.inf, np.float32),
+        tail_logmass=np.empty((n, nodes), np.float32),
+        label_logprobs=labels,
+        sizes=sizes,
+    )

@@ -33,6 +33,8 @@ class Targets:
     `BETAS` (7) or `EIGHTHS` (9); −inf for an empty tail. [n, 0] if k = 0.
     `draws`: the tail draws, None if none are stored.
     `label_logprobs` float32 [n]: of the text's next token, in nats; None if not stored.
+    `sizes` [n]: ids of each position, if they differ; the entries after them are id 0 with −inf,
+    and a position's tail is what is outside its own ids. None: all have k.
     """
 
     ids: np.ndarray
@@ -40,6 +42,7 @@ class Targets:
     tail_logmass: np.ndarray
     draws: Draws | None = None
     label_logprobs: np.ndarray | None = None
+    sizes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -51,6 +54,7 @@ class Targets:
             self.tail_logmass[positions],
             self.draws[positions] if self.draws else None,
             None if self.label_logprobs is None else self.label_logprobs[positions],
+            None if self.sizes is None else self.sizes[positions],
         )
 
     @property
@@ -86,6 +90,7 @@ def join_targets(parts: Sequence[Targets]) -> Targets:
         label_logprobs=None
         if any(part.label_logprobs is None for part in parts)
         else all_of(parts, "label_logprobs"),
+        sizes=None if any(part.sizes is None for part in parts) else all_of(parts, "sizes"),
     )
 
 
