@@ -151,8 +151,12 @@ def _save_logits_statistics(
     job: CalibrateJob, targets: list[Targets], prior: PriorSums | None
 ) -> tuple[Tables, dict[str, str]]:
     """Write the codec's tables and the tail prior; the tables, and the sha256 of each file."""
+    logits = job.signals.logits
     tables = codecs.fit(
-        job.signals.logits.profile, join_targets(targets), vocabulary=job.vocabulary_size
+        logits.profile,
+        join_targets(targets),
+        vocabulary=job.vocabulary_size,
+        mass=logits.mass,
     )
     arrays = table_arrays(tables)
     if prior and (result := prior.result()):

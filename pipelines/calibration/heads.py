@@ -31,6 +31,7 @@ class LogitsRecords:
             profile=self.signal.profile,
             tables=self.tables,
             vocabulary=self.vocabulary,
+            mass=self.signal.mass,
         )
 
     def decode(self, record: bytes, *, length: int, where: str = "a new record") -> Targets:

@@ -212,7 +212,7 @@ class _LogitsCheck(_SignalCheck):
             self._add(f"KL at T = {temperature}, nats", values, self.kl)
         for node, beta in enumerate(self.signal.betas):
             _, expected = _head_and_tail(log_softmax(logits, beta=beta), ids)
-            _, tail = _normalised(beta * logprobs.astype(np.float64), mass[:, node])
+            _, tail = _normalised(_times(beta, logprobs), mass[:, node])
             self._add("tail's mass at any node", np.abs(np.exp(tail) - expected), self.tail)
         total = np.exp(logprobs.astype(np.float64)).sum(1) + np.exp(mass[:, -1])
         self._add("head and tail, off from 1", np.abs(total - 1), MASS)
@@ -224,7 +224,7 @@ class _LogitsCheck(_SignalCheck):
     def _kl(self, logits, ids, logprobs, mass, *, beta: float) -> np.ndarray:
         """KL(teacher ‖ stored) at T = 1/β, nats [n]; the ids outside `ids` count as one."""
         p_head, p_tail = _head_and_tail(log_softmax(logits, beta=beta), ids)
-        q_head, q_tail = _normalised(beta * logprobs.astype(np.float64), mass)
+        q_head, q_tail = _normalised(_times(beta, logprobs), mass)
         head = np.exp(p_head) * (np.maximum(p_head, _NOTHING) - np.maximum(q_head, _NOTHING))
         p_log = np.log(np.maximum(p_tail, np.exp(_NOTHING)))
         return head.sum(1) + p_tail * (p_log - np.maximum(q_tail, _NOTHING))
@@ -332,6 +332,12 @@ def _head_and_tail(logprobs: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, n
     rows, _ = np.nonzero(held)
     rest[rows, ids[held]] = 0
     return head.astype(np.float64), rest.sum(1, dtype=np.float64)
+
+
+def _times(beta: float, logprobs: np.ndarray) -> np.ndarray:
+    """β·log p in float64; log 0 stays −inf at β = 0, where an empty slot must not count."""
+    some = logprobs > -np.inf
+    return np.where(some, beta * np.where(some, logprobs, 0).astype(np.float64), -np.inf)
 
 
 def _normalised(head: np.ndarray, tail: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -94,7 +94,7 @@ class LogitsRecord:
     scored: np.ndarray
     """bool [S]"""
     k: int
-    """Most ids of a position."""
+    """Ids of a position, at most if `sizes` are given."""
     fields: tuple[Block, ...]
     sizes: np.ndarray | None = None
     """Ids of each scored position, if they may differ."""
@@ -138,6 +138,8 @@ def open_logits(data: bytes, *, where: str, length: int, spec: TargetSpec) -> Lo
             f"{where}: {'holds' if labels else 'lacks'} log-probabilities of labels, which the "
             f"manifest says it {'lacks' if labels else 'holds'}"
         )
+    # Of adaptive heads all records decode to arrays of one width.
+    k = k if sizes is None else spec.k
     return LogitsRecord(where, frame.row_key, scored, k, fields, sizes)
 
 
@@ -217,7 +219,7 @@ def _decode_sizes(records: Sequence[LogitsRecord], *, tables: Tables, vocabulary
         part = codecs.decode(blocks, positions=[len(at) for at in places], k=size, **shared)
         if out is None:
             nodes = part.tail_logmass.shape[1]
-            out = _room(sizes, labels, k=max(record.k for record in records), nodes=nodes)
+            out = _room(sizes, labels, k=records[0].k, nodes=nodes)
         at = np.concatenate(places)
         out.ids[at, :size], out.logprobs[at, :size] = part.ids, part.logprobs
         out.tail_logmass[at] = part.tail_logmass

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from decant.schemas.codecs import Profile, Tables, fit, sizes_field
+from decant.schemas.codecs import Profile, Tables, counts_field, fit, sizes_field
 from decant.schemas.disk.frames import Block, Frame, Kind, unpack
 from decant.schemas.records.logits import (
     LogitsRecord,
@@ -18,6 +18,7 @@ from decant.schemas.signals import TargetSpec
 from decant.schemas.targets.sizes import shortened, sizes_for
 from decant.schemas.targets.targets import Targets
 from tests.schemas.codecs.test_codecs import from_logits, zipf_logits
+from tests.schemas.codecs.test_counts import drawn
 
 PROFILES: tuple[Profile, ...] = ("lossless", "fast", "compact")
 VOCABULARY, LENGTH, K, MASS = 700, 300, 24, 0.8
@@ -67,9 +68,8 @@ def test_lossless_keeps_the_ids_that_hold_the_mass_bit_for_bit():
     expected = shortened(targets, sizes)
     np.testing.assert_array_equal(stored.sizes, sizes)
     np.testing.assert_array_equal(stored.label_logprobs, targets.label_logprobs)
-    width = stored.k
-    np.testing.assert_array_equal(stored.ids, expected.ids[:, :width])
-    np.testing.assert_array_equal(stored.logprobs, expected.logprobs[:, :width])
+    np.testing.assert_array_equal(stored.ids, expected.ids)
+    np.testing.assert_array_equal(stored.logprobs, expected.logprobs)
     np.testing.assert_allclose(stored.tail_logmass, expected.tail_logmass, atol=1e-6)
     # Each position has the mass that was asked for, or all k ids.
     mass = np.exp(stored.logprobs.astype(np.float64)).sum(1)
@@ -108,9 +108,7 @@ def test_records_decode_together_as_each_does_alone(profile):
         for mine, all_of in zip(
             arrays_of(decode_logits([record], **shared)), together, strict=True
         ):
-            width = mine.shape[1] if mine.ndim > 1 else None
-            part = all_of[at : at + n] if width is None else all_of[at : at + n, :width]
-            np.testing.assert_array_equal(mine, part)
+            np.testing.assert_array_equal(mine, all_of[at : at + n])
         at += n
 
 
@@ -124,7 +122,7 @@ def test_targets_that_were_read_are_written_with_the_ids_they_have(profile):
         (again,) = opened([record_of(kept, profile, tables, mass=mass)])
         stored = decode_logits([again], tables=tables, **shared)
         np.testing.assert_array_equal(stored.sizes, kept.sizes)
-        np.testing.assert_array_equal(stored.ids, kept.ids[:, : stored.k])
+        np.testing.assert_array_equal(stored.ids, kept.ids)
 
 
 def test_a_record_unlike_the_manifest_is_refused():
@@ -165,3 +163,15 @@ def test_sizes_take_less_than_a_byte_and_damage_to_them_is_an_error():
     for damaged in (b"", payload[:3], payload[:-1], b"\x03" + payload[1:], payload + b"\0"):
         with pytest.raises(ValueError, match=r"\d"):
             sizes_field.decode(damaged, positions=500)
+
+
+def test_counts_are_coded_with_the_ids_that_each_position_has():
+    logits = zipf_logits(200, VOCABULARY) * 2.5
+    counts, head = drawn(logits, draws=20, k=K)
+    head = shortened(head, sizes_for(head.logprobs, mass=MASS))
+    tables = counts_field.fit(counts, head=head, vocabulary=VOCABULARY)
+    shared = {"tables": tables, "vocabulary": VOCABULARY}
+    block = counts_field.encode(counts, head=head, **shared)
+    stored = counts_field.decode([block], positions=[200], draws=20, head=head, **shared)
+    np.testing.assert_array_equal(stored.ids, counts.ids)
+    np.testing.assert_array_equal(stored.counts, counts.counts)
