@@ -17,7 +17,14 @@ from decant.schemas import Cache
 from decant.schemas.disk.layout import LOGITS, ROWS
 from decant.schemas.disk.sizes import size_text
 from decant.schemas.manifest.manifest import SPLITS
-from decant.schemas.signals import AttentionSignal, HiddenSignal, LogitsSignal, Signal
+from decant.schemas.signals import (
+    AttentionSignal,
+    CountsSignal,
+    HiddenSignal,
+    LogitsSignal,
+    Signal,
+    SketchSignal,
+)
 
 _BAR_WIDTH = 20
 _LEAST_SHARE = 0.0005
@@ -186,8 +193,19 @@ def _table(*columns: str) -> Table:
 def describe(signal: Signal) -> str:
     """A signal's settings in a few words."""
     if isinstance(signal, LogitsSignal):
+        mass = f" at most, for {signal.mass:.1%} of the mass" if signal.mass is not None else ""
         draws = f", {signal.draws} draws" if signal.draws else ""
-        return f"{signal.profile}, k = {signal.k}{draws}"
+        labels = ", next tokens" if signal.labels else ""
+        return f"{signal.profile}, k = {signal.k}{mass}{draws}{labels}"
+    if isinstance(signal, CountsSignal):
+        return f"{signal.draws} draws of the whole distribution"
+    if isinstance(signal, SketchSignal):
+        step = f"step {signal.step:g}" if signal.step else "float32"
+        dither = ", dithered" if signal.dither else ""
+        return (
+            f"rank {signal.rank} of {signal.teacher_width}, {step}{dither}, "
+            f"{signal.variance_kept:.1%} of variance"
+        )
     if isinstance(signal, HiddenSignal):
         kept = f", {signal.variance_kept:.1%} of variance" if signal.directions else ""
         return f"{signal.dtype}, width {signal.width} of {signal.teacher_width}{kept}"

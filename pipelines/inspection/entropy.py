@@ -1,11 +1,27 @@
 """Entropy of stored next-token distributions."""
 
+from collections.abc import Mapping
+
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Integer
 
 from decant.schemas.targets.targets import tail_logmass_at
 
 _STEP = 1e-3
+
+
+def entropies_of(
+    batch: Mapping[str, np.ndarray], scored: Bool[np.ndarray, "..."] | Integer[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """Entropy in nats at the `scored` positions of rows from `Cache.read`.
+
+    Without stored tokens it is that of the counts, which is too small for flat distributions.
+    """
+    if batch["topk_ids"].shape[-1]:
+        return entropies(batch["topk_logprobs"][scored], batch["tail_logmass"][scored])
+    counts = batch["counts"][scored].astype(np.float64)
+    share = counts / counts.sum(1, keepdims=True)
+    return -np.where(share > 0, share * np.log(np.maximum(share, 1e-30)), 0).sum(1)
 
 
 def entropies(

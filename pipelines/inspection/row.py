@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from decant.models.text.tokenizer import Tokenizer
-from decant.pipelines.inspection.entropy import entropies
+from decant.pipelines.inspection.entropy import entropies_of
 from decant.schemas import Cache
 from decant.schemas.records.rows import PADDING
 
@@ -45,7 +45,7 @@ class Prediction:
     tail: float
     """Probability that the teacher gives to all tokens outside its stored top-k."""
     probability: float | None
-    """What the teacher gives to the token that follows; None if it is not in the stored top-k."""
+    """What the teacher gives to the token that follows; None if that is not stored."""
     alternatives: tuple[Candidate, ...]
     """The teacher's likeliest tokens in falling order, then more of the student's likeliest."""
     draws: tuple[tuple[str, float], ...] = ()
@@ -96,7 +96,7 @@ def row_tokens(
     theirs = {name: array[0] for name, array in student([row]).items()} if student else {}
     text = lru_cache(maxsize=None)(lambda token: tokenizer.decode([token]))
     scored = np.flatnonzero(batch["loss_mask"])
-    entropy = entropies(batch["topk_logprobs"][scored], batch["tail_logmass"][scored])
+    entropy = entropies_of(batch, scored)
     predictions = {
         int(at) + 1: _prediction(batch, theirs, int(at), entropy=float(nats), text=text, top=top)
         for at, nats in zip(scored, entropy, strict=True)
@@ -140,13 +140,21 @@ def _prediction(
     following = int(batch["tokens"][at + 1])
     return Prediction(
         entropy=entropy,
-        tail=float(np.exp(batch["tail_logmass"][at, -1])),
-        probability=teacher.get(following),
+        tail=float(np.exp(batch["tail_logmass"][at, -1])) if len(ids) else 1.0,
+        probability=_probability(batch, at, stored=teacher.get(following)),
         alternatives=tuple(Candidate(text(i), teacher.get(i), student.get(i)) for i in shown),
         draws=_draws(batch, at, text=text, top=top),
         student_probability=float(np.exp(theirs["label_logprobs"][at])) if theirs else None,
         kl=float(theirs["kl_bound"][at]) if theirs else None,
     )
+
+
+def _probability(batch: Arrays, at: int, *, stored: float | None) -> float | None:
+    """Of the token that follows: as `stored` with the top-k, or else its own log-probability."""
+    if stored is not None or "label_logprobs" not in batch:
+        return stored
+    logprob = float(batch["label_logprobs"][at])
+    return float(np.exp(logprob)) if np.isfinite(logprob) else None
 
 
 def _draws(

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int64
 
-from decant.pipelines.inspection.entropy import entropies
+from decant.pipelines.inspection.entropy import entropies_of
 from decant.pipelines.inspection.sampling import Sample
 from decant.schemas import Cache
+from decant.schemas.disk.layout import COUNTS
 from decant.schemas.records.rows import next_tokens
 
 _AT_ONCE = 1 << 22
@@ -30,8 +31,9 @@ class Statistics:
     row_entropy: Float[np.ndarray, " rows"]
     """Mean of a row; NaN for a row without targets."""
     row_surprise: Float[np.ndarray, " rows"]
-    """Mean −ln of the probability of the token that came; NaN for a row without targets. Where that
-    token is not stored, the tail's whole probability is taken: so this is a lower bound."""
+    """Mean −ln of the probability of the token that came; NaN for a row without targets. A cache
+    without label log-probabilities gives a lower bound: of a token that is not stored, the tail's
+    whole probability."""
 
     def by_entropy(self, count: int, *, hardest: bool) -> Int64[np.ndarray, " count"]:
         """Indices into the rows: the `count` hardest or easiest, that one first.
@@ -46,7 +48,7 @@ class Statistics:
 
 def statistics_of(cache: Cache, sample: Sample) -> Statistics:
     """Read the sample's targets, a bounded number at once."""
-    step = max(1, _AT_ONCE // (cache.manifest.sequence_length * cache.manifest.logits.k))
+    step = max(1, _AT_ONCE // (cache.manifest.sequence_length * max(1, cache.manifest.logits.k)))
     parts = [
         _read(cache, sample.rows[start : start + step])
         for start in range(0, len(sample.rows), step)
@@ -56,15 +58,21 @@ def statistics_of(cache: Cache, sample: Sample) -> Statistics:
 
 
 def _read(cache: Cache, rows: np.ndarray) -> tuple[np.ndarray, ...]:
-    batch = cache.read(rows)
+    batch = cache.read(rows, targets=() if cache.manifest.logits.k else (COUNTS,))
     scored = batch["loss_mask"]
-    logprobs, tail_logmass = batch["topk_logprobs"][scored], batch["tail_logmass"][scored]
+    logprobs = batch["topk_logprobs"][scored]
     labels = next_tokens(batch["tokens"])[scored]
     is_label = (batch["topk_ids"][scored] == labels[:, None]) & np.isfinite(logprobs)
-    outside = np.exp(tail_logmass[:, -1].astype(np.float64))
+    outside = np.ones(len(labels))  # without stored tokens
+    if logprobs.shape[1]:
+        outside = np.exp(batch["tail_logmass"][scored][:, -1].astype(np.float64))
     of_label = np.where(is_label, np.exp(logprobs.astype(np.float64)), 0).sum(1)
     p = np.where(is_label.any(1), of_label, outside)
-    entropy, surprise = entropies(logprobs, tail_logmass), -np.log(np.maximum(p, 1e-7))
+    surprise = -np.log(np.maximum(p, 1e-7))
+    if "label_logprobs" in batch:
+        exact = batch["label_logprobs"][scored].astype(np.float64)
+        surprise = np.where(np.isfinite(exact), -exact, surprise)
+    entropy = entropies_of(batch, scored)
     counts = scored.sum(1)
     of_row = np.repeat(np.arange(len(rows)), counts)
     means = (

@@ -1,6 +1,6 @@
 """Compares the stored signals of some rows with the plain outputs of the teacher."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,8 @@ import numpy as np
 from rich.console import Console
 
 from decant.models.text.tokenizer import Tokenizer
+from decant.pipelines.verification.companions import LABELS, STARTS, CountsCheck, SketchCheck
+from decant.pipelines.verification.measures import Count, Figure, SignalCheck, StoredRow
 from decant.pipelines.verification.reference import (
     Reference,
     SegmentOutput,
@@ -17,62 +19,32 @@ from decant.pipelines.verification.reference import (
 from decant.pipelines.verification.retokenise import Spelling
 from decant.pipelines.verification.tolerances import (
     MASS,
-    ROUNDING,
     SPELLED,
     STORED_DRAWS,
     STORED_KL,
+    STORED_LABELS,
     STORED_MAPS,
     STORED_STATES,
     STORED_TAIL,
-    Limits,
 )
 from decant.progress import track
 from decant.schemas import Cache
 from decant.schemas.manifest.manifest import Part
 from decant.schemas.records.rows import next_tokens, stored_positions
-from decant.schemas.signals import MEAN, AttentionSignal, HiddenSignal, LogitsSignal, Signal
+from decant.schemas.signals import (
+    MEAN,
+    AttentionSignal,
+    CountsSignal,
+    HiddenSignal,
+    LogitsSignal,
+    Signal,
+    SketchSignal,
+)
+from decant.schemas.targets.draws import COUNTS_STREAM, uniform_starts
 
 TEMPERATURES = (1, 2, 4)
 _NOTHING = np.log(1e-12)
 """Masses below this count as equal: their logarithms are not known on either side."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One error measure of one signal over all compared positions."""
-
-    signal: str
-    what: str
-    mean: float
-    p99: float
-    max: float
-    allowed: Limits
-
-    @property
-    def fine(self) -> bool:
-        """Whether mean, p99 and max are within their limits; NaN is not."""
-        limits = self.allowed
-        return self.mean <= limits.mean and self.p99 <= limits.p99 and self.max <= limits.max
-
-
-@dataclass(frozen=True)
-class Count:
-    """A number of wrong items of one signal."""
-
-    signal: str
-    what: str
-    wrong: int
-    of: int
-    """Items checked."""
-    most: int = 0
-    """Wrong items that are allowed."""
-    ties: int = 0
-    """Items that are too close to decide; they are not counted as wrong."""
-
-    @property
-    def fine(self) -> bool:
-        """Whether no more than `most` items are wrong."""
-        return self.wrong <= self.most
 
 
 @dataclass
@@ -109,12 +81,18 @@ def compare_rows(
     `dtype` is the teacher's compute dtype, which decides the tolerances. Progress goes to
     `console`.
     """
-    checks = [_signal_check(name, signal, cache, dtype) for name, signal in part.signals.items()]
+    unembedding = reference.unembedding
+    checks = [
+        _signal_check(name, signal, cache, part, dtype, unembedding)
+        for name, signal in part.signals.items()
+    ]
     spelling = Spelling(Tokenizer.from_files(cache.tokenizer_path))
     result, losses = Content(rows=list(rows)), []
     for row in track(rows, "verify: rows", total=len(rows), unit="rows", console=console):
         batch = cache.read([row], signals=tuple(part.signals))
         scored, labels = batch["loss_mask"][0], next_tokens(batch["tokens"][0])
+        stored = {name: array[0] for name, array in batch.items()}
+        stored |= {LABELS: labels, STARTS: _counts_starts(cache, row, length=len(labels))}
         for at in segments_of(batch, 0):
             tokens = batch["tokens"][0, at]
             spelling.see(tokens, length=batch["tokens"].shape[1])
@@ -122,9 +100,9 @@ def compare_rows(
             logprobs, here = log_softmax(output.logits), scored[at]
             losses.append(-logprobs[here, labels[at][here]])
             for check in checks:
-                check.add_segment(output, {name: array[0] for name, array in batch.items()}, at)
+                check.add_segment(output, stored, at)
         for check in checks:
-            check.add_row({name: array[0] for name, array in batch.items()})
+            check.add_row(stored)
     losses = np.concatenate(losses)
     result.positions, result.cross_entropy = len(losses), float(losses.mean())
     for check in checks:
@@ -138,54 +116,25 @@ def compare_rows(
     return result
 
 
-def _signal_check(name: str, signal: Signal, cache: Cache, dtype: str) -> "_SignalCheck":
+def _counts_starts(cache: Cache, row: int, *, length: int) -> np.ndarray:
+    return uniform_starts(cache.row_key(row), positions=length, stream=COUNTS_STREAM)
+
+
+def _signal_check(
+    name: str, signal: Signal, cache: Cache, part: Part, dtype: str, unembedding: np.ndarray
+) -> SignalCheck:
     if isinstance(signal, LogitsSignal):
         return _LogitsCheck(name, signal, dtype)
+    if isinstance(signal, CountsSignal):
+        return CountsCheck(name, signal, dtype)
+    if isinstance(signal, SketchSignal):
+        return SketchCheck(name, signal, dtype, cache.path / part.path, part, unembedding)
     if isinstance(signal, HiddenSignal):
         return _HiddenCheck(name, signal, dtype, cache.directions(name))
     return _AttentionCheck(name, signal, dtype)
 
 
-StoredRow = dict[str, np.ndarray]
-"""One row from `Cache.read`; the arrays have no leading row axis."""
-
-
-class _SignalCheck:
-    """Collects the errors of one signal, segment by segment."""
-
-    def __init__(self, name: str, dtype: str):
-        self.name = name
-        self.rounding = ROUNDING[dtype]
-        self.errors: dict[str, list[np.ndarray]] = {}
-        self.limits: dict[str, Limits] = {}
-        self.not_zero = 0
-        self.must_be_zero = 0
-
-    def add_segment(self, output: SegmentOutput, stored: StoredRow, at: np.ndarray) -> None:
-        """Compare the segment at the row's positions `at`, int64 [n]."""
-        raise NotImplementedError
-
-    def add_row(self, stored: StoredRow) -> None:
-        """Check, where the signal stores such positions, that unread positions hold zeros."""
-
-    def measures(self) -> tuple[list[Figure], list[Count]]:
-        """Figures and counts over everything that was added."""
-        return [self._figure(what, errors) for what, errors in self.errors.items()], []
-
-    def _add(self, what: str, errors: np.ndarray, limits: Limits) -> None:
-        self.errors.setdefault(what, []).append(np.ravel(errors))
-        self.limits[what] = limits
-
-    def _figure(self, what: str, chunks: Iterable[np.ndarray]) -> Figure:
-        errors = np.concatenate(list(chunks))
-        limits = self.limits[what].of_few(len(errors))
-        # No positions to compare count as no error. NaN stays NaN, which is not fine.
-        values = errors if len(errors) else np.zeros(1)
-        p99 = float(np.quantile(values, 0.99))
-        return Figure(self.name, what, float(values.mean()), p99, float(values.max()), limits)
-
-
-class _LogitsCheck(_SignalCheck):
+class _LogitsCheck(SignalCheck):
     """Top-k, tail moments and tail draws."""
 
     def __init__(self, name: str, signal: LogitsSignal, dtype: str):
@@ -194,6 +143,7 @@ class _LogitsCheck(_SignalCheck):
         self.kl = self.rounding.kl + STORED_KL[signal.profile]
         self.tail = self.rounding.tail + STORED_TAIL[signal.profile]
         self.logprob = self.rounding.logprob + STORED_DRAWS[signal.profile]
+        self.label = self.rounding.logprob + STORED_LABELS[signal.profile]
         self.ids = self.ties = self.wrong = 0
         self.draws = self.draws_in_head = self.missing_draws = 0
 
@@ -201,6 +151,12 @@ class _LogitsCheck(_SignalCheck):
         here = stored["loss_mask"][at]
         logits, at = output.logits[here], at[here]
         if not len(at) or not self.signal.k:
+            return
+        if self.signal.labels:
+            expected = log_softmax(logits)[np.arange(len(at)), stored[LABELS][at]]
+            errors = np.abs(stored["label_logprobs"][at] - expected)
+            self._add("log-prob of the next token, nats", errors, self.label)
+        if not self.signal.k:
             return
         ids, logprobs = stored["topk_ids"][at], stored["topk_logprobs"][at]
         if self.signal.mass is not None:
@@ -261,7 +217,7 @@ class _LogitsCheck(_SignalCheck):
         return figures, counts
 
 
-class _HiddenCheck(_SignalCheck):
+class _HiddenCheck(SignalCheck):
     """Hidden states of one layer."""
 
     def __init__(self, name: str, signal: HiddenSignal, dtype: str, directions: Any):
@@ -290,7 +246,7 @@ class _HiddenCheck(_SignalCheck):
         return figures, [Count(self.name, what, self.not_zero, self.must_be_zero)]
 
 
-class _AttentionCheck(_SignalCheck):
+class _AttentionCheck(SignalCheck):
     """Attention maps of one block."""
 
     def __init__(self, name: str, signal: AttentionSignal, dtype: str):

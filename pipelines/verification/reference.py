@@ -21,6 +21,8 @@ from decant.schemas.manifest.plan import PlannedTeacher
 _SHORTEST = 32
 """Positions of the smallest program. Segments are padded at the end to powers of two, so that few
 programs are compiled; causal attention never sees the padding."""
+LAST = -1
+"""The layer after the final norm."""
 _BLOCK = 128
 """Positions whose logits are computed at once."""
 
@@ -65,6 +67,11 @@ class Reference:
         self._head = jnp.asarray(head, jnp.float32)
         self._cap = model.config.final_softcap
 
+    @property
+    def unembedding(self) -> np.ndarray:
+        """The head [D, V], float32."""
+        return np.asarray(self._head)
+
     def run(self, tokens: np.ndarray) -> SegmentOutput:
         """The teacher's outputs for the tokens of one segment, int32 [n]."""
         n = len(tokens)
@@ -94,8 +101,9 @@ class Reference:
 @partial(jax.jit, static_argnames=("graph", "layers", "blocks"))
 def _states(weights, tokens, segments, positions, *, graph, layers, blocks):
     model = nnx.merge(graph, weights)
-    wanted = sorted({*layers, *blocks})
+    wanted = sorted({*layers, *blocks} - {LAST})
     last, hidden = model(tokens, segments, positions, hidden_layers=wanted)
+    hidden[LAST] = last
     maps = {
         block: model.attention_maps(hidden[block], segments, positions, layer=block)
         for block in blocks

@@ -19,7 +19,7 @@ from decant.schemas.arrays.spec import METADATA, create_array, specs_of
 from decant.schemas.disk.array_record import FileEntry
 from decant.schemas.disk.atomic import write_bytes
 from decant.schemas.disk.identity import file_sha256
-from decant.schemas.disk.layout import RECORDS, ROWS, PartLayout
+from decant.schemas.disk.layout import LOGITS, RECORDS, ROWS, PartLayout
 from decant.schemas.manifest.commits import Commit, load_commit
 from decant.schemas.manifest.manifest import Part, changing_manifest
 from decant.schemas.manifest.plan import Plan, plan_as_sealed, read_plan, write_plan
@@ -155,12 +155,15 @@ class _UnitRepair:
 
     def _capture(self, together: set[str], staged: PartLayout) -> None:
         staged.root.mkdir()
-        for name in ("rows", "statistics"):
+        # Counts that were added later are coded with the logits that are sealed.
+        sealed = [LOGITS] if LOGITS not in together else []
+        for name in ("rows", "statistics", *sealed):
             (staged.root / name).symlink_to((self.layout.root / name).resolve())
         plan = dataclasses.replace(
             plan_as_sealed(self.plan, [self.part]),
             signals={n: s for n, s in self.part.signals.items() if n in together},
             statistics=self.part.statistics,
+            coded_with=self.part.logits if sealed else None,
         )
         write_plan(staged.plan, plan)
         for name in plan.arrays:

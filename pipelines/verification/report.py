@@ -10,9 +10,11 @@ from rich.table import Table
 
 from decant.command_line.result import Result
 from decant.pipelines.teacher.identity import digest_memory
-from decant.pipelines.verification.content import Content, Count, Figure
+from decant.pipelines.verification.content import Content
+from decant.pipelines.verification.measures import Count, Figure
 from decant.pipelines.verification.repair import Repair, repair
 from decant.pipelines.verification.structure import check_structure
+from decant.pipelines.verification.tolerances import ANY
 from decant.pipelines.verification.verify import Verification, verify
 from decant.schemas import open_cache
 
@@ -150,7 +152,7 @@ def _table(content: Content) -> Table:
             figure.signal,
             figure.what,
             *(f"{value:.2g}" for value in (figure.mean, figure.p99, figure.max)),
-            f"{limits.mean:.2g} / {limits.p99:.2g} / {limits.max:.2g}",
+            "any" if limits == ANY else f"{limits.mean:.2g} / {limits.p99:.2g} / {limits.max:.2g}",
             "" if figure.fine else "WRONG",
         )
     for count in content.counts:

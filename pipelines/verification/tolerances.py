@@ -32,6 +32,10 @@ class Limits:
         return Limits(mean, self.p99 if count >= _FEW else self.max, self.max)
 
 
+ANY = Limits(1e30, 1e30, 1e30)
+"""Of figures that inform: a sketch's KL depends on the teacher and on the rank."""
+
+
 @dataclass(frozen=True)
 class Rounding:
     """How far the outputs of two programs may be apart if both run the same teacher."""
@@ -46,6 +50,8 @@ class Rounding:
     """Error of a hidden state, relative to its length."""
     maps: Limits
     """Total variation distance of a query's row."""
+    steps: Limits
+    """Error of a sketch's numbers, in units of the last one's deviation."""
     tie: float
     """Nats that an id may be below the k-th log-probability and still have been the k-th."""
 
@@ -60,6 +66,7 @@ ROUNDING = {
         logprob=Limits(1e-4, 1e-3, 1e-2),
         states=Limits(1e-4, 1e-3, 1e-2),
         maps=Limits(1e-4, 1e-3, 1e-2),
+        steps=Limits(1e-3, 1e-2, 5e-2),
         tie=1e-3,
     ),
     # Canary rows pass at 1e-3. bfloat16 has 8 bits: a logit of 20 is known to a tenth, and single
@@ -70,6 +77,7 @@ ROUNDING = {
         logprob=Limits(0.1, 0.5, 2.0),
         states=Limits(0.02, 0.05, 0.3),
         maps=Limits(0.02, 0.1, 0.5),
+        steps=Limits(0.5, 2.0, 8.0),
         tie=0.5,
     ),
 }
@@ -100,6 +108,20 @@ STORED_DRAWS: dict[Profile, Limits] = {
     "compact": _EIGHTHS,
     "fast": _EIGHTHS,
 }
+_SIXTY_FOURTH = Limits(1 / 64, 1 / 64, 1 / 64)
+STORED_LABELS: dict[Profile, Limits] = {
+    "lossless": _EXACT,
+    # Stored in multiples of 1/32 nat.
+    "compact": _SIXTY_FOURTH,
+    "fast": _SIXTY_FOURTH,
+}
+HALF_STEP = Limits(0.3, 0.5, 0.5)
+"""Rounding of a sketch, in steps: evenly spread, so 1/4 on average."""
+SKETCH_HEAD = Limits(1e-3, 5e-3, 2e-2)
+"""Error of the sketch's head relative to its root mean square: float16 has 11 bits, and the
+reference solves for the same head in float64."""
+SKETCH_BIAS = Limits(1e-4, 1e-3, 1e-2)
+"""Nats: rounding of float32 sums over the width."""
 STORED_STATES: dict[HiddenDtype, Limits] = {
     # Half of the last of 8 bits: at most 2⁻⁸. Measured (docs/benchmarks): 0.17 / 0.26 / 0.31%.
     "bfloat16": Limits(0.003, 0.004, 0.004),

@@ -13,14 +13,14 @@ from decant.models.checkpoints.hf_layout import CONFIG
 from decant.models.families import config_from_file
 from decant.pipelines.teacher.identity import open_teacher_of
 from decant.pipelines.verification.content import Content, compare_rows
-from decant.pipelines.verification.reference import Reference
+from decant.pipelines.verification.reference import LAST, Reference
 from decant.pipelines.verification.repair import Repair
 from decant.pipelines.verification.structure import Problem, Structure, check_structure
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk.layout import PartLayout
 from decant.schemas.manifest.manifest import Manifest, Part, read_manifest
 from decant.schemas.manifest.plan import PlannedTeacher, read_plan
-from decant.schemas.signals import AttentionSignal, HiddenSignal
+from decant.schemas.signals import AttentionSignal, HiddenSignal, SketchSignal
 
 
 @dataclass
@@ -153,7 +153,10 @@ def _compare_part(
     reference = Reference(
         checkpoint,
         planned,
-        layers=[s.layer for s in signals if isinstance(s, HiddenSignal)],
+        layers=[
+            *(s.layer for s in signals if isinstance(s, HiddenSignal)),
+            *(LAST for s in signals if isinstance(s, SketchSignal)),
+        ],
         blocks=[s.layer for s in signals if isinstance(s, AttentionSignal)],
     )
     return compare_rows(cache, part, rows, reference, dtype=planned.dtype, console=console)

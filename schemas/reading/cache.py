@@ -172,6 +172,15 @@ class Cache:
             erase(out, slot, gone, signals=(ROWS, *signals))
         return out
 
+    def row_key(self, row: int) -> bytes:
+        """The key of a row: 16 bytes, which seed its draws."""
+        numbers = np.array([row])
+        self._require_rows(numbers)
+        at = np.searchsorted(self._first_row, numbers, side="right") - 1
+        ((record, where),) = self._records(ROWS, at, numbers - self._first_row[at])
+        _, key = decode_row(record, where=where, length=self.manifest.sequence_length)
+        return key
+
     def origins(self, row: int) -> list[tuple[str, int, int]]:
         """(source name, document, start) of each segment of a row that is not forgotten.
 

@@ -31,8 +31,9 @@ def test_each_token_has_the_prediction_stored_at_the_position_before_it(cache, t
             tokenizer.decode([i]) for i in ids[:3]
         ]
         is_next = ids == batch["tokens"][at]
-        expected = float(np.exp(logprobs[is_next][0])) if is_next.any() else None
-        assert prediction.probability == (None if expected is None else pytest.approx(expected))
+        of_label = batch["label_logprobs"][at - 1]
+        expected = float(np.exp(logprobs[is_next][0] if is_next.any() else of_label))
+        assert prediction.probability == pytest.approx(expected)
         drawn = zip(batch["tail_ids"][at - 1], batch["tail_logprobs"][at - 1], strict=True)
         falling = sorted({(float(np.exp(p)), tokenizer.decode([i])) for i, p in drawn})[::-1]
         assert [p for _, p in prediction.draws] == pytest.approx([p for p, _ in falling[:3]])

@@ -1,0 +1,182 @@
+"""The basis of sketches, compared with its definition in float64, on meshes of one and of eight."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from decant.models import open_checkpoint, save_directory
+from decant.models.parameters import parameters_by_path
+from decant.schemas.records.rows import Segment, build_row
+from tests.formulas import sampling
+from tests.making.caches import write_teacher
+
+VOCABULARY, LENGTH, RANK, CAP = 1003, 24, 6, 4.0
+"""Number of ids; eight devices add five columns of padding, and the embedding has 1,024 rows."""
+MESHES = ((1, 1), (2, 4), (1, 8))
+CAPPED = {
+    "family": "gemma3",
+    "windows": (12, None),
+    "window_rope_theta": 100.0,
+    "query_scalar": 6.0,
+    "final_softcap": CAP,
+    "qk_norm": True,
+    "post_norms": True,
+    "norm_adds_one": True,
+    "scale_embedding": True,
+    "activation": "gelu_tanh",
+}
+SCRIPT = """
+import sys
+import numpy as np
+from decant.pipelines.calibration.sketch_basis import SketchSums, find_basis, lost_variance
+from decant.pipelines.teacher.loaded import LoadedTeacher
+from decant.pipelines.teacher.outputs import OutputSpec
+from decant.schemas.manifest.plan import PlannedTeacher, TeacherMesh
+from tests.pipelines.calibration.test_sketch_basis import LENGTH, MESHES, RANK, VOCABULARY, rows
+for data, tensor in MESHES:
+    planned = PlannedTeacher(
+        model=sys.argv[1], teacher_id="", dtype="float32", vocabulary_size=VOCABULARY,
+        sequence_length=LENGTH, batch_rows=8, mesh=TeacherMesh(data, tensor),
+    )
+    teacher, sums = LoadedTeacher(planned), SketchSums()
+    list(teacher.run(rows(), OutputSpec(), observers=[sums]))
+    moments = sums.moments()
+    fields = {"metric": moments.metric, "covariance": moments.covariance}
+    for name, rank in (("some", RANK), ("full", None)):
+        basis, share = find_basis(sums, moments, rank=rank)
+        lost = lost_variance(moments, basis.mean, basis.projection)
+        fields |= {f"{name}-{key}": value for key, value in {
+            "mean": basis.mean, "projection": basis.projection, "head": basis.head.head,
+            "bias": basis.head.bias, "deviations": basis.deviations, "share": share, "lost": lost,
+        }.items()}
+    np.savez(f"{sys.argv[2]}/{data}-{tensor}.npz", **fields)
+"""
+
+
+def rows() -> list:
+    """Rows with padding and with tokens that are not counted."""
+    draw = np.random.default_rng(0)
+
+    def row(*lengths: int):
+        parts = [
+            Segment(draw.integers(0, VOCABULARY, n).astype(np.int32), draw.random(n) < 0.8, 0, 0, 0)
+            for n in lengths
+        ]
+        return build_row(parts, length=LENGTH)
+
+    return [row(24), row(9, 15), row(20), row(5, 6, 7), row(24), row(24), row(2, 3), row(24)] * 3
+
+
+@pytest.fixture(scope="module", params=["capped", "plain"])
+def teacher(request, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp(request.param)
+    fields = CAPPED if request.param == "capped" else {}
+    checkpoint = open_checkpoint(write_teacher(path / "quiet", vocabulary=1024, **fields))
+    model = checkpoint.load()
+    for name, parameter in parameters_by_path(model).items():
+        if name.startswith("blocks.") and "norm" not in name:
+            parameter.set_value(parameter[...] * 8)
+    model.embedding.set_value(model.embedding[...].at[VOCABULARY:].set(9.0))  # no token's rows
+    save_directory(model, path / "teacher", checkpoint.tokenizer().files())
+    return path / "teacher"
+
+
+@pytest.fixture(scope="module")
+def found(teacher, tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
+    out = tmp_path_factory.mktemp("out")
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "NPROC": "32",  # fewer threads than devices deadlock in a collective
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(Path.cwd()),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(teacher), str(out)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return {f"{d}-{t}": dict(np.load(out / f"{d}-{t}.npz")) for d, t in MESHES}
+
+
+@pytest.fixture(scope="module")
+def dense(teacher) -> tuple[np.ndarray, np.ndarray, float | None]:
+    """Counted states [n, D] and the unembedding [D, V], float64; the cap."""
+    model = open_checkpoint(teacher).load()
+    every = rows()
+    arrays = (np.stack([getattr(r, n) for r in every]) for n in ROW)
+    states, _ = model(*arrays)
+    mask = np.stack([row.loss_mask for row in every])
+    unembedding = np.asarray(model.unembedding(), np.float64)[:, :VOCABULARY]
+    return np.asarray(states, np.float64)[mask], unembedding, model.config.final_softcap
+
+
+ROW = ("tokens", "segment_ids", "positions")
+
+
+def test_metric_and_covariance_are_those_of_the_definition(found, dense):
+    states, w, cap = dense
+    z = states @ w
+    slope = np.ones_like(z)
+    if cap:
+        z = cap * np.tanh(z / cap)
+        slope = 1 - (z / cap) ** 2
+    p = np.exp(sampling.log_softmax(z / 2))
+    share = p.mean(0)
+    columns = w * ((p * slope).sum(0) / p.sum(0))
+    centred = columns - (columns @ share)[:, None]
+    metric = (centred * share) @ centred.T
+    covariance = np.cov(states.T, bias=True)
+    for fields in found.values():
+        np.testing.assert_allclose(fields["metric"], metric, atol=2e-5 * np.abs(metric).max())
+        np.testing.assert_allclose(
+            fields["covariance"], covariance, atol=2e-5 * np.abs(covariance).max()
+        )
+
+
+def test_no_other_basis_of_the_rank_keeps_more_of_the_logits_variance(found, dense):
+    states, _, _ = dense
+    fields = found["1-1"]
+    g, mean = fields["metric"], states.mean(0)
+    values, vectors = np.linalg.eigh(g)
+    half = vectors * np.sqrt(np.maximum(values, 0))
+    variances = np.linalg.eigvalsh(half.T @ np.cov(states.T, bias=True) @ half)[::-1]
+    np.testing.assert_allclose(fields["some-deviations"] ** 2, variances[:RANK], rtol=1e-3)
+    kept = variances[:RANK].sum() / variances.sum()
+    np.testing.assert_allclose(fields["some-share"], kept, rtol=1e-3)
+    np.testing.assert_allclose(fields["some-lost"], variances[RANK:].sum(), rtol=1e-2)
+    sketch = (states - mean) @ fields["some-projection"]
+    np.testing.assert_allclose(sketch.std(0), fields["some-deviations"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["some", "full"])
+def test_the_head_gives_the_logits_of_the_state_that_the_sketch_keeps(found, dense, kind):
+    states, w, _ = dense
+    fields = {n.removeprefix(f"{kind}-"): x for n, x in found["1-1"].items() if kind in n}
+    np.testing.assert_allclose(fields["bias"], fields["mean"] @ w, atol=1e-4)
+    # In the states' own space: A = Kᵀ·W, and K·Pᵀ leaves alone what is in its range.
+    back = np.linalg.lstsq(w.T, fields["head"].T, rcond=None)[0]
+    np.testing.assert_allclose(back.T @ w, fields["head"], atol=1e-4 * np.abs(fields["head"]).max())
+    np.testing.assert_allclose(
+        fields["projection"].T @ back, np.eye(len(fields["head"])), atol=2e-3
+    )
+    if kind == "full":
+        sketch = (states.astype(np.float32) - fields["mean"]) @ fields["projection"]
+        logits = sketch @ fields["head"] + fields["bias"]
+        np.testing.assert_allclose(logits, states @ w, atol=5e-5)
+
+
+@pytest.mark.parametrize("mesh", ["2-4", "1-8"])
+def test_eight_devices_find_the_basis_that_one_finds(found, mesh):
+    one, several = found["1-1"], found[mesh]
+    for name in ("projection", "head", "bias", "deviations"):
+        expected = one[f"some-{name}"]
+        np.testing.assert_allclose(
+            several[f"some-{name}"], expected, atol=2e-3 * np.abs(expected).max()
+        )
