@@ -14,6 +14,7 @@ from decant.schemas.codecs import head_counts, id_sets
 from decant.schemas.codecs.block import COUNTS, Block, Tables
 from decant.schemas.codecs.fast import ID_BITS
 from decant.schemas.codecs.flags import (
+    count_flags,
     decode_flags,
     decode_numbers,
     encode_flags,
@@ -74,7 +75,7 @@ def decode(
         of_sets, positions=positions, tables=tables, vocabulary=vocabulary
     )
     has_head = _has_head(head)
-    counts = _decode_counts(coded, entries, has_head, positions=positions)
+    counts = _decode_counts(coded, entries, has_head)
     rest = draws - np.bincount(entries.position, counts, minlength=len(head)).astype(np.int64)
     of_head = np.zeros((len(head), 0), np.int64)
     if head.k:
@@ -114,7 +115,12 @@ def _has_head(head: Targets) -> Bool[np.ndarray, " n"]:
 
 def _stored(entries: Entries, has_head: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " all"]:
     """The ids of sets whose counts are stored, in the order of streams."""
-    return (~entries.first | has_head[entries.position])[entries.order]
+    if has_head.all():
+        return np.ones(len(entries.first), bool)
+    stored = ~entries.first
+    if has_head.any():
+        stored |= has_head.take(entries.position)
+    return stored.take(entries.order)
 
 
 def _apart(
@@ -140,18 +146,15 @@ def _decode_counts(
     coded: Sequence[Sequence[bytes]],
     entries: Entries,
     has_head: Bool[np.ndarray, " n"],
-    *,
-    positions: Sequence[int],
 ) -> Int64[np.ndarray, " all"]:
     """The counts of ids in sets, in order of their places; 0 where none is stored."""
     stored = _stored(entries, has_head)
-    record = np.repeat(np.arange(len(positions)), entries.of_records(positions))[stored]
     flags, symbols, raw = zip(*(own[:_COUNT_SECTIONS] for own in coded), strict=True)
-    sizes = np.bincount(record, minlength=len(positions)).tolist()
+    sizes = count_flags(stored, entries.of_record)
     several = decode_flags(flags, counts=sizes)
-    sizes = np.bincount(record[several], minlength=len(positions)).tolist()
-    values = np.ones(len(record), np.int64)
-    values[several] += 1 + decode_numbers(symbols, raw, counts=sizes)
+    values = np.ones(len(several), np.int64)
+    more = decode_numbers(symbols, raw, counts=count_flags(several, sizes))
+    values[several] += 1 + more
     counts = np.zeros(len(stored), np.int64)
     counts[entries.order[stored]] = values
     return counts

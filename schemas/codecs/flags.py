@@ -35,6 +35,23 @@ def decode_flags(sections: Sequence[bytes], *, counts: Sequence[int]) -> Bool[np
     return np.concatenate(flags).view(bool)
 
 
+def stable_order(
+    kinds_of: Integer[np.ndarray, " total"], sizes: Sequence[int], *, kinds: int
+) -> Int64[np.ndarray, " total"]:
+    """Entries record by record, in each by kind (below `kinds`); record i has `sizes[i]`."""
+    # numpy sorts 16 bits by radix, in a third of the time of more bits.
+    dtype = np.uint16 if len(sizes) * kinds <= 1 << 16 else np.int64
+    keys = np.repeat(kinds * np.arange(len(sizes)), sizes).astype(dtype)
+    keys += kinds_of.astype(dtype)
+    return np.argsort(keys, kind="stable")
+
+
+def count_flags(flags: Bool[np.ndarray, " total"], sizes: Sequence[int]) -> list[int]:
+    """How many flags of each record are set; record i has `sizes[i]` flags."""
+    set_before = np.concatenate([[0], np.cumsum(flags)])
+    return np.diff(set_before[np.cumsum(sizes)], prepend=0).tolist()
+
+
 def encode_numbers(values: Integer[np.ndarray, " n"]) -> list[bytes]:
     """Two sections: non-negative integers below 2^24 of a record."""
     symbols, raw = numbers.encode(values)

@@ -17,10 +17,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64, Integer
 
 from decant.schemas.codecs.flags import (
+    count_flags,
     decode_flags,
     decode_numbers,
     encode_flags,
     encode_numbers,
+    stable_order,
 )
 
 SECTIONS = 5
@@ -41,7 +43,7 @@ def encode(
     doubtful = np.flatnonzero(low != high)
     if len(values) >= 1 << 31:
         raise ValueError(f"a record with {len(values)} ids of heads")
-    order, nearest, other = _expected(step, np.zeros(len(step), np.int64))
+    order, nearest, other = _expected(step, [len(step)])
     count = counts[coded].astype(np.int64)[order]
     missed = count != nearest
     beyond = count[missed] != other[missed]
@@ -67,15 +69,13 @@ def decode(
     """
     coded = _coded(logprobs)
     doubtful, of_missed, of_beyond, symbols, raw = zip(*sections, strict=True)
-    record = np.repeat(np.repeat(np.arange(len(positions)), positions), coded.sum(1))
-    sizes = np.bincount(record, minlength=len(positions)).tolist()
+    sizes = count_flags(coded.reshape(-1), [n * coded.shape[1] for n in positions])
     step = _settled(logprobs[coded].astype(np.float64), doubtful, sizes, draws=draws)
-    order, count, other = _expected(step, record)
-    missed = np.flatnonzero(decode_flags(of_missed, counts=sizes))
-    record = record[order][missed]
-    sizes = np.bincount(record, minlength=len(positions)).tolist()
+    order, count, other = _expected(step, sizes)
+    flags = decode_flags(of_missed, counts=sizes)
+    missed, sizes = np.flatnonzero(flags), count_flags(flags, sizes)
     beyond = decode_flags(of_beyond, counts=sizes)
-    sizes = np.bincount(record[beyond], minlength=len(positions)).tolist()
+    sizes = count_flags(beyond, sizes)
     distance = decode_numbers(symbols, raw, counts=sizes)
     distance = distance >> 1 ^ -(distance & 1)
     at = missed[~beyond]
@@ -127,14 +127,14 @@ def _settled(
 
 
 def _expected(
-    step: Int64[np.ndarray, " m"], record: Int64[np.ndarray, " m"]
+    step: Int64[np.ndarray, " m"], sizes: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The order of flags, record by record, and in it the nearest count and the other neighbour."""
     part = step & _STEPS - 1
     distance = np.minimum(part, _STEPS - 1 - part)
     # Above one draw the error of the head's own log-probabilities blurs the distance.
     kind = distance + (step >= _STEPS) * (_STEPS // 2)
-    order = np.argsort(record * _STEPS + kind, kind="stable")
+    order = stable_order(kind, sizes, kinds=_STEPS)
     step, up = step[order], part[order] >= _STEPS // 2
     nearest = (step >> _SHIFT) + up
     return order, nearest, nearest + np.where(up, -1, 1)

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int64, Integer
+from jaxtyping import Bool, Int32, Int64, Integer
 
 from decant.schemas.codecs import numbers
 from decant.schemas.codecs.block import Tables
 from decant.schemas.codecs.clusters import choose_orders
 from decant.schemas.codecs.codebook import codebook
 from decant.schemas.codecs.fast import fit as fit_order
+from decant.schemas.codecs.flags import stable_order
 from decant.schemas.codecs.streams import (
     cells,
     column_runs,
@@ -51,12 +52,14 @@ class Entries:
     """The ids of all sets, one after another, and the order in which their streams are stored."""
 
     sizes: Int64[np.ndarray, " n"]
-    position: Int64[np.ndarray, " all"]
+    position: Int32[np.ndarray, " all"]
     """The position of each id."""
     order: Int64[np.ndarray, " all"]
     """Ids in the order in which streams store them: record by record, in each by context."""
     first: Bool[np.ndarray, " all"]
     """Whether an id is the first of its set."""
+    of_record: list[int]
+    """The number of ids in each record."""
 
     @classmethod
     def of(
@@ -64,20 +67,14 @@ class Entries:
     ) -> "Entries":
         """Of sets with these sizes; record i has `records[i]` positions."""
         sizes = sizes.astype(np.int64)
-        position = np.repeat(np.arange(len(sizes)), sizes)
-        place = np.arange(len(position)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        context = tables["contexts"].take(KINDS * _KIND[sizes][position] + _KIND[place])
-        record = np.repeat(np.arange(len(records)), records)
-        if len(records) <= 256:  # numpy sorts 16 bits by radix, in a third of the time
-            keys = (record << 8).astype(np.uint16)[position] | context
-        else:
-            keys = (record << 8)[position] | context
-        return cls(sizes, position, np.argsort(keys, kind="stable"), place == 0)
-
-    def of_records(self, records: Sequence[int]) -> list[int]:
-        """The number of ids in each record."""
-        ends = np.cumsum(self.sizes)[np.cumsum(records) - 1]
-        return np.diff(ends, prepend=0).tolist()
+        ends = np.cumsum(sizes)
+        position = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        place = np.arange(len(position)) - np.repeat(ends - sizes, sizes)
+        context = np.repeat(KINDS * _KIND[sizes], sizes)
+        context += _KIND.take(place)
+        of_record = np.diff(ends[np.cumsum(records) - 1], prepend=0).tolist()
+        order = stable_order(tables["contexts"].take(context), of_record, kinds=256)
+        return cls(sizes, position, order, place == 0, of_record)
 
 
 def fit(sets: Integer[np.ndarray, "n w"], *, vocabulary: int) -> dict[str, np.ndarray]:
@@ -159,7 +156,7 @@ def decode(
     """
     sizes = _decode_sizes(sections, positions=positions)
     entries = Entries.of(sizes, records=positions, tables=tables)
-    of_record = entries.of_records(positions)
+    of_record = entries.of_record
     chosen = decompress([own[2] for own in sections], sizes=positions)
     symbols, raw = grid(1, of_record), [own[3] for own in sections]
     for cell, own, count in zip(cells(of_record), sections, of_record, strict=True):
