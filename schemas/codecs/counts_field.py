@@ -76,7 +76,8 @@ def decode(
     )
     has_head = _has_head(head)
     counts = _decode_counts(coded, entries, has_head)
-    rest = draws - np.bincount(entries.position, counts, minlength=len(head)).astype(np.int64)
+    before = np.concatenate([[0], np.cumsum(counts)])
+    rest = draws - np.diff(before[np.cumsum(entries.sizes)], prepend=0)
     of_head = np.zeros((len(head), 0), np.int64)
     if head.k:
         sections = [own[_COUNT_SECTIONS:] for own in coded]
@@ -167,14 +168,16 @@ def _keys(ids: Integer[np.ndarray, "..."], counts: Int64[np.ndarray, "..."]) -> 
 
 def _by_id(keys: np.ndarray, *, draws: int) -> Counts:
     """The counts in keys [n, w], ids ascending. ValueError for an id that a position has twice."""
+    width = int((keys != _NONE).sum(axis=1).max())
     keys.sort(axis=1)
-    held = keys != _NONE
-    keys = keys[:, : int(held.sum(1).max())]
-    keys[~held[:, : keys.shape[1]]] = 0
-    ids = (keys >> np.uint32(_COUNT_BITS)).view(np.int32)
-    if ((ids[:, 1:] == ids[:, :-1]) & held[:, 1 : keys.shape[1]]).any():
+    keys = np.ascontiguousarray(keys[:, :width])
+    ids = keys >> np.uint32(_COUNT_BITS)
+    empty = keys == _NONE
+    if ((ids[:, 1:] == ids[:, :-1]) & ~empty[:, 1:]).any():
         raise ValueError("an id occurs twice in one position's counts")
-    return Counts(ids, (keys & np.uint32((1 << _COUNT_BITS) - 1)).view(np.int32), draws)
+    keys &= np.uint32((1 << _COUNT_BITS) - 1)
+    ids[empty] = keys[empty] = 0
+    return Counts(ids.view(np.int32), keys.view(np.int32), draws)
 
 
 def _check(counts: Counts, *, head: Targets, vocabulary: int) -> None:

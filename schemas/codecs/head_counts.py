@@ -14,7 +14,7 @@ parity of its step.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64, Integer
+from jaxtyping import Bool, Float, Int32, Int64, Integer
 
 from decant.schemas.codecs.flags import (
     count_flags,
@@ -97,9 +97,9 @@ def _coded(logprobs: Float[np.ndarray, "n k"]) -> Bool[np.ndarray, "n k"]:
     return coded
 
 
-def _steps(logprobs: Float[np.ndarray, " m"], *, draws: int) -> Int64[np.ndarray, " m"]:
+def _steps(logprobs: Float[np.ndarray, " m"], *, draws: int) -> Int32[np.ndarray, " m"]:
     """32·N·p, rounded down."""
-    return np.floor(np.exp(logprobs) * (_STEPS * draws)).astype(np.int64)
+    return (np.exp(logprobs) * (_STEPS * draws)).astype(np.int32)  # not negative: rounds down
 
 
 def _settled(
@@ -108,7 +108,7 @@ def _settled(
     sizes: Sequence[int],
     *,
     draws: int,
-) -> Int64[np.ndarray, " m"]:
+) -> Int32[np.ndarray, " m"]:
     """The steps that the encoder had; record i has `sizes[i]` of them."""
     step = _steps(logprobs, draws=draws)
     first = 0
@@ -127,14 +127,15 @@ def _settled(
 
 
 def _expected(
-    step: Int64[np.ndarray, " m"], sizes: Sequence[int]
+    step: Int32[np.ndarray, " m"], sizes: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The order of flags, record by record, and in it the nearest count and the other neighbour."""
     part = step & _STEPS - 1
     distance = np.minimum(part, _STEPS - 1 - part)
     # Above one draw the error of the head's own log-probabilities blurs the distance.
-    kind = distance + (step >= _STEPS) * (_STEPS // 2)
+    kind = distance + (step >= _STEPS) * np.int32(_STEPS // 2)
     order = stable_order(kind, sizes, kinds=_STEPS)
-    step, up = step[order], part[order] >= _STEPS // 2
+    step = step.take(order)
+    up = step >> _SHIFT - 1 & 1
     nearest = (step >> _SHIFT) + up
-    return order, nearest, nearest + np.where(up, -1, 1)
+    return order, nearest, nearest + 1 - 2 * up
