@@ -48,11 +48,18 @@ def encode(
     if not step:
         return Block(SKETCH, EXACT, encode_planes(sketch))
     size = step_size(deviations, step)
+    levels = levels_of(sketch, size=size, dither_key=row_key if dither else None)
+    return Block(SKETCH, QUANTISED, sketch_levels.encode(levels, spreads=deviations / size))
+
+
+def levels_of(
+    sketch: Float32[np.ndarray, "n r"], *, size: float, dither_key: bytes | None
+) -> Float[np.ndarray, "r n"]:
+    """The whole numbers of steps of `size` that are stored; with the dither of a row's key."""
     scaled = sketch.T.astype(np.float64) / size
-    if dither:
-        scaled += _dither(row_key, rank=len(scaled), positions=len(sketch))
-    payload = sketch_levels.encode(np.rint(scaled), spreads=deviations / size)
-    return Block(SKETCH, QUANTISED, payload)
+    if dither_key is not None:
+        scaled += _dither(dither_key, rank=len(scaled), positions=len(sketch))
+    return np.rint(scaled)
 
 
 def decode(
