@@ -5,8 +5,6 @@ Checksums are made right before each reading; otherwise nothing behind them woul
 
 import dataclasses
 import json
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +29,16 @@ from decant.schemas.manifest.plan import Plan, PlannedRows, PlannedTeacher, read
 from decant.schemas.reading.cache import Cache
 from decant.schemas.records.logits import decode_logits, encode_logits, open_logits
 from decant.schemas.records.rows import Segment, build_row, decode_row, encode_row
-from decant.schemas.signals import AttentionSignal, HiddenSignal, LogitsSignal, TargetSpec
+from decant.schemas.signals import (
+    AttentionSignal,
+    CountsSignal,
+    HiddenSignal,
+    LogitsSignal,
+    SketchSignal,
+    TargetSpec,
+)
 from tests.formulas import sampling
-from tests.fuzzing.target import Target
+from tests.fuzzing.target import Target, right_crc
 from tests.schemas.codecs.test_codecs import zipf_logits
 
 _ID = "0123456789abcdef" * 4
@@ -44,12 +49,14 @@ _SIGNALS = {
     "logits": LogitsSignal(8, 3, (1.0,), signal_id=_ID, teacher_id=_ID, profile="compact"),
     "hidden/1": HiddenSignal(_ID, _ID, 1, "int8", 6, 32, 2, "directions-1.npy", 0.6),
     "attention/0": AttentionSignal(_ID, _ID, 0, "uint8-log", (0, 2), 4, 2),
+    "counts": CountsSignal(_ID, _ID, 50),
+    "sketch": SketchSignal(_ID, _ID, 8, 32, 0.5, True, 30.0),
 }
 _STATISTICS = {"directions-1.npy": _ID}
 
 
 def manifests(_: Path) -> list[bytes]:
-    unit = dataclasses.replace(_UNIT, files={**_UNIT.files, "attention/0": _ENTRY})
+    unit = dataclasses.replace(_UNIT, files=dict.fromkeys(("rows", *_SIGNALS), _ENTRY))
     part = Part("parts/0000", _ID, 4, (unit, unit), _SIGNALS, _STATISTICS, (Source("a.txt", _ID),))
     forgetful = dataclasses.replace(
         part,
@@ -136,11 +143,6 @@ def read_a_record_file(path: Path) -> None:
         file.read(number)
 
 
-def _right_crc(data: bytes) -> bytes:
-    crc = zlib.crc32(data[12:], zlib.crc32(data[:8]))
-    return data[:8] + struct.pack("<I", crc) + data[12:]
-
-
 def rows(_: Path) -> list[bytes]:
     tokens = np.arange(20, dtype=np.int32) * 7
     segments = [
@@ -151,7 +153,7 @@ def rows(_: Path) -> list[bytes]:
 
 
 def read_a_row(path: Path) -> None:
-    decode_row(_right_crc(path.read_bytes()), where="record", length=_LENGTH)
+    decode_row(right_crc(path.read_bytes()), where="record", length=_LENGTH)
 
 
 def _tables(profile) -> Tables:
@@ -183,7 +185,7 @@ def logits(_: Path) -> list[bytes]:
 
 
 def read_logits(path: Path) -> None:
-    data = _right_crc(path.read_bytes())
+    data = right_crc(path.read_bytes())
     opened = open_logits(data, where="record", length=_LENGTH, spec=_SPEC)
     if opened.positions:
         targets = decode_logits([opened], tables=_TABLES["compact"], vocabulary=_VOCABULARY)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import signal
+import struct
+import zlib
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -56,3 +58,9 @@ def deadline():
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def right_crc(data: bytes) -> bytes:
+    """A cache's record with the checksum that its bytes ask for."""
+    crc = zlib.crc32(data[12:], zlib.crc32(data[:8]))
+    return data[:8] + struct.pack("<I", crc) + data[12:]

@@ -9,6 +9,7 @@ from decant.models.families import config_to_json
 from decant.models.text.gguf_tokenizer import tokenizer_files as gguf_tokenizer_files
 from decant.models.text.tokenizer import Tokenizer
 from tests.fuzzing.cache_targets import CACHE_TARGETS
+from tests.fuzzing.companion_targets import COMPANION_TARGETS
 from tests.fuzzing.target import Target
 from tests.making.caches import tokenizer_files
 from tests.making.models import (
@@ -113,11 +114,15 @@ def read_tokenizer(path: Path) -> None:
     tokenizer.difference(tokenizer)
 
 
-TARGETS = CACHE_TARGETS | {
-    "config": Target("config.json", configs, read_config, is_json=True),
-    "index": Target("model.safetensors.index.json", indices, read_index, is_json=True),
-    "gguf": Target("model.gguf", gguf_files, read_gguf),
-    "header": Target("header.json", headers, read_header_of_safetensors, is_json=True),
-    "tokenizer": Target("tokenizer.json", tokenizers, read_tokenizer, is_json=True),
-    "safetensors": Target("model.safetensors", safetensors, read_safetensors),
-}
+TARGETS = (
+    CACHE_TARGETS
+    | COMPANION_TARGETS
+    | {
+        "config": Target("config.json", configs, read_config, is_json=True),
+        "index": Target("model.safetensors.index.json", indices, read_index, is_json=True),
+        "gguf": Target("model.gguf", gguf_files, read_gguf),
+        "header": Target("header.json", headers, read_header_of_safetensors, is_json=True),
+        "tokenizer": Target("tokenizer.json", tokenizers, read_tokenizer, is_json=True),
+        "safetensors": Target("model.safetensors", safetensors, read_safetensors),
+    }
+)
