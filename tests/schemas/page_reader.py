@@ -84,7 +84,7 @@ def array_records(path):
 
 
 def record(data, kind):
-    """(row key, S, {field: (codec, payload)})."""
+    """(row key, S, {field: (codec, payload)}); fields that come again are (field, 1), …"""
     magic, version, of_kind, count, crc = struct.unpack_from("<4sBBHI", data)
     assert (magic, version, of_kind) == (b"DCNT", 1, kind)
     assert zlib.crc32(data[12:], zlib.crc32(data[:8])) == crc
@@ -92,7 +92,8 @@ def record(data, kind):
     at, blocks = 32 + 6 * count, {}
     for i in range(count):
         field, codec, size = struct.unpack_from("<BBI", data, 32 + 6 * i)
-        blocks[field] = codec, data[at : at + size]
+        again = sum((name[0] if isinstance(name, tuple) else name) == field for name in blocks)
+        blocks[(field, again) if again else field] = codec, data[at : at + size]
         at += size
     assert at == len(data)
     return key, length, blocks
@@ -300,13 +301,37 @@ def logweights(logprobs, tail, draw_nodes, nodes):
     return np.where(np.isfinite(logprobs), weights, -np.inf)
 
 
-def targets(data, key, tables, vocabulary, nodes):
+def targets(data, key, tables, vocabulary, signal):
     """The bitmap `scored`, and the targets of the scored positions."""
     own_key, length, blocks = record(data, 2)
     assert own_key == key
-    scored = bitmap(blocks[16][1], length)
-    n, k = int(scored.sum()), struct.unpack("<I", blocks[17][1])[0]
-    return scored, decode(blocks, k, n, tables, vocabulary, nodes) if n else {}
+    scored, nodes = bitmap(blocks[16][1], length), signal["betas"]
+    n, (codec, payload) = int(scored.sum()), blocks[17]
+    if not n:
+        return scored, {}
+    if codec == 2:
+        return scored, adaptive(blocks, payload, n, tables, vocabulary, signal)
+    return scored, decode(blocks, *struct.unpack("<I", payload), n, tables, vocabulary, nodes)
+
+
+def adaptive(blocks, payload, n, tables, vocabulary, signal):
+    """The targets of n positions that hold different numbers of ids."""
+    k, nodes = signal["k"], signal["betas"]
+    sizes = np.frombuffer(payload, "<u4", payload[0], 1).tolist()
+    number = stream(payload[1 + 4 * len(sizes) :], n)
+    out = {
+        "topk_ids": np.zeros((n, k), np.int32),
+        "topk_logprobs": np.full((n, k), -np.inf),
+        "tail_logmass": np.empty((n, len(nodes))),
+    }
+    for i, size in enumerate(sizes):
+        own = {field: blocks[(field, i) if i else field] for field in (1, 2)}
+        here = number == i
+        of_size = decode(own, size, int(here.sum()), tables, vocabulary, nodes)
+        out["tail_logmass"][here] = of_size["tail_logmass"]
+        for name in ("topk_ids", "topk_logprobs"):
+            out[name][here, :size] = of_size[name]
+    return out | ({"label_logprobs": labels(*blocks[4], n)} if 4 in blocks else {})
 
 
 def decode(blocks, k, n, tables, vocabulary, nodes):
@@ -543,7 +568,7 @@ def read_part(cache, part, manifest):
                 key,
                 tables,
                 manifest["vocabulary_size"],
-                part["signals"]["logits"]["betas"],
+                part["signals"]["logits"],
             )
             out["loss_mask"] &= scored & (offset not in unit["skipped_rows"])
             for name, values in of_row.items():
@@ -604,7 +629,7 @@ def forget(out, origins, gone):
 def count_codecs(cache: Path):
     """How often each (field, codec) occurs in the logits records of a cache."""
     return Counter(
-        (field, codec)
+        (field[0] if isinstance(field, tuple) else field, codec)
         for path in cache.glob("parts/*/logits/*")
         for data in array_records(path)
         for field, (codec, _) in record(data, 2)[2].items()

@@ -47,6 +47,15 @@ def cache(request, tmp_path_factory):
     )
 
 
+@pytest.mark.parametrize("profile", ["lossless", "compact"])
+def test_it_reads_heads_of_different_sizes(profile, tmp_path):
+    write_corpus(tmp_path / "corpus", files=6, words=90)
+    settings = {"k": 24, "mass": 0.999, "counts": 20, "sketch": Sketch(rank=4)}
+    cache = tiny_cache(tmp_path, profile=profile, **settings)
+    assert (17, 2) in page_reader.count_codecs(cache.path)
+    require_equal(cache)
+
+
 def require_equal(cache):
     ours = cache.read(np.arange(len(cache)), list(cache.manifest.signals))
     assert {"count_ids", "sketch", "label_logprobs"} <= ours.keys()
