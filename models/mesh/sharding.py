@@ -212,3 +212,11 @@ def replicate(array: np.ndarray, mesh: Mesh) -> jax.Array:
     """The array whole on every device of the mesh. Every process must pass the same values."""
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.make_array_from_callback(array.shape, replicated, lambda index: array[index])
+
+
+def split_columns(array: np.ndarray, mesh: Mesh) -> jax.Array:
+    """An array with the vocabulary as its last axis, split over `tensor` if that divides it."""
+    even = array.shape[-1] % mesh.shape[TENSOR] == 0
+    axes = (*[None] * (array.ndim - 1), TENSOR if even else None)
+    there = NamedSharding(mesh, PartitionSpec(*axes))
+    return jax.make_array_from_callback(array.shape, there, lambda index: array[index])

@@ -8,7 +8,7 @@ rows it gives other data without an error. A fingerprint of these is therefore s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import grain
@@ -46,17 +46,19 @@ class Batches:
         config: Data,
         others: Sequence[Cache] = (),
         signals: Sequence[str] = (),
+        targets: Collection[str] | None = None,
         here: np.ndarray | None = None,
     ):
         """Batches of `cache`, mixed with `others` in the proportions of `config.caches`.
 
-        `signals` are read, undecoded, beside `logits`. `here` are the indices of a batch whose rows
+        `signals` are read, undecoded, beside `logits`, and `targets` of the signals `counts` and
+        `sketch` (None: those that the caches hold). `here` are the indices of a batch whose rows
         this process reads (None: all). Every process shuffles all rows and reads its part of each
         batch, so that the order does not depend on the number of processes. ValueError if the
         train rows of `cache`, or those of an epoch by its weights, do not fill one batch.
         """
         self._caches, self._config = [cache, *others], config
-        self._signals, self._here = signals, here
+        self._signals, self._targets, self._here = signals, targets, here
         rows = int(min(len(cache.rows(split="train")), epoch_rows(cache, config)))
         if rows < config.batch_rows:
             raise ValueError(
@@ -137,12 +139,14 @@ class Batches:
 
         def read_one_cache(numbers: np.ndarray) -> dict[str, np.ndarray]:
             # Undecoded, so that one byte a number is sent to the device instead of four.
-            batch = cache.read(of_this_process(numbers), signals=signals, decode=False)
+            batch = cache.read(
+                of_this_process(numbers), signals=signals, decode=False, targets=self._targets
+            )
             return {"rows": numbers, **batch}
 
         if not others:
             return read_one_cache
-        reader = MixtureReader(self._caches, signals=self._signals)
+        reader = MixtureReader(self._caches, signals=self._signals, targets=self._targets)
         paths = [str(source.path) for source in self._caches]
 
         def read_several_caches(elements: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,19 @@ from decant.schemas import BETAS, Cache, open_cache
 from decant.schemas.signals import AttentionSignal, HiddenSignal
 from decant.schemas.targets.targets import nodes_of
 from decant.trainer.config import Data, Loss
-from decant.trainer.loss.batch_fields import DRAWS, check_targets
+from decant.trainer.loss.batch_fields import COUNTS, DRAWS, SKETCH, TOPK, check_targets
 from decant.trainer.loss.layer_pairs import Pairs
 
 _BLOCK = 1 << 16
 _GOLDEN = 2654435769
 """2³² / φ. Multiples of this number modulo 2³² are spread most evenly, so that every stretch of
 rows, however short, has about each cache's share of rows."""
-_INFINITE_IF_ABSENT = ("topk_logprobs", "tail_logmass", "tail_logprobs", "tail_logweights")
+_INFINITE_IF_ABSENT = (
+    *("topk_logprobs", "tail_logmass", "tail_logprobs", "tail_logweights", "label_logprobs"),
+)
 """Arrays that are padded with −inf; all others are padded with 0."""
+
+_OPTIONAL = (*DRAWS, *COUNTS, *SKETCH, "label_logprobs")
 
 Arrays = dict[str, np.ndarray]
 
@@ -150,12 +154,27 @@ def _described(signal: Any) -> str:
 class MixtureReader:
     """Reads rows of several caches into arrays whose shapes do not depend on the rows."""
 
-    def __init__(self, caches: Sequence[Cache], *, signals: Sequence[str]):
-        """`signals` are read, undecoded, beside `logits`, from the caches that have targets."""
+    def __init__(
+        self,
+        caches: Sequence[Cache],
+        *,
+        signals: Sequence[str],
+        targets: Collection[str] | None = None,
+    ):
+        """`signals` are read, undecoded, beside `logits`, from the caches that have targets, and
+        `targets` of the signals `counts` and `sketch` (None: those that a cache holds)."""
         self._reads: list[Callable[[np.ndarray], Arrays]] = []
+        self._first_basis: list[int] = []
+        bases = 0
         for cache in caches:
-            signal_names = ("logits", *signals) if caches_with_targets([cache]) else ()
-            self._reads.append(functools.partial(cache.read, signals=signal_names, decode=False))
+            read, self._first_basis = cache.read, [*self._first_basis, bases]
+            if not caches_with_targets([cache]):
+                self._reads.append(functools.partial(read, signals=(), decode=False))
+                continue
+            named = {"signals": ("logits", *signals), "decode": False, "targets": targets}
+            self._reads.append(functools.partial(read, **named))
+            if "sketch" in cache.manifest.signals and (targets is None or "sketch" in targets):
+                bases += len(cache.sketch_heads())
         first = [read(cache.rows()[:1]) for read, cache in zip(self._reads, caches, strict=True)]
         self._shapes = _common_shapes(first)
 
@@ -170,6 +189,9 @@ class MixtureReader:
         for owner in np.unique(owners):
             slots = np.flatnonzero(owners == owner)
             rows = self._reads[owner](numbers[slots])
+            if "sketch_basis" in rows:
+                # The trainer stacks the heads of all caches, in their order.
+                rows["sketch_basis"] = rows["sketch_basis"] + self._first_basis[owner]
             for name in out.keys() & rows.keys():
                 values = _at_common_nodes(name, rows[name], self._shapes[name][0])
                 out[name][(slots, *(slice(length) for length in values.shape[1:]))] = values
@@ -184,17 +206,21 @@ def _common_shapes(first: Sequence[Arrays]) -> dict[str, tuple[tuple[int, ...], 
     with_targets = [arrays for arrays in first if "topk_ids" in arrays]
     shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
     for name in dict.fromkeys(name for arrays in first for name in arrays):
-        if name in DRAWS and any(name not in arrays for arrays in with_targets):
-            continue  # A cache with targets has no draws, so the loss does not read draws.
+        if name in _OPTIONAL and any(name not in arrays for arrays in with_targets):
+            continue  # A cache with targets lacks them, so the loss does not read them.
         present = [arrays[name] for arrays in first if name in arrays]
         lengths = zip(*(array.shape[1:] for array in present), strict=True)
-        pick = min if name == "tail_logmass" else max
+        # A cache of counts alone has no top-k; then the loss reads none.
+        no_head = name in TOPK and any(0 in array.shape[1:] for array in present)
+        pick = min if name == "tail_logmass" or no_head else max
         shapes[name] = (tuple(pick(length) for length in lengths), present[0].dtype)
     return shapes
 
 
 def _at_common_nodes(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """`tail_logmass` at the nodes that all caches have; lossless caches store more nodes."""
+    if name in TOPK and not shape[-1]:
+        return values[..., :0]
     if name != "tail_logmass" or values.shape[-1] == shape[-1]:
         return values
     nodes = nodes_of(values)

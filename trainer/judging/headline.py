@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from decant.schemas import Cache
+from decant.schemas.signals import SketchSignal
 from decant.trainer.loss.settings import Tail
 
 PREFIX = "heldout_"
@@ -42,10 +43,18 @@ class Estimate:
 
 
 DENSE = Estimate("dense", "kl_dense", "the probability of every token is stored", "bucket")
+FULL = Estimate("full sketch", "kl_full", "a sketch holds all of the tail's shape", "sketch")
 DRAWS = Estimate("draws", "kl_unbiased", "right on average, from draws of the tail", "sampled")
+COUNTS = Estimate(
+    "counts", "kl_counts", "right on average, from draws of the whole distribution", "counts"
+)
+SKETCH = Estimate("sketch", "kl_sketch", "the shape of each tail as its sketch has it", "sketch")
 PRIOR = Estimate("prior", "kl_estimate", "as if each tail had the corpus's mean shape", "prior")
 BOUND = Estimate("bound", "kl_bound", "at least this: the tail counts as one token", "bucket")
-ESTIMATES = (DENSE, DRAWS, PRIOR, BOUND)
+TO_COUNTS = Estimate(
+    "to counts", "kl_to_counts", "to the counts, without a top-k; on average too high", "counts"
+)
+ESTIMATES = (DENSE, FULL, DRAWS, COUNTS, SKETCH, PRIOR, TO_COUNTS, BOUND)
 """The best first. A new kind of target adds its estimate here and in `estimate_of`."""
 
 
@@ -62,8 +71,16 @@ def estimate_of(cache: Cache) -> Estimate:
     ] or cache.manifest.parts
     if all(part.logits.k >= cache.manifest.vocabulary_size for part in parts):
         return DENSE
+    if not all(part.logits.k for part in parts):
+        return TO_COUNTS
+    signals = cache.manifest.signals
+    sketch = signals.get(SKETCH.tail)
+    if isinstance(sketch, SketchSignal) and sketch.rank == sketch.teacher_width:
+        return FULL
     if all(part.logits.draws for part in parts):
         return DRAWS
+    if held := [each for each in (COUNTS, SKETCH) if each.tail in signals]:
+        return held[0]
     return PRIOR if cache.has_tail_prior else BOUND
 
 

@@ -7,22 +7,24 @@ The KL is at T = 1, the headline of `judging/headline.py`, whatever the student'
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from decant.models.mesh.execution import Execution
-from decant.models.mesh.sharding import replicate
+from decant.models.mesh.sharding import replicate, split_columns
 from decant.schemas import Cache
 from decant.trainer.config import Loss
 from decant.trainer.judging.headline import PREFIX, PRIOR, Estimate, estimate_of, with_headline
 from decant.trainer.judging.teacher_reference import teacher_on_labels
 from decant.trainer.loss.batch_fields import to_device
+from decant.trainer.loss.choice import tail_signals
 from decant.trainer.loss.chunk_loss import HeadSums
 from decant.trainer.loss.objective import Objective, Tables, batch_sums, scheduled_values
 from decant.trainer.loss.projections import Parameters
+from decant.trainer.loss.sketches import sketch_tables
 
 Evaluator = Callable[[Parameters], dict[str, Any]]
 """Held-out metrics of given parameters."""
@@ -53,12 +55,16 @@ def make_evaluator(
         objective.graph,
         Loss(alpha=1.0, temperature=1.0, tail=estimate.tail, chunk_tokens=chunk_tokens),
         vocabulary=objective.vocabulary,
+        bound=estimate.tail == "counts",
         execution=Execution(mesh),
     )
     values = scheduled_values(judging.loss, 0, steps=1)
     tables = Tables()
     if estimate is PRIOR:
         tables = Tables(prior=replicate(np.asarray(cache.tail_prior(), np.float32), mesh))
+    elif estimate.tail == "sketch":
+        heads = sketch_tables(cache.sketch_heads())
+        tables = Tables(sketch=jax.tree.map(lambda table: split_columns(table, mesh), heads))
     # The same at every evaluation, so it is computed at the first.
     teacher: dict[str, float] = {}
 
@@ -69,7 +75,8 @@ def make_evaluator(
 
     def evaluate(params: Parameters) -> dict[str, Any]:
         references, sums = [], []
-        for batch in heldout_batches(cache, numbers, batch_rows=batch_rows):
+        read = tail_signals(estimate.tail)
+        for batch in heldout_batches(cache, numbers, batch_rows=batch_rows, targets=read):
             on_device = to_device(batch, mesh=mesh, tail=estimate.tail)
             sums.append([float(x) for x in sums_of(params, on_device, tables)])
             if not teacher:
@@ -108,7 +115,7 @@ def heldout_rows(cache: Cache, count: int | None) -> np.ndarray:
 
 
 def heldout_batches(
-    cache: Cache, numbers: np.ndarray, *, batch_rows: int
+    cache: Cache, numbers: np.ndarray, *, batch_rows: int, targets: Collection[str] | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
     """The rows as batches from `Cache.read`, all of one shape, so that one program is compiled.
 
@@ -117,7 +124,7 @@ def heldout_batches(
     for start in range(0, len(numbers), batch_rows):
         chosen = numbers[start : start + batch_rows]
         fill = np.repeat(chosen[:1], batch_rows - len(chosen))
-        batch = cache.read(np.concatenate([chosen, fill]))
+        batch = cache.read(np.concatenate([chosen, fill]), targets=targets)
         batch["loss_mask"][len(chosen) :] = False
         yield batch
 

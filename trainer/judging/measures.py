@@ -1,7 +1,7 @@
 """Measures of a student at each position, against the teacher's targets from a cache.
 
 Positions are computed in chunks, as in training, so that logits of a whole batch never exist. All
-measures are at T = 1, except the two `…_at_temperature`.
+measures are at T = 1, except those `…_at_temperature`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from decant.models.mesh.vocabulary import Vocabulary
 from decant.models.numerics import logits as logits_of
 from decant.trainer.loss.batch_fields import Batch
+from decant.trainer.loss.counts import correction_from_counts, whole_as_tail
 from decant.trainer.loss.divergences import (
     TeacherCategories,
     divergence,
@@ -29,6 +30,12 @@ from decant.trainer.loss.position_chunks import (
     positions_at_once,
 )
 from decant.trainer.loss.projections import Parameters
+from decant.trainer.loss.sketches import (
+    SketchTables,
+    correction_from_sketch,
+    log_shape,
+    sketch_logits,
+)
 from decant.trainer.loss.student_view import StudentView, summarise_logits
 from decant.trainer.loss.tail_corrections import (
     correction_from_draws,
@@ -50,10 +57,17 @@ class Measures(NamedTuple):
     """The same KL, estimated with the teacher's tail distributed like the tail prior."""
     kl_unbiased: Float[Array, "*position"] | None
     """The same KL, estimated from tail draws: noisy, but unbiased."""
+    kl_counts: Float[Array, "*position"] | None
+    """The same KL, estimated from counts: noisy, right on average. Without a top-k: the KL to the
+    counts."""
+    kl_sketch: Float[Array, "*position"] | None
+    """The same KL, with the shape of the teacher's tail taken from the sketch."""
     kl_bound_at_temperature: Float[Array, "*position"]
     """`kl_bound` with both distributions at the training temperature; without the factor T²."""
     kl_estimate_at_temperature: Float[Array, "*position"] | None
     """`kl_estimate`, likewise."""
+    kl_sketch_at_temperature: Float[Array, "*position"] | None
+    """`kl_sketch`, likewise."""
     ce: Float[Array, "*position"]
     """Cross-entropy: −log of the next token's probability, in nats."""
     agreement: Float[Array, "*position"]
@@ -79,6 +93,8 @@ class MeasureInputs(NamedTuple):
     """The loss's temperature at the end of training; None stands for 1."""
     prior: Float[Array, "nodes vocab"] | None
     """The log tail prior at each node; None if the cache has none."""
+    sketch: SketchTables | None = None
+    """None if the cache has no sketch."""
 
 
 def batch_measures(
@@ -113,25 +129,26 @@ def chunk_measures(
 ) -> Measures:
     """Measures of n positions from the student's logits."""
     one = jnp.float32(1)
-    bound, estimate, unbiased, view = _divergences(logits, targets, inputs, one)
-    warm_bound, warm_estimate = bound, estimate
+    kl, view = _divergences(logits, targets, inputs, one)
+    warm = kl
     if inputs.temperature is not None:
-        without_draws = targets._replace(tail_ids=None)
-        warm_bound, warm_estimate, *_ = _divergences(
-            logits, without_draws, inputs, inputs.temperature
-        )
+        # Draws and counts are of T = 1. A cache of counts alone knows no other T.
+        others = targets._replace(tail_ids=None, count_ids=None)
+        warm, _ = _divergences(logits, others, inputs, inputs.temperature)
     likeliest = jnp.argmax(logits, axis=-1)
     highest = jnp.max(logits, axis=-1)
-    teachers_first = jnp.where(targets.stored[:, 0], targets.topk_ids[:, 0], -1)
     low, high = _acceptance(view, targets)
     return Measures(
-        kl_bound=bound,
-        kl_estimate=estimate,
-        kl_unbiased=unbiased,
-        kl_bound_at_temperature=warm_bound,
-        kl_estimate_at_temperature=warm_estimate,
+        kl_bound=kl.bound,
+        kl_estimate=kl.prior,
+        kl_unbiased=kl.draws,
+        kl_counts=kl.counts,
+        kl_sketch=kl.sketch,
+        kl_bound_at_temperature=warm.bound,
+        kl_estimate_at_temperature=warm.prior,
+        kl_sketch_at_temperature=warm.sketch,
         ce=view.z_hard - view.label,
-        agreement=(likeliest == teachers_first).astype(jnp.float32),
+        agreement=(likeliest == targets.likeliest).astype(jnp.float32),
         top5_agreement=_shared_top(logits, targets),
         accuracy=(likeliest == targets.labels).astype(jnp.float32),
         confidence=jnp.exp(highest - view.z_hard),
@@ -140,27 +157,38 @@ def chunk_measures(
     )
 
 
+class _Divergences(NamedTuple):
+    """KL at one T by each estimate; None if its arrays are missing."""
+
+    bound: Float[Array, " n"]
+    prior: Float[Array, " n"] | None
+    draws: Float[Array, " n"] | None
+    counts: Float[Array, " n"] | None
+    sketch: Float[Array, " n"] | None
+
+
 def _divergences(
     logits: Float[Array, "n vocab"],
     targets: BatchTargets,
     inputs: MeasureInputs,
     temperature: Float[Array, ""],
-) -> tuple[Array, Array | None, Array | None, StudentView]:
-    """KL at T: the bound, the estimates by prior and by draws (None if absent); and the view."""
-    beta = 1 / temperature
+) -> tuple[_Divergences, StudentView]:
+    beta, whole = 1 / temperature, Vocabulary(logits.shape[-1])
     log_prior = None if inputs.prior is None else log_prior_at(inputs.prior, beta=beta)
     bound, view, teacher = bound_and_view(logits, targets, beta=beta, log_prior=log_prior)
-    estimate = unbiased = None
+    prior = draws = counts = sketch = None
     if log_prior is not None:
-        estimate = (
-            bound
-            + correction_from_prior(
-                view, teacher, log_prior, beta=beta, vocabulary=Vocabulary(logits.shape[-1])
-            ).value
-        )
+        correction = correction_from_prior(view, teacher, log_prior, beta=beta, vocabulary=whole)
+        prior = bound + correction.value
     if targets.tail_ids is not None:
-        unbiased = bound + correction_from_draws(view, targets, teacher, beta=beta).value
-    return bound, estimate, unbiased, view
+        draws = bound + correction_from_draws(view, targets, teacher, beta=beta).value
+    if targets.count_ids is not None:
+        counts = correction_from_counts(view, targets).value
+    if targets.sketch is not None and inputs.sketch is not None:
+        theirs = sketch_logits(targets, inputs.sketch, vocabulary=whole)
+        _, cross = log_shape(theirs, view, beta=beta, vocabulary=whole)
+        sketch = bound + correction_from_sketch(view, teacher, cross).value
+    return _Divergences(bound, prior, draws, counts, sketch), view
 
 
 def bound_and_view(
@@ -174,12 +202,15 @@ def bound_and_view(
     whole = Vocabulary(logits.shape[-1])
     view = summarise_logits(logits, targets, beta=beta, vocabulary=whole, log_prior=log_prior)
     counted = targets.mask[:, None]
-    teacher = teacher_categories(
-        jnp.where(targets.stored, targets.topk_logprobs, -jnp.inf),
-        targets.tail_logmass,
-        beta=beta,
-        tail="bucket",
-    )
+    if targets.topk_ids.shape[-1]:
+        teacher = teacher_categories(
+            jnp.where(targets.stored, targets.topk_logprobs, -jnp.inf),
+            targets.tail_logmass,
+            beta=beta,
+            tail="bucket",
+        )
+    else:
+        teacher = whole_as_tail(view, targets)
     logq = jnp.concatenate([beta * view.head, view.tail_soft[:, None]], -1) - view.z_soft[:, None]
     bound = divergence(teacher.logp, jnp.where(counted, logq, -jnp.inf), kind="forward_kl")
     return bound, view, teacher
@@ -190,6 +221,8 @@ def _acceptance(
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """Lower and upper bound of Σ_v min(p_v, q_v) over the whole vocabulary."""
     kept = targets.stored
+    if not kept.shape[-1]:
+        return jnp.zeros_like(view.z_hard), jnp.ones_like(view.z_hard)
     p = jnp.where(kept, jnp.exp(jnp.where(kept, targets.topk_logprobs, 0.0)), 0.0)
     low = jnp.sum(jnp.minimum(p, jnp.exp(view.head - view.z_hard[:, None])), axis=-1)
     tails = jnp.exp(targets.tail_logmass[:, -1]), jnp.exp(view.tail_hard - view.z_hard)
@@ -198,7 +231,9 @@ def _acceptance(
 
 def _shared_top(logits: Float[Array, "n vocab"], targets: BatchTargets) -> Float[Array, " n"]:
     """`top5_agreement`. For each stored id, likelier ids are counted: one pass each, no sorting."""
-    kept = targets.stored[:, :TOP]
+    kept, columns = targets.stored[:, :TOP], targets.topk_ids[:, :TOP]
+    if not kept.shape[-1]:
+        kept, columns = targets.taught[:, None], targets.likeliest[:, None]
     ids = jnp.arange(logits.shape[-1])
 
     def among(column: Int[Array, " n"]) -> Bool[Array, " n"]:
@@ -206,6 +241,5 @@ def _shared_top(logits: Float[Array, "n vocab"], targets: BatchTargets) -> Float
         likelier = (logits > own) | ((logits == own) & (ids < column[:, None]))
         return jnp.sum(likelier, axis=-1) < TOP
 
-    columns = targets.topk_ids[:, :TOP]
     shared = jnp.stack([among(columns[:, i]) for i in range(columns.shape[1])], axis=-1)
     return jnp.sum(shared & kept, axis=-1) / jnp.maximum(jnp.sum(kept, axis=-1), 1)

@@ -21,7 +21,8 @@ def teacher_on_labels(
     """The teacher's measures at each position of a batch from `Cache.read`; arbitrary where no
     target is.
 
-    `teacher_ce`: −log p of the next token, in nats. If the token is stored or drawn, this is exact
+    `teacher_ce`: −log p of the next token, in nats. It is stored in caches of release 0.10 and
+    later, up to the codec's rounding. In older ones: if the token is stored or drawn, this is exact
     but for the codec's rounding. Any other token gets what a token of this tail has on average,
     −(A(1) − A(β)) / (1 − β) with the largest stored β < 1: A's slope is the tail's mean log p. It
     has no more than the least likely stored token.
@@ -30,11 +31,15 @@ def teacher_on_labels(
     teacher's likeliest token is the next token.
     """
     labels = next_tokens(batch["tokens"])[..., None]
+    if not batch["topk_ids"].shape[-1]:
+        return _beside_counts(batch, labels[..., 0])
     stored = np.isfinite(batch["topk_logprobs"])
     exact = _logprob_of(labels, batch["topk_ids"], batch["topk_logprobs"])
     if "tail_ids" in batch:
         drawn = _logprob_of(labels, batch["tail_ids"], batch["tail_logprobs"])
         exact = np.maximum(exact, drawn)
+    if "label_logprobs" in batch:  # −inf in parts of older releases
+        exact = np.where(np.isfinite(batch["label_logprobs"]), batch["label_logprobs"], exact)
     known = np.isfinite(exact)
     masses = batch["tail_logmass"].astype(np.float64)
     masses = np.where(np.isfinite(masses), masses, 0.0)  # an empty tail: every token is known
@@ -49,6 +54,23 @@ def teacher_on_labels(
         "teacher_accuracy": stored[..., 0] & (batch["topk_ids"][..., 0] == labels[..., 0]),
     }
     return {name: np.asarray(values, np.float64) for name, values in measures.items()}
+
+
+def _beside_counts(
+    batch: Mapping[str, Shaped[np.ndarray, ...]], labels: Shaped[np.ndarray, "row position"]
+) -> dict[str, Float[np.ndarray, "row position"]]:
+    """The same for a cache without a top-k, which has label log-probabilities."""
+    own = np.asarray(batch["label_logprobs"], np.float64)
+    there = np.isfinite(own)
+    largest = batch["counts"].argmax(-1)[..., None]
+    first = np.take_along_axis(batch["count_ids"], largest, -1)[..., 0]
+    ce = np.where(there, -own, 0.0)
+    return {
+        "teacher_ce": ce,
+        "teacher_ce_bound": ce,
+        "teacher_known": there.astype(np.float64),
+        "teacher_accuracy": (there & (first == labels)).astype(np.float64),
+    }
 
 
 def teacher_ce(metrics: Mapping[str, Any]) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -15,7 +16,17 @@ from jaxtyping import Array
 from decant.progress import notices, track
 from decant.schemas import Cache
 from decant.schemas.records.rows import next_tokens
-from decant.trainer.judging.headline import BOUND, DENSE, PREFIX, estimate_of, with_headline
+from decant.trainer.judging.headline import (
+    BOUND,
+    COUNTS,
+    DENSE,
+    FULL,
+    PREFIX,
+    SKETCH,
+    TO_COUNTS,
+    estimate_of,
+    with_headline,
+)
 from decant.trainer.judging.heldout import NO_TARGETS, heldout_batches, heldout_rows, spread_rows
 from decant.trainer.judging.measures import MeasureInputs, Measures
 from decant.trainer.judging.standard_error import standard_error
@@ -27,6 +38,7 @@ from decant.trainer.judging.tally import (
     position_groups,
 )
 from decant.trainer.judging.teacher_reference import teacher_on_labels
+from decant.trainer.loss.sketches import sketch_tables
 
 MOST_ROWS = 4096
 """Most rows of which a judgement keeps each row's KL."""
@@ -75,6 +87,10 @@ def judge_heldout(
         every = {n: np.asarray(x) for n, x in measure(batch)._asdict().items() if x is not None}
         if estimate is DENSE:
             every[DENSE.measure] = every[BOUND.measure]
+        elif estimate is FULL:
+            every[FULL.measure] = every[SKETCH.measure]
+        elif estimate is TO_COUNTS:
+            every[TO_COUNTS.measure] = every.pop(COUNTS.measure)
         every |= teacher_on_labels(batch)
         counted = batch["loss_mask"]
         measures = {name: values[counted] for name, values in every.items()}
@@ -109,10 +125,16 @@ def measure_inputs(
 ) -> MeasureInputs:
     """The arrays of `cache` that measures need besides a batch; `place` puts them on devices."""
     # Release 0.1 stored no prior.
-    prior = cache.tail_prior() if cache.has_tail_prior else None
+    prior = cache.tail_prior() if cache.has_tail_prior and cache.manifest.logits.k else None
+    sketch = None
+    if SKETCH.tail in cache.manifest.signals:
+        sketch = jax.tree.map(place, sketch_tables(cache.sketch_heads()))
+    # Counts alone know no other T.
+    warm = temperature != 1 and cache.manifest.logits.k > 0
     return MeasureInputs(
-        None if temperature == 1 else place(np.asarray(temperature, np.float32)),
+        place(np.asarray(temperature, np.float32)) if warm else None,
         None if prior is None else place(np.asarray(prior, np.float32)),
+        sketch,
     )
 
 

@@ -10,7 +10,10 @@ from jaxtyping import Array
 
 from decant.models.mesh.sharding import local_rows, shard_rows
 from decant.schemas import Cache
+from decant.schemas.disk.layout import COUNTS as COUNTED
+from decant.schemas.disk.layout import SKETCH as SKETCHED
 from decant.schemas.signals import scale_name
+from decant.trainer.loss.choice import ADD_COUNTS, ADD_SKETCH, Held
 from decant.trainer.loss.settings import Loss, Tail
 
 ROWS = ("tokens", "segment_ids", "positions", "loss_mask")
@@ -18,15 +21,17 @@ TOPK = ("topk_ids", "topk_logprobs", "tail_logmass")
 DRAWS = ("tail_ids", "tail_logprobs", "tail_logweights")
 COUNTS = ("count_ids", "counts")
 SKETCH = ("sketch", "sketch_basis")
-_OF_TAIL: dict[Tail, tuple[str, ...]] = {"sampled": DRAWS, "counts": COUNTS, "sketch": SKETCH}
+TARGETS = (*ROWS, *TOPK, *DRAWS, *COUNTS, *SKETCH)
+"""Arrays that some loss or measure reads."""
+_OF_TAIL = {"sampled": DRAWS, "counts": COUNTS, "sketch": SKETCH}
 
 Batch = dict[str, Array]
 """Arrays by their name in `Cache.read`, each with a row a sequence."""
 
 
-def loss_fields(tail: Tail) -> tuple[str, ...]:
+def loss_fields(tail: Tail | None) -> tuple[str, ...]:
     """Names of the arrays that every loss with this `tail` reads."""
-    return (*ROWS, *TOPK, *_OF_TAIL.get(tail, ()))
+    return (*ROWS, *TOPK, *_OF_TAIL.get(tail or "", ()))
 
 
 def signal_fields(signals: Sequence[str], batch: Mapping[str, np.ndarray]) -> list[str]:
@@ -40,15 +45,18 @@ def to_device(
     *,
     mesh: Mesh,
     rows: int | None = None,
-    tail: Tail = "bucket",
+    tail: Tail | None = "bucket",
     signals: Sequence[str] = (),
+    everything: bool = False,
 ) -> Batch:
-    """The arrays that the loss reads, with their rows split over the mesh.
+    """The arrays that the loss reads, or those that any loss reads (`everything`), with their rows
+    split over the mesh.
 
     `rows` is the number of rows of the batch over all processes; `batch` then holds the rows of
     this process (`local_rows`). None: `batch` holds all rows.
     """
-    needed = (*loss_fields(tail), *signal_fields(signals, batch))
+    fields = [n for n in TARGETS if n in batch] if everything else loss_fields(tail)
+    needed = (*fields, *signal_fields(signals, batch))
     if rows is None:
         rows = len(batch["tokens"])
         here = local_rows(mesh, rows)
@@ -57,19 +65,31 @@ def to_device(
 
 
 def check_targets(cache: Cache, *, loss: Loss) -> None:
-    """ValueError if the cache's logits lack the targets that the loss reads."""
+    """ValueError if the cache lacks the targets that the loss reads."""
     if "logits" not in cache.manifest.signals:
         raise ValueError(
             f"{cache.path}: holds rows only (made by `decant tokenise`) and no teacher's targets. "
             "Use it as one of [[data.caches]], mixed with a main cache that has targets"
         )
     logits = cache.manifest.logits
+    for name, remedy in {COUNTED: ADD_COUNTS, SKETCHED: ADD_SKETCH}.items():
+        if loss.tail == name and name not in cache.manifest.signals:
+            raise ValueError(
+                f"{cache.path}: holds {_held(cache)}, but not what loss.tail = {name} learns "
+                f"from. Leave loss.tail out for the best that it holds, or {remedy}"
+            )
+    if not logits.k and loss.tail not in (None, "counts"):
+        raise ValueError(
+            f"{cache.path}: holds {_held(cache)}, and no top-k, which loss.tail = {loss.tail} "
+            "learns from. Use --loss.tail counts, or capture with --signals.logits.k 8"
+        )
     if loss.tail != "sampled":
         return
     if not logits.draws:
         raise ValueError(
-            f"{cache.path}: captured without draws from the tail, which loss.tail = sampled learns "
-            "from. Use --loss.tail prior or bucket, or capture with --signals.logits.draws 16"
+            f"{cache.path}: holds {_held(cache)}, but no draws from the tail, which loss.tail = "
+            "sampled learns from. Leave loss.tail out for the best that it holds, or capture with "
+            "--signals.logits.draws 16"
         )
     highest = max(loss.schedules["temperature"].ends)
     drawn_at = 1 / min(logits.draw_betas)
@@ -77,6 +97,10 @@ def check_targets(cache: Cache, *, loss: Loss) -> None:
         raise ValueError(
             f"{cache.path}: its tails were drawn from at T up to {drawn_at:.4g}, but "
             f"loss.temperature goes up to {highest:.4g}, where a few draws would weigh more than "
-            "all others. Use --loss.tail prior or bucket, or capture with "
+            "all others. Leave loss.tail out for the best that it holds, or capture with "
             f"--signals.logits.draw-temperatures 1 {highest:.4g}"
         )
+
+
+def _held(cache: Cache) -> str:
+    return str(Held.by([cache]))

@@ -39,6 +39,8 @@ class Objective:
     vocabulary: int
     """Ids of the tokenizer. A checkpoint may pad its unembedding with more columns, which get no
     probability."""
+    bound: bool = False
+    """For judging: see `Recipe.bound`."""
     pairs: Pairs = NO_PAIRS
     """The layers that the terms of `loss` compare."""
     execution: Execution = WITHOUT_MESH
@@ -91,6 +93,7 @@ def batch_sums(
     `per_pair` is `positions_per_pair` of the whole batch, of which `batch` may be a microbatch.
     """
     loss, pairs = objective.loss, objective.pairs
+    assert loss.tail is not None, "choose_tail comes first"
     model = nnx.merge(objective.graph, without_projections(params))
     hidden, states = model(
         batch["tokens"],
@@ -114,6 +117,7 @@ def batch_sums(
             loss.tail,
             loss.chunk_tokens,
             softcap=model.config.final_softcap,
+            bound=objective.bound,
         ),
         vocabulary=objective.vocabulary,
         mesh=objective.execution.mesh,

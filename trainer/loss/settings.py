@@ -163,11 +163,14 @@ class Loss:
     """For `jsd`: mix·KL(p‖m) + (1−mix)·KL(q‖m) with m = mix·p + (1−mix)·q. It is zero for mix = 0
     and for mix = 1. Near 0 its gradient is that of forward KL times mix; near 1 it is that of
     reverse KL times 1−mix."""
-    tail: Tail = "sampled"
-    """How the loss represents the teacher's tail, the vocabulary outside the stored top-k.
-    `sampled`: tokens drawn from the tail (right on average, up to the T of the capture's draws).
-    `prior`: the mean tail of the corpus (an estimate). `bucket`: one category with the tail's exact
-    mass (the KL is a lower bound). `renormalize`: no tail: stored tokens sum to one (biased)."""
+    tail: Tail | None = None
+    """How the loss represents the teacher's tail, the vocabulary outside the stored top-k. Unset:
+    chosen by what the cache holds and by T; the log says which.
+    `counts`: how often each token was drawn from the whole distribution (T = 1; the top-k is not
+    used). `sketch`: the tail's shape position by position (any T). `sampled`: tokens drawn from the
+    tail (right on average, up to the T of the capture's draws). `prior`: the mean tail of the
+    corpus (an estimate). `bucket`: one category with the tail's exact mass (the KL is a lower
+    bound). `renormalize`: no tail: stored tokens sum to one (biased)."""
     chunk_tokens: Annotated[int | None, Bounds(1, 1 << 24)] = None
     """Tokens whose logits exist at once. They take twice chunk_tokens · vocabulary · 4 bytes. Fewer
     tokens make smaller, slower matrix products. Unset: 256 on a CPU; on accelerators the number
@@ -202,8 +205,15 @@ class Loss:
             check_schedule(f"loss.{name}", self.schedules[name])
         for name, term in self.terms.items():
             term.check(f"loss.{name}")
+        highest = max(self.schedules["temperature"].ends)
+        if self.tail == "counts" and highest != 1:
+            raise ValueError(
+                f"loss.temperature is up to {highest:.4g} with tail = counts: counts are drawn at "
+                "T = 1 and say nothing about another T. Use --loss.temperature 1, or "
+                "tail = sketch, which serves every T"
+            )
         if self.tail in ONLY_FORWARD and self.divergence != "forward_kl":
             raise ValueError(
                 f"loss.divergence is {self.divergence} with tail = {self.tail}: "
-                f"{ONLY_FORWARD[self.tail]}. Use tail = bucket or prior, or forward_kl"
+                f"{ONLY_FORWARD[self.tail]}. Use tail = sketch, prior or bucket, or forward_kl"
             )

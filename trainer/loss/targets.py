@@ -40,14 +40,13 @@ class BatchTargets(NamedTuple):
     @classmethod
     def of(cls, batch: Mapping[str, Array]) -> BatchTargets:
         """The targets [row, position, …] of a batch."""
-        labels, held = next_tokens(batch["tokens"], xp=jnp), (*TOPK, *DRAWS, *COUNTS)
-        if "labels" in batch:
-            labels = jnp.asarray(batch["labels"])
-        arrays = {name: jnp.asarray(batch[name]) for name in held if name in batch}
+        labels = batch["labels"] if "labels" in batch else next_tokens(batch["tokens"], xp=jnp)
+        held = (*TOPK, *DRAWS, *COUNTS)
+        arrays = {name: batch[name] for name in held if name in batch}
         if "sketch" in batch:
             basis = jnp.broadcast_to(batch["sketch_basis"][:, None], labels.shape)
-            arrays |= {"sketch": jnp.asarray(batch["sketch"]), "sketch_basis": basis}
-        return cls(labels=labels, mask=jnp.asarray(batch["loss_mask"]), **arrays)
+            arrays |= {"sketch": batch["sketch"], "sketch_basis": basis}
+        return cls(labels=labels, mask=batch["loss_mask"], **arrays)
 
     @property
     def stored(self) -> Bool[Array, "*position k"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from decant.schemas.targets.attention import decode_log
 from decant.schemas.targets.hidden import decode_int8
 from decant.trainer.config import Data
 from decant.trainer.data.batches import Batches, number_of_updates
-from decant.trainer.loss.batch_fields import DRAWS, ROWS, TOPK, check_targets
+from decant.trainer.loss.batch_fields import TARGETS, check_targets
 from decant.trainer.loss.settings import Loss
 from decant.trainer.own_loop.batch import DeviceBatch
 
@@ -34,6 +34,7 @@ def batches(
     epochs: int | None = Data.epochs,
     seed: int = Data.seed,
     signals: str | Sequence[str] = (),
+    targets: Collection[str] | None = None,
     sharding: Sharding | None = None,
     position: Mapping[str, Any] | None = None,
 ) -> BatchIterator:
@@ -54,6 +55,8 @@ def batches(
         epochs: passes over the train rows, each in its own order. None: batches never end.
         seed: seed of the order.
         signals: also read these, such as `hidden/12`; `cache.manifest.signals` lists what there is.
+        targets: read only these of `counts` and `sketch`, to save time, such as `["counts"]` for
+            `tail="counts"`. None: both, if the cache holds them.
         sharding: places rows on several devices or processes, such as
             `NamedSharding(mesh, PartitionSpec("data"))`. A process reads only its devices' rows.
             None: whole batches on JAX's default device.
@@ -63,7 +66,7 @@ def batches(
     batch, or if `position` was saved with other rows, another order or another `batch_rows`.
     """
     cache = open_cache(cache) if isinstance(cache, str | Path) else cache
-    check_targets(cache, loss=Loss(tail="bucket"))
+    check_targets(cache, loss=Loss())
     signals = (signals,) if isinstance(signals, str) else tuple(signals)
     if missing := [name for name in signals if name not in cache.manifest.signals]:
         held = ", ".join(cache.manifest.signals)
@@ -77,7 +80,8 @@ def batches(
         own,
         config,
         count=None if epochs is None else number_of_updates(own, config=config),
-        signals=tuple(name for name in signals if name != "logits"),
+        signals=tuple(name for name in signals if "/" in name),
+        targets=targets,
         sharding=sharding,
     )
     if position is not None:
@@ -95,13 +99,14 @@ class BatchIterator(Iterator[DeviceBatch]):
         *,
         count: int | None,
         signals: tuple[str, ...],
+        targets: Collection[str] | None,
         sharding: Sharding | None,
     ):
         """`count` batches (None: endless), placed by `sharding` (None: on the default device)."""
         self._cache, self._rows, self._count = cache, config.batch_rows, count
         self._signals, self._sharding = signals, sharding
         here = None if sharding is None else rows_of_process(sharding, config.batch_rows)
-        self._batches = Batches(cache, config=config, signals=signals, here=here)
+        self._batches = Batches(cache, config=config, signals=signals, targets=targets, here=here)
         self._taken = 0
 
     def __next__(self) -> DeviceBatch:
@@ -140,7 +145,7 @@ class BatchIterator(Iterator[DeviceBatch]):
         self._batches.close()
 
     def _on_device(self, batch: dict[str, np.ndarray]) -> DeviceBatch:
-        held = [name for name in (*ROWS, *TOPK, *DRAWS) if name in batch]
+        held = [name for name in (*TARGETS, "label_logprobs") if name in batch]
         arrays = {name: self._place(batch[name]) for name in held}
         arrays["labels"] = self._place(next_tokens(batch["tokens"]))
         arrays |= {name: self._decoded(name, batch) for name in self._signals}

@@ -16,7 +16,7 @@ from decant.schemas import Cache, open_cache
 from decant.trainer.config import Evaluate
 from decant.trainer.judging.measures import MeasureInputs, Measures, chunk_measures
 from decant.trainer.judging.whole import judge_heldout, measure_inputs
-from decant.trainer.loss.batch_fields import DRAWS, ROWS, TOPK, check_targets
+from decant.trainer.loss.batch_fields import TARGETS, check_targets
 from decant.trainer.loss.position_chunks import (
     cut_positions,
     flatten_rows,
@@ -65,7 +65,7 @@ def evaluate(
     held-out rows, or if the logits have another shape.
     """
     cache = open_cache(cache) if isinstance(cache, str | Path) else cache
-    check_targets(cache, loss=Loss(tail="bucket"))
+    check_targets(cache, loss=Loss())
     check_values(Evaluate(heldout_rows=heldout_rows, batch_rows=batch_rows))
     check_values(Loss(temperature=temperature))
     vocabulary, inputs = (
@@ -74,7 +74,7 @@ def evaluate(
     )
 
     def measure(batch: dict[str, np.ndarray]) -> Measures:
-        rows = {name: jnp.asarray(batch[name]) for name in (*ROWS, *TOPK, *DRAWS) if name in batch}
+        rows = {name: jnp.asarray(batch[name]) for name in TARGETS if name in batch}
         given = jnp.asarray(logits(rows["tokens"], rows["segment_ids"], rows["positions"]))
         if given.shape[:-1] != rows["tokens"].shape or given.shape[-1] < vocabulary:
             raise ValueError(

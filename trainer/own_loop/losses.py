@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from decant.command_line.checks import Bounds, check_values
-from decant.schemas.records.rows import next_tokens
-from decant.trainer.loss.batch_fields import DRAWS, TOPK
+from decant.schemas.targets.sketch import SketchHead
+from decant.trainer.loss.batch_fields import DRAWS, loss_fields
+from decant.trainer.loss.choice import ADD_COUNTS, Held, choose_tail
 from decant.trainer.loss.chunk_loss import HeadSums, Recipe
 from decant.trainer.loss.fused_head import distillation_loss
 from decant.trainer.loss.given_logits import loss_of_logits
 from decant.trainer.loss.layer_terms import TermSums
 from decant.trainer.loss.objective import Totals, means
 from decant.trainer.loss.settings import SHARE, TEMPERATURE, Divergence, Loss, Tail
+from decant.trainer.loss.sketches import SketchTables, sketch_tables
 from decant.trainer.loss.targets import BatchTargets
 
 Scalar = Float[Array, ""] | float
+Sketch = SketchTables | Sequence[SketchHead] | None
 LossAndMetrics = tuple[Float[Array, ""], dict[str, Array]]
 
 
@@ -31,10 +35,11 @@ def loss(
     *,
     temperature: Scalar = Loss.temperature,
     alpha: Scalar = Loss.alpha,
-    tail: Tail = Loss.tail,
+    tail: Tail | None = Loss.tail,
     divergence: Divergence = Loss.divergence,
     mix: float = Loss.mix,
     prior: Float[Array, "nodes vocab"] | np.ndarray | None = None,
+    sketch: Sketch = None,
     softcap: float | None = None,
     chunk_tokens: int | None = Loss.chunk_tokens,
     has_aux: bool = False,
@@ -60,10 +65,14 @@ def loss(
         batch: from `decant.batches`, or arrays of `Cache.read`.
         temperature: T ≥ 1 of both distributions, `loss.temperature`.
         alpha: α in [0, 1], the teacher's share, `loss.alpha`.
-        tail: how the vocabulary outside the stored top-k is represented, `loss.tail`.
+        tail: how the vocabulary outside the stored top-k is represented, `loss.tail`. None: at
+            T = 1 the best that the batch holds; at another T sketches, else what `prior` or draws
+            allow.
         divergence: D, `loss.divergence`.
         mix: for `divergence="jsd"`, `loss.mix`.
         prior: `cache.tail_prior()`, float32 [7, vocabulary]; only for `tail="prior"`.
+        sketch: `cache.sketch_heads()`; for a large one pass `jit` an argument made by
+            `decant.trainer.loss.sketches.sketch_tables`; for `tail="sketch"`.
         softcap: the student's logits are softcap·tanh(logits/softcap), as in Gemma 2.
         chunk_tokens: tokens whose logits exist at once, `loss.chunk_tokens`.
         has_aux: return (loss, metrics) instead, for `jax.value_and_grad(…, has_aux=True)`. The
@@ -73,13 +82,16 @@ def loss(
     by JAX cannot be checked: for `tail="sampled"` it must not exceed `batch.highest_temperature`.
     """
     vocabulary = _check_batch(batch, hidden, columns=unembedding.shape[-1])
+    tail = tail or _best_tail(batch, temperature, divergence, prior=prior, sketch=sketch)
     recipe = Recipe(divergence, mix, tail, chunk_tokens, softcap)
-    _check_settings(batch, recipe, temperature, alpha, prior=prior, vocabulary=vocabulary)
+    tables = _checked_tables(
+        batch, recipe, temperature, alpha, prior=prior, sketch=sketch, vocabulary=vocabulary
+    )
 
     def sums(targets: BatchTargets, **inputs: Any) -> tuple[Array, HeadSums]:
         return distillation_loss(hidden, unembedding, targets, vocabulary=vocabulary, **inputs)
 
-    return _mean(sums, batch, recipe, temperature, alpha, prior=prior, has_aux=has_aux)
+    return _mean(sums, batch, recipe, temperature, alpha, tables, has_aux=has_aux)
 
 
 def loss_on_logits(
@@ -88,10 +100,11 @@ def loss_on_logits(
     *,
     temperature: Scalar = Loss.temperature,
     alpha: Scalar = Loss.alpha,
-    tail: Tail = Loss.tail,
+    tail: Tail | None = Loss.tail,
     divergence: Divergence = Loss.divergence,
     mix: float = Loss.mix,
     prior: Float[Array, "nodes vocab"] | np.ndarray | None = None,
+    sketch: Sketch = None,
     chunk_tokens: int | None = Loss.chunk_tokens,
     has_aux: bool = False,
 ) -> Float[Array, ""] | LossAndMetrics:
@@ -101,13 +114,16 @@ def loss_on_logits(
     are shifted already. All logits and their gradient exist at once; `loss` needs less memory.
     """
     vocabulary = _check_batch(batch, logits, columns=logits.shape[-1])
+    tail = tail or _best_tail(batch, temperature, divergence, prior=prior, sketch=sketch)
     recipe = Recipe(divergence, mix, tail, chunk_tokens)
-    _check_settings(batch, recipe, temperature, alpha, prior=prior, vocabulary=vocabulary)
+    tables = _checked_tables(
+        batch, recipe, temperature, alpha, prior=prior, sketch=sketch, vocabulary=vocabulary
+    )
 
     def sums(targets: BatchTargets, **inputs: Any) -> tuple[Array, HeadSums]:
         return loss_of_logits(logits[..., :vocabulary], targets, **inputs)
 
-    return _mean(sums, batch, recipe, temperature, alpha, prior=prior, has_aux=has_aux)
+    return _mean(sums, batch, recipe, temperature, alpha, tables, has_aux=has_aux)
 
 
 def _mean(
@@ -116,29 +132,58 @@ def _mean(
     recipe: Recipe,
     temperature: Scalar,
     alpha: Scalar,
+    tables: dict[str, Any],
     *,
-    prior: Array | np.ndarray | None,
     has_aux: bool,
 ) -> Array | LossAndMetrics:
     value, head = sums(
         _targets(batch, tail=recipe.tail),
         temperature=temperature,
         alpha=alpha,
-        prior=None if prior is None else jnp.asarray(prior, jnp.float32),
         recipe=recipe,
+        **tables,
     )
     value = value / jnp.maximum(head.count, 1)
     return (value, means(Totals(head, TermSums()))) if has_aux else value
 
 
 def _targets(batch: Mapping[str, Any], *, tail: Tail) -> BatchTargets:
-    names = (*TOPK, *DRAWS) if tail == "sampled" else TOPK
-    labels = batch["labels"] if "labels" in batch else next_tokens(batch["tokens"], xp=jnp)
-    return BatchTargets(
-        jnp.asarray(labels),
-        jnp.asarray(batch["loss_mask"]),
-        **{name: jnp.asarray(batch[name]) for name in names},
+    names = [name for name in ("labels", *loss_fields(tail)) if name in batch]
+    return BatchTargets.of({name: jnp.asarray(batch[name]) for name in names})
+
+
+def _best_tail(
+    batch: Mapping[str, Any],
+    temperature: Scalar,
+    divergence: Divergence,
+    *,
+    prior: Any,
+    sketch: Sketch,
+) -> Tail:
+    """The trainer's choice, of what the caller gave. ValueError if something has to be given."""
+    known = float(temperature) if _is_known(temperature) else None
+    highest = getattr(batch, "highest_temperature", None)
+    counts = "counts" in batch and known == 1 and divergence == "forward_kl"
+    if "sketch" in batch and sketch is None and prior is None and not counts:
+        raise ValueError(
+            "this batch has sketches, which teach best here: give sketch=cache.sketch_heads(), "
+            'or choose another tail, such as tail="bucket"'
+        )
+    if prior is not None:
+        return "prior"
+    # A T that JAX traces is taken as one that the draws allow, as in `_check_draws`.
+    drawn = DRAWS[0] in batch and not (known and highest and known > highest + 1e-6)
+    held = Held(
+        k=batch["topk_ids"].shape[-1],
+        counts=counts,
+        sketch=sketch is not None,
+        drawn_at=(known or 1.0) if drawn else None,
     )
+    # Counts serve T = 1 only, so a T that is not known stands for a higher one.
+    asked = 1.0 if counts or known is None else known
+    chosen, _ = choose_tail(Loss(temperature=asked, divergence=divergence), held)
+    assert chosen.tail is not None
+    return chosen.tail
 
 
 def _check_batch(batch: Mapping[str, Any], student: Array, *, columns: int) -> int:
@@ -158,29 +203,57 @@ def _check_batch(batch: Mapping[str, Any], student: Array, *, columns: int) -> i
     return vocabulary
 
 
-def _check_settings(
+def _checked_tables(
     batch: Mapping[str, Any],
     recipe: Recipe,
     temperature: Scalar,
     alpha: Scalar,
     *,
     prior: Array | np.ndarray | None,
+    sketch: Sketch,
     vocabulary: int,
-) -> None:
-    """ValueError for settings that contradict each other or lack an array."""
+) -> dict[str, Any]:
+    """The tables of the recipe's tail. ValueError for settings that contradict each other or lack
+    an array."""
     check_values(Loss(**{n: getattr(recipe, n) for n in ("divergence", "mix", "tail")}))
     _check_number("temperature", temperature, TEMPERATURE)
     _check_number("alpha", alpha, SHARE)
     if recipe.tail == "sampled":
         _check_draws(batch, temperature)
+    if recipe.tail == "counts":
+        _check_counts(batch, temperature)
     if (recipe.tail == "prior") != (prior is not None):
         raise ValueError(
             'tail="prior" needs prior=cache.tail_prior(), and no other tail takes a prior'
         )
-    if prior is not None and prior.shape[-1] != vocabulary:
+    if recipe.tail == "sketch" and (sketch is None or "sketch" not in batch):
         raise ValueError(
-            f"prior has {prior.shape[-1]} columns, but the cache's tokenizer has {vocabulary} ids; "
-            "take cache.tail_prior() of the cache that the batches come from"
+            'tail="sketch" needs sketch=cache.sketch_heads(), and batches of a cache with sketches'
+        )
+    tables = sketch
+    if sketch is not None and not isinstance(sketch, SketchTables):
+        tables = sketch_tables(sketch)
+    widths = {"prior": prior, "sketch": None if tables is None else tables.bias}
+    for name, table in widths.items():
+        if table is not None and table.shape[-1] != vocabulary:
+            raise ValueError(
+                f"{name} has {table.shape[-1]} columns, but the cache's tokenizer has {vocabulary} "
+                "ids; take it from the cache that the batches come from"
+            )
+    given = {"prior": prior, "sketch": tables if recipe.tail == "sketch" else None}
+    return jax.tree.map(lambda table: jnp.asarray(table, jnp.float32), given)
+
+
+def _check_counts(batch: Mapping[str, Any], temperature: Scalar) -> None:
+    if "counts" not in batch:
+        raise ValueError(
+            'this batch has no counts, which tail="counts" learns from. Leave tail out for the '
+            f"best that it holds, or {ADD_COUNTS}"
+        )
+    if not _is_known(temperature) or float(temperature) != 1:
+        raise ValueError(
+            f'temperature is {temperature} with tail="counts": counts are drawn at T = 1 and say '
+            'nothing about another T. Use temperature=1.0, or tail="sketch"'
         )
 
 
@@ -188,8 +261,8 @@ def _check_draws(batch: Mapping[str, Any], temperature: Scalar) -> None:
     if missing := [name for name in DRAWS if name not in batch]:
         raise ValueError(
             f'this batch has no {missing[0]}, which tail="sampled" learns from: its cache was '
-            'captured without draws from the tail. Use tail="bucket" or tail="prior", or capture '
-            "with --signals.logits.draws 16"
+            "captured without draws from the tail. Leave tail out for the best that it holds, or "
+            "capture with --signals.logits.draws 16"
         )
     highest = getattr(batch, "highest_temperature", None)
     if highest and _is_known(temperature) and float(temperature) > highest + 1e-6:

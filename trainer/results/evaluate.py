@@ -15,7 +15,6 @@ import numpy as np
 from decant.models.mesh.sharding import replicate, student_mesh
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.trainer.config import Evaluate, Loss
-from decant.trainer.judging.headline import estimate_of
 from decant.trainer.judging.measures import Measures, batch_measures
 from decant.trainer.judging.whole import judge_heldout, measure_inputs
 from decant.trainer.loss.batch_fields import to_device
@@ -50,10 +49,9 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
         )
     )
     inputs = measure_inputs(cache, temperature=temperature, place=partial(replicate, mesh=mesh))
-    tail = estimate_of(cache).tail
 
     def measure(batch: dict[str, np.ndarray]) -> Measures:
-        return compiled(params, to_device(batch, mesh=mesh, tail=tail), inputs)
+        return compiled(params, to_device(batch, mesh=mesh, everything=True), inputs)
 
     judged = judge_heldout(
         cache,

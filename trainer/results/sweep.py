@@ -39,7 +39,7 @@ from decant.trainer.loss.batch_fields import check_targets
 from decant.trainer.results.evaluate import evaluate
 from decant.trainer.run.binding import read_run_settings
 from decant.trainer.run.checkpoint import latest_step
-from decant.trainer.run.loss_inputs import resolve_layers
+from decant.trainer.run.loss_inputs import resolve_layers, with_tail
 from decant.trainer.run.metrics_log import Place
 from decant.trainer.run.train import train
 from decant.trainer.run.trained import Trained
@@ -289,8 +289,11 @@ def _check(config: Train, name: str) -> int:
     try:
         cache = open_cache(config.cache)
         check_targets(cache, loss=config.loss)
+        others = open_others(config.data)
+        config, _ = with_tail(config, cache=cache, others=others)
+        check_targets(cache, loss=config.loss)
         config, pairs = resolve_layers(config, cache=cache)
-        check_mixture(cache, open_others(config.data), loss=config.loss, pairs=pairs)
+        check_mixture(cache, others, loss=config.loss, pairs=pairs)
         return number_of_updates(cache, config=config.data) - (latest_step(config.run) or 0)
     except ValueError as error:
         raise ValueError(f"student {name}: {error}") from error

@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from decant.models.mesh.sharding import replicate
+from decant.models.mesh.sharding import replicate, split_columns
 from decant.schemas import Cache
 from decant.schemas.targets.prior import log_prior
 from decant.trainer.config import Loss, Train
+from decant.trainer.data.mixture import caches_with_targets
+from decant.trainer.loss.choice import Held, choose_tail
 from decant.trainer.loss.layer_pairs import NO_PAIRS, Pairs, layer_pairs, number_layers
 from decant.trainer.loss.layer_terms import Matrices
-from decant.trainer.run.binding import with_saved_layers
+from decant.trainer.loss.sketches import SketchTables, sketch_tables
+from decant.trainer.run.binding import BINDING, read_run_settings, with_saved_layers
 from decant.trainer.run.initial_student import initial_config, teacher_config
 
 
@@ -31,6 +35,33 @@ def tail_prior(
         return None
     prior = log_prior([prior for each in (cache, *others) for prior in each.tail_priors()])
     return replicate(np.asarray(prior, np.float32), mesh)
+
+
+def sketch_inputs(caches: Sequence[Cache], *, loss: Loss, mesh: Mesh) -> SketchTables | None:
+    """The heads of all caches' sketches, on every device; None unless `loss.tail` is "sketch".
+
+    Raises ValueError if a cache holds no sketch, or the teachers' soft caps differ.
+    """
+    if loss.tail != "sketch":
+        return None
+    tables = sketch_tables([head for cache in caches for head in cache.sketch_heads()])
+    return jax.tree.map(lambda table: split_columns(table, mesh), tables)
+
+
+def with_tail(
+    config: Train, *, cache: Cache, others: Sequence[Cache] = ()
+) -> tuple[Train, str | None]:
+    """The settings with an explicit `loss.tail`, and a line to print about it, if any.
+
+    An existing run keeps its tail, because a cache may gain counts or a sketch. ValueError if no
+    tail that all the caches allow fits the loss.
+    """
+    loss = config.loss
+    if loss.tail is None and (config.run / BINDING).exists():
+        tail = read_run_settings(config.run)["loss.tail"]
+        return dataclasses.replace(config, loss=dataclasses.replace(loss, tail=tail)), None
+    loss, line = choose_tail(loss, Held.by([cache, *caches_with_targets(others)]))
+    return dataclasses.replace(config, loss=loss), line
 
 
 def principal_directions(cache: Cache, *, pairs: Pairs, mesh: Mesh) -> Matrices:

@@ -23,6 +23,7 @@ from decant.trainer.data.batches import Batches, number_of_updates
 from decant.trainer.data.mixture import caches_with_targets, check_mixture, open_others
 from decant.trainer.judging.heldout import heldout_rows, make_evaluator
 from decant.trainer.loss.batch_fields import check_targets
+from decant.trainer.loss.choice import tail_signals
 from decant.trainer.loss.layer_pairs import Pairs
 from decant.trainer.loss.objective import Objective, Tables
 from decant.trainer.loss.projections import initial_projections
@@ -34,7 +35,13 @@ from decant.trainer.run.data_facts import write_data_facts
 from decant.trainer.run.full_disk import full_disk_told
 from decant.trainer.run.initial_student import INITIAL, initial_student
 from decant.trainer.run.loop import TrainingLoop
-from decant.trainer.run.loss_inputs import principal_directions, resolve_layers, tail_prior
+from decant.trainer.run.loss_inputs import (
+    principal_directions,
+    resolve_layers,
+    sketch_inputs,
+    tail_prior,
+    with_tail,
+)
 from decant.trainer.run.metrics_log import Callback, MetricsLog, Place
 from decant.trainer.run.processes import (
     SilentMetrics,
@@ -74,11 +81,14 @@ def _train(config: Train, callbacks: Sequence[Callback], place: Place | None) ->
     _check_batch(config, steps=steps, row_shards=row_shard_count(mesh))
     check_targets(cache, loss=config.loss)
     _check_judging(config, cache)
-    config, pairs = resolve_layers(config, cache=cache)
     others = open_others(config.data)
+    config, about_tail = with_tail(config, cache=cache, others=others)
+    check_targets(cache, loss=config.loss)
+    config, pairs = resolve_layers(config, cache=cache)
     check_mixture(cache, others, loss=config.loss, pairs=pairs)
     tables = Tables(
         prior=tail_prior(cache, loss=config.loss, mesh=mesh, others=caches_with_targets(others)),
+        sketch=sketch_inputs([cache, *caches_with_targets(others)], loss=config.loss, mesh=mesh),
         directions=principal_directions(cache, pairs=pairs, mesh=mesh),
     )
     binding, student, projections = first_then_others(
@@ -104,6 +114,7 @@ def _train(config: Train, callbacks: Sequence[Callback], place: Place | None) ->
             config=config.data,
             others=others,
             signals=pairs.signals,
+            targets=tail_signals(config.loss.tail),
             here=local_rows(mesh, config.data.batch_rows),
         )
         stack.callback(batches.close)
@@ -127,7 +138,7 @@ def _train(config: Train, callbacks: Sequence[Callback], place: Place | None) ->
                 callbacks=(*stack.enter_context(tracked), *callbacks),
             )
         stack.callback(metrics.close)
-        if notice := unused_accelerator():
+        for notice in filter(None, (unused_accelerator(), about_tail)):
             metrics.say(notice)
         loop = TrainingLoop(
             config=config,
@@ -207,11 +218,12 @@ def _begin(
         cache=cache,
         others=others,
         steps=steps,
-        signals=pairs.signals,
+        signals=(*tail_signals(config.loss.tail), *pairs.signals),
         after=latest_step(config.run),
     )
     if is_first_process():
-        write_data_facts(config.run, (cache, *others), signals=pairs.signals)
+        read = (*tail_signals(config.loss.tail), *pairs.signals)
+        write_data_facts(config.run, (cache, *others), signals=read)
     student = initial_student(
         config.student,
         cache=cache,

@@ -52,6 +52,7 @@ class FakeCache(Cache):
             rows_id=f"rows-{name}",
             forgotten_id="",
             source_weights={},
+            parts=(),
             signals={**signals, **others.pop("signals", {})},
             logits=signals.get("logits"),
             **{"tokenizer": "tok", "vocabulary_size": 9, "sequence_length": 4, **others},
@@ -63,7 +64,7 @@ class FakeCache(Cache):
     def rows(self, split=None):
         return np.arange(100, 100 + self._rows)
 
-    def read(self, numbers, signals=("logits",), decode=True):
+    def read(self, numbers, signals=("logits",), decode=True, targets=None):
         numbers = np.asarray(numbers)
         ones = np.ones((len(numbers), 4), np.int32)
         out = {"tokens": ones * numbers[:, None], "loss_mask": ones > 0}
@@ -205,7 +206,7 @@ def hidden(**changes):
     [
         ({"vocabulary_size": 8}, {}, "vocabulary size 8, but main has 9"),
         ({"sequence_length": 8}, {}, "sequence length 8, but main has 4"),
-        ({}, {"tail": "sampled"}, "o: captured without draws"),
+        ({}, {"tail": "sampled"}, "o: holds the top .* but no draws"),
         ({"teacher": "u"}, {"tail": "prior"}, "another teacher than main .* --loss.tail sampled"),
         ({"signals": {}}, {}, "its hidden/2 is missing"),
         ({"signals": hidden(width=4)}, {}, "its hidden/2 is int8, width 4"),

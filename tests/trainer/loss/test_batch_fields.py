@@ -16,7 +16,7 @@ def test_draws_are_read_only_for_tail_sampled():
 
 
 def test_tail_sampled_needs_a_cache_with_draws(cache, drawn_cache):
-    with pytest.raises(ValueError, match=r"cache: .* without draws .* --signals.logits.draws"):
+    with pytest.raises(ValueError, match=r"cache: .* no draws .* --signals.logits.draws"):
         check_targets(cache, loss=Loss(tail="sampled"))
     check_targets(drawn_cache, loss=Loss(tail="sampled"))
     check_targets(cache, loss=Loss(tail="bucket"))

@@ -186,9 +186,13 @@ def test_what_does_not_fit_is_refused(cache):
     logits = jnp.zeros((2, 64, 512))
     on_logits = decant.loss_on_logits
     with pytest.raises(ValueError, match=r'no tail_ids, which tail="sampled" learns from'):
-        on_logits(logits, plain)
+        on_logits(logits, plain, tail="sampled")
     with pytest.raises(ValueError, match=r"temperature is 4, but .* at T up to 2"):
-        on_logits(logits, drawn, temperature=4.0)
+        on_logits(logits, drawn, temperature=4.0, tail="sampled")
+    with pytest.raises(ValueError, match=r"no counts, .* --signals\.logits\.counts 50"):
+        on_logits(logits, drawn, tail="counts")
+    with pytest.raises(ValueError, match=r"needs sketch=cache\.sketch_heads\(\)"):
+        on_logits(logits, drawn, tail="sketch")
     with pytest.raises(ValueError, match=r"temperature is 0\.5; expected a number, 1 to 1,000"):
         on_logits(logits, drawn, temperature=0.5)
     with pytest.raises(ValueError, match=r"alpha is 1\.5; expected a number, 0 to 1"):
@@ -196,9 +200,9 @@ def test_what_does_not_fit_is_refused(cache):
     with pytest.raises(ValueError, match=r"needs prior=cache\.tail_prior\(\)"):
         on_logits(logits, drawn, tail="prior")
     with pytest.raises(ValueError, match="no other tail takes a prior"):
-        on_logits(logits, drawn, prior=cache.tail_prior())
+        on_logits(logits, drawn, tail="bucket", prior=cache.tail_prior())
     with pytest.raises(ValueError, match="reverse_kl with tail = sampled"):
-        on_logits(logits, drawn, divergence="reverse_kl")
+        on_logits(logits, drawn, divergence="reverse_kl", tail="sampled")
     with pytest.raises(ValueError, match=r"has 500 logits a position, but .* 512 ids"):
         on_logits(logits[..., :500], drawn)
     with pytest.raises(ValueError, match=r"shape \(2, 63, 512\); .* shape \(2, 64\)"):
