@@ -58,6 +58,7 @@ def main():
     layers = evenly_spaced(options.layers, source.config.num_layers)
     student = cut_layers(source, layers, dtype=options.dtype)
     loss = Loss(
+        tail="sampled" if cache.manifest.logits.draws else "bucket",
         hidden=(HiddenLoss(),) if options.hidden else (),
         attention=(AttentionLoss(),) if options.attention else (),
     )

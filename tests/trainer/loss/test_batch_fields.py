@@ -26,5 +26,5 @@ def test_tail_sampled_needs_a_cache_with_draws(cache, drawn_cache):
 def test_temperatures_above_those_of_the_draws_are_refused(temperatures, drawn_cache):
     check_targets(drawn_cache, loss=Loss(temperature=2.0, temperature_end=1.0))
     with pytest.raises(ValueError, match=r"at T up to 2, but loss.temperature goes up to"):
-        check_targets(drawn_cache, loss=Loss(**temperatures))
+        check_targets(drawn_cache, loss=Loss(tail="sampled", **temperatures))
     check_targets(drawn_cache, loss=Loss(tail="prior", **temperatures))
