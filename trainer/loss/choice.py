@@ -84,7 +84,8 @@ def choose_tail(loss: Loss, held: Held) -> tuple[Loss, str | None]:
         "prior": held.prior and held.k > 0,
         "bucket": held.k > 0,
     }
-    tail = next((tail for tail, fits in possible.items() if fits), None)
+    fitting: list[Tail] = [tail for tail, fits in possible.items() if fits]
+    tail = fitting[0] if fitting else None
     if tail is None:
         raise ValueError(
             f"these targets are {held}, which serve forward_kl at T = 1 only, but this loss is "

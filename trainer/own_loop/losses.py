@@ -230,9 +230,7 @@ def _checked_tables(
         raise ValueError(
             'tail="sketch" needs sketch=cache.sketch_heads(), and batches of a cache with sketches'
         )
-    tables = sketch
-    if sketch is not None and not isinstance(sketch, SketchTables):
-        tables = sketch_tables(sketch)
+    tables = sketch if isinstance(sketch, SketchTables | None) else sketch_tables(sketch)
     widths = {"prior": prior, "sketch": None if tables is None else tables.bias}
     for name, table in widths.items():
         if table is not None and table.shape[-1] != vocabulary:
