@@ -12,7 +12,7 @@ from decant.schemas.disk.layout import PartLayout
 from decant.schemas.disk.shards import Shard
 from decant.schemas.manifest.commits import load_commit, summarise_shards
 from decant.schemas.manifest.manifest import Manifest, Part
-from decant.schemas.signals import AttentionSignal, LogitsSignal, scale_name
+from decant.schemas.signals import AttentionSignal, RecordSignal, scale_name
 from decant.schemas.targets.attention import decode_log
 from decant.schemas.targets.hidden import decode_int8
 
@@ -25,7 +25,7 @@ class SignalArrays:
 
     def __init__(self, cache: Path, manifest: Manifest, name: str):
         signal = manifest.signals[name]
-        assert not isinstance(signal, LogitsSignal)
+        assert not isinstance(signal, RecordSignal)
         self._cache = cache
         self._manifest = manifest
         self._name = name
@@ -125,7 +125,7 @@ class SignalArrays:
 
     def _specs(self, part: Part) -> dict[str, ArraySpec]:
         signal = part.signals[self._name]
-        assert not isinstance(signal, LogitsSignal)
+        assert not isinstance(signal, RecordSignal)
         return specs_of(
             signal,
             name=self._name,

@@ -39,7 +39,7 @@ def allocate_targets(n: int, *, length: int, spec: TargetSpec) -> dict[str, np.n
     widths = {name: spec.draws for name in _WIDE if spec.draws}
     widths |= {"topk_ids": spec.k, "topk_logprobs": spec.k}
     widths["tail_logmass"] = len(spec.betas) if spec.k else 0
-    out = {
+    out: dict[str, np.ndarray] = {
         name: np.empty((n, length, width), np.int32 if name.endswith("ids") else np.float32)
         for name, width in widths.items()
     }
