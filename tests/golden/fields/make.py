@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from decant.schemas.codecs import counts_field, labels_field, sketch_field
+from decant.schemas.codecs import counts_field, labels_field, sizes_field, sketch_field
 from decant.schemas.codecs.block import Tables
 from decant.schemas.targets.counts import count_draws
 from decant.schemas.targets.targets import BETAS, Targets
@@ -70,6 +70,8 @@ def main():
         block = labels_field.encode(labels, exact=exact)
         expected = labels_field.decode([block], positions=[POSITIONS])
         _write(f"labels-{block.codec}", block.payload, expected)
+    sizes = np.random.default_rng(6).choice([1, 3, 24], size=POSITIONS)
+    _write("sizes-2", sizes_field.encode(sizes), sizes)
     values, deviations = sketch()
     for name, (step, dither) in SKETCHES.items():
         how = {"deviations": deviations, "step": step, "dither": dither, "tables": Tables({})}

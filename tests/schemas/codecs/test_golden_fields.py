@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from decant.schemas.codecs import counts_field, labels_field, sketch_field
+from decant.schemas.codecs import counts_field, labels_field, sizes_field, sketch_field
 from decant.schemas.codecs.block import COUNTS, LABELS, SKETCH, Block, Tables
 from decant.schemas.targets.targets import BETAS, Targets
 from tests.golden.fields.make import KEY, POSITIONS, RANK, SKETCHES, sketch
@@ -23,6 +23,11 @@ def test_labels_decode_as_when_they_were_written(codec):
     payload, expected = golden(f"labels-{codec}")
     stored = labels_field.decode([Block(LABELS, codec, payload)], positions=[POSITIONS])
     np.testing.assert_array_equal(stored, expected)
+
+
+def test_sizes_decode_as_when_they_were_written():
+    payload, expected = golden("sizes-2")
+    np.testing.assert_array_equal(sizes_field.decode(payload, positions=POSITIONS), expected)
 
 
 @pytest.mark.parametrize("name", SKETCHES)
@@ -64,5 +69,5 @@ def test_counts_decode_as_when_they_were_written(name):
 
 
 def test_there_is_a_golden_payload_of_every_codec():
-    expected = [*COUNTED, "labels-1", "labels-2", *SKETCHES]
+    expected = [*COUNTED, "labels-1", "labels-2", "sizes-2", *SKETCHES]
     assert sorted(path.stem for path in FIELDS.glob("*.npz")) == expected
