@@ -58,6 +58,20 @@ def known_statistics(
     return known
 
 
+def own_basis(known: Known, statistics: Mapping[str, str]) -> str:
+    """A line on a part, with these `statistics`, that did not reuse the known basis; else empty."""
+    basis = known.get(SKETCH)
+    file = f"{PROJECTION}.npy"
+    if not isinstance(basis, KnownBasis) or file not in statistics:
+        return ""
+    if statistics[file] == basis.sha256[file]:
+        return ""
+    return (
+        f"{SKETCH}: these texts differ too much from those of the cache's first part; they get a "
+        "basis of their own. Students read both"
+    )
+
+
 def basis_hashes(statistics: Mapping[str, str]) -> dict[str, str]:
     """sha256 of the files of a part's basis, by file name."""
     return {f"{name}.npy": statistics[f"{name}.npy"] for name in NAMES}

@@ -1,6 +1,7 @@
 """Turns the settings of signals other than `logits` into signals of a given teacher."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from decant.models import ModelConfig
@@ -8,6 +9,7 @@ from decant.pipelines.config import Attention, Hidden, Logits, Signals
 from decant.schemas.arrays.spec import shard_rows
 from decant.schemas.disk.identity import signal_id
 from decant.schemas.disk.layout import COUNTS, SKETCH
+from decant.schemas.disk.sizes import size_text
 from decant.schemas.signals import (
     MEAN,
     ArraySignal,
@@ -104,6 +106,15 @@ def describe_arrays(
             ),
         )
     return described
+
+
+def head_size(signals: Mapping[str, AddedSignal], *, vocabulary: int) -> str:
+    """A line on the size of the head of a sketch of all dimensions; empty without one."""
+    sketch = signals.get(SKETCH)
+    if not isinstance(sketch, SketchSignal) or sketch.rank < sketch.teacher_width:
+        return ""
+    size = size_text(4 * sketch.rank * (sketch.rank + vocabulary))
+    return f'{SKETCH}: rank "full" takes {size} in each part for its head, besides its records'
 
 
 def with_signal_id(

@@ -14,7 +14,7 @@ import apache_beam as beam
 from rich.console import Console
 
 from decant.pipelines.calibration.calibrate import AdditionJob, calibrate_addition
-from decant.pipelines.calibration.known import Known, known_statistics
+from decant.pipelines.calibration.known import Known, known_statistics, own_basis
 from decant.pipelines.calibration.signal_specs import AddedSignal, settings
 from decant.pipelines.capture.disk_space import require_space
 from decant.pipelines.capture.remaining_units import capture_remaining
@@ -130,6 +130,8 @@ def _capture_directory(
             )
         )
     plan = set_teacher_model(adding.model, path)
+    if notice := own_basis(known, plan.statistics):
+        adding.console.print(notice)
     _refuse_leftovers(layout, plan, cache=adding.cache)
     capture_remaining(plan, path, part=layout.root, run=run, console=adding.console)
     return plan

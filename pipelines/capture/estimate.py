@@ -220,13 +220,18 @@ def _add_costs(
         )
     commits = result.units * len(trial.plan.signals)
     others = len(trial.plan.statistics) + 8
+    if notice := capture.head_size():
+        result.warnings.append(notice)
+    statistics = sum(file.stat().st_size for file in trial.part.statistics.iterdir())
     result.files = sum(cost.files for cost in result.signals.values()) + commits + others
-    result.bytes = sum(cost.bytes for cost in result.signals.values()) + 1024 * commits
+    stored = sum(cost.bytes for cost in result.signals.values())
+    result.bytes = stored + 1024 * commits + statistics
     result.measured_rows = trial.rows
     result.tokens_a_second = trial.tokens / trial.seconds
     result.capture_hours = result.tokens / result.tokens_a_second / 3600
-    stored = sum(result.signals[name].bytes for name in records)
-    _add_memory(result, trial, unit_bytes=buffers + stored * result.unit_rows // result.rows)
+    of_records = sum(result.signals[name].bytes for name in records)
+    unit_bytes = buffers + of_records * result.unit_rows // result.rows
+    _add_memory(result, trial, unit_bytes=unit_bytes)
 
 
 def _add_memory(result: Estimate, trial: TrialCapture, *, unit_bytes: int) -> None:

@@ -14,7 +14,7 @@ from decant.models import Checkpoint
 from decant.models.mesh.accelerator import unused_accelerator
 from decant.pipelines.calibration.directions import KnownDirections
 from decant.pipelines.calibration.known import Known, KnownBasis, known_statistics
-from decant.pipelines.calibration.signal_specs import AddedSignal, describe_signals
+from decant.pipelines.calibration.signal_specs import AddedSignal, describe_signals, head_size
 from decant.pipelines.capture.addition import Adding, add_signals, lacking_signals
 from decant.pipelines.capture.part import PartCapture
 from decant.pipelines.capture.part_directories import (
@@ -104,6 +104,8 @@ class Capture:
                 self._require_held_signals(part)
         if notice := unused_accelerator():
             self.console.print(notice)
+        if notice := self.head_size():
+            self.console.print(notice)
         self._forget_replaced()
         if self.config.seal_partial:
             return self._seal_partial()
@@ -128,6 +130,14 @@ class Capture:
         for part in self.parts:
             clean(self.cache, part.layout)
         return self.manifest
+
+    def head_size(self) -> str:
+        """A line on the size of a full sketch's head, if a part is still to get one; else empty."""
+        done = self.manifest and all(part.directory.complete for part in self.parts)
+        if done and not self._lacking():
+            return ""
+        asked = self.parts[0].added_signals(unit_rows=1)
+        return head_size(asked, vocabulary=self.teacher.vocabulary)
 
     def _begun(self) -> list[PartCapture]:
         """The parts that an earlier run has begun, or the first one."""

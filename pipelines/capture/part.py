@@ -14,7 +14,7 @@ from rich.console import Console
 from decant.models.text.chat_template import ChatTemplate
 from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.calibration.calibrate import calibrate
-from decant.pipelines.calibration.known import Known
+from decant.pipelines.calibration.known import Known, own_basis
 from decant.pipelines.calibration.sample import sample_places
 from decant.pipelines.calibration.signal_specs import AddedSignal
 from decant.pipelines.capture.disk_space import require_space
@@ -216,6 +216,8 @@ class PartCapture:
             if manifest and is_complete(self.layout, self.cache, manifest):
                 return manifest
             plan = self._plan(known, sealed=manifest.parts if manifest else ())
+            if notice := own_basis(known, plan.statistics):
+                self.console.print(notice)
             capture_remaining(
                 plan,
                 self.layout.plan,

@@ -61,6 +61,7 @@ def test_what_was_captured_right_is_fine_and_was_compared(root):
         ("exact", {"sketch": Sketch(rank="full", step=0.0), "profile": "lossless"}),
         ("dithered", {"sketch": Sketch(rank="full"), "k": 1}),
         ("without ids", {"k": 0, "sketch": Sketch()}),
+        ("adaptive", {"k": 16, "mass": 0.9}),
     ],
 )
 def test_other_settings_are_fine_too(root, name, changes):

@@ -19,7 +19,7 @@ from decant.schemas.manifest.manifest import read_manifest
 from decant.schemas.records.rows import next_tokens
 from decant.schemas.signals import SketchSignal
 from tests.formulas import sampling
-from tests.making.caches import tiny_cache, tiny_settings
+from tests.making.caches import tiny_cache, tiny_settings, write_corpus
 
 BOTH = {"counts": 20, "sketch": Sketch(rank=6)}
 
@@ -130,6 +130,8 @@ def test_removed_and_added_again(root, cache, tmp_path):
     again = Path(shutil.copytree(cache.path, tmp_path / "cache"))
     remove_signals(again, [COUNTS, SKETCH])
     collect(again)
+    files = [path.as_posix() for path in again.rglob("*") if path.is_file()]
+    assert not [path for path in files if "sketch" in path or "counts/" in path]
     assert set(read_manifest(again).signals) == {LOGITS}
     precompute(tiny_settings(root, output=again, **BOTH))
     np.testing.assert_array_equal(open_cache(again).read([0])["counts"], cache.read([0])["counts"])
@@ -179,3 +181,26 @@ def test_a_sample_too_small_for_the_rank_gives_a_smaller_one_and_says_so(root, t
 def test_default_settings_ask_for_neither():
     assert Logits().sketch.settings() is None
     assert Logits().counts == 0
+
+
+def test_new_parts_keep_the_basis_unless_their_text_has_drifted(tmp_path, capsys):
+    corpus = write_corpus(tmp_path / "corpus", files=4)
+    settings = tiny_settings(tmp_path, sketch=Sketch(rank=3), counts=8, heldout=0.0)
+    precompute(settings)
+    (corpus / "more.txt").write_text((corpus / "document-001.txt").read_text() + " again")
+    precompute(settings)
+    assert len(open_cache(settings.output).sketch_heads()) == 1
+    assert "basis of their own" not in capsys.readouterr().err
+    (corpus / "other.txt").write_text((corpus / "document-002.txt").read_text()[::-1])
+    precompute(settings)
+    grown = open_cache(settings.output)
+    assert len(grown.sketch_heads()) == 2
+    assert "these texts differ too much" in " ".join(capsys.readouterr().err.split())
+    assert set(grown.read(grown.rows())["sketch_basis"].tolist()) == {0, 1}
+
+
+def test_a_full_sketch_says_the_size_of_its_head_before_it_begins(root, capsys, tmp_path):
+    settings = tiny_settings(root, output=tmp_path / "cache", sketch=Sketch(rank="full"))
+    precompute(settings)
+    out = " ".join(capsys.readouterr().err.split())
+    assert out.index('rank "full" takes 69.6 kB in each part') < out.index("calibrate:")
