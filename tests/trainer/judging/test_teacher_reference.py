@@ -31,8 +31,16 @@ def test_with_every_token_stored_the_cross_entropy_is_the_teachers(whole_cache, 
     assert got["teacher_known"][counted].all()
 
 
-def test_with_a_tail_it_is_exact_where_known_and_bounded_elsewhere(drawn_cache, truth):
+def test_with_label_logprobs_it_is_exact_everywhere(drawn_cache, truth):
     batch = drawn_cache.read(drawn_cache.rows(split="heldout"))
+    got = {name: x[batch["loss_mask"]] for name, x in teacher_on_labels(batch).items()}
+    np.testing.assert_allclose(-got["teacher_ce"], truth, atol=1e-4)
+    assert got["teacher_known"].all()
+
+
+def test_in_older_caches_it_is_exact_where_known_and_bounded_elsewhere(drawn_cache, truth):
+    batch = drawn_cache.read(drawn_cache.rows(split="heldout"))
+    del batch["label_logprobs"]
     got = teacher_on_labels(batch)
     got = {name: values[batch["loss_mask"]] for name, values in got.items()}
     known = got["teacher_known"] == 1
