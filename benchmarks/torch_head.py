@@ -1,4 +1,4 @@
-"""Time and memory of decant.torch's fused loss, against the dense formula; rows a second.
+"""Processor time and memory of decant.torch's fused loss, against the dense formula; rows a second.
 
     python -m benchmarks.torch_head [--tokens 1024] [--width 576] [--vocabulary 49152] [--k 32]
                                     [--cache runs/cache]
@@ -35,7 +35,7 @@ def main():
 
 
 def measure(way, options):
-    """Median seconds of three runs after a first one, and the peak of memory in bytes."""
+    """Median processor seconds of three runs after a first, and the peak of memory in bytes."""
     import torch
 
     import decant.torch
@@ -67,9 +67,9 @@ def measure(way, options):
 
     before, seconds = _peak(), []
     for _ in range(4):
-        start = time.perf_counter()
+        start = time.process_time()
         run().backward()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
         hidden.grad = matrix.grad = None
     return statistics.median(seconds[1:]), _peak() - before
 
