@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from decant.schemas import Cache, open_cache
+from decant.schemas.signals import SketchSignal
 from decant.torch.divergences import Parts
 from decant.torch.losses import loss_sum
 from decant.torch.rows import Batch, Rows
@@ -34,18 +35,34 @@ class Headline(NamedTuple):
     tail: Tail
 
 
+DENSE = Headline("dense", "kl_dense", "bucket")
+FULL = Headline("full sketch", "kl_full", "sketch")
+DRAWS = Headline("draws", "kl_unbiased", "sampled")
+COUNTS = Headline("counts", "kl_counts", "counts")
+SKETCH = Headline("sketch", "kl_sketch", "sketch")
+PRIOR = Headline("prior", "kl_estimate", "prior")
+TO_COUNTS = Headline("to counts", "kl_to_counts", "counts")
+BOUND = Headline("bound", "kl_bound", "bucket")
+
+
 def headline(cache: Cache) -> Headline:
     """The best estimate that all held-out positions of the cache allow."""
     parts = cache.manifest.parts
     held = [part for part in parts if any(u.split == "heldout" for _, u in part.numbered_units)]
     kept = [part.logits for part in held or parts if part.logits]
     if all(logits.k >= cache.manifest.vocabulary_size for logits in kept):
-        return Headline("dense", "kl_dense", "bucket")
+        return DENSE
+    if not all(logits.k for logits in kept):
+        return TO_COUNTS
+    signals = cache.manifest.signals
+    sketch = signals.get(SKETCH.tail)
+    if isinstance(sketch, SketchSignal) and sketch.rank == sketch.teacher_width:
+        return FULL
     if all(logits.draws for logits in kept):
-        return Headline("draws", "kl_unbiased", "sampled")
-    if cache.has_tail_prior:
-        return Headline("prior", "kl_estimate", "prior")
-    return Headline("bound", "kl_bound", "bucket")
+        return DRAWS
+    if stored := [each for each in (COUNTS, SKETCH) if each.tail in signals]:
+        return stored[0]
+    return PRIOR if cache.has_tail_prior else BOUND
 
 
 @torch.no_grad()
@@ -64,10 +81,10 @@ def evaluate(
     ```
 
     Returns what `decant train` reports on held-out rows: heldout_kl in nats, the best estimate that
-    the cache allows, and heldout_kl_by, its name; heldout_kl_bound, a lower bound; heldout_ce;
-    heldout_perplexity; heldout_agreement, the share of positions where student and teacher have the
-    same likeliest token; heldout_tokens. Put the student into its evaluation mode first. `softcap`
-    is as in `loss`. ValueError if the cache has no held-out rows.
+    the cache allows, and heldout_kl_by, its name; heldout_kl_bound, a lower bound, if the cache has
+    a top-k; heldout_ce; heldout_perplexity; heldout_agreement, the share of positions where student
+    and teacher have the same likeliest token; heldout_tokens. Put the student into its evaluation
+    mode first. `softcap` is as in `loss`. ValueError if the cache has no held-out rows.
     """
     opened = open_cache(cache) if isinstance(cache, str | Path) else cache
     judge, totals = Judge(opened), np.zeros(len(SUMS))
@@ -129,6 +146,8 @@ class Judge:
         if not tokens:
             raise ValueError("no position of the held-out rows has a target to judge by")
         taught = sums.pop("taught") or 1
+        if self.headline == TO_COUNTS:
+            del sums["kl_bound"]  # no top-k is stored
         means = {n: x / (tokens if n == "ce" else taught) for n, x in sums.items()}
         return {
             "kl": means["kl"],

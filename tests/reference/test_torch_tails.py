@@ -1,8 +1,14 @@
 """Counts and sketches of a cache in PyTorch: rows, the loss, and the Hugging Face trainer."""
 
+import itertools
+
 import numpy as np
 import pytest
+from decant.trainer.loss.choice import Held, choose_tail
 
+import decant
+from decant.trainer.judging.headline import ESTIMATES
+from decant.trainer.loss.settings import Loss
 from tests.formulas import dense
 from tests.making.caches import tiny_cache, write_teacher
 from tests.making.companions import DRAWS, RANK, with_companions
@@ -12,6 +18,8 @@ from tests.making.resealed import copy_of
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 decant_torch = pytest.importorskip("decant.torch")
+judging = pytest.importorskip("decant.torch.judging")
+tail_choice = pytest.importorskip("decant.torch.tail_choice")
 
 pytestmark = [
     pytest.mark.reference,
@@ -145,3 +153,61 @@ def test_a_cache_without_a_sketch_is_refused_with_what_to_add(cache, checkpoint,
     plain = cache.path.with_name("cache")
     with pytest.raises(ValueError, match=r"no sketch, which tail = sketch learns from.* --signals"):
         trainer(checkpoint, plain, tmp_path, temperature=4.0, tail="sketch")
+
+
+@pytest.fixture(scope="module")
+def judged(root, cache):
+    """Caches by the estimate that each allows."""
+    plain = tiny_cache(root, output=root / "undrawn")
+    return {
+        "draws": cache,
+        "counts": with_companions(copy_of(plain, root / "counted")),
+        "sketch": with_companions(copy_of(plain, root / "sketched"), signals=("sketch",)),
+        "to counts": tiny_cache(root, k=0, counts=20, output=root / "headless"),
+    }
+
+
+@pytest.mark.parametrize("name", ["draws", "counts", "sketch", "to counts"])
+def test_students_are_judged_by_the_estimate_and_value_of_the_trainer(judged, name):
+    """A student that knows nothing but the ids' order."""
+    cache = judged[name]
+    logits = np.linspace(-2, 2, 512, dtype=np.float32)
+    got = decant_torch.evaluate(
+        lambda batch: torch.tensor(logits).expand(*batch["tokens"].shape, 512), cache
+    )
+    expected = decant.evaluate(
+        cache, lambda batch: np.broadcast_to(logits, (*batch["tokens"].shape, 512))
+    )
+    assert got["heldout_kl_by"] == expected["heldout_kl_by"] == name
+    assert got["heldout_kl"] == got[f"heldout_{judging.headline(cache).measure}"]
+    shared = got.keys() & expected.keys() - {"heldout_kl_by"}
+    assert {"heldout_kl", "heldout_ce", "heldout_agreement"} <= shared
+    assert ("heldout_kl_bound" in got) == (name != "to counts")
+    for key in shared:
+        assert got[key] == pytest.approx(expected[key], rel=1e-5), key
+
+
+def test_the_headlines_are_the_trainer_s_in_its_order():
+    ours = [x for x in vars(judging).values() if isinstance(x, judging.Headline)]
+    assert [tuple(x) for x in ours] == [(x.name, x.measure, x.tail) for x in ESTIMATES]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize("divergence", ["forward_kl", "tv"])
+def test_an_unset_tail_is_the_trainer_s_choice(temperature, divergence):
+    for counts, sketch, prior, drawn_at in itertools.product(
+        (False, True), (False, True), (False, True), (None, 1.0, 4.0)
+    ):
+        held = {
+            name
+            for name, there in (("counts", counts), ("sketch", sketch), ("sampled", drawn_at))
+            if there
+        }
+        ours = tail_choice.choose_tail(
+            held, temperature=temperature, divergence=divergence, highest=drawn_at, prior=prior
+        )
+        loss = Loss(temperature=temperature, divergence=divergence)
+        theirs, said = choose_tail(loss, Held(8, counts, sketch, drawn_at, prior))
+        assert ours == theirs.tail
+        weak = tail_choice.weakness(ours, temperature)
+        assert (weak is not None) == ("learns little" in (said or ""))
