@@ -176,7 +176,7 @@ def test_students_are_judged_by_the_estimate_and_value_of_the_trainer(judged, na
         lambda batch: torch.tensor(logits).expand(*batch["tokens"].shape, 512), cache
     )
     expected = decant.evaluate(
-        cache, lambda batch: np.broadcast_to(logits, (*batch["tokens"].shape, 512))
+        cache, lambda tokens, *_: np.broadcast_to(logits, (*tokens.shape, 512))
     )
     assert got["heldout_kl_by"] == expected["heldout_kl_by"] == name
     assert got["heldout_kl"] == got[f"heldout_{judging.headline(cache).measure}"]
