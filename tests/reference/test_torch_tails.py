@@ -4,10 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
-from decant.trainer.loss.choice import Held, choose_tail
 
 import decant
 from decant.trainer.judging.headline import ESTIMATES
+from decant.trainer.loss.choice import Held, choose_tail
 from decant.trainer.loss.settings import Loss
 from tests.formulas import dense
 from tests.making.caches import tiny_cache, write_teacher
