@@ -1,24 +1,28 @@
 """A study of how targets affect a student's quality; it runs on a laptop's CPU.
 
-    python -m benchmarks.quality [--work runs/quality] [--only TEXT …] [--seeds 0 1 2] [--report]
+    python -m benchmarks.quality [--only TEXT …] [--seeds 0 1 2] [--report]
 
 All students begin as the same blocks of one teacher. They see the same rows in the same order, for
 the same number of updates with the same learning rate. They differ in their targets:
 
 - `ce`: hard labels only (α = 0). All others have α = 0.9.
 - `dense`: the teacher's whole distribution.
-- `online`: like `dense`, with the fewer updates that fit into `bucket`'s time if each includes the
+- `online`: like `dense`, with the fewer updates that fit into `record`'s time if each includes the
   teacher's forward pass.
-- `renormalize`, `bucket`, `prior`: top-32 through `compact`, at T = 1, 2, 4.
-- `sampled`: top-16 and tail draws of about the same bytes.
-- `rs-kd`: N draws from the whole distribution of about the same bytes; the target is counts/N.
+- `record`: one cache for every temperature: a small head, counts and a sketch.
+- `counts`: equally spaced draws of the whole distribution, at T = 1. `rs-kd`: independent draws.
+- `sketch`: a head, and the tail's shape as a few numbers.
+- `sampled`: a head and tail draws at the same T. `renormalize`, `bucket`, `prior`: a head.
+
+Each method has several sizes: about 16, 32, 64 and 120 bytes a token.
 
 Students are compared with the dense teacher on held-out rows: cross-entropy, true KL, agreement,
 calibration, and the share of the KL's way from `ce` to `dense`. Then, without training, the angle
 between each target's gradient and the dense one is measured.
 
 A study can be stopped and continued: a cell with a result is not run again. A cell that fails does
-not stop the others. Each cell's config file is `WORK/cells/NAME.toml`, its result `NAME.json`.
+not stop the others. Each cell's config file is `WORK/cells/NAME.toml`, its result
+`RESULTS/cells/NAME.json`. The results in the repository are those of the default settings.
 `WORK/report.md` and `WORK/report.png` are rewritten after every seed, and by `--report`.
 """
 
@@ -33,6 +37,7 @@ from rich.console import Console
 
 from benchmarks.quality.study import FIRST_SEED, Study, cells
 
+RESULTS = Path(__file__).parent / "results"
 WIDTH = 160
 """Width of the tables in characters."""
 
@@ -49,6 +54,7 @@ def main() -> int:
         updates=options.updates,
         learning_rate=options.learning_rate,
         seeds=tuple(options.seeds),
+        results=options.results,
     )
     console = Console(highlight=False, soft_wrap=True, width=WIDTH)
     failures = {} if options.report else _run(study, only=options.only, console=console)
@@ -107,6 +113,7 @@ def _arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--work", type=Path, default=default.work)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument(
         "--only", nargs="+", default=[], help="only names that contain one of these"
     )

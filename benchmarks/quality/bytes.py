@@ -8,42 +8,51 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.quality.teacher import DenseTeacher
-from benchmarks.quality.uncached import DRAWS_AT_A_TIME, count_ids, draw_ids_of_row
 from decant.schemas import Cache
+from decant.schemas.codecs import counts_field
 from decant.schemas.disk.array_record import RecordReaders
-from decant.schemas.disk.layout import PartLayout
-
-BYTES_PER_ID = 22.7 / 17.1
-"""Bytes of an RS-KD id and its count in our codec with zstd, measured with 50 draws of the same
-teacher (17.1 distinct ids in 22.7 bytes)."""
+from decant.schemas.disk.layout import RECORDS, PartLayout
+from decant.schemas.records.companion import encode_counts
+from decant.schemas.targets.counts import Counts
+from decant.schemas.targets.targets import Targets
 
 
 def record_bytes(cache: Cache) -> float:
-    """Bytes of a cache's `logits` records a scored position."""
+    """Bytes of a cache's records of targets a scored position: `logits`, `counts`, `sketch`."""
     readers, total = RecordReaders(), 0
     for part in cache.manifest.parts:
         layout = PartLayout(cache.path / part.path)
         for number, unit in enumerate(part.units):
-            path, entry = layout.records("logits", number), unit.files["logits"]
-            records = readers.read(path, range(entry.records), expected=entry)
-            total += sum(map(len, records))
+            for signal in (name for name in RECORDS if name in unit.files):
+                path, entry = layout.records(signal, number), unit.files[signal]
+                records = readers.read(path, range(entry.records), expected=entry)
+                total += sum(map(len, records))
     mask = cache.read(cache.rows(), signals=())["loss_mask"]
     return total / int(mask.sum())
 
 
-def draws_within(budget: float, teacher: DenseTeacher, rows: np.ndarray) -> tuple[int, float]:
-    """The number of RS-KD's draws that fit into `budget` bytes a token, and their bytes.
+def counts_bytes(
+    counts: Counts, rows: np.ndarray, *, calibration: np.ndarray, vocabulary: int
+) -> float:
+    """Bytes a position of `counts` in records of their own, without a head.
 
-    Estimated from the distinct ids in `rows`.
+    `rows` [n] is the row of each position. The codec's tables are fitted to the positions of the
+    rows `calibration`, which are not judged.
     """
-    ids = np.concatenate(
-        [draw_ids_of_row(teacher, int(row), draws=DRAWS_AT_A_TIME) for row in rows]
+    fitted = np.isin(rows, calibration)
+    tables = counts_field.fit(counts[fitted], head=_no_head(fitted.sum()), vocabulary=vocabulary)
+    total = 0
+    for row in np.unique(rows[~fitted]):
+        of_row = counts[rows == row]
+        head = _no_head(len(of_row))
+        shared = {"head": head, "tables": tables, "vocabulary": vocabulary}
+        total += len(encode_counts(of_row, row_key=bytes(16), **shared))
+    return total / int((~fitted).sum())
+
+
+def _no_head(positions: int) -> Targets:
+    return Targets(
+        np.zeros((positions, 0), np.int32),
+        np.zeros((positions, 0), np.float32),
+        np.zeros((positions, 0), np.float32),
     )
-    best = (1, BYTES_PER_ID)
-    for draws in range(10, DRAWS_AT_A_TIME + 1, 10):
-        taken = BYTES_PER_ID * (count_ids(ids[:, :draws])[1] > 0).sum(1).mean()
-        if taken > budget:
-            break
-        best = (draws, float(taken))
-    return best

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from rich.table import Table
 from benchmarks.quality.study import Study
 from decant.schemas.disk.atomic import read_json
 
-Results = dict[tuple[str, float], dict[int, dict[str, Any]]]
-"""(method, T) → seed → result."""
+Key = tuple[str, int | None, float]
+"""Method, size, T."""
+Results = dict[Key, dict[int, dict[str, Any]]]
+"""Key → seed → result."""
 
 COLUMNS = (
     "target",
@@ -22,15 +24,14 @@ COLUMNS = (
     "B/token",
     "updates",
     "held-out KL",
-    "KL − bucket's",
     "gap recovered",
     "CE",
     "agreement",
     "ECE",
-    "time ÷ bucket",
+    "time ÷ record",
     "seeds",
 )
-ANGLES = ("target", "T", "settings", "B/token", "angle", "of the sum", "rel. error", "student")
+ANGLES = ("target", "T", "B/token", "angle", "of the sum", "rel. error", "student")
 
 
 def report(study: Study, *, console: Console) -> None:
@@ -38,10 +39,11 @@ def report(study: Study, *, console: Console) -> None:
     from benchmarks.quality.angles import results as angle_results
 
     # Results of all seeds, not only of those that this process runs.
-    results = [read_json(path) for path in sorted((study.work / "cells").glob("*.json"))]
-    lines, angles = list(quality_lines(collect(results))), angle_results(study.work)
+    paths = sorted((study.results_path / "cells").glob("*.json"))
+    results = [read_json(path) for path in paths]
+    lines, angles = list(quality_lines(collect(results))), angle_results(study.results_path)
     if not lines and not angles:
-        console.print(f"{study.work}: no results yet")
+        console.print(f"{study.results_path}: no results yet")
         return
     tables = [(COLUMNS, lines), (ANGLES, list(angle_lines(angles)))]
     for columns, rows in tables:
@@ -55,18 +57,19 @@ def report(study: Study, *, console: Console) -> None:
 
 
 def collect(results: list[dict[str, Any]]) -> Results:
-    """Results by method and temperature, then by seed."""
+    """Results by method, size and temperature, then by seed."""
     out: Results = {}
     for result in results:
-        at = result["method"], result["temperature"]
+        at = result["method"], result["size"], result["temperature"]
         out.setdefault(at, {})[result["seed"]] = result
     return out
 
 
-def gap_recovered(results: Results, method: str, temperature: float) -> list[float]:
+def gap_recovered(results: Results, key: Key) -> list[float]:
     """For each seed, the share of the KL's way from `ce` to `dense` at the same T."""
-    ce, dense = results.get(("ce", 1.0), {}), results.get(("dense", temperature), {})
-    mine = results.get((method, temperature), {})
+    *_, temperature = key
+    ce = results.get(("ce", None, 1.0), {})
+    dense, mine = results.get(("dense", None, temperature), {}), results.get(key, {})
     return [
         (ce[seed]["kl"] - mine[seed]["kl"]) / (ce[seed]["kl"] - dense[seed]["kl"])
         for seed in mine
@@ -74,34 +77,37 @@ def gap_recovered(results: Results, method: str, temperature: float) -> list[flo
     ]
 
 
-def paired(results: Results, method: str, temperature: float, *, name: str) -> list[float]:
-    """For each seed, the metric `name` minus that of `bucket` at the same T."""
-    mine, bucket = (results.get((m, temperature), {}) for m in (method, "bucket"))
-    return [mine[seed][name] - bucket[seed][name] for seed in mine if seed in bucket]
-
-
 def quality_lines(results: Results) -> Iterable[list[str]]:
-    """A line for each temperature and method."""
-    for method, temperature in sorted(results, key=lambda key: (key[1], _rank(key[0]))):
-        mine = results[method, temperature]
-        values = list(mine.values())
-        against = [] if method == "bucket" else paired(results, method, temperature, name="kl")
-        size, seconds = values[0]["bytes_per_token"], _relative_time(results, method, temperature)
-        recovered = [] if method in ("ce", "dense") else gap_recovered(results, method, temperature)
+    """A line for each temperature, method and size."""
+    for key in sorted(results, key=_order(results)):
+        method, _, temperature = key
+        values = list(results[key].values())
+        size = values[0]["bytes_per_token"]
+        recovered = [] if method in ("ce", "dense") else gap_recovered(results, key)
         yield [
             method,
             "–" if method == "ce" else f"{temperature:g}",
             "–" if size is None else f"{size:.1f}",
             str(values[0]["updates"]),
             _spread([v["kl"] for v in values], "{:.4f}"),
-            _spread(against, "{:+.4f}"),
             _spread([100 * share for share in recovered], "{:.1f}") + (" %" if recovered else ""),
             _spread([v["ce"] for v in values], "{:.4f}"),
             _spread([100 * v["agreement"] for v in values], "{:.2f}") + " %",
             _spread([v["ece"] for v in values], "{:.4f}"),
-            seconds,
+            _relative_time(results, key),
             str(len(values)),
         ]
+
+
+def _order(results: Results) -> Callable[[Key], tuple]:
+    """By temperature, method and bytes."""
+
+    def place(key: Key) -> tuple:
+        method, _, temperature = key
+        any_seed = next(iter(results[key].values()))
+        return temperature, ORDER.index(method), any_seed["bytes_per_token"] or 0
+
+    return place
 
 
 def angle_lines(angles: list[dict[str, Any]]) -> Iterable[list[str]]:
@@ -110,8 +116,7 @@ def angle_lines(angles: list[dict[str, Any]]) -> Iterable[list[str]]:
         yield [
             a["method"],
             f"{a['temperature']:g}",
-            a["settings"],
-            ("" if a["measured"] else "≈ ") + f"{a['bytes_per_token']:.1f}",
+            f"{a['bytes_per_token']:.1f}",
             _spread(a["angles"], "{:.2f}") + "°",
             f"{a['angle_of_sum']:.2f}°",
             _spread(a["relative_errors"], "{:.3f}"),
@@ -121,28 +126,34 @@ def angle_lines(angles: list[dict[str, Any]]) -> Iterable[list[str]]:
 
 def _place(angle: dict[str, Any]) -> tuple:
     method, size = angle["method"], angle["bytes_per_token"]
-    return angle["student"], angle["temperature"], _rank(method), size
+    return angle["student"], angle["temperature"], ORDER.index(method), size
 
 
-LEAST_SHOWN = 100
-"""Lowest share of the gap on the axis, in percent; bars below it are cut off and labelled."""
-CLOSE = 6
-"""Bytes between neighbours of which the left one has its label on its left."""
-ORDER = ("ce", "online", "dense", "renormalize", "bucket", "prior", "sampled", "rs-kd")
+LEAST_SHOWN = -60
+"""Lowest share of the gap on the axes, in percent; lines leave the picture below it."""
+ORDER = (
+    "ce",
+    "online",
+    "dense",
+    "renormalize",
+    "bucket",
+    "prior",
+    "sampled",
+    "rs-kd",
+    "counts",
+    "sketch",
+    "record",
+)
 
 
-def _rank(method: str) -> int:
-    return ORDER.index(method)
-
-
-def _relative_time(results: Results, method: str, temperature: float) -> str:
-    """Time of an update, its teacher included, relative to `bucket` at T = 1: median over seeds."""
-    bucket, mine = results.get(("bucket", 1.0), {}), results[method, temperature]
+def _relative_time(results: Results, key: Key) -> str:
+    """Time of an update, its teacher included, relative to `record` at T = 1: median over seeds."""
+    record, mine = results.get(("record", None, 1.0), {}), results[key]
     ratios = [
         (mine[seed]["seconds_per_update"] + mine[seed].get("teacher_seconds_per_update", 0))
-        / bucket[seed]["seconds_per_update"]
+        / record[seed]["seconds_per_update"]
         for seed in mine
-        if seed in bucket
+        if seed in record
     ]
     return f"{np.median(ratios):.2f}" if ratios else ""
 
@@ -165,8 +176,8 @@ def _caption(study: Study, results: list[dict[str, Any]]) -> str:
         f"student of {study.layers} layers cut from {study.teacher}, {study.updates} updates of "
         f"{study.batch_rows} × {study.sequence_length} tokens, α = 0.9, learning rate "
         f"{study.learning_rate:g}. Mean ± standard deviation over seeds (the order of rows); "
-        "differences and shares are paired by seed. B/token: records of the compact codec; of "
-        f"rs-kd estimated from its distinct ids. {first['device']}."
+        "shares are paired by seed. B/token: all records of the cache's targets; of rs-kd through "
+        f"the codec of counts. {first['device']}."
     )
 
 
@@ -185,76 +196,76 @@ def _markdown(columns: tuple[str, ...], rows: list[list[str]]) -> str:
 
 
 def picture(results: Results, angles: list[dict[str, Any]], *, output: Path) -> None:
-    """Write the picture: gap recovered by T, and angle to the dense gradient against bytes."""
+    """Write the picture: for each T the gap recovered against bytes, and angles against bytes."""
     import matplotlib
 
     matplotlib.use("Agg")  # no display needed
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained")
-    colours = {method: f"C{i}" for i, method in enumerate(ORDER)}
-    _draw_gap(axes[0], results, colours)
+    temperatures = sorted({temperature for *_, temperature in results})
+    count = len(temperatures)
+    figure, axes = pyplot.subplots(1, count + 1, figsize=(4.6 * (count + 1), 4.6), squeeze=False)
+    colours = {method: f"C{i}" for i, method in enumerate(ORDER[3:])}
+    for axis, temperature in zip(axes[0], temperatures, strict=False):
+        _draw_gap(axis, results, temperature, colours)
     # Only the trained student: from the initial one, far from any target, all angles are alike.
     chosen = [a for a in angles if (a["student"], a["temperature"]) == ("trained", 1.0)]
-    _draw_angles(axes[1], chosen, colours)
-    axes[1].set_title("angle to the dense gradient, T = 1, densely trained student", fontsize=10)
+    _draw_angles(axes[0, -1], chosen, colours)
+    axes[0, -1].set_title("angle to the dense gradient, T = 1", fontsize=10)
+    handles, labels = _legend(axes[0])
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
+    figure.set_layout_engine("constrained")
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=130)
     pyplot.close(figure)
 
 
-def _draw_gap(axis: Any, results: Results, colours: dict[str, str]) -> None:
-    """Draw a bar for each method, grouped by T, with a dot for each seed."""
-    keys = [key for key in results if key[0] not in ("ce", "dense")]
-    keys = sorted(keys, key=lambda key: (key[1], _rank(key[0])))
-    at, ticks, labels, previous = 0.0, [], [], None
-    for method, temperature in keys:
-        shares = [100 * share for share in gap_recovered(results, method, temperature)]
-        if not shares:
+def _legend(axes: Any) -> tuple[list[Any], list[str]]:
+    """One entry for each method that any of the axes shows."""
+    shown: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            shown.setdefault(label, handle)
+    return list(shown.values()), list(shown)
+
+
+def _draw_gap(axis: Any, results: Results, temperature: float, colours: dict[str, str]) -> None:
+    """A line for each method: share of the gap against bytes; dots are seeds."""
+    for method in ORDER[3:]:
+        keys = [key for key in results if (key[0], key[2]) == (method, temperature)]
+        points = []
+        for key in sorted(keys, key=_order(results)):
+            if shares := gap_recovered(results, key):
+                size = next(iter(results[key].values()))["bytes_per_token"]
+                points.append((size, [100 * share for share in shares]))
+        if not points:
             continue
-        at += 1.0 if previous in (None, temperature) else 1.8
-        previous = temperature
-        axis.bar(at, np.mean(shares), color=colours[method], alpha=0.75)
-        axis.plot([at] * len(shares), shares, "k.", ms=4)
-        if np.mean(shares) < -LEAST_SHOWN:
-            # At the bar's top, because seeds' dots lie near the axis's lower end.
-            at_top = {"va": "top", "ha": "center", "fontsize": 8}
-            axis.annotate(f"{np.mean(shares):.0f}", (at, -3), **at_top)
-        ticks.append(at)
-        labels.append(f"{method}, T = {temperature:g}")
+        look = {"color": colours[method]}
+        mean = [np.mean(shares) for _, shares in points]
+        axis.plot([size for size, _ in points], mean, "-o", ms=4, label=method, **look)
+        for size, shares in points:
+            axis.plot([size] * len(shares), shares, ".", ms=3, **look)
     axis.axhline(100, color="k", lw=0.8, ls="--")
-    axis.set_xticks(ticks, labels, rotation=60, ha="right", fontsize=8)
-    axis.set_ylim(-LEAST_SHOWN, 108)
+    axis.set_ylim(LEAST_SHOWN, 108)
+    axis.set_xlabel("bytes a token")
     axis.set_ylabel("% of the held-out KL's way from hard labels to dense")
-    axis.set_title("gap recovered (dots: seeds; dashed: dense at the same T)", fontsize=10)
-    axis.grid(alpha=0.3, axis="y")
+    axis.set_title(f"gap recovered, T = {temperature:g}", fontsize=10)
+    axis.grid(alpha=0.3)
 
 
 def _draw_angles(axis: Any, angles: list[dict[str, Any]], colours: dict[str, str]) -> None:
-    """Draw a line for each method; `sampled`, which varies both k and m, is drawn as points."""
+    """Draw two lines for each method: angles of one batch, and of the batches' sum."""
     from matplotlib.ticker import ScalarFormatter
 
-    for method in sorted({a["method"] for a in angles}, key=_rank):
+    for method in ORDER[3:]:
         mine = sorted((a for a in angles if a["method"] == method), key=_by_bytes)
+        if not mine:
+            continue
         sizes = [a["bytes_per_token"] for a in mine]
         one, total = ([np.mean(a[name]) for a in mine] for name in ("angles", "angle_of_sum"))
         look = {"ms": 4, "color": colours[method]}
-        joined = method != "sampled"
-        axis.plot(sizes, one, ls="-" if joined else "none", marker="o", label=method, **look)
-        axis.plot(sizes, total, ls=":" if joined else "none", marker="x", **look)
-        for a, y in zip(mine, one, strict=True):
-            if method in ("prior", "renormalize"):
-                continue  # They have the same k and bytes as bucket.
-            left = any(0 < size - a["bytes_per_token"] < CLOSE for size in sizes)
-            axis.annotate(
-                a["settings"],
-                (a["bytes_per_token"], y),
-                fontsize=6,
-                xytext=(-5 if left else 5, -1),
-                ha="right" if left else "left",
-                textcoords="offset points",
-            )
-    axis.margins(x=0.16)  # room for the last label
+        axis.plot(sizes, one, ls="-", marker="o", label=method, **look)
+        axis.plot(sizes, total, ls=":", marker="x", **look)
     axis.set_xlabel("bytes a token")
     axis.set_ylabel("degrees (dots: one batch; crosses: sum of the batches)")
     axis.grid(alpha=0.3, which="both")
@@ -263,7 +274,6 @@ def _draw_angles(axis: Any, angles: list[dict[str, Any]], colours: dict[str, str
         for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
             which(ScalarFormatter())
         axis.tick_params(axis="y", which="both", labelsize=7)
-        axis.legend(fontsize=8)
 
 
 def _by_bytes(angle: dict[str, Any]) -> float:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from benchmarks.quality.bytes import draws_within, record_bytes
+from benchmarks.quality.bytes import counts_bytes, record_bytes
 from benchmarks.quality.judge import judge
 from benchmarks.quality.study import (
     FIRST_SEED,
@@ -26,24 +26,26 @@ from benchmarks.quality.study import (
     train_config,
 )
 from benchmarks.quality.teacher import DenseTeacher, dense_teacher, require_same_teacher
-from benchmarks.quality.uncached import train_dense, train_rs_kd
+from benchmarks.quality.uncached import draw_ids_of_row, train_dense, train_rs_kd
 from decant.models import save_directory
 from decant.models.text.tokenizer import tokenizer_of
 from decant.pipelines.capture.job import precompute
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk.atomic import read_json, write_json
+from decant.schemas.targets.counts import count_draws
 from decant.trainer.config import Train
 from decant.trainer.run.metrics_log import read_metrics
 from decant.trainer.run.train import train
 from decant.trainer.run.trained_student import load_student
 
-SAMPLE_ROWS = 4
+SAMPLE_ROWS = 8
+CALIBRATION_ROWS = 16
 WARM_UP = 3
 """First updates that are not timed, because the first one compiles."""
 
 
 class Workshop:
-    """What cells share, made at first use: caches, the dense teacher, RS-KD's number of draws."""
+    """What cells share, made at first use: caches and the dense teacher."""
 
     def __init__(self, study: Study):
         self.study = study
@@ -70,19 +72,24 @@ class Workshop:
         require_same_teacher(teacher, cache)
         return teacher
 
-    @cached_property
-    def rs_kd(self) -> tuple[int, float]:
-        """RS-KD's number of draws for the bytes of `ROWS`, and its estimated bytes a token."""
-        cache = self.cache(ROWS)
-        rows = cache.rows(split="train")[:SAMPLE_ROWS]
-        return draws_within(record_bytes(cache), self.teacher, rows)
-
     def bytes_per_token(self, cell: Cell) -> float | None:
         """Bytes a token of the cell's targets; None if they are not stored."""
         if cell.method == "rs-kd":
-            return self.rs_kd[1]
+            return self._rs_kd_bytes(cell.draws)
         stored = cell.cached and cell.alpha > 0
         return record_bytes(self.cache(cell.capture)) if stored else None
+
+    def _rs_kd_bytes(self, draws: int) -> float:
+        """Through the codec of counts, on a few rows, with tables of others."""
+        rows = self.cache(ROWS).rows(split="train")[: SAMPLE_ROWS + CALIBRATION_ROWS]
+        drawn = [draw_ids_of_row(self.teacher, int(row), draws=draws) for row in rows]
+        mask = self.cache(ROWS).read(rows, signals=())["loss_mask"]
+        return counts_bytes(
+            count_draws(np.concatenate(drawn)[mask.reshape(-1)]),
+            np.repeat(rows, mask.sum(1)),
+            calibration=rows[SAMPLE_ROWS:],
+            vocabulary=self.teacher.vocabulary,
+        )
 
 
 def run_cell(cell: Cell, shop: Workshop) -> dict[str, Any]:
@@ -106,6 +113,7 @@ def run_cell(cell: Cell, shop: Workshop) -> dict[str, Any]:
     result = {
         "method": cell.method,
         "temperature": cell.temperature,
+        "size": cell.size,
         "seed": cell.seed,
         "settings": settings,
         "bytes_per_token": shop.bytes_per_token(cell),
@@ -116,8 +124,6 @@ def run_cell(cell: Cell, shop: Workshop) -> dict[str, Any]:
         ),
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}",
     }
-    if cell.method == "rs-kd":
-        result["draws"] = shop.rs_kd[0]
     if cell.method in ("dense", "online"):
         # Time that a teacher in the loop adds; not part of `seconds_per_update`.
         result["teacher_seconds_per_update"] = shop.teacher.seconds_per_row * config.data.batch_rows
@@ -131,8 +137,7 @@ def run_cell(cell: Cell, shop: Workshop) -> dict[str, Any]:
 
 def _student(cell: Cell, config: Train, shop: Workshop) -> tuple[nnx.GraphDef, Any, list[float]]:
     if cell.method == "rs-kd":
-        draws = shop.rs_kd[0]
-        return train_rs_kd(config, shop.teacher, draws=draws, directory=shop.study.work)
+        return train_rs_kd(config, shop.teacher, draws=cell.draws, directory=shop.study.work)
     if not cell.cached:
         return train_dense(config, shop.teacher)
     train(config)
@@ -144,15 +149,15 @@ def _student(cell: Cell, config: Train, shop: Workshop) -> tuple[nnx.GraphDef, A
 
 
 def _updates(cell: Cell, shop: Workshop) -> int:
-    """The study's number of updates; for `online`, as many as fit into the time of `bucket`."""
+    """The study's number of updates; for `online`, as many as fit into the time of `record`."""
     study = shop.study
     if cell.method != "online":
         return study.updates
-    bucket, dense = (
-        _finished(study, Cell(method, 1.0, FIRST_SEED)) for method in ("bucket", "dense")
+    record, dense = (
+        _finished(study, Cell(method, 1.0, FIRST_SEED)) for method in ("record", "dense")
     )
     online = dense["seconds_per_update"] + dense["teacher_seconds_per_update"]
-    return max(1, min(study.updates, int(study.updates * bucket["seconds_per_update"] / online)))
+    return max(1, min(study.updates, int(study.updates * record["seconds_per_update"] / online)))
 
 
 def _finished(study: Study, cell: Cell) -> dict[str, Any]:

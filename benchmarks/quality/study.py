@@ -1,8 +1,8 @@
 """The study's captures and cells, and the config file of each.
 
-A cell is a method at a temperature with a seed. Captures and most cells are run by `precompute` and
-`train` from a TOML file beside the cell's result. `dense`, `online` and `rs-kd` have targets that
-no cache holds; their other settings come from such a file too.
+A cell is a method at a temperature, with a size of its targets and a seed. Captures and most cells
+are run by `precompute` and `train` from a TOML file in the study's directory. `dense`, `online` and
+`rs-kd` have targets that no cache holds; their other settings come from such a file too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,35 +25,36 @@ NEVER = 10**6
 FIRST_SEED = 0
 """The seed whose dense student and times the other cells use."""
 ALPHA = 0.9
-# Every method may spend about the bytes a token that `compact` takes for k = 32 (50 with tables of
-# such a small corpus). The number of draws is chosen for that; the report prints the real bytes.
-DRAWS = 12
+TEMPERATURES = (1.0, 2.0, 4.0)
+SIZES = (16, 32, 64, 120)
+"""Bytes a token that a cell's targets may take, about. The report prints the real bytes."""
+
+# The settings that take about these bytes of real text, found by trying.
+_TOP_K = {16: 9, 32: 20, 64: 42, 120: 84}
+_TOP_K_AND_DRAWS = {16: (4, 4), 32: (8, 8), 64: (16, 18), 120: (32, 32)}
+_COUNTS = {14: 24, 28: 66, 45: 124, 64: 196, 120: 450}
+_RS_KD = {16: 32, 32: 84, 64: 220, 120: 512}
+_TOP_K_AND_SKETCH = {16: (2, 24), 32: (6, 48), 37: (8, 64), 60: (24, 96), 120: (48, 192)}
 
 CAPTURES: dict[str, dict[str, Any]] = {
-    "top32": {"k": 32, "profile": "compact", "draws": 0},
-    "top16-draws": {
-        "k": 16,
-        "profile": "compact",
-        "draws": DRAWS,
-        "draw_temperatures": (1.0,),
-    },
+    # One record for every temperature.
+    "record": {"k": 8, "draws": 0, "counts": 64, "sketch": {"rank": 64}},
+    **{f"top-{k}": {"k": k, "draws": 0} for k in _TOP_K.values()},
     # Draws have the least variance at T if they are drawn from the tail at T.
-    "top16-draws-T2": {
-        "k": 16,
-        "profile": "compact",
-        "draws": DRAWS,
-        "draw_temperatures": (2.0,),
+    **{
+        f"top-{k}-draws-{m}-T{T:g}": {"k": k, "draws": m, "draw_temperatures": [T]}
+        for k, m in _TOP_K_AND_DRAWS.values()
+        for T in TEMPERATURES
     },
-    "top16-draws-T4": {
-        "k": 16,
-        "profile": "compact",
-        "draws": DRAWS,
-        "draw_temperatures": (4.0,),
+    **{f"counts-{n}": {"k": 0, "draws": 0, "counts": n} for n in _COUNTS.values()},
+    **{
+        f"top-{k}-sketch-{r}": {"k": k, "draws": 0, "sketch": {"rank": r}}
+        for k, r in _TOP_K_AND_SKETCH.values()
     },
 }
 """`signals.logits` of each cache that the cells train from."""
 
-ROWS = "top32"
+ROWS = "record"
 """The cache whose rows, in their order, are used by cells without a cache of their own. Row numbers
 are the same in all caches, because they depend on the corpus alone."""
 
@@ -73,26 +75,38 @@ class Study:
     batch_rows: int = 2
     learning_rate: float = 1e-3
     """For every method. After 24 updates on hard labels 1e-3 and 2e-3 give the same result."""
-    teacher_dtype: str = "bfloat16"
+    teacher_dtype: str = "float32"
     student_dtype: str = "float32"
     seeds: tuple[int, ...] = (0, 1, 2)
+    results: Path | None = None
+    """Directory of the results; None: in `work`."""
+
+    @property
+    def results_path(self) -> Path:
+        """Directory of the results, which are small; `work` holds gigabytes."""
+        return self.results or self.work
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One student: its method, its temperature, and the seed of its order of rows."""
+    """One student: its targets, its temperature, and the seed of its order of rows."""
 
     method: str
     temperature: float
     seed: int
+    size: int | None = None
+    """One of a method's sizes, about the bytes a token of its targets; None: it has one."""
     capture: str = ROWS
-    tail: str = "bucket"
+    tail: str | None = None
     alpha: float = ALPHA
+    draws: int = 0
+    """N of RS-KD, which no cache holds."""
 
     @property
     def name(self) -> str:
-        """Name of the cell's files: `bucket-T2-seed0`."""
-        return f"{self.method}-T{self.temperature:g}-seed{self.seed}"
+        """Name of the cell's files: `bucket-32-T2-seed0`."""
+        size = "" if self.size is None else f"-{self.size}"
+        return f"{self.method}{size}-T{self.temperature:g}-seed{self.seed}"
 
     @property
     def cached(self) -> bool:
@@ -104,34 +118,53 @@ def cells(study: Study) -> Iterator[Cell]:
     """All cells, seed by seed."""
     for seed in study.seeds:
         yield Cell("ce", 1.0, seed, alpha=0.0)
-        for temperature in (1.0, 2.0, 4.0):
+        for temperature in TEMPERATURES:
             yield Cell("dense", temperature, seed)
-            yield Cell("bucket", temperature, seed)
-            yield Cell("renormalize", temperature, seed, tail="renormalize")
-            yield Cell("prior", temperature, seed, tail="prior")
-        yield Cell("sampled", 1.0, seed, capture="top16-draws", tail="sampled")
-        yield Cell("sampled", 2.0, seed, capture="top16-draws-T2", tail="sampled")
-        yield Cell("sampled", 4.0, seed, capture="top16-draws-T4", tail="sampled")
-        yield Cell("rs-kd", 1.0, seed, tail="renormalize")
+            yield Cell("record", temperature, seed)
+            yield from _sketch_cells(temperature, seed)
+            if temperature == 1:
+                yield from _count_cells(seed)
+            yield from _older_cells(temperature, seed)
         # Last of its seed, because its number of updates depends on other cells' times.
         yield Cell("online", 1.0, seed)
 
 
+def _count_cells(seed: int) -> Iterator[Cell]:
+    for size, n in _COUNTS.items():
+        yield Cell("counts", 1.0, seed, size, f"counts-{n}", "counts")
+    for size, n in _RS_KD.items():
+        yield Cell("rs-kd", 1.0, seed, size, tail="counts", draws=n)
+
+
+def _sketch_cells(temperature: float, seed: int) -> Iterator[Cell]:
+    for size, (k, r) in _TOP_K_AND_SKETCH.items():
+        yield Cell("sketch", temperature, seed, size, f"top-{k}-sketch-{r}", "sketch")
+
+
+def _older_cells(temperature: float, seed: int) -> Iterator[Cell]:
+    for size in SIZES:
+        k, m = _TOP_K_AND_DRAWS[size]
+        drawn = f"top-{k}-draws-{m}-T{temperature:g}"
+        yield Cell("sampled", temperature, seed, size, drawn, "sampled")
+        for tail in ("prior", "bucket", "renormalize"):
+            yield Cell(tail, temperature, seed, size, f"top-{_TOP_K[size]}", tail)
+
+
 def precompute_config(study: Study, capture: str) -> Precompute:
     """Write the capture's TOML file and read its settings from it."""
+    path = study.work / "configs" / f"precompute-{capture}.toml"
     settings = {
-        "output": str(cache_path(study, capture).absolute()),
+        "output": _from(path, cache_path(study, capture)),
         "corpus": {
-            "files": [_place(name) for name in study.files],
+            "files": [_place(path, name) for name in study.files],
             "max_bytes": study.max_bytes,
             "sequence_length": study.sequence_length,
             "heldout": study.heldout,
         },
-        "teacher": {"model": _place(study.teacher), "dtype": study.teacher_dtype},
+        "teacher": {"model": _place(path, study.teacher), "dtype": study.teacher_dtype},
         "signals": {"logits": CAPTURES[capture]},
     }
-    path = study.work / "configs" / f"precompute-{capture}.toml"
-    write_toml(path, settings, comment=f"decant precompute {path}")
+    write_toml(path, settings, comment=f"decant precompute {path.name}")
     return _read(Precompute, path)
 
 
@@ -139,24 +172,26 @@ def train_config(study: Study, cell: Cell, *, updates: int | None = None) -> Tra
     """Write the cell's TOML file and read its settings from it."""
     path = config_path(study, cell)
     settings = {
-        "cache": str(cache_path(study, cell.capture).absolute()),
-        "run": str((study.work / "runs" / cell.name).absolute()),
+        "cache": _from(path, cache_path(study, cell.capture)),
+        "run": _from(path, study.work / "runs" / cell.name),
         "dtype": study.student_dtype,
         # The study measures held-out rows itself. The last checkpoint is written in any case.
         "checkpoint_every": NEVER,
         "evaluate_every": NEVER,
         "heldout_rows": study.batch_rows,
-        "student": {"source": _place(study.teacher), "layers": study.layers},
+        "student": {"source": _place(path, study.teacher), "layers": study.layers},
         "data": {
             "batch_rows": study.batch_rows,
             "steps": updates or study.updates,
             "seed": cell.seed,
         },
-        "loss": {"alpha": cell.alpha, "temperature": cell.temperature, "tail": cell.tail},
+        "loss": {"alpha": cell.alpha, "temperature": cell.temperature},
         "optimiser": {"learning_rate": study.learning_rate},
     }
+    if cell.tail:
+        settings["loss"]["tail"] = cell.tail
     comment = (
-        f"decant train {path}"
+        f"decant train {path.name}"
         if cell.cached
         else f"Settings of cell {cell.name}; benchmarks/quality computes its targets."
     )
@@ -164,10 +199,15 @@ def train_config(study: Study, cell: Cell, *, updates: int | None = None) -> Tra
     return _read(Train, path)
 
 
-def _place(name: str) -> str:
-    """A path that means the same in a config file elsewhere; a hub id or word as it is."""
+def _place(config: Path, name: str) -> str:
+    """A path as the config file has to spell it; a hub id or word as it is."""
     folder = Path(name.partition("*")[0])
-    return str(Path(name).absolute()) if folder.exists() and folder.parts else name
+    return _from(config, Path(name)) if folder.exists() and folder.parts else name
+
+
+def _from(config: Path, path: Path) -> str:
+    """`path` relative to the directory of the file `config`, as paths in config files are."""
+    return os.path.relpath(path.absolute(), config.absolute().parent)
 
 
 def _read(config_type: type[Config], path: Path) -> Config:
@@ -192,7 +232,7 @@ def config_path(study: Study, cell: Cell) -> Path:
 
 def result_path(study: Study, cell: Cell) -> Path:
     """The cell's result file, which exists once the cell is done."""
-    return study.work / "cells" / f"{cell.name}.json"
+    return study.results_path / "cells" / f"{cell.name}.json"
 
 
 def write_toml(path: Path, settings: dict[str, Any], *, comment: str) -> None:

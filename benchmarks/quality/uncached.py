@@ -1,8 +1,7 @@
 """Trains students with targets that no cache holds: dense distillation and RS-KD.
 
 Rows and their order, the initial student, optimiser and schedule are the trainer's. So is RS-KD's
-loss: its target, counts/N over the drawn ids and 0 elsewhere, is `tail = "renormalize"` with
-log-probabilities log(count/N).
+loss, `tail = "counts"`: RS-KD's counts are of independent draws, a cache's of equally spaced ones.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from decant.models.numerics import logits as head
 from decant.schemas import open_cache
 from decant.schemas.disk.atomic import replacing
 from decant.schemas.records.rows import next_tokens
-from decant.schemas.targets.targets import BETAS
+from decant.schemas.targets.counts import count_draws
 from decant.trainer.config import Loss, Train
 from decant.trainer.data.batches import Batches
 from decant.trainer.loss.batch_fields import to_device
@@ -34,8 +33,7 @@ from decant.trainer.run.student_parameters import graph_and_parameters
 from decant.trainer.update.optimiser import learning_rate
 from decant.trainer.update.step import initial_state, make_train_step, updated_state
 
-NODES = len(BETAS)
-RS_KD_FIELDS = ("topk_ids", "topk_logprobs", "tail_logmass")
+RS_KD_FIELDS = ("count_ids", "counts")
 DRAWS_AT_A_TIME = 512
 
 
@@ -166,19 +164,17 @@ def dense_gradient(
 
 
 def rs_kd_targets(teacher: DenseTeacher, rows: np.ndarray, *, draws: int) -> dict[str, np.ndarray]:
-    """RS-KD targets of these rows: `topk_ids` and `topk_logprobs` [n, S, distinct ids].
+    """RS-KD targets of these rows: `count_ids` and `counts`, both int32 [n, S, draws].
 
-    The target is counts/draws of `draws` independent ids from the teacher at T = 1. They are seeded
-    by the row's number, so a row has the same draws at every visit, as in a cache.
+    They count `draws` independent ids from the teacher at T = 1, which are seeded by the row's
+    number: a row has the same draws at every visit, as in a cache.
     """
     length = teacher.hidden(rows[:1]).shape[1]
-    draw_ids = np.concatenate([draw_ids_of_row(teacher, int(row), draws=draws) for row in rows])
-    ids, counts = count_ids(draw_ids)
-    with np.errstate(divide="ignore"):
-        logprobs = np.log(counts / draws).astype(np.float32)
-    nothing = np.full((len(ids), NODES), -np.inf, np.float32)
-    values = zip(RS_KD_FIELDS, (ids.astype(np.int32), logprobs, nothing), strict=True)
-    return {name: x.reshape(len(rows), length, -1) for name, x in values}
+    drawn = [draw_ids_of_row(teacher, int(row), draws=draws) for row in rows]
+    counted = count_draws(np.concatenate(drawn))
+    unused = ((0, 0), (0, draws - counted.ids.shape[1]))
+    pairs = zip(RS_KD_FIELDS, (counted.ids, counted.counts), strict=True)
+    return {name: np.pad(x, unused).reshape(len(rows), length, draws) for name, x in pairs}
 
 
 def draw_ids_of_row(teacher: DenseTeacher, row: int, *, draws: int) -> np.ndarray:
@@ -198,22 +194,6 @@ def _inverse_cdf(hidden, unembedding, uniform):
     cdf /= cdf[:, -1:]
     ids = jax.vmap(lambda c, u: jnp.searchsorted(c, u, side="right"))(cdf, uniform)
     return jnp.minimum(ids, unembedding.shape[1] - 1).astype(jnp.int32)
-
-
-def count_ids(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct ids in each row of `ids` and their counts, by falling count, padded with 0."""
-    ids = np.sort(ids, axis=1)
-    first = np.ones(ids.shape, bool)
-    first[:, 1:] = ids[:, 1:] != ids[:, :-1]
-    group = np.cumsum(first, axis=1) - 1
-    counts = np.zeros(ids.shape, np.int64)
-    np.add.at(counts, (np.arange(len(ids))[:, None], group), 1)
-    distinct = np.zeros_like(ids)
-    distinct[np.nonzero(first)[0], group[first]] = ids[first]
-    order = np.argsort(-counts, axis=1, kind="stable")
-    counts, distinct = (np.take_along_axis(x, order, axis=1) for x in (counts, distinct))
-    most = int((counts > 0).sum(axis=1).max())
-    return distinct[:, :most], counts[:, :most]
 
 
 def _flat(x: jax.Array) -> jax.Array:
