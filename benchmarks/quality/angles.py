@@ -21,11 +21,13 @@ from benchmarks.quality.study import FIRST_SEED, ROWS, Cell, cells
 from benchmarks.quality.uncached import dense_gradient, rs_kd_targets
 from decant.models import open_checkpoint
 from decant.models.checkpoints.cut import cut_layers, evenly_spaced
+from decant.models.mesh.sharding import teacher_mesh
 from decant.schemas import Cache
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.trainer.config import Loss
 from decant.trainer.loss.batch_fields import loss_fields
-from decant.trainer.loss.objective import Objective, scheduled_values
+from decant.trainer.loss.objective import Objective, Tables, scheduled_values
+from decant.trainer.run.loss_inputs import sketch_inputs, tail_prior
 from decant.trainer.run.student_parameters import graph_and_parameters
 from decant.trainer.update.step import mean_gradient
 
@@ -119,12 +121,15 @@ class Gradients:
 
     def gradient_function(self, cell: Cell) -> Callable[[np.ndarray], np.ndarray]:
         """The gradient of the trainer's loss on rows, with the cell's targets."""
-        cache = self.shop.cache(cell.capture)
+        cache, mesh = self.shop.cache(cell.capture), teacher_mesh()
         tail = cell.tail or ("counts" if cell.temperature == 1 else "sketch")
         loss = Loss(alpha=1.0, temperature=cell.temperature, tail=tail)
         objective = Objective(self.graph, loss, vocabulary=self.shop.teacher.vocabulary)
         compiled = jax.jit(partial(mean_gradient, objective))
-        tables = TABLES
+        tables = Tables(
+            prior=tail_prior(cache, loss=loss, mesh=mesh),
+            sketch=sketch_inputs([cache], loss=loss, mesh=mesh),
+        )
 
         def gradient(rows: np.ndarray) -> np.ndarray:
             batch = cache.read(rows)

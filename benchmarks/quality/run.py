@@ -98,6 +98,7 @@ def run_cell(cell: Cell, shop: Workshop) -> dict[str, Any]:
     Raises ValueError if the file's result has other settings.
     """
     study, path = shop.study, result_path(shop.study, cell)
+    cache = shop.cache(cell.capture)
     config = train_config(study, cell, updates=_updates(cell, shop))
     settings = config_path(study, cell).read_text()
     if path.exists():
@@ -108,7 +109,6 @@ def run_cell(cell: Cell, shop: Workshop) -> dict[str, Any]:
                 "use another --work directory"
             )
         return result
-    cache = shop.cache(cell.capture)
     graph, params, seconds = _student(cell, config, shop)
     result = {
         "method": cell.method,

@@ -23,7 +23,7 @@ from tests.making.caches import write_corpus, write_teacher
 def shop(tmp_path_factory):
     root = tmp_path_factory.mktemp("quality")
     write_corpus(root / "corpus")
-    write_teacher(root / "teacher", vocabulary=300)
+    write_teacher(root / "teacher", vocabulary=300, hidden_size=128, head_dim=32)
     return Workshop(
         study.Study(
             work=root / "work",
@@ -42,6 +42,8 @@ def shop(tmp_path_factory):
 
 def test_every_cell_s_settings_survive_its_toml_file(shop):
     for cell in study.cells(shop.study):
+        # A config's paths are read relative to its file if they lead somewhere.
+        study.cache_path(shop.study, cell.capture).mkdir(parents=True, exist_ok=True)
         config = study.train_config(shop.study, cell)
         assert (config.loss.temperature, config.loss.alpha) == (cell.temperature, cell.alpha)
         assert (config.loss.tail, config.data.seed) == (cell.tail, cell.seed)
