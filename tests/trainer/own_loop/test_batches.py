@@ -34,7 +34,14 @@ def test_rows_come_in_the_order_of_the_trainer(cache):
 def test_a_batch_holds_what_the_losses_read_with_labels_shifted_by_one(cache):
     with decant.batches(str(cache.path), batch_rows=2) as batches:
         batch = next(batches)
-    assert {*KEYS, *TARGETS, "tail_ids", "tail_logprobs", "tail_logweights"} == set(batch)
+    assert {
+        *KEYS,
+        *TARGETS,
+        "tail_ids",
+        "tail_logprobs",
+        "tail_logweights",
+        "label_logprobs",
+    } == set(batch)
     assert all(isinstance(array, jax.Array) for array in batch.values())
     np.testing.assert_array_equal(batch["labels"][:, :-1], batch["tokens"][:, 1:])
     assert batch.vocabulary == 512
