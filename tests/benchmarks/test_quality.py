@@ -19,12 +19,18 @@ from decant.trainer.update.step import mean_gradient
 from tests.making.caches import write_corpus, write_teacher
 
 
+RECORD = {**study.CAPTURES[study.ROWS], "sketch": {"rank": 8}}
+
+
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     root = tmp_path_factory.mktemp("quality")
     write_corpus(root / "corpus")
-    write_teacher(root / "teacher", vocabulary=300, hidden_size=128, head_dim=32)
-    return Workshop(
+    write_teacher(root / "teacher", vocabulary=300)
+    # The tiny teacher is 32 wide.
+    patch = pytest.MonkeyPatch()
+    patch.setitem(study.CAPTURES, study.ROWS, RECORD)
+    yield Workshop(
         study.Study(
             work=root / "work",
             teacher=str(root / "teacher"),
@@ -38,6 +44,7 @@ def shop(tmp_path_factory):
             seeds=(0,),
         )
     )
+    patch.undo()
 
 
 def test_every_cell_s_settings_survive_its_toml_file(shop):
