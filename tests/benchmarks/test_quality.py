@@ -18,7 +18,6 @@ from decant.trainer.run.student_parameters import graph_and_parameters
 from decant.trainer.update.step import mean_gradient
 from tests.making.caches import write_corpus, write_teacher
 
-
 RECORD = {**study.CAPTURES[study.ROWS], "sketch": {"rank": 8}}
 
 
