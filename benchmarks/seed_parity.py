@@ -248,7 +248,7 @@ def classic_loss(
             squares += jnp.sum(jnp.square(maps) * mask[:, None, :, None]) / len(layers)
         parts["attention_loss"] = squares / pairs
         loss += term.weight * parts["attention_loss"]
-    return loss, {name: parts.get(name, jnp.float32(0)) for name in PARTS}
+    return jnp.asarray(loss), {name: jnp.asarray(parts.get(name, 0.0)) for name in PARTS}
 
 
 def _kl_and_ce(

@@ -61,5 +61,10 @@ def held_by_batch(batch: Mapping[str, Tensor]) -> set[Tail]:
 
 def held_by_cache(cache: Cache) -> set[Tail]:
     """The tails that all parts of a cache have targets for."""
-    held: set[Tail] = {tail for tail in ("counts", "sketch") if tail in cache.manifest.signals}
-    return held | {"sampled"} if cache.manifest.logits.draws else held
+    manifest = cache.manifest
+    held = {"counts", "sketch"} & manifest.signals.keys()
+    return {
+        tail
+        for tail in ARRAYS.values()
+        if tail in held or (tail == "sampled" and manifest.logits.draws)
+    }

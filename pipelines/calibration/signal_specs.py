@@ -151,9 +151,10 @@ def least_bytes(signal: AddedSignal, *, length: int) -> int:
     By measurement: bfloat16 states shrink by a quarter; half of a map is above the diagonal, and
     the other half shrinks to two thirds.
     """
-    if isinstance(signal, CountsSignal | SketchSignal):
-        exact = isinstance(signal, SketchSignal) and not signal.step
-        return int(length * 3 * signal.rank) if exact else length
+    if isinstance(signal, CountsSignal):
+        return length
+    if isinstance(signal, SketchSignal):
+        return length if signal.step else 3 * length * signal.rank
     if isinstance(signal, HiddenSignal):
         per_position = 1.4 * signal.width if signal.dtype == "bfloat16" else 0.7 * signal.width
         return int(length * per_position)

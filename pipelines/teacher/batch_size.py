@@ -96,7 +96,7 @@ def bytes_needed(planned: PlannedTeacher, spec: OutputSpec) -> int:
         split = NamedSharding(mesh, P(None, TENSOR))
         unembedding = jax.ShapeDtypeStruct((width, columns), dtype, sharding=split)
         starts = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=of_rows)
-        inputs = TokenInputs(starts, ids, starts)
+        inputs = TokenInputs()._replace(starts=starts, labels=ids, counts_starts=starts)
         program = jax.jit(batch_targets, static_argnames=("spec", "head"))
         second = program.lower(hidden, unembedding, inputs, spec=of_logits, head=head)
         # Both programs' arguments are in memory throughout: the weights while targets are

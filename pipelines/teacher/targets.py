@@ -114,6 +114,7 @@ def targets_of_logits(
     else:
         normaliser = _log_sum_exp(logits, vocabulary=vocabulary)
     if asked and asked.labels:
+        assert inputs.labels is not None
         own = vocabulary.take_column(logits, inputs.labels)
         fields["label_logprobs"] = own - normaliser
     if spec.counts:
