@@ -1,6 +1,7 @@
 """Time of a capture divided by that of the bare teacher: the cost of targets, codec and files.
 
     python -m benchmarks.capture [--model embedded] [--dtypes float32 bfloat16]
+    python -m benchmarks.capture --k 8 --draws 0 --counts 50 --rank 64
 
 The bare teacher is the same model on the same batches through the same chunked head, reduced by a
 max. Both are timed alternately in one run, so that a busy machine slows both: rely on the ratio.
@@ -29,15 +30,16 @@ from decant.pipelines.rows.packing import Packer
 from decant.pipelines.rows.sources import find_sources
 from decant.pipelines.teacher.batch_size import default_batch_rows
 from decant.pipelines.teacher.loaded import LoadedTeacher
-from decant.pipelines.teacher.outputs import OutputSpec
+from decant.pipelines.teacher.outputs import OutputSpec, Projection, RowOutput
 from decant.pipelines.teacher.targets import CHUNK_TOKENS
 from decant.schemas import codecs
-from decant.schemas.codecs import Profile
+from decant.schemas.codecs import Profile, counts_field
 from decant.schemas.disk.array_record import write_records
 from decant.schemas.manifest.plan import PlannedTeacher, TeacherMesh
-from decant.schemas.records.logits import encode_logits
+from decant.schemas.records.companion import encode_counts, encode_sketch
+from decant.schemas.records.logits import decode_logits, encode_logits, open_logits
 from decant.schemas.records.rows import Row, Segment
-from decant.schemas.signals import TargetSpec
+from decant.schemas.signals import SketchSignal, TargetSpec
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class Options:
     sequence_length: int = 512
     k: int = 32
     draws: int = 16
+    counts: int = 0
+    """N, draws of the counts; 0: none."""
+    rank: int = 0
+    """Numbers of the sketch; 0: none. Their directions are random: the work is the same."""
     batches: int = 3
     """Batches in a turn; a capture encodes one batch while the next is computed."""
     turns: int = 5
@@ -78,30 +84,77 @@ def measure(options: Options, dtype: str) -> tuple[list[float], list[float]]:
     rows = real_rows(options.model, length=options.sequence_length, count=batch * options.batches)
     bare = BareTeacher(options.model, dtype, batch_rows=batch)
     planned = PlannedTeacher(options.model, "", dtype, vocabulary, options.sequence_length, batch)
-    betas = (1.0,) if options.draws else ()
-    teacher, asked = LoadedTeacher(planned), OutputSpec(TargetSpec(options.k, options.draws, betas))
-    sample = [output.targets for output in teacher.run(rows, asked)]
-    tables = codecs.fit(options.profile, sample[0], vocabulary=vocabulary)
+    asked = _asked(options, width=checkpoint.config.hidden_size)
+    teacher = LoadedTeacher(planned)
+    encoder = Encoder(options, list(teacher.run(rows, asked)), vocabulary=vocabulary)
 
     def capture() -> None:
-        records = [
-            encode_logits(
-                output.targets,
-                row_key=row.key,
-                scored=row.loss_mask,
-                profile=options.profile,
-                tables=tables,
-                vocabulary=vocabulary,
-            )
-            for row, output in zip(rows, teacher.run(rows, asked), strict=True)
-        ]
+        pairs = zip(rows, teacher.run(rows, asked), strict=True)
+        encoded = [encoder.records(row, output) for row, output in pairs]
         with tempfile.TemporaryDirectory() as scratch:
-            write_records(Path(scratch) / "unit", records)
+            for number, records in enumerate(zip(*encoded, strict=True)):
+                write_records(Path(scratch) / f"signal-{number}", list(records))
 
     bare.run(rows)
     capture()
     times = [(_timed(lambda: bare.run(rows)), _timed(capture)) for _ in range(options.turns)]
     return [b for b, _ in times], [c for _, c in times]
+
+
+def _asked(options: Options, *, width: int) -> OutputSpec:
+    directions = np.random.default_rng(0).normal(size=(width, options.rank)).astype(np.float32)
+    betas = (1.0,) if options.draws else ()
+    return OutputSpec(
+        TargetSpec(options.k, options.draws, betas, labels=True),
+        counts=options.counts,
+        sketch=Projection(np.zeros(width, np.float32), directions) if options.rank else None,
+    )
+
+
+class Encoder:
+    """Makes the records of one row, as `pipelines/capture/unit.py` does."""
+
+    def __init__(self, options: Options, sample: list[RowOutput], *, vocabulary: int):
+        self._vocabulary, self._profile = vocabulary, options.profile
+        targets = [output.targets for output in sample if output.targets is not None]
+        self._spec = TargetSpec(options.k, options.draws, labels=True)
+        self._tables = codecs.fit(options.profile, targets[0], vocabulary=vocabulary)
+        counts = [output.counts for output in sample if output.counts is not None]
+        sketches = [output.sketch for output in sample if output.sketch is not None]
+        self._of_counts = None
+        if counts:
+            self._of_counts = counts_field.fit(counts[0], head=targets[0], vocabulary=vocabulary)
+        self._deviations = np.sort(sketches[0].std(0).astype(np.float64))[::-1] if sketches else ()
+        self._signal = SketchSignal("", "", options.rank, options.rank, 1.0, False)
+
+    def records(self, row: Row, output: RowOutput) -> list[bytes]:
+        """The record of each signal."""
+        assert output.targets is not None
+        shared = {"tables": self._tables, "vocabulary": self._vocabulary}
+        record = encode_logits(
+            output.targets,
+            row_key=row.key,
+            scored=row.loss_mask,
+            profile=self._profile,
+            **shared,
+        )
+        records, length = [record], len(row.tokens)
+        if output.counts is not None and self._of_counts:
+            opened = open_logits(record, where="", length=length, spec=self._spec)
+            head = decode_logits([opened], **shared)
+            shared["tables"] = self._of_counts
+            records.append(encode_counts(output.counts, row_key=row.key, head=head, **shared))
+        if output.sketch is not None:
+            records.append(
+                encode_sketch(
+                    output.sketch,
+                    row_key=row.key,
+                    signal=self._signal,
+                    deviations=np.asarray(self._deviations),
+                    tables=codecs.Tables({}),
+                )
+            )
+        return records
 
 
 class BareTeacher:
@@ -160,7 +213,8 @@ def _title(options: Options) -> str:
     device = jax.local_devices()[0]
     return (
         f"{options.model} on {jax.local_device_count()} × {device.device_kind}, "
-        f"S = {options.sequence_length}, k = {options.k}, m = {options.draws}, {options.profile}"
+        f"S = {options.sequence_length}, k = {options.k}, m = {options.draws}, "
+        f"N = {options.counts}, r = {options.rank}, {options.profile}"
     )
 
 
