@@ -126,7 +126,8 @@ def check_type(setting: Setting) -> None:
     many = isinstance(setting.value, list | tuple)
     for value in setting.value if many else (setting.value,):
         if value not in words and not isinstance(value, classes):
-            names = [*map(repr, words), *(kind.__name__ for kind in classes)]
+            named = (kind.__name__ for kind in classes if kind is not type(None))
+            names = [*map(repr, words), *named]
             raise ValueError(f"{setting.name} is {value!r}; expected {' or '.join(sorted(names))}")
 
 

@@ -57,11 +57,13 @@ def teacher_logits(root: Path, batch: dict[str, np.ndarray]) -> np.ndarray:
 def gradients(hidden, unembedding, batch, directions, *, temperature, tail):
     """Each row's gradient of the unembedding, along each direction: [rows, directions]."""
 
+    names = [name for name in BatchTargets._fields[2:] if name in batch]
+
     def of_row(row):
         targets = BatchTargets(
             labels=jnp.zeros(row["loss_mask"].shape, jnp.int32)[None],
             mask=row["loss_mask"][None],
-            **{name: row[name][None] for name in BatchTargets._fields[2:]},
+            **{name: row[name][None] for name in names},
         )
         gradient = jax.grad(
             lambda w: distillation_loss(
@@ -75,8 +77,7 @@ def gradients(hidden, unembedding, batch, directions, *, temperature, tail):
         )(unembedding)
         return jnp.einsum("dv,xdv->x", gradient, directions)
 
-    names = ("loss_mask", *BatchTargets._fields[2:])
-    return jax.lax.map(of_row, {name: batch[name] for name in names})
+    return jax.lax.map(of_row, {name: batch[name] for name in ("loss_mask", *names)})
 
 
 @pytest.mark.parametrize(
@@ -133,3 +134,35 @@ def test_sampled_gradients_are_unbiased_from_capture_to_fused_loss(root, tempera
         whole = np.einsum("td,tv,xdv->x", hidden, temperature * (q - p), directions)
         deviation = sampled.std(0, ddof=1) / np.sqrt(len(sampled))
         assert (np.abs(sampled.mean(0) - whole) < 4 * deviation).all()
+
+
+@pytest.mark.parametrize("k", [0, 8])
+def test_gradients_of_counts_are_unbiased_from_capture_to_fused_loss(root, k):
+    cache = tiny_cache(
+        root,
+        sequence_length=56,
+        heldout=0.01,
+        batch_rows=16,
+        shard_bytes=1 << 20,
+        output=root / f"counts-{k}",
+        k=k,
+        counts=20,
+        profile="compact",
+    )
+    batch = rows_that_begin_alike(cache)
+    assert (batch["counts"].sum(-1) == 20).all()
+    rng = np.random.default_rng(1)
+    hidden = rng.normal(size=(SHARED - 1, WIDTH)).astype(np.float32)
+    unembedding = rng.normal(size=(WIDTH, 512)).astype(np.float32)
+    directions = rng.normal(size=(DIRECTIONS, WIDTH, 512)).astype(np.float32)
+    got = gradients(hidden, unembedding, batch, directions, temperature=1.0, tail="counts")
+    got = np.asarray(got, np.float64)
+    p, q = (
+        np.exp(sampling.log_softmax(x))
+        for x in (teacher_logits(root, batch), hidden.astype(np.float64) @ unembedding)
+    )
+    exact = np.einsum("td,tv,xdv->x", hidden, q - p, directions)
+    deviation = got.std(0, ddof=1) / np.sqrt(len(got))
+    assert (np.abs(got.mean(0) - exact) < 4 * deviation).all()
+    # The test is sharp enough: most of the gradient exceeds its noise.
+    assert (np.abs(exact) > 4 * deviation).mean() > 0.5

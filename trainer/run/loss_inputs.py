@@ -57,8 +57,8 @@ def with_tail(
     tail that all the caches allow fits the loss.
     """
     loss = config.loss
-    if loss.tail is None and (config.run / BINDING).exists():
-        tail = read_run_settings(config.run)["loss.tail"]
+    if (config.run / BINDING).exists():
+        tail = loss.tail or read_run_settings(config.run)["loss.tail"]
         return dataclasses.replace(config, loss=dataclasses.replace(loss, tail=tail)), None
     loss, line = choose_tail(loss, Held.by([cache, *caches_with_targets(others)]))
     return dataclasses.replace(config, loss=loss), line

@@ -84,7 +84,7 @@ def expected_of(cache: Cache, forgotten) -> tuple[np.ndarray, dict[str, np.ndarr
     return gone, read, empty
 
 
-LOGARITHMS = ("topk_logprobs", "tail_logmass", "tail_logprobs", "tail_logweights")
+LOGARITHMS = ("topk_logprobs", "tail_logmass", "tail_logprobs", "tail_logweights", "label_logprobs")
 
 
 def assert_same(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from decant.pipelines.capture import unit as capture_unit
+from decant.pipelines.calibration import heads
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Attention, Hidden
 from decant.pipelines.teacher.identity import digest_memory
@@ -208,12 +208,12 @@ def test_repair_restores_the_sealed_bytes_and_touches_nothing_else(path):
 
 def test_a_unit_that_is_captured_to_other_bytes_replaces_nothing(path, monkeypatch):
     """As on another machine, or with other code."""
-    original = capture_unit.encode_logits
+    original = heads.encode_logits
 
     def other(targets, **settings):
         return original(targets, **{**settings, "profile": "fast"})
 
-    monkeypatch.setattr(capture_unit, "encode_logits", other)
+    monkeypatch.setattr(heads, "encode_logits", other)
     layout = PartLayout(path / PART)
     damage_flipped(layout.records("logits", 1))
     before = state(path)
