@@ -156,7 +156,7 @@ hash(plain)
 chats = decant.PrecomputeConfig(corpus={"files": "a.txt", "chat_variables": {"x": True}}).corpus
 assert (chats.files, chats.chat_variables) == (("a.txt",), ("x=true",))
 for wrong, message in [
-    ({"loss": {"tail": "bukcet"}}, "loss.tail is 'bukcet'; expected 'bucket' or 'prior' or "),
+    ({"loss": {"tail": "bukcet"}}, "loss.tail is 'bukcet'; expected 'bucket' or 'counts' or "),
     ({"loss": 0.5}, "loss is 0.5; expected Loss"),
     ({"run": 3}, "run is 3; expected Path"),
     ({"quiet": 1}, "quiet is 1; expected bool"),
