@@ -17,7 +17,7 @@ def precompute(root: Path, env: dict[str, str]) -> subprocess.CompletedProcess:
     command = [
         *(sys.executable, "-m", "decant.pipelines", "precompute", "--teacher.model=owner/model"),
         *(f"--corpus.files={root}/corpus/*.txt", "--corpus.sequence-length=64"),
-        *("--signals.logits.k=8", "--signals.logits.draws=0", f"--output={root}/cache"),
+        f"--output={root}/cache",
     ]
     return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
 

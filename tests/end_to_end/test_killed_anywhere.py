@@ -51,6 +51,8 @@ def command(root: Path, output: Path) -> list[str]:
         f"--signals.logits.k={config.signals.logits.k}",
         f"--signals.logits.draws={config.signals.logits.draws}",
         f"--signals.logits.profile={config.signals.logits.profile}",
+        f"--signals.logits.counts={config.signals.logits.counts}",
+        f"--signals.logits.sketch.rank={config.signals.logits.sketch.rank}",
         *("--signals.hidden.layers", *map(str, config.signals.hidden.layers)),
         f"--signals.hidden.dtype={config.signals.hidden.dtype}",
         f"--signals.hidden.width={config.signals.hidden.width}",

@@ -155,6 +155,8 @@ def test_killed_between_forgetting_and_capturing_a_rerun_ends_with_the_same_cach
         f"--signals.logits.k={config.signals.logits.k}",
         "--signals.logits.profile=lossless",
         "--signals.logits.draws=0",
+        "--signals.logits.counts=0",
+        "--signals.logits.sketch.rank=0",
         f"--output={config.output}",
         "--replace-changed",
     ]

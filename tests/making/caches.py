@@ -10,7 +10,16 @@ from flax import nnx
 
 from decant.models import Decoder, ModelConfig, save_directory
 from decant.pipelines.capture.job import precompute
-from decant.pipelines.config import Attention, Corpus, Hidden, Logits, Precompute, Signals, Teacher
+from decant.pipelines.config import (
+    Attention,
+    Corpus,
+    Hidden,
+    Logits,
+    Precompute,
+    Signals,
+    Sketch,
+    Teacher,
+)
 from decant.schemas import Cache, open_cache
 
 TEXT = (
@@ -18,6 +27,8 @@ TEXT = (
     "the row keeps its key the unit keeps its rows and the part keeps its promise to them all"
 )
 WORDS = TEXT.split(" ")
+HEAD_ONLY: dict[str, Any] = {"k": 8, "draws": 0, "counts": 0, "sketch": Sketch(rank=0)}
+"""Fields of `Logits` for a capture of stored tokens and their tail's mass alone, which is quick."""
 
 
 def write_corpus(directory: Path, *, files: int = 12, words: int = 400) -> Path:
@@ -93,7 +104,8 @@ def tiny_settings(
 ) -> Precompute:
     """Settings that capture `root/corpus` with `root/teacher` to `output`, default `root/cache`.
 
-    Writes corpus and teacher if they are missing. `logits` are fields of `pipelines.config.Logits`.
+    Writes corpus and teacher if they are missing. `logits` are fields of `pipelines.config.Logits`;
+    those left out are `HEAD_ONLY`, not the defaults of a capture.
     """
     if not (root / "corpus").exists():
         write_corpus(root / "corpus")
@@ -108,7 +120,7 @@ def tiny_settings(
         ),
         teacher=Teacher(model=str(root / "teacher"), batch_rows=batch_rows),
         signals=Signals(
-            logits=Logits(**{"k": 8, "profile": "lossless", "draws": 0, **logits}),
+            logits=Logits(**{**HEAD_ONLY, "profile": "lossless", **logits}),
             hidden=hidden or Hidden(),
             attention=attention or Attention(),
         ),

@@ -98,6 +98,7 @@ def test_a_worker_that_installed_it_captures_the_same_cache(worker, tmp_path):
         f"--teacher.model={config.teacher.model}",
         f"--teacher.batch-rows={config.teacher.batch_rows}",
         *("--signals.logits.k=8", "--signals.logits.draws=0", "--signals.logits.profile=lossless"),
+        *("--signals.logits.counts=0", "--signals.logits.sketch.rank=0"),
         f"--output={config.output}",
         "--tokenise-workers=2",
         at=tmp_path,
