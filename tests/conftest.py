@@ -1,8 +1,11 @@
 """Shapes in signatures are checked in every test; tests run on the CPU and compile once."""
 
 import os
+import secrets
 import signal
 import tempfile
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -14,3 +17,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _compiled = tempfile.TemporaryDirectory(prefix="compiled-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _compiled.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory):
+    """A SeaweedFS that checks keys; see `tests/making/bucket_server.py`."""
+    from tests.making.bucket_server import bucket_server
+
+    with bucket_server(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3_server, monkeypatch):
+    """An `s3://` address that holds nothing yet; the environment has the keys to it."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return f"s3://tests/{secrets.token_hex(6)}"

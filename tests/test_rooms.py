@@ -16,6 +16,7 @@ from tests.paths import ROOT
 LEVELS = {
     "decant": [
         ["__init__", "foreign"],
+        ["store"],
         ["command_line", "progress"],
         ["schemas"],
         ["models", "torch"],
@@ -30,6 +31,13 @@ LEVELS = {
         ["parser", "fields", "result"],
         ["arguments", "config_file", "help_page"],
         ["settings"],
+        ["__init__"],
+    ],
+    "store": [
+        ["urls", "base", "troubles"],
+        ["patience", "credentials", "posix"],
+        ["clients", "objects"],
+        ["opening"],
         ["__init__"],
     ],
     "schemas": [
@@ -87,12 +95,13 @@ LEVELS = {
 }
 # Third-party packages that a package must not need.
 WITHOUT = {
+    "store": {"jax", "flax", "optax", "apache_beam", "torch"},
     "schemas": {"jax", "flax", "optax", "apache_beam", "torch"},
     "models": {"apache_beam"},
     "trainer": {"apache_beam"},
     "torch": {"jax", "flax", "optax", "grain", "tyro", "apache_beam"},
 }
-PACKAGES = ("command_line", "schemas", "models", "pipelines", "trainer", "torch")
+PACKAGES = ("command_line", "store", "schemas", "models", "pipelines", "trainer", "torch")
 
 
 def files(package: str) -> list[Path]:

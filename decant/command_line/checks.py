@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
-from decant.command_line.local_paths import require_local_paths
+from decant.command_line.local_paths import require_possible_paths
 from decant.command_line.python_values import settle
 
 TABLE = {"table": True}
@@ -72,7 +72,7 @@ class Command:
     def __post_init__(self) -> None:
         """Check all values, nested ones too. Plainer forms are taken: see `python_values.py`."""
         settle(self)
-        require_local_paths(self)
+        require_possible_paths(self)
         check_values(self)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from decant.command_line.config_paths import ConfigPaths
 from decant.command_line.fields import Field, element_of, fields_of, is_group
-from decant.command_line.local_paths import holds_paths, require_local
+from decant.command_line.local_paths import holds_paths, require_possible_path
 from decant.command_line.value_types import require_type
 
 
@@ -25,7 +25,7 @@ class Settings:
 
 def read_table(path: Path) -> dict[str, Any]:
     """The table in a TOML file. FileNotFoundError if it is missing, ValueError if it is invalid."""
-    require_local(str(path), name="the config file")
+    require_possible_path(path, name="the config file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such config file (from {Path.cwd()})")
     try:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from decant.command_line.local_paths import is_address, paths_in, without_tilde
+from decant.command_line.local_paths import paths_in, without_tilde
 from decant.foreign import tell
+from decant.store.urls import is_url
 
 EMBEDDED = "embedded"
 """The word for what is at hand without a file: a teacher, and a corpus. Never a path."""
@@ -31,7 +32,7 @@ class ConfigPaths:
         """A setting's text, or list of texts, as paths for a program in the working directory."""
         if isinstance(value, list):
             return [self.located(one, setting=setting, metadata=metadata) for one in value]
-        if not isinstance(value, str) or value in (EMBEDDED, "None") or is_address(value):
+        if not isinstance(value, str) or value in (EMBEDDED, "None") or is_url(value):
             return value
         return self._located(without_tilde(value), setting, metadata)
 
@@ -66,7 +67,7 @@ class ConfigPaths:
 
 def require_there(settings: Any, missing: Mapping[str, str]) -> None:
     """FileNotFoundError if the settings, flags included, still have a path that leads nowhere."""
-    for _, path in paths_in(settings):
+    for _, path, _ in paths_in(settings):
         if str(path) in missing:
             raise FileNotFoundError(missing[str(path)])
 

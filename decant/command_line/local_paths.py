@@ -1,14 +1,16 @@
-"""Refuses settings that are addresses such as `gs://bucket/cache`: all files are local.
+"""Which settings are paths, and which of them may be addresses such as `gs://bucket/cache`.
 
 Without this check pathlib would make a folder called `gs:` in the working directory.
 """
 
 import dataclasses
-import re
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+from decant.store.urls import BUCKETS, require_scheme, scheme_of, url_of
 
 IS_PATH = {"is_path": True}
 """Metadata of a dataclass field that is text and holds a path, or several. Fields of type Path need
@@ -17,34 +19,49 @@ IS_MODEL = {**IS_PATH, "is_model": True}
 """Metadata of a text that is a path or a hub id."""
 IS_OUTPUT = {"is_output": True}
 """Metadata of a path that the command makes: it need not be there."""
+IN_BUCKETS = {"schemes": BUCKETS}
+"""Metadata of a path that may also be an `s3://` or `gs://` address. Where it is of type Path, use
+`url_of` on it. Other schemes than these are named in the same way."""
 IS_CACHE = {"holds": ("cache",)}
 IS_RUN = {"holds": ("run",)}
 IS_RUN_OR_SWEEP = {"holds": ("run", "sweep")}
 """Metadata of a path of a directory that holds one of these, if it is there."""
-# pathlib turns `gs://b` into `gs:/b`. One letter is a drive of Windows.
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 
 
-def require_local_paths(settings: Any) -> None:
+def require_possible_paths(settings: Any) -> None:
     """ValueError that names the first setting of a dataclass, or of one inside it, which is an
-    address."""
-    for name, path in paths_in(settings):
-        require_local(str(path), name=name)
+    address where none of its scheme can be."""
+    for name, path, metadata in paths_in(settings):
+        require_possible_path(path, name=name, metadata=metadata)
 
 
-def require_local(path: str, *, name: str) -> None:
-    """ValueError if `path` is an address; `name` is the setting in the error."""
-    if address := _ADDRESS.match(path):
-        shown = f"{address[1]}://{path[address.end() :]}"
-        raise ValueError(
-            f"{name} is {shown}: {address[1]}:// cannot be read or written. Give a path on this "
-            "machine, such as a mounted folder"
+def require_possible_path(
+    path: str | Path, *, name: str, metadata: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """ValueError if `path` is an address of a scheme that the field's `metadata` does not allow.
+
+    `name` is the setting in the error.
+    """
+    allowed = metadata.get("schemes", ())
+    if scheme_of(path) in BUCKETS and not allowed:
+        raise ValueError(f"{name} is {url_of(path)}: {_not_in_a_bucket(metadata)}")
+    require_scheme(path, allowed, name=name)
+
+
+def _not_in_a_bucket(metadata: Mapping[str, Any]) -> str:
+    """Why the path of a field cannot be in a bucket, and what to do."""
+    holds = metadata.get("holds", ())
+    if "run" in holds:
+        return (
+            "a run directory cannot be in a bucket, because Orbax does not write checkpoints to "
+            "s3://. Give a path on this machine"
         )
-
-
-def is_address(text: str) -> bool:
-    """Whether the text is an address such as `gs://bucket/cache`."""
-    return bool(_ADDRESS.match(text))
+    if "cache" in holds:
+        return (
+            "a cache cannot be in a bucket yet. Give a path on this machine, such as a mounted "
+            "folder"
+        )
+    return "this cannot be in a bucket yet. Give a path on this machine, such as a mounted folder"
 
 
 def without_tilde(text: str) -> str:
@@ -65,16 +82,18 @@ def holds_paths(kind: Any, metadata: Mapping[str, Any]) -> bool:
     )
 
 
-def paths_in(value: Any, *, name: str = "", is_path: bool = False) -> Iterator[tuple[str, Any]]:
-    """(name, value) of all paths in a setting's value."""
+def paths_in(
+    value: Any, *, name: str = "", metadata: Mapping[str, Any] = MappingProxyType({})
+) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """(name, value, its field's metadata) of all paths in a setting's value."""
     if dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
-            inside, marked = getattr(value, field.name), "is_path" in field.metadata
             dot = "." if name else ""
-            yield from paths_in(inside, name=f"{name}{dot}{field.name}", is_path=marked)
+            inside = getattr(value, field.name)
+            yield from paths_in(inside, name=f"{name}{dot}{field.name}", metadata=field.metadata)
     elif isinstance(value, tuple):
         for number, item in enumerate(value):
             table = f"{name}[{number}]" if dataclasses.is_dataclass(item) else name
-            yield from paths_in(item, name=table, is_path=is_path)
-    elif isinstance(value, Path) or (is_path and isinstance(value, str)):
-        yield name, value
+            yield from paths_in(item, name=table, metadata=metadata)
+    elif isinstance(value, Path) or ("is_path" in metadata and isinstance(value, str)):
+        yield name, value, metadata

@@ -34,6 +34,7 @@ from decant.models.mesh import sharding
 from decant.models.numerics import dtype_named
 from decant.models.parameters import parameters_by_path
 from decant.models.text.tokenizer import Tokenizer
+from decant.store.urls import require_scheme
 
 Quantize = Literal["none", "int8"]
 
@@ -43,8 +44,9 @@ def open_checkpoint(name: str | Path, *, fetch: bool = True) -> Checkpoint:
 
     `name` is "embedded", a Hugging Face directory, a .gguf file, or a hub id (`hub.HubId`). A
     path that exists takes precedence over a hub id. With `fetch` False a hub id must have been
-    fetched before. FileNotFoundError if it is none of these.
+    fetched before. FileNotFoundError if it is none of these. ValueError for an address.
     """
+    require_scheme(name, (), name="the checkpoint")
     path = embedded.embedded_gguf() if str(name) == embedded.NAME else Path(name)
     hub_id = None if path.exists() else hub.HubId.parse(str(name))
     if hub_id:

@@ -19,6 +19,7 @@ from decant.schemas.records.logits import field_bytes
 from decant.schemas.records.rows import ROW_FIELDS, decode_row
 from decant.schemas.targets.prior import COUNTS, SUMS, TailPrior, log_prior
 from decant.schemas.targets.sketch import SketchHead
+from decant.store.urls import require_scheme
 
 if TYPE_CHECKING:
     from decant.schemas.reading.signal_arrays import SignalArrays
@@ -29,7 +30,9 @@ def open_cache(path: str | Path) -> "Cache":
 
     Raises ValueError with the reason if the cache is unsealed, not a cache or of another format
     version, if its manifest is damaged, or if it refers to a part of another cache that is gone.
+    Addresses such as `s3://…` are refused.
     """
+    require_scheme(path, (), name="the cache")
     path = Path(path)
     return Cache(path, refresh_parts(path, read_manifest(path)))
 

@@ -1,0 +1,203 @@
+"""`ObjectStore`: a bucket. What an answer leaves open, a second look decides.
+
+An answer to a conditional write may be lost: the client asks again and hears that the object is
+there. A conflict (409) may leave nothing stored. So whenever a write seems lost, the object is read
+back: the same bytes are a success, and a missing object is written again.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from decant.store.base import Head, Store, StoreError, require_key
+from decant.store.patience import Patience
+from decant.store.troubles import Again, trouble
+
+Result = TypeVar("Result")
+
+
+class _Failed(Exception):
+    """A request failed; `again` says whether another may not."""
+
+    def __init__(self, message: str, again: Again) -> None:
+        super().__init__(message)
+        self.message, self.again = message, again
+
+
+class ObjectStore(Store):
+    """Objects of one of obstore's clients. `patience` makes the pauses of one verb."""
+
+    def __init__(
+        self, client: Any, *, url: str, patience: Callable[[], Patience] = Patience
+    ) -> None:
+        self.client = client
+        self.url = url
+        self.scheme = "gs" if url.startswith("gs://") else "s3"
+        self._patience = patience
+
+    def __repr__(self) -> str:
+        return f"ObjectStore({self.url!r})"
+
+    def get(
+        self, key: str, *, start: int = 0, length: int | None = None, sha256: str | None = None
+    ) -> bytes:
+        """Read by one request; whole, or a range."""
+        require_key(key)
+
+        def once() -> bytes:
+            return self._checked(key, self._read(key, start, length), length, sha256)
+
+        return self._patiently(once, key, "read")
+
+    def _read(self, key: str, start: int, length: int | None) -> bytes:
+        if length == 0:
+            return b""
+        if length is not None:
+            return bytes(self.client.get_range(key, start=start, length=length))
+        options = {"range": {"offset": start}} if start else None
+        result = self.client.get(key, options=options)
+        first, end = result.range
+        return self._checked(key, bytes(result.bytes()), end - first, None)
+
+    def _checked(self, key: str, data: bytes, length: int | None, sha256: str | None) -> bytes:
+        if length is not None and len(data) != length:
+            raise _Failed(f"expected {length:,} bytes, got {len(data):,}", "soon")
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise _Failed("has other bytes than those expected, by their sha256", "soon")
+        return data
+
+    def head(self, key: str) -> Head | None:
+        """Ask for size and version."""
+        require_key(key)
+        try:
+            return self._patiently(lambda: self._head(key), key, "read")
+        except FileNotFoundError:
+            return None
+
+    def _head(self, key: str) -> Head:
+        try:
+            meta = self.client.head(key)
+        except Exception as error:
+            if "status code: 403" in str(error):
+                self.client.get_range(key, start=0, length=1)  # that answer says why
+            raise
+        return Head(meta["size"], meta[self._version_name] or "")
+
+    @property
+    def wrong_version(self) -> str:
+        """A version that no object has."""
+        return "1" if self.scheme == "gs" else '"0123456789abcdef0123456789abcdef"'
+
+    @property
+    def _version_name(self) -> str:
+        return "version" if self.scheme == "gs" else "e_tag"
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write with `If-None-Match: *`, or its like."""
+        return self._conditionally(key, data, mode="create", expected=None)
+
+    def swap(self, key: str, data: bytes, expected_version: str) -> bool:
+        """Write with `If-Match`, or its like."""
+        mode = {self._version_name: expected_version}
+        return self._conditionally(key, data, mode=mode, expected=expected_version)
+
+    def _conditionally(self, key: str, data: bytes, *, mode: Any, expected: str | None) -> bool:
+        require_key(key)
+        patience = self._patience()
+        while True:
+            failed = self._write(key, data, mode)
+            if failed is None:
+                return True
+            if failed.again in ("no", "missing"):
+                raise StoreError(f"{self.url}/{key}: {failed.message}")
+            # The request failed, was refused or was done and its answer lost.
+            found, version = self._read_back(key)
+            if found == data:
+                return True
+            if found is None and expected is not None:
+                return False
+            if version != (expected or None):
+                return False
+            if not patience.wait(failed.again):
+                raise StoreError(f"{self.url}/{key}: {failed.message}")
+
+    def _write(self, key: str, data: bytes, mode: Any) -> _Failed | None:
+        try:
+            self.client.put(key, data, mode=mode, use_multipart=False)
+        except Exception as error:
+            return self._failure(error, "write")
+        return None
+
+    def _read_back(self, key: str) -> tuple[bytes | None, str | None]:
+        """The object's bytes and version, or twice None; believed when two looks agree."""
+        before = None
+        while True:
+            head = self.head(key)
+            try:
+                seen = (self.get(key, length=head.size), head.version) if head else (None, None)
+            except FileNotFoundError:  # deleted in between
+                seen = (None, None)
+            if seen == before:
+                return seen
+            before = seen
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write in one request."""
+        require_key(key)
+
+        def once() -> None:
+            if failed := self._write(key, data, "overwrite"):
+                raise failed
+
+        self._patiently(once, key, "write")
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """List page by page; after a failure from the last key on."""
+        last: str | None = None
+        if prefix:
+            require_key(prefix)
+        patience = self._patience()
+        while True:
+            try:
+                for chunk in self.client.list(prefix or None, offset=last):
+                    for meta in chunk:
+                        yield meta["path"], meta["size"]
+                        last = meta["path"]
+                return
+            except Exception as error:
+                failed = self._failure(error, "list")
+                if not patience.wait(failed.again):
+                    raise StoreError(f"{self.url}: {failed.message}") from None
+
+    def delete(self, key: str) -> None:
+        """Delete the object."""
+        require_key(key)
+        try:
+            self._patiently(lambda: self.client.delete(key), key, "delete")
+        except FileNotFoundError:
+            return
+
+    def _patiently(self, once: Callable[[], Result], key: str, doing: str) -> Result:
+        """What `once` returns, tried again while that may help.
+
+        FileNotFoundError, or StoreError.
+        """
+        patience = self._patience()
+        while True:
+            try:
+                return once()
+            except Exception as error:
+                failed = self._failure(error, doing)
+            if failed.again == "missing":
+                raise FileNotFoundError(f"{self.url}/{key}: {failed.message}")
+            if not patience.wait(failed.again):
+                raise StoreError(f"{self.url}/{key}: {failed.message}")
+
+    def _failure(self, error: Exception, doing: str) -> _Failed:
+        if isinstance(error, _Failed):
+            return error
+        if isinstance(error, FileNotFoundError) and "status" not in str(error):
+            return _Failed("there is no such object", "missing")  # of the memory's client
+        if type(error).__module__.startswith("obstore") or isinstance(error, OSError):
+            return _Failed(*trouble(str(error), scheme=self.scheme, doing=doing))
+        raise error

@@ -1,0 +1,119 @@
+"""`PosixStore`: a plain directory. Every write is durable and all or nothing."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from decant.store.base import Head, Store, StoreError, require_key
+
+_LOCK = ".store.lock"
+
+
+class PosixStore(Store):
+    """Files below the directory `root`, which is made with the first file."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.url = str(root)
+
+    def __repr__(self) -> str:
+        return f"PosixStore({self.url!r})"
+
+    def get(
+        self, key: str, *, start: int = 0, length: int | None = None, sha256: str | None = None
+    ) -> bytes:
+        """Read the file's bytes."""
+        path = self._path(key)
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read(-1 if length is None else length)
+        if length is not None and len(data) != length:
+            raise StoreError(
+                f"{path}: has no {length:,} bytes from byte {start:,} on; got {len(data):,}"
+            )
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise StoreError(f"{path}: has other bytes than those expected, by their sha256")
+        return data
+
+    def head(self, key: str) -> Head | None:
+        """Size, and a version out of inode and time: every write makes a new file."""
+        try:
+            found = self._path(key).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return Head(found.st_size, f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}")
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Link a flushed file to the name, which fails if the name is taken."""
+        path = self._path(key)
+        with self._written(path, data) as temporary, contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+            return True
+        return path.read_bytes() == data
+
+    def swap(self, key: str, data: bytes, expected_version: str) -> bool:
+        """Compare and rename under a lock of the directory."""
+        path = self._path(key)
+        if not path.exists():
+            return False
+        with self._written(path, data) as temporary, self._alone():
+            found = self.head(key)
+            if found and found.version == expected_version:
+                temporary.replace(path)
+                return True
+        return found is not None and path.read_bytes() == data
+
+    def put(self, key: str, data: bytes) -> None:
+        """Rename a flushed file over the name."""
+        path = self._path(key)
+        with self._written(path, data) as temporary, self._alone():
+            temporary.replace(path)
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Files of this store; without those that are being written."""
+        folder = self._path(prefix) if prefix else self.root
+        for path in folder.rglob("*"):
+            own = path.name == _LOCK or (path.name.startswith(".") and path.suffix == ".tmp")
+            if not own and path.is_file():
+                yield path.relative_to(self.root).as_posix(), path.stat().st_size
+
+    def delete(self, key: str) -> None:
+        """Delete the file."""
+        path = self._path(key)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._alone():
+            path.unlink()
+
+    def _path(self, key: str) -> Path:
+        return self.root / require_key(key)
+
+    @contextlib.contextmanager
+    def _written(self, path: Path, data: bytes) -> Iterator[Path]:
+        """A flushed file beside `path`, which the block names; its directory is flushed after."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+            descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else replaces or deletes a file of this store meanwhile."""
+        descriptor = os.open(self.root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,104 @@
+"""What a client's error means: a short message that says what to do, and whether to try again.
+
+The client's own text is never shown. It holds the whole answer of the server, with ids of keys.
+"""
+
+import re
+from typing import Literal, NamedTuple
+
+Again = Literal["no", "missing", "soon", "long"]
+"""Whether to try again: not, not because there is no such object, for seconds (a host that is not
+there may be misspelt), or as long as a busy server may take."""
+
+_STATUS = re.compile(r"status(?: code)?: (\d{3})")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_PASSING = {408, 409, 412, 425, 429, 500, 502, 503, 504}
+_LOGIN = {
+    "s3": "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile in ~/.aws/credentials",
+    "gs": "Run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
+}
+_RENEW = {
+    "s3": "Renew them (for example with `aws sso login`)",
+    "gs": "Renew them (`gcloud auth application-default login`)",
+}
+NO_CREDENTIALS = {
+    "s3": "no AWS credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+    "AWS_PROFILE, or run where the machine has a role",
+    "gs": "no Google credentials were found. Run `gcloud auth application-default login`, or set "
+    "GOOGLE_APPLICATION_CREDENTIALS to a service account's file",
+}
+
+
+class Trouble(NamedTuple):
+    """Why a request failed."""
+
+    message: str
+    again: Again
+
+
+def trouble(text: str, *, scheme: str, doing: str) -> Trouble:
+    """What the client's error `text` means; `doing` is `read`, `write`, `list` or `delete`."""
+    status = int(found[1]) if (found := _STATUS.search(text)) else None
+    code = found[1] if (found := _CODE.search(text)) else ""
+    if _asks_metadata(text):
+        return Trouble(NO_CREDENTIALS[scheme], "no")
+    if _token_refused(text):
+        return Trouble(f"the credentials were refused. {_LOGIN[scheme]}", "no")
+    if status is None:
+        return _without_answer(text, scheme)
+    return _of_code(code, text, scheme, doing) or _of_status(status, code, scheme, doing)
+
+
+def _asks_metadata(text: str) -> bool:
+    """Whether the client looked for credentials where only a cloud's machines have them."""
+    return bool(re.search(r"169\.254\.169\.254|metadata\.google\.internal|169\.254\.170\.2", text))
+
+
+def _token_refused(text: str) -> bool:
+    return "token request" in text or "invalid_grant" in text
+
+
+def _without_answer(text: str, scheme: str) -> Trouble:
+    if "dns error" in text:
+        hint = "AWS_ENDPOINT_URL and AWS_REGION" if scheme == "s3" else "the network"
+        return Trouble(f"the server's name is unknown. Check {hint}", "soon")
+    if "Connect" in text and ("InvalidMessage" in text or "Certificate" in text):
+        return Trouble("no secure connection. Check whether the endpoint speaks https", "no")
+    if "ConnectionRefused" in text or "tcp connect error" in text:
+        return Trouble("the server does not answer. Check the endpoint and the network", "soon")
+    return Trouble("the connection broke or took too long. Run the command again", "long")
+
+
+def _of_code(code: str, text: str, scheme: str, doing: str) -> Trouble | None:
+    if code == "NoSuchBucket" or "bucket does not exist" in text:
+        return Trouble("there is no such bucket. Check its name and the endpoint, or make it", "no")
+    if code in ("ExpiredToken", "TokenRefreshRequired", "ExpiredTokenException"):
+        renewed = f"{_RENEW[scheme]} and run the command again: it goes on from here"
+        return Trouble(f"the credentials have expired. {renewed}", "no")
+    if code == "RequestTimeTooSkewed":
+        told = "this machine's clock is wrong by more than 15 minutes. Set it (NTP)"
+        return Trouble(told, "no")
+    if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"):
+        return Trouble(f"the credentials are wrong. {_LOGIN[scheme]}", "no")
+    if code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraint"):
+        return Trouble("the bucket is in another region. Set AWS_REGION to it", "no")
+    if code in ("BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"):
+        return Trouble(f"what was sent arrived damaged ({code})", "long")
+    return None
+
+
+def _of_status(status: int, code: str, scheme: str, doing: str) -> Trouble:
+    told = f"{status} {code}".strip()
+    if status == 404:
+        return Trouble("there is no such object", "missing")
+    if status == 403:
+        return Trouble(f"no permission to {doing}. Ask the bucket's owner for it", "no")
+    if status == 401:
+        return Trouble(f"the credentials are wrong or have expired. {_LOGIN[scheme]}", "no")
+    if status in (301, 307):
+        return Trouble("the bucket is in another region. Set AWS_REGION to it", "no")
+    if status in _PASSING:
+        return Trouble(
+            f"the server is busy or failing ({told}). Run the command again later", "long"
+        )
+    return Trouble(f"the server refused the request ({told})", "no")
