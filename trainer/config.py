@@ -100,6 +100,10 @@ class Data:
     """Number of updates. If set, `epochs` is ignored."""
     seed: Annotated[int, ANY] = 0
     """Seed of the order of rows and of random weights."""
+    shuffle: Literal["global", "blocks"] = "global"
+    """Order of rows. `global`: every epoch is a permutation of all rows. `blocks`: every epoch
+    permutes blocks of 64 neighbouring rows, and rows within windows of 256 blocks. Reads then stay
+    in few blocks, for caches in a bucket or on a slow disk."""
     caches: tuple[MixedCache, ...] = ()
     """Other caches to mix with the main cache; in a file `[[data.caches]]`. `epochs` counts passes
     over the main cache, and held-out rows are those of the main cache."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, cast
 
 import grain
 import numpy as np
 
 from decant.schemas import Cache
 from decant.trainer.config import Data
+from decant.trainer.data.block_order import BlockOrder, sorted_by_group
 from decant.trainer.data.mixture import MixtureReader, Turns, cache_shares
 from decant.trainer.data.source_weights import epoch_rows, source_weights, streams
 
@@ -27,6 +28,7 @@ ROWS = 10**12
 _SETTINGS = {
     "seed": "data.seed",
     "batch_rows": "data.batch_rows",
+    "shuffle": "data.shuffle",
     "caches": "data.caches",
     "source_weights": "data.source_weights",
 }
@@ -123,6 +125,8 @@ class Batches:
         order, read = _order(self._caches, self._config), self._read()
         # One thread for row numbers, which cost nothing; the thread below reads the rows.
         numbers = order[first:].batch(self._config.batch_rows)
+        if self._config.shuffle == "blocks":
+            numbers = numbers.map(sorted_by_group)
         batches = numbers.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
         return iter(
             grain.experimental.ThreadPrefetchIterDataset(
@@ -137,7 +141,8 @@ class Batches:
         def of_this_process(values: np.ndarray) -> np.ndarray:
             return values if here is None else values[here]
 
-        def read_one_cache(numbers: np.ndarray) -> dict[str, np.ndarray]:
+        def read_one_cache(elements: tuple[np.ndarray]) -> dict[str, np.ndarray]:
+            (numbers,) = elements
             # Undecoded, so that one byte a number is sent to the device instead of four.
             batch = cache.read(
                 of_this_process(numbers), signals=signals, decode=False, targets=self._targets
@@ -172,9 +177,10 @@ def number_of_updates(cache: Cache, *, config: Data) -> int:
 
 
 def _order(caches: Sequence[Cache], config: Data) -> grain.MapDataset:
-    """All rows of a run in order: row numbers, or (cache, row number) for several caches.
+    """All rows of a run in order: (row number,), or (cache, row number) for several caches.
 
-    A cache with weights is a mixture of its groups of files.
+    A cache with weights is a mixture of its groups of files. With `shuffle = "blocks"` the group of
+    the row in `BlockOrder` comes first.
     """
     orders: list[grain.MapDataset] = []
     owners: list[int] = []
@@ -187,8 +193,7 @@ def _order(caches: Sequence[Cache], config: Data) -> grain.MapDataset:
         for group, part in enumerate(parts):
             # Each stream has its own order. That of the main cache is the same as without others.
             seed = (config.seed + 7919 * number + 104_729 * group) % 2**32
-            numbers = grain.MapDataset.source(part.rows.tolist())
-            orders.append(numbers.shuffle(seed=seed).repeat(EPOCHS))
+            orders.append(_shuffled(part.rows, seed=seed, config=config))
             owners.append(number)
             shares.append(share * (len(part.rows) * part.weight / rows))
     if len(orders) == 1:
@@ -198,10 +203,18 @@ def _order(caches: Sequence[Cache], config: Data) -> grain.MapDataset:
     # Not grain.MapDataset.mix: its order of caches differs, and runs that began would change.
     def element(row: int) -> Any:
         stream, turn = turns.at(row)
-        number = orders[stream][turn]
-        return (owners[stream], number) if several else number
+        *group, number = cast(tuple[int, ...], orders[stream][turn])
+        return (*group, owners[stream], number) if several else (*group, number)
 
     return grain.MapDataset.range(ROWS).map(element)
+
+
+def _shuffled(rows: np.ndarray, *, seed: int, config: Data) -> grain.MapDataset:
+    """Tuples that end with a row number: every row once an epoch."""
+    if config.shuffle == "blocks":
+        return grain.MapDataset.source(BlockOrder(rows, seed=seed))
+    numbers = grain.MapDataset.source(cast(Sequence[int], rows))
+    return numbers.shuffle(seed=seed).repeat(EPOCHS).map(lambda row: (row,))
 
 
 def _weights(caches: Sequence[Cache], config: Data) -> list[dict[str, float]]:
@@ -223,6 +236,8 @@ def _fingerprint(caches: Sequence[Cache], config: Data) -> dict[str, Any]:
 
     main, *others = map(described, caches, _weights(caches, config))
     ordered = {"seed": config.seed, "batch_rows": config.batch_rows, **main}
+    if config.shuffle != "global":  # absent in checkpoints of releases before 0.11
+        ordered["shuffle"] = config.shuffle
     if not others:
         return ordered
     weighed = zip(config.caches, others, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ def batches(
     batch_rows: int = Data.batch_rows,
     epochs: int | None = Data.epochs,
     seed: int = Data.seed,
+    shuffle: Literal["global", "blocks"] = Data.shuffle,
     signals: str | Sequence[str] = (),
     targets: Collection[str] | None = None,
     sharding: Sharding | None = None,
@@ -40,8 +41,8 @@ def batches(
 ) -> BatchIterator:
     """Batches of a sealed cache's train rows, as arrays on the device.
 
-    Rows and their order are those of `decant train` with the same `batch_rows` and `seed`. A thread
-    reads two batches ahead.
+    Rows and their order are those of `decant train` with the same `batch_rows`, `seed` and
+    `shuffle`. A thread reads two batches ahead.
 
     ```python
     for batch in decant.batches("runs/cache", batch_rows=8, epochs=3):
@@ -54,6 +55,8 @@ def batches(
         batch_rows: rows of every batch; the rows left over at the end of all epochs are left out.
         epochs: passes over the train rows, each in its own order. None: batches never end.
         seed: seed of the order.
+        shuffle: `global`: each epoch is a permutation of all rows. `blocks`: reads stay in few
+            blocks of 64 rows, for caches in a bucket or on a slow disk.
         signals: also read these, such as `hidden/12`; `cache.manifest.signals` lists what there is.
         targets: read only these of `counts` and `sketch`, to save time, such as `["counts"]` for
             `tail="counts"`. None: both, if the cache holds them.
@@ -72,7 +75,8 @@ def batches(
         held = ", ".join(cache.manifest.signals)
         raise ValueError(f"{cache.path}: no signal {missing[0]!r}; this cache holds {held}")
     # `epochs` has no None in the settings; a loop of one's own may be endless.
-    config = Data(batch_rows=batch_rows, seed=seed, epochs=1 if epochs is None else epochs)
+    passes = 1 if epochs is None else epochs
+    config = Data(batch_rows=batch_rows, seed=seed, shuffle=shuffle, epochs=passes)
     check_values(config)
     # A copy, because the thread must not share open files with the caller.
     own = Cache(cache.path, cache.manifest)
