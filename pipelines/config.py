@@ -16,6 +16,10 @@ from decant.schemas.targets.targets import BETAS
 
 LEAST_DRAWS = 8
 """Fewest draws of counts: fewer teach less than the stored tokens do."""
+K, DRAWS, COUNTS, RANK = 8, 0, 100, 64
+"""What a capture stores of a distribution by default: `k`, `draws`, `counts` and `sketch.rank` of
+`signals.logits`. Of all records of at most 70 bytes per token it teaches the most, at T = 1, 2 and
+4 (docs/benchmarks.md)."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +117,14 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Sketch:
-    """The shape of the teacher's tail, as a few numbers per position. Default: none."""
+    """The shape of the teacher's tail, as a few numbers per position."""
 
-    rank: Annotated[int | Literal["full"], Bounds(0)] = 0
+    rank: Annotated[int | Literal["full"] | None, Bounds(0)] = None
     """r, numbers stored per position; 0 for none. A student can then train at any temperature
     (`loss.tail = "sketch"`). 32 take about 12 bytes per position, 64 about 23. `full` stores as
-    many as the teacher is wide, which gives its dense distribution."""
+    many as the teacher is wide, which gives its dense distribution. Unset: 64, but at most a
+    quarter of the teacher's width, and none if `k` is 0; a capture that has begun keeps its own. A
+    calibration sample of fewer than 8 positions a number lowers every rank but `full`."""
     step: Annotated[float | None, Bounds(0, 16)] = None
     """Distance of the stored values, in standard deviations of the r-th number (of the 128th if
     there are more). A smaller step takes more bytes and is more exact; 0 keeps float32. Unset: 1,
@@ -128,7 +134,10 @@ class Sketch:
     average. Unset: only for `full`."""
 
     def settings(self) -> dict[str, Any] | None:
-        """The settings with their defaults filled in; None if no sketch is stored."""
+        """The settings with their defaults filled in; None if no sketch is stored.
+
+        The rank must be decided (`Logits.decided`).
+        """
         if not self.rank:
             return None
         full = self.rank == "full"
@@ -141,31 +150,45 @@ class Sketch:
 class Logits:
     """What is stored of the teacher's next-token distributions."""
 
-    k: Annotated[int, Bounds(0, 1 << 20)] = 32
-    """Number of most probable tokens stored per position. 32 with 16 draws take as many bytes as 64
-    without draws, and teach more. 0: none, and no draws; the cache then needs `counts`."""
+    k: Annotated[int, Bounds(0, 1 << 20)] = K
+    """Number of most probable tokens stored per position. Few are enough beside counts and a
+    sketch. 0: none, and no draws and no sketch; the cache then needs `counts`."""
     mass: Annotated[float | None, Bounds(above=0, most=1)] = None
     """Store only as many tokens as hold this share of the position's probability, at most `k`: with
     0.95 a position that the teacher is sure of takes one or two. Unset: all store `k`."""
     profile: Profile = "compact"
     """Codec. `lossless` keeps float32. `compact` and `fast` change the distribution by a mean KL
     below 1.1e-4 nats; `fast` is half as large again as `compact` and decodes faster."""
-    draws: Annotated[int, Bounds(0, 4096)] = 16
+    draws: Annotated[int, Bounds(0, 4096)] = DRAWS
     """m, tokens drawn per position from the tail (all tokens outside the top k); 0 for none.
-    Training with `loss.tail = "sampled"` needs them."""
+    Training with `loss.tail = "sampled"` needs them; `counts` teach more in the same bytes."""
     draw_temperatures: Annotated[tuple[float, ...], Bounds(0.5, 10)] = (1.0,)
     """Temperatures that students will train at, among 1, 8/7, 4/3, 2, 4 and 8. The draws come from
     an equal mixture of the tails at these temperatures: (1.0, 2.0) gives each half the draws."""
-    counts: Annotated[int, Bounds(0, MOST_DRAWS)] = 0
+    counts: Annotated[int | None, Bounds(0, MOST_DRAWS)] = None
     """N, equally spaced draws per position from the whole distribution, of which the cache stores
     how often each token came up: 8 to 1,024, or 0 for none. The target for training at T = 1
     (`loss.tail = "counts"`); it serves no other temperature. 50 take about 19 bytes per position,
-    14 beside a stored head of 8."""
+    14 beside a stored head of 8. Unset: 100; a capture that has begun keeps its own."""
     sketch: Sketch = field(default_factory=Sketch)
+
+    def decided(self, *, width: int) -> "Logits":
+        """The settings of a new capture, with defaults for a teacher of this width filled in."""
+        rank = min(RANK, max(1, width // 4)) if self.k else 0
+        return self.filled(COUNTS, Sketch(rank))
+
+    def filled(self, counts: int, sketch: Sketch) -> "Logits":
+        """The settings with these counts and this sketch where they are unset."""
+        own = {name: value for name, value in vars(self.sketch).items() if value is not None}
+        return dataclasses.replace(
+            self,
+            counts=counts if self.counts is None else self.counts,
+            sketch=dataclasses.replace(sketch, **own) if self.sketch.rank is None else self.sketch,
+        )
 
     def require_possible(self) -> None:
         """ValueError for settings that contradict each other."""
-        if 0 < self.counts < LEAST_DRAWS:
+        if self.counts and self.counts < LEAST_DRAWS:
             raise ValueError(
                 f"signals.logits.counts is {self.counts}; choose {LEAST_DRAWS} to {MOST_DRAWS:,}, "
                 "or 0 for none"
@@ -176,9 +199,15 @@ class Logits:
                 "ids at every position; set signals.logits.draws = 0 (counts or a sketch show the "
                 "tail), or leave mass out"
             )
+        if self.draw_temperatures != (1.0,) and not self.draws:
+            raise ValueError(
+                f"signals.logits.draw_temperatures is {list(self.draw_temperatures)}, but no draws "
+                "are stored: set signals.logits.draws = 16 too, or leave it out (a sketch serves "
+                "every temperature)"
+            )
         if self.k:
             return
-        if not self.counts:
+        if self.counts == 0:
             raise ValueError(
                 "signals.logits.k is 0, so no token would be stored; ask for "
                 "signals.logits.counts = 50 too, or choose k of at least 1"

@@ -162,7 +162,8 @@ def precompute_config(study: Study, capture: str) -> Precompute:
             "heldout": study.heldout,
         },
         "teacher": {"model": _place(path, study.teacher), "dtype": study.teacher_dtype},
-        "signals": {"logits": CAPTURES[capture]},
+        # What a capture does not name it does not hold, whatever the defaults are.
+        "signals": {"logits": {"counts": 0, "sketch": {"rank": 0}, **CAPTURES[capture]}},
     }
     write_toml(path, settings, comment=f"decant precompute {path.name}")
     return _read(Precompute, path)

@@ -59,11 +59,11 @@ class SketchSums:
         self._head: Head
 
     def observe(self, batch: DeviceBatch) -> None:
-        """Add the batch's sums; blocks until the device is done. Ignores a batch with NaN."""
+        """Add the batch's sums; blocks until the device is done. Ignores rows with NaN."""
         self._unembedding, self._head = batch.unembedding, batch.head
-        counted = batch.inputs["loss_mask"]
-        softmax = _softmax_sums(batch.hidden, batch.unembedding, counted, head=batch.head)
-        new = [np.asarray(x, np.float64) for x in (*_state_sums(batch.hidden, counted), *softmax)]
+        hidden, counted = _finite_rows(batch.hidden, batch.inputs["loss_mask"])
+        softmax = _softmax_sums(hidden, batch.unembedding, counted, head=batch.head)
+        new = [np.asarray(x, np.float64) for x in (*_state_sums(hidden, counted), *softmax)]
         if all(np.isfinite(x).all() for x in new):
             old = self._totals or [np.zeros_like(x) for x in new]
             self._totals = [a + b for a, b in zip(old, new, strict=True)]
@@ -122,7 +122,7 @@ def find_basis(
     variances, basis = np.linalg.eigh(half.T @ moments.covariance @ half)
     variances = np.maximum(variances[::-1], 0)
     if rank is not None:
-        rank = min(rank, int((variances > _FLOOR * variances[0]).sum()))
+        rank = min(rank, max(1, int((variances > _FLOOR * variances[0]).sum())))
     basis = basis[:, ::-1][:, :rank]
     projection = half @ basis
     # The library chooses an eigenvector's sign: we make the column's largest coordinate positive.
@@ -134,16 +134,18 @@ def find_basis(
         mean,
         (projection * signs).astype(np.float32),
         SketchHead(head, bias, sums.softcap),
-        # Never 0: a step is a multiple of one of them.
-        np.sqrt(np.maximum(variances[:rank], _FLOOR * variances[0])),
+        # Never 0: a step is a multiple of one of them. A sample of one position has no variance.
+        np.sqrt(np.maximum(variances[:rank], _FLOOR * (variances[0] or 1.0))),
     )
-    return found, float(variances[:rank].sum() / variances.sum())
+    return found, float(variances[:rank].sum() / (variances.sum() or 1.0))
 
 
 def _halves(metric: np.ndarray, *, floor: float) -> tuple[np.ndarray, np.ndarray]:
     """L and the transpose of its pseudo-inverse, [D, d]; eigenvalues are at least `floor` times the
     largest, and directions without any are left out."""
     values, vectors = np.linalg.eigh(metric)
+    if values.max() <= 0:  # the sample's softmax does not depend on the state
+        values = np.ones_like(values)
     values = np.maximum(values, floor * values.max())
     kept = values > _FLOOR * values.max()
     root, vectors = np.sqrt(values[kept]), vectors[:, kept]
@@ -176,8 +178,16 @@ def lost_variance(
 
 
 @jax.jit
+def _finite_rows(hidden, counted):
+    """The states, zeroed where they are not counted; no position of a row with NaN is."""
+    wrong = counted & ~jnp.isfinite(hidden).all(axis=-1)
+    counted = counted & ~wrong.any(axis=1, keepdims=True)
+    return jnp.where(counted[..., None], hidden, 0), counted
+
+
+@jax.jit
 def _state_sums(hidden, counted):
-    states = jnp.where(counted[..., None], hidden.astype(jnp.float32), 0)
+    states = hidden.astype(jnp.float32)
     return counted.sum(), states.sum((0, 1)), _exact("btd,bte->de", states, states)
 
 

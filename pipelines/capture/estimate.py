@@ -118,7 +118,7 @@ def estimate(config: Precompute, *, console: Console) -> Estimate:
         capture.teacher.write_tokenizer_and_config(cache)
         result, rows = _tokenise_sample(job)
         part = PartLayout(cache / "measured")
-        trial = TrialCapture(config, capture.teacher, rows, rows_at=job.part, part=part)
+        trial = TrialCapture(capture.config, capture.teacher, rows, rows_at=job.part, part=part)
         console.print(
             f"plan: {capture.teacher.checkpoint.title} reads a few rows of about {result.rows:,}"
         )

@@ -25,6 +25,7 @@ from decant.pipelines.capture.part_directories import (
 from decant.pipelines.capture.recorded_tokenizer import recorded_digest
 from decant.pipelines.capture.seal import clean, seal
 from decant.pipelines.capture.step_inputs import corpus_sources, with_template_file
+from decant.pipelines.capture.unset_signals import decide_signals
 from decant.pipelines.config import Corpus, Precompute
 from decant.pipelines.rows.sources import weights_by_name
 from decant.pipelines.teacher.opened import open_teacher
@@ -49,11 +50,13 @@ class Capture:
     """One run of `precompute`: the settings, the opened teacher and the part directories."""
 
     def __init__(self, config: Precompute, console: Console):
-        self.config = config
         self.console = console
         self.cache = config.output
         self.manifest = sealed_manifest(self.cache)
         teacher = open_teacher(config.teacher, plan=part_layout(self.cache, 0).plan)
+        width = teacher.checkpoint.config.hidden_size
+        config, self.rank_line = decide_signals(config, width=width, manifest=self.manifest)
+        self.config = config
         tokenizer = with_template_file(teacher.tokenizer, config.corpus)
         self.teacher = dataclasses.replace(teacher, tokenizer=tokenizer)
         check_settings(config, self.teacher.checkpoint, vocabulary=self.teacher.vocabulary)
@@ -104,8 +107,9 @@ class Capture:
                 self._require_held_signals(part)
         if notice := unused_accelerator():
             self.console.print(notice)
-        if notice := self.head_size():
-            self.console.print(notice)
+        for notice in (self.rank_line, self.head_size()):
+            if notice:
+                self.console.print(notice)
         self._forget_replaced()
         if self.config.seal_partial:
             return self._seal_partial()

@@ -121,6 +121,6 @@ def kept_variances(signals: Mapping[str, Signal]) -> Iterator[str]:
             if signal.asked_rank:
                 needed = signal.asked_rank * POSITIONS_A_NUMBER
                 yield (
-                    f"{name}: rank {signal.asked_rank} was asked for, which needs {needed:,} "
+                    f"{name}: these are fewer than {signal.asked_rank}, which need {needed:,} "
                     "calibration positions; the sample has fewer. A larger corpus gives more"
                 )

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from decant.pipelines.config import K, Logits
 from decant.pipelines.init.survey import CorpusFacts, TeacherFacts
 
 _LONGEST = {"cpu": 1024}
@@ -36,7 +37,8 @@ class Choices:
     heldout: Choice[float]
     dtype: Choice[str]
     k: Choice[int]
-    draws: Choice[int]
+    counts: Choice[int]
+    sketch_rank: Choice[int]
     student_layers: Choice[int]
     batch_rows: Choice[int]
     epochs: Choice[int]
@@ -57,16 +59,17 @@ def choose(teacher: TeacherFacts, corpus: CorpusFacts, *, platform: str) -> Choi
     a_pass = max(1, int(rows * (1 - heldout.value)) // batch.value)
     epochs = max(1, min(_MOST_EPOCHS, round(_UPDATES / a_pass)))
     layers = max(1, round(teacher.layers / 4))
-    k = min(32, max(1, teacher.vocabulary // 2))
+    stored = Logits(k=min(K, max(1, teacher.vocabulary // 2))).decided(width=teacher.width)
     return Choices(
         sequence_length=length,
         heldout=heldout,
         dtype=Choice("float32", "exact; bfloat16 is faster on CPUs with AMX")
         if on_cpu
         else Choice("bfloat16", f"half the memory, and fast on {device}"),
-        k=Choice(k, "most of the probability; with the draws the loss is unbiased"),
-        draws=Choice(
-            min(16, teacher.vocabulary - k), f"from the {teacher.vocabulary - k:,} other tokens"
+        k=Choice(stored.k, "the most probable tokens, with their probabilities"),
+        counts=Choice(stored.counts or 0, "draws of the whole distribution, for students at T = 1"),
+        sketch_rank=Choice(
+            int(stored.sketch.rank or 0), "numbers for the shape of the tail, at any T"
         ),
         student_layers=Choice(layers, f"a quarter of the teacher's {teacher.layers}"),
         batch_rows=batch,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from decant.schemas.disk.atomic import read_json, write_json
-from decant.schemas.disk.identity import canonical_json
 from decant.schemas.manifest.manifest import Source
+from decant.schemas.manifest.request_words import Changes, changes, how_to_keep
 
 _SOURCES = "sources"
 _SETTINGS = "settings"
@@ -37,10 +37,13 @@ def claim(
         write_json(path, {**request, _SOURCES: named, _SETTINGS: dict(settings)})
         return
     bound = read_json(path)
-    if different := _differing(bound, request):
+    if changed := changes(bound, request):
         source_changes = _source_changes(bound.get(_SOURCES), sources)
-        different += _setting_changes(bound.get(_SETTINGS), settings)
-        remedy = "Choose another output, or ask for what it holds."
+        keep = how_to_keep(changed)
+        different = _lines(changed)
+        if not keep:
+            different += _setting_changes(bound.get(_SETTINGS), settings)
+        remedy = keep or "Choose another output, or ask for what it holds."
         if source_changes:
             remedy = (
                 "Bring its files back as they were (new ones beside them make a new part), or "
@@ -60,20 +63,17 @@ def claimed_sources(request: Mapping[str, Any]) -> list[tuple[str, str]] | None:
     return None if named is None else [(name, sha256) for name, sha256 in named]
 
 
-def _differing(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """A line for each value of `asked` that `there` does not have."""
+def _lines(changed: Changes) -> list[str]:
     return [
-        f"  {name}: there {_brief(there.get(name))}, asked for {_brief(value)}"
-        for name, value in asked.items()
-        # Compared as JSON, because the file holds lists where `asked` has tuples.
-        if canonical_json(there.get(name)) != canonical_json(value)
+        f"  {name}: there {_brief(there)}, asked for {_brief(asked)}"
+        for name, (there, asked) in changed.items()
     ]
 
 
 def _setting_changes(bound: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> list[str]:
     """A line for each setting behind the ids that differs; `bound` is None before release 0.9."""
     if bound is not None:
-        return _differing(bound, settings)
+        return _lines(changes(bound, settings))
     return [
         "  it was begun before release 0.9 and kept only its ids. What differs is one of "
         f"{', '.join(settings)}"
@@ -95,5 +95,5 @@ def _source_changes(bound: list[list[str]] | None, sources: Collection[Source]) 
 
 
 def _brief(value: Any) -> str:
-    text = str(value)
+    text = "unset" if value is None else str(value)
     return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"

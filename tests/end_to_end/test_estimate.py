@@ -121,7 +121,7 @@ def test_what_precompute_refuses_of_an_existing_cache_plan_refuses_too(root, tmp
     (tmp_path / "corpus" / "new.txt").write_text("another document")
     unheld = dataclasses.replace(config.signals, hidden=Hidden())
     changes = {
-        "logits: there": dataclasses.replace(config.signals, logits=logits),
+        "signals.logits.k: there": dataclasses.replace(config.signals, logits=logits),
         "hidden/1": dataclasses.replace(config.signals, hidden=hidden),
         "holds hidden/1, which the config does not ask for": unheld,
     }

@@ -27,8 +27,14 @@ TEXT = (
     "the row keeps its key the unit keeps its rows and the part keeps its promise to them all"
 )
 WORDS = TEXT.split(" ")
-HEAD_ONLY: dict[str, Any] = {"k": 8, "draws": 0, "counts": 0, "sketch": Sketch(rank=0)}
-"""Fields of `Logits` for a capture of stored tokens and their tail's mass alone, which is quick."""
+HEAD_ONLY: dict[str, Any] = {
+    "k": 8,
+    "profile": "lossless",
+    "draws": 0,
+    "counts": 0,
+    "sketch": Sketch(rank=0),
+}
+"""Fields of `Logits` for a quick capture of stored tokens and their tail's mass alone, exact."""
 
 
 def write_corpus(directory: Path, *, files: int = 12, words: int = 400) -> Path:
@@ -100,12 +106,13 @@ def tiny_settings(
     shard_bytes: int = 8192,
     hidden: Hidden | None = None,
     attention: Attention | None = None,
+    defaults: bool = False,
     **logits: Any,
 ) -> Precompute:
     """Settings that capture `root/corpus` with `root/teacher` to `output`, default `root/cache`.
 
     Writes corpus and teacher if they are missing. `logits` are fields of `pipelines.config.Logits`;
-    those left out are `HEAD_ONLY`, not the defaults of a capture.
+    those left out are `HEAD_ONLY`, or the defaults of a capture if `defaults`.
     """
     if not (root / "corpus").exists():
         write_corpus(root / "corpus")
@@ -120,7 +127,7 @@ def tiny_settings(
         ),
         teacher=Teacher(model=str(root / "teacher"), batch_rows=batch_rows),
         signals=Signals(
-            logits=Logits(**{**HEAD_ONLY, "profile": "lossless", **logits}),
+            logits=Logits(**{**({} if defaults else HEAD_ONLY), **logits}),
             hidden=hidden or Hidden(),
             attention=attention or Attention(),
         ),

@@ -9,7 +9,7 @@ import pytest
 
 from decant.models import open_checkpoint
 from decant.pipelines.capture.job import precompute
-from decant.pipelines.config import Logits, Sketch
+from decant.pipelines.config import Sketch
 from decant.pipelines.upkeep.collect import collect
 from decant.pipelines.upkeep.remove import remove_signals
 from decant.schemas import Cache, open_cache
@@ -176,11 +176,6 @@ def test_a_sample_too_small_for_the_rank_gives_a_smaller_one_and_says_so(root, t
     assert isinstance(signal, SketchSignal)
     assert signal.rank < 31
     precompute(settings)  # asks for what it asked for before
-
-
-def test_default_settings_ask_for_neither():
-    assert Logits().sketch.settings() is None
-    assert Logits().counts == 0
 
 
 def test_new_parts_keep_the_basis_unless_their_text_has_drifted(tmp_path, capsys):
