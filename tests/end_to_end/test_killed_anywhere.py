@@ -5,26 +5,31 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from decant.pipelines.__main__ import main
-from decant.pipelines.config import Attention, Hidden
+from decant.pipelines.config import Attention, Hidden, Sketch
+from decant.pipelines.verification.structure import check_structure
 from decant.schemas import open_cache
+from decant.schemas.disk.layout import COUNTS, LOGITS, SKETCH
 from decant.schemas.disk.steps import Step
 from tests.killing import killer
-from tests.making.caches import tiny_cache, tiny_settings, write_corpus
+from tests.making.caches import tiny_cache, tiny_settings, write_corpus, write_teacher
 from tests.paths import environment
 
 SIGNALS = {
     "profile": "fast",
     "draws": 3,
+    "counts": 20,
+    "sketch": Sketch(rank=6, dither=True),
     "hidden": Hidden(layers=(1,), dtype="int8", width=6),
     "attention": Attention(layers="all"),
 }
-NAMES = ("logits", "hidden/1", "attention/0")
+NAMES = (LOGITS, COUNTS, SKETCH, "hidden/1", "attention/0", "attention/1")
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +62,9 @@ def command(root: Path, output: Path) -> list[str]:
         f"--signals.hidden.dtype={config.signals.hidden.dtype}",
         f"--signals.hidden.width={config.signals.hidden.width}",
         f"--signals.attention.layers={config.signals.attention.layers}",
+        f"--signals.logits.counts={config.signals.logits.counts}",
+        f"--signals.logits.sketch.rank={config.signals.logits.sketch.rank}",
+        "--signals.logits.sketch.dither=True",
         f"--output={config.output}",
     ]
 
@@ -74,12 +82,22 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 OF_A_CAPTURE = tuple(Step)[: tuple(Step).index(Step.SEALED) + 1]
 BEFORE_THE_SEAL = tuple(Step)[: tuple(Step).index(Step.MANIFEST_NAMED)]
-SECOND_VISIT = (Step.UNIT_BEGUN, Step.ARRAY_NAMED, Step.LOGITS_NAMED, Step.COMMIT_NAMED)
-"""Steps at which a capture is killed in its second unit, or between two commits of a unit."""
+VISITS = {
+    Step.UNIT_BEGUN: (2,),
+    Step.ARRAY_NAMED: (2,),
+    Step.LOGITS_WRITTEN: (1, 3),
+    Step.LOGITS_FLUSHED: (2,),
+    Step.LOGITS_NAMED: (2, 3),
+    Step.COMMIT_WRITTEN: (2, 3),
+    Step.COMMIT_NAMED: (2, 3),
+}
+"""Visits at which a capture is killed, if not only the first. A unit's record files and commits are
+those of logits, counts and sketch, in this order."""
 GROWING = (
     Step.SHARD_NAMED,
     Step.ROWS_GATHERED,
     Step.PLAN_NAMED,
+    Step.LOGITS_NAMED,
     Step.COMMIT_NAMED,
     Step.COMMITS_CHECKED,
     Step.MANIFEST_FLUSHED,
@@ -87,6 +105,7 @@ GROWING = (
 )
 ADDING = (
     Step.PLAN_WRITTEN,
+    Step.LOGITS_NAMED,
     Step.ARRAY_NAMED,
     Step.COMMIT_NAMED,
     Step.COMMITS_CHECKED,
@@ -96,13 +115,18 @@ ADDING = (
 SEALING_IN_PART = (Step.COMMITS_CHECKED, Step.MANIFEST_FLUSHED, Step.MANIFEST_NAMED)
 
 
+def visits(steps: Iterable[Step]) -> list[tuple[Step, int]]:
+    """Each step with each of its visits."""
+    return [(step, visit) for step in steps for visit in VISITS.get(step, (1,))]
+
+
 def left_over(cache: Path) -> list[str]:
     """Names of files that a finished capture must not leave."""
     names = [path.name for path in cache.rglob("*")]
     return [n for n in names if n.endswith(".tmp") or n == "work" or "adding" in n]
 
 
-A_FEW = (Step.ROWS_NAMED, Step.PLAN_FLUSHED, Step.ARRAY_NAMED, Step.COMMIT_WRITTEN, Step.SEALED)
+A_FEW = (Step.ROWS_NAMED, Step.PLAN_FLUSHED, Step.LOGITS_NAMED, Step.COMMIT_WRITTEN, Step.SEALED)
 
 
 @pytest.mark.parametrize(
@@ -114,8 +138,8 @@ def test_killed_at_steps_and_rerun_the_cache_has_the_same_bytes(root, undisturbe
     output = tmp_path / "cache"
     flags = command(root, output)
     with killer(tmp_path / "log") as dying:
-        for step in (step for step in steps if step in BEFORE_THE_SEAL):
-            dying.kill(step, flags, visit=2 if step in SECOND_VISIT else 1)
+        for step, visit in visits(step for step in steps if step in BEFORE_THE_SEAL):
+            dying.kill(step, flags, visit=visit)
             with pytest.raises(ValueError, match="not sealed"):
                 open_cache(output)
         for step in (step for step in steps if step not in BEFORE_THE_SEAL):
@@ -130,33 +154,40 @@ def test_killed_at_steps_and_rerun_the_cache_has_the_same_bytes(root, undisturbe
 
 @pytest.mark.slow
 def test_killed_while_it_grows_or_gains_signals_the_old_cache_stays_and_a_rerun_goes_on(
-    tmp_path, root
+    tmp_path,
 ):
-    for name in ("killed", "whole"):
-        shutil.copytree(root / "teacher", tmp_path / name / "teacher")
-        corpus = write_corpus(tmp_path / name / "corpus", files=3, words=100)
-        assert main(logits_only(tmp_path / name)) == 0
-        (corpus / "more.txt").write_text("the part keeps its promise to them all " * 40)
-    killed, whole = (tmp_path / name / "cache" for name in ("killed", "whole"))
-    old = open_cache(killed)
+    """A cache of logits grows, gains the other signals in both parts, and grows once more with all
+    of them."""
+    killed, whole = (tmp_path / name for name in ("killed", "whole"))
+    for at in (killed, whole):
+        write_teacher(at / "teacher")
+        write_corpus(at / "corpus", files=3, words=100)
+        assert main(logits_only(at)) == 0
+    old = open_cache(killed / "cache")
     rows = old.read(old.rows())
     with killer(tmp_path / "log") as dying:
-        for flags, steps in (
-            (logits_only(tmp_path / "killed"), GROWING),
-            (command(tmp_path / "killed", killed), ADDING),
+        for number, (flags, dying_at, more) in enumerate(
+            (
+                (logits_only, [(step, 1) for step in GROWING], "the part keeps its promise "),
+                (with_all, visits(ADDING), ""),
+                (with_all, visits(GROWING), "students who never meet "),
+            )
         ):
-            before = open_cache(killed).manifest
-            for step in steps:
-                dying.kill(step, flags)
+            if more:
+                for at in (killed, whole):
+                    (at / "corpus" / f"more-{number}.txt").write_text(more * 60)
+            before = open_cache(killed / "cache").manifest
+            for step, visit in dying_at:
+                dying.kill(step, flags(killed), visit=visit)
                 if step not in (Step.MANIFEST_NAMED, Step.SEALED):
-                    assert open_cache(killed).manifest == before
-            assert main(flags) == 0
-            assert left_over(killed) == []
-    assert main(logits_only(tmp_path / "whole")) == 0
-    assert main(command(tmp_path / "whole", whole)) == 0
-    cache = open_cache(killed)
-    assert cache.manifest.cache_id == open_cache(whole).manifest.cache_id
-    assert [len(part.signals) for part in cache.manifest.parts] == [4, 4]
+                    assert open_cache(killed / "cache").manifest == before
+            for at in (killed, whole):
+                assert main(flags(at)) == 0
+            assert left_over(killed / "cache") == []
+            ours, theirs = (open_cache(at / "cache").manifest for at in (killed, whole))
+            assert ours.cache_id == theirs.cache_id
+    assert check_structure(killed / "cache", ours).problems == []
+    assert [len(part.signals) for part in ours.parts] == [len(NAMES)] * 3
     for name, array in old.read(old.rows()).items():
         np.testing.assert_array_equal(array, rows[name])
 
@@ -168,7 +199,7 @@ def test_killed_then_sealed_in_part_then_killed_and_finished_it_reads_as_the_who
     output = tmp_path / "cache"
     flags = command(root, output)
     with killer(tmp_path / "log") as dying:
-        dying.kill(Step.COMMIT_NAMED, flags, visit=10)  # there are four commits a unit
+        dying.kill(Step.COMMIT_NAMED, flags, visit=2 * len(NAMES) + 2)
         for step in SEALING_IN_PART:
             dying.kill(step, [*flags, "--seal-partial"])
         first = open_cache(output)
@@ -186,9 +217,14 @@ def test_killed_then_sealed_in_part_then_killed_and_finished_it_reads_as_the_who
     assert keys[0] == keys[1]
 
 
+def with_all(root: Path) -> list[str]:
+    """The command that captures to `root/cache`."""
+    return command(root, root / "cache")
+
+
 def logits_only(root: Path) -> list[str]:
-    """The command without hidden states and attention maps."""
-    flags = command(root, root / "cache")
+    """The command without the signals that can be added later."""
+    flags = with_all(root)
     return [*flags[: flags.index("--signals.hidden.layers")], flags[-1]]
 
 
@@ -250,4 +286,4 @@ def test_stopped_by_ctrl_c_or_sigterm_it_says_how_many_units_are_done_and_goes_o
 def units_done(cache: Path) -> int:
     """Number of units with a commit of every signal."""
     commits = [path.stem[-len("00000") :] for path in cache.glob("parts/0000/commits/*.json")]
-    return sum(commits.count(unit) == 4 for unit in set(commits))
+    return sum(commits.count(unit) == len(NAMES) for unit in set(commits))
