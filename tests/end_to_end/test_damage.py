@@ -11,7 +11,7 @@ import pytest
 
 from decant.models.text.tokenizer import tokenizer_of
 from decant.pipelines.capture import step_inputs
-from decant.pipelines.config import Attention, Hidden
+from decant.pipelines.config import Attention, Hidden, Sketch
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk.atomic import read_json
 from decant.schemas.manifest.plan import read_plan
@@ -22,17 +22,19 @@ FLIPS = 100  # bits flipped in each kind of file, one at a time
 
 # By kind: its files (for units, those of the first) and the least number of flips that must give an
 # error. Other flips hit bytes without content or bytes that `everything` does not read: most of an
-# ArrayRecord file is padding, and nothing reads canary statistics or commits of logits.
+# ArrayRecord file is padding, and nothing reads canary statistics.
 KINDS = {
     "manifest": ("manifest.json", 100),
     "rows": ("parts/0000/rows/unit-00000*", 40),
     "logits": ("parts/0000/logits/unit-00000*", 40),
+    "counts": ("parts/0000/counts/unit-00000*", 40),
+    "sketch": ("parts/0000/sketch/unit-00000*", 40),
     "statistics": ("parts/0000/statistics/*", 60),
     "int8 states": ("parts/0000/hidden/1/c.0.*", 90),
     "scales of int8 states": ("parts/0000/hidden/1-scale/c.0.*", 90),
     "attention maps": ("parts/0000/attention/*/c.0.*", 90),
     "metadata of arrays": ("parts/0000/*/*/zarr.json", 100),
-    "commits": ("parts/0000/commits/*-unit-00000.json", 60),
+    "commits of arrays": ("parts/0000/commits/[ah]*-unit-00000.json", 60),
     "plan": ("parts/0000/plan.json", 100),
     "request": ("parts/0000/request.json", 100),
     "tokenizer": ("tokenizer/tokenizer*.json", 60),
@@ -41,19 +43,22 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Cache:
+    """A cache with every kind of signal; the sketch was added later."""
     root = tmp_path_factory.mktemp("damage")
     write_corpus(root / "corpus", files=4, words=60)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step_inputs, "choose_unit_rows", lambda *_, **__: 2)
-        return tiny_cache(
-            root,
-            profile="compact",
-            draws=3,
-            heldout=0.0,
-            shard_bytes=1000,
-            hidden=Hidden(layers=(1,), dtype="int8", width=6),
-            attention=Attention(layers="all"),
-        )
+        settings = {
+            "profile": "compact",
+            "draws": 3,
+            "counts": 20,
+            "heldout": 0.0,
+            "shard_bytes": 1000,
+            "hidden": Hidden(layers=(1,), dtype="int8", width=6),
+            "attention": Attention(layers="all"),
+        }
+        tiny_cache(root, **settings)
+        return tiny_cache(root, **settings, sketch=Sketch(rank=6, dither=True))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,8 @@ def everything(path: Path, *, rows: slice = slice(None)) -> dict[str, np.ndarray
     arrays = cache.read(cache.rows()[rows], signals=tuple(cache.manifest.signals))
     directions = cache.directions("hidden/1")
     assert directions is not None
-    return arrays | {"prior": cache.tail_prior(), "directions": directions}
+    of_parts = {"prior": cache.tail_prior(), "directions": directions}
+    return arrays | of_parts | {"head": cache.sketch_head().head, "bias": cache.sketch_head().bias}
 
 
 def vocabulary(path: Path) -> dict[str, np.ndarray]:
@@ -135,6 +141,8 @@ def of_unit(cache: Cache) -> list[tuple[Path, Path]]:
     names = (
         "rows/unit-0000{}.array_record",
         "logits/unit-0000{}.array_record",
+        "counts/unit-0000{}.array_record",
+        "sketch/unit-0000{}.array_record",
         "hidden/1/c.{}.0.0",
         "hidden/1-scale/c.{}.0",
         "attention/1/c.{}.0.0.0",
@@ -146,7 +154,7 @@ def of_unit(cache: Cache) -> list[tuple[Path, Path]]:
     return pairs
 
 
-@pytest.mark.parametrize("number", range(7))
+@pytest.mark.parametrize("number", range(9))
 def test_a_truncated_missing_or_exchanged_file_of_a_unit_is_named(cache, whole, number):
     file, other = of_unit(cache)[number]
     mine, others = file.read_bytes(), other.read_bytes()
@@ -176,7 +184,16 @@ def refused(cache: Cache, *files: Path) -> None:
     assert any(file.name in str(caught.value) for file in files), str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["tail-prior-sums.npy", "logits-order.npy"])
+NAMED_TABLES = [
+    "tail-prior-sums.npy",
+    "logits-order.npy",
+    "counts-table-contexts.npy",
+    "sketch-head.npy",
+    "sketch-deviations.npy",
+]
+
+
+@pytest.mark.parametrize("name", NAMED_TABLES)
 def test_a_missing_or_exchanged_table_is_named(cache, whole, name):
     file = cache.path / "parts" / "0000" / "statistics" / name
     other, mine = file.with_name("tail-prior-counts.npy"), file.read_bytes()

@@ -8,16 +8,18 @@ import pytest
 
 from decant.pipelines.calibration import heads
 from decant.pipelines.capture.job import precompute
-from decant.pipelines.config import Attention, Hidden
+from decant.pipelines.config import Attention, Hidden, Sketch
 from decant.pipelines.teacher.identity import digest_memory
 from decant.pipelines.upkeep.remove import remove_signals
 from decant.pipelines.verification.repair import repair
 from decant.pipelines.verification.structure import SURPLUS, Structure, check_structure
 from decant.schemas import Cache, open_cache
+from decant.schemas.disk.array_record import write_records
 from decant.schemas.disk.atomic import write_json
-from decant.schemas.disk.layout import PartLayout
-from tests.making.arrays import flip
+from decant.schemas.disk.layout import COUNTS, SKETCH, PartLayout
+from tests.making.arrays import flip, same_bits
 from tests.making.caches import tiny_cache, tiny_settings, write_corpus
+from tests.making.resealed import records_of
 
 SIGNALS = {
     "hidden": Hidden(layers=(1,), dtype="int8", width=6),
@@ -244,3 +246,71 @@ def test_repair_captures_nothing_if_nothing_is_damaged(path, monkeypatch):
         "decant.pipelines.verification.repair.capture_unit", lambda *_: pytest.fail("captured")
     )
     assert repaired(path) == []
+
+
+BOTH = {"counts": 20, "sketch": Sketch(rank=6, dither=True)}
+
+
+@pytest.fixture(scope="module", params=["captured", "added"])
+def companions(root, request) -> Cache:
+    """A cache with counts and a sketch, captured at once or added later."""
+    settings = {"profile": "compact", "draws": 2, "output": root / request.param}
+    if request.param == "added":
+        precompute(tiny_settings(root, **settings))
+    return tiny_cache(root, **settings, **BOTH)
+
+
+def damage_exchanged(file: Path) -> None:
+    """The file with its first two records exchanged: each is of another row."""
+    number = int(file.stem.removeprefix("unit-"))
+    first, second, *rest = records_of(file.parents[3], number, signal=file.parent.name)
+    write_records(file, [second, first, *rest])
+
+
+OF_COMPANIONS = {**DAMAGES, "exchanged": damage_exchanged}
+
+
+def test_damaged_counts_and_sketches_are_named_found_and_repaired_to_the_sealed_bytes(
+    companions, tmp_path
+):
+    path = shutil.copytree(companions.path, tmp_path / "cache")
+    layout, whole = PartLayout(path / PART), state(path)
+    kinds, damaged = list(OF_COMPANIONS.values()), {}
+    for number in range(len(kinds)):
+        for shift, signal in enumerate((COUNTS, SKETCH)):
+            file = layout.records(signal, number)
+            kinds[number - shift](file)
+            damaged[f"{PART}, unit {number}, {signal}"] = str(file.relative_to(path))
+    found = problems(path)
+    assert {(f"{PART}, unit {unit}, {signal}", file) for unit, signal, file in found} == set(
+        damaged.items()
+    )
+    done = repaired(path)
+    assert all(one.done for one in done), done
+    assert {one.where for one in done} == damaged.keys()
+    assert structure(path).problems == []
+    for name, (written, content) in state(path).items():
+        assert content == whole[name][1], name
+        assert (written == whole[name][0]) == (name not in damaged.values()), name
+
+
+@pytest.mark.parametrize("signal", [COUNTS, SKETCH])
+@pytest.mark.parametrize("damage", OF_COMPANIONS)
+def test_a_reader_names_a_damaged_file_of_counts_or_sketches_and_can_do_without_it(
+    companions, tmp_path, signal, damage
+):
+    path = shutil.copytree(companions.path, tmp_path / "cache")
+    file = PartLayout(path / PART).records(signal, 1)
+    if damage == "flipped":
+        # A byte of the first record; the middle of so small a file is padding.
+        flip(file, file.read_bytes().index(records_of(path, 1, signal=signal)[0]) + 40)
+    else:
+        OF_COMPANIONS[damage](file)
+    cache, rows = open_cache(path), companions.rows()
+    with pytest.raises(ValueError, match=file.name) as refused:
+        cache.read(rows)
+    assert str(file) in str(refused.value)
+    (other,) = {COUNTS, SKETCH} - {signal}
+    for targets in ((), (other,)):
+        read, whole = cache.read(rows, targets=targets), companions.read(rows, targets=targets)
+        assert all(same_bits(read[name], whole[name]) for name in whole)
