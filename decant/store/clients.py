@@ -43,7 +43,12 @@ def _require_obstore() -> None:
 def _s3_settings() -> dict[str, Any]:
     provider = aws_provider()
     environ, profile = os.environ, aws_profile()
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = {
+        # Servers may ignore the hash that is signed, but check this one: bytes that change on the
+        # way are refused.
+        "checksum_algorithm": "SHA256",
+        "disable_bulk_delete": True,  # a DELETE an object, which every server knows
+    }
     endpoint = (
         environ.get("AWS_ENDPOINT_URL_S3")
         or environ.get("AWS_ENDPOINT_URL")
@@ -67,7 +72,7 @@ def _gs_settings() -> dict[str, Any]:
     emulator = os.environ.get("STORAGE_EMULATOR_HOST")
     if emulator:
         address = emulator if "://" in emulator else f"http://{emulator}"
-        config = {"base_url": address, "skip_signature": True}
+        config = {"base_url": address, "bearer_token": "emulator"}
         return {"config": config, "client_options": {"allow_http": True}}
     provider = google_provider()
     base = os.environ.get("GOOGLE_BASE_URL", "")

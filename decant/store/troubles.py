@@ -21,6 +21,7 @@ _RENEW = {
     "s3": "Renew them (for example with `aws sso login`)",
     "gs": "Renew them (`gcloud auth application-default login`)",
 }
+_OTHER_REGION = "the bucket is in another region. Set AWS_REGION to it"
 NO_CREDENTIALS = {
     "s3": "no AWS credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
     "AWS_PROFILE, or run where the machine has a role",
@@ -44,6 +45,8 @@ def trouble(text: str, *, scheme: str, doing: str) -> Trouble:
         return Trouble(NO_CREDENTIALS[scheme], "no")
     if _token_refused(text):
         return Trouble(f"the credentials were refused. {_LOGIN[scheme]}", "no")
+    if "redirect without LOCATION" in text:
+        return Trouble(_OTHER_REGION, "no")
     if status is None:
         return _without_answer(text, scheme)
     return _of_code(code, text, scheme, doing) or _of_status(status, code, scheme, doing)
@@ -81,7 +84,7 @@ def _of_code(code: str, text: str, scheme: str, doing: str) -> Trouble | None:
     if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"):
         return Trouble(f"the credentials are wrong. {_LOGIN[scheme]}", "no")
     if code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraint"):
-        return Trouble("the bucket is in another region. Set AWS_REGION to it", "no")
+        return Trouble(_OTHER_REGION, "no")
     if code in ("BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"):
         return Trouble(f"what was sent arrived damaged ({code})", "long")
     return None
@@ -95,8 +98,6 @@ def _of_status(status: int, code: str, scheme: str, doing: str) -> Trouble:
         return Trouble(f"no permission to {doing}. Ask the bucket's owner for it", "no")
     if status == 401:
         return Trouble(f"the credentials are wrong or have expired. {_LOGIN[scheme]}", "no")
-    if status in (301, 307):
-        return Trouble("the bucket is in another region. Set AWS_REGION to it", "no")
     if status in _PASSING:
         return Trouble(
             f"the server is busy or failing ({told}). Run the command again later", "long"
