@@ -16,6 +16,9 @@ class Head(NamedTuple):
     """Bytes."""
     version: str
     """Changes when the object is written; for `Store.swap`."""
+    md5: str = ""
+    """The bytes' md5 in hex, if the store tells it. Some buckets tell another number of this form,
+    so an equal one says that the bytes are the same, and another one nothing."""
 
 
 class Store(ABC):

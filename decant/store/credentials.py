@@ -17,7 +17,7 @@ from typing import Any
 from decant.store.base import StoreError
 from decant.store.troubles import NO_CREDENTIALS
 
-Provider = Callable[[], dict[str, Any]]
+Provider = Callable[[], Any]
 _OF_PODS = (
     "AWS_WEB_IDENTITY_TOKEN_FILE",
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",

@@ -6,6 +6,7 @@ back: the same bytes are a success, and a missing object is written again.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -21,7 +22,8 @@ class _Failed(Exception):
 
     def __init__(self, message: str, again: Again) -> None:
         super().__init__(message)
-        self.message, self.again = message, again
+        self.message = message
+        self.again: Again = again
 
 
 class ObjectStore(Store):
@@ -81,7 +83,9 @@ class ObjectStore(Store):
             if "status code: 403" in str(error):
                 self.client.get_range(key, start=0, length=1)  # that answer says why
             raise
-        return Head(meta["size"], meta[self._version_name] or "")
+        tag = (meta["e_tag"] or "").strip('"')
+        md5 = tag if re.fullmatch("[0-9a-f]{32}", tag) else ""
+        return Head(meta["size"], meta[self._version_name] or "", md5)
 
     @property
     def wrong_version(self) -> str:

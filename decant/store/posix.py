@@ -1,4 +1,8 @@
-"""`PosixStore`: a plain directory. Every write is durable and all or nothing."""
+"""`PosixStore`: a plain directory. Every write is durable and all or nothing.
+
+Nothing below the directory is reached through links: it may hold a stranger's cache, whose link
+`parts` may lead to a home directory.
+"""
 
 import contextlib
 import fcntl
@@ -67,9 +71,9 @@ class PosixStore(Store):
         return found is not None and path.read_bytes() == data
 
     def put(self, key: str, data: bytes) -> None:
-        """Rename a flushed file over the name."""
+        """Rename a flushed file over the name. It does not wait for a `swap`."""
         path = self._path(key)
-        with self._written(path, data) as temporary, self._alone():
+        with self._written(path, data) as temporary:
             temporary.replace(path)
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
@@ -83,11 +87,18 @@ class PosixStore(Store):
     def delete(self, key: str) -> None:
         """Delete the file."""
         path = self._path(key)
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._alone():
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
 
     def _path(self, key: str) -> Path:
-        return self.root / require_key(key)
+        path = self.root
+        for name in require_key(key).split("/"):
+            path /= name
+            if path.is_symlink():
+                raise ValueError(
+                    f"{path}: is a link, which is not followed. Put the files there instead"
+                )
+        return path
 
     @contextlib.contextmanager
     def _written(self, path: Path, data: bytes) -> Iterator[Path]:
@@ -110,7 +121,7 @@ class PosixStore(Store):
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Nobody else replaces or deletes a file of this store meanwhile."""
+        """Nobody else swaps in this directory meanwhile."""
         descriptor = os.open(self.root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -43,7 +43,7 @@ def scheme_of(text: str | Path) -> str:
 def bucket_url(url: str) -> BucketUrl:
     """The parts of an `s3://` or `gs://` address. ValueError if it is none, or has no bucket."""
     require_scheme(url, BUCKETS)
-    bucket, _, prefix = url_of(url).partition("://")[2].partition("/")
+    bucket, _, prefix = str(url_of(url)).partition("://")[2].partition("/")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,221}", bucket):
         raise ValueError(
             f"{url}: {bucket!r} cannot be the name of a bucket; expected "

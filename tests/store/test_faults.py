@@ -53,6 +53,7 @@ def one_round(spoiled: ObjectStore, direct: ObjectStore, number: int) -> None:
     assert spoiled.get(key, start=5_000, length=10_000, sha256=_sha(data[5_000:15_000]))
     head = spoiled.head(key)
     assert head == direct.head(key)
+    assert head.md5 == hashlib.md5(data).hexdigest()
     assert spoiled.swap(key, other, head.version)
     assert direct.get(key) == other
     assert not spoiled.swap(key, b"late", head.version)

@@ -172,6 +172,20 @@ def test_a_directory_shows_no_file_that_is_being_written(tmp_path):
     assert list(store.list()) == [("a", 1)]
 
 
+def test_a_link_below_a_directory_is_not_followed(tmp_path):
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private/key").write_bytes(b"secret")
+    store = open_store(tmp_path / "cache")
+    store.put("a", b"")
+    (tmp_path / "cache/parts").symlink_to(tmp_path / "private")
+    (tmp_path / "cache/link").symlink_to(tmp_path / "private/key")
+    for key in ("parts/key", "link"):
+        for act in (store.get, store.head, store.delete, lambda key: store.put(key, b"")):
+            with pytest.raises(ValueError, match="is a link, which is not followed"):
+                act(key)
+    assert (tmp_path / "private/key").read_bytes() == b"secret"
+
+
 class Careless:
     """A client of a server that ignores conditions, as several S3 servers do."""
 
@@ -183,6 +197,38 @@ class Careless:
 
     def __getattr__(self, name):
         return getattr(self.client, name)
+
+
+class Falsified:
+    """A client whose first answer to a write is lost, and whose first look back is falsified."""
+
+    def __init__(self, client):
+        self.client = client
+        self.spoiled = []
+
+    def put(self, key, data, **options):
+        self.client.put(key, data, **options)
+        if "put" not in self.spoiled:
+            self.spoiled.append("put")
+            raise ConnectionError("the answer is lost")
+
+    def get_range(self, key, **options):
+        data = bytes(self.client.get_range(key, **options))
+        if "get" not in self.spoiled:
+            self.spoiled.append("get")
+            return data[:-1] + b"?"
+        return data
+
+    def __getattr__(self, name):
+        return getattr(self.client, name)
+
+
+def test_a_look_back_is_believed_when_two_agree():
+    from obstore.store import MemoryStore
+
+    client = Falsified(MemoryStore())
+    assert ObjectStore(client, url="memory://").create("a", b"mine")
+    assert client.spoiled == ["put", "get"]
 
 
 def test_a_server_that_ignores_conditions_is_refused_and_the_probe_is_gone(bucket):
