@@ -23,6 +23,7 @@ from decant.pipelines.capture.part_directories import (
     sealed_manifest,
 )
 from decant.pipelines.capture.recorded_tokenizer import recorded_digest
+from decant.pipelines.capture.remote_corpus import kept_remote, pinned_corpus
 from decant.pipelines.capture.seal import clean, seal
 from decant.pipelines.capture.step_inputs import corpus_sources, with_template_file
 from decant.pipelines.capture.unset_signals import decide_signals
@@ -60,7 +61,9 @@ class Capture:
         tokenizer = with_template_file(teacher.tokenizer, config.corpus)
         self.teacher = dataclasses.replace(teacher, tokenizer=tokenizer)
         check_settings(config, self.teacher.checkpoint, vocabulary=self.teacher.vocabulary)
-        sources, skipped = corpus_sources(config.corpus, tell=console.print)
+        kept = kept_remote(self.cache)
+        corpus, revisions = pinned_corpus(config.corpus, kept.revisions, tell=console.print)
+        sources, skipped = corpus_sources(corpus, digests=kept.digests, tell=console.print)
         changed = changed_files(self.cache, self.manifest, sources)
         self.replaced = changed if config.replace_changed else []
         directories = assign_files(self.cache, self.manifest, sources, replaced=self.replaced)
@@ -75,6 +78,7 @@ class Capture:
                     tokenizer=tokenizer,
                     before=parts,
                     skipped=skipped,
+                    revisions=revisions,
                     console=console,
                 )
                 parts.append(part)

@@ -4,7 +4,7 @@ Each step does only what no earlier run has done, so a rerun goes on where the l
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from decant.pipelines.capture.disk_space import require_space
 from decant.pipelines.capture.part_directories import PartDirectory, is_complete, sealed_manifest
 from decant.pipelines.capture.progress import row_progress, tokenise_progress
 from decant.pipelines.capture.remaining_units import capture_remaining, totals
+from decant.pipelines.capture.remote_corpus import remote_digests
 from decant.pipelines.capture.seal import seal
 from decant.pipelines.capture.split_warning import split_warning
 from decant.pipelines.capture.step_inputs import (
@@ -55,7 +56,7 @@ from decant.schemas.manifest.plan import (
     set_overwritten_rows,
     set_teacher_model,
 )
-from decant.schemas.manifest.request import claim
+from decant.schemas.manifest.request import Remote, claim
 
 
 class _RowRules(NamedTuple):
@@ -79,17 +80,19 @@ class PartCapture:
         tokenizer: str,
         before: Sequence["PartCapture"] = (),
         skipped: Sequence[Skipped] = (),
+        revisions: Mapping[str, str],
         console: Console,
     ):
         """`tokenizer` is the digest by which the cache knows the teacher's. `before` are the
         captures of the cache's earlier part directories, in order. `skipped` are paths of the
-        corpus that cannot be read."""
+        corpus that cannot be read. `revisions` as `pinned_corpus` returns them."""
         self.config = config
         self.directory = directory
         self.teacher = teacher
         self.tokenizer = tokenizer
         self.before = tuple(before)
         self.skipped = tuple(skipped)
+        self.revisions = revisions
         self.console = console
         self.cache = config.output
 
@@ -206,6 +209,7 @@ class PartCapture:
             sources=sources,
             settings=self._settings(),
             cache=self.cache,
+            remote=Remote(self.revisions, remote_digests(self.sources)),
         )
 
     def run(self, known: Known) -> Manifest:

@@ -12,6 +12,7 @@ from rich.console import Console
 from decant.models.text.tokenizer import tokenizer_of
 from decant.pipelines.capture.progress import tokenise_progress
 from decant.pipelines.capture.remaining_units import totals
+from decant.pipelines.capture.remote_corpus import kept_remote, pinned_corpus, remote_digests
 from decant.pipelines.capture.seal import clean, seal_rows
 from decant.pipelines.capture.step_inputs import (
     chat_template,
@@ -34,7 +35,7 @@ from decant.schemas.disk.atomic import read_json, write_bytes
 from decant.schemas.disk.layout import MANIFEST, TOKENIZER, part_layout
 from decant.schemas.disk.locks import capturing, changing
 from decant.schemas.manifest.manifest import Manifest, Source, read_manifest
-from decant.schemas.manifest.request import claim
+from decant.schemas.manifest.request import Remote, claim
 
 
 def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manifest:
@@ -43,7 +44,9 @@ def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manife
     like, layout = open_cache(config.like), part_layout(config.output, 0)
     tokenizer = with_template_file(tokenizer_of(like), config.corpus)
     asked = _with_row_length(config.corpus, like)
-    sources, skipped = corpus_sources(asked, tell=console.print)
+    kept = kept_remote(config.output)
+    asked, revisions = pinned_corpus(asked, kept.revisions, tell=console.print)
+    sources, skipped = corpus_sources(asked, digests=kept.digests, tell=console.print)
     corpus = decided_corpus(asked, sources)
     template = chat_template(
         corpus,
@@ -74,7 +77,12 @@ def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manife
     bound = [Source(source.name, source.sha256) for source in sources]
     with changing(config.output):
         claim(
-            layout.request, request(pieces), sources=bound, settings=settings, cache=config.output
+            layout.request,
+            request(pieces),
+            sources=bound,
+            settings=settings,
+            cache=config.output,
+            remote=Remote(revisions, remote_digests(sources)),
         )
     if (config.output / MANIFEST).exists():
         console.print(f"{config.output}: sealed already, nothing to do")

@@ -4,7 +4,7 @@ The capture of a part, `tokenise` without a teacher and `plan` all build their s
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from decant.models.text.chat_template import ChatTemplate
@@ -37,12 +37,17 @@ _NAMED = 5
 
 
 def corpus_sources(
-    corpus: Corpus, *, tell: Callable[[str], None] = lambda _: None
+    corpus: Corpus,
+    *,
+    digests: Mapping[str, str] | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[tuple[SourceFile, ...], tuple[Skipped, ...]]:
     """The files that `corpus` names, hashed, each with the kind of its documents; and the paths
     left out because they cannot be read.
 
-    `tell` gets a line about files in folders that are passed over. ValueError for a path that
+    `digests` are the hashes that the capture's directory keeps of files at addresses. `tell` gets a
+    line about files in folders that are passed over, and one if files must be read to hash them.
+    Errors as `find_sources` and, for addresses, `matching_remote`; ValueError for a path that
     cannot be read if `on_error` is "fail".
     """
     skipped: list[Skipped] = []
@@ -58,6 +63,8 @@ def corpus_sources(
         _groups(corpus),
         max_bytes=corpus.max_bytes,
         memory=digest_memory(),
+        known=digests,
+        tell=tell,
         refuse=skip if corpus.on_error == "skip" else fail,
         passed_over=pass_over,
     )

@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from decant.models import Checkpoint, open_checkpoint
 from decant.models.parameters import parameters_by_path
@@ -154,13 +153,15 @@ def look_at_corpus(given: Sequence[str], teacher: TeacherFacts) -> CorpusFacts:
 
 
 def _unhashed(patterns: Sequence[str], passed_over: Refuse) -> list[SourceFile]:
-    found: dict[Path, SourceFile] = {}
+    found: dict[str, SourceFile] = {}
     for pattern in patterns:
         for match in listed(pattern, fail, passed_over):
             if why := unreadable(match.name):
-                fail(str(match.path), why)
-            size = match.path.stat().st_size
-            found.setdefault(match.real, SourceFile(match.name, str(match.path), size, sha256=""))
+                fail(match.path, why)
+            source = SourceFile(
+                match.name, match.path, match.bytes, sha256="", version=match.version
+            )
+            found.setdefault(match.real, source)
     return sorted(found.values(), key=lambda source: source.name)
 
 

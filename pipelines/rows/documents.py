@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from decant.schemas.disk.identity import canonical_json
 _CHAT = ("messages",)
 _COMPLETION = ("prompt", "completion")
 _TOOLS = "tools"
+_REQUESTS = 16
+"""Files at addresses of which the first record is read at once."""
 _LONGEST_LIST = 300
 """Characters of a list of fields in a message."""
 
@@ -100,9 +103,10 @@ def read_documents(
 
 def with_kinds(sources: Sequence[SourceFile], *, text_field: str) -> list[SourceFile]:
     """The sources with their kinds: the kind of a file is that of its first readable record."""
-    return [
-        dataclasses.replace(s, kind=_first_kind(s, s.text_field or text_field)) for s in sources
-    ]
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        each = pool.map if any(source.remote for source in sources) else map
+        kinds = list(each(lambda s: _first_kind(s, s.text_field or text_field), sources))
+    return [dataclasses.replace(s, kind=kind) for s, kind in zip(sources, kinds, strict=True)]
 
 
 def _first_kind(source: SourceFile, text_field: str) -> Kind:

@@ -6,7 +6,7 @@ Python's glob leaves out links that lead nowhere and folders that cannot be read
 import fnmatch
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,10 +26,17 @@ class Match:
     name: str
     """Path below the directory before the glob's first wildcard. Links in it are not followed,
     because a link's target may have another suffix, or none."""
-    path: Path
-    """Absolute path, of which `name` is the end."""
-    real: Path
-    """Path of the file after all links."""
+    path: str
+    """Absolute path or address, of which `name` is the end."""
+    real: str
+    """Path of the file after all links; an address as it is."""
+    bytes: int
+    modified: int | None = None
+    """Modification time of a local file, in nanoseconds."""
+    version: str = ""
+    """Of a file at an address: what changes with its content, such as an ETag."""
+    sha256: str = ""
+    """Of a file at an address whose server knows it; else empty."""
 
 
 def matching_files(pattern: str, *, refuse: Refuse) -> list[Match]:
@@ -40,8 +47,29 @@ def matching_files(pattern: str, *, refuse: Refuse) -> list[Match]:
     hold matching files, and cannot be read.
     """
     parts = Path(pattern).parts
-    first = next((i for i, part in enumerate(parts) if _is_magic(part)), len(parts) - 1)
+    first = first_wildcard(parts)
     return _found(Path(*parts[:first]).resolve(), parts[first:], refuse)
+
+
+def first_wildcard(parts: Sequence[str]) -> int:
+    """Number of the first part of a glob that has a wildcard; without one, of the last part."""
+    return next((i for i, part in enumerate(parts) if is_wildcard(part)), len(parts) - 1)
+
+
+def matches(names: Sequence[str], parts: Sequence[str]) -> bool:
+    """Whether the path of `names`, folders and a file, is matched by the glob of `parts`.
+
+    By the rules of `matching_files`, for files that are listed in another way.
+    """
+    if not parts or not names:
+        return not parts and not names
+    part, rest = parts[0], parts[1:]
+    if part != _FOLDERS:
+        hidden = names[0].startswith(".") and not part.startswith(".")
+        same = fnmatch.fnmatchcase(names[0], part) if is_wildcard(part) else names[0] == part
+        return same and not (hidden and is_wildcard(part)) and matches(names[1:], rest)
+    into_folder = len(names) > 1 and not names[0].startswith(".")
+    return matches(names, rest or ("*",)) or (into_folder and matches(names[1:], parts))
 
 
 def files_below(folder: Path, *, refuse: Refuse, passed_over: Refuse) -> list[Match]:
@@ -64,14 +92,20 @@ def _found(root: Path, parts: tuple[str, ...], refuse: Refuse) -> list[Match]:
     paths = set(_below(root, parts, (), refuse_once))
     resolved = cache(Path.resolve)
     found = [
-        Match(
+        local_match(
             path.relative_to(root).as_posix(),
             path,
-            path.resolve() if path.is_symlink() else resolved(path.parent) / path.name,
+            real=path.resolve() if path.is_symlink() else resolved(path.parent) / path.name,
         )
         for path in paths
     ]
     return sorted(found, key=lambda match: (match.path != match.real, match.name))
+
+
+def local_match(name: str, path: Path, *, real: Path) -> Match:
+    """The match of a file of this machine."""
+    stat = path.stat()
+    return Match(name, str(path), str(real), stat.st_size, modified=stat.st_mtime_ns)
 
 
 def ignore(path: str, problem: str) -> None:
@@ -101,7 +135,7 @@ def _below(
             return
         yield from _below(folder, rest or ("*",), inside, refuse)
         part, rest, inside = "*", parts, (*inside, real)
-    for path in _entries(folder, part, refuse) if _is_magic(part) else [folder / part]:
+    for path in _entries(folder, part, refuse) if is_wildcard(part) else [folder / part]:
         mode = _mode(path, refuse)
         if rest and stat.S_ISDIR(mode):
             yield from _below(path, rest, inside, refuse)
@@ -148,5 +182,6 @@ def _problem(path: Path, mode: int) -> str:
     return "" if os.access(path, os.R_OK) else "no permission to read this file"
 
 
-def _is_magic(part: str) -> bool:
+def is_wildcard(part: str) -> bool:
+    """Whether a part of a glob has a wildcard."""
     return any(sign in part for sign in _MAGIC)

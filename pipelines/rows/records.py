@@ -21,6 +21,8 @@ import zstandard
 from decant.pipelines.rows.json_values import json_values
 from decant.pipelines.rows.long_line import BLOCK, LongLine
 from decant.pipelines.rows.long_text import LongText
+from decant.pipelines.rows.remote_file import BUFFER
+from decant.pipelines.rows.remote_files import open_ranges, open_remote
 from decant.pipelines.rows.sources import SourceFile, Span
 from decant.pipelines.rows.zstd_file import ZstdFile
 
@@ -81,6 +83,7 @@ def read_records(span: Span, source: SourceFile, *, fields: Fields) -> Iterator[
 
 
 def _unchanged(source: SourceFile) -> Path:
+    """The path of a file of this machine, which has the size that it had."""
     path = Path(source.path)
     size = path.stat().st_size if path.is_file() else -1
     if size != source.bytes:
@@ -91,11 +94,13 @@ def _unchanged(source: SourceFile) -> Path:
     return path
 
 
-def _open(source: SourceFile) -> io.BufferedIOBase:
-    path = _unchanged(source)
+def _open(source: SourceFile, *, until: int | None = None) -> io.BufferedIOBase:
+    """The file's decompressed bytes. `until` is the end of those that are wanted, if known."""
+    remote = source.remote and open_remote(source.remote, until=until)
     if source.compression == ".gz":
-        return gzip.GzipFile(path)
-    return io.BufferedReader(ZstdFile(path)) if source.compression else path.open("rb")
+        return gzip.GzipFile(fileobj=remote) if remote else gzip.GzipFile(_unchanged(source))
+    file = remote or _unchanged(source).open("rb")
+    return io.BufferedReader(ZstdFile(file)) if source.compression else file
 
 
 def _whole_file(span: Span, source: SourceFile) -> Iterator[Record]:
@@ -168,7 +173,7 @@ class _LineNumbers:
 
 def _json_lines(span: Span, source: SourceFile) -> Iterator[Record]:
     numbers = _LineNumbers(span, source)
-    with _open(source) as file:
+    with _open(source, until=None if source.compression else span.end) as file:
         offset = span.start
         if offset:
             # A line that begins before the span belongs to the shard before this one.
@@ -295,9 +300,10 @@ def _lines(chunks: Iterator[str]) -> Iterator[str]:
 
 
 def _table(span: Span, source: SourceFile, *, fields: Fields) -> Iterator[Record]:
-    path = _unchanged(source)
+    file = open_ranges(source.remote) if source.remote else _unchanged(source)
+    buffered = {"buffer_size": BUFFER} if source.remote else {}
     try:
-        table = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+        table = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True, **buffered)
         columns = list(fields(table.schema_arrow.names))
     except (pyarrow.ArrowException, OSError) as error:
         if not span.start:  # if the file is cut, only its first span reports the damage

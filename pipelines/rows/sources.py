@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,9 +16,14 @@ from decant.pipelines.rows.matching import (
     fail,
     files_below,
     ignore,
+    local_match,
     matching_files,
 )
+from decant.pipelines.rows.remote_digests import remote_sha256s
+from decant.pipelines.rows.remote_file import RemoteFile
+from decant.pipelines.rows.remote_files import matching_remote, require_same
 from decant.schemas.disk.identity import remembered_sha256s
+from decant.store import is_url
 
 EMBEDDED = "embedded"
 # About 90k tokens, which a laptop's two cores capture in three to four minutes. Files are small,
@@ -40,7 +45,7 @@ class SourceFile:
     """Path below the directory before the glob's first wildcard. It goes into identities, so moving
     the whole corpus changes none. Links in it are not followed."""
     path: str
-    """Absolute path, of which `name` is the end."""
+    """Absolute path or address, of which `name` is the end."""
     bytes: int
     sha256: str
     kind: Kind = "text"
@@ -54,9 +59,21 @@ class SourceFile:
     """Whether the cache has forgotten the file, which is not there any more: never read it."""
     modified: int | None = None
     """Modification time in nanoseconds, taken before the file was hashed. None: unknown."""
+    version: str = ""
+    """Of a file at an address: what changes with its content, such as an ETag."""
+
+    @property
+    def remote(self) -> RemoteFile | None:
+        """The file at its address; None for a file of this machine."""
+        if not is_url(self.path):
+            return None
+        return RemoteFile(self.path, self.bytes, self.version, self.sha256)
 
     def require_unchanged(self) -> None:
-        """ValueError if the file's size or modification time differs from when it was hashed."""
+        """ValueError if the file differs from when it was hashed: in size, or in its modification
+        time or version."""
+        if self.remote:
+            return require_same(self.remote)
         stat = Path(self.path).stat()
         if self.modified is not None and (stat.st_size, stat.st_mtime_ns) != (
             self.bytes,
@@ -103,19 +120,23 @@ def find_sources(
     *,
     max_bytes: int | None,
     memory: Path,
+    known: Mapping[str, str] | None = None,
     refuse: Refuse = fail,
     passed_over: Refuse = ignore,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> list[SourceFile]:
     """The files of `groups`, hashed and sorted by group and name, each file once.
 
     A text among `groups` is a group of the files that it matches. `max_bytes` limits the total as
-    `Corpus.max_bytes` says. The file `memory` keeps hashes between runs. `refuse` gets the paths
-    that cannot be read, and `passed_over` those below a folder that are not read.
+    `Corpus.max_bytes` says. The file `memory` keeps hashes between runs; `known` are the hashes
+    of files at addresses that the capture's directory keeps. `refuse` gets the paths that cannot be
+    read, and `passed_over` those below a folder that are not read. `tell` gets a line if files at
+    addresses must be read to hash them.
     FileNotFoundError for a pattern that matches no file; ValueError if all files are empty.
     """
-    matches: dict[Path, tuple[Match, int]] = {}
-    known = [SourceGroup(files=(group,)) if isinstance(group, str) else group for group in groups]
-    for number, group in enumerate(known):
+    matches: dict[str, tuple[Match, int]] = {}
+    all_groups = [SourceGroup(files=(g,)) if isinstance(g, str) else g for g in groups]
+    for number, group in enumerate(all_groups):
         found = [
             match
             for pattern in group.files
@@ -130,23 +151,30 @@ def find_sources(
     taken = _limited([match for match, _ in matches.values()], max_bytes)
     chosen = [(matches[match.real][1], match) for match in taken]
     chosen.sort(key=lambda pair: (pair[0], pair[1].name, pair[1].path))
-    stats = [match.path.stat() for _, match in chosen]
-    if not any(stat.st_size for stat in stats):
-        patterns = [pattern for group in known for pattern in group.files]
+    if not any(match.bytes for _, match in chosen):
+        patterns = [pattern for group in all_groups for pattern in group.files]
         raise ValueError(f"corpus.files {patterns}: every matching file is empty")
-    digests = remembered_sha256s([match.path for _, match in chosen], memory=memory)
+    local = [Path(match.path) for _, match in chosen if not is_url(match.path)]
+    remote = [
+        RemoteFile(match.path, match.bytes, match.version, match.sha256)
+        for _, match in chosen
+        if is_url(match.path)
+    ]
+    digests = dict(zip(map(str, local), remembered_sha256s(local, memory=memory), strict=True))
+    digests |= remote_sha256s(remote, memory=memory, known=known or {}, tell=tell)
     return [
         SourceFile(
             match.name,
-            str(match.path),
-            stat.st_size,
-            sha256,
-            asked_format=_asked_format(known[number]),
-            text_field=known[number].text_field,
+            match.path,
+            match.bytes,
+            digests[match.path],
+            asked_format=_asked_format(all_groups[number]),
+            text_field=all_groups[number].text_field,
             group=number,
-            modified=stat.st_mtime_ns,
+            modified=match.modified,
+            version=match.version,
         )
-        for (number, match), stat, sha256 in zip(chosen, stats, digests, strict=True)
+        for number, match in chosen
     ]
 
 
@@ -166,23 +194,27 @@ def weights_by_name(corpus: Corpus) -> dict[str, float]:
 
 
 def listed(pattern: str, refuse: Refuse, passed_over: Refuse) -> list[Match]:
-    """The files that `pattern` matches: a glob, a folder or `embedded`.
+    """The files that `pattern` matches: a glob, a folder, an address of one, or `embedded`.
 
     `refuse` gets the paths that cannot be read, and `passed_over` those below a folder that are not
     read. FileNotFoundError if there is none.
     """
     if pattern == EMBEDDED:
         return _standard_library()
-    if Path(pattern).is_dir():
-        found = files_below(Path(pattern), refuse=refuse, passed_over=passed_over)
-        matches = [match for match in found if not unreadable(match.name)]
-        for match in found:
-            if why := unreadable(match.name):
-                passed_over(match.name, why)
+    if is_url(pattern):
+        matches, is_folder = matching_remote(pattern, passed_over=passed_over)
+    elif is_folder := Path(pattern).is_dir():
+        matches = files_below(Path(pattern), refuse=refuse, passed_over=passed_over)
     else:
         matches = matching_files(pattern, refuse=refuse)
+    if is_folder:
+        for match in matches:
+            if why := unreadable(match.name):
+                passed_over(match.name, why)
+        matches = [match for match in matches if not unreadable(match.name)]
     if not matches:
-        raise FileNotFoundError(f"corpus.files: {pattern!r} matches no file (from {Path.cwd()})")
+        here = "" if is_url(pattern) else f" (from {Path.cwd()})"
+        raise FileNotFoundError(f"corpus.files: {pattern!r} matches no file{here}")
     return matches
 
 
@@ -194,7 +226,7 @@ def _is_readable(match: Match, group: SourceGroup, refuse: Refuse) -> bool:
     """Whether the file's suffix is that of a format that is read; refuses the others."""
     why = unreadable(match.name) if group.kind == "auto" else ""
     if why:
-        refuse(str(match.path), f'{why}, or read it as it is with kind = "text" in corpus.sources')
+        refuse(match.path, f'{why}, or read it as it is with kind = "text" in corpus.sources')
     return not why
 
 
@@ -202,7 +234,7 @@ def _standard_library() -> list[Match]:
     root = Path(sysconfig.get_path("stdlib"))
     named = [(path, path.relative_to(root)) for path in root.rglob("*.py")]
     return [
-        Match(name.as_posix(), path, path)
+        local_match(name.as_posix(), path, real=path)
         for path, name in named
         if not _NOT_EMBEDDED & set(name.parts) and path.stat().st_size in _EMBEDDED_FILE_BYTES
     ]
@@ -216,7 +248,7 @@ def _limited(matches: list[Match], max_bytes: int | None) -> list[Match]:
         if total >= max_bytes:
             break
         taken.append(match)
-        total += match.path.stat().st_size
+        total += match.bytes
     return taken
 
 

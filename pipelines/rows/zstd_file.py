@@ -1,7 +1,7 @@
 """Reads a `.zst` file as a stream of its decompressed bytes; a missing end is an error."""
 
 import io
-from pathlib import Path
+from typing import BinaryIO
 
 import zstandard
 
@@ -15,8 +15,8 @@ class ZstdFile(io.RawIOBase):
     zstandard's own stream reader takes a frame that was cut off for a complete one.
     """
 
-    def __init__(self, path: Path):
-        self._file = path.open("rb")
+    def __init__(self, file: BinaryIO):
+        self._file = file
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW)
         self._frame: zstandard.ZstdDecompressionObj | None = None
         self._packed = b""

@@ -5,9 +5,14 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+_SAVE_SECONDS = 10.0
+"""Between two writes of the digests that are made; some files take hours."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -30,22 +35,49 @@ def file_sha256(path: Path) -> str:
 def remembered_sha256s(paths: Sequence[Path], *, memory: Path) -> list[str]:
     """`file_sha256` of each path, cached in the JSON file `memory`.
 
-    The cache's key is (path, size, mtime, ctime, inode). An unwritable `memory` is ignored.
-    Weights are tens of gigabytes; a rerun should not read them only to identify them.
+    The cache's key is (path, size, mtime, ctime, inode).
     """
+    keys = [_file_key(path) for path in paths]
+    reads = {key: partial(file_sha256, path) for key, path in zip(keys, paths, strict=True)}
+    known = remembered_digests(reads, memory=memory)
+    return [known[key] for key in keys]
+
+
+def remembered_digests(
+    reads: Mapping[str, Callable[[], str]], *, memory: Path, threads: int | None = None
+) -> dict[str, str]:
+    """A digest by each key of `reads`: from the JSON file `memory`, or made by calling the value.
+
+    Digests that were made are remembered, also if one of the calls raises. An unwritable `memory`
+    is ignored. Weights are tens of gigabytes; a rerun should not read them only to identify them.
+    """
+    known = recorded_digests(memory)
+    new = {key: read for key, read in reads.items() if key not in known}
+    if not new:
+        return known
+    saved = time.monotonic()
+    # Hashing releases the GIL.
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        made = {pool.submit(read): key for key, read in new.items()}
+        try:
+            for done in concurrent.futures.as_completed(made):
+                known[made[done]] = done.result()
+                if time.monotonic() - saved > _SAVE_SECONDS:
+                    _remember(known, memory)
+                    saved = time.monotonic()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            _remember(known, memory)
+    return known
+
+
+def recorded_digests(memory: Path) -> dict[str, str]:
+    """What the file `memory` holds; nothing if it is missing or damaged."""
     try:
         known = json.loads(memory.read_text())
-        if not isinstance(known, dict):
-            known = {}
     except (OSError, ValueError, RecursionError):
-        known = {}
-    keys = [_file_key(path) for path in paths]
-    new = {key: path for key, path in zip(keys, paths, strict=True) if key not in known}
-    if new:
-        with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases the GIL
-            known |= zip(new, pool.map(file_sha256, new.values()), strict=True)
-        _remember(known, memory)
-    return [known[key] for key in keys]
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _remember(known: dict[str, str], memory: Path) -> None:

@@ -5,7 +5,7 @@ A directory belongs to one request. Another request is refused, and the error na
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.manifest.manifest import Source
@@ -13,8 +13,22 @@ from decant.schemas.manifest.request_words import Changes, changes, how_to_keep
 
 _SOURCES = "sources"
 _SETTINGS = "settings"
+_REMOTE = "remote"
 _NAMED = 5
 """Files that an error lists by name."""
+
+
+class Remote(NamedTuple):
+    """What a capture keeps about sources at addresses. It decides nothing."""
+
+    revisions: Mapping[str, str] = {}
+    """The commit of each dataset of the hub, by its address in the settings."""
+    digests: Mapping[str, str] = {}
+    """sha256 of files, by address, version and size."""
+
+    def __bool__(self) -> bool:
+        """Whether anything is kept."""
+        return bool(self.revisions or self.digests)
 
 
 def claim(
@@ -24,17 +38,22 @@ def claim(
     sources: Collection[Source],
     settings: Mapping[str, Any],
     cache: Path,
+    remote: Remote | None = None,
 ) -> None:
     """Write `request`, its `sources` and `settings` to `path`, or check that `path` holds the same
     request.
 
     `settings` are the single values behind the request's ids, by name; they are kept for the error
-    and decide nothing. `cache` names the directory in errors. ValueError if `path` holds another
-    request; it names both values of every setting that differs, and the sources that changed.
+    and decide nothing. `remote` is kept for later runs. `cache` names the directory in errors.
+    ValueError if `path` holds another request; it names both values of every setting that differs,
+    and the sources that changed.
     """
     if not path.exists():
         named = [[source.name, source.sha256] for source in sources]
-        write_json(path, {**request, _SOURCES: named, _SETTINGS: dict(settings)})
+        written = {**request, _SOURCES: named, _SETTINGS: dict(settings)}
+        if remote:
+            written[_REMOTE] = {name: dict(value) for name, value in remote._asdict().items()}
+        write_json(path, written)
         return
     bound = read_json(path)
     if changed := changes(bound, request):
@@ -55,6 +74,11 @@ def claim(
             + "\n".join([*different, *source_changes])
             + f"\n{remedy}"
         )
+
+
+def claimed_remote(request: Mapping[str, Any]) -> Remote:
+    """What a request keeps about sources at addresses; nothing if there are none."""
+    return Remote(**request.get(_REMOTE, {}))
 
 
 def claimed_sources(request: Mapping[str, Any]) -> list[tuple[str, str]] | None:

@@ -3,17 +3,22 @@
 import hashlib
 import json
 import threading
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
+
+_LARGE = (".parquet", ".gz", ".zst", ".jsonl")
 
 
 class Hub:
     """Repositories in memory, and a list of the files that were fetched.
 
     `files` maps repository → commit → path → content, `branches` maps repository → branch → commit,
-    `gated` names the repositories whose terms must be accepted first.
+    `gated` names the repositories whose terms must be accepted first. A dataset's name begins with
+    `datasets/`; its large files, by their suffix, are listed with their sha256.
     """
 
     def __init__(self):
@@ -21,6 +26,8 @@ class Hub:
         self.branches: dict[str, dict[str, str]] = {}
         self.gated: set[str] = set()
         self.fetched: list[str] = []
+        self.sent: Counter[str] = Counter()
+        """Bytes of each file that were sent."""
 
     def push(self, repo: str, files: dict[str, bytes], *, branch: str = "main") -> str:
         """Add a commit with these files to the branch; returns the commit's name."""
@@ -55,20 +62,27 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format, *args):
         pass
 
+    def do_POST(self):
+        body = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        self._answer(body=True, asked=body.get("paths", []))
+
     def do_HEAD(self):
         self._answer(body=False)
 
     def do_GET(self):
         self._answer(body=True)
 
-    def _answer(self, *, body: bool) -> None:
-        parts = unquote(urlsplit(self.path).path).strip("/").split("/")
-        if parts[:2] == ["api", "models"]:
-            repo, what, revision = "/".join(parts[2:4]), *parts[4:6]
-            path = ""
+    def _answer(self, *, body: bool, asked: Sequence[str] = ()) -> None:
+        # A slash in a revision comes quoted.
+        parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
+        if parts[0] == "api":
+            kind, parts = parts[1], parts[2:]
+            prefix = "datasets/" if kind == "datasets" else ""
         else:
-            repo, what, revision = "/".join(parts[:2]), *parts[2:4]
-            path = "/".join(parts[4:])
+            prefix = "datasets/" if parts[0] == "datasets" else ""
+            parts = parts[len(prefix) > 0 :]
+        repo, what, revision = prefix + "/".join(parts[:2]), *parts[2:4]
+        path = "/".join(parts[4:])
         if repo not in self.hub.files:
             return self._send(404, {"X-Error-Code": "RepoNotFound"})
         if repo in self.hub.gated:
@@ -81,12 +95,24 @@ class _Handler(BaseHTTPRequestHandler):
             siblings = [{"rfilename": name} for name in files]
             return self._json({"id": repo, "sha": commit, "siblings": siblings})
         if what == "tree":
-            return self._json([_entry(name, data) for name, data in files.items()])
-        data = files[path]
+            inside = [name for name in files if not path or name.startswith(f"{path}/")]
+            return self._json([_entry(name, files[name]) for name in inside])
+        if what == "paths-info":
+            folders = [{"type": "directory", "path": p, "oid": ""} for p in asked if p not in files]
+            there = [d for d in folders if any(n.startswith(f"{d['path']}/") for n in files)]
+            return self._json([*(_entry(p, files[p]) for p in asked if p in files), *there])
+        if path not in files:
+            return self._send(404, {"X-Error-Code": "EntryNotFound"})
+        data, status = files[path], 200
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{_entry(path, data)["etag"]}"'}
+        if asked_range := self.headers.get("Range"):
+            first, last = asked_range.removeprefix("bytes=").split("-")
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+            data, status = data[int(first) : int(last) + 1], 206
         if body:
             self.hub.fetched.append(path)
-        headers = {"X-Repo-Commit": commit, "ETag": f'"{_blob(data)}"'}
-        return self._send(200, headers, data, body=body)
+            self.hub.sent[path] += len(data)
+        return self._send(status, headers, data, body=body)
 
     def _json(self, value) -> None:
         self._send(200, {"Content-Type": "application/json"}, json.dumps(value).encode())
@@ -101,7 +127,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _entry(name: str, data: bytes) -> dict:
-    return {"type": "file", "path": name, "size": len(data), "oid": _blob(data)}
+    entry = {"type": "file", "path": name, "size": len(data), "oid": _blob(data)}
+    if not name.endswith(_LARGE):
+        return entry | {"etag": entry["oid"]}
+    sha256 = hashlib.sha256(data).hexdigest()
+    lfs = {"oid": sha256, "size": len(data), "pointerSize": 130}
+    return entry | {"etag": sha256, "lfs": lfs}
 
 
 def _blob(data: bytes) -> str:
