@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from decant.command_line.arguments import sorted_arguments
 from decant.command_line.checks import COUNT, Bounds, Command
-from decant.command_line.local_paths import IS_CACHE, IS_MODEL, IS_OUTPUT, IS_PATH, IS_RUN
+from decant.command_line.local_paths import IS_CACHE, IS_CORPUS, IS_MODEL, IS_OUTPUT, IS_RUN
 from decant.command_line.result import LongCommand, Result, show
 from decant.command_line.settings import SWITCHES, parse
 from decant.foreign import tell
@@ -42,7 +42,7 @@ class Init(LongCommand):
 
     teacher: str = field(metadata=IS_MODEL)
     """A Hugging Face directory, a `.gguf` file, a hub id or `embedded`."""
-    corpus: tuple[str, ...] = field(metadata=IS_PATH)
+    corpus: tuple[str, ...] = field(metadata=IS_CORPUS)
     """Files, folders or globs, as `corpus.files` of `precompute`; or `embedded`."""
     out: Path = field(default=Path("precompute.toml"), metadata=IS_OUTPUT)
     """The file for `decant precompute`."""

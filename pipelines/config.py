@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from decant.command_line.checks import ANY, COUNT, TABLE, Bounds
-from decant.command_line.local_paths import IS_CACHE, IS_MODEL, IS_OUTPUT, IS_PATH
+from decant.command_line.local_paths import IS_CACHE, IS_CORPUS, IS_MODEL, IS_OUTPUT, IS_PATH
 from decant.command_line.result import LongCommand
 from decant.schemas.codecs import NODES, Profile
 from decant.schemas.manifest.plan import TeacherMesh
@@ -26,7 +26,7 @@ K, DRAWS, COUNTS, RANK = 8, 0, 100, 64
 class SourceGroup:
     """Files of a corpus that are read alike."""
 
-    files: tuple[str, ...] = field(default=(), metadata=IS_PATH)
+    files: tuple[str, ...] = field(default=(), metadata=IS_CORPUS)
     """As `corpus.files`."""
     text_field: str | None = None
     """As `corpus.text_field`. Unset: the same."""
@@ -49,11 +49,14 @@ class SourceGroup:
 class Corpus:
     """The documents that the teacher reads, and how they become rows."""
 
-    files: tuple[str, ...] = field(default=("embedded",), metadata=IS_PATH)
-    """Globs of the input files, or folders, of which all files are read that can be. A text file is
-    one document. A `.jsonl`, `.json`, `.csv` or `.parquet` file has one document per record. All
-    but Parquet may also be compressed (`.gz`, `.zst`). A symbolic link counts by its own name.
-    `embedded` is the source code of Python's standard library."""
+    files: tuple[str, ...] = field(default=("embedded",), metadata=IS_CORPUS)
+    """Globs of the input files, or folders, of which all files are read that can be. They are on
+    this machine, in buckets (`s3://bucket/…`, `gs://bucket/…`), or in datasets of the Hugging Face
+    hub: `hf://datasets/owner/name/…` or `hf://datasets/owner/name@revision/…`, of which the first
+    run fixes the commit. A text file is one document. A `.jsonl`, `.json`, `.csv` or `.parquet`
+    file has one document per record. All but Parquet may also be compressed (`.gz`, `.zst`). A
+    symbolic link counts by its own name. `embedded` is the source code of Python's standard
+    library."""
     sources: tuple[SourceGroup, ...] = ()
     """Groups of files with settings of their own, in place of `files`; in a file
     `[[corpus.sources]]`."""

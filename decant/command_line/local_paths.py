@@ -22,6 +22,8 @@ IS_OUTPUT = {"is_output": True}
 IN_BUCKETS = {"schemes": BUCKETS}
 """Metadata of a path that may also be an `s3://` or `gs://` address. Where it is of type Path, use
 `url_of` on it. Other schemes than these are named in the same way."""
+IS_CORPUS = {**IS_PATH, "schemes": (*BUCKETS, "hf")}
+"""Metadata of texts that are globs, folders or files, here, in buckets or on the hub."""
 IS_CACHE = {"holds": ("cache",)}
 IS_RUN = {"holds": ("run",)}
 IS_RUN_OR_SWEEP = {"holds": ("run", "sweep")}

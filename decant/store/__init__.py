@@ -4,8 +4,8 @@
 knows nothing of caches or corpora.
 """
 
-from decant.store.base import Head, Store, StoreError
+from decant.store.base import ChangedError, Head, Store, StoreError
 from decant.store.opening import open_store
 from decant.store.urls import is_url, url_of
 
-__all__ = ["Head", "Store", "StoreError", "is_url", "open_store", "url_of"]
+__all__ = ["ChangedError", "Head", "Store", "StoreError", "is_url", "open_store", "url_of"]

@@ -9,6 +9,10 @@ class StoreError(OSError):
     """A store could not do what was asked: where, why, and what to do about it."""
 
 
+class ChangedError(StoreError):
+    """An object is another one than its reader has begun to read."""
+
+
 class Head(NamedTuple):
     """Facts about one object."""
 
@@ -19,6 +23,8 @@ class Head(NamedTuple):
     md5: str = ""
     """The bytes' md5 in hex, if the store tells it. Some buckets tell another number of this form,
     so an equal one says that the bytes are the same, and another one nothing."""
+    etag: str = ""
+    """The server's name for these bytes; empty in a directory. For `ObjectStore.get`."""
 
 
 class Store(ABC):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from decant.store.base import Head, Store, StoreError, require_key
+from decant.store.base import ChangedError, Head, Store, StoreError, require_key
 from decant.store.patience import Patience
 from decant.store.troubles import Again, trouble
 
@@ -41,25 +41,46 @@ class ObjectStore(Store):
         return f"ObjectStore({self.url!r})"
 
     def get(
-        self, key: str, *, start: int = 0, length: int | None = None, sha256: str | None = None
+        self,
+        key: str,
+        *,
+        start: int = 0,
+        length: int | None = None,
+        sha256: str | None = None,
+        etag: str = "",
     ) -> bytes:
-        """Read by one request; whole, or a range."""
+        """Read by one request; whole, or a range.
+
+        ChangedError if `etag` is given, with a length, and the object has another one.
+        """
         require_key(key)
 
         def once() -> bytes:
-            return self._checked(key, self._read(key, start, length), length, sha256)
+            return self._checked(key, self._read(key, start, length, etag), length, sha256)
 
         return self._patiently(once, key, "read")
 
-    def _read(self, key: str, start: int, length: int | None) -> bytes:
+    def _read(self, key: str, start: int, length: int | None, etag: str) -> bytes:
         if length == 0:
             return b""
+        if length is not None and etag:
+            return self._read_same(key, start, length, etag)
         if length is not None:
             return bytes(self.client.get_range(key, start=start, length=length))
         options = {"range": {"offset": start}} if start else None
         result = self.client.get(key, options=options)
         first, end = result.range
         return self._checked(key, bytes(result.bytes()), end - first, None)
+
+    def _read_same(self, key: str, start: int, length: int, etag: str) -> bytes:
+        from obstore.exceptions import PreconditionError
+
+        options = {"range": (start, start + length), "if_match": etag}
+        try:
+            return bytes(self.client.get(key, options=options).bytes())
+        except PreconditionError:
+            told = f"{self.url}/{key}: changed since its first bytes were read"
+            raise ChangedError(told) from None
 
     def _checked(self, key: str, data: bytes, length: int | None, sha256: str | None) -> bytes:
         if length is not None and len(data) != length:
@@ -85,7 +106,7 @@ class ObjectStore(Store):
             raise
         tag = (meta["e_tag"] or "").strip('"')
         md5 = tag if re.fullmatch("[0-9a-f]{32}", tag) else ""
-        return Head(meta["size"], meta[self._version_name] or "", md5)
+        return Head(meta["size"], meta[self._version_name] or "", md5, meta["e_tag"] or "")
 
     @property
     def wrong_version(self) -> str:
@@ -156,7 +177,12 @@ class ObjectStore(Store):
         self._patiently(once, key, "write")
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """List page by page; after a failure from the last key on."""
+        """As `entries`, without the ETag."""
+        return ((key, size) for key, size, _ in self.entries(prefix))
+
+    def entries(self, prefix: str = "") -> Iterator[tuple[str, int, str]]:
+        """(key, bytes, ETag), listed as by `list`: page by page, after a failure from the last key
+        on."""
         last: str | None = None
         if prefix:
             require_key(prefix)
@@ -165,7 +191,7 @@ class ObjectStore(Store):
             try:
                 for chunk in self.client.list(prefix or None, offset=last):
                     for meta in chunk:
-                        yield meta["path"], meta["size"]
+                        yield meta["path"], meta["size"], meta["e_tag"] or ""
                         last = meta["path"]
                 return
             except Exception as error:
@@ -190,6 +216,8 @@ class ObjectStore(Store):
         while True:
             try:
                 return once()
+            except ChangedError:
+                raise
             except Exception as error:
                 failed = self._failure(error, doing)
             if failed.again == "missing":

@@ -48,10 +48,9 @@ def pinned_corpus(
         if asked.is_pinned:
             return pattern
         if asked.dataset not in revisions:
-            commit = kept.get(asked.dataset) or hub_dataset.pinned(asked).revision
-            revisions[asked.dataset] = str(commit)
-            if asked.dataset in kept:
+            if commit := kept.get(asked.dataset):
                 tell(f"{asked.dataset}: read at commit {commit[:12]}, as by the first run")
+            revisions[asked.dataset] = commit or str(hub_dataset.pinned(asked).revision)
         return str(dataclasses.replace(asked, revision=revisions[asked.dataset]))
 
     files = tuple(map(pinned, corpus.files))

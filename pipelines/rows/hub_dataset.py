@@ -180,6 +180,7 @@ def _told(address: HubAddress) -> Iterator[None]:
     from huggingface_hub import errors
 
     where = str(address)
+    no_answer = (vars(errors)["HTTPError"], OSError)  # the first is of its client library
     try:
         yield
     except errors.GatedRepoError as error:
@@ -199,7 +200,7 @@ def _told(address: HubAddress) -> Iterator[None]:
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
         first = next(filter(None, str(error).splitlines()), type(error).__name__)
         raise RuntimeError(f"{where}: the hub refuses it: {first}") from error
-    except (errors.HTTPError, OSError) as error:
+    except no_answer as error:
         raise Unreachable(
             f"{where}: the hub cannot be reached (or HF_HUB_OFFLINE is set), and this was not "
             "fetched before. Fetch it where there is a network (`hf download --repo-type dataset "

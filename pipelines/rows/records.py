@@ -301,9 +301,15 @@ def _lines(chunks: Iterator[str]) -> Iterator[str]:
 
 def _table(span: Span, source: SourceFile, *, fields: Fields) -> Iterator[Record]:
     file = open_ranges(source.remote) if source.remote else _unchanged(source)
-    buffered = {"buffer_size": BUFFER} if source.remote else {}
+    # Of a file at an address, the columns are read on bit by bit, not a row group's at once.
+    remote = source.remote is not None
     try:
-        table = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True, **buffered)
+        table = pyarrow.parquet.ParquetFile(
+            file,
+            page_checksum_verification=True,
+            buffer_size=BUFFER if remote else 0,
+            pre_buffer=not remote,
+        )
         columns = list(fields(table.schema_arrow.names))
     except (pyarrow.ArrowException, OSError) as error:
         if not span.start:  # if the file is cut, only its first span reports the damage
