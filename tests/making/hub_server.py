@@ -81,8 +81,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             prefix = "datasets/" if parts[0] == "datasets" else ""
             parts = parts[len(prefix) > 0 :]
-        repo, what, revision = prefix + "/".join(parts[:2]), *parts[2:4]
-        path = "/".join(parts[4:])
+        repo, path = prefix + "/".join(parts[:2]), "/".join(parts[4:])
+        what, revision = parts[2:4] or ("revision", "main")
         if repo not in self.hub.files:
             return self._send(404, {"X-Error-Code": "RepoNotFound"})
         if repo in self.hub.gated:

@@ -102,8 +102,8 @@ def test_the_lines_before_a_span_are_counted_once(tmp_path, monkeypatch):
     (tmp_path / "b.jsonl").write_text("{bad}\n" * 500)
     sources = find(tmp_path, "b*")
     opened = []
-    monkeypatch.setattr(records, "_open", lambda source, _open=records._open: (
-        opened.append(source), _open(source))[1])  # fmt: skip
+    monkeypatch.setattr(records, "_open", lambda source, _open=records._open, **more: (
+        opened.append(source), _open(source, **more))[1])  # fmt: skip
     _, refused = read(sources, shard_bytes=2000)
     assert len(refused) == 500
     assert len(opened) == 2 + 1  # for the lines before the second span
