@@ -32,13 +32,13 @@ SIZES = (16, 32, 64, 120)
 # The settings that take about these bytes of real text, found by trying.
 _TOP_K = {16: 9, 32: 20, 64: 42, 120: 84}
 _TOP_K_AND_DRAWS = {16: (4, 4), 32: (8, 8), 64: (16, 18), 120: (32, 32)}
-_COUNTS = {14: 24, 28: 66, 45: 124, 64: 196, 120: 450}
-_RS_KD = {16: 32, 32: 84, 64: 220, 120: 512}
-_TOP_K_AND_SKETCH = {16: (2, 24), 32: (6, 48), 37: (8, 64), 60: (24, 96), 120: (48, 192)}
+_COUNTS = {14: 24, 28: 84, 45: 170, 64: 280, 120: 640}
+_RS_KD = {14: 24, 28: 66, 45: 140, 120: 512}
+_TOP_K_AND_SKETCH = {16: (2, 20), 37: (8, 40), 60: (8, 100), 120: (24, 192)}
 
 CAPTURES: dict[str, dict[str, Any]] = {
     # One record for every temperature.
-    "record": {"k": 8, "draws": 0, "counts": 64, "sketch": {"rank": 64}},
+    "record": {"k": 8, "draws": 0, "counts": 100, "sketch": {"rank": 64}},
     **{f"top-{k}": {"k": k, "draws": 0} for k in _TOP_K.values()},
     # Draws have the least variance at T if they are drawn from the tail at T.
     **{

@@ -2,7 +2,7 @@
 
 `schemas/targets/sketch.py` says what a sketch is. A chunk's logits ẑ come from one product with the
 stacked heads of all bases. The target at β = 1/T is the stored head, and on the tail the stored
-mass t times softmax(β·ẑ) over the tail. No gradient goes through it.
+mass t times softmax(β·ẑ) over the tail, with the heads' offsets at β. No gradient goes through it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from decant.schemas.targets.sketch import SketchHead
+from decant.schemas.targets.sketch import SketchHead, offset_weights, stacked_offsets
 from decant.torch.targets import Targets, set_stored
 
 
@@ -28,10 +28,20 @@ class SketchTables(NamedTuple):
     bias: Float[Tensor, "bases vocab"]
     softcap: float | None
     """Cap of the teacher's logits."""
+    offsets: Float[Tensor, "betas bases vocab"] | None = None
+    """The biases' offsets at `schemas.targets.sketch.OFFSET_BETAS`; None for none."""
 
     def to(self, device: torch.device | str) -> SketchTables:
         """The tables on another device."""
-        return SketchTables(self.head.to(device), self.bias.to(device), self.softcap)
+        offsets = None if self.offsets is None else self.offsets.to(device)
+        return SketchTables(self.head.to(device), self.bias.to(device), self.softcap, offsets)
+
+    def bias_at(self, beta: float) -> Float[Tensor, "bases vocab"]:
+        """The biases with their offsets at β."""
+        if self.offsets is None:
+            return self.bias
+        weights = torch.as_tensor(offset_weights(beta), dtype=torch.float32)
+        return self.bias + torch.tensordot(weights.to(self.bias.device), self.offsets, 1)
 
 
 def sketch_tables(
@@ -44,7 +54,7 @@ def sketch_tables(
     loss = decant.torch.loss(hidden, weight, batch, temperature=4, sketch=tables)
     ```
 
-    They take 4 bytes · (rank + 1) · vocabulary for each basis. ValueError if there are no heads, or
+    They take 4 bytes · (rank + 4) · vocabulary for each basis. ValueError if there are no heads, or
     if their teachers cap their logits differently: a batch has one cap.
     """
     if not heads:
@@ -56,10 +66,12 @@ def sketch_tables(
         )
     rank = max(len(head.head) for head in heads)
     padded = [np.pad(head.head, [(0, rank - len(head.head)), (0, 0)]) for head in heads]
+    offsets = stacked_offsets(heads)
     return SketchTables(
         torch.tensor(np.concatenate(padded), dtype=torch.float32, device=device),
         torch.tensor(np.stack([head.bias for head in heads]), dtype=torch.float32, device=device),
         heads[0].softcap,
+        None if offsets is None else torch.tensor(offsets, device=device),
     )
 
 
@@ -83,7 +95,7 @@ class SketchShape(NamedTuple):
         with_log: bool,
     ) -> SketchShape:
         """The shapes at β for positions with a sketch."""
-        logits = _logits(targets, tables, vocabulary=vocabulary).mul_(beta)
+        logits = _logits(targets, tables, beta=beta, vocabulary=vocabulary).mul_(beta)
         log_s = torch.log_softmax(set_stored(logits, targets, -torch.inf), -1)
         s = log_s.exp().nan_to_num_(0.0)  # NaN: every column is stored
         log_s.nan_to_num_(0.0, neginf=0.0)
@@ -109,13 +121,15 @@ class SketchShape(NamedTuple):
         return log_mass[:, None] + self.log_s
 
 
-def _logits(targets: Targets, tables: SketchTables, *, vocabulary: int) -> Float[Tensor, "n vocab"]:
-    """ẑ of each position, up to a constant, in memory that may be overwritten."""
+def _logits(
+    targets: Targets, tables: SketchTables, *, beta: float, vocabulary: int
+) -> Float[Tensor, "n vocab"]:
+    """ẑ of each position at β, up to a constant, in memory that may be overwritten."""
     sketch, basis, bases = targets.sketch, targets.sketch_basis, len(tables.bias)
     assert sketch is not None
     assert basis is not None
     sketch = functional.pad(sketch, (0, len(tables.head) // bases - sketch.shape[-1]))
-    head, bias = tables.head[:, :vocabulary], tables.bias[:, :vocabulary]
+    head, bias = tables.head[:, :vocabulary], tables.bias_at(beta)[:, :vocabulary]
     if bases == 1:
         logits = torch.addmm(bias[0], sketch, head)
     else:

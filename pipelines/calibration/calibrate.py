@@ -64,7 +64,7 @@ def calibrate(job: CalibrateJob) -> None:
         unit_rows=job.rows.unit_rows,
     )
     asked = job.signals.logits.target_spec()
-    sample = Sample(job.part, job.rows, described, known=job.known)
+    sample = Sample(job.part, job.rows, described, k=asked.k, known=job.known)
     spec = OutputSpec(canary.comparable(asked))
     prior = PriorSums(k=asked.k) if asked.k else None
     planned = plan_teacher(job, _output_spec(spec, described, draws=sample.draws))
@@ -126,7 +126,9 @@ def calibrate_addition(job: AdditionJob) -> None:
     The teacher runs only if a new signal has statistics that must be found on the sample.
     """
     sealed = job.sealed
-    sample = Sample(job.part, sealed.rows, job.signals, known=job.known)
+    stored = sealed.signals.get(LOGITS)
+    k = stored.k if isinstance(stored, LogitsSignal) else 0
+    sample = Sample(job.part, sealed.rows, job.signals, k=k, known=job.known)
     if sample.needs_teacher:
         sample.run(sealed.teacher, OutputSpec())
 

@@ -17,6 +17,7 @@ from decant.pipelines.calibration.sketch_basis import (
     lost_variance,
 )
 from decant.schemas.codecs import counts_field
+from decant.schemas.codecs.sketch_field import step_size
 from decant.schemas.disk.identity import signal_id
 from decant.schemas.disk.layout import COUNTS
 from decant.schemas.manifest.statistics import save_statistics, table_arrays
@@ -27,6 +28,7 @@ from decant.schemas.targets.sketch import (
     DEVIATIONS,
     HEAD,
     MEAN,
+    OFFSETS,
     PROJECTION,
     SketchBasis,
 )
@@ -65,16 +67,17 @@ def freeze_sketch(
     signal: SketchSignal,
     sums: SketchSums,
     *,
+    k: int,
     known: KnownBasis | None,
     part: Path,
     rows_id: str,
 ) -> tuple[SketchSignal, dict[str, str]]:
-    """Write the basis and the codec's tables; the signal with its signal_id, and the sha256 of each
-    file.
+    """Write the basis and its offsets; the signal with its signal_id, and the sha256 of each file.
 
-    The basis is the `known` one unless the sample has drifted from it.
+    The basis is the `known` one unless the sample has drifted from it. `k` is that of the stored
+    heads.
     """
-    signal, basis = _choose_basis(signal, sums, known)
+    signal, basis = _choose_basis(signal, sums, known, k=k)
     stored = np.float32 if signal.rank == signal.teacher_width else np.float16
     arrays = {
         MEAN: basis.mean,
@@ -83,12 +86,14 @@ def freeze_sketch(
         BIAS: basis.head.bias,
         DEVIATIONS: basis.deviations,
     }
+    if basis.head.offsets is not None:
+        arrays[OFFSETS] = basis.head.offsets
     digests = save_statistics(part, arrays)
     return _with_id(signal, rows_id=rows_id, digests=digests), digests
 
 
 def _choose_basis(
-    signal: SketchSignal, sums: SketchSums, known: KnownBasis | None
+    signal: SketchSignal, sums: SketchSums, known: KnownBasis | None, *, k: int
 ) -> tuple[SketchSignal, SketchBasis]:
     moments = sums.moments()
     full = signal.rank == signal.teacher_width
@@ -107,6 +112,9 @@ def _choose_basis(
         variance_kept=share,
         asked_rank=None if found == asked else asked,
     )
+    if not full:  # A full one is exact: there is nothing to make up for.
+        step = step_size(basis.deviations, signal.step) if signal.step else 0.0
+        basis = sums.with_offsets(basis, k=k, step=step)
     return described, basis
 
 

@@ -14,6 +14,7 @@ from decant.schemas.targets.sketch import (
     HEAD,
     MEAN,
     NAMES,
+    OFFSETS,
     PROJECTION,
     SketchBasis,
     SketchHead,
@@ -26,7 +27,7 @@ class KnownBasis:
 
     part: Path
     sha256: Mapping[str, str]
-    """By file name, of the statistics `NAMES`."""
+    """By file name, of those of the statistics `NAMES` that it has."""
     signal: SketchSignal
 
     def load(self) -> SketchBasis:
@@ -34,8 +35,9 @@ class KnownBasis:
         arrays = {
             name: load_statistic(self.part, f"{name}.npy", sha256=self.sha256[f"{name}.npy"])
             for name in NAMES
+            if f"{name}.npy" in self.sha256
         }
-        head = SketchHead(arrays[HEAD], arrays[BIAS], self.signal.softcap)
+        head = SketchHead(arrays[HEAD], arrays[BIAS], self.signal.softcap, arrays.get(OFFSETS))
         return SketchBasis(arrays[MEAN], arrays[PROJECTION], head, arrays[DEVIATIONS])
 
 
@@ -74,4 +76,5 @@ def own_basis(known: Known, statistics: Mapping[str, str]) -> str:
 
 def basis_hashes(statistics: Mapping[str, str]) -> dict[str, str]:
     """sha256 of the files of a part's basis, by file name."""
-    return {f"{name}.npy": statistics[f"{name}.npy"] for name in NAMES}
+    files = [f"{name}.npy" for name in NAMES]
+    return {file: statistics[file] for file in files if file in statistics}

@@ -34,16 +34,23 @@ Place = tuple[int, int]
 class Sample:
     """The sampled rows of a part, and the statistics of `signals` on them.
 
-    `known` is what they reuse of older parts.
+    `known` is what they reuse of older parts. `k` is that of the heads beside them.
     """
 
     def __init__(
-        self, part: Path, rows: PlannedRows, signals: Mapping[str, AddedSignal], *, known: Known
+        self,
+        part: Path,
+        rows: PlannedRows,
+        signals: Mapping[str, AddedSignal],
+        *,
+        k: int,
+        known: Known,
     ):
         self._part = part
         self._rows = rows
         self._signals = signals
         self._known = known
+        self._k = k
         self._moments = Moments(_layers_to_project(signals, known))
         sketched = any(isinstance(signal, SketchSignal) for signal in signals.values())
         self._sketch = SketchSums() if sketched else None
@@ -109,7 +116,7 @@ class Sample:
                 known = self._known.get(name)
                 assert known is None or isinstance(known, KnownBasis)
                 signals[name], digests = freeze_sketch(
-                    signal, self._sketch, known=known, part=self._part, rows_id=rows_id
+                    signal, self._sketch, k=self._k, known=known, part=self._part, rows_id=rows_id
                 )
             elif isinstance(signal, HiddenSignal) and signal.width < signal.teacher_width:
                 signals[name], digests = self._freeze_directions(name, signal)

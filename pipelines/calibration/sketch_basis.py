@@ -5,6 +5,7 @@ over the ids, δᵀGδ with G = Cov_{v∼P}(W_v) and P the teacher's mean softma
 compared in this metric: with G = L·Lᵀ, the basis U are the leading eigenvectors of Lᵀ·Cov(h)·L.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float
 
 from decant.models.mesh.sharding import DATA, TENSOR
 from decant.models.numerics import soft_cap_slope
+from decant.pipelines.calibration.sketch_offsets import MOST_POSITIONS, find_offsets
 from decant.pipelines.teacher.loaded import DeviceBatch
 from decant.pipelines.teacher.sharded_head import Head
 from decant.pipelines.teacher.targets import CHUNK_TOKENS
@@ -55,6 +57,8 @@ class SketchSums:
 
     def __init__(self) -> None:
         self._totals: list[np.ndarray] = []
+        self._kept: list[tuple[np.ndarray, np.ndarray]] = []
+        self._kept_positions = 0
         self._unembedding: Array
         self._head: Head
 
@@ -67,6 +71,19 @@ class SketchSums:
         if all(np.isfinite(x).all() for x in new):
             old = self._totals or [np.zeros_like(x) for x in new]
             self._totals = [a + b for a, b in zip(old, new, strict=True)]
+            if self._kept_positions < MOST_POSITIONS:
+                self._kept.append((np.asarray(hidden), np.asarray(counted)))
+                self._kept_positions += int(new[0])
+
+    def with_offsets(self, basis: SketchBasis, *, k: int, step: float) -> SketchBasis:
+        """The basis with offsets, for sketches rounded to multiples of `step` beside a head of `k`
+        ids; A is rounded as it is stored."""
+        stored = basis.head.head.astype(np.float16).astype(np.float32)
+        basis = dataclasses.replace(basis, head=dataclasses.replace(basis.head, head=stored))
+        offsets = find_offsets(
+            self._kept, self._unembedding, basis, k=k, step=step, head=self._head
+        )
+        return dataclasses.replace(basis, head=dataclasses.replace(basis.head, offsets=offsets))
 
     def moments(self) -> StateMoments:
         """The moments of all batches. ValueError if no position was counted."""

@@ -9,7 +9,7 @@ from decant.schemas.disk.layout import SKETCH, PartLayout
 from decant.schemas.manifest.manifest import Manifest, Part
 from decant.schemas.manifest.statistics import load_statistic
 from decant.schemas.signals import SketchSignal
-from decant.schemas.targets.sketch import BIAS, DEVIATIONS, HEAD, SketchHead
+from decant.schemas.targets.sketch import BIAS, DEVIATIONS, HEAD, OFFSET_BETAS, OFFSETS, SketchHead
 
 
 class SketchHeads:
@@ -57,7 +57,13 @@ class SketchHeads:
         head = np.zeros((self.rank, vocabulary), np.float32)
         head[: signal.rank] = stored
         bias = self._statistic(part, BIAS, (vocabulary,), (np.float32,))
-        return SketchHead(head, bias, signal.softcap)
+        return SketchHead(head, bias, signal.softcap, self._offsets(part))
+
+    def _offsets(self, part: Part) -> np.ndarray | None:
+        if f"{OFFSETS}.npy" not in part.statistics:
+            return None
+        shape = (len(OFFSET_BETAS), self._manifest.vocabulary_size)
+        return self._statistic(part, OFFSETS, shape, (np.float32,))
 
     def _statistic(
         self, part: Part, name: str, shape: tuple[int, ...], dtypes: tuple[type, ...]
@@ -78,7 +84,7 @@ class SketchHeads:
         return PartLayout(self._cache / part.path).statistics / f"{name}.npy"
 
     def _identity(self, part: Part) -> tuple:
-        hashes = [part.statistics.get(f"{name}.npy") for name in (HEAD, BIAS)]
+        hashes = [part.statistics.get(f"{name}.npy") for name in (HEAD, BIAS, OFFSETS)]
         return (*hashes, _signal(part).softcap)
 
 

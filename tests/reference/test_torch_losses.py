@@ -1,5 +1,6 @@
 """The losses on torch tensors equal the independent float64 formulas, and those of the trainer."""
 
+import dataclasses
 import inspect
 
 import jax
@@ -269,7 +270,9 @@ def merged(tail, divergence, *, temperature, alpha, softcap):
 def test_value_and_gradient_are_those_of_the_trainer(tail, divergence):
     arrays = {name: jnp.asarray(x.numpy()) for name, x in a_batch().items()}
     targets = BatchTargets.of({**arrays, "tokens": arrays["labels"]})
-    tables = jax.tree.map(jnp.asarray, sketch_tables(HEADS))
+    offsets = np.random.default_rng(5).normal(size=(3, V)).astype(np.float32)
+    heads = [dataclasses.replace(HEADS[0], offsets=offsets), HEADS[1]]
+    tables = jax.tree.map(jnp.asarray, sketch_tables(heads))
     temperature = 1.0 if tail == "counts" else 2.5
     recipe = Recipe(divergence, 0.3, tail, chunk_tokens=4, softcap=5.0)
 
@@ -288,7 +291,7 @@ def test_value_and_gradient_are_those_of_the_trainer(tail, divergence):
 
     expected = jax.value_and_grad(trainer, argnums=(0, 1))(HIDDEN, UNEMBEDDING)
     settings = {"alpha": 0.7, "tail": tail, "divergence": divergence}
-    settings["temperature"] = temperature
+    settings |= {"temperature": temperature, "sketch": heads}
     close(ours(a_batch(), mix=0.3, softcap=5.0, **settings), (expected[0], *expected[1]))
 
 

@@ -185,7 +185,7 @@ def _divergences(
     if targets.count_ids is not None:
         counts = correction_from_counts(view, targets).value
     if targets.sketch is not None and inputs.sketch is not None:
-        theirs = sketch_logits(targets, inputs.sketch, vocabulary=whole)
+        theirs = sketch_logits(targets, inputs.sketch.at(temperature), vocabulary=whole)
         _, cross = log_shape(theirs, view, beta=beta, vocabulary=whole)
         sketch = bound + correction_from_sketch(view, teacher, cross).value
     return _Divergences(bound, prior, draws, counts, sketch), view

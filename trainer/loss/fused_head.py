@@ -72,7 +72,7 @@ def distillation_loss(
     log_prior = None
     if recipe.tail == "prior" and prior is not None:
         log_prior = columns(log_prior_at(prior, beta=1 / temperature), fill=-jnp.inf)
-    sketch = sketch if recipe.tail == "sketch" else None
+    sketch = sketch.at(temperature) if sketch and recipe.tail == "sketch" else None
     sketch = jax.tree.map(lambda table: columns(table, fill=0.0), sketch)
     inputs = LossInputs(jnp.float32(temperature), jnp.float32(alpha), log_prior, sketch)
     return _fused(recipe, split, hidden, split.columns(unembedding, fill=0.0), targets, inputs)

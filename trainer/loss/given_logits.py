@@ -45,7 +45,7 @@ def loss_of_logits(
     log_prior = None
     if recipe.tail == "prior" and prior is not None:
         log_prior = log_prior_at(prior, beta=1 / temperature)
-    sketch = sketch if recipe.tail == "sketch" else None
+    sketch = sketch.at(temperature) if sketch and recipe.tail == "sketch" else None
     inputs = LossInputs(jnp.float32(temperature), jnp.float32(alpha), log_prior, sketch)
     return _of_logits(recipe, logits, targets, inputs)
 

@@ -2,7 +2,8 @@
 
 `schemas/targets/sketch.py` says what a sketch is. A chunk's logits ẑ come from one product with the
 stacked heads of all bases, [n, B·r]·[B·r, V]. The target at β = 1/T is the stored head, and on the
-tail the stored mass t times s = softmax of β·ẑ over the tail. No gradient goes through it.
+tail the stored mass t times s = softmax of β·ẑ over the tail, with the heads' offsets at β. No
+gradient goes through it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float
 
 from decant.models.mesh.vocabulary import Vocabulary
 from decant.models.numerics import contract, soft_cap
-from decant.schemas.targets.sketch import SketchHead
+from decant.schemas.targets.sketch import OFFSET_BETAS, SketchHead, stacked_offsets
 from decant.trainer.loss.divergences import TeacherCategories, teacher_categories
 from decant.trainer.loss.student_view import StudentView, set_columns
 from decant.trainer.loss.tail_corrections import TailCorrection
@@ -35,10 +36,23 @@ class SketchTables:
     """float32 [B, vocab]."""
     softcap: float | None = None
     """Cap of the teacher's logits."""
+    offsets: Any = None
+    """float32 [betas, B, vocab], the biases' at `OFFSET_BETAS`; None: there are none, or `bias`
+    has them."""
+
+    def at(self, temperature: Float[Array, ""] | float) -> SketchTables:
+        """The tables at T ≥ 1, whose `bias` has the offsets."""
+        if self.offsets is None:
+            return self
+        known, beta = (0.0, *OFFSET_BETAS), 1 / jnp.float32(temperature)
+        ones = np.eye(len(known), dtype=np.float32)[1:]
+        weights = jnp.stack([jnp.interp(beta, jnp.asarray(known), one) for one in ones])
+        offset = jnp.einsum("o,obv->bv", weights, jnp.asarray(self.offsets))
+        return SketchTables(self.head, self.bias + offset, self.softcap)
 
 
 jax.tree_util.register_dataclass(
-    SketchTables, data_fields=["head", "bias"], meta_fields=["softcap"]
+    SketchTables, data_fields=["head", "bias", "offsets"], meta_fields=["softcap"]
 )
 
 
@@ -58,6 +72,7 @@ def sketch_tables(heads: Sequence[SketchHead]) -> SketchTables:
         np.concatenate(padded).astype(np.float32),
         np.stack([head.bias for head in heads]).astype(np.float32),
         heads[0].softcap,
+        stacked_offsets(heads),
     )
 
 
@@ -66,7 +81,7 @@ def sketch_logits(
 ) -> Float[Array, "n here"]:
     """ẑ of each position in this device's columns, up to a constant; −inf in padding columns.
 
-    ValueError if `targets` has no sketch.
+    `tables` are those at T. ValueError if `targets` has no sketch.
     """
     sketch, basis, bases = targets.sketch, targets.sketch_basis, len(tables.bias)
     if sketch is None or basis is None:
@@ -164,7 +179,7 @@ def tail_logprobs(
     a position without a target. `schemas.targets.sketch.tail_logprobs` is the same in numpy.
     """
     whole = Vocabulary(vocabulary or tables.bias.shape[-1])
-    logits = sketch_logits(targets, tables, vocabulary=whole)
+    logits = sketch_logits(targets, tables.at(temperature), vocabulary=whole)
     beta, kept = 1 / jnp.float32(temperature), targets.stored
     teacher = teacher_categories(
         jnp.where(kept, targets.topk_logprobs, -jnp.inf),

@@ -10,11 +10,12 @@ import pytest
 
 from decant.models import open_checkpoint, save_directory
 from decant.models.parameters import parameters_by_path
+from decant.schemas.codecs.sketch_field import step_size
 from decant.schemas.records.rows import Segment, build_row
 from tests.formulas import sampling
 from tests.making.caches import write_teacher
 
-VOCABULARY, LENGTH, RANK, CAP = 1003, 24, 6, 4.0
+VOCABULARY, LENGTH, RANK, CAP, K = 1003, 24, 6, 4.0, 5
 """Number of ids; eight devices add five columns of padding, and the embedding has 1,024 rows."""
 MESHES = ((1, 1), (2, 4), (1, 8))
 CAPPED = {
@@ -35,8 +36,9 @@ import numpy as np
 from decant.pipelines.calibration.sketch_basis import SketchSums, find_basis, lost_variance
 from decant.pipelines.teacher.loaded import LoadedTeacher
 from decant.pipelines.teacher.outputs import OutputSpec
+from decant.schemas.codecs.sketch_field import step_size
 from decant.schemas.manifest.plan import PlannedTeacher, TeacherMesh
-from tests.pipelines.calibration.test_sketch_basis import LENGTH, MESHES, RANK, VOCABULARY, rows
+from tests.pipelines.calibration.test_sketch_basis import LENGTH, MESHES, RANK, VOCABULARY, K, rows
 for data, tensor in MESHES:
     planned = PlannedTeacher(
         model=sys.argv[1], teacher_id="", dtype="float32", vocabulary_size=VOCABULARY,
@@ -53,6 +55,10 @@ for data, tensor in MESHES:
             "mean": basis.mean, "projection": basis.projection, "head": basis.head.head,
             "bias": basis.head.bias, "deviations": basis.deviations, "share": share, "lost": lost,
         }.items()}
+    step = step_size(fields["some-deviations"], 1.0)
+    basis, _ = find_basis(sums, moments, rank=RANK)
+    for name, step in (("offsets", 0.0), ("rounded", step)):
+        fields[name] = sums.with_offsets(basis, k=K, step=step).head.offsets
     np.savez(f"{sys.argv[2]}/{data}-{tensor}.npz", **fields)
 """
 
@@ -180,3 +186,58 @@ def test_eight_devices_find_the_basis_that_one_finds(found, mesh):
         np.testing.assert_allclose(
             several[f"some-{name}"], expected, atol=2e-3 * np.abs(expected).max()
         )
+
+
+def _tail_shares(logits, tail, mass, beta):
+    """Softmax at β over each row's tail, times the tail's mass."""
+    shares = np.where(tail, np.exp(beta * (logits - logits.max(1, keepdims=True))), 0)
+    return shares / shares.sum(1, keepdims=True) * mass
+
+
+def _sums(fields, dense, *, beta, offsets, step):
+    """Sums over the sample by id: the teacher's tail shares, their squares, the sketches'."""
+    states, w, cap = dense
+    z = cap * np.tanh(states @ w / cap) if cap else states @ w
+    p = np.exp(sampling.log_softmax(beta * z))
+    order = np.argsort(-z, axis=1, kind="stable")
+    tail = np.ones(z.shape, bool)
+    np.put_along_axis(tail, order[:, :K], False, axis=1)
+    sketch = (states - fields["some-mean"]) @ fields["some-projection"]
+    sketch = np.round(sketch / step) * step if step else sketch
+    head = fields["some-head"].astype(np.float16).astype(np.float64)
+    estimated = sketch @ head + fields["some-bias"] + offsets
+    estimated = cap * np.tanh(estimated / cap) if cap else estimated
+    p = np.where(tail, p, 0)
+    q = _tail_shares(estimated, tail, p.sum(1, keepdims=True), beta)
+    return p.sum(0), (p * p).sum(0), q.sum(0)
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_offsets_are_those_of_the_definition(found, dense, rounded):
+    fields = found["1-1"]
+    step = step_size(fields["some-deviations"], 1.0) if rounded else 0.0
+    for i, beta in enumerate((0.25, 0.5, 1.0)):
+        expected = np.zeros(VOCABULARY)
+        for _ in range(2):
+            sums = _sums(fields, dense, beta=beta, offsets=expected, step=step)
+            own, squares, sketched = (np.maximum(x, 1e-300) for x in sums)
+            positions = own**2 / squares
+            expected = expected + positions / (positions + 3) * np.log(own / sketched) / beta
+        got = fields["rounded" if rounded else "offsets"][i]
+        # A number that is rounded to the other side in float32 moves the sums a little.
+        np.testing.assert_allclose(got, expected, atol=2e-2 if rounded else 2e-3)
+
+
+def test_with_offsets_the_tails_of_the_sample_give_each_id_what_the_teacher_gives(found, dense):
+    fields = found["1-1"]
+    for beta, offsets in zip((0.25, 0.5, 1.0), fields["offsets"], strict=True):
+        off = []
+        for offset in (0 * offsets, offsets):
+            own, _, sketched = _sums(fields, dense, beta=beta, offsets=offset, step=0)
+            off.append(np.abs(own - sketched).sum() / own.sum())
+        assert off[1] < off[0] / 5, off
+
+
+@pytest.mark.parametrize("mesh", ["2-4", "1-8"])
+def test_eight_devices_find_the_offsets_that_one_finds(found, mesh):
+    np.testing.assert_allclose(found[mesh]["offsets"], found["1-1"]["offsets"], atol=5e-3)

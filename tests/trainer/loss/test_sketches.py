@@ -92,6 +92,54 @@ def test_log_probabilities_of_all_ids_in_numpy_and_in_jax(bases, temperature):
         np.testing.assert_allclose(theirs, expected[row], atol=3e-5)
 
 
+@pytest.mark.parametrize(
+    ("temperature", "factors"),
+    [
+        (1.0, (0, 0, 1)),
+        (2.0, (0, 1, 0)),
+        (3.0, (2 / 3, 1 / 3, 0)),
+        (4.0, (1, 0, 0)),
+        (8.0, (0.5, 0, 0)),
+    ],
+)
+def test_the_offset_at_t_is_between_those_that_are_stored(temperature, factors):
+    """In the loss, in JAX and numpy alike; a head without offsets has none beside one with them."""
+    teacher, hidden, unembedding, targets = head_inputs(k=4, vocabulary=SMALL)
+    targets, tables = with_sketch(targets, teacher, bases=2)
+    offsets = np.random.default_rng(2).normal(size=(3, SMALL)).astype(np.float32)
+    matrices = np.asarray(tables.head).reshape(2, -1, SMALL)
+    plain = [SketchHead(m, b) for m, b in zip(matrices, np.asarray(tables.bias), strict=True)]
+    moved = plain[0].bias + np.asarray(factors, np.float32) @ offsets
+    by_hand = [SketchHead(plain[0].head, moved), plain[1]]
+    stored = [SketchHead(plain[0].head, plain[0].bias, offsets=offsets), plain[1]]
+    np.testing.assert_allclose(stored[0].bias_at(temperature), moved, atol=1e-5)
+    expected, got = (
+        fused(
+            hidden,
+            unembedding,
+            targets,
+            sketch=sketch_tables(heads),
+            tail="sketch",
+            temperature=temperature,
+        )
+        for heads in (by_hand, stored)
+    )
+    np.testing.assert_allclose(got[0], expected[0], rtol=1e-6)
+    assert relative(got[3], expected[3]) < 1e-5
+    of_row = {
+        "topk_ids": targets.topk_ids[0],
+        "topk_logprobs": targets.topk_logprobs[0],
+        "tail_logmass": targets.tail_logmass[0],
+        "temperature": temperature,
+    }
+    sketch, flat = targets.sketch[0], jax.tree.map(lambda x: jnp.asarray(x[0]), targets)
+    expected = numpy_sketch.tail_logprobs(by_hand[0], sketch, **of_row)
+    got = numpy_sketch.tail_logprobs(stored[0], sketch, **of_row)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    ours = tail_logprobs(flat, sketch_tables(stored[:1]), temperature=temperature)
+    np.testing.assert_allclose(ours, expected, atol=3e-5)
+
+
 def test_with_every_id_stored_nothing_is_left_for_the_sketch():
     teacher, _, _, targets = head_inputs(k=SMALL, vocabulary=SMALL)
     head = SketchHead(np.ones((2, SMALL), np.float32), np.zeros(SMALL, np.float32))
