@@ -36,19 +36,20 @@ _COUNTS = {14: 24, 28: 84, 45: 170, 64: 280, 120: 640}
 _RS_KD = {14: 24, 28: 66, 45: 140, 120: 512}
 _TOP_K_AND_SKETCH = {16: (2, 20), 37: (8, 40), 60: (8, 100), 120: (24, 192)}
 
+NONE: dict[str, Any] = {"draws": 0, "counts": 0, "sketch": {"rank": 0}}
 CAPTURES: dict[str, dict[str, Any]] = {
-    # One record for every temperature.
+    # One record for every temperature: the default capture.
     "record": {"k": 8, "draws": 0, "counts": 100, "sketch": {"rank": 64}},
-    **{f"top-{k}": {"k": k, "draws": 0} for k in _TOP_K.values()},
+    **{f"top-{k}": {**NONE, "k": k} for k in _TOP_K.values()},
     # Draws have the least variance at T if they are drawn from the tail at T.
     **{
-        f"top-{k}-draws-{m}-T{T:g}": {"k": k, "draws": m, "draw_temperatures": [T]}
+        f"top-{k}-draws-{m}-T{T:g}": {**NONE, "k": k, "draws": m, "draw_temperatures": [T]}
         for k, m in _TOP_K_AND_DRAWS.values()
         for T in TEMPERATURES
     },
-    **{f"counts-{n}": {"k": 0, "draws": 0, "counts": n} for n in _COUNTS.values()},
+    **{f"counts-{n}": {**NONE, "k": 0, "counts": n} for n in _COUNTS.values()},
     **{
-        f"top-{k}-sketch-{r}": {"k": k, "draws": 0, "sketch": {"rank": r}}
+        f"top-{k}-sketch-{r}": {**NONE, "k": k, "sketch": {"rank": r}}
         for k, r in _TOP_K_AND_SKETCH.values()
     },
 }
