@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from decant.pipelines.calibration.known import KnownBasis
-from decant.pipelines.calibration.signal_specs import settings
+from decant.pipelines.calibration.signal_specs import AddedSignal, settings
 from decant.pipelines.calibration.sketch_basis import (
     SketchSums,
     StateMoments,
@@ -19,7 +19,7 @@ from decant.pipelines.calibration.sketch_basis import (
 from decant.schemas.codecs import counts_field
 from decant.schemas.codecs.sketch_field import step_size
 from decant.schemas.disk.identity import signal_id
-from decant.schemas.disk.layout import COUNTS
+from decant.schemas.disk.layout import COUNTS, SKETCH
 from decant.schemas.manifest.statistics import save_statistics, table_arrays
 from decant.schemas.signals import CountsSignal, SketchSignal
 from decant.schemas.targets.counts import Counts, count_draws
@@ -102,7 +102,7 @@ def _choose_basis(
         kept = known.signal
         return dataclasses.replace(signal, **_of_basis(kept)), known.load()
     asked = signal.rank if known is None else known.signal.asked_rank or known.signal.rank
-    rank = None if full else min(asked, max(1, moments.positions // POSITIONS_A_NUMBER))
+    rank = None if full else min(asked, most_numbers(moments.positions))
     basis, share = find_basis(sums, moments, rank=rank)
     found = len(basis.deviations)
     described = dataclasses.replace(
@@ -116,6 +116,27 @@ def _choose_basis(
         step = step_size(basis.deviations, signal.step) if signal.step else 0.0
         basis = sums.with_offsets(basis, k=k, step=step)
     return described, basis
+
+
+def most_numbers(positions: int) -> int:
+    """The highest rank that a calibration sample of so many positions allows."""
+    return max(1, positions // POSITIONS_A_NUMBER)
+
+
+def fewer_numbers(signals: Mapping[str, AddedSignal], positions: int) -> str:
+    """A line on a sketch that gets fewer numbers than it is to have, if the calibration sample has
+    `positions`; else empty."""
+    sketch = signals.get(SKETCH)
+    if not isinstance(sketch, SketchSignal) or sketch.rank == sketch.teacher_width:
+        return ""
+    most = most_numbers(positions)
+    if most >= sketch.rank:
+        return ""
+    return (
+        f"{SKETCH}: about {most} numbers a position in place of {sketch.rank}, which need "
+        f"{sketch.rank * POSITIONS_A_NUMBER:,} calibration positions; the sample will have about "
+        f"{positions:,}. A larger corpus gives more"
+    )
 
 
 def _of_basis(signal: SketchSignal) -> dict[str, Any]:

@@ -169,9 +169,13 @@ def sample_places(rows: PlannedRows, *, length: int) -> tuple[Place, ...]:
     The rows with the smallest keys: a pseudo-random choice that does not depend on the order of
     files or on parallelism. `length` is the number of tokens in a row.
     """
-    tokens = sum(unit.tokens for unit in rows.units)
-    wanted = min(max(tokens // 20, _LEAST_TOKENS), _MOST_TOKENS)
+    wanted = sample_tokens(sum(unit.tokens for unit in rows.units))
     return ordered_places(rows)[: max(1, -(-wanted // length))]
+
+
+def sample_tokens(tokens: int) -> int:
+    """Tokens to calibrate on, of a corpus of so many."""
+    return min(max(tokens // 20, _LEAST_TOKENS), _MOST_TOKENS)
 
 
 def ordered_places(rows: PlannedRows) -> tuple[Place, ...]:

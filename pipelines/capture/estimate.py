@@ -17,6 +17,8 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from decant.pipelines.calibration.companions import fewer_numbers
+from decant.pipelines.calibration.sample import sample_tokens
 from decant.pipelines.capture.disk_space import free_bytes
 from decant.pipelines.capture.document_kinds import DocumentKind, documents_by_kind
 from decant.pipelines.capture.job import Capture
@@ -220,8 +222,10 @@ def _add_costs(
         )
     commits = result.units * len(trial.plan.signals)
     others = len(trial.plan.statistics) + 8
-    if notice := capture.head_size():
-        result.warnings.append(notice)
+    of_sample = fewer_numbers(described, _sampled_positions(result))
+    for notice in (capture.rank_line, capture.head_size(), of_sample):
+        if notice:
+            result.warnings.append(notice)
     statistics = sum(file.stat().st_size for file in trial.part.statistics.iterdir())
     result.files = sum(cost.files for cost in result.signals.values()) + commits + others
     stored = sum(cost.bytes for cost in result.signals.values())
@@ -232,6 +236,12 @@ def _add_costs(
     of_records = sum(result.signals[name].bytes for name in records)
     unit_bytes = buffers + of_records * result.unit_rows // result.rows
     _add_memory(result, trial, unit_bytes=unit_bytes)
+
+
+def _sampled_positions(result: Estimate) -> int:
+    """Positions with a target in the calibration sample of the whole corpus, about."""
+    train = result.tokens * (1 - result.heldout_rows / result.rows) or result.tokens
+    return round(min(sample_tokens(result.tokens), train) * result.scored / result.tokens)
 
 
 def _add_memory(result: Estimate, trial: TrialCapture, *, unit_bytes: int) -> None:

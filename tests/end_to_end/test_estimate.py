@@ -13,8 +13,10 @@ from decant.pipelines.__main__ import main
 from decant.pipelines.capture.estimate import estimate
 from decant.pipelines.capture.estimate_report import one_line
 from decant.pipelines.capture.job import precompute
-from decant.pipelines.config import Attention, Hidden
+from decant.pipelines.config import Attention, Hidden, Sketch
 from decant.schemas import open_cache
+from decant.schemas.manifest.manifest import read_manifest
+from decant.schemas.signals import SketchSignal
 from tests.making.caches import tiny_settings, write_corpus
 
 SIGNALS = {
@@ -58,6 +60,36 @@ def test_the_estimate_is_near_the_files_that_the_capture_writes(config, whole):
     files = [path for path in config.output.rglob("*") if path.is_file()]
     assert whole.files == pytest.approx(len(files), rel=0.1)
     assert whole.bytes == pytest.approx(sum(p.stat().st_size for p in files), rel=0.15)
+
+
+def test_the_default_capture_takes_the_bytes_of_the_estimate(root, tmp_path):
+    config = tiny_settings(root, output=tmp_path / "cache", defaults=True)
+    planned = estimate(config, console=QUIET)
+    (part,) = precompute(config, console=QUIET).parts
+    assert planned.signals.keys() == {"rows", "logits", "counts", "sketch"}
+    for name, cost in planned.signals.items():
+        real = sum(unit.files[name].bytes for unit in part.units)
+        assert cost.bytes == pytest.approx(real, rel=0.15), name
+    files = [path for path in config.output.rglob("*") if path.is_file()]
+    assert planned.files == pytest.approx(len(files), rel=0.1)
+    # Its statistics too, of which the sketch's head, as wide as the vocabulary, is the largest.
+    assert planned.bytes == pytest.approx(sum(p.stat().st_size for p in files), rel=0.15)
+    assert (config.output / part.path / "statistics" / "sketch-head.npy").stat().st_size > 8 * 1024
+    (line,) = [line for line in planned.warnings if "sketch" in line]
+    assert line.startswith("sketch: 8 numbers a position, a quarter of this teacher's width of 32")
+
+
+def test_it_says_how_many_numbers_a_small_corpus_gives_a_sketch(root, tmp_path):
+    (tmp_path / "corpus").mkdir()
+    text = (root / "corpus" / "document-003.txt").read_text()
+    (tmp_path / "corpus" / "a.txt").write_text(text[:150])
+    config = tiny_settings(tmp_path, heldout=0.0, sketch=Sketch(31))
+    planned = estimate(config, console=QUIET)
+    (line,) = [line for line in planned.warnings if "sketch" in line]
+    precompute(config, console=QUIET)
+    signal = read_manifest(config.output).signals["sketch"]
+    assert isinstance(signal, SketchSignal)
+    assert line.startswith(f"sketch: about {signal.rank} numbers a position in place of 31")
 
 
 def test_a_sample_of_the_corpus_stands_for_the_rest(config, whole, monkeypatch):
