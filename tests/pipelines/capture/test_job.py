@@ -12,12 +12,13 @@ from flax import nnx
 from decant.models import Decoder, open_checkpoint, save_directory
 from decant.pipelines.capture import unit as capture
 from decant.pipelines.capture.job import precompute
-from decant.pipelines.config import Hidden
+from decant.pipelines.config import Hidden, Sketch
 from decant.pipelines.runners.worker_error import WorkerError
 from decant.schemas import Cache, open_cache
 from decant.schemas.manifest.plan import write_plan
 from decant.schemas.records.rows import next_tokens
-from tests.making.caches import tiny_cache, tiny_settings, write_teacher
+from decant.schemas.signals import SketchSignal
+from tests.making.caches import tiny_cache, tiny_settings, write_corpus, write_teacher
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +252,24 @@ def test_rows_with_nan_are_named_and_stop_the_capture_unless_it_may_skip_them(tm
     np.testing.assert_array_equal(hidden["loss_mask"], batch["loss_mask"])
     assert (hidden["hidden/1"][has_odd] == 0).all()
     assert (hidden["hidden/1"][~has_odd] != 0).any()
+
+
+def test_a_row_with_nan_keeps_no_other_row_out_of_a_sketch(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", files=2, words=60)
+    (corpus / "odd.txt").write_text("Zebra " * 10)
+    # One batch holds the whole sample.
+    config = tiny_settings(tmp_path, batch_rows=64, heldout=0.0, sketch=Sketch(6))
+    tokenizer = open_checkpoint(tmp_path / "teacher").tokenizer()
+    (odd,) = tokenizer.encode_batch(["Z"])
+    untie(tmp_path / "teacher")
+    poison(tmp_path / "teacher", int(odd[0]))
+    part = precompute(with_corpus(config, on_error="skip")).parts[0]
+    assert sum(len(unit.skipped_rows) for unit in part.units) == 1
+    sketch = part.signals["sketch"]
+    assert isinstance(sketch, SketchSignal)
+    assert (sketch.rank, sketch.asked_rank) == (6, None)
+    read = open_cache(config.output).read(range(part.units[0].rows))
+    assert np.isfinite(read["sketch"][read["loss_mask"]]).all()
 
 
 def untie(teacher: Path) -> None:
