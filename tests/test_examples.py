@@ -64,14 +64,15 @@ def test_cheap_examples_run_with_a_tiny_teacher(tmp_path, monkeypatch):
 
     precompute(parse(Precompute, ["hidden-states.toml", *TEACHER], program="p"))
     before = open_cache("../runs/cache").manifest
-    assert set(before.signals) == {"hidden/2", "logits"}
+    default = {"logits", "counts", "sketch"}
+    assert set(before.signals) == default | {"hidden/2"}
     blocks = ("--signals.attention.layers", "0", "1")
     precompute(parse(Precompute, ["attention.toml", *TEACHER, *blocks], program="p"))
     after = open_cache("../runs/cache").manifest
-    assert set(after.signals) == {"attention/0", "attention/1", "hidden/2", "logits"}
+    assert set(after.signals) == default | {"attention/0", "attention/1", "hidden/2"}
     assert after.rows_id == before.rows_id
 
-    for name in ("attention-student.toml", "keep-best.toml"):
+    for name in ("attention-student.toml", "keep-best.toml", "any-temperature-student.toml"):
         assert train(parse(Train, [name, *STUDENT], program="p"))
     lines = (tmp_path / "runs" / "attention-student" / "metrics.jsonl").read_text().splitlines()
     updates = [line for line in map(json.loads, lines) if "kl_loss" in line]
