@@ -3,11 +3,10 @@
 A unit's files must match each other and the manifest, so a journal (`journal.py`) makes the
 exchange atomic.
 
-Only forgotten positions change. The other targets of the same rows are decoded and encoded again; a
-codec with levels moves a few of them by one level, and a sketch's numbers by up to half a step
-each. Statistics stay, as they are sums over many
-documents. The canary targets, of eight rows, leave the manifest if a canary row's unit is written
-again; `gc` then deletes their files.
+Only forgotten positions change. The other targets of the same rows are encoded again from the same
+levels, so that they decode to the same bits. Statistics stay, as they are sums over many documents.
+The canary targets, of eight rows, leave the manifest if a canary row's unit is written again; `gc`
+then deletes their files.
 """
 
 import dataclasses
@@ -164,11 +163,11 @@ class _PartOverwrite:
         signal, shape = self.part.logits, {"vocabulary": self.vocabulary}
         tables = self.reader.tables(self.part, LOGITS)
         opened = open_logits(stored[LOGITS], where=where, length=self.length, spec=signal)
-        targets = decode_logits([opened], tables=tables, **shape)
+        levels = decode_logits([opened], tables=tables, normalised=False, **shape)
         scored = opened.scored & row.loss_mask
         kept = scored[opened.scored]
         logits = encode_logits(
-            targets[kept],
+            levels[kept],
             row_key=row.key,
             scored=scored,
             profile=signal.profile,
@@ -177,7 +176,10 @@ class _PartOverwrite:
         )
         # Counts are coded together with the head, as a reader of the new record decodes it.
         again = open_logits(logits, where=where, length=self.length, spec=signal)
-        head = decode_logits([again], tables=tables, **shape)
+        heads = (
+            decode_logits([opened], tables=tables, **shape),
+            decode_logits([again], tables=tables, **shape),
+        )
         records = [logits]
         for name, data in stored.items():
             if name == LOGITS:
@@ -186,8 +188,7 @@ class _PartOverwrite:
                 data, kind=COMPANIONS[name], where=where, scored=opened.positions
             )
             if record.positions:
-                values = self.reader.decode(name, self.part, [record], head=targets)
-                data = self.reader.encode(name, self.part, values[kept], row_key=row.key, head=head)
+                data = self.reader.cut(name, self.part, record, kept, row_key=row.key, heads=heads)
             records.append(data)
         return records
 

@@ -154,12 +154,15 @@ def decode(
     k: int,
     vocabulary: int,
     tables: Tables,
+    normalised: bool = True,
 ) -> Targets:
     """The targets of all records, one after another, decoded by the codec ids in their blocks.
 
-    Record i has `positions[i]` ≥ 1 positions; all records share one `group_key`. ValueError for a
-    payload that is truncated, altered or of another shape, if the payload itself shows it, and for
-    targets that are no distributions. The record's checksum finds all other damage.
+    Record i has `positions[i]` ≥ 1 positions; all records share one `group_key`. Without
+    `normalised` a quantised head and its tail do not sum to one exactly: they are the values of
+    the stored levels, which `encode` stores again. ValueError for a payload that is truncated,
+    altered or of another shape, if the payload itself shows it, and for targets that are no
+    distributions. The record's checksum finds all other damage.
     """
     if not 0 <= k <= vocabulary:
         raise ValueError(f"k = {k} of a vocabulary of {vocabulary}")
@@ -181,6 +184,7 @@ def decode(
             k=k,
             vocabulary=vocabulary,
             tables=tables,
+            normalised=normalised,
         )
     if LABELS not in fields:
         return targets
@@ -205,6 +209,7 @@ def _decode_head(
     k: int,
     vocabulary: int,
     tables: Tables,
+    normalised: bool,
 ) -> Targets:
     """`decode` of the blocks of the top-k, the tail and the draws."""
     codec_of = {block.field: block.codec for block in records[0]}
@@ -236,7 +241,10 @@ def _decode_head(
     last = levels[:, -1]
     values = tail_field.decode_quantised(payloads[TAIL], last=last, k=k, **shape)
     logprob = quantiser_of(tables).logprob
-    logprobs, values, shift = normalise(logprob.take(levels, mode="clip"), values)
+    of_levels = logprob.take(levels, mode="clip"), values
+    logprobs, values, shift = normalise(*of_levels)
+    if not normalised:
+        (logprobs, values), shift = of_levels, np.zeros_like(shift)
     if DRAWS not in payloads:
         return require_bounds(Targets(ids, logprobs, values))
     last_logprob = logprob.take(last, mode="clip")

@@ -14,10 +14,10 @@ from decant.schemas.reading.sketch_heads import SketchHeads
 from decant.schemas.records.companion import (
     Companion,
     CompanionRecord,
+    cut_sketch,
     decode_counts,
     decode_sketch,
     encode_counts,
-    encode_sketch,
     open_companion,
 )
 from decant.schemas.records.logits import (
@@ -164,7 +164,13 @@ class RecordSignals:
         signal = part.signals[name]
         if isinstance(signal, SketchSignal):
             deviations = self.heads.deviations(part)
-            return decode_sketch(records, signal=signal, deviations=deviations, tables=tables)
+            return decode_sketch(
+                records,
+                signal=signal,
+                deviations=deviations,
+                tables=tables,
+                length=self._manifest.sequence_length,
+            )
         assert isinstance(signal, CountsSignal)
         assert head is not None
         vocabulary = self._manifest.vocabulary_size
@@ -172,21 +178,41 @@ class RecordSignals:
             records, draws=signal.draws, head=head, tables=tables, vocabulary=vocabulary
         )
 
-    def encode(
-        self, name: str, part: Part, values: Companion, *, row_key: bytes, head: Targets
+    def cut(
+        self,
+        name: str,
+        part: Part,
+        record: CompanionRecord,
+        kept: np.ndarray,
+        *,
+        row_key: bytes,
+        heads: tuple[Targets, Targets],
     ) -> bytes:
-        """The record of one row of a part's signal `name`, the inverse of `decode`."""
-        tables = self.tables(part, name)
-        signal = part.signals[name]
-        if isinstance(values, Counts):
-            vocabulary = self._manifest.vocabulary_size
-            return encode_counts(
-                values, row_key=row_key, head=head, tables=tables, vocabulary=vocabulary
+        """The record of the positions `kept` (bool [n]) of a row alone, which keep every value.
+
+        `row_key` is the row's new key. `heads` are its targets of all positions, and of those kept
+        as their new record decodes.
+        """
+        tables, signal = self.tables(part, name), part.signals[name]
+        before, after = heads
+        if isinstance(signal, SketchSignal):
+            deviations = self.heads.deviations(part)
+            return cut_sketch(
+                record,
+                kept,
+                row_key=row_key,
+                signal=signal,
+                deviations=deviations,
+                tables=tables,
             )
-        assert isinstance(signal, SketchSignal)
-        deviations = self.heads.deviations(part)
-        return encode_sketch(
-            values, row_key=row_key, signal=signal, deviations=deviations, tables=tables
+        counts = self.decode(name, part, [record], head=before)
+        assert isinstance(counts, Counts)
+        return encode_counts(
+            counts[kept],
+            row_key=row_key,
+            head=after,
+            tables=tables,
+            vocabulary=self._manifest.vocabulary_size,
         )
 
     def tables(self, part: Part, name: str) -> Tables:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from decant.schemas.codecs import Tables, counts_field, sketch_field
 from decant.schemas.codecs.block import COUNTS, SKETCH, Block
@@ -62,6 +62,33 @@ def encode_sketch(
         tables=tables,
     )
     return Frame(Kind.SKETCH, row_key, len(sketch), (block,)).pack()
+
+
+def cut_sketch(
+    record: "CompanionRecord",
+    kept: Bool[np.ndarray, " n"],
+    *,
+    row_key: bytes,
+    signal: SketchSignal,
+    deviations: Float[np.ndarray, " r"],
+    tables: Tables,
+) -> bytes:
+    """The record of the positions `kept` alone; their numbers decode to the same bits as before.
+
+    `row_key` is the row's new key. ValueError as `decode_sketch`.
+    """
+    if not kept.any():
+        return Frame(Kind.SKETCH, row_key, 0, ()).pack()
+    block = sketch_field.cut(
+        record.blocks[0],
+        kept,
+        deviations=deviations,
+        step=signal.step,
+        dither=signal.dither,
+        row_key=record.row_key,
+        tables=tables,
+    )
+    return Frame(Kind.SKETCH, row_key, int(kept.sum()), (block,)).pack()
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,10 +156,11 @@ def decode_sketch(
     signal: SketchSignal,
     deviations: Float[np.ndarray, " r"],
     tables: Tables,
+    length: int,
 ) -> Float[np.ndarray, "total r"]:
     """The sketches of all positions of `records`, record after record; each has positions.
 
-    ValueError as `decode_counts`.
+    `length` is the number of positions of a row. ValueError as `decode_counts`.
     """
 
     def decode(some: slice) -> np.ndarray:
@@ -145,6 +173,7 @@ def decode_sketch(
             dither=signal.dither,
             row_keys=[record.row_key for record in records[some]],
             tables=tables,
+            length=length,
         )
 
     return _naming(records, decode)

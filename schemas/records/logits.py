@@ -176,21 +176,27 @@ def group_for_decoding(records: Sequence[LogitsRecord]) -> Iterator[list[int]]:
             yield numbers[first : first + at_once]
 
 
-def decode_logits(records: Sequence[LogitsRecord], *, tables: Tables, vocabulary: int) -> Targets:
+def decode_logits(
+    records: Sequence[LogitsRecord], *, tables: Tables, vocabulary: int, normalised: bool = True
+) -> Targets:
     """The targets of all scored positions of one group of records, record after record.
 
-    ValueError that begins with the name of a record that is damaged or newer than this release, or
-    whose targets are no distributions.
+    Without `normalised`, `encode_logits` stores the same levels again. ValueError that begins with
+    the name of a record that is damaged or newer than this release, or whose targets are no
+    distributions.
     """
     try:
         if records[0].sizes is not None:
-            return _decode_sizes(records, tables=tables, vocabulary=vocabulary)
+            return _decode_sizes(
+                records, tables=tables, vocabulary=vocabulary, normalised=normalised
+            )
         return codecs.decode(
             [record.fields for record in records],
             positions=[record.positions for record in records],
             k=records[0].k,
             vocabulary=vocabulary,
             tables=tables,
+            normalised=normalised,
         )
     except ValueError as error:
         if len(records) == 1:
@@ -200,9 +206,11 @@ def decode_logits(records: Sequence[LogitsRecord], *, tables: Tables, vocabulary
         raise
 
 
-def _decode_sizes(records: Sequence[LogitsRecord], *, tables: Tables, vocabulary: int) -> Targets:
+def _decode_sizes(
+    records: Sequence[LogitsRecord], *, tables: Tables, vocabulary: int, normalised: bool
+) -> Targets:
     """`decode_logits` of records whose positions store different numbers of ids."""
-    shared = {"tables": tables, "vocabulary": vocabulary}
+    shared = {"tables": tables, "vocabulary": vocabulary, "normalised": normalised}
     positions = [record.positions for record in records]
     sizes = np.concatenate([record.sizes for record in records if record.sizes is not None])
     labels = None

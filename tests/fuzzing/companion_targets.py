@@ -82,7 +82,13 @@ def read_sketch(path: Path) -> None:
     record = open_companion(data, kind=Kind.SKETCH, where="record", scored=_POSITIONS)
     if record.positions:
         signal = _SIGNALS.get(record.blocks[0].codec, _EXACT)
-        read = decode_sketch([record], signal=signal, deviations=_DEVIATIONS, tables=Tables({}))
+        read = decode_sketch(
+            [record],
+            signal=signal,
+            deviations=_DEVIATIONS,
+            tables=Tables({}),
+            length=_POSITIONS,
+        )
         assert np.isfinite(read).all()
 
 

@@ -447,6 +447,12 @@ def sketch(codec, payload, n, signal, deviations, key):
     r, step = signal["rank"], signal["step"]
     if codec == 1:
         return byte_planes(payload, r, n)
+    m, left = n, np.arange(n)
+    if codec == 3:
+        key, m = payload[:16], int.from_bytes(payload[16:20], "little")
+        end = 20 + -(-m // 8)
+        left = np.flatnonzero(np.unpackbits(np.frombuffer(payload[20:end], np.uint8))[:m])
+        payload = payload[end:]
     delta = max(step * deviations[min(r, 128) - 1], 2.0**-16 * deviations.max()) or 1.0
     s = deviations / delta
     digits = np.select([s < 0.12, s < 0.4, s < 1.1], [8, 4, 2], 1)
@@ -482,8 +488,8 @@ def sketch(codec, payload, n, signal, deviations, key):
         levels[column] = unfold(levels[column])
     dither = np.zeros((r, n))
     if signal["dither"]:
-        u = hashlib.shake_256(b"decant sketch dither 1" + key).digest(r * n)
-        dither = (np.frombuffer(u, np.uint8).reshape(r, n) + 0.5) / 256 - 0.5
+        u = hashlib.shake_256(b"decant sketch dither 1" + key).digest(r * m)
+        dither = (np.frombuffer(u, np.uint8).reshape(r, m)[:, left] + 0.5) / 256 - 0.5
     return (delta * (levels - dither)).T
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from decant.pipelines.config import Attention, Hidden, Sketch
+from decant.pipelines.upkeep.collect import collect
 from decant.pipelines.upkeep.forget import forget
 from decant.schemas import open_cache
 from decant.schemas.targets.targets import BETAS, EIGHTHS
@@ -78,6 +79,15 @@ def test_a_reader_written_from_the_page_reads_what_open_cache_reads(cache):
 
 def test_it_blanks_forgotten_documents_as_the_page_says(cache):
     forget(cache.path, source="document-001.txt")
+    require_equal(open_cache(cache.path))
+
+
+def test_it_reads_what_gc_leaves_of_the_rows_that_it_overwrites(tmp_path):
+    write_corpus(tmp_path / "corpus", files=6, words=20)
+    settings = {"sequence_length": 256, "heldout": 0.0, "profile": "compact"}
+    cache = tiny_cache(tmp_path, counts=20, sketch=Sketch(rank=5, dither=True), **settings)
+    forget(cache.path, source="document-001.txt")
+    collect(cache.path)
     require_equal(open_cache(cache.path))
 
 

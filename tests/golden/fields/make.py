@@ -18,6 +18,10 @@ HERE = Path(__file__).parent
 KEY = bytes(range(16))
 POSITIONS, RANK = 40, 30
 SKETCHES = {"sketch-1": (0.0, False), "sketch-2": (0.5, False), "sketch-2-dither": (8.0, True)}
+KEPT = np.arange(POSITIONS) % 5 > 1
+"""Positions that are left in `sketch-3`, which is cut from `sketch-2-dither`; its row has OTHER_KEY
+by then."""
+OTHER_KEY = bytes(16)
 
 
 def sketch() -> tuple[np.ndarray, np.ndarray]:
@@ -80,6 +84,9 @@ def main():
             [block], positions=[POSITIONS], rank=RANK, row_keys=[KEY], **how
         )
         _write(name, block.payload, expected)
+    # The last one has dither.
+    block, expected = sketch_field.cut(block, KEPT, row_key=KEY, **how), expected[KEPT]
+    _write("sketch-3", block.payload, expected)
 
 
 def _write(name: str, payload: bytes, expected: np.ndarray) -> None:

@@ -238,7 +238,7 @@ def test_gc_overwrites_forgotten_documents_and_nothing_else(grown, cache):
     assert hashes(cache.path) == before
     assert main(["gc", str(cache.path)]) == 0
     after = open_cache(cache.path)
-    assert_same(after.read(range(len(after)), NAMES), expected, nats=0.05)
+    assert_same(after.read(range(len(after)), NAMES), expected)
     np.testing.assert_array_equal(after.rows(), forgetting.rows())
     tokenizer = open_checkpoint(grown.root / "teacher").tokenizer()
     text = (grown.root / "corpus" / WHOLE).read_text()
@@ -296,7 +296,7 @@ def test_gc_killed_at_any_step_is_finished_by_the_next(grown, cache, monkeypatch
             collect(cache.path, dry_run=True)  # a dry run finishes nothing
     collect(cache.path)
     after = open_cache(cache.path)
-    assert_same(after.read(range(len(after)), NAMES), expected, nats=0.05)
+    assert_same(after.read(range(len(after)), NAMES), expected)
     assert check_structure(cache.path, after.manifest).problems == []
     assert not (cache.path / "gc").exists()
 

@@ -116,6 +116,44 @@ def test_the_step_is_in_units_of_the_128th_deviation_or_of_the_last():
     assert sketch_field.step_size(np.zeros(2), 0.5) > 0
 
 
+@settings(deadline=None, max_examples=30)
+@given(any_sketches(), st.sampled_from([0.0, 0.5, 8.0]), st.booleans(), st.integers(0, 99))
+def test_positions_that_are_kept_have_the_same_bits_however_often_a_record_is_cut(
+    case, step, dither, seed
+):
+    records, deviations = case
+    how, key = shared(deviations, step, dither), KEYS[0]
+    block = sketch_field.encode(records[0], row_key=key, **how)
+    n, rank = records[0].shape
+    expected = sketch_field.decode([block], positions=[n], rank=rank, row_keys=[key], **how)
+    for other in KEYS[1:]:
+        kept = np.random.default_rng(seed).random(len(expected)) < 0.7
+        kept[-1] = True
+        block, key = sketch_field.cut(block, kept, row_key=key, **how), other
+        expected = expected[kept]
+        got = sketch_field.decode(
+            [block], positions=[len(expected)], rank=rank, row_keys=[key], **how
+        )
+        assert got.tobytes() == expected.tobytes()
+
+
+def test_a_damaged_record_of_kept_positions_is_an_error():
+    how = shared(np.geomspace(30, 1, 5), 1.0, True)
+    sketch = np.ones((20, 5), np.float32)
+    block = sketch_field.encode(sketch, row_key=KEYS[0], **how)
+    block = sketch_field.cut(block, np.arange(20) < 12, row_key=KEYS[0], **how)
+    read = {"rank": 5, "row_keys": KEYS[:1], **how}
+    sketch_field.decode([block], positions=[12], length=20, **read)
+    for positions, length in ((11, 20), (13, 20), (12, 19)):
+        with pytest.raises(ValueError, match="positions"):
+            sketch_field.decode([block], positions=[positions], length=length, **read)
+    for payload in (block.payload[:10], block.payload[:21], b""):
+        with pytest.raises(ValueError, match="bytes"):
+            sketch_field.decode([Block(SKETCH, 3, payload)], positions=[12], **read)
+    with pytest.raises(ValueError, match=r"codec 3; .* codec 2"):
+        sketch_field.decode([block], positions=[12], **{**read, "dither": False})
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("step", [0.0, 1.0])
 def test_numbers_that_are_not_finite_are_refused(value, step):
