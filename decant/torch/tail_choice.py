@@ -46,7 +46,7 @@ def weakness(tail: Tail, temperature: float) -> str | None:
     return (
         f"tail = {tail}: at T = {temperature:.4g} a student learns little from it "
         "(docs/benchmarks.md). Better is tail = sketch; to add sketches to the cache, run "
-        "`decant precompute` again with --signals.logits.sketch.rank 32"
+        "`decant precompute` again with --signals.logits.sketch.rank 64"
     )
 
 

@@ -150,13 +150,13 @@ _NEEDED = (
         "counts",
         "counts",
         "counts",
-        "add them: run `decant precompute` again with --signals.logits.counts 50",
+        "add them: run `decant precompute` again with --signals.logits.counts 100",
     ),
     (
         "sketch",
         "sketch",
         "sketch",
-        "add one: run `decant precompute` again with --signals.logits.sketch.rank 32",
+        "add one: run `decant precompute` again with --signals.logits.sketch.rank 64",
     ),
 )
 """Tails, the array that each needs, its name in words, and how a cache gets it."""

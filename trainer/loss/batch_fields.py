@@ -98,7 +98,7 @@ def check_targets(cache: Cache, *, loss: Loss) -> None:
             f"{cache.path}: its tails were drawn from at T up to {drawn_at:.4g}, but "
             f"loss.temperature goes up to {highest:.4g}, where a few draws would weigh more than "
             "all others. Leave loss.tail out for the best that it holds, or capture with "
-            f"--signals.logits.draw-temperatures 1 {highest:.4g}"
+            f"--signals.logits.draws 16 --signals.logits.draw-temperatures 1 {highest:.4g}"
         )
 
 

@@ -15,8 +15,8 @@ from decant.schemas.disk.layout import COUNTS, SKETCH
 from decant.trainer.loss.settings import Loss, Tail
 
 ADD = "add it to this cache: the same precompute config with"
-ADD_COUNTS = f"{ADD} --signals.logits.counts 50"
-ADD_SKETCH = f"{ADD} --signals.logits.sketch.rank 32"
+ADD_COUNTS = f"{ADD} --signals.logits.counts 100"
+ADD_SKETCH = f"{ADD} --signals.logits.sketch.rank 64"
 _WEAK: dict[Tail, float] = {"renormalize": 2, "bucket": 2, "prior": 2, "sampled": 4}
 """T from which a student learns little from a tail (docs/benchmarks.md)."""
 

@@ -267,8 +267,8 @@ def _check_draws(batch: Mapping[str, Any], temperature: Scalar) -> None:
         raise ValueError(
             f"temperature is {float(temperature):.4g}, but the cache's tails were drawn from at T "
             f"up to {highest:.4g}; above it a few draws would weigh more than all others. Use "
-            'tail="bucket" or tail="prior", or capture with --signals.logits.draw-temperatures 1 '
-            f"{float(temperature):.4g}"
+            'tail="bucket" or tail="prior", or capture with --signals.logits.draws 16 '
+            f"--signals.logits.draw-temperatures 1 {float(temperature):.4g}"
         )
 
 

@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_refused(cache):
         on_logits(logits, plain, tail="sampled")
     with pytest.raises(ValueError, match=r"temperature is 4, but .* at T up to 2"):
         on_logits(logits, drawn, temperature=4.0, tail="sampled")
-    with pytest.raises(ValueError, match=r"no counts, .* --signals\.logits\.counts 50"):
+    with pytest.raises(ValueError, match=r"no counts, .* --signals\.logits\.counts 100"):
         on_logits(logits, drawn, tail="counts")
     with pytest.raises(ValueError, match=r"needs sketch=cache\.sketch_heads\(\)"):
         on_logits(logits, drawn, tail="sketch")
