@@ -15,8 +15,8 @@ from decant.store.urls import BUCKETS, require_scheme, scheme_of, url_of
 IS_PATH = {"is_path": True}
 """Metadata of a dataclass field that is text and holds a path, or several. Fields of type Path need
 no metadata."""
-IS_MODEL = {**IS_PATH, "is_model": True}
-"""Metadata of a text that is a path or a hub id."""
+IS_MODEL = {**IS_PATH, "is_model": True, "schemes": BUCKETS}
+"""Metadata of a text that is a path, an address in a bucket or a hub id."""
 IS_OUTPUT = {"is_output": True}
 """Metadata of a path that the command makes: it need not be there."""
 IN_BUCKETS = {"schemes": BUCKETS}

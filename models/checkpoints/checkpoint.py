@@ -26,6 +26,7 @@ from decant.models.checkpoints.quantization import (
 )
 from decant.models.checkpoints.safetensors_files import SafetensorsFiles
 from decant.models.checkpoints.tensor_check import check_tensors
+from decant.models.checkpoints.weight_files import BucketFiles
 from decant.models.config import ModelConfig
 from decant.models.decoder.decoder import Decoder
 from decant.models.families import family_of
@@ -34,7 +35,7 @@ from decant.models.mesh import sharding
 from decant.models.numerics import dtype_named
 from decant.models.parameters import parameters_by_path
 from decant.models.text.tokenizer import Tokenizer
-from decant.store.urls import require_scheme
+from decant.store.urls import BUCKETS, require_scheme, url_of
 
 Quantize = Literal["none", "int8"]
 
@@ -42,11 +43,15 @@ Quantize = Literal["none", "int8"]
 def open_checkpoint(name: str | Path, *, fetch: bool = True) -> Checkpoint:
     """Open a checkpoint; its weights are not read yet.
 
-    `name` is "embedded", a Hugging Face directory, a .gguf file, or a hub id (`hub.HubId`). A
-    path that exists takes precedence over a hub id. With `fetch` False a hub id must have been
-    fetched before. FileNotFoundError if it is none of these. ValueError for an address.
+    `name` is "embedded", a Hugging Face directory, here or at an `s3://` or `gs://` address, a
+    .gguf file, or a hub id (`hub.HubId`). A path that exists takes precedence over a hub id. With
+    `fetch` False nothing is asked of a network: a hub id must have been fetched before.
+    FileNotFoundError if it is none of these. ValueError for another address, StoreError if the
+    bucket refuses or cannot be reached.
     """
-    require_scheme(name, (), name="the checkpoint")
+    require_scheme(name, BUCKETS, name="the checkpoint")
+    if url := url_of(name):
+        return _open_in_bucket(url.rstrip("/"), fetch=fetch)
     path = embedded.embedded_gguf() if str(name) == embedded.NAME else Path(name)
     hub_id = None if path.exists() else hub.HubId.parse(str(name))
     if hub_id:
@@ -62,6 +67,18 @@ def open_checkpoint(name: str | Path, *, fetch: bool = True) -> Checkpoint:
     )
 
 
+def _open_in_bucket(url: str, *, fetch: bool) -> Checkpoint:
+    if url.endswith(".gguf"):
+        raise ValueError(
+            f"{url}: of buckets only Hugging Face directories can be read. Copy the file to this "
+            "machine"
+        )
+    if not fetch:
+        raise FileNotFoundError(f"{url}: lies in a bucket.")
+    files = SafetensorsFiles(BucketFiles(url))
+    return Checkpoint(url, files.path, files)
+
+
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """A model on disk: its config, tokenizer and weights, each read when asked for."""
@@ -69,6 +86,8 @@ class Checkpoint:
     name: str
     """`open_checkpoint(name)` opens the same weights again: a hub id has its commit here."""
     path: Path
+    """Directory of config and tokenizer, or the .gguf file; of an address, copies in a temporary
+    directory."""
     files: SafetensorsFiles | GgufFile
 
     @property
@@ -80,11 +99,6 @@ class Checkpoint:
     def config(self) -> ModelConfig:
         """Shape of the model. ValueError for a field that we cannot honour."""
         return self.files.config
-
-    @property
-    def weight_files(self) -> list[Path]:
-        """The files that hold the weights."""
-        return self.files.weight_files
 
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer. The embedding may lack rows for its last ids (Gemma 3)."""

@@ -14,6 +14,7 @@ from decant.models.config import ModelConfig
 from decant.models.families import config_from_gguf
 from decant.models.text.gguf_tokenizer import tokenizer_files
 from decant.models.text.tokenizer import Tokenizer
+from decant.schemas.disk.identity import remembered_sha256s
 
 
 class GgufFile:
@@ -25,9 +26,19 @@ class GgufFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self.weight_files = [path]
+        self.where = str(path)
+        self.weight_files = [path.name]
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file.")
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the file."""
+        return self.path.stat().st_size
+
+    def weight_sha256s(self, *, memory: Path) -> dict[str, str]:
+        """Hash of the file by its name; the file `memory` keeps it between runs."""
+        return {self.path.name: remembered_sha256s([self.path], memory=memory)[0]}
 
     @cached_property
     def _header(self) -> GgufHeader:

@@ -47,7 +47,7 @@ def check_tensors(
     if problems:
         more = [f"… and {len(problems) - 10} more"] if len(problems) > 10 else []
         raise ValueError(
-            f"{files.path}: tensors do not fit the config (a family "
+            f"{files.where}: tensors do not fit the config (a family "
             f"'{config.family}' model of {config.num_layers} layers):\n  "
             + "\n  ".join(problems[:10] + more)
         )
@@ -66,7 +66,7 @@ def _tied_head(files: SafetensorsFiles | GgufFile) -> list[str]:
         return []
     if not np.array_equal(files.read(head), files.read(embedding)):
         raise ValueError(
-            f"{files.path}: tie_word_embeddings says that {head} is {embedding}, but the file "
+            f"{files.where}: tie_word_embeddings says that {head} is {embedding}, but the file "
             "holds another one. One of them is wrong: if the head was trained apart, set "
             "tie_word_embeddings to false."
         )

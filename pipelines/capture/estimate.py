@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from decant.models import Checkpoint
 from decant.pipelines.calibration.companions import fewer_numbers
 from decant.pipelines.calibration.sample import sample_tokens
 from decant.pipelines.capture.disk_space import free_bytes
@@ -31,8 +32,9 @@ from decant.pipelines.capture.step_inputs import (
 )
 from decant.pipelines.capture.trial_capture import TrialCapture
 from decant.pipelines.config import Precompute
+from decant.pipelines.rows.remote_files import place_of
 from decant.pipelines.rows.shard import TokeniseJob
-from decant.pipelines.rows.sources import InputShard, cut_shards
+from decant.pipelines.rows.sources import InputShard, SourceFile, cut_shards
 from decant.pipelines.rows.tokenise import tokenise_here
 from decant.pipelines.rows.unwritten import notices
 from decant.pipelines.teacher.batch_size import bytes_needed, device_bytes
@@ -43,6 +45,7 @@ from decant.schemas.host import memory_bytes
 from decant.schemas.manifest.manifest import Unit
 from decant.schemas.manifest.plan import PlannedRows
 from decant.schemas.signals import CountsSignal, LogitsSignal, RecordSignal
+from decant.store import is_url
 
 _TOKENISED_BYTES = 8 << 20
 """Whole shards are tokenised until they hold this many bytes, or the corpus ends."""
@@ -56,6 +59,14 @@ class SignalCost:
 
     files: int
     bytes: int
+
+
+@dataclass
+class RemoteCost:
+    """Files and bytes at an address that the capture reads."""
+
+    files: int = 0
+    bytes: int = 0
 
 
 @dataclass
@@ -77,6 +88,9 @@ class Estimate:
     """Rows of a full unit."""
     documents: dict[str, DocumentKind] = field(default_factory=dict)
     """The documents by kind: `text`, `chat` or `completion`."""
+    remote: dict[str, RemoteCost] = field(default_factory=dict)
+    """Source files by bucket or dataset; they are read twice, and once more to hash what a server
+    lists without its sha256. The teacher's files by its address; every worker reads its share."""
     signals: dict[str, SignalCost] = field(default_factory=dict)
     """By signal name; `rows` is one of them."""
     files: int = 0
@@ -119,6 +133,7 @@ def estimate(config: Precompute, *, console: Console) -> Estimate:
         job = _uncaptured_job(capture, cache)
         capture.teacher.write_tokenizer_and_config(cache)
         result, rows = _tokenise_sample(job)
+        result.remote = _remote_costs(job.sources, capture.teacher.checkpoint)
         part = PartLayout(cache / "measured")
         trial = TrialCapture(capture.config, capture.teacher, rows, rows_at=job.part, part=part)
         console.print(
@@ -153,6 +168,19 @@ def _uncaptured_job(capture: Capture, cache: Path) -> TokeniseJob:
         batch_rows=expected_batch_rows(capture.config.teacher, length=corpus.sequence_length),
         pieces=left[0].pieces,
     )
+
+
+def _remote_costs(sources: Sequence[SourceFile], teacher: Checkpoint) -> dict[str, RemoteCost]:
+    costs: dict[str, RemoteCost] = {}
+    for source in sources:
+        if is_url(source.path):
+            cost = costs.setdefault(place_of(source.path), RemoteCost())
+            cost.files += 1
+            cost.bytes += source.bytes
+    if is_url(teacher.name):
+        files = teacher.files
+        costs[teacher.name] = RemoteCost(len(files.weight_files), files.weight_bytes)
+    return costs
 
 
 def _tokenise_sample(job: TokeniseJob) -> tuple[Estimate, PlannedRows]:

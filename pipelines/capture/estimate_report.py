@@ -16,6 +16,8 @@ def print_estimate(total: Estimate, console: Console) -> None:
         f"{total.heldout_rows:,} of them held out, "
         f"{total.tokens:,} tokens, {total.units:,} units of {total.unit_rows:,} rows"
     )
+    for place, cost in total.remote.items():
+        console.print(f"from {place}: {cost.files:,} files, {size_text(cost.bytes)}", markup=False)
     _print_documents(total, console)
     table = Table("signal", "files", "bytes", "a token", box=SIMPLE_HEAD)
     for name, cost in total.signals.items():

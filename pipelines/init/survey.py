@@ -87,7 +87,7 @@ def look_at_teacher(name: str) -> TeacherFacts:
         title=checkpoint.title,
         family=config.family,
         parameters=parameters,
-        weight_bytes=sum(file.stat().st_size for file in checkpoint.weight_files),
+        weight_bytes=checkpoint.files.weight_bytes,
         kinds=_number_formats(checkpoint),
         layers=config.num_layers,
         width=config.hidden_size,

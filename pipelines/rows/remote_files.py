@@ -38,6 +38,14 @@ def matching_remote(pattern: str, *, passed_over: Refuse) -> tuple[list[Match], 
     return [_match(file, root) for file in found if not hidden[file.url]], True
 
 
+def place_of(url: str) -> str:
+    """The bucket or the dataset, at its commit, that an address leads to."""
+    if url.startswith(SCHEME):
+        return HubAddress.parse(url).dataset
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}"
+
+
 def open_remote(file: RemoteFile, *, until: int | None = None) -> io.BufferedReader:
     """The file's bytes. `until` is the end of those that are wanted, as far as known."""
     return io.BufferedReader(SequentialFile(_reader(file), file, until=until), BUFFER)
@@ -109,9 +117,8 @@ def _files_at(root: str) -> list[RemoteFile]:
 
 
 def _place(url: str) -> tuple[ObjectStore, str]:
-    scheme, _, rest = url.partition("://")
-    bucket, _, key = rest.partition("/")
-    return _store(f"{scheme}://{bucket}"), key
+    bucket = place_of(url)
+    return _store(bucket), url[len(bucket) + 1 :]
 
 
 @functools.lru_cache(maxsize=16)

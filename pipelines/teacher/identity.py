@@ -9,9 +9,10 @@ from decant.models.checkpoints.hub import HubId
 from decant.models.numerics import dtype_named, precision_for
 from decant.models.text.tokenizer import tokenizer_of
 from decant.schemas import Cache
-from decant.schemas.disk.identity import remembered_sha256s, teacher_id
+from decant.schemas.disk.identity import teacher_id
 from decant.schemas.manifest.manifest import Part
 from decant.schemas.manifest.plan import PlannedTeacher
+from decant.store import is_url
 
 
 def teacher_id_of(
@@ -22,10 +23,8 @@ def teacher_id_of(
     `vocabulary` is the number of ids that it predicts. The file `memory` keeps the weight files'
     hashes between runs.
     """
-    files = checkpoint.weight_files
-    digests = remembered_sha256s(files, memory=memory)
     return teacher_id(
-        weights={path.name: sha for path, sha in zip(files, digests, strict=True)},
+        weights=checkpoint.files.weight_sha256s(memory=memory),
         config=checkpoint.config.identity(),
         vocabulary=vocabulary,
         numerics=numerics(dtype, quantize),
@@ -65,8 +64,8 @@ def open_teacher_of(
         checkpoint = open_checkpoint(place, fetch=fetch or teacher is not None)
     except OSError as error:
         remedy = "If the teacher lies elsewhere now, say --teacher"
-        if not teacher and not fetch and HubId.parse(place):
-            remedy += "; to fetch what the cache's plan names from the hub, say --fetch"
+        if not teacher and not fetch and (HubId.parse(place) or is_url(place)):
+            remedy += "; to fetch what the cache's plan names, say --fetch"
         raise ValueError(f"{error} {remedy}.") from error
     own_id = teacher_id_of(
         checkpoint,

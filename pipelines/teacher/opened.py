@@ -26,7 +26,7 @@ class OpenedTeacher:
 
     @property
     def model(self) -> str:
-        """The absolute path or the hub id by which workers open the teacher."""
+        """The absolute path, the address or the hub id by which workers open the teacher."""
         name, path = self.checkpoint.name, self.checkpoint.path
         return str(path.absolute()) if Path(name) == path else name
 
@@ -64,7 +64,7 @@ def open_teacher(asked: config.Teacher, *, plan: Path) -> OpenedTeacher:
     for name, token in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)):
         if token is not None and token >= teacher.vocabulary:
             raise ValueError(
-                f"{checkpoint.path}: {name} has id {token}, but the embedding has only "
+                f"{checkpoint.files.where}: {name} has id {token}, but the embedding has only "
                 f"{teacher.vocabulary} rows; this tokenizer belongs to another model"
             )
     return teacher

@@ -56,7 +56,7 @@ def test_a_saved_model_opens_as_the_same_model(tmp_path, change):
     save_directory(model, tmp_path, {"tokenizer.json": b"{}"})
     again = open_checkpoint(tmp_path)
     assert again.config == model.config
-    assert again.weight_files == [tmp_path / "model.safetensors"]
+    assert again.files.weight_files == ["model.safetensors"]
     np.testing.assert_array_equal(final_states(again.load()), final_states(model))
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "config.json",

@@ -178,7 +178,7 @@ def test_an_index_that_leads_out_of_its_directory_is_refused(tmp_path, file):
     directory = indexed(tmp_path / "model", {"model.norm.weight": file})
     message = rf"index.json: tensor 'model.norm.weight' is in {re.escape(repr(file))}; expected"
     with pytest.raises(ValueError, match=message):
-        _ = open_checkpoint(directory).weight_files
+        _ = open_checkpoint(directory).files.weight_files
     with pytest.raises(ValueError, match=message):
         _weights(directory)
 
@@ -188,7 +188,7 @@ def test_a_broken_index_is_named(tmp_path, index):
     directory = indexed(tmp_path, {})
     (directory / "model.safetensors.index.json").write_bytes(index)
     with pytest.raises(ValueError, match=r"model.safetensors.index.json: "):
-        _ = open_checkpoint(directory).weight_files
+        _ = open_checkpoint(directory).files.weight_files
 
 
 def test_weights_may_be_links_to_files_but_not_to_devices(tmp_path):
@@ -200,7 +200,7 @@ def test_weights_may_be_links_to_files_but_not_to_devices(tmp_path):
     (directory / "model.safetensors").unlink()
     (directory / "model.safetensors").symlink_to("/dev/zero")
     with pytest.raises(FileNotFoundError, match=r"neither model.safetensors nor"):
-        _ = open_checkpoint(directory).weight_files
+        _ = open_checkpoint(directory).files.weight_files
 
 
 def safetensors(entries, data=bytes(16), length=None):

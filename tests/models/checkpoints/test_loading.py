@@ -144,8 +144,8 @@ def test_int8_weights_cannot_be_saved(tmp_path):
 
 def test_a_slice_of_a_bfloat16_tensor_can_be_read():
     checkpoint = open_checkpoint(GOLDEN / "gemma2")
-    (file,) = checkpoint.weight_files
-    whole = load_file(file)
+    (file,) = checkpoint.files.weight_files
+    whole = load_file(checkpoint.path / file)
     name = "model.layers.1.self_attn.q_proj.weight"
     part = checkpoint.files.read(name, (slice(8, 16), slice(0, 5)))
     np.testing.assert_array_equal(part, whole[name][8:16, :5])

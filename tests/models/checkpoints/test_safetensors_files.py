@@ -32,7 +32,7 @@ def test_a_checkpoint_in_several_files_is_read_through_its_index(directory):
     (directory / "model.safetensors").unlink()
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     checkpoint = open_checkpoint(directory)
-    assert [f.name for f in checkpoint.weight_files] == sorted(set(home.values()))
+    assert checkpoint.files.weight_files == sorted(set(home.values()))
     np.testing.assert_array_equal(final_states(checkpoint.load()), whole)
 
 

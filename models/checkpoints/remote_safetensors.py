@@ -1,0 +1,161 @@
+"""A .safetensors file in a bucket, read by range: its header, then what is asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from decant.store.objects import ObjectStore
+
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_LENGTH = 8
+"""Bytes of the number of bytes of the header."""
+_LONGEST_HEADER = 100_000_000
+_PIECE = 32 << 20
+"""Bytes of a request."""
+_REQUESTS = 8
+"""Requests under way at once."""
+
+
+class Tensor(NamedTuple):
+    """A tensor as the header describes it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    """Byte of the file at which it begins."""
+    end: int
+
+
+class RemoteSafetensors:
+    """One file, with what `SafetensorsFiles` uses of `safetensors.safe_open`.
+
+    ValueError if the header is damaged. StoreError if the bucket refuses or cannot be reached, and
+    its ChangedError if the file is another one than it was.
+    """
+
+    def __init__(self, store: ObjectStore, key: str, *, bytes: int, etag: str):
+        self._store, self._key, self._bytes, self._etag = store, key, bytes, etag
+        try:
+            self._tensors = self._header()
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ValueError(
+                f"{store.url}/{key}: weights cannot be read: {error}. Upload the file again if it "
+                "was cut short."
+            ) from error
+
+    def keys(self) -> list[str]:
+        """Names of the tensors."""
+        return list(self._tensors)
+
+    def get_slice(self, name: str) -> Slice:
+        """A tensor of which nothing is read yet."""
+        return Slice(self, self._tensors[name])
+
+    def get_tensor(self, name: str) -> np.ndarray:
+        """All elements of a tensor."""
+        return self.get_slice(name)[()]
+
+    def read(self, start: int, end: int) -> np.ndarray:
+        """The bytes [start, end) of the file, by several requests at once."""
+        data = np.empty(end - start, np.uint8)
+
+        def fetch(at: int) -> None:
+            length = min(_PIECE, end - at)
+            piece = self._store.get(self._key, start=at, length=length, etag=self._etag)
+            data[at - start : at - start + length] = np.frombuffer(piece, np.uint8)
+
+        starts = range(start, end, _PIECE)
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            each = pool.map if len(starts) > 1 else map
+            for _ in each(fetch, starts):
+                pass
+        return data
+
+    def _header(self) -> dict[str, Tensor]:
+        if self._bytes < _LENGTH:
+            raise ValueError(f"{self._bytes} bytes are no .safetensors file")
+        length = int.from_bytes(self.read(0, _LENGTH).tobytes(), "little")
+        first = _LENGTH + length
+        if length > _LONGEST_HEADER or first > self._bytes:
+            raise ValueError(f"a header of {length:,} bytes in a file of {self._bytes:,}")
+        header = json.loads(self.read(_LENGTH, first).tobytes())
+        if not isinstance(header, dict):
+            raise ValueError("its header is no JSON object")
+        header.pop("__metadata__", None)
+        tensors = {name: _tensor(name, entry, first) for name, entry in header.items()}
+        at = first
+        for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start):
+            if tensor.start != at:
+                raise ValueError(f"tensor {name} does not begin where the one before it ends")
+            at = tensor.end
+        if at != self._bytes:
+            raise ValueError(f"its tensors end at byte {at:,}, but it has {self._bytes:,}")
+        return tensors
+
+
+class Slice:
+    """A tensor of a file, of which an index reads a part."""
+
+    def __init__(self, file: RemoteSafetensors, tensor: Tensor):
+        self._file, self._tensor = file, tensor
+
+    def get_shape(self) -> list[int]:
+        """Its shape."""
+        return list(self._tensor.shape)
+
+    def get_dtype(self) -> str:
+        """How its numbers are stored, such as "BF16"."""
+        return self._tensor.dtype
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        """The elements at `index`, contiguous slices.
+
+        Of the first axis only the rows in `index` are read. Rows are read whole: a request costs
+        as much time as some hundred kilobytes, and a share's part of a row is shorter.
+        """
+        tensor, dtype = self._tensor, _DTYPES[self._tensor.dtype]
+        if not tensor.shape:
+            return self._rows(0, 1, dtype).reshape(())
+        rows = index[0] if index else slice(None)
+        first, last, _ = rows.indices(tensor.shape[0])
+        inner = index[1:]
+        if all(s.indices(n)[:2] == (0, n) for s, n in zip(inner, tensor.shape[1:], strict=False)):
+            return self._rows(first, last, dtype)
+        blocks = [self._rows(*block, dtype)[:, *inner] for block in self._blocks(first, last)]
+        return np.concatenate(blocks)
+
+    def _blocks(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """Runs of rows of about as many bytes as are requested at once."""
+        row = (self._tensor.end - self._tensor.start) // max(self._tensor.shape[0], 1)
+        step = max(1, _REQUESTS * _PIECE // max(row, 1))
+        return ((at, min(at + step, last)) for at in range(first, last, step))
+
+    def _rows(self, first: int, last: int, dtype: np.dtype[Any]) -> np.ndarray:
+        inner = self._tensor.shape[1:]
+        row, last = math.prod(inner) * dtype.itemsize, max(first, last)
+        start = self._tensor.start
+        data = self._file.read(start + first * row, start + last * row)
+        return data.view(dtype).reshape(last - first, *inner)
+
+
+def _tensor(name: str, entry: dict[str, Any], first: int) -> Tensor:
+    shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
+    numbers = (*shape, start, end)
+    if not all(isinstance(n, int) and n >= 0 for n in numbers) or end < start:
+        raise ValueError(f"tensor {name} has impossible places")
+    known = _DTYPES.get(entry["dtype"])
+    if known and math.prod(shape) * known.itemsize != end - start:
+        raise ValueError(f"tensor {name} has {end - start:,} bytes, which do not fit its shape")
+    return Tensor(str(entry["dtype"]), shape, first + start, first + end)
