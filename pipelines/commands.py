@@ -41,7 +41,7 @@ class Init(LongCommand):
     """
 
     teacher: str = field(metadata=IS_MODEL)
-    """A Hugging Face directory, a `.gguf` file, a hub id or `embedded`."""
+    """A Hugging Face directory, here or in a bucket, a `.gguf` file, a hub id or `embedded`."""
     corpus: tuple[str, ...] = field(metadata=IS_CORPUS)
     """Files, folders or globs, as `corpus.files` of `precompute`; or `embedded`."""
     out: Path = field(default=Path("precompute.toml"), metadata=IS_OUTPUT)

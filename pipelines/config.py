@@ -99,9 +99,10 @@ class Teacher:
     """The model whose outputs are stored."""
 
     model: str = field(default="embedded", metadata=IS_MODEL)
-    """A Hugging Face directory, a `.gguf` file, or a hub id (`owner/name`, `owner/name@revision` or
-    `owner/name/file.gguf`), whose commit the first run fixes. `embedded` is SmolLM2-135M-Instruct.
-    """
+    """A Hugging Face directory, on this machine or in a bucket (`s3://bucket/model`, `gs://…`), of
+    which each worker reads its share; a `.gguf` file; or a hub id (`owner/name`,
+    `owner/name@revision` or `owner/name/file.gguf`), whose commit the first run fixes. `embedded`
+    is SmolLM2-135M-Instruct."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of matmul operands. Normalisation, softmax and all sums are always float32."""
     batch_rows: Annotated[int | Literal["auto"] | None, Bounds(1, 1 << 16)] = None

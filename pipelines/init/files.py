@@ -8,6 +8,7 @@ from pathlib import Path
 from decant.pipelines.init.choices import Choice, Choices
 from decant.pipelines.init.survey import CorpusFacts, TeacherFacts
 from decant.schemas.disk.sizes import size_text
+from decant.store import is_url
 
 TRAIN = "train.toml"
 """Name of the student's file, beside the capture's."""
@@ -145,8 +146,9 @@ def _chosen(name: str, choice: Choice) -> str:
 
 
 def _from(folder: Path, name: str) -> str:
-    """A path or glob of the working directory, for a file in `folder`; a hub id as it is."""
-    is_name = not Path(name).exists() and not glob.has_magic(name)
+    """A path or glob of the working directory, for a file in `folder`; addresses and hub ids as
+    they are."""
+    is_name = is_url(name) or not (Path(name).exists() or glob.has_magic(name))
     return name if is_name or folder.resolve() == Path.cwd() else str(Path.cwd() / name)
 
 
