@@ -70,7 +70,7 @@ class Verify(LongCommand):
     teacher: str | None = field(default=None, metadata=IS_MODEL)
     """Where the teacher is now. Unset: where the cache's plan says."""
     fetch: bool = False
-    """Fetch the teacher from the hub if the plan names a hub id that is not on this machine. A
+    """Fetch the teacher if the plan names a hub id that is not on this machine, or a bucket. A
     cache that somebody else made decides what that is."""
     repair: bool = False
     """Capture the units with damaged or missing files again."""

@@ -43,6 +43,7 @@ def test_the_cache_is_that_of_a_local_copy(settings, tmp_path):
     assert there == here
 
 
+@pytest.mark.slow
 def test_a_capture_that_was_killed_goes_on_elsewhere_without_reading_the_corpus(
     settings, tmp_path, bucket, monkeypatch
 ):
