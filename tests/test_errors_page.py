@@ -6,7 +6,10 @@ from functools import cache
 
 from tests.paths import ROOT
 
-PACKAGES = ("schemas", "models", "pipelines", "trainer", "decant/command_line", "decant/foreign.py")
+PACKAGES = (
+    *("schemas", "models", "pipelines", "trainer"),
+    *("decant/command_line", "decant/store", "decant/foreign.py"),
+)
 ENTRY = re.compile(r"^- (`.+?`): ", re.M | re.S)
 QUOTED = re.compile(r"`((?:[^`]|`\w+`)+?)`(?=,|$)")
 

@@ -213,8 +213,10 @@ def listed(pattern: str, refuse: Refuse, passed_over: Refuse) -> list[Match]:
                 passed_over(match.name, why)
         matches = [match for match in matches if not unreadable(match.name)]
     if not matches:
-        here = "" if is_url(pattern) else f" (from {Path.cwd()})"
-        raise FileNotFoundError(f"corpus.files: {pattern!r} matches no file{here}")
+        where = "matches no file"
+        if not is_url(pattern):
+            where = f"matches no file (from {Path.cwd()})"
+        raise FileNotFoundError(f"corpus.files: {pattern!r} {where}")
     return matches
 
 
