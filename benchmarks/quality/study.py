@@ -163,8 +163,7 @@ def precompute_config(study: Study, capture: str) -> Precompute:
             "heldout": study.heldout,
         },
         "teacher": {"model": _place(path, study.teacher), "dtype": study.teacher_dtype},
-        # What a capture does not name it does not hold, whatever the defaults are.
-        "signals": {"logits": {"counts": 0, "sketch": {"rank": 0}, **CAPTURES[capture]}},
+        "signals": {"logits": CAPTURES[capture]},
     }
     write_toml(path, settings, comment=f"decant precompute {path.name}")
     return _read(Precompute, path)
