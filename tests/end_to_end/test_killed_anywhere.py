@@ -225,7 +225,8 @@ def with_all(root: Path) -> list[str]:
 def logits_only(root: Path) -> list[str]:
     """The command without the signals that can be added later."""
     flags = with_all(root)
-    return [*flags[: flags.index("--signals.hidden.layers")], flags[-1]]
+    neither = ["--signals.logits.counts=0", "--signals.logits.sketch.rank=0"]
+    return [*flags[: flags.index("--signals.hidden.layers")], *neither, flags[-1]]
 
 
 @pytest.mark.slow
