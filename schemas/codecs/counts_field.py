@@ -90,11 +90,13 @@ def decode(
     if (entries.sizes[alone] == 0).any() or rest.min() < 0 or (rest[alone] == 0).any():
         raise ValueError(f"counts of a position do not sum to {draws}")
     counts[first[alone]] = rest[alone]
-    held = np.arange(entries.sizes.max(initial=0)) < entries.sizes[:, None]
-    keys = np.full((len(head), held.shape[1] + head.k), _NONE)
-    keys[:, : held.shape[1]][held] = _keys(ids, counts)
-    keys[:, held.shape[1] :] = np.where(of_head > 0, _keys(head.ids, of_head), _NONE)
-    return _by_id(keys, draws=draws)
+    widest = int(entries.sizes.max(initial=0))
+    keys = np.full((len(head), widest + head.k), _NONE)
+    slots = np.repeat((widest + head.k) * np.arange(len(head)) - first, entries.sizes)
+    slots += np.arange(len(ids))
+    keys.reshape(-1)[slots] = _keys(ids, counts)
+    keys[:, widest:] = np.where(of_head > 0, _keys(head.ids, of_head), _NONE)
+    return _by_id(keys, held=entries.sizes + np.count_nonzero(of_head, axis=1), draws=draws)
 
 
 def _sections(block: Block, *, k: int) -> tuple[list[bytes], list[bytes]]:
@@ -120,7 +122,7 @@ def _stored(entries: Entries, has_head: Bool[np.ndarray, " n"]) -> Bool[np.ndarr
         return np.ones(len(entries.first), bool)
     stored = ~entries.first
     if has_head.any():
-        stored |= has_head.take(entries.position)
+        stored |= np.repeat(has_head, entries.sizes)
     return stored.take(entries.order)
 
 
@@ -162,21 +164,29 @@ def _decode_counts(
 
 
 def _keys(ids: Integer[np.ndarray, "..."], counts: Int64[np.ndarray, "..."]) -> np.ndarray:
-    """An id above its count, uint32, so that sorting keys sorts ids."""
-    return ids.astype(np.uint32) << np.uint32(_COUNT_BITS) | counts.astype(np.uint32)
+    """An id above its count, less one: uint32. Sorting keys sorts ids; count 0 of id 0 is last."""
+    keys = ids.astype(np.uint32)
+    keys <<= np.uint32(_COUNT_BITS)
+    keys += counts.astype(np.uint32)
+    keys -= np.uint32(1)
+    return keys
 
 
-def _by_id(keys: np.ndarray, *, draws: int) -> Counts:
-    """The counts in keys [n, w], ids ascending. ValueError for an id that a position has twice."""
-    width = int((keys != _NONE).sum(axis=1).max())
+def _by_id(keys: np.ndarray, *, held: Int64[np.ndarray, " n"], draws: int) -> Counts:
+    """The counts in keys [n, w] of positions with `held` ids, ids ascending.
+
+    ValueError for an id that a position has twice.
+    """
+    width = int(held.max())
     keys.sort(axis=1)
     keys = np.ascontiguousarray(keys[:, :width])
     ids = keys >> np.uint32(_COUNT_BITS)
-    empty = keys == _NONE
-    if ((ids[:, 1:] == ids[:, :-1]) & ~empty[:, 1:]).any():
+    # Neighbours that are both empty are alike too.
+    if np.count_nonzero(ids[:, 1:] == ids[:, :-1]) > np.maximum(width - held - 1, 0).sum():
         raise ValueError("an id occurs twice in one position's counts")
+    keys += np.uint32(1)  # an empty slot becomes 0
+    np.right_shift(keys, np.uint32(_COUNT_BITS), out=ids)
     keys &= np.uint32((1 << _COUNT_BITS) - 1)
-    ids[empty] = keys[empty] = 0
     return Counts(ids.view(np.int32), keys.view(np.int32), draws)
 
 

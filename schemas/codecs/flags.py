@@ -17,6 +17,7 @@ from decant.schemas.codecs.streams import (
     fill_columns,
     gather_columns,
     grid,
+    spans,
 )
 
 
@@ -36,14 +37,14 @@ def decode_flags(sections: Sequence[bytes], *, counts: Sequence[int]) -> Bool[np
 
 
 def stable_order(
-    kinds_of: Integer[np.ndarray, " total"], sizes: Sequence[int], *, kinds: int
+    kinds_of: Integer[np.ndarray, " total"], sizes: Sequence[int]
 ) -> Int64[np.ndarray, " total"]:
-    """Entries record by record, in each by kind (below `kinds`); record i has `sizes[i]`."""
-    # numpy sorts 16 bits by radix, in a third of the time of more bits.
-    dtype = np.uint16 if len(sizes) * kinds <= 1 << 16 else np.int64
-    keys = np.repeat(kinds * np.arange(len(sizes)), sizes).astype(dtype)
-    keys += kinds_of.astype(dtype)
-    return np.argsort(keys, kind="stable")
+    """Entries record by record, in each by kind (at most 255); record i has `sizes[i]`."""
+    keys, order = kinds_of.astype(np.uint8), np.empty(len(kinds_of), np.int64)
+    for span in spans(sizes):
+        # numpy sorts eight bits by one counting pass, and a record stays in the processor's cache.
+        np.add(np.argsort(keys[span], kind="stable"), span.start, out=order[span])
+    return order
 
 
 def count_flags(flags: Bool[np.ndarray, " total"], sizes: Sequence[int]) -> list[int]:

@@ -134,7 +134,7 @@ def _expected(
     distance = np.minimum(part, _STEPS - 1 - part)
     # Above one draw the error of the head's own log-probabilities blurs the distance.
     kind = distance + (step >= _STEPS) * np.int32(_STEPS // 2)
-    order = stable_order(kind, sizes, kinds=_STEPS)
+    order = stable_order(kind, sizes)
     step = step.take(order)
     up = step >> _SHIFT - 1 & 1
     nearest = (step >> _SHIFT) + up

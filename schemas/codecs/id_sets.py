@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64, Integer
+from jaxtyping import Bool, Int64, Integer
 
 from decant.schemas.codecs import numbers
 from decant.schemas.codecs.block import Tables
@@ -42,7 +42,7 @@ _EDGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512,
 """Where the next kind of a size, or of a place in a set, begins."""
 KINDS = len(_EDGES) + 1
 _LARGEST = 1024
-_KIND = np.searchsorted(_EDGES, np.arange(_LARGEST + 1), side="right").astype(np.intp)
+_KIND = np.searchsorted(_EDGES, np.arange(_LARGEST + 1), side="right").astype(np.int16)
 _PRIOR = 4.0
 """Weight, in entries, of all contexts with the same place in each context."""
 
@@ -52,8 +52,6 @@ class Entries:
     """The ids of all sets, one after another, and the order in which their streams are stored."""
 
     sizes: Int64[np.ndarray, " n"]
-    position: Int32[np.ndarray, " all"]
-    """The position of each id."""
     order: Int64[np.ndarray, " all"]
     """Ids in the order in which streams store them: record by record, in each by context."""
     first: Bool[np.ndarray, " all"]
@@ -68,13 +66,13 @@ class Entries:
         """Of sets with these sizes; record i has `records[i]` positions."""
         sizes = sizes.astype(np.int64)
         ends = np.cumsum(sizes)
-        position = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-        place = np.arange(len(position)) - np.repeat(ends - sizes, sizes)
+        place = np.arange(sizes.sum(), dtype=np.int32)
+        place -= np.repeat((ends - sizes).astype(np.int32), sizes)
         context = np.repeat(KINDS * _KIND[sizes], sizes)
         context += _KIND.take(place)
         of_record = np.diff(ends[np.cumsum(records) - 1], prepend=0).tolist()
-        order = stable_order(tables["contexts"].take(context), of_record, kinds=256)
-        return cls(sizes, position, order, place == 0, of_record)
+        order = stable_order(tables["contexts"].take(context), of_record)
+        return cls(sizes, order, place == 0, of_record)
 
 
 def fit(sets: Integer[np.ndarray, "n w"], *, vocabulary: int) -> dict[str, np.ndarray]:
@@ -168,15 +166,16 @@ def decode(
     book = codebook(tables, vocabulary=vocabulary + 1)
     if chosen.max() >= book.orders:
         raise ValueError(f"order {chosen.max()} of {book.orders}")
-    places = np.empty(sum(of_record), np.int64)
+    # The sum over all sets may wrap around; a difference of two of them does not.
+    places = np.empty(sum(of_record), np.uint32)
     places[entries.order] = gather_columns(numbers.decode(symbols, raw), of_record)[0]
     places += ~entries.first
     np.cumsum(places, out=places)
-    before = np.concatenate([[0], places])[np.cumsum(sizes) - sizes]
-    places -= before[entries.position]
+    before = np.concatenate([np.zeros(1, np.uint32), places]).take(np.cumsum(sizes) - sizes)
+    places -= np.repeat(before, sizes)
     if places.max(initial=0) >= book.depth + vocabulary:
         raise ValueError("a place is outside the vocabulary")
-    (ids,) = book.ids(places.astype(np.int32)[None], chosen=chosen[entries.position])
+    (ids,) = book.ids(places.view(np.int32)[None], chosen=np.repeat(chosen, sizes))
     if ids.max(initial=0) >= vocabulary:
         raise ValueError(f"id {ids.max()} in a vocabulary of {vocabulary}")
     return ids, entries

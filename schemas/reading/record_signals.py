@@ -148,7 +148,7 @@ class RecordSignals:
             )
             clear_targets(out, places[~held], signals=(name,))
             if records:
-                head = targets[held] if targets else None
+                head = targets if targets is None or held.all() else targets[held]
                 decoded = self.decode(name, part, records, head=head)
                 fill_companion(out, places[held], decoded)
 
