@@ -9,13 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from decant.command_line.arguments import sorted_arguments
 from decant.command_line.checks import COUNT, Bounds, Command
+<<<<<<< HEAD
 from decant.command_line.local_paths import IS_CACHE, IS_CORPUS, IS_MODEL, IS_OUTPUT, IS_RUN
+=======
+from decant.command_line.local_paths import (
+    IN_BUCKETS,
+    IS_CACHE,
+    IS_MODEL,
+    IS_OUTPUT,
+    IS_PATH,
+    IS_RUN,
+)
+>>>>>>> 7b5f1f6 (decant copy: a sealed cache to a bucket, out of it, or to another disk)
 from decant.command_line.result import LongCommand, Result, show
 from decant.command_line.settings import SWITCHES, parse
 from decant.foreign import tell
 from decant.pipelines.config import Precompute, Teacher, Tokenise
 from decant.progress import notices
 from decant.schemas.disk.sizes import size_text
+from decant.store.urls import url_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,6 +129,21 @@ class Merge(LongCommand):
     """Directory of the merged cache."""
     caches: tuple[Path, ...] = field(metadata=IS_CACHE)
     """The caches to merge."""
+
+
+@dataclass(frozen=True)
+class Copy(LongCommand):
+    """Copy a sealed cache to another directory, into a bucket (`s3://`, `gs://`) or out of one.
+
+    Every file is compared with the hash that the manifest has of it. The manifest is written last,
+    so a copy that was stopped is no cache; the same command goes on with what is missing. An older
+    state of the same cache at TARGET is brought up to date.
+    """
+
+    source: Path = field(metadata=IS_CACHE | IN_BUCKETS)
+    """The sealed cache: a directory, or an address such as `s3://bucket/cache`."""
+    target: Path = field(metadata=IS_CACHE | IS_OUTPUT | IN_BUCKETS)
+    """Where it goes: the same."""
 
 
 @dataclass(frozen=True)
@@ -318,6 +345,30 @@ def _merge(arguments: list[str]) -> int:
     return show(Result(line, document, next=[["decant", "inspect", config.output]]), config)
 
 
+def _copy(arguments: list[str]) -> int:
+    config = parse(
+        Copy, arguments, program="decant copy", about=("source", "target"), with_file=False
+    )
+    from decant.pipelines.upkeep.copy import copy
+
+    source, target = (str(url_of(path) or path) for path in (config.source, config.target))
+    copied = copy(source, target, console=notices(quiet=config.quiet))
+    document = {
+        "source": source,
+        "target": target,
+        "cache_id": copied.manifest.cache_id,
+        "files": copied.files,
+        "sent": copied.sent,
+        "bytes_sent": copied.bytes_sent,
+    }
+    line = (
+        f"copied {source} to {target}: {copied.sent:,} of {copied.files:,} files sent, "
+        f"{size_text(copied.bytes_sent)}; cache_id {copied.manifest.cache_id}"
+    )
+    following = [] if url_of(target) else [["decant", "verify", "--rows", "0", target]]
+    return show(Result(line, document, next=following), config)
+
+
 def _forget(arguments: list[str]) -> int:
     config = parse(Forget, arguments, program="decant forget", about=("cache",), with_file=False)
     if "--document" in arguments and not config.document:
@@ -423,6 +474,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "verify": _verify,
     "inspect": inspect,
     "merge": _merge,
+    "copy": _copy,
     "forget": _forget,
     "remove": _remove,
     "gc": _gc,

@@ -99,6 +99,13 @@ GUIDE = {
             ("decant train --cache runs/all", "A student of all parts."),
         ),
     ),
+    "copy": Guide(
+        (
+            ("decant copy runs/cache s3://bucket/cache", "Into a bucket."),
+            ("decant copy s3://bucket/cache runs/cache", "Out of it, or what is missing here."),
+            ("decant copy runs/cache /mnt/disk/cache", "To another disk, every file checked."),
+        ),
+    ),
     "forget": Guide(
         (
             ("decant forget runs/cache --source a.txt", "Every document of a file."),

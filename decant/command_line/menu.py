@@ -11,6 +11,7 @@ CACHES = {
     "verify": "check every file of a cache, and its targets against the teacher",
     "inspect": "show what a cache holds, or one row token by token",
     "merge": "make one cache of the parts of several",
+    "copy": "copy a sealed cache to a directory or a bucket",
     "forget": "take documents out of a cache",
     "remove": "unlink signals from a cache",
     "gc": "delete what a cache no longer names and overwrite what it forgot",

@@ -44,7 +44,8 @@ class Store(ABC):
         """The object's bytes, or `length` of them from `start`.
 
         FileNotFoundError if there is no such object. StoreError unless there are exactly `length`
-        bytes, with this `sha256` in hex; name what is known, because a bucket's answer may be cut.
+        bytes, with this `sha256` in hex. A whole object is right also without them; a range may
+        have wrong bytes unless its hash is known.
         """
 
     @abstractmethod

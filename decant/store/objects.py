@@ -56,6 +56,8 @@ class ObjectStore(Store):
         require_key(key)
 
         def once() -> bytes:
+            if not start and length is None and sha256 is None:
+                return self._read_whole(key)
             return self._checked(key, self._read(key, start, length, etag), length, sha256)
 
         return self._patiently(once, key, "read")
@@ -82,6 +84,16 @@ class ObjectStore(Store):
             told = f"{self.url}/{key}: changed since its first bytes were read"
             raise ChangedError(told) from None
 
+    def _read_whole(self, key: str) -> bytes:
+        """All bytes, of which nothing is known: they have the md5 that the store tells, or two
+        reads give the same."""
+        result = self.client.get(key)
+        data = bytes(result.bytes())
+        known = _md5_in(result.meta) == hashlib.md5(data, usedforsecurity=False).hexdigest()
+        if not known and data != bytes(self.client.get(key).bytes()):
+            raise _Failed("two reads gave different bytes", "soon")
+        return data
+
     def _checked(self, key: str, data: bytes, length: int | None, sha256: str | None) -> bytes:
         if length is not None and len(data) != length:
             raise _Failed(f"expected {length:,} bytes, got {len(data):,}", "soon")
@@ -104,9 +116,9 @@ class ObjectStore(Store):
             if "status code: 403" in str(error):
                 self.client.get_range(key, start=0, length=1)  # that answer says why
             raise
-        tag = (meta["e_tag"] or "").strip('"')
-        md5 = tag if re.fullmatch("[0-9a-f]{32}", tag) else ""
-        return Head(meta["size"], meta[self._version_name] or "", md5, meta["e_tag"] or "")
+        return Head(
+            meta["size"], meta[self._version_name] or "", _md5_in(meta), meta["e_tag"] or ""
+        )
 
     @property
     def wrong_version(self) -> str:
@@ -233,3 +245,9 @@ class ObjectStore(Store):
         if type(error).__module__.startswith("obstore") or isinstance(error, OSError):
             return _Failed(*trouble(str(error), scheme=self.scheme, doing=doing))
         raise error
+
+
+def _md5_in(meta: Any) -> str:
+    """The md5 that an ETag is for objects that were put in one piece; empty if it is none."""
+    tag = (meta["e_tag"] or "").strip('"')
+    return tag if re.fullmatch("[0-9a-f]{32}", tag) else ""

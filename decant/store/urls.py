@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 BUCKETS = ("s3", "gs")
 """Schemes that `open_store` opens."""
-# pathlib turns `gs://b` into `gs:/b`. One letter is a drive of Windows.
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
+# pathlib turns `gs://b` into `gs:/b`, and `gs://` into `gs:`. One letter is a drive of Windows.
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?:/+|$)")
 
 
 class BucketUrl(NamedTuple):

@@ -57,7 +57,11 @@ def read_json(path: Path, *, holds: str | None = None) -> dict[str, Any]:
 
     `holds` is a name that it must have: without it, another file was put in its place.
     """
-    data = inside.read_regular(path)
+    return parse_json(inside.read_regular(path), where=path, holds=holds)
+
+
+def parse_json(data: bytes, *, where: Path | str, holds: str | None = None) -> dict[str, Any]:
+    """As `read_json`, of the bytes of a file that `where` names in errors."""
     try:
         value = json.loads(data)
         checksum = value.pop("checksum")
@@ -65,11 +69,11 @@ def read_json(path: Path, *, holds: str | None = None) -> dict[str, Any]:
     # ValueError: not JSON, not UTF-8, or a lone surrogate, which JSON text can contain.
     # RecursionError: thousands of brackets.
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        raise ValueError(f"{path}: damaged, not the JSON object that was written") from None
+        raise ValueError(f"{where}: damaged, not the JSON object that was written") from None
     if computed != checksum:
-        raise ValueError(f"{path}: checksum mismatch; the file was damaged or edited")
+        raise ValueError(f"{where}: checksum mismatch; the file was damaged or edited")
     if holds is not None and holds not in value:
-        raise ValueError(f"{path}: without {holds!r}, so it is another file under this name")
+        raise ValueError(f"{where}: without {holds!r}, so it is another file under this name")
     return value
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from decant.schemas.disk.array_record import FileEntry, as_json, require_file
-from decant.schemas.disk.atomic import read_json, write_json
+from decant.schemas.disk.atomic import parse_json, write_json
 from decant.schemas.disk.identity import digest
+from decant.schemas.disk.inside import read_regular
 from decant.schemas.disk.layout import PartLayout
 from decant.schemas.disk.names import require_names, require_unit_numbers
 from decant.schemas.disk.shards import Shard
@@ -74,11 +75,16 @@ def valid_commit(part: Path, signal: str, unit: int) -> Commit | None:
 
 def load_commit(path: Path) -> Commit:
     """The commit at `path`; the files that it names are not checked. ValueError if damaged."""
-    value = read_json(path)
+    return parse_commit(read_regular(path), where=path)
+
+
+def parse_commit(data: bytes, *, where: Path | str) -> Commit:
+    """As `load_commit`, of the bytes of a file that `where` names in errors."""
+    value = parse_json(data, where=where)
     try:
         return _commit_from_json(value)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path}: not a commit: {error}") from error
+        raise ValueError(f"{where}: not a commit: {error}") from error
 
 
 def _commit_from_json(value: dict[str, Any]) -> Commit:

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from decant.schemas.disk import steps
 from decant.schemas.disk.array_record import FileEntry, as_json
-from decant.schemas.disk.atomic import read_json, write_json
+from decant.schemas.disk.atomic import parse_json, write_json
 from decant.schemas.disk.identity import digest
+from decant.schemas.disk.inside import read_regular
 from decant.schemas.disk.layout import JOURNAL, LOGITS, MANIFEST, ROWS
 from decant.schemas.disk.locks import changing
 from decant.schemas.disk.names import require_names, require_unit_numbers
@@ -263,19 +264,24 @@ def read_manifest(cache: Path, *, during_gc: bool = False) -> Manifest:
 
 
 def _read(path: Path) -> Manifest:
-    value = read_json(path)
+    return parse_manifest(read_regular(path), where=path)
+
+
+def parse_manifest(data: bytes, *, where: Path | str) -> Manifest:
+    """The manifest in the bytes of a `manifest.json`, which errors call `where`. ValueError."""
+    value = parse_json(data, where=where)
     if value.get("format") != FORMAT:
-        raise ValueError(f"{path}: format {value.get('format')!r}, expected {FORMAT!r}")
+        raise ValueError(f"{where}: format {value.get('format')!r}, expected {FORMAT!r}")
     version = value.pop("version", None)
     if version not in (1, VERSION):
         raise ValueError(
-            f"{path}: cache format version {version}, this release reads 1 and {VERSION}; "
+            f"{where}: cache format version {version}, this release reads 1 and {VERSION}; "
             "use the release that wrote it or a newer one"
         )
     try:
         return manifest_from_json(value)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path}: not a manifest of version {version}: {error}") from error
+        raise ValueError(f"{where}: not a manifest of version {version}: {error}") from error
 
 
 def _short(cache_id: str | None) -> str:

@@ -112,7 +112,10 @@ def test_a_hub_id_stays_and_a_folder_of_its_name_wins(tree):
 
 def test_an_address_stays_and_is_refused(tree, capsys):
     assert main(["precompute", write(tree, 'output = "gs://b/c"\n')]) == 1
-    assert "error: output is gs://b/c: a cache cannot be in a bucket yet" in capsys.readouterr().err
+    assert (
+        "error: output is gs://b/c: a cache cannot be made in a bucket yet"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_tilde_in_a_file_is_the_home_directory(tree, monkeypatch):

@@ -23,6 +23,7 @@ KINDS = {
     "verify": caches.Verify,
     "inspect": caches.Inspect,
     "merge": caches.Merge,
+    "copy": caches.Copy,
     "forget": caches.Forget,
     "remove": caches.Remove,
     "gc": caches.CollectGarbage,

@@ -49,6 +49,7 @@ def one_round(spoiled: ObjectStore, direct: ObjectStore, number: int) -> None:
     assert direct.get(key) == data
     assert not spoiled.create(key, other), "somebody else's bytes are there"
     assert direct.get(key) == data
+    assert spoiled.get(key) == data
     assert spoiled.get(key, sha256=hashlib.sha256(data).hexdigest()) == data
     assert spoiled.get(key, start=5_000, length=10_000, sha256=_sha(data[5_000:15_000]))
     head = spoiled.head(key)

@@ -1,0 +1,193 @@
+"""Copies a sealed cache between directories and buckets, file by file as its manifest names them.
+
+The manifest is written last, so a copy that was stopped is no cache. What is already there with the
+right bytes is not sent again.
+"""
+
+import contextlib
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+
+from decant.progress import progress
+from decant.schemas.disk.layout import MANIFEST, ROWS, TOKENIZER
+from decant.schemas.disk.locks import changing
+from decant.schemas.manifest.cache_files import CacheFile, cache_files, claims
+from decant.schemas.manifest.manifest import Manifest, parse_manifest, read_manifest
+from decant.store import Store, StoreError, open_store, url_of
+from decant.store.posix import PosixStore
+
+Item = TypeVar("Item")
+_AT_ONCE = 4
+"""Files under way. Each is held in memory, and a unit may have 300 MB."""
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What a copy did."""
+
+    manifest: Manifest
+    files: int
+    """Files of the cache, the manifest included."""
+    sent: int
+    """Those that were written; the others were there."""
+    bytes_sent: int
+
+
+def copy(source: str | Path, target: str | Path, *, console: Console | None = None) -> Copied:
+    """Copy the sealed cache at `source` to `target`; each is a directory or a bucket's address.
+
+    ValueError if `source` is no sealed cache or a merged one, if a file of it is damaged, or if
+    something else lies at `target`. StoreError if a bucket cannot be used. Run again after an
+    error: only what is missing is sent.
+    """
+    source, target = url_of(source) or Path(source), url_of(target) or Path(target)
+    if not isinstance(source, str):
+        read_manifest(source)  # its errors say what is wrong with a directory
+    origin = open_store(source)
+    try:
+        sealed = origin.get(MANIFEST)
+    except FileNotFoundError:
+        raise ValueError(f"{source}: not a sealed cache, there is no {MANIFEST} in it") from None
+    manifest = parse_manifest(sealed, where=f"{source}/{MANIFEST}")
+    _require_own_parts(manifest, source)
+    if not isinstance(target, str) and not isinstance(source, str):
+        _require_apart(source, target)
+    with contextlib.nullcontext() if isinstance(target, str) else changing(target):
+        job = _Copy(origin, open_store(target, writing=True), manifest, sealed)
+        return job.run(console)
+
+
+def _require_own_parts(manifest: Manifest, source: str | Path) -> None:
+    others = [part.path for part in manifest.parts if part.in_other_cache]
+    if others:
+        raise ValueError(
+            f"{source}: a merged cache, whose part {others[0]} lies in another cache. Copy the "
+            "caches that it was merged from, and merge the copies"
+        )
+
+
+def _require_apart(source: Path, target: Path) -> None:
+    inner, outer = target.resolve(), source.resolve()
+    if inner == outer or outer in inner.parents or inner in outer.parents:
+        raise ValueError(f"{target}: lies in {source} or around it; name another directory")
+
+
+class _Copy:
+    """One copy: where from, where to, and what was done."""
+
+    def __init__(self, source: Store, target: Store, manifest: Manifest, sealed: bytes):
+        self.source = source
+        self.target = target
+        self.manifest = manifest
+        self.sealed = sealed
+
+    def run(self, console: Console | None) -> Copied:
+        """Claim the target, send the files, seal."""
+        held = self._held()
+        claimed = [self._claim(file, replace=held is not None) for file in self._claims()]
+        if held not in (None, self.sealed):
+            # Its files are replaced one by one, so from here on it is no cache.
+            self.target.delete(MANIFEST)
+            held = None
+        units = sum(len(part.units) for part in self.manifest.parts)
+        with progress("copy", total=units, unit="units", console=console) as count:
+            sizes = [*claimed]
+            for file, size in _in_parallel(self._send, self._files()):
+                sizes.append(size)
+                count.add(f"/{ROWS}/" in file.key)
+        if held is None and not self.target.create(MANIFEST, self.sealed):
+            raise ValueError(f"{self.target.url}: another cache was sealed there meanwhile")
+        sent = [size for size in sizes if size is not None] + [len(self.sealed)] * (held is None)
+        return Copied(self.manifest, len(sizes) + 1, len(sent), sum(sent))
+
+    def _held(self) -> bytes | None:
+        """The target's manifest. ValueError if it is of another cache."""
+        try:
+            held = self.target.get(MANIFEST)
+        except FileNotFoundError:
+            return None
+        there = parse_manifest(held, where=f"{self.target.url}/{MANIFEST}")
+        if not set(there.rows_ids) <= set(self.manifest.rows_ids):
+            raise ValueError(
+                f"{self.target.url}: holds another cache, {there.cache_id[:12]}, with rows that "
+                f"{self.source.url} lacks. Choose another place"
+            )
+        return held
+
+    def _claims(self) -> Iterator[CacheFile]:
+        return claims(self.manifest, self._read)
+
+    def _claim(self, file: CacheFile, *, replace: bool) -> int | None:
+        """Write what says which capture a part's directory is for. ValueError if it is taken."""
+        if replace:
+            return self._send(file)
+        data = self._read(file.key)
+        if not self.target.create(file.key, data):
+            raise ValueError(
+                f"{self.target.url}/{file.key}: belongs to another capture, which has not "
+                "finished. Choose another place, or delete it"
+            )
+        return len(data)
+
+    def _files(self) -> Iterator[CacheFile]:
+        yield from cache_files(self.manifest, self._read)
+        if not self.manifest.tokenizer_files:
+            # Begun before release 0.8, which wrote no hashes of them: all that lie there.
+            for key, _ in self.source.list(TOKENIZER):
+                yield CacheFile(key, hashlib.sha256(self._read(key)).hexdigest())
+
+    def _read(self, key: str) -> bytes:
+        return self._sound(lambda: self.source.get(key))
+
+    def _send(self, file: CacheFile) -> int | None:
+        """Write a file, unless it is there; the bytes that were written, or None."""
+        head = self.target.head(file.key)
+        is_file = head is not None and isinstance(self.target, PosixStore)
+        if is_file and _sha256(self.target.get(file.key)) == file.sha256:
+            return None
+        data = self._sound(lambda: self.source.get(file.key, length=file.bytes, sha256=file.sha256))
+        if head and head.md5 == hashlib.md5(data, usedforsecurity=False).hexdigest():
+            return None
+        self.target.put(file.key, data)
+        return len(data)
+
+    def _sound(self, read: Callable[[], bytes]) -> bytes:
+        """What `read` returns; ValueError if a file of a directory is missing or damaged."""
+        try:
+            return read()
+        except (FileNotFoundError, StoreError) as error:
+            if not isinstance(self.source, PosixStore):
+                raise
+            raise ValueError(
+                f"{error}. `decant verify {self.source.url}` says what else is damaged"
+            ) from None
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _in_parallel(
+    act: Callable[[CacheFile], Item], files: Iterable[CacheFile]
+) -> Iterator[tuple[CacheFile, Item]]:
+    """(file, what `act` returns), in order, with a few under way; after an error no more begin."""
+    waiting: deque[tuple[CacheFile, Future[Item]]] = deque()
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        try:
+            for file in files:
+                waiting.append((file, pool.submit(act, file)))
+                while len(waiting) > 2 * _AT_ONCE:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            for done, future in waiting:
+                yield done, future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

@@ -1,0 +1,218 @@
+"""`copy`: a cache goes to a bucket and back byte by byte; a stopped copy is no cache."""
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from decant.__main__ import main
+from decant.pipelines.upkeep.copy import copy
+from decant.pipelines.upkeep.merge import merge
+from decant.pipelines.upkeep.remove import remove_signals
+from decant.pipelines.verification.structure import check_structure
+from decant.schemas import open_cache
+from decant.schemas.manifest.manifest import read_manifest, write_manifest
+from decant.store import open_store
+from tests.making.fault_proxy import FaultProxy
+from tests.making.grown import hashes
+from tests.paths import environment
+
+
+@pytest.fixture
+def cache(grown, tmp_path) -> Path:
+    """A cache of two parts with records, states and maps, and without its lock files."""
+    shutil.copytree(
+        grown.root / "cache", tmp_path / "cache", ignore=shutil.ignore_patterns("*.lock")
+    )
+    return tmp_path / "cache"
+
+
+def files_of(cache: Path) -> dict[str, str]:
+    return {name: sha for name, sha in hashes(cache).items() if not name.endswith(".lock")}
+
+
+def test_to_a_bucket_and_back_it_has_the_same_bytes_and_nothing_is_sent_twice(
+    cache, bucket, tmp_path
+):
+    before = files_of(cache)
+    for folder in ("parts/0000/work", "parts/0002/rows", "gc"):
+        (cache / folder).mkdir(parents=True)
+        (cache / folder / "left-over").write_bytes(b"belongs to no sealed cache")
+    there = copy(cache, bucket)
+    assert there.sent == there.files == len(before)
+    back = copy(bucket, tmp_path / "back")
+    assert files_of(tmp_path / "back") == before
+    assert back.sent == len(before)
+    assert back.bytes_sent == there.bytes_sent
+    assert check_structure(tmp_path / "back", read_manifest(tmp_path / "back")).problems == []
+    for source, target in ((cache, bucket), (bucket, tmp_path / "back"), (bucket, f"{bucket}-2")):
+        again = copy(source, target)
+        assert again.files == len(before)
+        assert again.sent == (len(before) if target == f"{bucket}-2" else 0)
+    assert copy(tmp_path / "back", tmp_path / "third").sent == len(before)
+    assert files_of(tmp_path / "third") == before
+
+
+DYING = """
+import os, signal, sys
+from decant.pipelines.upkeep.copy import copy
+from decant.store.base import Store
+from decant.store.objects import ObjectStore
+from decant.store.posix import PosixStore
+left = int(sys.argv[3])
+def dying(write):
+    def until(*arguments):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(*arguments)
+    return until
+kind = ObjectStore if "://" in sys.argv[2] else PosixStore
+kind.put, kind.create = dying(kind.put), dying(kind.create)
+copy(sys.argv[1], sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("left", [1, 20, -1])
+@pytest.mark.parametrize("place", ["bucket", "directory"])
+def test_killed_in_the_middle_it_is_no_cache_and_the_next_run_sends_the_rest(
+    cache, bucket, tmp_path, place, left
+):
+    before = files_of(cache)
+    target = bucket if place == "bucket" else str(tmp_path / "target")
+    # A bucket is first written to by the two writes of the probe.
+    writes = (left if left > 0 else len(before) - 1) + (2 if place == "bucket" else 0)
+    command = [sys.executable, "-c", DYING, str(cache), target, str(writes)]
+    assert subprocess.run(command, env=environment()).returncode == -signal.SIGKILL
+    with pytest.raises(ValueError, match=r"not sealed|not a sealed cache"):
+        copy(target, tmp_path / "elsewhere")
+    rest = copy(cache, target)
+    # Four files are under way at a time, so a few more or fewer may be there.
+    assert abs(len(before) - rest.sent - min(left % len(before), len(before) - 1)) <= 4
+    copy(target, tmp_path / "back")
+    assert files_of(tmp_path / "back") == before
+
+
+def test_a_damaged_file_is_named_and_never_copied_and_one_at_the_target_is_mended(
+    cache, bucket, tmp_path
+):
+    copy(cache, bucket)
+    file = cache / "parts/0000/rows/unit-00000.array_record"
+    key = file.relative_to(cache).as_posix()
+    right = file.read_bytes()
+    wrong = right[:-1] + bytes([right[-1] ^ 1])
+    open_store(bucket).put(key, wrong)
+    with pytest.raises(OSError, match=rf"{key}: has other bytes"):
+        copy(bucket, tmp_path / "back")
+    assert not (tmp_path / "back/manifest.json").exists()
+    assert copy(cache, bucket).sent == 1
+    assert open_store(bucket).get(key) == right
+    file.write_bytes(wrong)
+    with pytest.raises(ValueError, match=rf"{key}: has other bytes.*decant verify {cache}"):
+        copy(cache, tmp_path / "target")
+    file.unlink()
+    with pytest.raises(ValueError, match=rf"{key}.*decant verify {cache}"):
+        copy(cache, tmp_path / "target")
+    assert not (tmp_path / "target/manifest.json").exists()
+
+
+def test_a_commit_that_was_not_sealed_is_refused(cache, tmp_path):
+    commits = cache / "parts/0000/commits"
+    shutil.copy(commits / "logits-unit-00001.json", commits / "logits-unit-00000.json")
+    with pytest.raises(ValueError, match=r"unit-00000\.json: is not the commit that was sealed"):
+        copy(cache, tmp_path / "target")
+
+
+def test_an_older_state_is_brought_up_to_date_and_another_cache_is_left_alone(
+    cache, bucket, tmp_path
+):
+    shutil.copytree(cache, tmp_path / "older")
+    manifest = read_manifest(cache)
+    first = dataclasses.replace(manifest, parts=manifest.parts[:1])
+    write_manifest(tmp_path / "older", first, replaces=manifest.cache_id)
+    sent = copy(tmp_path / "older", bucket).sent
+    grown = copy(cache, bucket)
+    assert grown.sent == grown.files - sent + 1, "what the second part has, and the manifest"
+    with pytest.raises(ValueError, match=r"holds another cache.* Choose another place"):
+        copy(tmp_path / "older", bucket)
+    remove_signals(cache, ["attention/1"])
+    assert copy(cache, bucket).sent == 1
+    copy(bucket, tmp_path / "back")
+    assert open_cache(tmp_path / "back").manifest == read_manifest(cache)
+
+
+def test_an_unfinished_capture_at_the_target_is_left_alone(cache, tmp_path):
+    request = tmp_path / "target/parts/0000/request.json"
+    request.parent.mkdir(parents=True)
+    request.write_text("another capture's")
+    with pytest.raises(ValueError, match="belongs to another capture, which has not finished"):
+        copy(cache, tmp_path / "target")
+    assert hashes(tmp_path / "target").keys() - {".seal.lock"} == {"parts/0000/request.json"}
+
+
+def test_the_tokenizer_of_a_cache_without_its_hashes_is_copied_too(cache, bucket, tmp_path):
+    manifest = read_manifest(cache)
+    old = dataclasses.replace(manifest, tokenizer_files={})
+    write_manifest(cache, old, replaces=manifest.cache_id)
+    copy(cache, bucket)
+    copy(bucket, tmp_path / "back")
+    assert files_of(tmp_path / "back") == files_of(cache)
+
+
+def test_what_cannot_be_copied_is_refused_with_the_reason(cache, bucket, tmp_path):
+    merge(tmp_path / "merged", [cache])
+    with pytest.raises(ValueError, match=r"a merged cache, whose part .* Copy the caches"):
+        copy(tmp_path / "merged", bucket)
+    for target in (cache, cache / "inside", tmp_path):
+        with pytest.raises(ValueError, match="name another directory"):
+            copy(cache, target)
+    with pytest.raises(ValueError, match=f"{bucket}/none: not a sealed cache"):
+        copy(f"{bucket}/none", tmp_path / "x")
+    with pytest.raises(ValueError, match="no such cache directory"):
+        copy(tmp_path / "none", bucket)
+    with pytest.raises(ValueError, match="supported: a local path, s3://, gs://"):
+        copy(cache, "ftp://host/cache")
+
+
+def test_a_link_in_the_target_is_not_followed(cache, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target/parts").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is a link"):
+        copy(cache, tmp_path / "target")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_spoiled_on_the_way_the_copy_has_the_same_bytes(
+    cache, bucket, tmp_path, s3_server, monkeypatch
+):
+    proxy = FaultProxy(s3_server.endpoint, share=0.15)
+    with proxy.serving() as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        copy(cache, bucket)
+        copy(bucket, tmp_path / "back")
+    assert proxy.done.total() > 10
+    assert files_of(tmp_path / "back") == files_of(cache)
+
+
+def test_the_command_says_what_it_sent(cache, bucket, tmp_path, capsys, monkeypatch):
+    assert main(["copy", str(cache), bucket, "--quiet"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"copied {cache} to {bucket}: ")
+    assert main(["copy", bucket, str(tmp_path / "back"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["source"], document["files"]) == (bucket, len(files_of(cache)))
+    assert main(["copy", "s3://", str(tmp_path / "back")]) == 1
+    assert "'' cannot be the name of a bucket" in capsys.readouterr().err
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    assert main(["copy", bucket, str(tmp_path / "back")]) == 1
+    error = capsys.readouterr().err
+    assert "error: " in error
+    assert "the credentials are wrong. Check AWS_ACCESS_KEY_ID" in error
