@@ -9,18 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from decant.command_line.arguments import sorted_arguments
 from decant.command_line.checks import COUNT, Bounds, Command
-<<<<<<< HEAD
-from decant.command_line.local_paths import IS_CACHE, IS_CORPUS, IS_MODEL, IS_OUTPUT, IS_RUN
-=======
 from decant.command_line.local_paths import (
     IN_BUCKETS,
     IS_CACHE,
+    IS_CORPUS,
     IS_MODEL,
     IS_OUTPUT,
-    IS_PATH,
     IS_RUN,
 )
->>>>>>> 7b5f1f6 (decant copy: a sealed cache to a bucket, out of it, or to another disk)
 from decant.command_line.result import LongCommand, Result, show
 from decant.command_line.settings import SWITCHES, parse
 from decant.foreign import tell
