@@ -133,7 +133,7 @@ def estimate(config: Precompute, *, console: Console) -> Estimate:
         job = _uncaptured_job(capture, cache)
         capture.teacher.write_tokenizer_and_config(cache)
         result, rows = _tokenise_sample(job)
-        result.remote = _remote_costs(job.sources, capture.teacher.checkpoint)
+        result.remote = remote_costs(job.sources, capture.teacher.checkpoint)
         part = PartLayout(cache / "measured")
         trial = TrialCapture(capture.config, capture.teacher, rows, rows_at=job.part, part=part)
         console.print(
@@ -170,7 +170,8 @@ def _uncaptured_job(capture: Capture, cache: Path) -> TokeniseJob:
     )
 
 
-def _remote_costs(sources: Sequence[SourceFile], teacher: Checkpoint) -> dict[str, RemoteCost]:
+def remote_costs(sources: Sequence[SourceFile], teacher: Checkpoint) -> dict[str, RemoteCost]:
+    """What lies at addresses, by bucket or dataset; the teacher by its address."""
     costs: dict[str, RemoteCost] = {}
     for source in sources:
         if is_url(source.path):

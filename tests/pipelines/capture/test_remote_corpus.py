@@ -3,10 +3,15 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from decant.models import Checkpoint
+from decant.pipelines.capture.estimate import RemoteCost, remote_costs
 from decant.pipelines.capture.job import precompute
+from decant.pipelines.rows.sources import SourceFile
 from decant.schemas.disk.steps import Step
 from decant.store import open_store
 from decant.store.objects import ObjectStore
@@ -41,6 +46,26 @@ def test_the_cache_is_that_of_a_local_copy(settings, tmp_path):
     assert len(written.pop("remote")["digests"]) == 12
     assert written | {"checksum": ""} == plain | {"checksum": ""}
     assert there == here
+
+
+def test_a_plan_names_what_lies_at_addresses_and_how_much():
+    def source(path: str, size: int) -> SourceFile:
+        return SourceFile("name", path, size, "")
+
+    commit = f"hf://datasets/o/n@{'a' * 40}"
+    sources = [
+        *(source("/here/a.txt", 1), source("s3://b/x/a.txt", 2), source("s3://b/y.txt", 3)),
+        *(source("gs://b/a.txt", 4), source(f"{commit}/a/b.txt", 5)),
+    ]
+    files = SimpleNamespace(weight_files=["model.safetensors"], weight_bytes=100)
+    here, there = (
+        cast(Checkpoint, SimpleNamespace(name=name, files=files)) for name in ("/m", "s3://b/m")
+    )
+    of_corpus = {
+        "s3://b": RemoteCost(2, 5), "gs://b": RemoteCost(1, 4), commit: RemoteCost(1, 5)
+    }  # fmt: skip
+    assert remote_costs(sources, here) == of_corpus
+    assert remote_costs(sources, there) == of_corpus | {"s3://b/m": RemoteCost(1, 100)}
 
 
 @pytest.mark.slow

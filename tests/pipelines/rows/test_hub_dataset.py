@@ -10,7 +10,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from decant.pipelines.capture.remote_corpus import kept_remote, pinned_corpus
+from decant.pipelines.config import Corpus, SourceGroup
 from decant.pipelines.rows.hub_address import HubAddress
+from decant.schemas.disk.layout import part_layout
+from decant.schemas.manifest.request import Remote, claim
 from tests.making.caches import tiny_settings
 from tests.making.hub_server import Hub
 from tests.models.checkpoints.test_hub import environment
@@ -168,6 +172,26 @@ def test_errors_of_the_hub_are_one_message_each(hub, tmp_path):
     assert "matches no file" in errors[3]
     assert "matches no file" in errors[4]
     assert all("\n" not in error for error in errors)
+
+
+def test_the_first_commit_and_all_hashes_stand_in_the_requests_of_the_parts(tmp_path):
+    def begin(number: int, remote: Remote | None) -> None:
+        path = part_layout(tmp_path, number).request
+        claim(path, {}, sources=[], settings={}, cache=tmp_path, remote=remote)
+
+    assert not kept_remote(tmp_path)
+    begin(0, None)  # as of a local corpus, or of an older release
+    assert "remote" not in json.loads(part_layout(tmp_path, 0).request.read_text())
+    begin(1, Remote({DATASET: "a" * 40}, {"s3://b/x 1 2": "x"}))
+    begin(2, Remote({DATASET: "b" * 40, f"{DATASET}@v2": "c" * 40}, {"s3://b/y 1 2": "y"}))
+    kept = kept_remote(tmp_path)
+    assert kept.revisions == {DATASET: "a" * 40, f"{DATASET}@v2": "c" * 40}
+    assert kept.digests == {"s3://b/x 1 2": "x", "s3://b/y 1 2": "y"}
+    groups = (SourceGroup(files=(f"{DATASET}/*", "here/*")), SourceGroup(files=("s3://b/*",)))
+    corpus, revisions = pinned_corpus(Corpus(sources=groups), kept.revisions)
+    assert corpus.sources[0].files == (f"{DATASET}@{'a' * 40}/*", "here/*")
+    assert corpus.sources[1].files == ("s3://b/*",)
+    assert revisions == {DATASET: "a" * 40}
 
 
 def precompute(root: Path, env: dict[str, str]) -> subprocess.CompletedProcess:
