@@ -160,10 +160,13 @@ class _PartOverwrite:
     def _write_row(self, stored: Mapping[str, bytes], row: Row) -> list[bytes]:
         """The records of a row with targets only where `row` still has them, in this order."""
         where = f"{self.layout.root}, a row with forgotten documents"
-        signal, shape = self.part.logits, {"vocabulary": self.vocabulary}
-        tables = self.reader.tables(self.part, LOGITS)
+        signal = self.part.logits
+        shape = {
+            "tables": self.reader.tables(self.part, LOGITS),
+            "vocabulary": self.vocabulary,
+        }
         opened = open_logits(stored[LOGITS], where=where, length=self.length, spec=signal)
-        levels = decode_logits([opened], tables=tables, normalised=False, **shape)
+        levels = decode_logits([opened], normalised=False, **shape)
         scored = opened.scored & row.loss_mask
         kept = scored[opened.scored]
         logits = encode_logits(
@@ -171,14 +174,13 @@ class _PartOverwrite:
             row_key=row.key,
             scored=scored,
             profile=signal.profile,
-            tables=tables,
             **shape,
         )
         # Counts are coded together with the head, as a reader of the new record decodes it.
         again = open_logits(logits, where=where, length=self.length, spec=signal)
         heads = (
-            decode_logits([opened], tables=tables, **shape),
-            decode_logits([again], tables=tables, **shape),
+            decode_logits([opened], **shape),
+            decode_logits([again], **shape),
         )
         records = [logits]
         for name, data in stored.items():

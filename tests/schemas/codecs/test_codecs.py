@@ -104,6 +104,17 @@ def any_targets(draw) -> tuple[Targets, int]:
     return targets, vocabulary
 
 
+@pytest.mark.parametrize("profile", ["fast", "compact"])
+@settings(deadline=None, max_examples=60)
+@given(case=any_targets())
+def test_what_was_decoded_without_normalising_is_encoded_to_the_same_bytes(profile, case):
+    targets, vocabulary = case
+    shared = {"vocabulary": vocabulary, "tables": tables_for(profile, vocabulary, targets.k)}
+    blocks = encode(profile, targets, **shared)
+    stored = decode([blocks], positions=[len(targets)], k=targets.k, normalised=False, **shared)
+    assert encode(profile, stored, **shared) == blocks
+
+
 @settings(deadline=None, max_examples=60)
 @given(any_targets())
 def test_lossless_keeps_every_bit(case):
