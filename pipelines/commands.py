@@ -91,8 +91,8 @@ class Inspect(Command):
     With --html as pages for a browser, which need no server.
     """
 
-    cache: Path = field(metadata=IS_CACHE)
-    """The sealed cache."""
+    cache: Path = field(metadata=IS_CACHE | IN_BUCKETS)
+    """The sealed cache: a path, or an address such as `s3://bucket/cache`."""
     row: Annotated[int | None, Bounds(0)] = None
     """Show this row, token by token, instead of the whole cache."""
     html: Path | None = field(default=None, metadata=IS_OUTPUT)

@@ -37,7 +37,8 @@ LEVELS = {
         ["urls", "base", "troubles"],
         ["patience", "credentials", "posix"],
         ["clients", "objects"],
-        ["opening"],
+        ["opening", "mirrored_file"],
+        ["mirror"],
         ["__init__"],
     ],
     "schemas": [

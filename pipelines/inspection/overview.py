@@ -63,7 +63,11 @@ class Overview:
 
 def overview_page(shown: Overview) -> str:
     """The page's HTML."""
-    name = "/".join(shown.cache.path.resolve().parts[-2:])
+    name = (
+        shown.cache.address
+        if shown.cache.mirror
+        else "/".join(shown.cache.path.resolve().parts[-2:])
+    )
     values = {
         "title": escaped(f"Cache {name}"),
         "style": style(),
@@ -89,14 +93,14 @@ def overview_page(shown: Overview) -> str:
         "rows": "\n".join(_row(entry) for entry in shown.entries),
         "counted": escaped(_counted(shown)),
         "sources": _sources(shown.sources),
-        "next": escaped("\n".join(next_commands(shown.cache.path))),
+        "next": escaped("\n".join(next_commands(shown.cache))),
     }
     return page((Path(__file__).parent / "overview.html").read_text("utf-8"), values)
 
 
-def next_commands(cache: Path) -> list[str]:
+def next_commands(cache: Cache) -> list[str]:
     """Commands that one may want after looking at a cache, each with a reason."""
-    path = shlex.quote(str(cache))
+    path = shlex.quote(cache.address)
     commands = {
         f"decant inspect {path} --row 0": "one row, token by token",
         f"decant inspect {path} --html pages": "pages for a browser",
@@ -104,6 +108,8 @@ def next_commands(cache: Path) -> list[str]:
         f"decant verify {path}": "is every file and target right?",
         f"decant train --cache {path} --run RUN": "train a student from it",
     }
+    if cache.mirror:
+        del commands[f"decant verify {path}"]  # reads every file, which must be on this machine
     width = max(map(len, commands))
     if width > _WIDEST:
         return [line for command, why in commands.items() for line in (f"# {why}", command)]

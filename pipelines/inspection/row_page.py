@@ -81,8 +81,9 @@ def row_page(
     # "<" is escaped, so that "</script>" in a name does not end the script.
     embedded = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
     heads = _columns(beside=beside)
+    name = cache.address if cache.mirror else cache.path.resolve().name
     values = {
-        "title": escaped(f"Row {row:,} of {cache.path.resolve().name}"),
+        "title": escaped(f"Row {row:,} of {name}"),
         "style": style(),
         "shading": "\n".join(_shading(views)),
         "nav": _navigation(neighbours),

@@ -70,7 +70,7 @@ def _show_cache(cache: Cache, console: Console, *, sampled: int | None) -> None:
     sample = sample_rows(cache, rows=sampled)
     units = [unit for part in cache.manifest.parts for unit in part.units]
     size = sum(entry.bytes for unit in units for entry in unit.files.values())
-    tell(f"{cache.path}: {size_text(size)}, cache_id {cache.manifest.cache_id[:16]}")
+    tell(f"{cache.address}: {size_text(size)}, cache_id {cache.manifest.cache_id[:16]}")
     console.print(f"teacher: {teacher_words(cache)}", markup=False)
     tell(f"rows of {cache.manifest.sequence_length:,} tokens, from {_sources(cache)}")
     for line in contents.group_lines(cache):
@@ -80,7 +80,7 @@ def _show_cache(cache: Cache, console: Console, *, sampled: int | None) -> None:
     for line in contents.left_out(cache):
         console.print(line, markup=False)
     tell("\nnext:")
-    for line in next_commands(cache.path):
+    for line in next_commands(cache):
         tell(f"  {line}")
 
 
@@ -106,7 +106,7 @@ def _show_row(
         html.write_text(page, "utf-8")
         tell(f"{html}: row {row}, {size_text(html.stat().st_size)}")
         return
-    tell(f"{cache.path}: row {row} of {len(cache):,}, {split_of(cache, row)}")
+    tell(f"{cache.address}: row {row} of {len(cache):,}, {split_of(cache, row)}")
     if student_name:
         tell(student_name)
     for line in origin_lines(origins):

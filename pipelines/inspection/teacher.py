@@ -9,7 +9,6 @@ from decant.models.checkpoints.hf_layout import CONFIG
 from decant.models.config import ModelConfig
 from decant.models.families import config_from_file, family_of
 from decant.schemas import Cache
-from decant.schemas.disk.layout import PartLayout
 from decant.schemas.manifest.plan import PlannedTeacher, read_plan
 
 _EMBEDDED = ": SmolLM2-135M-Instruct in 4 bits"
@@ -52,7 +51,7 @@ def _facts(cache: Cache) -> Iterator[tuple[str, str]]:
 def _planned(cache: Cache) -> PlannedTeacher | None:
     for part in cache.manifest.parts:
         try:
-            return read_plan(PartLayout(cache.path / part.path).plan).teacher
+            return read_plan(cache.plan_path(part)).teacher
         except (OSError, ValueError):
             continue
     return None

@@ -3,9 +3,11 @@
 A file that is missing, or that is not the committed file, is an error. It never reads as zeros.
 """
 
+import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ import tensorstore
 from decant.schemas.arrays.spec import METADATA, ArraySpec, metadata_bytes
 from decant.schemas.arrays.zarr3 import open_array, shared_context
 from decant.schemas.disk.shards import Shard, require_shard
+from decant.store.mirror import Mirror
+from decant.store.mirrored_file import MirroredFile
 
 _READ_BYTES = 128 << 20
 """Most bytes of one array that are being read at once, uncompressed."""
@@ -32,9 +36,14 @@ class ArrayReader:
         name: str,
         unit_rows: int,
         committed: Callable[[int], Iterable[Shard]],
+        mirror: Mirror | None = None,
     ):
-        """`name` names the array in errors; `committed(unit)` gives a unit's committed files."""
-        self._path = path
+        """`name` names the array in errors; `committed(unit)` gives a unit's committed files.
+
+        `mirror` fetches whole files, if `path` lies in it.
+        """
+        self._path, self._mirror = path, mirror
+        self._sizes: dict[int, dict[str, int]] = {}
         self._spec = spec
         self._name = name
         self._unit_rows = unit_rows
@@ -63,7 +72,12 @@ class ArrayReader:
         indices = np.asarray(indices, np.int64)
         if self._store is None:
             self._store = self._open()
-        for shard_row in np.unique(indices // self._spec.shard_rows).tolist():
+        # TensorStore opens files by their paths, so they must stay until it has read them.
+        holding = contextlib.ExitStack()
+        for file in self._mirrored(indices):
+            holding.enter_context(file.held())
+            file.ensure([(0, file.size)])
+        for shard_row in self._shard_rows(indices):
             if shard_row not in self._checked:
                 self._check(shard_row)
         into, store = tensorstore.array(out), self._store
@@ -73,11 +87,41 @@ class ArrayReader:
         started = deque(islice(reads, max(_READ_BYTES // row_bytes, 1)))
 
         def finish() -> None:
-            while started:
-                self._finish(*started.popleft())
-                started.extend(islice(reads, 1))
+            with holding:
+                while started:
+                    self._finish(*started.popleft())
+                    started.extend(islice(reads, 1))
 
         return finish
+
+    def fetch(self, indices: np.ndarray) -> list[Future]:
+        """Begin to fetch the files of these rows into the mirror; returns what to wait for."""
+        starts = [file.start([(0, file.size)]) for file in self._mirrored(indices)]
+        return [future for futures in starts for future in futures]
+
+    def forget(self, indices: np.ndarray) -> None:
+        """Fetch the files of these rows again when they are read next."""
+        for file in self._mirrored(indices):
+            file.forget()
+        self._checked -= {*self._shard_rows(indices)}
+
+    def _shard_rows(self, indices: np.ndarray) -> list[int]:
+        return np.unique(indices // self._spec.shard_rows).tolist()
+
+    def _mirrored(self, indices: np.ndarray) -> list[MirroredFile]:
+        """The files of these rows; none if they are on this machine."""
+        if self._mirror is None:
+            return []
+        files = []
+        for shard_row in self._shard_rows(indices):
+            if shard_row not in self._sizes:
+                unit = shard_row * self._spec.shard_rows // self._unit_rows
+                sizes = {shard.name: shard.bytes for shard in self._committed(unit)}
+                names = self._spec.shard_names(shard_row)
+                self._sizes[shard_row] = {name: sizes[name] for name in names if name in sizes}
+            for name, size in self._sizes[shard_row].items():
+                files.append(self._mirror.file(self._path / name, size))
+        return files
 
     def _finish(self, index: int, reading: Any) -> None:
         try:
@@ -105,6 +149,8 @@ class ArrayReader:
 
     def _open(self) -> Any:
         file = self._path / METADATA
+        if self._mirror:
+            self._mirror.whole(file)
         stored = file.read_bytes() if file.exists() else b""
         if stored != metadata_bytes(self._spec):
             raise ValueError(

@@ -6,9 +6,10 @@ itself raises no error for a missing file and leaves a file unfinished without c
 
 import dataclasses
 import hashlib
-import os
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from array_record.python import array_record_module  # pyright: ignore
 from decant.schemas.disk import steps
 from decant.schemas.disk.atomic import replacing
 from decant.schemas.disk.identity import file_sha256
-from decant.schemas.disk.record_file import RecordFile
+from decant.schemas.disk.record_file import Bytes, LocalBytes, RecordFile
+from decant.store.mirror import Mirror
 
 # group_size:1 so that one row can be read without decompressing its neighbours. Uncompressed,
 # because the payloads are compressed already.
@@ -65,12 +67,20 @@ def fingerprint_of(path: Path) -> str:
     No two files of a cache share it. The first record of a file of rows names its document; the
     first of a file of logits, its row. The last blocks list the size of every record.
     """
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        summary = hashlib.sha256(size.to_bytes(8, "little"))
-        summary.update(os.pread(file.fileno(), _FIRST, 0))
-        summary.update(os.pread(file.fileno(), _LAST, max(size - _LAST, 0)))
+    return _fingerprint(LocalBytes(path))
+
+
+def _fingerprint(contents: Bytes) -> str:
+    size = contents.size
+    summary = hashlib.sha256(size.to_bytes(8, "little"))
+    for begin, end in _identifying(size):
+        summary.update(contents.read(begin, end))
     return summary.hexdigest()[:16]
+
+
+def _identifying(size: int) -> list[tuple[int, int]]:
+    """The (begin, end) ranges of a file that its fingerprint covers. Its index is in the last."""
+    return [(0, min(_FIRST, size)), (max(size - _LAST, 0), size)]
 
 
 def write_records(path: Path, records: Sequence[bytes], *, kind: steps.File = "other") -> FileEntry:
@@ -107,34 +117,63 @@ class RecordReaders:
     """Random access to the records of many files, with at most `capacity` files open.
 
     An open ArrayRecord file holds a descriptor until it is closed, and a cache has thousands of
-    files.
+    files. Threads may share it: one that fetches ahead opens the files that another reads.
     """
 
-    def __init__(self, *, capacity: int = 64):
+    def __init__(self, *, capacity: int = 64, mirror: Mirror | None = None):
+        """`mirror` fetches what is read of the files, which lie in it. Unset: they are here."""
         self._open: OrderedDict[Path, RecordFile] = OrderedDict()
-        self._capacity = capacity
+        self._capacity, self._mirror = capacity, mirror
         self._checked: set[Path] = set()
+        self._lock = threading.Lock()
 
     def read(self, path: Path, indices: Sequence[int], *, expected: FileEntry) -> list[bytes]:
         """The records of `path` at `indices`. ValueError if the file differs from `expected`."""
         file = self._file(path, expected)
         return [file.read(i) for i in indices]
 
+    def start(self, path: Path, indices: Sequence[int], *, expected: FileEntry) -> list[Future]:
+        """Begin to fetch these records into the mirror; returns the requests to wait for."""
+        if self._mirror is None:
+            return []
+        extents = self._file(path, expected).extents(indices)
+        return self._mirror.file(path, expected.bytes).start(extents)
+
+    def forget(self, path: Path, expected: FileEntry) -> None:
+        """Fetch the file again when it is read next."""
+        if self._mirror is not None:
+            self._mirror.file(path, expected.bytes).forget()
+        with self._lock:
+            self._open.pop(path, None)
+            self._checked.discard(path)
+
     def _file(self, path: Path, expected: FileEntry) -> RecordFile:
-        if path in self._open:
-            self._open.move_to_end(path)
-            return self._open[path]
-        require_file(path, expected, whole=path not in self._checked)
-        file = RecordFile(path)
+        with self._lock:
+            if path in self._open:
+                self._open.move_to_end(path)
+                return self._open[path]
+        file = self._opened(path, expected)
         if len(file) != expected.records:
             raise ValueError(
                 f"{path}: expected {expected.records} records, got {len(file)}; the file is damaged"
             )
-        self._checked.add(path)
-        self._open[path] = file
-        if len(self._open) > self._capacity:
-            self._open.popitem(last=False)
+        with self._lock:
+            self._checked.add(path)
+            self._open[path] = file
+            if len(self._open) > self._capacity:
+                self._open.popitem(last=False)
         return file
+
+    def _opened(self, path: Path, expected: FileEntry) -> RecordFile:
+        if self._mirror is None:
+            require_file(path, expected, whole=path not in self._checked)
+            return RecordFile(path)
+        contents = self._mirror.file(path, expected.bytes)
+        with contents.held():
+            contents.ensure(_identifying(expected.bytes))
+            if path not in self._checked:
+                _require_fingerprint(path, contents, expected)
+            return RecordFile(path, contents)
 
 
 def require_file(path: Path, expected: FileEntry, *, whole: bool = True) -> None:
@@ -148,7 +187,12 @@ def require_file(path: Path, expected: FileEntry, *, whole: bool = True) -> None
         raise ValueError(
             f"{path}: expected {expected.bytes} bytes, got {path.stat().st_size}; it is damaged"
         )
-    if whole and expected.fingerprint and (got := fingerprint_of(path)) != expected.fingerprint:
+    if whole and expected.fingerprint:
+        _require_fingerprint(path, LocalBytes(path), expected)
+
+
+def _require_fingerprint(path: Path, contents: Bytes, expected: FileEntry) -> None:
+    if expected.fingerprint and (got := _fingerprint(contents)) != expected.fingerprint:
         raise ValueError(
             f"{path}: expected fingerprint {expected.fingerprint}, got {got}; it is damaged, or "
             "was exchanged for another file"

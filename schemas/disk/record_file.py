@@ -12,8 +12,9 @@ than its own bytes. The library's hashes are not checked, as every record has a 
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -28,22 +29,52 @@ _OFFSET_TAG = 8
 _LONGEST_VARINT = 9
 
 
-class RecordFile:
-    """An open file, closed when dropped. ValueError naming the file if its index is damaged."""
+@runtime_checkable
+class Bytes(Protocol):
+    """The bytes of an open file, on this machine or in a mirror of a bucket."""
+
+    size: int
+
+    def read(self, begin: int, end: int) -> bytes:
+        """The bytes from `begin` to `end`."""
+        ...
+
+
+class LocalBytes:
+    """A file on this machine, closed when dropped."""
 
     def __init__(self, path: Path):
-        self._path = path
         self._descriptor = os.open(path, os.O_RDONLY)
-        self._offsets = self._read_index(os.fstat(self._descriptor).st_size)
-
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
+        self.size = os.fstat(self._descriptor).st_size
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         # Not a file object: one that is dropped open warns. `close` is bound, because `os` may be
         # gone when an interpreter ends with a cache open.
         if hasattr(self, "_descriptor"):
             close(self._descriptor)
+
+    def read(self, begin: int, end: int) -> bytes:
+        """The bytes from `begin` to `end`."""
+        return os.pread(self._descriptor, end - begin, begin)
+
+
+class RecordFile:
+    """An open file. ValueError naming the file if its index is damaged."""
+
+    def __init__(self, path: Path, contents: Bytes | None = None):
+        """`contents` are those of the file `path`; unset, it is opened."""
+        self._path = path
+        self._contents = LocalBytes(path) if contents is None else contents
+        self._offsets = self._read_index(self._contents.size)
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def extents(self, numbers: Sequence[int]) -> list[tuple[int, int]]:
+        """Where the bytes of each of these records begin and end."""
+        return [
+            (int(self._offsets[n]), int(self._offsets[n + 1])) for n in numbers if n < len(self)
+        ]
 
     def read(self, number: int) -> bytes:
         """The record with this number. ValueError naming the file if its chunk is damaged."""
@@ -97,7 +128,7 @@ class RecordFile:
         return kind >> 8, data[at : at + bytes_of_sizes], values
 
     def _without_block_headers(self, begin: int, end: int) -> bytes:
-        raw = os.pread(self._descriptor, end - begin, begin)
+        raw = self._contents.read(begin, end)
         first = -begin % _BLOCK  # the first block header, from `begin`
         if first >= len(raw):
             return raw

@@ -13,6 +13,7 @@ from decant.schemas.disk.identity import file_sha256
 from decant.schemas.disk.layout import COUNTS, LOGITS, SKETCH, PartLayout
 from decant.schemas.signals import HiddenSignal, Signal, SketchSignal
 from decant.schemas.targets.sketch import NAMES
+from decant.store.mirror import Mirror
 
 _TABLE = {LOGITS: "logits-", COUNTS: "counts-table-", SKETCH: "sketch-table-"}
 """What the names of the codec tables of each signal begin with."""
@@ -44,9 +45,16 @@ def save_statistics(part: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, s
     return digests
 
 
-def load_statistic(part: Path, name: str, *, sha256: str) -> np.ndarray:
-    """The array in file `name`. ValueError if the file is missing or its hash is not `sha256`."""
+def load_statistic(
+    part: Path, name: str, *, sha256: str, mirror: Mirror | None = None
+) -> np.ndarray:
+    """The array in file `name`, fetched into the `mirror` in which the part lies, if any.
+
+    ValueError if the file is missing or its hash is not `sha256`.
+    """
     path = PartLayout(part).statistics / name
+    if mirror:
+        mirror.whole(path, sha256=sha256)
     if not path.is_file():
         raise ValueError(f"{path}: the manifest names this file, but it is missing")
     if file_sha256(path) != sha256:
@@ -81,15 +89,21 @@ def table_hashes(statistics: Mapping[str, str], *, signal: str = LOGITS) -> dict
 
 
 def load_tables(
-    part: Path, statistics: Mapping[str, str], *, vocabulary: int, signal: str = LOGITS
+    part: Path,
+    statistics: Mapping[str, str],
+    *,
+    vocabulary: int,
+    signal: str = LOGITS,
+    mirror: Mirror | None = None,
 ) -> Tables:
     """The tables of the signal's codec, read from a part's statistics (sha256 by file name).
 
+    `mirror` as for `load_statistic`.
     ValueError for a damaged file, or a table that does not fit `vocabulary` ids.
     """
     arrays = {
         name.removeprefix(_TABLE[signal]).removesuffix(".npy"): load_statistic(
-            part, name, sha256=sha
+            part, name, sha256=sha, mirror=mirror
         )
         for name, sha in table_hashes(statistics, signal=signal).items()
     }

@@ -1,13 +1,14 @@
 """Open a sealed cache and read rows with their signals as padded numpy arrays."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from decant.schemas.disk.array_record import RecordReaders
+from decant.schemas.disk.array_record import FileEntry, RecordReaders
 from decant.schemas.disk.layout import LOGITS, RECORDS, ROWS, SKETCH, TOKENIZER, PartLayout
 from decant.schemas.manifest.manifest import Manifest, Part, read_manifest
 from decant.schemas.manifest.statistics import load_statistic
@@ -15,24 +16,37 @@ from decant.schemas.manifest.tokenizer_files import tokenizer_files
 from decant.schemas.reading.forgetting import ForgottenDocuments, erase
 from decant.schemas.reading.merged_parts import refresh_parts
 from decant.schemas.reading.record_signals import COMPANIONS, RecordSignals
+from decant.schemas.reading.remote import fetch_tokenizer, open_remote
 from decant.schemas.records.logits import field_bytes
 from decant.schemas.records.rows import ROW_FIELDS, decode_row
 from decant.schemas.targets.prior import COUNTS, SUMS, TailPrior, log_prior
 from decant.schemas.targets.sketch import SketchHead
-from decant.store.urls import require_scheme
+from decant.store.mirror import Mirror
+from decant.store.urls import BUCKETS, is_url, require_scheme
 
 if TYPE_CHECKING:
     from decant.schemas.reading.signal_arrays import SignalArrays
 
 
-def open_cache(path: str | Path) -> "Cache":
+def open_cache(
+    path: str | Path, *, mirror: str | Path | None = None, mirror_bytes: int | None = None
+) -> "Cache":
     """Open the sealed cache at `path`, without reading rows or signals.
+
+    `path` may be an address, `s3://bucket/cache` or `gs://bucket/cache`. What is read of it is then
+    kept below the folder `mirror`, in sparse files. Unset: DECANT_MIRROR, else the user's cache
+    directory (`~/.cache/decant`). All mirrors there take at most `mirror_bytes` bytes, by default
+    half of what is free on the disk; what was not used for longest is deleted.
 
     Raises ValueError with the reason if the cache is unsealed, not a cache or of another format
     version, if its manifest is damaged, or if it refers to a part of another cache that is gone.
-    Addresses such as `s3://…` are refused.
+    StoreError, an OSError, if a bucket cannot be read or a mirror not be written.
     """
-    require_scheme(path, (), name="the cache")
+    require_scheme(path, BUCKETS, name="the cache")
+    if is_url(path):
+        place = Path(mirror) if mirror else None
+        manifest, opened = open_remote(path, place=place, most_bytes=mirror_bytes)
+        return Cache(opened.files, manifest, opened)
     path = Path(path)
     return Cache(path, refresh_parts(path, read_manifest(path)))
 
@@ -40,13 +54,17 @@ def open_cache(path: str | Path) -> "Cache":
 class Cache:
     """A sealed cache. Row numbers run from 0 over all parts and units, in manifest order."""
 
-    def __init__(self, path: Path, manifest: Manifest):
+    mirror: Mirror | None = None
+    """Fetches the files in `path`, if the cache is in a bucket."""
+
+    def __init__(self, path: Path, manifest: Manifest, mirror: Mirror | None = None):
         self.path = path
         self.manifest = manifest
+        self.mirror = mirror
         # The attributes below belong to this process: see __reduce__.
-        self._readers = RecordReaders()
+        self._readers = RecordReaders(mirror=mirror)
         self._paths: dict[tuple[int, str], Path] = {}
-        self._record_signals = RecordSignals(path, manifest)
+        self._record_signals = RecordSignals(path, manifest, mirror)
         self._arrays: dict[str, SignalArrays] = {}
         self._units = [(part, *pair) for part in manifest.parts for pair in part.numbered_units]
         counts = [unit.rows for _, _, unit in self._units]
@@ -57,15 +75,27 @@ class Cache:
 
     def __reduce__(self) -> tuple:
         # A worker process gets the manifest and opens its own files when it needs them.
-        return type(self), (self.path, self.manifest)
+        return type(self), (self.path, self.manifest, self.mirror)
 
     def __len__(self) -> int:
         return int(self._first_row[-1])
 
     @property
+    def address(self) -> str:
+        """Where the cache is: a path, or an address such as `s3://bucket/cache`."""
+        return self.mirror.url if self.mirror else str(self.path)
+
+    @property
     def tokenizer_path(self) -> Path:
         """Directory of the tokenizer, its chat template and the teacher's config."""
+        if self.mirror:
+            fetch_tokenizer(self.mirror, self.manifest)
         return self.path / TOKENIZER
+
+    def plan_path(self, part: Part) -> Path:
+        """The plan of a part."""
+        path = PartLayout(self.path / part.path).plan
+        return self.mirror.whole(path) if self.mirror else path
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """Contents of the files in `tokenizer_path` by name; links and devices are left out.
@@ -73,7 +103,7 @@ class Cache:
         ValueError if they are too large or the directory is a link; FileNotFoundError if there is
         none.
         """
-        return tokenizer_files(self.path)
+        return tokenizer_files(self.tokenizer_path.parent)
 
     def rows(
         self, split: Literal["train", "heldout"] | None = None, *, group: str | None = None
@@ -142,12 +172,88 @@ class Cache:
         numbers = np.asarray(rows, np.int64)
         self._require_rows(numbers)
         signals = self._with_targets(signals, targets)
+        if self.mirror is None:
+            return self._read(numbers, signals, decode=decode)
+        try:
+            return self._read_remote(numbers, signals, decode=decode)
+        except ValueError:
+            # The mirror may be damaged: what these rows need is fetched again, once.
+            self._forget(numbers, signals)
+        try:
+            return self._read_remote(numbers, signals, decode=decode)
+        except ValueError as error:
+            raise ValueError(f"{error} (fetched twice from {self.address})") from None
+
+    def fetch(
+        self,
+        rows: Sequence[int] | np.ndarray,
+        signals: Sequence[str] = (LOGITS,),
+        *,
+        targets: Collection[str] | None = None,
+    ) -> list[Future]:
+        """Begin to fetch what `read` needs into the mirror; returns what to wait for.
+
+        Neighbouring records are fetched by one request. Empty for a cache on this machine. Another
+        thread may read meanwhile. Raises as `read` does.
+        """
+        if self.mirror is None:
+            return []
+        numbers = np.asarray(rows, np.int64)
+        self._require_rows(numbers)
+        return self._fetch(numbers, self._with_targets(signals, targets))
+
+    def _fetch(self, numbers: np.ndarray, signals: Sequence[str]) -> list[Future]:
+        assert self.mirror is not None
+        at, offsets = self._places(numbers)
+        opening = [
+            self.mirror.opening.submit(self._readers.start, *which, expected=expected)
+            for which, expected in self._record_files(at, offsets, signals)
+        ]
+        futures = [future for opened in opening for future in opened.result()]
+        for name in signals:
+            if "/" in name:
+                futures += self._arrays_of(name).fetch(at, offsets)
+        return futures
+
+    def _forget(self, numbers: np.ndarray, signals: Sequence[str]) -> None:
+        at, offsets = self._places(numbers)
+        for (path, _), expected in self._record_files(at, offsets, signals):
+            self._readers.forget(path, expected)
+        for name in signals:
+            if "/" in name:
+                self._arrays_of(name).forget(at, offsets)
+
+    def _record_files(
+        self, at: np.ndarray, offsets: np.ndarray, signals: Sequence[str]
+    ) -> Iterator[tuple[tuple[Path, list[int]], FileEntry]]:
+        """((file, numbers of its records), its entry) of the records that rows need."""
+        logits = [LOGITS] if any(name in RECORDS for name in signals) else []
+        for name in dict.fromkeys([ROWS, *logits, *(n for n in RECORDS if n in signals)]):
+            for index in np.unique(at).tolist():
+                *_, unit = self._units[index]
+                numbers = offsets[at == index].tolist()
+                yield (self._record_file(index, name), numbers), unit.files[name]
+
+    def _places(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The unit of each row, and its offset there."""
+        at = np.searchsorted(self._first_row, numbers, side="right") - 1
+        return at, numbers - self._first_row[at]
+
+    def _read_remote(
+        self, numbers: np.ndarray, signals: Sequence[str], *, decode: bool
+    ) -> dict[str, np.ndarray]:
+        for future in self._fetch(numbers, signals):
+            future.result()
+        return self._read(numbers, signals, decode=decode)
+
+    def _read(
+        self, numbers: np.ndarray, signals: Sequence[str], *, decode: bool
+    ) -> dict[str, np.ndarray]:
         stored_in_records = [name for name in RECORDS if name in signals]
         out = self._allocate(len(numbers)) | self._record_signals.allocate(
             len(numbers), stored_in_records
         )
-        at = np.searchsorted(self._first_row, numbers, side="right") - 1
-        offsets = numbers - self._first_row[at]
+        at, offsets = self._places(numbers)
         # TensorStore's threads read arrays while this thread decodes records. A Python thread would
         # only take turns with this one.
         arrays = [
@@ -225,7 +331,7 @@ class Cache:
         root = self.path / part.path
         if file not in part.statistics:
             raise ValueError(f"{root}: the manifest has no hash of {file}")
-        matrix = load_statistic(root, file, sha256=part.statistics[file])
+        matrix = load_statistic(root, file, sha256=part.statistics[file], mirror=self.mirror)
         shape = (signal.teacher_width, signal.width)
         if matrix.shape != shape or matrix.dtype != np.float32 or not np.isfinite(matrix).all():
             raise ValueError(
@@ -239,7 +345,7 @@ class Cache:
         from decant.schemas.reading.signal_arrays import SignalArrays
 
         if name not in self._arrays:
-            self._arrays[name] = SignalArrays(self.path, self.manifest, name)
+            self._arrays[name] = SignalArrays(self.path, self.manifest, name, self.mirror)
         return self._arrays[name]
 
     def _records(self, name: str, at: np.ndarray, offsets: np.ndarray) -> list[tuple[bytes, str]]:
@@ -335,7 +441,8 @@ class Cache:
             )
         root = self.path / part.path
         prior = TailPrior(
-            load_statistic(root, SUMS, sha256=sums), load_statistic(root, COUNTS, sha256=counts)
+            load_statistic(root, SUMS, sha256=sums, mirror=self.mirror),
+            load_statistic(root, COUNTS, sha256=counts, mirror=self.mirror),
         )
         try:
             prior.require_possible(self.manifest.vocabulary_size)

@@ -37,6 +37,7 @@ from decant.schemas.records.padded import (
 from decant.schemas.signals import CountsSignal, SketchSignal
 from decant.schemas.targets.counts import Counts
 from decant.schemas.targets.targets import Targets
+from decant.store.mirror import Mirror
 
 COMPANIONS = {COUNTS: Kind.COUNTS, SKETCH: Kind.SKETCH}
 """Signals of the positions that `logits` scores, with the kind of their records."""
@@ -48,11 +49,11 @@ Records = Callable[[str], list[tuple[bytes, str]]]
 class RecordSignals:
     """Decodes records into the arrays of `Cache.read`."""
 
-    def __init__(self, cache: Path, manifest: Manifest):
-        self._cache = cache
+    def __init__(self, cache: Path, manifest: Manifest, mirror: Mirror | None = None):
+        self._cache, self._mirror = cache, mirror
         self._manifest = manifest
         self._tables_of: dict[tuple[str, str], Tables] = {}
-        self.heads = SketchHeads(cache, manifest)
+        self.heads = SketchHeads(cache, manifest, mirror)
 
     def allocate(self, n: int, names: Collection[str]) -> dict[str, np.ndarray]:
         """Uninitialised arrays for `n` rows of the signals `names`."""
@@ -223,6 +224,7 @@ class RecordSignals:
                 part.statistics,
                 vocabulary=self._manifest.vocabulary_size,
                 signal=name,
+                mirror=self._mirror,
             )
         return self._tables_of[part.path, name]
 

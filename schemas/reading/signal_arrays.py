@@ -1,6 +1,7 @@
 """Read one signal's arrays by row over all parts: hidden states or attention maps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from decant.schemas.manifest.manifest import Manifest, Part
 from decant.schemas.signals import AttentionSignal, RecordSignal, scale_name
 from decant.schemas.targets.attention import decode_log
 from decant.schemas.targets.hidden import decode_int8
+from decant.store.mirror import Mirror
 
 _MOST = 1.1
 """Probabilities are at most 1, within bfloat16's rounding."""
@@ -23,10 +25,10 @@ _MOST = 1.1
 class SignalArrays:
     """The arrays of one signal; a part's arrays are opened when a row of that part is read."""
 
-    def __init__(self, cache: Path, manifest: Manifest, name: str):
+    def __init__(self, cache: Path, manifest: Manifest, name: str, mirror: Mirror | None = None):
         signal = manifest.signals[name]
         assert not isinstance(signal, RecordSignal)
-        self._cache = cache
+        self._cache, self._mirror = cache, mirror
         self._manifest = manifest
         self._name = name
         self._signal = signal
@@ -48,14 +50,10 @@ class SignalArrays:
             name: np.empty((len(units), *spec.row), spec.numpy_dtype)
             for name, spec in self._specs(self._manifest.parts[0]).items()
         }
-        parts = np.searchsorted(self._first_unit, units, side="right") - 1
-        reading = []
-        for number in np.unique(parts):
-            part, slots = self._manifest.parts[number], np.flatnonzero(parts == number)
-            in_part = self._numbers[number][units[slots] - self._first_unit[number]]
-            indices = in_part * part.unit_rows + offsets[slots]
-            for name, reader in self._readers(part).items():
-                reading.append(reader.start(out[name], slots.tolist(), indices))
+        reading = [
+            reader.start(out[name], slots.tolist(), indices)
+            for name, reader, slots, indices in self._placed(units, offsets)
+        ]
 
         def finish() -> dict[str, np.ndarray]:
             for wait in reading:
@@ -64,6 +62,28 @@ class SignalArrays:
             return self._decoded(out) if decode else out
 
         return finish
+
+    def fetch(self, units: np.ndarray, offsets: np.ndarray) -> list[Future]:
+        """Begin to fetch what `start` reads into the mirror; returns what to wait for."""
+        placed = self._placed(units, offsets)
+        return [f for _, reader, _, indices in placed for f in reader.fetch(indices)]
+
+    def forget(self, units: np.ndarray, offsets: np.ndarray) -> None:
+        """Fetch the files of these rows again when they are read next."""
+        for _, reader, _, indices in self._placed(units, offsets):
+            reader.forget(indices)
+
+    def _placed(
+        self, units: np.ndarray, offsets: np.ndarray
+    ) -> Iterator[tuple[str, ArrayReader, np.ndarray, np.ndarray]]:
+        """(array, its reader, which of the rows are in it, their indices there)."""
+        parts = np.searchsorted(self._first_unit, units, side="right") - 1
+        for number in np.unique(parts):
+            part, slots = self._manifest.parts[number], np.flatnonzero(parts == number)
+            in_part = self._numbers[number][units[slots] - self._first_unit[number]]
+            indices = in_part * part.unit_rows + offsets[slots]
+            for name, reader in self._readers(part).items():
+                yield name, reader, slots, indices
 
     def _require_possible(
         self, out: dict[str, np.ndarray], units: np.ndarray, offsets: np.ndarray
@@ -118,6 +138,7 @@ class SignalArrays:
                     committed=lambda unit, name=name: self._committed(
                         layout, unit, sealed[unit].files[self._name]
                     )[name],
+                    mirror=self._mirror,
                 )
                 for name, spec in self._specs(part).items()
             }
@@ -138,6 +159,8 @@ class SignalArrays:
     ) -> dict[str, Sequence[Shard]]:
         """The files of a unit, by array name. ValueError unless the manifest names its commit."""
         path = layout.commit(self._name, unit)
+        if self._mirror:
+            self._mirror.whole(path)
         if not path.is_file():
             raise ValueError(f"{path}: the commit of {self._name}, unit {unit}, is missing")
         commit = load_commit(path)

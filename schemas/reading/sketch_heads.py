@@ -10,13 +10,14 @@ from decant.schemas.manifest.manifest import Manifest, Part
 from decant.schemas.manifest.statistics import load_statistic
 from decant.schemas.signals import SketchSignal
 from decant.schemas.targets.sketch import BIAS, DEVIATIONS, HEAD, OFFSET_BETAS, OFFSETS, SketchHead
+from decant.store.mirror import Mirror
 
 
 class SketchHeads:
     """Numbered in the order of the parts that use them first; equal heads have one number."""
 
-    def __init__(self, cache: Path, manifest: Manifest):
-        self._cache = cache
+    def __init__(self, cache: Path, manifest: Manifest, mirror: Mirror | None = None):
+        self._cache, self._mirror = cache, mirror
         self._manifest = manifest
         self._deviations: dict[str, np.ndarray] = {}
         parts = [part for part in manifest.parts if SKETCH in part.signals]
@@ -71,7 +72,8 @@ class SketchHeads:
         file = f"{name}.npy"
         if file not in part.statistics:
             raise ValueError(f"{self._cache / part.path}: the manifest has no hash of {file}")
-        array = load_statistic(self._cache / part.path, file, sha256=part.statistics[file])
+        root, sha256 = self._cache / part.path, part.statistics[file]
+        array = load_statistic(root, file, sha256=sha256, mirror=self._mirror)
         if array.shape != shape or array.dtype not in dtypes or not np.isfinite(array).all():
             expected = " or ".join(np.dtype(dtype).name for dtype in dtypes)
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -79,7 +80,7 @@ def batches(
     config = Data(batch_rows=batch_rows, seed=seed, shuffle=shuffle, epochs=passes)
     check_values(config)
     # A copy, because the thread must not share open files with the caller.
-    own = Cache(cache.path, cache.manifest)
+    own = copy.copy(cache)
     iterator = BatchIterator(
         own,
         config,
