@@ -40,8 +40,9 @@ def _held(cache: Path, manifest: Manifest | None) -> tuple[int, Sketch] | None:
     request = part_layout(cache, 0).request
     if not request.exists():
         return None
-    begun = read_json(request)
-    return begun.get(COUNTS) or 0, Sketch(**(begun.get(SKETCH) or {"rank": 0}))
+    begun = read_json(request)  # release 0.9 and older wrote neither
+    sketch = begun.get(SKETCH)
+    return begun.get(COUNTS) or 0, Sketch(**sketch) if sketch else Sketch(0)
 
 
 def _settings_of(signal: SketchSignal) -> Sketch:
