@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from decant.command_line.checks import ANY, COUNT, DEVICES, TABLE, Bounds, Command
 from decant.command_line.local_paths import (
+    IN_BUCKETS,
     IS_CACHE,
     IS_MODEL,
     IS_OUTPUT,
@@ -76,7 +77,7 @@ class Student:
 class MixedCache:
     """Another cache, whose train rows are mixed with those of the main cache."""
 
-    path: Path = field(default=Path(), metadata=IS_CACHE)
+    path: Path = field(default=Path(), metadata=IS_CACHE | IN_BUCKETS)
     """A sealed cache with the main cache's tokenizer and row length. It may hold targets of the
     same teacher, of another teacher, or none (`decant tokenise`). Rows without targets are learned
     from their next tokens alone, as with `loss.alpha = 0`."""
@@ -105,6 +106,12 @@ class Data:
     """Order of rows. `global`: every epoch is a permutation of all rows. `blocks`: every epoch
     permutes blocks of 64 neighbouring rows, and rows within windows of 256 blocks. Reads then stay
     in few blocks, for caches in a bucket or on a slow disk."""
+    mirror: Path | None = field(default=None, metadata=IS_OUTPUT)
+    """Folder on this machine's disk that keeps what is read of caches in buckets. Runs and
+    processes may share it. Unset: DECANT_MIRROR, else `~/.cache/decant`."""
+    mirror_bytes: Annotated[int | None, Bounds(1 << 20)] = None
+    """Most bytes of the mirrors in that folder; what was unused longest is deleted. Unset: half of
+    what is free on the disk."""
     caches: tuple[MixedCache, ...] = ()
     """Other caches to mix with the main cache; in a file `[[data.caches]]`. `epochs` counts passes
     over the main cache, and held-out rows are those of the main cache."""
@@ -225,8 +232,9 @@ class Train(LongCommand):
     """Train a student from a sealed cache. The same command again resumes from the newest
     checkpoint."""
 
-    cache: Path = field(default=Path("runs/cache"), metadata=IS_CACHE)
-    """The sealed cache to learn from."""
+    cache: Path = field(default=Path("runs/cache"), metadata=IS_CACHE | IN_BUCKETS)
+    """The sealed cache to learn from: a path, or an address such as `s3://bucket/cache`, which is
+    read through `data.mirror`."""
     run: Path = field(default=Path("runs/student"), metadata=IS_OUTPUT | IS_RUN)
     """Directory of this run: initial student, checkpoints and `metrics.jsonl`."""
     student: Student = field(default_factory=Student)
@@ -276,7 +284,7 @@ class Evaluate(LongCommand):
     checkpoint: str = "last"
     """Checkpoint to use: `last`, `best` (by held-out KL), `best-ce` (by held-out cross-entropy), or
     a number of updates."""
-    cache: Path | None = field(default=None, metadata=IS_CACHE)
+    cache: Path | None = field(default=None, metadata=IS_CACHE | IN_BUCKETS)
     """A sealed cache with the run's tokenizer. Unset: the cache that the run learned from."""
     other_teacher: str | None = None
     """To judge against another teacher than the run's: the first characters, at least 8, of the

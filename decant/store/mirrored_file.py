@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import CancelledError, Executor, Future
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,13 @@ _TOUCHED_EVERY = 1.0
 
 Get = Callable[[int, int], bytes]
 """The bytes of the object from a place on, of a length."""
+
+
+def wait_for(futures: Iterable[Future]) -> None:
+    """Wait for requests. StoreError if one fails; one that was cancelled may be made again."""
+    for future in futures:
+        with contextlib.suppress(CancelledError):
+            future.result()
 
 
 class _Descriptor:
@@ -76,8 +83,7 @@ class MirroredFile:
         """Fetch what is not here of (begin, end) ranges. Call it inside `held`. StoreError."""
         ranges = list(ranges)
         while futures := self.start(ranges):
-            for future in futures:
-                future.result()
+            wait_for(futures)
 
     def start(self, ranges: Iterable[tuple[int, int]]) -> list[Future]:
         """Begin to fetch what is not here; returns the requests to wait for, also of others."""
@@ -154,17 +160,18 @@ class MirroredFile:
         self._coming[first:last] = True
         future = self._pool.submit(self._fetch, first, last)
         self._requests.append((first, last, future))
+        future.add_done_callback(lambda _: self._came(first, last))
 
     def _fetch(self, first: int, last: int) -> None:
         begin, end = first * PAGE, min(last * PAGE, self.size)
-        try:
-            with self.held():
-                self._write(self._get(begin, end - begin), begin)
-                self._marks[first:last] = 1
-        finally:
-            with self._lock:
-                self._coming[first:last] = False
-                self._requests = [r for r in self._requests if r[:2] != (first, last)]
+        with self.held():
+            self._write(self._get(begin, end - begin), begin)
+            self._marks[first:last] = 1
+
+    def _came(self, first: int, last: int) -> None:
+        with self._lock:
+            self._coming[first:last] = False
+            self._requests = [r for r in self._requests if r[:2] != (first, last)]
 
     def _write(self, data: bytes, begin: int) -> None:
         left = memoryview(data)

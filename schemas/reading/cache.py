@@ -22,6 +22,7 @@ from decant.schemas.records.rows import ROW_FIELDS, decode_row
 from decant.schemas.targets.prior import COUNTS, SUMS, TailPrior, log_prior
 from decant.schemas.targets.sketch import SketchHead
 from decant.store.mirror import Mirror
+from decant.store.mirrored_file import wait_for
 from decant.store.urls import BUCKETS, is_url, require_scheme
 
 if TYPE_CHECKING:
@@ -242,8 +243,7 @@ class Cache:
     def _read_remote(
         self, numbers: np.ndarray, signals: Sequence[str], *, decode: bool
     ) -> dict[str, np.ndarray]:
-        for future in self._fetch(numbers, signals):
-            future.result()
+        wait_for(self._fetch(numbers, signals))
         return self._read(numbers, signals, decode=decode)
 
     def _read(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from typing import Any, cast
 
 import grain
@@ -16,8 +17,9 @@ import numpy as np
 
 from decant.schemas import Cache
 from decant.trainer.config import Data
-from decant.trainer.data.block_order import BlockOrder, sorted_by_group
-from decant.trainer.data.mixture import MixtureReader, Turns, cache_shares
+from decant.trainer.data.block_order import WINDOW_ROWS, BlockOrder, sorted_by_group
+from decant.trainer.data.fetch_ahead import FetchAhead, most_rows_ahead, whole_blocks
+from decant.trainer.data.mixture import MixtureReader, Turns, cache_shares, caches_with_targets
 from decant.trainer.data.source_weights import epoch_rows, source_weights, streams
 
 BATCHES_AHEAD = 2
@@ -69,10 +71,17 @@ class Batches:
             )
         self.fingerprint = _fingerprint(self._caches, config)
         self._first_row = 0
+        self._ahead: FetchAhead | None = None
         self._iterator = self._from(0)
 
     def next(self) -> dict[str, np.ndarray]:
-        """The next batch, which the thread has usually read already."""
+        """The next batch, which the thread has usually read already.
+
+        StoreError, an OSError, if a bucket cannot be read.
+        """
+        if any(cache.mirror for cache in self._caches):
+            self._ahead = self._ahead or self._fetch_ahead()
+            self._ahead.taken()
         return next(self._iterator)
 
     def state(self) -> dict[str, Any]:
@@ -109,6 +118,7 @@ class Batches:
             first += state["position"]["next_index"] * saved["batch_rows"]
         elif differing:
             first = 0
+        self._stop_fetching()
         if first != self._first_row:
             self._iterator.close()
             self._iterator = self._from(first)
@@ -118,28 +128,72 @@ class Batches:
     def close(self) -> None:
         """Stop reading ahead."""
         self._iterator.close()
+        self._stop_fetching()
+
+    def _stop_fetching(self) -> None:
+        if self._ahead:
+            self._ahead.close()
+            self._ahead = None
 
     def _from(self, first: int) -> Any:
         """An iterator over batches from row `first` of the run."""
         self._first_row = first
-        order, read = _order(self._caches, self._config), self._read()
         # One thread for row numbers, which cost nothing; the thread below reads the rows.
-        numbers = order[first:].batch(self._config.batch_rows)
-        if self._config.shuffle == "blocks":
-            numbers = numbers.map(sorted_by_group)
-        batches = numbers.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        batches, read = self._numbers().to_iter_dataset(options), self._read()
         return iter(
             grain.experimental.ThreadPrefetchIterDataset(
                 batches.map(read), prefetch_buffer_size=BATCHES_AHEAD
             )
         )
 
-    def _read(self) -> Callable[[Any], dict[str, np.ndarray]]:
-        (cache, *others), here = self._caches, self._here
-        signals = ("logits", *self._signals)
+    def _numbers(self) -> grain.MapDataset:
+        """The row numbers of each batch: (numbers,), or (caches, numbers) for several caches."""
+        order = _order(self._caches, self._config)
+        numbers = order[self._first_row :].batch(self._config.batch_rows)
+        return numbers.map(sorted_by_group) if self._config.shuffle == "blocks" else numbers
 
-        def of_this_process(values: np.ndarray) -> np.ndarray:
-            return values if here is None else values[here]
+    def _fetch_ahead(self) -> FetchAhead:
+        numbers = self._numbers()  # not those of the iterator's thread, which remember places
+        most_rows = most_rows_ahead(self._caches, signals=self._signals)
+        # Whole blocks only if the mirror can keep those of a window until all rows are used.
+        blocks = self._config.shuffle == "blocks" and 4 * most_rows >= WINDOW_ROWS
+        parts = [
+            [part.rows for part in streams(cache, weights)]
+            for cache, weights in zip(
+                self._caches, _weights(self._caches, self._config), strict=True
+            )
+        ]
+        with_targets = caches_with_targets(self._caches)
+
+        def fetch(batch: int) -> list[Future]:
+            arrays = cast(tuple[np.ndarray, ...], numbers[batch])
+            *owners, rows = map(self._of_this_process, arrays)
+            owner = owners[0] if owners else np.zeros(len(rows), np.int64)
+            futures = []
+            for number, cache in enumerate(self._caches):
+                mine = rows[owner == number]
+                if not cache.mirror or not len(mine):
+                    continue
+                if blocks:
+                    mine = np.concatenate([whole_blocks(part, mine) for part in parts[number]])
+                signals = ("logits", *self._signals) if cache in with_targets else ()
+                futures += cache.fetch(mine, signals, targets=self._targets)
+            return futures
+
+        return FetchAhead(
+            fetch,
+            first=self._iterator.get_state()["next_index"],
+            batch_rows=self._config.batch_rows,
+            most_rows=most_rows,
+        )
+
+    def _of_this_process(self, values: np.ndarray) -> np.ndarray:
+        return values if self._here is None else values[self._here]
+
+    def _read(self) -> Callable[[Any], dict[str, np.ndarray]]:
+        cache, *others = self._caches
+        signals, of_this_process = ("logits", *self._signals), self._of_this_process
 
         def read_one_cache(elements: tuple[np.ndarray]) -> dict[str, np.ndarray]:
             (numbers,) = elements
@@ -152,7 +206,7 @@ class Batches:
         if not others:
             return read_one_cache
         reader = MixtureReader(self._caches, signals=self._signals, targets=self._targets)
-        paths = [str(source.path) for source in self._caches]
+        paths = [source.address for source in self._caches]
 
         def read_several_caches(elements: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
             owners, numbers = elements

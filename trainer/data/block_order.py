@@ -23,7 +23,7 @@ from jaxtyping import Int
 
 BLOCK_ROWS = 64
 GROUPS = 64
-_WINDOW_ROWS = 256 * BLOCK_ROWS
+WINDOW_ROWS = 256 * BLOCK_ROWS
 _POSITIONS = 10**12
 """More than any run needs."""
 _GROUP_OF = np.array([int(f"{place:06b}"[::-1], 2) for place in range(GROUPS)], np.int16)
@@ -43,12 +43,12 @@ class BlockOrder:
 
     def __getitem__(self, index: int) -> tuple[int, int]:
         epoch, place = divmod(index, len(self._rows))
-        window, offset = divmod(place, _WINDOW_ROWS)
+        window, offset = divmod(place, WINDOW_ROWS)
         return int(_GROUP_OF[index % GROUPS]), int(self._window(epoch, window)[offset])
 
     def _make_window(self, epoch: int, window: int) -> Int[np.ndarray, " window"]:
-        start = window * _WINDOW_ROWS
-        places = np.arange(start, min(start + _WINDOW_ROWS, len(self._rows)))
+        start = window * WINDOW_ROWS
+        places = np.arange(start, min(start + WINDOW_ROWS, len(self._rows)))
         first, second = self._random(2 * len(places), epoch, window + 1).reshape(2, -1)
         groups = _GROUP_OF[(epoch * len(self._rows) + places) % GROUPS]
         dealt = np.argsort(groups, kind="stable")

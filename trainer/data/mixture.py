@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,12 @@ class Turns:
 
 def open_others(config: Data) -> list[Cache]:
     """The caches to mix with the main one."""
-    return [open_cache(mixed.path) for mixed in config.caches]
+    return [open_for(config, mixed.path) for mixed in config.caches]
+
+
+def open_for(config: Data, path: Path) -> Cache:
+    """The cache at a path or address, with the run's mirror."""
+    return open_cache(path, mirror=config.mirror, mirror_bytes=config.mirror_bytes)
 
 
 def cache_shares(config: Data) -> list[float]:

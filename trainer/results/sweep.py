@@ -27,11 +27,10 @@ from decant.command_line.result import Result
 from decant.command_line.settings import parse_settings
 from decant.command_line.value_types import require_type
 from decant.progress import notices
-from decant.schemas import open_cache
 from decant.schemas.disk.atomic import write_bytes
 from decant.trainer.config import Evaluate, Train
 from decant.trainer.data.batches import number_of_updates
-from decant.trainer.data.mixture import check_mixture, open_others
+from decant.trainer.data.mixture import check_mixture, open_for, open_others
 from decant.trainer.judging.headline import common_estimate
 from decant.trainer.judging.standard_error import paired_difference
 from decant.trainer.judging.teacher_reference import teacher_ce
@@ -287,7 +286,7 @@ def _check(config: Train, name: str) -> int:
 
     Raises ValueError, with the student's name, if its settings do not fit the cache."""
     try:
-        cache = open_cache(config.cache)
+        cache = open_for(config.data, config.cache)
         check_targets(cache, loss=config.loss)
         others = open_others(config.data)
         config, _ = with_tail(config, cache=cache, others=others)

@@ -44,6 +44,7 @@ FREE = (
     "quiet",
     "json",
 )
+_FREE_OF_DATA = ("mirror", "mirror_bytes")
 _PLACES = ("source", "config")
 """Settings of the student that are paths, or may be."""
 _SHOWN = ("loss.alpha", "loss.temperature", "loss.tail")
@@ -136,7 +137,7 @@ def cache_at_start(cache: Cache, *, run: Path) -> Cache:
     for count in range(1, len(parts)):
         first = dataclasses.replace(cache.manifest, parts=parts[:count])
         if first.rows_id == rows_id:
-            return Cache(cache.path, first)
+            return Cache(cache.path, first, cache.mirror)
     return cache
 
 
@@ -191,6 +192,8 @@ def binding_values(
     settings = dataclasses.asdict(config)
     for name in FREE:
         del settings[name]
+    for name in _FREE_OF_DATA:
+        del settings["data"][name]
     for name in _PLACES:
         settings["student"][name] = _from_run(settings["student"][name], config.run)
     settings["data"]["source_weights"] = source_weights(cache, config.data.source_weights)

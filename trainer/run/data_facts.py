@@ -14,6 +14,7 @@ from typing import Any
 from decant.schemas import Cache
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.manifest.manifest import SPLITS
+from decant.store import is_url
 
 FILE = "data.json"
 
@@ -59,8 +60,7 @@ def write_data_facts(run: Path, caches: Sequence[Cache], *, signals: Sequence[st
     Paths are relative to the run, so that runs and caches can be moved together.
     """
     facts = [
-        {**cache_facts(cache, signals=signals), "path": _relative(cache.path, run)}
-        for cache in caches
+        {**cache_facts(cache, signals=signals), "path": _place(cache, run)} for cache in caches
     ]
     write_json(run / FILE, {"caches": facts})
 
@@ -70,13 +70,20 @@ def read_data_facts(run: Path) -> list[dict[str, Any]]:
     return read_json(run / FILE, holds="caches")["caches"] if (run / FILE).exists() else []
 
 
-def main_cache(run: Path) -> Path | None:
-    """Path of the main cache that a run learns from; None if a release before 0.8 began it."""
+def main_cache(run: Path) -> str | Path | None:
+    """Path or address of the main cache that a run learns from.
+
+    None if a release before 0.8 began the run.
+    """
     for facts in read_data_facts(run)[:1]:
         if "path" in facts:
+            if is_url(facts["path"]):
+                return facts["path"]
             return Path(os.path.relpath(run.resolve() / facts["path"]))
     return None
 
 
-def _relative(cache: Path, run: Path) -> str:
-    return Path(os.path.relpath(cache.resolve(), run.resolve())).as_posix()
+def _place(cache: Cache, run: Path) -> str:
+    if cache.mirror:
+        return cache.address
+    return Path(os.path.relpath(cache.path.resolve(), run.resolve())).as_posix()

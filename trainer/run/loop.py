@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from decant.store import url_of
 from decant.trainer.config import Train
 from decant.trainer.data.batches import Batches
 from decant.trainer.judging.heldout import Evaluator
@@ -96,10 +97,11 @@ class TrainingLoop:
     def _opening(self, state: TrainState, done: int) -> str:
         """What is trained, on what, and for how long."""
         size = sum(weights.size for weights in jax.tree.leaves(state.params))
+        source = url_of(self.config.cache) or self.config.cache
         rows, start = self.config.data.batch_rows, "continues" if done else "begins"
         return (
             f"{self.config.run} {start}: {size:,} parameters, updates {done + 1:,} to "
-            f"{self.steps:,} of {rows:,} rows each, from {self.config.cache}. The first update "
+            f"{self.steps:,} of {rows:,} rows each, from {source}. The first update "
             "takes longer, because it compiles"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,10 +18,10 @@ from decant.models import Decoder
 from decant.models.mesh.accelerator import unused_accelerator
 from decant.models.mesh.execution import Execution
 from decant.models.mesh.sharding import local_rows, row_shard_count, student_mesh
-from decant.schemas import Cache, open_cache
+from decant.schemas import Cache
 from decant.trainer.config import Optimiser, Train
 from decant.trainer.data.batches import Batches, number_of_updates
-from decant.trainer.data.mixture import caches_with_targets, check_mixture, open_others
+from decant.trainer.data.mixture import caches_with_targets, check_mixture, open_for, open_others
 from decant.trainer.judging.heldout import heldout_rows, make_evaluator
 from decant.trainer.loss.batch_fields import check_targets
 from decant.trainer.loss.choice import tail_signals
@@ -75,7 +76,7 @@ def _train(config: Train, callbacks: Sequence[Callback], place: Place | None) ->
     join_processes(config.distributed)
     if config.compilation_cache:
         keep_compiled_programs(config.run)
-    cache = cache_at_start(open_cache(config.cache), run=config.run)
+    cache = cache_at_start(open_for(config.data, config.cache), run=config.run)
     steps = number_of_updates(cache, config=config.data)
     mesh = student_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     _check_batch(config, steps=steps, row_shards=row_shard_count(mesh))
@@ -157,10 +158,10 @@ def _train(config: Train, callbacks: Sequence[Callback], place: Place | None) ->
                 tables=tables,
                 places=jax.tree.map(lambda x: x.sharding, state),
             ),
-            # Opened a second time, because a prefetching thread reads the cache above.
+            # A copy with open files of its own, because a thread reads ahead in the cache above.
             evaluator=make_evaluator(
                 objective,
-                cache=cache_at_start(open_cache(config.cache), run=config.run),
+                cache=copy.copy(cache),
                 rows=config.heldout_rows,
                 batch_rows=config.data.batch_rows // config.data.microbatches,
             )

@@ -1,0 +1,138 @@
+"""Batches from a bucket: those of the disk, fetched ahead, with the expected number of requests."""
+
+import time
+
+import numpy as np
+import pytest
+
+from decant.schemas import Cache
+from decant.schemas.disk.array_record import RecordReaders, write_records
+from decant.store import StoreError
+from decant.store.mirror import Mirror, open_mirror
+from decant.trainer.config import Data, MixedCache
+from decant.trainer.data.batches import Batches
+from decant.trainer.data.block_order import BlockOrder
+from decant.trainer.data.fetch_ahead import FetchAhead, most_rows_ahead, whole_blocks
+
+
+def remote(cache, place, most_bytes=1 << 20):
+    """The cache through a mirror; its own directory stands for the bucket."""
+    mirror = open_mirror(str(cache.path), first="manifest.json", place=place, most_bytes=most_bytes)
+    return Cache(mirror.files, cache.manifest, mirror)
+
+
+def read_all(batches, count=60):
+    taken = [batches.next() for _ in range(count)]
+    batches.close()
+    return taken
+
+
+def require_equal(got, expected):
+    for one, other in zip(got, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name in one.keys() - {"rows"}:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+@pytest.mark.parametrize("shuffle", ["global", "blocks"])
+def test_batches_are_those_from_disk_also_after_a_restart(cache, tmp_path, shuffle):
+    config = Data(batch_rows=3, shuffle=shuffle)
+    expected = read_all(Batches(cache, config=config))
+    batches = Batches(remote(cache, tmp_path), config=config)
+    first = [batches.next() for _ in range(20)]
+    state = batches.state()
+    batches.close()
+    again = Batches(remote(cache, tmp_path / "another"), config=config)
+    again.restore(state)
+    require_equal([*first, *read_all(again, 40)], expected)
+
+
+def test_of_several_caches_one_may_be_in_a_bucket(cache, drawn_cache, tmp_path):
+    config = Data(batch_rows=4, shuffle="blocks", caches=(MixedCache(cache.path),))
+    expected = read_all(Batches(drawn_cache, config=config, others=[cache]))
+    mixed = Batches(drawn_cache, config=config, others=[remote(cache, tmp_path)])
+    require_equal(read_all(mixed), expected)
+
+
+def test_a_bucket_that_fails_is_one_error_and_the_next_run_goes_on(cache, tmp_path, monkeypatch):
+    config = Data(batch_rows=3)
+    expected = read_all(Batches(cache, config=config))
+    plain, left = Mirror._get, [12]
+
+    def failing(self, key, *arguments, **named):
+        left[0] -= 1
+        if left[0] < 0:
+            raise StoreError(f"{self.url}/{key}: the server is busy or failing (503)")
+        return plain(self, key, *arguments, **named)
+
+    monkeypatch.setattr(Mirror, "_get", failing)
+    batches, taken, states = Batches(remote(cache, tmp_path), config=config), [], []
+
+    def take_all():
+        for _ in range(60):
+            states.append(batches.state())
+            taken.append(batches.next())
+
+    with pytest.raises(StoreError, match=r"/cache/.*: the server is busy or failing"):
+        take_all()
+    batches.close()
+    monkeypatch.setattr(Mirror, "_get", plain)
+    again = Batches(remote(cache, tmp_path), config=config)
+    again.restore(states[-1])
+    require_equal([*taken, *read_all(again, 60 - len(taken))], expected)
+
+
+def test_it_stays_ahead_by_its_number_of_rows_and_ends_when_closed():
+    fetched = []
+    ahead = FetchAhead(lambda n: fetched.append(n) or [], first=5, batch_rows=128, most_rows=1024)
+    for taken in range(4):
+        time.sleep(0.1)
+        assert fetched == list(range(5, 13 + 2 * -(-taken // 2)))
+        ahead.taken()
+    ahead.close()
+
+
+def test_rows_ahead_take_at_most_a_quarter_of_the_mirror(cache, tmp_path):
+    units = [unit for part in cache.manifest.parts for unit in part.units]
+    row = sum(f.bytes for u in units for f in u.files.values()) / sum(u.rows for u in units)
+    small = remote(cache, tmp_path, most_bytes=int(40 * row))
+    assert most_rows_ahead([small], signals=()) in (9, 10)
+    large = remote(cache, tmp_path, most_bytes=10**12)
+    assert most_rows_ahead([large, cache], signals=()) == 16_384
+
+
+def test_whole_blocks_are_those_of_the_order():
+    rows = np.concatenate([np.arange(100, 200), np.arange(500, 600)])
+    assert whole_blocks(rows, np.array([101, 130])).tolist() == list(range(100, 164))
+    assert whole_blocks(rows, np.array([599])).tolist() == list(range(592, 600))
+    both = [*range(100, 164), *range(164, 200), *range(500, 528)]
+    assert whole_blocks(rows, np.array([528 - 1, 150])).tolist() == both
+    assert whole_blocks(rows, np.array([300])).tolist() == []
+
+
+@pytest.mark.parametrize("shuffle", ["blocks", "single records"])
+def test_requests_and_bytes_of_an_epoch_are_those_of_the_arithmetic(tmp_path, shuffle):
+    """Blocks: one request each. Single records far apart: one each. Opening a file: two."""
+    records, size = 1024, 20_000
+    folder = tmp_path / "bucket"
+    folder.mkdir()
+    data = [np.random.default_rng(n).bytes(size) for n in range(records)]
+    entry = write_records(folder / "unit", data)
+    (folder / "first").write_bytes(b"")
+    mirror = open_mirror(str(folder), first="first", place=tmp_path, most_bytes=1 << 30)
+    readers, path = RecordReaders(mirror=mirror), mirror.files / "unit"
+    rows, order = np.arange(records), BlockOrder(np.arange(records), seed=0)
+    chosen = [order[i][1] for i in range(records)]
+    wanted = chosen if shuffle == "blocks" else list(range(0, records, 20))
+    for number in wanted:
+        some = whole_blocks(rows, np.array([number])) if shuffle == "blocks" else [number]
+        for future in readers.start(path, list(some), expected=entry):
+            future.result()
+        (got,) = readers.read(path, [number], expected=entry)
+        assert got == data[number]
+    if shuffle == "blocks":
+        assert mirror.requests <= records // 64 + 2
+        assert mirror.bytes < 1.02 * entry.bytes
+    else:
+        assert mirror.requests <= len(wanted) + 2
+        assert mirror.bytes < len(wanted) * (size + 2 * 4096) + 140_000
