@@ -122,10 +122,10 @@ def test_requests_and_bytes_of_an_epoch_are_those_of_the_arithmetic(tmp_path, sh
     mirror = open_mirror(str(folder), first="first", place=tmp_path, most_bytes=1 << 30)
     readers, path = RecordReaders(mirror=mirror), mirror.files / "unit"
     rows, order = np.arange(records), BlockOrder(np.arange(records), seed=0)
-    chosen = [order[i][1] for i in range(records)]
+    chosen = [int(order[i][1]) for i in range(records)]
     wanted = chosen if shuffle == "blocks" else list(range(0, records, 20))
     for number in wanted:
-        some = whole_blocks(rows, np.array([number])) if shuffle == "blocks" else [number]
+        some = whole_blocks(rows, np.array([number])).tolist() if shuffle == "blocks" else [number]
         for future in readers.start(path, list(some), expected=entry):
             future.result()
         (got,) = readers.read(path, [number], expected=entry)
