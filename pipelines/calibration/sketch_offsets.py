@@ -103,7 +103,8 @@ def _sums_of_chunks(states, counted, unembedding, tables, *, k: int, head: Head)
     counted = jnp.pad(counted, (0, missing)).reshape(-1, chunk)
 
     def add(totals, xs):
-        new = _sums_of_chunk(*xs, unembedding, tables, k=k, head=head)
+        states_C, counted_C = xs
+        new = _sums_of_chunk(states_C, counted_C, unembedding, tables, k=k, head=head)
         return jax.tree.map(jnp.add, totals, new), None
 
     nothing = (jnp.zeros((len(OFFSET_BETAS), unembedding.shape[1])),) * 3

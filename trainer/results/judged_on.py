@@ -64,7 +64,7 @@ def describe(evaluation: Mapping[str, Any]) -> str:
     return text
 
 
-def _require_named(config: Evaluate, cache: Cache, *, own: Path | None) -> None:
+def _require_named(config: Evaluate, cache: Cache, *, own: Path | str | None) -> None:
     theirs, named = cache.manifest.logits.teacher_id, config.other_teacher or ""
     if len(named) >= _LEAST_CHARACTERS and theirs.startswith(named):
         return
