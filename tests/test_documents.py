@@ -43,6 +43,7 @@ FOREIGN = {
     "extra_package",
     "requirements_file",
     "sdist",
+    "repo_type",
 }
 """Flags of Beam's runners and of other tools."""
 MISSPELT = "sequence-lenght"

@@ -204,12 +204,10 @@ ADDRESSES = [
     (["verify", "here", "--teacher", "hf://b/c"], "teacher"),
     (["inspect", "here", "--html", "file:///tmp/row.html"], "html"),
     (["merge", "here", "there", "az://b/c"], "caches"),
-    (["train", "--cache", "gs://b/c"], "cache"),
     (["train", "--run", "hdfs://b/c"], "run"),
     (["train", "gs://b/c.toml"], "the config file"),
     (["train", "--student.source", "https://b/c"], "student.source"),
     (["train", "--student.config", "s3://b/c.json"], "student.config"),
-    (["train", "--data.caches.0.path", "gs://b/c"], "data.caches[0].path"),
     (["report", "gs://b/run"], "runs"),
     (["export", "--output", "s3://b/c"], "output"),
 ]

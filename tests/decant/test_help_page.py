@@ -36,6 +36,7 @@ KINDS = {
 ABOUT = {
     "init": ("teacher", "corpus"),
     "merge": ("output", "caches"),
+    "copy": ("source", "target"),
     "remove": ("cache", "signals"),
     "export": ("run", "output"),
     "report": ("runs",),

@@ -3,12 +3,10 @@
 import dataclasses
 import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
-from decant.models import Checkpoint
+from decant.models import open_checkpoint
 from decant.pipelines.capture.estimate import RemoteCost, remote_costs
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.rows.sources import SourceFile
@@ -16,7 +14,7 @@ from decant.schemas.disk.steps import Step
 from decant.store import open_store
 from decant.store.objects import ObjectStore
 from tests.killing import killer
-from tests.making.caches import tiny_settings
+from tests.making.caches import tiny_settings, write_teacher
 
 
 @pytest.fixture
@@ -48,7 +46,7 @@ def test_the_cache_is_that_of_a_local_copy(settings, tmp_path):
     assert there == here
 
 
-def test_a_plan_names_what_lies_at_addresses_and_how_much():
+def test_a_plan_names_what_lies_at_addresses_and_how_much(tmp_path):
     def source(path: str, size: int) -> SourceFile:
         return SourceFile("name", path, size, "")
 
@@ -57,15 +55,14 @@ def test_a_plan_names_what_lies_at_addresses_and_how_much():
         *(source("/here/a.txt", 1), source("s3://b/x/a.txt", 2), source("s3://b/y.txt", 3)),
         *(source("gs://b/a.txt", 4), source(f"{commit}/a/b.txt", 5)),
     ]
-    files = SimpleNamespace(weight_files=["model.safetensors"], weight_bytes=100)
-    here, there = (
-        cast(Checkpoint, SimpleNamespace(name=name, files=files)) for name in ("/m", "s3://b/m")
-    )
+    here = open_checkpoint(write_teacher(tmp_path / "teacher"))
+    there = dataclasses.replace(here, name="s3://b/m")
+    weights = here.files.weight_bytes
     of_corpus = {
         "s3://b": RemoteCost(2, 5), "gs://b": RemoteCost(1, 4), commit: RemoteCost(1, 5)
     }  # fmt: skip
     assert remote_costs(sources, here) == of_corpus
-    assert remote_costs(sources, there) == of_corpus | {"s3://b/m": RemoteCost(1, 100)}
+    assert remote_costs(sources, there) == of_corpus | {"s3://b/m": RemoteCost(1, weights)}
 
 
 @pytest.mark.slow
@@ -77,6 +74,7 @@ def test_a_capture_that_was_killed_goes_on_elsewhere_without_reading_the_corpus(
         *("--corpus.heldout=0.2", "--corpus.shard-bytes=8192", "--teacher.batch-rows=2"),
         *(f"--teacher.model={tmp_path}/teacher", f"--output={settings.output}"),
         *("--signals.logits.k=8", "--signals.logits.draws=0", "--signals.logits.profile=lossless"),
+        *("--signals.logits.counts=0", "--signals.logits.sketch.rank=0"),
     ]
     with killer(tmp_path / "log") as processes:
         processes.kill(Step.ROWS_GATHERED, arguments)
