@@ -125,16 +125,18 @@ class _Copy:
         return claims(self.manifest, self._read)
 
     def _claim(self, file: CacheFile, *, replace: bool) -> int | None:
-        """Write what says which capture a part's directory is for. ValueError if it is taken."""
+        """Write what says which capture a part's directory is for, as `_send` does. ValueError if it
+        is taken."""
         if replace:
             return self._send(file)
         data = self._read(file.key)
+        is_there = self.target.head(file.key) is not None
         if not self.target.create(file.key, data):
             raise ValueError(
                 f"{self.target.url}/{file.key}: belongs to another capture, which has not "
                 "finished. Choose another place, or delete it"
             )
-        return len(data)
+        return None if is_there else len(data)
 
     def _files(self) -> Iterator[CacheFile]:
         yield from cache_files(self.manifest, self._read)
