@@ -34,3 +34,20 @@ def bucket(s3_server, monkeypatch):
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
     return f"s3://tests/{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """Bytes of each object that was read of buckets, a number a request, by file name."""
+    from decant.store.objects import ObjectStore
+
+    counted: dict[str, list[int]] = {}
+    get = ObjectStore.get
+
+    def counting(self, key, **kwargs):
+        data = get(self, key, **kwargs)
+        counted.setdefault(key.rpartition("/")[2], []).append(len(data))
+        return data
+
+    monkeypatch.setattr(ObjectStore, "get", counting)
+    return counted

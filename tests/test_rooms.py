@@ -34,7 +34,7 @@ LEVELS = {
         ["__init__"],
     ],
     "store": [
-        ["urls", "base", "troubles"],
+        ["urls", "base", "troubles", "whole_file"],
         ["patience", "credentials", "posix"],
         ["clients", "objects"],
         ["opening", "mirrored_file"],

@@ -24,6 +24,7 @@ from typing import NamedTuple
 from decant.store.base import Store, StoreError, require_key
 from decant.store.mirrored_file import MirroredFile
 from decant.store.opening import open_store
+from decant.store.whole_file import write_whole
 
 _REQUESTS = 16
 """Requests at once."""
@@ -142,18 +143,12 @@ class Mirror:
         return path
 
     def keep(self, key: str, data: bytes) -> None:
-        """Write a whole file, all or nothing, unless it is there with this size."""
+        """Write a whole file, all or nothing, unless it is there with these bytes."""
         path = self.files / require_key(key)
         with contextlib.suppress(FileNotFoundError):
             if path.read_bytes() == data:
                 return
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, data)
 
     def names(self, folder: str) -> list[str]:
         """Keys below `folder` in the bucket, by a listing: only for what nothing names."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from decant.store.base import Head, Store, StoreError, require_key
+from decant.store.whole_file import beside, flush, is_temporary
 
 _LOCK = ".store.lock"
 
@@ -80,8 +81,7 @@ class PosixStore(Store):
         """Files of this store; without those that are being written."""
         folder = self._path(prefix) if prefix else self.root
         for path in folder.rglob("*"):
-            own = path.name == _LOCK or (path.name.startswith(".") and path.suffix == ".tmp")
-            if not own and path.is_file():
+            if path.name != _LOCK and not is_temporary(path) and path.is_file():
                 yield path.relative_to(self.root).as_posix(), path.stat().st_size
 
     def delete(self, key: str) -> None:
@@ -103,21 +103,11 @@ class PosixStore(Store):
     @contextlib.contextmanager
     def _written(self, path: Path, data: bytes) -> Iterator[Path]:
         """A flushed file beside `path`, which the block names; its directory is flushed after."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        with beside(path) as temporary:
+            temporary.write_bytes(data)
+            flush(temporary)
             yield temporary
-            descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        finally:
-            temporary.unlink(missing_ok=True)
+            flush(path.parent)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

@@ -9,13 +9,13 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from decant.pipelines.rows.hub_address import HubAddress
 from decant.pipelines.rows.remote_file import RemoteFile
+from decant.store.whole_file import write_whole
 
 BLOCK = 8 << 20
 """Bytes fetched at once."""
@@ -235,11 +235,5 @@ def _remember(path: Path, value: Any) -> None:
 
 def _write(path: Path, data: bytes) -> None:
     """Write a file of the cache. If the disk is full or read-only, it is fetched again."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, data)

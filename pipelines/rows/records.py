@@ -22,7 +22,7 @@ from decant.pipelines.rows.json_values import json_values
 from decant.pipelines.rows.long_line import BLOCK, LongLine
 from decant.pipelines.rows.long_text import LongText
 from decant.pipelines.rows.remote_file import BUFFER
-from decant.pipelines.rows.remote_files import open_ranges, open_remote
+from decant.pipelines.rows.remote_files import open_ranges, open_sequential
 from decant.pipelines.rows.sources import SourceFile, Span
 from decant.pipelines.rows.zstd_file import ZstdFile
 
@@ -96,7 +96,7 @@ def _unchanged(source: SourceFile) -> Path:
 
 def _open(source: SourceFile, *, until: int | None = None) -> io.BufferedIOBase:
     """The file's decompressed bytes. `until` is the end of those that are wanted, if known."""
-    remote = source.remote and open_remote(source.remote, until=until)
+    remote = source.remote and open_sequential(source.remote, until=until)
     if source.compression == ".gz":
         return gzip.GzipFile(fileobj=remote) if remote else gzip.GzipFile(_unchanged(source))
     file = remote or _unchanged(source).open("rb")

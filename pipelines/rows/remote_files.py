@@ -46,7 +46,7 @@ def place_of(url: str) -> str:
     return f"{scheme}://{rest.partition('/')[0]}"
 
 
-def open_remote(file: RemoteFile, *, until: int | None = None) -> io.BufferedReader:
+def open_sequential(file: RemoteFile, *, until: int | None = None) -> io.BufferedReader:
     """The file's bytes. `until` is the end of those that are wanted, as far as known."""
     return io.BufferedReader(SequentialFile(_reader(file), file, until=until), BUFFER)
 

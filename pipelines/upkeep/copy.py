@@ -125,8 +125,10 @@ class _Copy:
         return claims(self.manifest, self._read)
 
     def _claim(self, file: CacheFile, *, replace: bool) -> int | None:
-        """Write what says which capture a part's directory is for, as `_send` does. ValueError if it
-        is taken."""
+        """Write what says which capture a part's directory is for, as `_send` does.
+
+        ValueError if it is taken.
+        """
         if replace:
             return self._send(file)
         data = self._read(file.key)

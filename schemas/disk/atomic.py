@@ -10,6 +10,7 @@ from typing import Any
 from decant.schemas.disk import inside, steps
 from decant.schemas.disk.identity import digest
 from decant.schemas.disk.layout import cache_of
+from decant.store.whole_file import flush, temporary_path
 
 
 @contextlib.contextmanager
@@ -23,11 +24,11 @@ def replacing(
     """
     root = within or cache_of(path) or path.parent
     with inside.directory(root, path.parent.relative_to(root), make=True) as parent:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+        temporary = temporary_path(path)
         try:
             yield temporary
             steps.file_reached(kind, "written")
-            _fsync(temporary)
+            flush(temporary)
             steps.file_reached(kind, "flushed")
             os.replace(temporary.name, path.name, src_dir_fd=parent, dst_dir_fd=parent)
             steps.file_reached(kind, "named")
@@ -75,11 +76,3 @@ def parse_json(data: bytes, *, where: Path | str, holds: str | None = None) -> d
     if holds is not None and holds not in value:
         raise ValueError(f"{where}: without {holds!r}, so it is another file under this name")
     return value
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,12 +4,13 @@ import concurrent.futures
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from decant.store.whole_file import write_whole
 
 _SAVE_SECONDS = 10.0
 """Between two writes of the digests that are made; some files take hours."""
@@ -81,15 +82,9 @@ def recorded_digests(memory: Path) -> dict[str, str]:
 
 
 def _remember(known: dict[str, str], memory: Path) -> None:
-    temporary = memory.with_name(f".{memory.name}.{os.getpid()}")
     # If the home directory is read-only or full, as in containers, the next run hashes again.
     with contextlib.suppress(OSError):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(json.dumps(known))
-            temporary.replace(memory)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(memory, json.dumps(known).encode())
 
 
 def _file_key(path: Path) -> str:

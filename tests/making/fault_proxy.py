@@ -6,10 +6,12 @@ import random
 import socket
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager
+from http.server import BaseHTTPRequestHandler
 from typing import NamedTuple
 from urllib.parse import urlsplit
+
+from tests.making.serving import serving
 
 FAULTS = (
     "lost answer",
@@ -80,20 +82,9 @@ class FaultProxy:
         finally:
             upstream.close()
 
-    @contextlib.contextmanager
-    def serving(self) -> Iterator[str]:
+    def serving(self) -> AbstractContextManager[str]:
         """Serve on this machine; yields the address."""
-        handler = type("Handler", (_Handler,), {"proxy": self})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
+        return serving(type("Handler", (_Handler,), {"proxy": self}))
 
 
 def _fits(fault: str, request: Request) -> bool:

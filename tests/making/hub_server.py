@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import threading
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.making.serving import serving
 
 _LARGE = (".parquet", ".gz", ".zst", ".jsonl")
 
@@ -41,19 +41,9 @@ class Hub:
         """Add a commit with the directory's files and `others` by name."""
         return self.push(repo, {p.name: p.read_bytes() for p in directory.iterdir()} | others)
 
-    @contextmanager
     def serving(self):
         """Serve the hub on this machine; yields its address."""
-        handler = type("Handler", (_Handler,), {"hub": self})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
+        return serving(type("Handler", (_Handler,), {"hub": self}))
 
 
 class _Handler(BaseHTTPRequestHandler):

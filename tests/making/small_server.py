@@ -4,9 +4,11 @@ import contextlib
 import re
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from tests.making.serving import serving
 
 
 @contextlib.contextmanager
@@ -17,7 +19,7 @@ def answering(status: int, body: str = "", headers: dict[str, str] | None = None
         def serve(self, sent: bytes) -> None:
             self.answer(status, body.encode(), headers or {})
 
-    with _serving(Same) as address:
+    with serving(Same) as address:
         yield address
 
 
@@ -81,7 +83,7 @@ def google_bucket(*, heeds_conditions: bool = True) -> Iterator[tuple[str, dict[
                 "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT",
             }
 
-    with _serving(Bucket) as address:
+    with serving(Bucket) as address:
         yield address, objects
 
 
@@ -107,17 +109,3 @@ class _Quiet(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
-
-
-@contextlib.contextmanager
-def _serving(handler: type[_Quiet]) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

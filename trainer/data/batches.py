@@ -17,8 +17,13 @@ import numpy as np
 
 from decant.schemas import Cache
 from decant.trainer.config import Data
-from decant.trainer.data.block_order import WINDOW_ROWS, BlockOrder, sorted_by_group
-from decant.trainer.data.fetch_ahead import FetchAhead, most_rows_ahead, whole_blocks
+from decant.trainer.data.block_order import BlockOrder, sorted_by_group
+from decant.trainer.data.fetch_ahead import (
+    FetchAhead,
+    holds_a_window,
+    most_rows_ahead,
+    whole_blocks,
+)
 from decant.trainer.data.mixture import MixtureReader, Turns, cache_shares, caches_with_targets
 from decant.trainer.data.source_weights import epoch_rows, source_weights, streams
 
@@ -157,7 +162,7 @@ class Batches:
         numbers = self._numbers()  # not those of the iterator's thread, which remember places
         most_rows = most_rows_ahead(self._caches, signals=self._signals)
         # Whole blocks only if the mirror can keep those of a window until all rows are used.
-        blocks = self._config.shuffle == "blocks" and 4 * most_rows >= WINDOW_ROWS
+        blocks = self._config.shuffle == "blocks" and holds_a_window(most_rows)
         parts = [
             [part.rows for part in streams(cache, weights)]
             for cache, weights in zip(

@@ -90,6 +90,11 @@ def most_rows_ahead(caches: Sequence[Cache], *, signals: Sequence[str]) -> int:
     return most
 
 
+def holds_a_window(most_rows: int) -> bool:
+    """Whether mirrors that allow `most_rows` ahead keep a window of blocks until it is used."""
+    return _SHARE * most_rows >= WINDOW_ROWS
+
+
 def whole_blocks(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """All rows of the blocks, as `BlockOrder` makes them of `rows`, in which `numbers` lie."""
     at = np.minimum(np.searchsorted(rows, numbers), len(rows) - 1)

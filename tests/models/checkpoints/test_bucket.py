@@ -15,7 +15,6 @@ from decant.models import open_checkpoint
 from decant.models.parameters import parameters_by_path
 from decant.pipelines.teacher.identity import teacher_id_of
 from decant.store import ChangedError, open_store
-from decant.store.objects import ObjectStore
 from tests.making.models import CONFIG, final_states, hf_tensors, write_hf
 from tests.models.families.test_families import GOLDEN
 
@@ -41,21 +40,6 @@ def folder(tmp_path):
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "tool_use.jinja").write_text("a template")
     return folder
-
-
-@pytest.fixture
-def sent(monkeypatch):
-    """Bytes of each object that was read, a number a request."""
-    counted: dict[str, list[int]] = {}
-    get = ObjectStore.get
-
-    def counting(self, key, **kwargs):
-        data = get(self, key, **kwargs)
-        counted.setdefault(key.rpartition("/")[2], []).append(len(data))
-        return data
-
-    monkeypatch.setattr(ObjectStore, "get", counting)
-    return counted
 
 
 def identity(name, memory: Path) -> str:

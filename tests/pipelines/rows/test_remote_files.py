@@ -58,21 +58,6 @@ def corpus(tmp_path, bucket, monkeypatch):
     return folder
 
 
-@pytest.fixture
-def sent(monkeypatch):
-    """Bytes of each object that was read, a number a request."""
-    counted: dict[str, list[int]] = {}
-    get = ObjectStore.get
-
-    def counting(self, key, **kwargs):
-        data = get(self, key, **kwargs)
-        counted.setdefault(key.rpartition("/")[2], []).append(len(data))
-        return data
-
-    monkeypatch.setattr(ObjectStore, "get", counting)
-    return counted
-
-
 def found(*patterns: str, **settings) -> tuple[str, list[SourceFile], list[str]]:
     told: list[str] = []
     asked = Corpus(files=patterns, shard_bytes=SHARD, **settings)
