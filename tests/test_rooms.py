@@ -34,7 +34,7 @@ LEVELS = {
         ["__init__"],
     ],
     "store": [
-        ["urls", "base", "troubles", "whole_file"],
+        ["urls", "base", "troubles", "whole_file", "retry_after"],
         ["patience", "credentials", "posix"],
         ["clients", "objects"],
         ["opening", "mirrored_file"],

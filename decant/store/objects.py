@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from decant.store.base import ChangedError, Head, Store, StoreError, require_key
 from decant.store.patience import Patience
+from decant.store.retry_after import asked_pause
 from decant.store.troubles import Again, trouble
 
 Result = TypeVar("Result")
@@ -36,6 +37,7 @@ class ObjectStore(Store):
         self.url = url
         self.scheme = "gs" if url.startswith("gs://") else "s3"
         self._patience = patience
+        self._has_answered = False
 
     def __repr__(self) -> str:
         return f"ObjectStore({self.url!r})"
@@ -91,14 +93,14 @@ class ObjectStore(Store):
         data = bytes(result.bytes())
         known = _md5_in(result.meta) == hashlib.md5(data, usedforsecurity=False).hexdigest()
         if not known and data != bytes(self.client.get(key).bytes()):
-            raise _Failed("two reads gave different bytes", "soon")
+            raise _Failed("two reads gave different bytes", "damaged")
         return data
 
     def _checked(self, key: str, data: bytes, length: int | None, sha256: str | None) -> bytes:
         if length is not None and len(data) != length:
-            raise _Failed(f"expected {length:,} bytes, got {len(data):,}", "soon")
+            raise _Failed(f"expected {length:,} bytes, got {len(data):,}", "damaged")
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-            raise _Failed("has other bytes than those expected, by their sha256", "soon")
+            raise _Failed("has other bytes than those expected, by their sha256", "damaged")
         return data
 
     def head(self, key: str) -> Head | None:
@@ -144,6 +146,7 @@ class ObjectStore(Store):
         while True:
             failed = self._write(key, data, mode)
             if failed is None:
+                self._has_answered = True
                 return True
             if failed.again in ("no", "missing"):
                 raise StoreError(f"{self.url}/{key}: {failed.message}")
@@ -155,8 +158,7 @@ class ObjectStore(Store):
                 return False
             if version != (expected or None):
                 return False
-            if not patience.wait(failed.again):
-                raise StoreError(f"{self.url}/{key}: {failed.message}")
+            self._wait(patience, failed, key)
 
     def _write(self, key: str, data: bytes, mode: Any) -> _Failed | None:
         try:
@@ -205,11 +207,11 @@ class ObjectStore(Store):
                     for meta in chunk:
                         yield meta["path"], meta["size"], meta["e_tag"] or ""
                         last = meta["path"]
+                    patience = self._patience()
                 return
             except Exception as error:
                 failed = self._failure(error, "list")
-                if not patience.wait(failed.again):
-                    raise StoreError(f"{self.url}: {failed.message}") from None
+            self._wait(patience, failed, prefix)
 
     def delete(self, key: str) -> None:
         """Delete the object."""
@@ -227,15 +229,28 @@ class ObjectStore(Store):
         patience = self._patience()
         while True:
             try:
-                return once()
+                result = once()
+                self._has_answered = True
+                return result
             except ChangedError:
                 raise
             except Exception as error:
                 failed = self._failure(error, doing)
             if failed.again == "missing":
                 raise FileNotFoundError(f"{self.url}/{key}: {failed.message}")
-            if not patience.wait(failed.again):
-                raise StoreError(f"{self.url}/{key}: {failed.message}")
+            self._wait(patience, failed, key)
+
+    def _wait(self, patience: Patience, failed: _Failed, key: str) -> None:
+        """Pause before the next try. StoreError if there is to be none."""
+        again, asked = failed.again, 0.0
+        if again == "absent" and self._has_answered:
+            again = "long"  # its name is right: it, or the network, is down
+        if again == "busy" and patience.failed["busy"]:
+            asked = asked_pause(self.client, key or ".")
+        if patience.wait(again, asked=asked):
+            return
+        told = f", not before {asked:,.0f} seconds" if asked else ""
+        raise StoreError(f"{self.url}{'/' if key else ''}{key}: {failed.message}{told}")
 
     def _failure(self, error: Exception, doing: str) -> _Failed:
         if isinstance(error, _Failed):
@@ -243,7 +258,9 @@ class ObjectStore(Store):
         if isinstance(error, FileNotFoundError) and "status" not in str(error):
             return _Failed("there is no such object", "missing")  # of the memory's client
         if type(error).__module__.startswith("obstore") or isinstance(error, OSError):
-            return _Failed(*trouble(str(error), scheme=self.scheme, doing=doing))
+            failed = _Failed(*trouble(str(error), scheme=self.scheme, doing=doing))
+            self._has_answered |= failed.again in ("missing", "busy")
+            return failed
         raise error
 
 

@@ -6,13 +6,19 @@ The client's own text is never shown. It holds the whole answer of the server, w
 import re
 from typing import Literal, NamedTuple
 
-Again = Literal["no", "missing", "soon", "long"]
-"""Whether to try again: not, not because there is no such object, for seconds (a host that is not
-there may be misspelt), or as long as a busy server may take."""
+Again = Literal["no", "missing", "absent", "damaged", "busy", "long"]
+"""Whether to try again:
+
+- `no`; or `missing`, because there is no such object
+- `absent`: for seconds, because a host that is not there may be misspelt
+- `damaged`: a few times, because other bytes came than should
+- `busy` and `long`: as long as a server may be busy or fail; the busy one may say for how long
+"""
 
 _STATUS = re.compile(r"status(?: code)?: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
-_PASSING = {408, 409, 412, 425, 429, 500, 502, 503, 504}
+_BUSY = {429, 503}
+_PASSING = {408, 409, 412, 425, 500, 502, 504, *_BUSY}
 _LOGIN = {
     "s3": "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile in ~/.aws/credentials",
     "gs": "Run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
@@ -64,11 +70,11 @@ def _token_refused(text: str) -> bool:
 def _without_answer(text: str, scheme: str) -> Trouble:
     if "dns error" in text:
         hint = "AWS_ENDPOINT_URL and AWS_REGION" if scheme == "s3" else "the network"
-        return Trouble(f"the server's name is unknown. Check {hint}", "soon")
+        return Trouble(f"the server's name is unknown. Check {hint}", "absent")
     if "Connect" in text and ("InvalidMessage" in text or "Certificate" in text):
         return Trouble("no secure connection. Check whether the endpoint speaks https", "no")
     if "ConnectionRefused" in text or "tcp connect error" in text:
-        return Trouble("the server does not answer. Check the endpoint and the network", "soon")
+        return Trouble("the server does not answer. Check the endpoint and the network", "absent")
     return Trouble("the connection broke or took too long. Run the command again", "long")
 
 
@@ -100,6 +106,7 @@ def _of_status(status: int, code: str, scheme: str, doing: str) -> Trouble:
         return Trouble(f"the credentials are wrong or have expired. {_LOGIN[scheme]}", "no")
     if status in _PASSING:
         return Trouble(
-            f"the server is busy or failing ({told}). Run the command again later", "long"
+            f"the server is busy or failing ({told}). Run the command again later",
+            "busy" if status in _BUSY else "long",
         )
     return Trouble(f"the server refused the request ({told})", "no")
