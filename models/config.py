@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from decant.models.rotary import Scaling
+from decant.models.rotary import LongRopeScaling, Scaling, YarnScaling
 
 # The fields that a config had when the first caches were captured. Their teacher_id is made from
 # these fields, so a field added later enters an identity only if it differs from its default.
@@ -67,6 +67,8 @@ class ModelConfig:
     """Name of the module in `models/families` that reads and writes this model's files."""
     rope_scaling: Scaling | None = None
     """How the rotary frequencies of blocks without a rotary base of their own are scaled."""
+    rotary_dim: int | None = None
+    """How many of a head's coordinates are turned, counted from the first. None: all."""
     windows: tuple[int | None, ...] = (None,)
     """How many positions a query sees, itself included; None: itself and all before it. Block i
     takes entry i modulo the length, so Gemma 2's (4096, None) alternates."""
@@ -110,11 +112,7 @@ class ModelConfig:
                 f"ModelConfig: {self.num_heads} query heads cannot share {self.num_kv_heads} "
                 "key/value heads evenly; num_heads must be a multiple of num_kv_heads."
             )
-        if self.head_dim % 2:
-            raise ValueError(
-                f"ModelConfig.head_dim is {self.head_dim}; rotary positions turn pairs of "
-                "coordinates, so it must be even."
-            )
+        self._check_rotary()
         if not self.windows or any(w is not None and w < 1 for w in self.windows):
             raise ValueError(
                 f"ModelConfig.windows is {self.windows}; expected at least one entry, each a "
@@ -132,6 +130,32 @@ class ModelConfig:
             )
         # Normalised, so that equal functions have equal configs.
         object.__setattr__(self, "windows", shortest_cycle(self.layer_windows))
+        if self.rotary_dim == self.head_dim:
+            object.__setattr__(self, "rotary_dim", None)
+
+    def _check_rotary(self) -> None:
+        turned, scaling = self.turned, self.rope_scaling
+        if self.head_dim % 2 or turned % 2 or not 2 <= turned <= self.head_dim:
+            raise ValueError(
+                f"ModelConfig.head_dim is {self.head_dim}, of which {turned} are turned; rotary "
+                "positions turn pairs of coordinates, so both must be even."
+            )
+        if isinstance(scaling, LongRopeScaling):
+            counts = {len(scaling.short_factors), len(scaling.long_factors)}
+            if counts != {turned // 2}:
+                raise ValueError(
+                    f"ModelConfig.rope_scaling has {sorted(counts)} LongRoPE factors; expected "
+                    f"{turned // 2} short and long ones each, one for each pair of coordinates."
+                )
+        if isinstance(scaling, YarnScaling) and self.rope_theta <= 1:
+            raise ValueError(
+                f"ModelConfig.rope_theta is {self.rope_theta}; YaRN expects a base above 1."
+            )
+
+    @property
+    def turned(self) -> int:
+        """How many of a head's coordinates are turned by rotary positions."""
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
 
     @property
     def layer_windows(self) -> tuple[int | None, ...]:

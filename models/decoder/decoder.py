@@ -20,7 +20,7 @@ from decant.models.decoder.attention import attention_probabilities
 from decant.models.decoder.blocks import BlockPattern, Blocks, Rotations, norm
 from decant.models.decoder.initializer import Initializer
 from decant.models.mesh.execution import WITHOUT_MESH, Execution
-from decant.models.rotary import cos_and_sin, frequencies
+from decant.models.rotary import attention_factor, cos_and_sin, frequencies
 
 # Callers may pass batches as numpy arrays.
 Rows = Array | np.ndarray
@@ -159,11 +159,17 @@ class Decoder(nnx.Module):
 
     def _rotations(self, positions: Int[Array, "batch time"]) -> Rotations:
         """One rotation for all blocks, or one for blocks without a window and one for the rest."""
-        c = self.config
-        tables = [frequencies(head_dim=c.head_dim, theta=c.rope_theta, scaling=c.rope_scaling)]
+        c, scaling = self.config, self.config.rope_scaling
+        # The length of the row, not of its documents: what is packed beside a document, or how
+        # a corpus is cut, then never changes the function.
+        table = frequencies(
+            head_dim=c.turned, theta=c.rope_theta, scaling=scaling, length=positions.shape[1]
+        )
+        rotations = [cos_and_sin(positions, table, factor=attention_factor(scaling))]
         if c.window_rope_theta is not None:
-            tables.append(frequencies(head_dim=c.head_dim, theta=c.window_rope_theta))
-        return [cos_and_sin(positions, table) for table in tables]
+            local = frequencies(head_dim=c.turned, theta=c.window_rope_theta)
+            rotations.append(cos_and_sin(positions, local))
+        return rotations
 
     def _patterns(self, time: int) -> BlockPattern:
         """The settings of every block for rows of `time` tokens, arrays of shape [layers]."""

@@ -58,6 +58,14 @@ class FieldReader:
             raise self.error(name, value, "expected a number from 1e-30 to 1e30")
         return value
 
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A list of 1 to 4,096 numbers, each as `number` takes it."""
+        value = self.take(name)
+        if not isinstance(value, list) or not 1 <= len(value) <= MOST["head_dim"]:
+            raise self.error(name, value, f"expected a list of up to {MOST['head_dim']:,} numbers")
+        each = FieldReader(f"{self.where}: {name}", {str(i): v for i, v in enumerate(value)})
+        return tuple(float(each.number(i)) for i in each.fields)
+
     def cap(self, name: str, default: float | None) -> int | float | None:
         """A soft cap; None if the field is null, `default` only if it is absent."""
         self.taken.add(name)

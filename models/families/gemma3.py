@@ -11,6 +11,7 @@ from decant.models.families.common_tensors import qk_norm_tensors
 from decant.models.families.family import Family
 from decant.models.families.field_reader import FieldReader
 from decant.models.families.gemma_fields import gemma_tensors, read_gemma, write_gemma
+from decant.models.families.rotary_fields import read_scaling
 from decant.models.families.tensor_name import TensorName
 from decant.models.families.windows import FULL, SLIDING, read_windows
 
@@ -49,12 +50,12 @@ def _read_rotary(reader: FieldReader) -> dict[str, Any]:
     """
     theta, local = reader.number("rope_theta", 1e6), reader.number("rope_local_base_freq", 1e4)
     longest = reader.size("max_position_embeddings", of="max_positions")
-    scaling = json_fields.read_scaling(reader.section("rope_scaling"), max_positions=longest)
+    scaling = read_scaling(reader.section("rope_scaling"), max_positions=longest)
     kinds = reader.section("rope_parameters")
     full, sliding = kinds.section(FULL), kinds.section(SLIDING)
     kinds.finish()
     theta, local = full.number("rope_theta", theta), sliding.number("rope_theta", local)
-    scaling = json_fields.read_scaling(full, max_positions=longest) or scaling
+    scaling = read_scaling(full, max_positions=longest) or scaling
     sliding.require("rope_type", "default")
     sliding.finish()
     return {

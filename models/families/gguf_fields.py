@@ -63,8 +63,9 @@ def _read_scaling(metadata: Mapping[str, Any], *, head_dim: int, theta: float) -
     divisors = np.asarray(metadata["rope_freqs"], np.float32)
     plain = frequencies(head_dim=head_dim, theta=theta)
     scaling = Llama3Scaling(float(round(divisors.max(initial=1), 3)), 1.0, 4.0, 8192)
+    scaled = frequencies(head_dim=head_dim, theta=theta, scaling=scaling)
     sound = divisors.shape == plain.shape and ((divisors > 0) & (divisors < np.inf)).all()
-    if not sound or not np.allclose(divisors, plain / scaling.apply(plain), rtol=1e-4):
+    if not sound or not np.allclose(divisors, plain / scaled, rtol=1e-4):
         raise ValueError(
             "GGUF tensor rope_freqs.weight: not the scaling of Llama 3.1 to 3.3 (low and high "
             "frequency factors 1 and 4 over 8192 positions), the only one we can tell from it. "

@@ -6,7 +6,7 @@ from typing import Any
 
 from decant.models.config import ModelConfig
 from decant.models.families.field_reader import FieldReader, shown
-from decant.models.rotary import LinearScaling, Llama3Scaling, Scaling
+from decant.models.families.rotary_fields import read_scaling, write_scaling
 
 
 def read_common(
@@ -56,50 +56,36 @@ def refuse_quantised(reader: FieldReader) -> None:
             )
 
 
-def read_rotary(reader: FieldReader) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling` of a model that has one rotation for all blocks."""
+def read_rotary(
+    reader: FieldReader, *, theta: float = 10_000.0, head_dim: int | None = None
+) -> dict[str, Any]:
+    """`rope_theta`, `rope_scaling` and maybe `rotary_dim` of a model with one rotation.
+
+    Args:
+        reader: reads config.json.
+        theta: the family's default base.
+        head_dim: size of a head in families that honour `partial_rotary_factor`. None: the family
+            turns whole heads, and another value of that field is refused.
+    """
     # Transformers 5 writes rope_parameters, earlier ones rope_theta beside rope_scaling.
-    theta, scaling = reader.number("rope_theta", 10_000.0), None
+    theta, scaling = reader.number("rope_theta", theta), None
+    part = reader.number("partial_rotary_factor", 1.0) if head_dim else 1.0
     longest = reader.size("max_position_embeddings", of="max_positions")
+    # Phi-3 writes it beside rope_scaling, where it counts more than the one inside.
+    original = reader.take("original_max_position_embeddings", None)
+    if original is not None:
+        original = reader.size("original_max_position_embeddings", of="max_positions")
     for name in ("rope_scaling", "rope_parameters"):
         rope = reader.section(name)
         theta = rope.number("rope_theta", theta)
-        both = scaling, read_scaling(rope, max_positions=longest)
+        part = rope.number("partial_rotary_factor", part) if head_dim else part
+        both = scaling, read_scaling(rope, max_positions=longest, original=original)
         # Transformers 5 goes by rope_scaling, other programs by rope_parameters.
         if None not in both and both[0] != both[1]:
             raise ValueError(f"{reader.where}: rope_scaling and rope_parameters differ.")
         scaling = both[1] or both[0]
-    return {"rope_theta": float(theta), "rope_scaling": scaling}
-
-
-def read_scaling(rope: FieldReader, *, max_positions: int) -> Scaling | None:
-    """How a rotation is scaled, None for not at all. Finishes `rope`, the rotation's fields.
-
-    `max_positions`: the model's, which Llama 3's scaling falls back to.
-    """
-    old_name = rope.take("type", "default")
-    kind = rope.take("rope_type", old_name)
-    scaling = None
-    if kind == "linear":
-        scaling = LinearScaling(float(rope.number("factor")))
-    elif kind == "llama3":
-        scaling = Llama3Scaling(
-            factor=float(rope.number("factor")),
-            low_freq_factor=float(rope.number("low_freq_factor")),
-            high_freq_factor=float(rope.number("high_freq_factor")),
-            original_max_positions=rope.size(
-                "original_max_position_embeddings", max_positions, of="max_positions"
-            ),
-        )
-        if scaling.low_freq_factor >= scaling.high_freq_factor:
-            raise rope.error("high_freq_factor", scaling.high_freq_factor, "expected more than low")
-    else:
-        rope.require("rope_type", "default", "linear", "llama3")
-        rope.require("type", "default", "linear", "llama3")
-    # Of these three, only Llama 3's scaling uses it.
-    rope.ignore("original_max_position_embeddings")
-    rope.finish()
-    return scaling
+    rotation: dict[str, Any] = {"rope_theta": float(theta), "rope_scaling": scaling}
+    return rotation | ({"rotary_dim": int(head_dim * part)} if head_dim else {})
 
 
 def write_common(config: ModelConfig, *, model_type: str, architecture: str) -> dict[str, Any]:
@@ -120,23 +106,14 @@ def write_common(config: ModelConfig, *, model_type: str, architecture: str) -> 
         "hidden_act": "silu" if config.activation == "silu" else "gelu_pytorch_tanh",
         # Both transformers 4 and 5 read this spelling.
         "rope_theta": config.rope_theta,
-        "rope_scaling": _write_scaling(config.rope_scaling),
+        "rope_scaling": write_scaling(config.rope_scaling),
         "rms_norm_eps": config.norm_eps,
         "max_position_embeddings": config.max_positions,
         "tie_word_embeddings": config.tie_embeddings,
-    }
+    } | _write_part(config)
 
 
-def _write_scaling(scaling: Scaling | None) -> dict[str, Any] | None:
-    """Inverse of `read_scaling`, in the spelling that transformers 4 and 5 both read."""
-    if scaling is None:
-        return None
-    if isinstance(scaling, LinearScaling):
-        return {"rope_type": "linear", "factor": scaling.factor}
-    return {
-        "rope_type": "llama3",
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_freq_factor,
-        "high_freq_factor": scaling.high_freq_factor,
-        "original_max_position_embeddings": scaling.original_max_positions,
-    }
+def _write_part(config: ModelConfig) -> dict[str, float]:
+    if config.rotary_dim is None:
+        return {}
+    return {"partial_rotary_factor": config.rotary_dim / config.head_dim}

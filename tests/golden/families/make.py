@@ -53,6 +53,25 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}
+# Eight frequencies: two below, three on and three above a ramp whose ends are no whole numbers.
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "beta_fast": 4.0,
+    "beta_slow": 0.5,
+    "truncate": False,
+    "original_max_position_embeddings": 64,
+}
+# Rows of 24 tokens are long for both.
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 500.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [1.0, 1.1, 1.3, 1.7, 2.0, 3.0, 5.0, 8.0],
+    "original_max_position_embeddings": 16,
+}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 3.0}
 UPPER = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 GEMMA = {"query_pre_attn_scalar": 24, "sliding_window": 6}
@@ -61,11 +80,16 @@ CASES = {
     "llama": LlamaConfig(**SIZES, rope_parameters=PLAIN),
     "llama3": LlamaConfig(**SIZES, rope_parameters=LLAMA3, tie_word_embeddings=True),
     "llama_linear": LlamaConfig(**SIZES, rope_parameters=LINEAR),
+    "llama_longrope": LlamaConfig(**SIZES, rope_parameters=LONGROPE),
+    "llama_dynamic": LlamaConfig(
+        **(SIZES | {"max_position_embeddings": 16}), rope_parameters=DYNAMIC
+    ),
     "mistral": MistralConfig(**SIZES, rope_parameters=PLAIN, sliding_window=6),
     "qwen2": Qwen2Config(
         **(SIZES | {"head_dim": 8}), **UPPER, rope_parameters=PLAIN, tie_word_embeddings=True
     ),
     "qwen3": Qwen3Config(**SIZES, **UPPER, rope_parameters=PLAIN),
+    "qwen3_yarn": Qwen3Config(**SIZES, **UPPER, rope_parameters=YARN),
     "qwen3_moe": Qwen3MoeConfig(**SIZES, **EXPERTS, rope_parameters=PLAIN, norm_topk_prob=True),
     "qwen3_moe_unnormalised": Qwen3MoeConfig(
         **(SIZES | {"num_hidden_layers": 2}),
@@ -135,13 +159,19 @@ def save_checkpoint(config, directory: Path, *, shard_size: str) -> None:
 
 
 def run_alone(model, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """Logits, hidden states and attention maps of one document."""
-    out = model(torch.from_numpy(tokens)[None], output_hidden_states=True, output_attentions=True)
+    """Logits, hidden states and attention maps of one document in a row of max(LENGTHS) tokens.
+
+    Some scalings of rotary positions depend on the row's length.
+    """
+    row, length = np.pad(tokens, (0, max(LENGTHS) - len(tokens))), len(tokens)
+    if model.config.rope_parameters.get("rope_type") not in ("longrope", "dynamic"):
+        row = tokens  # as the files were made before there were such scalings
+    out = model(torch.from_numpy(row)[None], output_hidden_states=True, output_attentions=True)
     return {
         "tokens": tokens.astype(np.int32),
-        "logits": out.logits[0].numpy(),
-        "hidden": torch.stack(out.hidden_states)[:, 0].numpy(),
-        "maps": torch.stack(out.attentions)[:, 0].numpy(),
+        "logits": out.logits[0, :length].numpy(),
+        "hidden": torch.stack(out.hidden_states)[:, 0, :length].numpy(),
+        "maps": torch.stack(out.attentions)[:, 0, :, :length, :length].numpy(),
     }
 
 

@@ -4,7 +4,7 @@ tests/golden/families/make.py (`make golden`) makes the golden files: each docum
 float32, with eager attention. Here the documents are packed in rows, and longer than the windows.
 
 Both sides sum the same float32 products in different orders. So logits of up to 15 differ by up to
-1.4e-5, states by 8e-6, probabilities by 1.1e-6; the tolerances are two to three times that. Of
+1.4e-5, states by 8e-6, probabilities by 3.1e-6; the tolerances are two to three times that. Of
 forty mutations of the code, the smallest (eps doubled) changes logits by 1.5e-3, most by 1 to 10.
 The next smallest are gelu without its tanh approximation and a window longer by one.
 """
@@ -96,7 +96,7 @@ def test_attention_maps_of_every_block_are_those_of_transformers(name):
                 expected[:, inside, inside] = golden[f"maps_{i}"][layer]
                 start += length
             np.testing.assert_allclose(
-                of_block[row, :, :start], expected[:, :start], rtol=0, atol=3e-6
+                of_block[row, :, :start], expected[:, :start], rtol=0, atol=6e-6
             )
 
 
@@ -152,7 +152,7 @@ def test_every_field_is_honoured_or_refused(name):
         ("gemma2", {"layer_types": ["full_attention"]}, "layer_types holds 1"),
         ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
         ("gemma3", {"model_type": "gemma3"}, "a model of images and text"),
-        ("llama3", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type = 'yarn'"),
+        ("llama3", {"rope_parameters": {"rope_type": "xpos"}}, "rope_type = 'xpos'"),
         ("llama3", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ("qwen2", {"layer_types": ["chunked_attention"] * 3}, "chunked_attention"),
         ("mistral", {"quantization_config": {"bits": 4}}, "quantization_config"),

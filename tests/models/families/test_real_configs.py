@@ -509,8 +509,8 @@ def test_a_field_that_may_change_the_function_is_refused_by_name_and_value(model
         ("qwen2", {"layer_types": [SLIDING] * 4}, "no sliding_window"),
         ("gemma3", {"text_config": {}}, "a model of images and text"),
         ("gemma3_text", {"text_config": {"hidden_size": 64}}, "text_config = "),
-        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type = 'yarn'"),
-        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "type = 'dynamic'"),
+        ("llama", {"rope_scaling": {"rope_type": "xpos", "factor": 4.0}}, "rope_type = 'xpos'"),
+        ("llama", {"rope_scaling": {"type": "dynamic", "alpha": 4.0}}, "'factor' is missing"),
         ("llama", {"rope_scaling": {"rope_type": "default", "factor": 4.0}}, "factor = 4.0"),
         (
             *("llama",),
