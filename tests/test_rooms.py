@@ -55,7 +55,7 @@ LEVELS = {
         ["rotary", "numerics", "parameters", "json_file"],
         ["config"],
         ["families", "mesh", "text"],
-        ["decoder"],
+        ["decoder", "prequantised"],
         ["checkpoints"],
         ["__init__"],
     ],

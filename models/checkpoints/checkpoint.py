@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from decant.models.checkpoints import embedded, hub
 from decant.models.checkpoints.gguf_file import GgufFile
-from decant.models.checkpoints.loading import Index, full_index, place_shares, read_share
+from decant.models.checkpoints.loading import place_shares, read_share
 from decant.models.checkpoints.quantization import (
     MATRICES,
     SCALE,
@@ -34,6 +34,7 @@ from decant.models.families.tensor_name import TensorName
 from decant.models.mesh import sharding
 from decant.models.numerics import dtype_named
 from decant.models.parameters import parameters_by_path
+from decant.models.prequantised.stored import Index, full_index
 from decant.models.text.tokenizer import Tokenizer
 from decant.store.urls import BUCKETS, require_scheme, url_of
 

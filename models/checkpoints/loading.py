@@ -13,14 +13,7 @@ import numpy as np
 from jax.sharding import Sharding
 
 from decant.models.families.tensor_name import Naming, TensorName
-
-Index = tuple[slice, ...]
-"""A slice with start and stop for each axis."""
-
-
-def full_index(shape: tuple[int, ...]) -> Index:
-    """The index of a whole array."""
-    return tuple(slice(0, length) for length in shape)
+from decant.models.prequantised.stored import Index
 
 
 def read_share(

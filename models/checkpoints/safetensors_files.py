@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +17,8 @@ from decant.models.checkpoints.weight_index import read_index
 from decant.models.config import ModelConfig
 from decant.models.families import config_from_file
 from decant.models.json_file import read_object
+from decant.models.prequantised.scheme import FIELDS, Scheme, Stored, read_scheme
+from decant.models.prequantised.stored import KINDS, Header, InFile, full_index
 from decant.models.text.tokenizer import GENERATION, Tokenizer, read_files
 
 
@@ -22,7 +26,7 @@ class SafetensorsFiles:
     """One directory; every file is opened on first use."""
 
     naming: Literal["hf", "gguf"] = "hf"
-    readable = ("F64", "F32", "F16", "BF16")
+    readable = ("F64", "F32", "F16", "BF16", *KINDS)
     """The kinds of numbers that are weights."""
 
     def __init__(self, place: Path | BucketFiles):
@@ -41,9 +45,20 @@ class SafetensorsFiles:
     def config(self) -> ModelConfig:
         """The model's config. ValueError for a field that we cannot honour."""
         try:
-            return config_from_file(self.path / CONFIG)
+            config = config_from_file(self.path / CONFIG)
+            _ = self._scheme
+            return config
         except ValueError as error:
             raise ValueError(str(error).replace(str(self.path), self.where)) from error
+
+    @cached_property
+    def _scheme(self) -> Scheme | None:
+        """How the weights are quantised; None if they are plain numbers."""
+        try:
+            return read_scheme(read_object(self.path / CONFIG))
+        except ValueError as error:
+            message = str(error).removeprefix(f"{CONFIG}: ")
+            raise ValueError(f"{self.where}/{CONFIG}: {message}") from error
 
     @cached_property
     def weight_files(self) -> list[str]:
@@ -65,9 +80,17 @@ class SafetensorsFiles:
         return sum(map(self._files.bytes, self.weight_files))
 
     def weight_sha256s(self, *, memory: Path) -> dict[str, str]:
-        """Hash of each weight file by its name; the file `memory` keeps them between runs."""
+        """Hash of each weight file by its name; the file `memory` keeps them between runs.
+
+        Of quantised files there is one more: of what config.json says on how to read them.
+        """
         digests = self._files.sha256s(self.weight_files, memory=memory)
-        return dict(zip(self.weight_files, digests, strict=True))
+        hashes = dict(zip(self.weight_files, digests, strict=True))
+        if self._scheme:
+            # The same bytes are other weights if config.json reads them otherwise.
+            spelled = json.dumps(self._scheme.identity, sort_keys=True)
+            hashes[f"{CONFIG}: {FIELDS[0]}"] = hashlib.sha256(spelled.encode()).hexdigest()
+        return hashes
 
     @cached_property
     def _index(self) -> dict[str, str] | None:
@@ -104,27 +127,53 @@ class SafetensorsFiles:
         return {name: self._opened[file] for name, file in files.items()}
 
     @cached_property
+    def _in_files(self) -> Header:
+        """Every tensor of the files as it is stored."""
+        slices = {name: file.get_slice(name) for name, file in self._file_of.items()}
+        return {n: InFile(s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()}
+
+    @cached_property
+    def _tensors(self) -> Mapping[str, InFile | Stored]:
+        """Every tensor of the plain model. ValueError if config.json contradicts the files."""
+        if self._scheme is None:
+            return self._in_files
+        try:
+            stored, others = self._scheme.plain(self._in_files)
+        except ValueError as error:
+            raise ValueError(f"{self.where}: {error}") from error
+        return {**{name: self._in_files[name] for name in others}, **stored}
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor in the files."""
-        return {
-            name: tuple(file.get_slice(name).get_shape()) for name, file in self._file_of.items()
-        }
+        """Shape of every tensor; quantised ones have that of their plain weight."""
+        return {name: tensor.shape for name, tensor in self._tensors.items()}
 
     @cached_property
     def kinds(self) -> dict[str, str]:
-        """How every tensor's numbers are stored, such as "BF16"."""
-        return {name: file.get_slice(name).get_dtype() for name, file in self._file_of.items()}
+        """How every tensor's numbers are stored, such as "BF16" or "INT4"."""
+        return {
+            name: tensor.dtype if isinstance(tensor, InFile) else tensor.kind
+            for name, tensor in self._tensors.items()
+        }
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """The tensor of that name, or its elements at `index`, in the dtype of the file.
 
-        ValueError if its numbers are not in `readable`, such as integers of a quantised matrix.
+        Quantised tensors are dequantised, of an index only its elements. ValueError if its numbers
+        are not in `readable`, such as integers of which config.json says nothing.
         """
-        if self.kinds[name] not in self.readable:
+        tensor = self._tensors[name]
+        if not isinstance(tensor, InFile):
+            return tensor.read(self._stored, full_index(tensor.shape) if index is None else index)
+        if tensor.dtype not in self.readable:
             raise ValueError(
-                f"{self.where}: tensor {name} is stored as {self.kinds[name]}; weights can be read "
+                f"{self.where}: tensor {name} is stored as {tensor.dtype}; weights can be read "
                 f"as {', '.join(self.readable)}. Use the unquantised checkpoint."
             )
+        return self._stored(name, index)
+
+    def _stored(self, name: str, index: tuple[slice, ...] | None) -> np.ndarray:
+        """A tensor of the files, or its elements at `index`, as it is stored."""
         file = self._file_of[name]
         return file.get_tensor(name) if index is None else file.get_slice(name)[index]
 

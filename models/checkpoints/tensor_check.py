@@ -32,8 +32,9 @@ def check_tensors(
         for name, shape in files.shapes.items()
         if not any(re.fullmatch(pattern, name) for pattern in redundant)
     }
+    extra = [n for n in present if n not in expected and not _bias_of_zeros(files, n)]
     problems = [f"missing: {n} {expected[n]}" for n in expected if n not in present]
-    problems += [f"not expected: {n} {present[n]}" for n in present if n not in expected]
+    problems += [f"not expected: {n} {present[n]}" for n in extra]
     problems += [
         f"misshapen: {n} is {present[n]}, expected {expected[n]}"
         for n in expected
@@ -51,6 +52,12 @@ def check_tensors(
             f"'{config.family}' model of {config.num_layers} layers):\n  "
             + "\n  ".join(problems[:10] + more)
         )
+
+
+def _bias_of_zeros(files: SafetensorsFiles | GgufFile, name: str) -> bool:
+    """Whether it is a bias that adds nothing. AutoGPTQ gives every linear map one."""
+    bias = name.endswith(".bias") and files.kinds[name] in files.readable
+    return bias and not files.read(name).any()
 
 
 def _tied_head(files: SafetensorsFiles | GgufFile) -> list[str]:

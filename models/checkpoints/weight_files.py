@@ -12,12 +12,9 @@ import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from decant.models.checkpoints.hf_layout import CONFIG, INDEX
-from decant.models.checkpoints.remote_safetensors import RemoteSafetensors
+from decant.models.checkpoints.safetensors_file import LocalSafetensors, RemoteSafetensors
 from decant.models.text.named_templates import is_template_file
 from decant.models.text.tokenizer import FILES
 from decant.schemas.disk.identity import remembered_digests, remembered_sha256s
@@ -41,15 +38,9 @@ class LocalFiles:
         """Whether the directory has a file of this name."""
         return (self.path / name).is_file()
 
-    def open(self, name: str) -> Any:
+    def open(self, name: str) -> LocalSafetensors:
         """A .safetensors file. Its header is checked: every tensor lies inside the file."""
-        try:
-            return safe_open(self.path / name, framework="numpy")
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{self.path / name}: weights cannot be read: {error}. Download the file again if "
-                "it was cut short."
-            ) from error
+        return LocalSafetensors(self.path / name)
 
     def bytes(self, name: str) -> int:
         """Size of a file."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from decant.models.config import ModelConfig
-from decant.models.families.field_reader import FieldReader, shown
+from decant.models.families.field_reader import FieldReader
 from decant.models.families.rotary_fields import read_scaling, write_scaling
 
 
@@ -17,7 +17,8 @@ def read_common(
     `head_dim` and `tied` are the family's defaults. Without a default, head_dim is the width
     divided by the number of heads.
     """
-    refuse_quantised(reader)
+    # How the weights are stored: checkpoints/safetensors_files.py reads it.
+    reader.ignore("quantization_config", "compression_config")
     reader.require("rope_interleaved", False)
     reader.require("use_mrope", False)
     reader.require("is_causal", True)
@@ -40,20 +41,6 @@ def read_common(
         "max_positions": reader.size("max_position_embeddings", of="max_positions"),
         "tie_embeddings": reader.flag("tie_word_embeddings", tied),
     }
-
-
-def refuse_quantised(reader: FieldReader) -> None:
-    """Raise ValueError if the config says how the weights were quantised."""
-    for name in ("quantization_config", "compression_config"):
-        value = reader.take(name, {})
-        if value:
-            method = value.get("quant_method") if isinstance(value, dict) else None
-            if method is None and isinstance(value, dict) and "load_in_4bit" in value:
-                method = "bitsandbytes"  # its early versions did not write their name
-            raise ValueError(
-                f"{reader.where}: {name}: quantised by {method or shown(value)}; use the "
-                "unquantised checkpoint."
-            )
 
 
 def read_rotary(

@@ -155,7 +155,6 @@ def test_every_field_is_honoured_or_refused(name):
         ("llama3", {"rope_parameters": {"rope_type": "xpos"}}, "rope_type = 'xpos'"),
         ("llama3", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ("qwen2", {"layer_types": ["chunked_attention"] * 3}, "chunked_attention"),
-        ("mistral", {"quantization_config": {"bits": 4}}, "quantization_config"),
     ],
 )
 def test_a_model_that_we_cannot_run_is_refused_by_field(name, change, message):

@@ -535,23 +535,12 @@ def test_what_contradicts_the_family_is_refused(model_type, fields, message):
         config_from_json(SIZES | {"model_type": model_type} | fields)
 
 
-@pytest.mark.parametrize(
-    ("fields", "method"),
-    [
-        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "gptq"),
-        ({"quant_method": "awq", "bits": 4, "version": "gemm"}, "awq"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
-        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes"),
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
-        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "compressed-tensors"),
-        ({"bits": 4}, "{'bits': 4}"),
-    ],
-)
 @pytest.mark.parametrize("model_type", EXPECTED)
-def test_a_quantised_checkpoint_is_refused_with_its_method(model_type, fields, method):
-    with pytest.raises(ValueError, match=r"quantised by .*; use the unquantised checkpoint") as got:
-        config_from_json(config(model_type, {"quantization_config": fields}))
-    assert f"quantised by {method};" in str(got.value)
+def test_how_the_weights_are_stored_does_not_change_the_config(model_type):
+    """SafetensorsFiles reads it, or refuses it: see tests/models/prequantised."""
+    stored = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    plain = config_from_json(config(model_type, {}))
+    assert config_from_json(config(model_type, {"quantization_config": stored})) == plain
 
 
 NOT_SIZES = (0, -1, 1.5, 2.0, True, "64", [64], {}, 10**9 * 10**9, float("nan"))

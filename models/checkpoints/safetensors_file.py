@@ -1,4 +1,8 @@
-"""A .safetensors file in a bucket, read by range: its header, then what is asked for."""
+"""A .safetensors file: its header, and tensors of which only the rows asked for are read.
+
+The file is here, or in a bucket and read by range. The `safetensors` package is not used to read:
+with numpy it has no 8-bit floats, and it reads no buckets.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -18,6 +23,14 @@ _DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
 }
 _LENGTH = 8
 """Bytes of the number of bytes of the header."""
@@ -38,21 +51,21 @@ class Tensor(NamedTuple):
     end: int
 
 
-class RemoteSafetensors:
-    """One file, with what `SafetensorsFiles` uses of `safetensors.safe_open`.
+class SafetensorsFile:
+    """One file whose bytes `read` gives. ValueError if its header is damaged.
 
-    ValueError if the header is damaged. StoreError if the bucket refuses or cannot be reached, and
-    its ChangedError if the file is another one than it was.
+    Every tensor lies inside the file, and no byte belongs to two of them.
     """
 
-    def __init__(self, store: ObjectStore, key: str, *, bytes: int, etag: str):
-        self._store, self._key, self._bytes, self._etag = store, key, bytes, etag
+    def __init__(self, where: str, *, bytes: int, again: str):
+        """`where` names the file in messages, and `again` says how one gets a new copy."""
+        self._bytes = bytes
         try:
             self._tensors = self._header()
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(
-                f"{store.url}/{key}: weights cannot be read: {error}. Upload the file again if it "
-                "was cut short."
+                f"{where}: weights cannot be read: {error}. {again} the file again if it was cut "
+                "short."
             ) from error
 
     def keys(self) -> list[str]:
@@ -68,20 +81,8 @@ class RemoteSafetensors:
         return self.get_slice(name)[()]
 
     def read(self, start: int, end: int) -> np.ndarray:
-        """The bytes [start, end) of the file, by several requests at once."""
-        data = np.empty(end - start, np.uint8)
-
-        def fetch(at: int) -> None:
-            length = min(_PIECE, end - at)
-            piece = self._store.get(self._key, start=at, length=length, etag=self._etag)
-            data[at - start : at - start + length] = np.frombuffer(piece, np.uint8)
-
-        starts = range(start, end, _PIECE)
-        with ThreadPoolExecutor(_REQUESTS) as pool:
-            each = pool.map if len(starts) > 1 else map
-            for _ in each(fetch, starts):
-                pass
-        return data
+        """The bytes [start, end) of the file."""
+        raise NotImplementedError
 
     def _header(self) -> dict[str, Tensor]:
         if self._bytes < _LENGTH:
@@ -96,7 +97,7 @@ class RemoteSafetensors:
         header.pop("__metadata__", None)
         tensors = {name: _tensor(name, entry, first) for name, entry in header.items()}
         at = first
-        for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start):
+        for name, tensor in sorted(tensors.items(), key=lambda item: item[1][2:]):
             if tensor.start != at:
                 raise ValueError(f"tensor {name} does not begin where the one before it ends")
             at = tensor.end
@@ -105,10 +106,51 @@ class RemoteSafetensors:
         return tensors
 
 
+class LocalSafetensors(SafetensorsFile):
+    """A file of this machine, mapped into memory."""
+
+    def __init__(self, path: Path):
+        size = path.stat().st_size
+        self._mapped = np.memmap(path, np.uint8, mode="r") if size else np.empty(0, np.uint8)
+        super().__init__(str(path), bytes=size, again="Download")
+
+    def read(self, start: int, end: int) -> np.ndarray:
+        """The bytes [start, end), which are not copied."""
+        return np.asarray(self._mapped[start:end])
+
+
+class RemoteSafetensors(SafetensorsFile):
+    """A file in a bucket, read by range.
+
+    StoreError if the bucket refuses or cannot be reached, and its ChangedError if the file is
+    another one than it was.
+    """
+
+    def __init__(self, store: ObjectStore, key: str, *, bytes: int, etag: str):
+        self._store, self._key, self._etag = store, key, etag
+        super().__init__(f"{store.url}/{key}", bytes=bytes, again="Upload")
+
+    def read(self, start: int, end: int) -> np.ndarray:
+        """The bytes [start, end), by several requests at once."""
+        data = np.empty(end - start, np.uint8)
+
+        def fetch(at: int) -> None:
+            length = min(_PIECE, end - at)
+            piece = self._store.get(self._key, start=at, length=length, etag=self._etag)
+            data[at - start : at - start + length] = np.frombuffer(piece, np.uint8)
+
+        starts = range(start, end, _PIECE)
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            each = pool.map if len(starts) > 1 else map
+            for _ in each(fetch, starts):
+                pass
+        return data
+
+
 class Slice:
     """A tensor of a file, of which an index reads a part."""
 
-    def __init__(self, file: RemoteSafetensors, tensor: Tensor):
+    def __init__(self, file: SafetensorsFile, tensor: Tensor):
         self._file, self._tensor = file, tensor
 
     def get_shape(self) -> list[int]:
