@@ -18,8 +18,8 @@ LEAST_DRAWS = 8
 """Fewest draws of counts: fewer teach less than the stored tokens do."""
 K, DRAWS, COUNTS, RANK = 8, 0, 100, 64
 """What a capture stores of a distribution by default: `k`, `draws`, `counts` and `sketch.rank` of
-`signals.logits`. Of all records of at most 70 bytes per token it teaches the most, at T = 1, 2 and
-4 (docs/benchmarks.md)."""
+`signals.logits`. One record that serves every T ≥ 1 in about 70 bytes per token
+(docs/benchmarks.md has what students learn from it)."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Compares stored counts and sketches with the plain outputs of the teacher."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from decant.pipelines.verification.tolerances import (
     HALF_STEP,
     SKETCH_BIAS,
     SKETCH_HEAD,
+    SKETCH_OFFSETS,
     Limits,
 )
 from decant.schemas.codecs.sketch_field import step_size
@@ -22,13 +24,16 @@ from decant.schemas.targets.sketch import (
     DEVIATIONS,
     HEAD,
     MEAN,
+    OFFSETS,
     PROJECTION,
     SketchHead,
+    tail_logprobs,
 )
 
 LABELS, STARTS = "labels", "counts starts"
 """Besides the arrays of `Cache.read`, what checks get of a row: next tokens, starts of counts."""
-TEMPERATURES = (1, 2, 4)
+HEAD_ARRAYS = ("topk_ids", "topk_logprobs", "tail_logmass")
+TEMPERATURES = (1.0, 2.0, 4.0)
 _COLUMNS = 4096
 """Columns of the unembedding whose head is compared, at most."""
 
@@ -91,13 +96,14 @@ class SketchCheck(SignalCheck):
         self.signal = signal
         arrays = {
             key: load_statistic(root, f"{key}.npy", sha256=part.statistics[f"{key}.npy"])
-            for key in (MEAN, PROJECTION, HEAD, BIAS, DEVIATIONS)
+            for key in (MEAN, PROJECTION, HEAD, BIAS, DEVIATIONS, OFFSETS)
+            if f"{key}.npy" in part.statistics
         }
         self.mean = arrays[MEAN].astype(np.float64)
         self.projection = arrays[PROJECTION].astype(np.float64)
         self.deviations = arrays[DEVIATIONS]
         head = arrays[HEAD].astype(np.float32)
-        self.head = SketchHead(head, arrays[BIAS], signal.softcap)
+        self.head = SketchHead(head, arrays[BIAS], signal.softcap, arrays.get(OFFSETS))
         self._add_head(head, unembedding)
         off = np.abs(arrays[BIAS] - self.mean @ unembedding)
         self._add("b, off from the mean state's logits", off, SKETCH_BIAS)
@@ -127,13 +133,19 @@ class SketchCheck(SignalCheck):
         stored_limits = HALF_STEP if self.signal.step else Limits(0.0, 0.0, 0.0)
         limits = self.rounding.steps + stored_limits
         self._add("a number's error, in steps", off / step, limits)
-        estimated = self.head.logits(sketch)
+        head = {name: stored[name][at] for name in HEAD_ARRAYS}
         for temperature in TEMPERATURES:
-            values = _kl(logits, estimated, beta=1 / temperature)
-            self._add(f"KL of its logits at T = {temperature}, nats", values, ANY)
+            values = _kl(self.head, sketch, logits, temperature=temperature, **head)
+            self._add(f"KL of the target at T = {temperature:g}, nats", values, ANY)
+            if self.head.offsets is None:
+                continue
+            plain = dataclasses.replace(self.head, offsets=None)
+            more = values - _kl(plain, sketch, logits, temperature=temperature, **head)
+            self._add(f"KL that offsets add at T = {temperature:g}, nats", more, SKETCH_OFFSETS)
 
 
-def _kl(teacher: np.ndarray, other: np.ndarray, *, beta: float) -> np.ndarray:
-    """KL(teacher ‖ other) at T = 1/β of logits [n, V], in nats."""
-    p, q = (log_softmax(logits, beta=beta) for logits in (teacher, other))
-    return (np.exp(p) * (p - q)).sum(1, dtype=np.float64)
+def _kl(head: SketchHead, sketch, logits, *, temperature: float, **stored) -> np.ndarray:
+    """KL at T of the teacher, which has these `logits` [n, V], to what students learn from."""
+    p = log_softmax(logits, beta=1 / temperature).astype(np.float64)
+    target = tail_logprobs(head, sketch, temperature=temperature, **stored)
+    return (np.exp(p) * (p - target)).sum(1)
