@@ -24,8 +24,9 @@ from decant.schemas.targets.counts import Counts
 from decant.schemas.targets.targets import Targets
 
 _MOST_TOKENS = 256 << 10
+_ENOUGH_TOKENS = 16 << 10
+"""A sketch's offsets need as many (docs/benchmarks.md)."""
 _LEAST_TOKENS = 4096
-"""Limits of the sample's size, which is 5% of the corpus between them."""
 
 Place = tuple[int, int]
 """(unit, offset) of a row."""
@@ -164,7 +165,7 @@ def _layers_to_project(signals: Mapping[str, AddedSignal], known: Known) -> list
 
 
 def sample_places(rows: PlannedRows, *, length: int) -> tuple[Place, ...]:
-    """(unit, offset) of the rows to calibrate on: 5% of the corpus, 4k to 256k tokens.
+    """(unit, offset) of the rows to calibrate on, as many as `sample_tokens`.
 
     The rows with the smallest keys: a pseudo-random choice that does not depend on the order of
     files or on parallelism. `length` is the number of tokens in a row.
@@ -174,8 +175,12 @@ def sample_places(rows: PlannedRows, *, length: int) -> tuple[Place, ...]:
 
 
 def sample_tokens(tokens: int) -> int:
-    """Tokens to calibrate on, of a corpus of so many."""
-    return min(max(tokens // 20, _LEAST_TOKENS), _MOST_TOKENS)
+    """Tokens to calibrate on, of a corpus of so many.
+
+    5% of it, 256k at most; of a small corpus up to a fifth, until that is enough; never under 4k.
+    """
+    of_small = max(_LEAST_TOKENS, min(tokens // 5, _ENOUGH_TOKENS))
+    return min(max(tokens // 20, of_small), _MOST_TOKENS)
 
 
 def ordered_places(rows: PlannedRows) -> tuple[Place, ...]:
