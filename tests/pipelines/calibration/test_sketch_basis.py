@@ -15,7 +15,7 @@ from decant.schemas.records.rows import Segment, build_row
 from tests.formulas import sampling
 from tests.making.caches import write_teacher
 
-VOCABULARY, LENGTH, RANK, CAP, K = 1003, 24, 6, 4.0, 5
+VOCABULARY, LENGTH, RANK, CAP, K, BATCH_ROWS = 1003, 24, 6, 4.0, 5, 8
 """Number of ids; eight devices add five columns of padding, and the embedding has 1,024 rows."""
 MESHES = ((1, 1), (2, 4), (1, 8))
 CAPPED = {
@@ -38,11 +38,13 @@ from decant.pipelines.teacher.loaded import LoadedTeacher
 from decant.pipelines.teacher.outputs import OutputSpec
 from decant.schemas.codecs.sketch_field import step_size
 from decant.schemas.manifest.plan import PlannedTeacher, TeacherMesh
-from tests.pipelines.calibration.test_sketch_basis import LENGTH, MESHES, RANK, VOCABULARY, K, rows
+from tests.pipelines.calibration.test_sketch_basis import (
+    BATCH_ROWS, LENGTH, MESHES, RANK, VOCABULARY, K, rows,
+)
 for data, tensor in MESHES:
     planned = PlannedTeacher(
         model=sys.argv[1], teacher_id="", dtype="float32", vocabulary_size=VOCABULARY,
-        sequence_length=LENGTH, batch_rows=8, mesh=TeacherMesh(data, tensor),
+        sequence_length=LENGTH, batch_rows=BATCH_ROWS, mesh=TeacherMesh(data, tensor),
     )
     teacher, sums = LoadedTeacher(planned), SketchSums()
     list(teacher.run(rows(), OutputSpec(), observers=[sums]))
@@ -216,10 +218,14 @@ def _sums(fields, dense, *, beta, offsets, step):
 def test_offsets_are_those_of_the_definition(found, dense, rounded):
     fields = found["1-1"]
     step = step_size(fields["some-deviations"], 1.0) if rounded else 0.0
+    states, *others = dense
+    first_batch = states[: sum(int(row.loss_mask.sum()) for row in rows()[:BATCH_ROWS])]
+    assert len(first_batch) < len(states) / 2
     for i, beta in enumerate((0.25, 0.5, 1.0)):
         expected = np.zeros(VOCABULARY)
-        for _ in range(2):
-            sums = _sums(fields, dense, beta=beta, offsets=expected, step=step)
+        for sample in (first_batch, states):
+            own = (sample, *others)
+            sums = _sums(fields, own, beta=beta, offsets=expected, step=step)
             own, squares, sketched = (np.maximum(x, 1e-300) for x in sums)
             positions = own**2 / squares
             expected = expected + positions / (positions + 3) * np.log(own / sketched) / beta
