@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from decant.models.rotary import LongRopeScaling, Scaling, YarnScaling
 
@@ -15,6 +15,8 @@ _ALWAYS_IN_IDENTITY = (
     *("num_kv_heads", "head_dim", "rope_theta", "norm_eps", "max_positions"),
     *("tie_embeddings", "qkv_bias", "family"),
 )
+
+Item = TypeVar("Item")
 
 _POSITIONS = 2**31 - 1  # numbers of positions are int32
 MOST = {
@@ -49,7 +51,7 @@ class ModelConfig:
     """Rows of the embedding. May exceed the tokenizer's size, because checkpoints pad it."""
     hidden_size: int
     intermediate_size: int
-    """Width of the gated MLP, or of each expert's MLP."""
+    """Width of the MLP, or of each expert's MLP."""
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -84,8 +86,8 @@ class ModelConfig:
     """Norms multiply by 1 + weight."""
     scale_embedding: bool = False
     """The embedding's output is multiplied by √hidden_size."""
-    activation: Literal["silu", "gelu_tanh"] = "silu"
-    """Activation of the gated MLP."""
+    activation: Literal["silu", "gelu_tanh", "gelu"] = "silu"
+    """Activation of the MLP: x·sigmoid(x), GELU's approximation by tanh, or GELU itself."""
     query_scalar: float | None = None
     """Attention scores are divided by its square root. None: by that of head_dim."""
     attention_softcap: float | None = None
@@ -98,6 +100,34 @@ class ModelConfig:
     """How many experts each token chooses."""
     normalise_experts: bool = False
     """The chosen experts' weights are divided by their sum."""
+    rotary_layers: tuple[bool, ...] = (True,)
+    """Whether a block rotates queries and keys by their position. Block i takes entry i modulo the
+    length."""
+    learned_positions: bool = False
+    """A vector for each of the max_positions positions is added to the embedding's output."""
+    norm: Literal["rms", "layer"] = "rms"
+    """Kind of all norms: RMSNorm, or LayerNorm with a bias."""
+    pre_norms: bool = True
+    """The inputs of attention and MLP are normalised."""
+    qk_norm_whole: bool = False
+    """The norm of queries, and that of keys, goes over all heads together."""
+    parallel_blocks: bool = False
+    """Attention and MLP of a block read the same input, the block's."""
+    gated_mlp: bool = True
+    """The MLP is down(activation(gate) · up), rather than down(activation(up))."""
+    output_bias: bool = False
+    """The output projection of attention has a bias."""
+    mlp_bias: bool = False
+    """The matrices of the MLP have biases."""
+    embedding_multiplier: float = 1.0
+    """The embedding's output is multiplied by it."""
+    residual_multiplier: float = 1.0
+    """The outputs of attention and MLP are multiplied by it before they are added to the residual
+    stream."""
+    score_multiplier: float | None = None
+    """Factor of attention scores. None: the one that query_scalar gives."""
+    logit_multiplier: float = 1.0
+    """Logits are multiplied by it: the decoder multiplies the states that the head reads."""
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -128,10 +158,15 @@ class ModelConfig:
                 f"ModelConfig: num_experts {self.num_experts} in each of num_layers "
                 f"{self.num_layers} are more than {_MOST_EXPERTS:,} experts."
             )
+        if not self.rotary_layers:
+            raise ValueError("ModelConfig.rotary_layers is empty; expected at least one entry.")
+        if self.num_experts and (self.mlp_bias or not self.gated_mlp):
+            raise ValueError("ModelConfig: experts are gated MLPs without biases.")
         # Normalised, so that equal functions have equal configs.
         object.__setattr__(self, "windows", shortest_cycle(self.layer_windows))
         if self.rotary_dim == self.head_dim:
             object.__setattr__(self, "rotary_dim", None)
+        object.__setattr__(self, "rotary_layers", shortest_cycle(self.layers_rotate))
 
     def _check_rotary(self) -> None:
         turned, scaling = self.turned, self.rope_scaling
@@ -162,10 +197,23 @@ class ModelConfig:
         """The window of every block, num_layers entries."""
         return tuple(self.windows[i % len(self.windows)] for i in range(self.num_layers))
 
+    @property
+    def layers_rotate(self) -> tuple[bool, ...]:
+        """Whether each block rotates queries and keys, num_layers entries."""
+        return tuple(
+            self.rotary_layers[i % len(self.rotary_layers)] for i in range(self.num_layers)
+        )
+
     def with_layers(self, layers: Sequence[int]) -> ModelConfig:
-        """The config of a model with these blocks only, in this order; each keeps its window."""
+        """The config of a model with these blocks only, in this order.
+
+        Each keeps its window and its kind of positions.
+        """
         windows = tuple(self.layer_windows[layer] for layer in layers)
-        return dataclasses.replace(self, num_layers=len(layers), windows=windows)
+        rotate = tuple(self.layers_rotate[layer] for layer in layers)
+        return dataclasses.replace(
+            self, num_layers=len(layers), windows=windows, rotary_layers=rotate
+        )
 
     def identity(self) -> dict[str, Any]:
         """The fields that enter ids such as teacher_id: equal for equal functions.
@@ -181,7 +229,7 @@ class ModelConfig:
         }
 
 
-def shortest_cycle(items: Sequence[int | None]) -> tuple[int | None, ...]:
+def shortest_cycle(items: Sequence[Item]) -> tuple[Item, ...]:
     """The shortest prefix that, repeated and cut to length, equals `items`.
 
     >>> shortest_cycle([4, None, 4])

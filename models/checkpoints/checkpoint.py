@@ -170,7 +170,8 @@ class Checkpoint:
     @cached_property
     def _inputs(self) -> dict[str, int]:
         """Matrix of the blocks ("query") → how many axes its input has."""
-        return {name: self._names[f"blocks.{name}"].in_axes or 0 for name in MATRICES}
+        matrices = {name: self._names.get(f"blocks.{name}") for name in MATRICES}
+        return {name: tensor.in_axes or 0 for name, tensor in matrices.items() if tensor}
 
     def _share(
         self, path: str, shape: tuple[int, ...], index: Index, *, dtype: Any = np.float32

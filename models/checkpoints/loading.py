@@ -46,7 +46,7 @@ def read_share(
             lengths = tuple(at.stop - at.start for at in within)
             in_file = name.file_index(inner, within, naming)
             if interleaved and name.rotary:
-                array = _undo_interleaving(read(tensor, None), heads=inner[1])[in_file]
+                array = _undo_interleaving(read(tensor, None), heads=inner[-2])[in_file]
             else:
                 array = read(tensor, in_file)
             share[here] = name.from_file(array, lengths)
@@ -54,7 +54,7 @@ def read_share(
 
 
 def _undo_interleaving(rows: np.ndarray, *, heads: int) -> np.ndarray:
-    """The rows [heads · head_dim, input] of Llama's Q or K in the order of Hugging Face files.
+    """The rows [heads · head_dim, …] of Llama's Q or K in the order of Hugging Face files.
 
     Within each head, GGUF files put row i of the first half next to row i of the second half.
     """

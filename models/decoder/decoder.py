@@ -1,4 +1,4 @@
-"""The decoder: embedding, L blocks of attention and gated MLP, a final norm, a head.
+"""The decoder: embedding, L blocks of attention and MLP, a final norm, a head.
 
 Blocks are stacked: each parameter has a leading `layers` axis, over which the forward pass scans.
 Compared with 30 unrolled blocks this runs as fast and compiles in less than half the time. The
@@ -17,8 +17,9 @@ from jaxtyping import Array, DTypeLike, Float, Int, Shaped
 
 from decant.models.config import ModelConfig
 from decant.models.decoder.attention import attention_probabilities
-from decant.models.decoder.blocks import BlockPattern, Blocks, Rotations, norm
+from decant.models.decoder.blocks import BlockPattern, Blocks, Rotations
 from decant.models.decoder.initializer import Initializer
+from decant.models.decoder.norms import add_norm, norm, norm_parameters
 from decant.models.mesh.execution import WITHOUT_MESH, Execution
 from decant.models.rotary import attention_factor, cos_and_sin, frequencies
 
@@ -52,8 +53,10 @@ class Decoder(nnx.Module):
         new = Initializer(rngs, self.param_dtype)
         c = config
         self.embedding = new.normal(vocab=c.vocab_size, embed=c.hidden_size)
+        if c.learned_positions:
+            self.positions = new.normal(positions=c.max_positions, embed=c.hidden_size)
         self.blocks = Blocks(config, new=new, dtype=self.dtype)
-        self.final_norm = (new.zeros if c.norm_adds_one else new.ones)(norm=c.hidden_size)
+        add_norm(self, "final_norm", new=new, config=c, norm=c.hidden_size)
         if not c.tie_embeddings:
             self.head = new.normal(embed=c.hidden_size, vocab=c.vocab_size)
 
@@ -66,15 +69,16 @@ class Decoder(nnx.Module):
         hidden_layers: Sequence[int] = (),
         execution: Execution = WITHOUT_MESH,
     ) -> tuple[Float[Array, "batch time embed"], dict[int, Float[Array, "batch time embed"]]]:
-        """Hidden states after the final norm, in `dtype`, and those of chosen layers by number.
+        """The states that the head reads, in `dtype`, and those of chosen layers by number.
 
         Layer 0 is the embedding's output and layer i the output of the i-th block, both in float32
-        as the next block reads them. Layer L (or −1) is the states after the final norm.
+        as the next block reads them. Layer L (or −1) is the states after the final norm, in
+        `dtype`. The head reads those times `config.logit_multiplier`.
 
         Args:
             tokens: ids of the rows' tokens.
             segment_ids: attention never crosses a segment; 0 is padding.
-            positions: position of each token within its segment, for rotary positions.
+            positions: position of each token within its segment.
             hidden_layers: numbers of the layers to return; −1 is returned as L. ValueError for a
                 layer that does not exist.
             execution: the mesh, and what the backward pass keeps.
@@ -82,7 +86,7 @@ class Decoder(nnx.Module):
         tokens, segment_ids, positions = map(jnp.asarray, (tokens, segment_ids, positions))
         last = self.config.num_layers
         wanted = self._layer_numbers(hidden_layers)
-        x = execution.split_rows(self._embed(tokens, execution))
+        x = execution.split_rows(self._embed(tokens, positions, execution))
         chosen = {0: x} if 0 in wanted else {}
 
         inner = [layer for layer in wanted if 0 < layer < last]
@@ -91,10 +95,12 @@ class Decoder(nnx.Module):
         )
         chosen |= zip(inner, kept, strict=True)
 
-        x = norm(x, self.final_norm[...], config=self.config).astype(self.dtype)
+        x = norm(x, norm_parameters(self, "final_norm"), config=self.config)
         if last in wanted:
-            chosen[last] = x
-        return x, chosen
+            chosen[last] = x.astype(self.dtype)
+        factor = self.config.logit_multiplier
+        # Before rounding to `dtype`: a rounded state or head would be rounded twice.
+        return (x if factor == 1 else x * factor).astype(self.dtype), chosen
 
     def attention_maps(
         self,
@@ -127,7 +133,7 @@ class Decoder(nnx.Module):
         weights, pattern = jax.tree.map(lambda x: x[layer], (stacked, patterns))
         block = nnx.merge(graph, weights)
         q, k = block.queries_and_keys(
-            block.normed(states, block.attention_norm), self._rotations(positions), pattern
+            block.before(states, "attention_norm"), self._rotations(positions), pattern
         )
         return attention_probabilities(
             q,
@@ -148,18 +154,29 @@ class Decoder(nnx.Module):
         return self.embedding[...].T if self.config.tie_embeddings else self.head[...]
 
     def _embed(
-        self, tokens: Int[Array, "batch time"], execution: Execution
+        self,
+        tokens: Int[Array, "batch time"],
+        positions: Int[Array, "batch time"],
+        execution: Execution,
     ) -> Float[Array, "batch time embed"]:
+        c = self.config
         table = execution.gather_matrix(self.embedding[...], ("vocab", "embed"))
         x = table[tokens].astype(jnp.float32)
-        if not self.config.scale_embedding:
-            return x
-        # Rounded to the weights' dtype: Gemma was trained in bfloat16, with 55.5 for √3072.
-        return x * jnp.asarray(self.config.hidden_size**0.5, self.param_dtype)
+        if c.scale_embedding:
+            # Rounded to the weights' dtype: Gemma was trained in bfloat16, with 55.5 for √3072.
+            x = x * jnp.asarray(c.hidden_size**0.5, self.param_dtype)
+        if c.embedding_multiplier != 1:
+            x = x * c.embedding_multiplier
+        if c.learned_positions:
+            table = execution.gather_matrix(self.positions[...], ("positions", "embed"))
+            x = x + table[positions]
+        return x
 
     def _rotations(self, positions: Int[Array, "batch time"]) -> Rotations:
-        """One rotation for all blocks, or one for blocks without a window and one for the rest."""
+        """Each different rotation of a block, in the order of `_rotation_numbers`."""
         c, scaling = self.config, self.config.rope_scaling
+        if not any(c.layers_rotate):
+            return []
         # The length of the row, not of its documents: what is packed beside a document, or how
         # a corpus is cut, then never changes the function.
         table = frequencies(
@@ -169,17 +186,32 @@ class Decoder(nnx.Module):
         if c.window_rope_theta is not None:
             local = frequencies(head_dim=c.turned, theta=c.window_rope_theta)
             rotations.append(cos_and_sin(positions, local))
+        if not all(c.layers_rotate):
+            rotations.append((jnp.ones_like(rotations[0][0]), jnp.zeros_like(rotations[0][1])))
         return rotations
+
+    def _rotation_numbers(self) -> np.ndarray | None:
+        """Which of `_rotations` each block uses; None if there is at most one.
+
+        First that of blocks without a window, then that of blocks with a window if it differs, then
+        none at all.
+        """
+        c = self.config
+        two = c.window_rope_theta is not None
+        if not any(c.layers_rotate) or (all(c.layers_rotate) and not two):
+            return None
+        kinds = zip(c.layer_windows, c.layers_rotate, strict=True)
+        return np.array([(two and w is not None) if on else 1 + two for w, on in kinds], np.int32)
 
     def _patterns(self, time: int) -> BlockPattern:
         """The settings of every block for rows of `time` tokens, arrays of shape [layers]."""
         windows = self.config.layer_windows
         # If every window is as long as the row, no mask is needed.
         sizes = np.array([min(w or time, time) for w in windows], np.int32)
-        two = self.config.window_rope_theta is not None
+        rotations = self._rotation_numbers()
         return BlockPattern(
             window=jnp.asarray(sizes) if (sizes < time).any() else None,
-            local_rotation=jnp.array([w is not None for w in windows]) if two else None,
+            rotation=None if rotations is None else jnp.asarray(rotations),
         )
 
     def _layer_numbers(self, hidden_layers: Sequence[int]) -> list[int]:

@@ -6,7 +6,11 @@ from typing import Any
 
 from decant.models.config import ModelConfig
 from decant.models.families import json_fields
-from decant.models.families.common_tensors import common_tensors
+from decant.models.families.common_tensors import (
+    block_tensor,
+    common_tensors,
+    post_norm_tensors,
+)
 from decant.models.families.field_reader import FieldReader
 from decant.models.families.tensor_name import TensorName
 from decant.models.families.windows import write_windows
@@ -56,11 +60,8 @@ def write_gemma(config: ModelConfig) -> dict[str, Any]:
 
 def gemma_tensors(config: ModelConfig) -> dict[str, TensorName]:
     """Llama's parameters, and a norm after attention and MLP as well as before."""
-    names = common_tensors(config)
-    for name, hf in (
-        ("attention_post_norm", "post_attention_layernorm"),
-        ("mlp_norm", "pre_feedforward_layernorm"),
-        ("mlp_post_norm", "post_feedforward_layernorm"),
-    ):
-        names[f"blocks.{name}"] = TensorName(f"model.layers.{{layer}}.{hf}.weight", "")
-    return names
+    return (
+        common_tensors(config)
+        | {"blocks.mlp_norm": block_tensor("pre_feedforward_layernorm", "ffn_norm")}
+        | post_norm_tensors("post_attention_layernorm", "post_feedforward_layernorm")
+    )

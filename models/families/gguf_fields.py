@@ -52,6 +52,12 @@ def read_common(
     }
 
 
+def read_biases(tensors: Collection[str]) -> dict[str, bool]:
+    """Which biases a model has, by the names of the file's tensors: the metadata do not say it."""
+    first = {"qkv_bias": "attn_q", "output_bias": "attn_output", "mlp_bias": "ffn_up"}
+    return {field: f"blk.0.{name}.bias" in tensors for field, name in first.items()}
+
+
 def _read_scaling(metadata: Mapping[str, Any], *, head_dim: int, theta: float) -> Scaling | None:
     """Llama 3's scaling, of which GGUF keeps only the divisor of each frequency.
 

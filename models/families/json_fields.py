@@ -10,11 +10,11 @@ from decant.models.families.rotary_fields import read_scaling, write_scaling
 
 
 def read_common(
-    reader: FieldReader, *, head_dim: int | None = None, tied: bool = False
+    reader: FieldReader, *, head_dim: int | None = None, tied: bool = False, eps: float = 1e-6
 ) -> dict[str, Any]:
     """Sizes and norms as ModelConfig arguments; `read_rotary` reads the rotary fields.
 
-    `head_dim` and `tied` are the family's defaults. Without a default, head_dim is the width
+    `head_dim`, `tied` and `eps` are the family's defaults. Without a default, head_dim is the width
     divided by the number of heads.
     """
     # How the weights are stored: checkpoints/safetensors_files.py reads it.
@@ -22,7 +22,6 @@ def read_common(
     reader.require("rope_interleaved", False)
     reader.require("use_mrope", False)
     reader.require("is_causal", True)
-    reader.require("mlp_bias", False)
     width = reader.size("hidden_size", of="hidden_size")
     heads = reader.size("num_attention_heads", of="num_heads")
     if head_dim is None and reader.take("head_dim", None) is None and width % heads:
@@ -37,10 +36,23 @@ def read_common(
         "num_heads": heads,
         "num_kv_heads": reader.size("num_key_value_heads", heads, of="num_kv_heads"),
         "head_dim": reader.size("head_dim", head_dim or max(1, width // heads), of="head_dim"),
-        "norm_eps": float(reader.number("rms_norm_eps", 1e-6)),
+        "norm_eps": float(reader.number("rms_norm_eps", eps)),
         "max_positions": reader.size("max_position_embeddings", of="max_positions"),
         "tie_embeddings": reader.flag("tie_word_embeddings", tied),
     }
+
+
+def read_biases(reader: FieldReader, *, mlp: bool = True) -> dict[str, Any]:
+    """Biases of attention, and of the MLP if the family's may have them."""
+    attention = reader.flag("attention_bias", False)
+    fields = {"qkv_bias": attention, "output_bias": attention}
+    return fields | ({"mlp_bias": reader.flag("mlp_bias", False)} if mlp else {})
+
+
+def write_biases(config: ModelConfig, *, mlp: bool = True) -> dict[str, Any]:
+    """Inverse of `read_biases`."""
+    attention = {"attention_bias": config.output_bias}
+    return attention | ({"mlp_bias": config.mlp_bias} if mlp else {})
 
 
 def read_rotary(

@@ -10,7 +10,6 @@ from decant.models.families import gguf_fields, json_fields
 from decant.models.families.common_tensors import common_tensors
 from decant.models.families.family import Family, GgufFormat
 from decant.models.families.field_reader import FieldReader
-from decant.models.families.tensor_name import TensorName
 from decant.models.families.windows import read_switched_windows, write_switched_windows
 
 
@@ -44,25 +43,12 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Collection[str]) -> M
     return ModelConfig(**fields, qkv_bias=True, family="qwen2")
 
 
-def tensors(config: ModelConfig) -> dict[str, TensorName]:
-    """Llama's parameters, and three biases a block."""
-    names = common_tensors(config)
-    for name in ("query", "key", "value"):
-        weight = names[f"blocks.{name}"]
-        names[f"blocks.{name}_bias"] = TensorName(
-            weight.hf.replace(".weight", ".bias"),
-            weight.gguf.replace(".weight", ".bias"),
-            in_axes=0,
-        )
-    return names
-
-
 QWEN2 = Family(
     name="qwen2",
     model_types=("qwen2",),
     config_from_json=config_from_json,
     config_to_json=config_to_json,
-    tensors=tensors,
+    tensors=common_tensors,
     # llama.cpp interleaves the rotary rows of Llama only.
     gguf=GgufFormat("qwen2", config_from_gguf, interleaves_rotary=False),
 )

@@ -7,10 +7,9 @@ from typing import Any
 
 from decant.models.config import ModelConfig
 from decant.models.families import gguf_fields, json_fields
-from decant.models.families.common_tensors import common_tensors, qk_norm_tensors
+from decant.models.families.common_tensors import common_tensors
 from decant.models.families.family import Family, GgufFormat
 from decant.models.families.field_reader import FieldReader
-from decant.models.families.tensor_name import TensorName
 from decant.models.families.windows import read_switched_windows, write_switched_windows
 
 
@@ -45,16 +44,11 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Collection[str]) -> M
     return ModelConfig(**fields, qk_norm=True, family="qwen3")
 
 
-def tensors(config: ModelConfig) -> dict[str, TensorName]:
-    """Llama's parameters, and two norms a block."""
-    return common_tensors(config) | qk_norm_tensors()
-
-
 QWEN3 = Family(
     name="qwen3",
     model_types=("qwen3",),
     config_from_json=config_from_json,
     config_to_json=config_to_json,
-    tensors=tensors,
+    tensors=common_tensors,
     gguf=GgufFormat("qwen3", config_from_gguf),
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from decant.models.config import ModelConfig
 from decant.models.families import gguf_fields, json_fields
-from decant.models.families.common_tensors import common_tensors, qk_norm_tensors
+from decant.models.families.common_tensors import common_tensors, expert_tensors
 from decant.models.families.family import Family, GgufFormat
 from decant.models.families.field_reader import FieldReader
 from decant.models.families.tensor_name import TensorName
@@ -83,18 +83,8 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Collection[str]) -> M
 
 def tensors(config: ModelConfig) -> dict[str, TensorName]:
     """Qwen 3's parameters, with a router and an MLP for each expert."""
-    names = common_tensors(config) | qk_norm_tensors()
-    names["blocks.router"] = TensorName(
-        "model.layers.{layer}.mlp.gate.weight", "blk.{layer}.ffn_gate_inp.weight", in_axes=1
-    )
-    for name in ("gate", "up", "down"):
-        names[f"blocks.{name}"] = TensorName(
-            f"model.layers.{{layer}}.mlp.experts.{{expert}}.{name}_proj.weight",
-            f"blk.{{layer}}.ffn_{name}_exps.weight",
-            in_axes=1,
-            experts=True,
-        )
-    return names
+    matrices = {name: f"{name}_proj" for name in ("gate", "up", "down")}
+    return common_tensors(config) | expert_tensors("mlp", matrices)
 
 
 QWEN3_MOE = Family(

@@ -9,18 +9,25 @@ from typing import Any, TypeVar
 from decant.models.config import ModelConfig
 from decant.models.families.family import Family
 from decant.models.families.field_reader import shown
+from decant.models.families.gemma import GEMMA
 from decant.models.families.gemma2 import GEMMA2
 from decant.models.families.gemma3 import GEMMA3
 from decant.models.families.llama import LLAMA
 from decant.models.families.mistral import MISTRAL
+from decant.models.families.mixtral import MIXTRAL
+from decant.models.families.olmo import OLMO2, OLMO3
 from decant.models.families.qwen2 import QWEN2
 from decant.models.families.qwen3 import QWEN3
 from decant.models.families.qwen3_moe import QWEN3_MOE
+from decant.models.families.smollm3 import SMOLLM3
 from decant.models.json_file import read_object
 
 Entry = TypeVar("Entry")
 
-FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3)
+FAMILIES: tuple[Family, ...] = (
+    *(LLAMA, SMOLLM3, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE),
+    *(GEMMA, GEMMA2, GEMMA3, OLMO2, OLMO3),
+)
 
 
 def family_of(config: ModelConfig) -> Family:

@@ -42,6 +42,11 @@ def _named(unknown: Sequence[Any]) -> str:
     return f", one of them {shown(unknown[0])}" if unknown else ""
 
 
+def period_of(period: int, *, layers: int) -> list[str]:
+    """Types of blocks of which each `period`-th has full attention and the others a window."""
+    return [SLIDING if (i + 1) % period else FULL for i in range(layers)]
+
+
 def write_windows(config: ModelConfig) -> dict[str, Any]:
     """Inverse of `read_windows`: `layer_types` and `sliding_window`.
 

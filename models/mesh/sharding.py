@@ -20,6 +20,7 @@ DATA, FSDP, TENSOR, EXPERT = "data", "fsdp", "tensor", "expert"
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "layers": None,
     "vocab": TENSOR,
+    "positions": None,
     "embed": FSDP,
     "norm": None,
     "mlp": TENSOR,

@@ -86,7 +86,8 @@ def multiplying_parameters(config: ModelConfig) -> int:
     c = config
     attention = c.hidden_size * c.head_dim * 2 * (c.num_heads + c.num_kv_heads)
     experts = c.experts_per_token if c.num_experts else 1
-    mlp = 3 * experts * c.hidden_size * c.intermediate_size + c.hidden_size * c.num_experts
+    matrices = 3 if c.gated_mlp else 2
+    mlp = matrices * experts * c.hidden_size * c.intermediate_size + c.hidden_size * c.num_experts
     return c.num_layers * (attention + mlp) + c.hidden_size * c.vocab_size
 
 

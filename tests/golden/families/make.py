@@ -21,11 +21,16 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    Olmo3Config,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    SmolLM3Config,
 )
 
 HERE = Path(__file__).parent
@@ -76,6 +81,10 @@ UPPER = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 GEMMA = {"query_pre_attn_scalar": 24, "sliding_window": 6}
 
+# OLMo has no head_dim of its own.
+OLMO = {name: size for name, size in SIZES.items() if name != "head_dim"}
+NO_TOKENS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+
 CASES = {
     "llama": LlamaConfig(**SIZES, rope_parameters=PLAIN),
     "llama3": LlamaConfig(**SIZES, rope_parameters=LLAMA3, tie_word_embeddings=True),
@@ -114,6 +123,35 @@ CASES = {
             "full_attention": LINEAR,
             "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
         },
+    ),
+    "gemma": GemmaConfig(**SIZES, rope_parameters=PLAIN),
+    # Four blocks: the last one does not rotate.
+    "smollm3": SmolLM3Config(
+        **(SIZES | {"num_hidden_layers": 4}),
+        rope_parameters=PLAIN,
+        attention_bias=True,
+        mlp_bias=True,
+        use_sliding_window=True,
+        sliding_window=6,
+        tie_word_embeddings=False,
+        **NO_TOKENS,
+    ),
+    "mixtral": MixtralConfig(
+        **(SIZES | {"num_hidden_layers": 2, "intermediate_size": 24}),
+        rope_parameters=PLAIN,
+        num_local_experts=4,
+        sliding_window=6,
+    ),
+    "olmo2": Olmo2Config(**OLMO, rope_parameters=PLAIN, attention_bias=True, **NO_TOKENS),
+    # Four blocks: the last one has no window.
+    "olmo3": Olmo3Config(
+        **(OLMO | {"num_hidden_layers": 4}),
+        sliding_window=6,
+        rope_parameters={
+            "full_attention": LINEAR | {"rope_theta": 500_000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500_000.0},
+        },
+        **NO_TOKENS,
     ),
 }
 SHARDED = "mistral"

@@ -11,6 +11,7 @@ from gguf import GGMLQuantizationType as Kind
 from decant.models import open_checkpoint, save_directory
 from decant.models.checkpoints.gguf_file import GgufFile
 from decant.models.checkpoints.safetensors_files import SafetensorsFiles
+from decant.models.families import config_from_gguf
 from decant.models.numerics import logits
 from decant.models.rotary import Llama3Scaling
 from tests import paths
@@ -95,6 +96,7 @@ NAMES = {
     "self_attn.o_proj": "attn_output",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate": "ffn_gate_inp",
+    "block_sparse_moe.gate": "ffn_gate_inp",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
@@ -102,6 +104,11 @@ NAMES = {
     "model.norm": "output_norm",
     "lm_head": "output",
 }
+OLMO = {
+    "post_attention_layernorm": "post_attention_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+EXPERTS = {"w1": "gate", "w3": "up", "w2": "down"}
 
 
 def converted(directory, path, *, architecture, extra=None, interleave=False):
@@ -109,6 +116,8 @@ def converted(directory, path, *, architecture, extra=None, interleave=False):
     fields = json.loads((directory / "config.json").read_text())
     files = SafetensorsFiles(directory)
     heads, kv_heads = fields["num_attention_heads"], fields["num_key_value_heads"]
+    head_dim = fields.get("head_dim", fields["hidden_size"] // heads)
+    names = NAMES | (OLMO if architecture == "olmo2" else {})
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(fields["max_position_embeddings"])
     writer.add_embedding_length(fields["hidden_size"])
@@ -119,28 +128,30 @@ def converted(directory, path, *, architecture, extra=None, interleave=False):
     rope = fields.get("rope_parameters") or fields
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_layer_norm_rms_eps(fields["rms_norm_eps"])
-    writer.add_key_length(fields["head_dim"])
-    writer.add_value_length(fields["head_dim"])
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
     writer.add_vocab_size(fields["vocab_size"])
     if "num_experts_per_tok" in fields:
         writer.add_expert_count(fields.get("num_experts") or fields["num_local_experts"])
         writer.add_expert_used_count(fields["num_experts_per_tok"])
-        writer.add_expert_feed_forward_length(fields["moe_intermediate_size"])
+        if "moe_intermediate_size" in fields:
+            writer.add_expert_feed_forward_length(fields["moe_intermediate_size"])
     experts = {}
     for name in files.shapes:
         array = np.asarray(files.read(name), np.float32)
         stem, _, kind = name.rpartition(".")
         if ".experts." in stem:
             _, _, layer, _, _, expert, part = stem.split(".")
-            merged = experts.setdefault(f"blk.{layer}.ffn_{part.split('_')[0]}_exps.weight", {})
+            part = EXPERTS.get(part, part.split("_")[0])
+            merged = experts.setdefault(f"blk.{layer}.ffn_{part}_exps.weight", {})
             merged[int(expert)] = array
             continue
         if interleave and ("q_proj" in stem or "k_proj" in stem):
-            apart = (heads if "q_proj" in stem else kv_heads, 2, -1, array.shape[-1])
+            apart = (heads if "q_proj" in stem else kv_heads, 2, head_dim // 2, -1)
             array = array.reshape(apart).swapaxes(1, 2).reshape(array.shape)
         if stem.startswith("model.layers."):
             _, _, layer, part = stem.split(".", 3)
-            writer.add_tensor(f"blk.{layer}.{NAMES[part]}.{kind}", array)
+            writer.add_tensor(f"blk.{layer}.{names[part]}.{kind}", array)
         else:
             writer.add_tensor(f"{NAMES[stem]}.{kind}", array)
     for name, by_number in experts.items():
@@ -159,14 +170,17 @@ def logits_of(model):
 
 @pytest.mark.parametrize(
     ("case", "architecture"),
-    [("llama", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3"), ("qwen3_moe", "qwen3moe")],
+    [
+        *(("llama", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3"), ("qwen3_moe", "qwen3moe")),
+        *(("smollm3", "smollm3"), ("olmo2", "olmo2"), ("mixtral", "llama")),
+    ],
 )
 def test_an_architecture_is_read_as_the_checkpoint_it_was_made_from(tmp_path, case, architecture):
     original = open_checkpoint(GOLDEN / case).load()
-    # The converter does not write Qwen's windows.
+    # The converter writes windows of OLMo only.
     original.config = dataclasses.replace(original.config, windows=(None,))
     original.blocks.config = original.config
-    interleave = architecture == "llama"
+    interleave = architecture in ("llama", "smollm3")
     path = converted(
         GOLDEN / case, tmp_path / "model.gguf", architecture=architecture, interleave=interleave
     )
@@ -174,6 +188,30 @@ def test_an_architecture_is_read_as_the_checkpoint_it_was_made_from(tmp_path, ca
     eps = model.config.norm_eps  # float32 in GGUF
     assert model.config == dataclasses.replace(original.config, norm_eps=eps)
     np.testing.assert_allclose(logits_of(model), logits_of(original), rtol=1e-5, atol=1e-5)
+
+
+def test_a_file_of_olmos_architecture_that_has_windows_is_olmo_3():
+    metadata = {"tokens": 80} | {
+        f"olmo2.{name}": value
+        for name, value in {
+            "attention.head_count": 4,
+            "embedding_length": 32,
+            "feed_forward_length": 40,
+            "block_count": 4,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "context_length": 128,
+            "rope.freq_base": 5e5,
+            "attention.sliding_window": 6,
+        }.items()
+    }
+    metadata["general.architecture"] = "olmo2"
+    config = config_from_gguf(metadata, ["output.weight"])
+    assert (config.family, config.layer_windows) == ("olmo3", (6, 6, 6, None))
+    metadata["olmo2.attention.sliding_window_pattern"] = [True, False, True, False]
+    assert config_from_gguf(metadata, ["output.weight"]).windows == (6, None)
+    metadata["olmo2.attention.sliding_window_pattern"] = [True]
+    with pytest.raises(ValueError, match="expected true or false for each block"):
+        config_from_gguf(metadata, ["output.weight"])
 
 
 def test_llama_3s_scaling_is_recovered_from_the_divisors_of_frequencies(tmp_path):

@@ -199,6 +199,11 @@ EVERYWHERE = {
     "sampling leftovers": {"temperature": 0.6, "top_p": 0.9, "max_length": 4096, "do_sample": True},
 }
 ACCEPTED = [
+    (
+        *("Llama with biases", "llama"),
+        {"attention_bias": True, "mlp_bias": True},
+        {"qkv_bias": True, "output_bias": True, "mlp_bias": True},
+    ),
     # (where it is found, model_type, fields, what differs from the family's config above)
     ("Llama 1", "llama", {"max_sequence_length": 2048, "pad_token_id": 0}, {}),
     ("Llama 2", "llama", {"pretraining_tp": 1, "rope_scaling": None}, {}),
@@ -485,14 +490,19 @@ def test_a_config_that_people_have_is_read(model_type, fields, changes):
         ("use_mrope", True),
         ("use_residual", False),
         ("use_rope", False),
-        ("mlp_bias", True),
-        ("attention_bias", True),
     ],
 )
 def test_a_field_that_may_change_the_function_is_refused_by_name_and_value(model_type, name, value):
     with pytest.raises(ValueError, match=f"{name} = ") as caught:
         config_from_json(config(model_type, {name: value}))
     assert repr(value)[:50] in str(caught.value)
+
+
+@pytest.mark.parametrize("model_type", sorted(EXPECTED.keys() - {"llama"}))
+@pytest.mark.parametrize("name", ["mlp_bias", "attention_bias"])
+def test_biases_that_a_family_has_not_are_refused(model_type, name):
+    with pytest.raises(ValueError, match=f"{name} = True"):
+        config_from_json(config(model_type, {name: True}))
 
 
 @pytest.mark.parametrize(
@@ -525,7 +535,7 @@ def test_a_field_that_may_change_the_function_is_refused_by_name_and_value(model
             {"rope_scaling": LLAMA3_ROPE | {"low_freq_factor": 4.0}},
             "high_freq_factor = 4.0; expected more",
         ),
-        ("mixtral", {}, "model_type is 'mixtral'"),
+        ("mamba", {}, "model_type is 'mamba'"),
         (["llama"], {}, r"model_type is \['llama'\]"),
         (None, {}, "model_type is None"),
     ],

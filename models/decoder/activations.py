@@ -1,0 +1,59 @@
+"""Activations of MLPs, which keep little for the backward pass."""
+
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, DTypeLike, Float
+
+from decant.models.mesh.execution import PRODUCTS
+
+Activation = Literal["silu", "gelu_tanh", "gelu"]
+
+
+def activated(
+    gate: Float[Array, "*axes mlp"],
+    up: Float[Array, "*axes mlp"] | None = None,
+    *,
+    activation: Activation,
+    dtype: DTypeLike,
+) -> Float[Array, "*axes mlp"]:
+    """activation(gate) · up, or activation(gate) alone; in float32, returned in `dtype`.
+
+    The backward pass keeps only the arguments, in `dtype`. They are the widest arrays of a
+    block, and JAX would keep five such arrays in float32.
+    """
+    return _activated((gate,) if up is None else (gate, up), activation, jnp.dtype(dtype))
+
+
+def _activated_float32(inputs: tuple[Array, ...], activation: Activation) -> Array:
+    gate, *up = inputs
+    if activation == "silu":
+        product = nnx.silu(gate)
+    else:
+        product = nnx.gelu(gate, approximate=activation == "gelu_tanh")
+    return product * up[0] if up else product
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _activated(inputs: tuple[Array, ...], activation: Activation, dtype: jnp.dtype) -> Array:
+    return _activated_float32(inputs, activation).astype(dtype)
+
+
+def _activated_forward(inputs: tuple[Array, ...], activation: Activation, dtype: jnp.dtype) -> Any:
+    kept = tuple(checkpoint_name(x.astype(dtype), PRODUCTS) for x in inputs)
+    return _activated(inputs, activation, dtype), kept
+
+
+def _activated_backward(
+    activation: Activation, _dtype: jnp.dtype, kept: Any, gradient: Array
+) -> Any:
+    wide = tuple(x.astype(jnp.float32) for x in kept)
+    _, pull = jax.vjp(partial(_activated_float32, activation=activation), wide)
+    return pull(gradient.astype(jnp.float32))
+
+
+_activated.defvjp(_activated_forward, _activated_backward)
