@@ -86,8 +86,9 @@ class ModelConfig:
     """Norms multiply by 1 + weight."""
     scale_embedding: bool = False
     """The embedding's output is multiplied by √hidden_size."""
-    activation: Literal["silu", "gelu_tanh", "gelu"] = "silu"
-    """Activation of the MLP: x·sigmoid(x), GELU's approximation by tanh, or GELU itself."""
+    activation: Literal["silu", "gelu_tanh", "gelu", "clamped_swish"] = "silu"
+    """Activation of the MLP: x·sigmoid(x), GELU's approximation by tanh, or GELU itself; or the
+    one of gpt-oss, which also changes what it is multiplied by (`decoder/activations.py`)."""
     query_scalar: float | None = None
     """Attention scores are divided by its square root. None: by that of head_dim."""
     attention_softcap: float | None = None
@@ -118,7 +119,11 @@ class ModelConfig:
     output_bias: bool = False
     """The output projection of attention has a bias."""
     mlp_bias: bool = False
-    """The matrices of the MLP have biases."""
+    """The matrices of the MLP, or of each expert, have biases."""
+    router_bias: bool = False
+    """The router of experts has a bias."""
+    attention_sinks: bool = False
+    """Each head has a score that takes part in the softmax and belongs to no key."""
     embedding_multiplier: float = 1.0
     """The embedding's output is multiplied by it."""
     residual_multiplier: float = 1.0
@@ -160,8 +165,8 @@ class ModelConfig:
             )
         if not self.rotary_layers:
             raise ValueError("ModelConfig.rotary_layers is empty; expected at least one entry.")
-        if self.num_experts and (self.mlp_bias or not self.gated_mlp):
-            raise ValueError("ModelConfig: experts are gated MLPs without biases.")
+        if self.num_experts and not self.gated_mlp:
+            raise ValueError("ModelConfig: experts are gated MLPs.")
         # Normalised, so that equal functions have equal configs.
         object.__setattr__(self, "windows", shortest_cycle(self.layer_windows))
         if self.rotary_dim == self.head_dim:

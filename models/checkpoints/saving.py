@@ -48,7 +48,7 @@ def save_directory(
     for path_in_model, name in family_of(model.config).tensors(model.config).items():
         array = np.asarray(values[path_in_model].get_value())
         for tensor, at in name.file_tensors("hf", array.shape).items():
-            tensors[tensor] = name.to_file(array[at], "hf")
+            tensors[tensor] = name.to_file(array[at], "hf", tensors.get(tensor))
     config = config_to_json(model.config) | {"torch_dtype": str(model.param_dtype)}
     config |= special_ids or {}
     for file, content in tokenizer_files.items():

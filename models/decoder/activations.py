@@ -11,7 +11,9 @@ from jaxtyping import Array, DTypeLike, Float
 
 from decant.models.mesh.execution import PRODUCTS
 
-Activation = Literal["silu", "gelu_tanh", "gelu"]
+Activation = Literal["silu", "gelu_tanh", "gelu", "clamped_swish"]
+# Of gpt-oss, as its weights were trained.
+_SLOPE, _LIMIT = 1.702, 7.0
 
 
 def activated(
@@ -23,6 +25,8 @@ def activated(
 ) -> Float[Array, "*axes mlp"]:
     """activation(gate) · up, or activation(gate) alone; in float32, returned in `dtype`.
 
+    "clamped_swish" is g · sigmoid(1.702·g) · (1 + u) with g = min(gate, 7) and u within ±7.
+
     The backward pass keeps only the arguments, in `dtype`. They are the widest arrays of a
     block, and JAX would keep five such arrays in float32.
     """
@@ -31,7 +35,11 @@ def activated(
 
 def _activated_float32(inputs: tuple[Array, ...], activation: Activation) -> Array:
     gate, *up = inputs
-    if activation == "silu":
+    if activation == "clamped_swish":
+        gate = jnp.minimum(gate, _LIMIT)
+        product = gate * nnx.sigmoid(_SLOPE * gate)
+        up = [1 + jnp.clip(value, -_LIMIT, _LIMIT) for value in up]
+    elif activation == "silu":
         product = nnx.silu(gate)
     else:
         product = nnx.gelu(gate, approximate=activation == "gelu_tanh")

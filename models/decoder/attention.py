@@ -34,6 +34,7 @@ def attend(
     *,
     scale: float,
     softcap: float | None = None,
+    sinks: Float[Array, " heads"] | None = None,
 ) -> Float[Array, "batch time heads head_dim"]:
     """Attention outputs of every head, in the dtype of `queries`; the softmax is in float32.
 
@@ -45,15 +46,21 @@ def attend(
         window: see `Window`.
         scale: factor of the scores.
         softcap: cap of the scaled scores, see `numerics.soft_cap`; None is no cap.
+        sinks: a score of each head that takes part in the softmax and belongs to no key.
     """
     # Without cuDNN's kernel, XLA's attention would build the whole [T, T] score matrix, masked
     # half included. Blocks of queries are faster there, as on other backends.
-    if jax.default_backend() == "gpu" and softcap is None and _fits_cudnn(queries):
+    if (
+        jax.default_backend() == "gpu"
+        and softcap is None
+        and sinks is None
+        and _fits_cudnn(queries)
+    ):
         return fused(queries, keys, values, segment_ids, window, scale=scale)
     # Training keeps the arguments only. Probabilities are T² numbers per head, and computing them
     # again costs one of the backward pass's five products.
     explicit = jax.checkpoint(partial(blockwise, scale=scale, softcap=softcap), prevent_cse=False)
-    return explicit(queries, keys, values, segment_ids, window)
+    return explicit(queries, keys, values, segment_ids, window, sinks)
 
 
 def blockwise(
@@ -62,6 +69,7 @@ def blockwise(
     values: Float[Array, "batch time kv_heads head_dim"],
     segment_ids: Int[Array, "batch time"],
     window: Window = None,
+    sinks: Float[Array, " heads"] | None = None,
     *,
     scale: float,
     softcap: float | None = None,
@@ -72,6 +80,7 @@ def blockwise(
     shared = keys.shape[2]
     q_BKGTh = queries.reshape(batch, time, shared, heads // shared, head_dim)
     q_BKGTh = q_BKGTh.transpose(0, 2, 3, 1, 4)
+    grouped = None if sinks is None else sinks.reshape(shared, heads // shared)
     k_BKTh, v_BKTh = keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3)
     outputs = []
     for start in range(0, time, block):
@@ -84,6 +93,7 @@ def blockwise(
                 attention_mask(
                     segment_ids[:, start:end], segment_ids[:, :end], window, offset=start
                 ),
+                grouped,
                 scale=scale,
                 softcap=softcap,
             )
@@ -101,12 +111,14 @@ def attention_probabilities(
     heads: Sequence[int],
     scale: float,
     softcap: float | None = None,
+    sinks: Float[Array, " heads"] | None = None,
     keep: Callable[[Array], Array] | None = None,
     block: int = QUERY_BLOCK,
 ) -> Shaped[Array, "batch chosen time time"]:
     """The probabilities of the chosen heads, [batch, head, query, key], float32 without `keep`.
 
-    Each query's row sums to one over the keys that it sees and is zero elsewhere.
+    Each query's row sums to one over the keys that it sees (to less where a head has a sink) and is
+    zero elsewhere.
 
     Args:
         queries: as for `attend`.
@@ -116,6 +128,7 @@ def attention_probabilities(
         heads: which query heads, in this order.
         scale: as for `attend`.
         softcap: as for `attend`.
+        sinks: as for `attend`, of all heads.
         keep: converts the probabilities [batch, chosen, queries, keys] of each block of queries,
             for example to narrower codes or a mean over heads. So float32 never exists for all
             queries at once. It must map zero to zero, because later keys are padded with zero.
@@ -125,12 +138,13 @@ def attention_probabilities(
     q_BHTh = queries[:, :, chosen].transpose(0, 2, 1, 3)
     k_BHTh = keys[:, :, chosen // group].transpose(0, 2, 1, 3)
     time = queries.shape[1]
+    of_heads = None if sinks is None else sinks[chosen]
     rows = []
     for start in range(0, time, block):
         end = min(start + block, time)
         seen = attention_mask(segment_ids[:, start:end], segment_ids[:, :end], window, offset=start)
         scores = contract("bhqd,bhsd->bhqs", q_BHTh[:, :, start:end], k_BHTh[:, :, :end])
-        probabilities = _softmax(scores, seen[:, None], scale=scale, softcap=softcap)
+        probabilities = _softmax(scores, seen[:, None], of_heads, scale=scale, softcap=softcap)
         probabilities = keep(probabilities) if keep else probabilities
         rows.append(jnp.pad(probabilities, ((0, 0), (0, 0), (0, 0), (0, time - end))))
     return jnp.concatenate(rows, axis=2)
@@ -158,20 +172,30 @@ def _query_block(
     k_BKsh: Array,
     v_BKsh: Array,
     mask_Bqs: Array,
+    sinks_KG: Array | None,
     *,
     scale: float,
     softcap: float | None,
 ) -> Array:
     scores = contract("bkgqh,bksh->bkgqs", q_BKGqh, k_BKsh)
-    weights = _softmax(scores, mask_Bqs[:, None, None], scale=scale, softcap=softcap)
+    seen = mask_Bqs[:, None, None]
+    weights = _softmax(scores, seen, sinks_KG, scale=scale, softcap=softcap)
     weights = weights.astype(q_BKGqh.dtype)
     return contract("bkgqs,bksh->bkgqh", weights, v_BKsh).astype(q_BKGqh.dtype)
 
 
-def _softmax(scores: Array, seen: Array, *, scale: float, softcap: float | None) -> Array:
-    """Probabilities over the last axis, in float32; `seen` says which keys a query sees."""
-    capped = soft_cap(scores * scale, softcap)
-    return jax.nn.softmax(jnp.where(seen, capped, -jnp.inf), axis=-1)
+def _softmax(
+    scores: Array, seen: Array, sinks: Array | None, *, scale: float, softcap: float | None
+) -> Array:
+    """Probabilities over the last axis, in float32; `seen` says which keys a query sees.
+
+    `sinks` has the axes of heads of `scores`, which has two more after them.
+    """
+    scores = jnp.where(seen, soft_cap(scores * scale, softcap), -jnp.inf)
+    if sinks is None:
+        return jax.nn.softmax(scores, axis=-1)
+    sinks = jnp.broadcast_to(sinks.astype(jnp.float32)[..., None, None], (*scores.shape[:-1], 1))
+    return jax.nn.softmax(jnp.concatenate([scores, sinks], axis=-1), axis=-1)[..., :-1]
 
 
 def _fits_cudnn(queries: Array) -> bool:

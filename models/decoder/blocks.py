@@ -66,19 +66,25 @@ class Blocks(nnx.Module):
             self.gate = new.normal(layers=layers, **experts, **narrow, **wide)
         self.up = new.normal(layers=layers, **experts, **narrow, **wide)
         self.down = new.normal(layers=layers, **experts, **wide, **narrow, scale=residual_scale)
-        for matrix, axes in self._biases(heads=heads, kv=kv, wide=wide).items():
+        for matrix, axes in self._biases(heads=heads, kv=kv, wide=wide, experts=experts).items():
             setattr(self, matrix + BIAS, new.zeros(layers=layers, **axes))
+        if c.attention_sinks:
+            self.sinks = new.zeros(layers=layers, heads=c.num_heads)
         for name, axes in self._norms(heads=heads, kv=kv).items():
             add_norm(self, name, new=new, config=c, layers=layers, **axes)
 
-    def _biases(self, *, heads: Axes, kv: Axes, wide: Axes) -> dict[str, Axes]:
+    def _biases(self, *, heads: Axes, kv: Axes, wide: Axes, experts: Axes) -> dict[str, Axes]:
         """Matrices that have a bias, and the bias's axes."""
         c, norm_axis = self.config, {"norm": self.config.hidden_size}
         biases = {"query": heads, "key": kv, "value": kv} if c.qkv_bias else {}
         if c.output_bias:
             biases |= {"output": norm_axis}
         if c.mlp_bias:
-            biases |= ({"gate": wide} if c.gated_mlp else {}) | {"up": wide, "down": norm_axis}
+            into = experts | wide
+            biases |= {"gate": into} if c.gated_mlp else {}
+            biases |= {"up": into, "down": experts | norm_axis}
+        if c.router_bias:
+            biases |= {"router": experts}
         return biases
 
     def _norms(self, *, heads: Axes, kv: Axes) -> dict[str, Axes]:
@@ -112,11 +118,9 @@ class Blocks(nnx.Module):
         # int8 weights have scales, see checkpoints/quantization.py.
         scales = getattr(self, f"{name}_scale", None)
         if scales is not None:
-            matrix, out = equation.split(",")[1].split("->")
-            channels = "".join(axis for axis in matrix if axis in out)
-            product = jnp.einsum(f"{out},{channels}->{out}", product, scales[...])
+            product = product * _along_channels(equation, scales[...])
         bias = getattr(self, name + BIAS, None)
-        return product if bias is None else product + bias[...]
+        return product if bias is None else product + _along_channels(equation, bias[...])
 
     def before(self, x: Array, name: str) -> Array:
         """What attention or MLP reads: x, after the norm `name`, in the dtype of its products."""
@@ -158,8 +162,13 @@ class Blocks(nnx.Module):
             pattern.window,
             scale=self.scale,
             softcap=self.config.attention_softcap,
+            sinks=self.sink_scores(),
         )
         return self.project("bthk,hkd->btd", mixed, "output")
+
+    def sink_scores(self) -> Array | None:
+        """The score of each head that belongs to no key; None if heads have none."""
+        return self.sinks[...] if self.config.attention_sinks else None
 
     def queries_and_keys(
         self, x: Array, rotations: Rotations, pattern: BlockPattern
@@ -203,6 +212,13 @@ class Blocks(nnx.Module):
         inputs = (self.project(into, x, name) for name in names)
         wide = activated(*inputs, activation=self.config.activation, dtype=self.dtype)
         return self.project(out, wide, "down")
+
+
+def _along_channels(equation: str, values: Array) -> Array:
+    """Values of the output channels of an einsum's matrix, which broadcast to its result."""
+    matrix, out = equation.split(",")[1].split("->")
+    sizes = iter(values.shape)
+    return values.reshape([next(sizes) if axis in matrix else 1 for axis in out])
 
 
 def _chosen(rotations: Rotations, number: Array | None) -> tuple[Array, Array]:

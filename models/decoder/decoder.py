@@ -143,6 +143,7 @@ class Decoder(nnx.Module):
             heads=every if heads is None else heads,
             scale=block.scale,
             softcap=self.config.attention_softcap,
+            sinks=block.sink_scores(),
             keep=keep,
         )
 

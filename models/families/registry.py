@@ -12,6 +12,7 @@ from decant.models.families.field_reader import shown
 from decant.models.families.gemma import GEMMA
 from decant.models.families.gemma2 import GEMMA2
 from decant.models.families.gemma3 import GEMMA3
+from decant.models.families.gpt_oss import GPT_OSS
 from decant.models.families.llama import LLAMA
 from decant.models.families.mistral import MISTRAL
 from decant.models.families.mixtral import MIXTRAL
@@ -26,7 +27,7 @@ Entry = TypeVar("Entry")
 
 FAMILIES: tuple[Family, ...] = (
     *(LLAMA, SMOLLM3, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE),
-    *(GEMMA, GEMMA2, GEMMA3, OLMO2, OLMO3),
+    *(GEMMA, GEMMA2, GEMMA3, OLMO2, OLMO3, GPT_OSS),
 )
 
 

@@ -31,6 +31,11 @@ class TensorName:
     experts: bool = False
     """Our parameter has an axis of experts. If a name lacks `{expert}`, the file's tensor has that
     axis too."""
+    input_first: bool = False
+    """Files store this linear map as [input, output]."""
+    every: tuple[int, int] = (0, 1)
+    """(start, step): the parameter is every step-th entry of the last axis of the file's tensor,
+    which holds other parameters between them."""
 
     def file_tensors(self, naming: Naming, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """Names of the file's tensors → their index along the stacked axes of our parameter.
@@ -48,15 +53,19 @@ class TensorName:
             return shape
         count = self._expert_axes(naming)
         experts, shape = shape[:count], shape[count:]
-        output = (*experts, math.prod(shape[self.in_axes :]))
-        return (*output, math.prod(shape[: self.in_axes])) if self.in_axes else output
+        flat = [math.prod(shape[self.in_axes :])]
+        if self.in_axes:
+            flat.insert(int(not self.input_first), math.prod(shape[: self.in_axes]))
+        flat[-1] *= self.every[1]
+        return (*experts, *flat)
 
     def file_index(
         self, shape: tuple[int, ...], index: tuple[slice, ...], naming: Naming
     ) -> tuple[slice, ...]:
         """The index into the file's tensor that reads `index` of our parameter.
 
-        `shape` and `index` are our parameter's without stacked axes.
+        `shape` and `index` are our parameter's without stacked axes. Where parameters take turns,
+        the elements of the others between them are read too.
         """
         if self.in_axes is None:
             return index
@@ -65,20 +74,38 @@ class TensorName:
         outputs = slice(experts + self.in_axes, None)
         flat = [_flatten(shape[outputs], index[outputs])]
         if self.in_axes:
-            flat.append(_flatten(shape[inputs], index[inputs]))
+            flat.insert(int(not self.input_first), _flatten(shape[inputs], index[inputs]))
+        step = self.every[1]
+        flat[-1] = slice(flat[-1].start * step, flat[-1].stop * step)
         return (*index[:experts], *flat)
 
     def from_file(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """The file's array in our layout; `shape` is the result's, without stacked axes."""
-        return (array.swapaxes(-1, -2) if self.in_axes else array).reshape(shape)
+        start, step = self.every
+        array = array[..., start::step] if step > 1 else array
+        swapped = self.in_axes and not self.input_first
+        return (array.swapaxes(-1, -2) if swapped else array).reshape(shape)
 
-    def to_file(self, parameter: np.ndarray, naming: Naming) -> np.ndarray:
-        """Inverse of `from_file`."""
+    def to_file(
+        self, parameter: np.ndarray, naming: Naming, whole: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Inverse of `from_file`.
+
+        `whole`: the file's tensor with other parameters that it holds, which gets this one too.
+        """
         shape = self.file_shape(parameter.shape, naming)
-        if self.in_axes:
-            swapped = (*shape[:-2], shape[-1], shape[-2])
-            return np.ascontiguousarray(parameter.reshape(swapped).swapaxes(-1, -2))
-        return parameter.reshape(shape)
+        start, step = self.every
+        own = (*shape[:-1], shape[-1] // step)
+        if self.in_axes and not self.input_first:
+            swapped = (*own[:-2], own[-1], own[-2])
+            array = np.ascontiguousarray(parameter.reshape(swapped).swapaxes(-1, -2))
+        else:
+            array = parameter.reshape(own)
+        if step == 1:
+            return array
+        whole = np.zeros(shape, array.dtype) if whole is None else whole
+        whole[..., start::step] = array
+        return whole
 
     def _expert_axes(self, naming: Naming) -> int:
         """How many axes of experts one of the file's tensors has: 1 or 0."""

@@ -11,17 +11,20 @@ Documents are longer than the windows. Weights are large, norms and biases far f
 values, and caps low, so that a missing step changes results visibly.
 """
 
+import json
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -32,6 +35,7 @@ from transformers import (
     Qwen3MoeConfig,
     SmolLM3Config,
 )
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 HERE = Path(__file__).parent
 LENGTHS = (24, 9, 12)
@@ -83,6 +87,22 @@ GEMMA = {"query_pre_attn_scalar": 24, "sliding_window": 6}
 
 # OLMo has no head_dim of its own.
 OLMO = {name: size for name, size in SIZES.items() if name != "head_dim"}
+# MXFP4 has blocks of 32. Documents are longer than the window and YaRN's original length.
+GPT_OSS = GptOssConfig(
+    **(SIZES | {"num_hidden_layers": 3, "intermediate_size": 32, "head_dim": 16}),
+    num_local_experts=4,
+    num_experts_per_tok=2,
+    sliding_window=6,
+    rope_parameters={
+        "rope_type": "yarn",
+        "rope_theta": 500.0,
+        "factor": 4.0,
+        "beta_fast": 4.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 16,
+    },
+)
 NO_TOKENS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 
 CASES = {
@@ -154,7 +174,9 @@ CASES = {
         **NO_TOKENS,
     ),
 }
+CASES |= {"gpt_oss": GPT_OSS, "gpt_oss_mxfp4": GPT_OSS}
 SHARDED = "mistral"
+MXFP4 = "gpt_oss_mxfp4"
 
 
 def main() -> None:
@@ -166,6 +188,8 @@ def main() -> None:
         model = AutoModelForCausalLM.from_pretrained(
             directory, dtype=torch.float32, attn_implementation="eager"
         )
+        if name == MXFP4:
+            store_experts_in_mxfp4(directory, model)
         golden = {}
         draw = np.random.default_rng(0)
         for i, length in enumerate(LENGTHS):
@@ -188,12 +212,47 @@ def save_checkpoint(config, directory: Path, *, shard_size: str) -> None:
         if "norm" in name:
             # Gemma multiplies by 1 + weight.
             parameter.copy_(0.3 * noise + (0 if "gemma" in config.model_type else 1))
+        elif name.endswith("sinks"):
+            parameter.copy_(noise)
+        elif name.endswith("gate_up_proj"):
+            parameter.copy_(noise * 0.6)  # some gates reach the limit of 7
+        elif name.endswith("experts.down_proj") and config.model_type == "gpt_oss":
+            parameter.copy_(noise * 0.05)
         elif name.endswith("bias") or "embed" in name or "lm_head" in name:
             parameter.copy_(0.5 * noise)
         else:
             parameter.copy_(noise * 1.2 * parameter.shape[-1] ** -0.5)
     model.to(torch.bfloat16).save_pretrained(directory, max_shard_size=shard_size)
     (directory / "generation_config.json").unlink(missing_ok=True)
+
+
+def store_experts_in_mxfp4(directory: Path, model) -> None:
+    """Replace the experts' matrices by random blocks and exponents, in the files and in the model.
+
+    Transformers dequantises them. (Loading such files with it needs more packages.)
+    """
+    weights, draw = directory / "model.safetensors", np.random.default_rng(0)
+    tensors = load_file(weights)
+    for name in [n for n in tensors if n.endswith(("gate_up_proj", "down_proj"))]:
+        experts, inputs, outputs = tensors.pop(name).shape
+        shape = (experts, outputs, inputs // 32)
+        blocks = draw.integers(0, 256, (*shape, 16)).astype(np.uint8)
+        tensors[f"{name}_blocks"] = torch.from_numpy(blocks)
+        first = 122 if "gate_up" in name else 119
+        scales = draw.integers(first, first + 4, shape).astype(np.uint8)
+        tensors[f"{name}_scales"] = torch.from_numpy(scales)
+        plain = convert_moe_packed_tensors(tensors[f"{name}_blocks"], tensors[f"{name}_scales"])
+        model.get_parameter(name).copy_(plain)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "mxfp4",
+        "modules_to_not_convert": [
+            *("model.layers.*.self_attn", "model.layers.*.mlp.router"),
+            *("model.embed_tokens", "lm_head"),
+        ],
+    }
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def run_alone(model, tokens: np.ndarray) -> dict[str, np.ndarray]:
