@@ -14,7 +14,7 @@ attend = jax.jit(partial(attention.attend, scale=SCALE))
 blockwise = jax.jit(partial(attention.blockwise, scale=SCALE), static_argnames="block")
 
 
-def textbook(q, k, v, segments, *, window=99, scale=None, softcap=None):
+def textbook(q, k, v, segments, *, window=99, scale=None, softcap=None, sinks=None):
     """Softmax over every key s ≤ t of the same segment, one query and head at a time."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     batch, time, heads, width = q.shape
@@ -25,7 +25,8 @@ def textbook(q, k, v, segments, *, window=99, scale=None, softcap=None):
         scores = k[b, seen, h // group] @ q[b, t, h] * (scale or width**-0.5)
         scores = softcap * np.tanh(scores / softcap) if softcap else scores
         weights = np.exp(scores - scores.max())
-        out[b, t, h] = weights / weights.sum() @ v[b, seen, h // group]
+        total = weights.sum() + (0 if sinks is None else np.exp(float(sinks[h]) - scores.max()))
+        out[b, t, h] = weights / total @ v[b, seen, h // group]
     return out
 
 
@@ -45,6 +46,25 @@ def test_any_block_size_gives_the_textbook_result(block):
     np.testing.assert_allclose(
         blockwise(q, k, v, segments, block=block), textbook(q, k, v, segments), atol=2e-6
     )
+
+
+@pytest.mark.parametrize("block", [4, 64])
+def test_a_sink_takes_its_share_of_each_heads_softmax(block):
+    q, k, v, segments = example()
+    sinks = jnp.asarray([-30.0, -1.0, 0.0, 1.0, 3.0, 40.0])
+    ours = blockwise(q, k, v, segments, sinks=sinks, block=block)
+    expected = textbook(q, k, v, segments, sinks=sinks)
+    np.testing.assert_allclose(ours, expected, atol=2e-6)
+    np.testing.assert_allclose(attend(q, k, v, segments, sinks=sinks), expected, atol=2e-6)
+    maps = attention.attention_probabilities(
+        q, k, segments, heads=(5, 1), scale=SCALE, sinks=sinks, block=block
+    )
+    # What is left of one went to the sink.
+    assert np.asarray(maps[:, 0]).max() < 1e-15
+    without = attention.attention_probabilities(q, k, segments, heads=(1,), scale=SCALE)
+    left = np.asarray(maps[:, 1]).sum(-1)
+    assert ((left > 0.1) & (left < 1)).all()
+    np.testing.assert_allclose(maps[:, 1] / left[..., None], without[:, 0], atol=2e-6)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 3, 6])

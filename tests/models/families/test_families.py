@@ -194,6 +194,7 @@ def test_a_config_that_its_familys_files_cannot_express_is_not_saved(name, chang
     ("name", "layers", "windows"),
     [
         ("gemma3", (0, 5, 6), (6, None, 6)),
+        ("gpt_oss", (1, 2), (None, 6)),
         ("gemma3", (5,), (None,)),
         ("gemma2", (1, 2), (None, 6)),
         ("qwen2", (0, 1), (None, 6)),

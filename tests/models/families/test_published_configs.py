@@ -135,6 +135,36 @@ GEMMA = {
 }
 
 
+GPT_OSS_20B = {
+    **sizes(2880, 2880, 24, 64, 8, 201088, 131072, 1e-5),
+    "architectures": ["GptOssForCausalLM"],
+    "attention_bias": True,
+    "experts_per_token": 4,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "initial_context_length": 4096,
+    "layer_types": ["sliding_attention", "full_attention"] * 12,
+    "model_type": "gpt_oss",
+    "num_experts_per_tok": 4,
+    "num_local_experts": 32,
+    "output_router_logits": False,
+    "quantization_config": {"quant_method": "mxfp4"},
+    "rope_scaling": {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "rope_type": "yarn",
+        "truncate": False,
+    },
+    "rope_theta": 150000,
+    "router_aux_loss_coef": 0.9,
+    "sliding_window": 128,
+    "swiglu_limit": 7.0,
+    "tie_word_embeddings": False,
+}
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
@@ -157,6 +187,18 @@ GEMMA = {
                 "num_experts": 128,
                 "experts_per_token": 8,
                 "normalise_experts": True,
+            },
+        ),
+        (
+            GPT_OSS_20B,
+            {
+                "windows": (128, None),
+                "attention_sinks": True,
+                "num_experts": 32,
+                "experts_per_token": 4,
+                "activation": "clamped_swish",
+                "rope_theta": 150_000.0,
+                "output_bias": True,
             },
         ),
         (
