@@ -224,15 +224,16 @@ def _precompute(arguments: list[str]) -> int:
     from decant.schemas import open_cache
 
     precompute(config)
-    cache = open_cache(config.output)
+    output = url_of(config.output) or config.output
+    cache = open_cache(output)
     document = _contents(cache)
     partly = " (part of a capture: go on without --seal-partial)" if config.seal_partial else ""
     line = (
-        f"sealed {config.output}: {document['rows']:,} rows, {document['heldout_rows']:,} of them "
+        f"sealed {output}: {document['rows']:,} rows, {document['heldout_rows']:,} of them "
         f"held out, {document['scored']:,} positions with targets, "
         f"{size_text(document['bytes'])}, cache_id {cache.manifest.cache_id}{partly}"
     )
-    following = [["decant", "inspect", config.output], _train_command(config, arguments)]
+    following = [["decant", "inspect", output], _train_command(config, arguments)]
     return show(Result(line, document, next=following), config)
 
 
@@ -245,7 +246,8 @@ def _train_command(config: Precompute, arguments: list[str]) -> list[str | Path]
             return ["decant", "train", beside]
     source = ["--student.source", config.teacher.model]
     default = config.teacher.model == Teacher().model
-    return ["decant", "train", "--cache", config.output, *([] if default else source)]
+    output = url_of(config.output) or config.output
+    return ["decant", "train", "--cache", output, *([] if default else source)]
 
 
 def _tokenise(arguments: list[str]) -> int:

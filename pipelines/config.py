@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from decant.command_line.checks import ANY, COUNT, TABLE, Bounds
-from decant.command_line.local_paths import IS_CACHE, IS_CORPUS, IS_MODEL, IS_OUTPUT, IS_PATH
+from decant.command_line.local_paths import (
+    IN_BUCKETS,
+    IS_CACHE,
+    IS_CORPUS,
+    IS_MODEL,
+    IS_OUTPUT,
+    IS_PATH,
+)
 from decant.command_line.result import LongCommand
 from decant.schemas.codecs import NODES, Profile
 from decant.schemas.manifest.plan import TeacherMesh
@@ -306,8 +313,9 @@ class Precompute(LongCommand):
     corpus: Corpus = field(default_factory=Corpus)
     teacher: Teacher = field(default_factory=Teacher)
     signals: Signals = field(default_factory=Signals)
-    output: Path = field(default=Path("runs/cache"), metadata=IS_OUTPUT | IS_CACHE)
-    """The cache's directory. The same command run again continues where it stopped. New files
+    output: Path = field(default=Path("runs/cache"), metadata=IS_OUTPUT | IS_CACHE | IN_BUCKETS)
+    """The cache's directory, or an address such as `s3://bucket/cache`, which workers then need
+    not share a disk for. The same command run again continues where it stopped. New files
     that match `corpus.files` become a new part of the cache."""
     seal_partial: bool = False
     """Capture nothing more now: seal what is done so far as a part, so that training can start. The

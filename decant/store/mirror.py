@@ -15,7 +15,7 @@ import os
 import shutil
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -58,22 +58,38 @@ def open_mirror(
     used.
     """
     data = open_store(url).get(first)
+    return _mirror(url, {first: data}, place, most_bytes)
+
+
+def working_mirror(url: str) -> "Mirror":
+    """The mirror for who writes below `url`: one folder, whatever lies there now. StoreError."""
+    return _mirror(url, {}, None, None)
+
+
+def _mirror(
+    url: str, first: Mapping[str, bytes], place: Path | None, most_bytes: int | None
+) -> "Mirror":
+    """The mirror that begins with the objects `first`."""
     root = (place or default_place()).absolute() / _ROOT.format(os.getuid())
     name = url.rstrip("/").rpartition("/")[2]
-    identity = hashlib.sha256(url.encode() + b"\0" + data).hexdigest()[:16]
+    described = b"".join(first.values())
+    identity = hashlib.sha256(url.encode() + b"\0" + described).hexdigest()[:16]
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         if root.is_symlink() or root.stat().st_uid != os.getuid():
             raise StoreError(f"{root}: the folder for mirrors belongs to somebody else")
-        mirror = Mirror(url, root / f"{name}-{identity}", most_bytes or _half_of(root))
-        mirror.keep(first, data)
+        folder = root / f"{name}-{identity}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        mirror = Mirror(url, folder, most_bytes or _half_of(root))
+        for key, data in first.items():
+            mirror.keep(key, data)
+        return mirror
     except OSError as error:
         if isinstance(error, StoreError):
             raise
         raise StoreError(
             f"{root}: no mirror can be made there: {error.strerror}. Give another place"
         ) from None
-    return mirror
 
 
 def _half_of(root: Path) -> int:
@@ -93,11 +109,14 @@ class Mirror:
         self._lock = threading.Lock()
         self._since = most_bytes
         self.process = os.getpid()
+        self.by_content = False
+        """Whether objects with data are named by their content."""
         self.requests = self.bytes = 0
         """Requests for objects, and bytes of their answers, of this process."""
 
     def __reduce__(self) -> tuple:
-        return type(self), (self.url, self.folder, self.most_bytes)
+        state = {"by_content": self.by_content}
+        return type(self), (self.url, self.folder, self.most_bytes), state
 
     @cached_property
     def _store(self) -> Store:
@@ -113,8 +132,11 @@ class Mirror:
         """Threads for tasks that wait for requests, such as opening a file."""
         return ThreadPoolExecutor(_REQUESTS, thread_name_prefix="decant-opening")
 
-    def file(self, path: Path, size: int) -> MirroredFile:
-        """The sparse file at `path` below `files`, of an object of `size` bytes."""
+    def file(self, path: Path, size: int, *, named: str = "") -> MirroredFile:
+        """The sparse file at `path` below `files`, of an object of `size` bytes.
+
+        `named` is the object's key, if it is not the path.
+        """
         key = self._key(path)
         with self._lock:
             handle = self._handles.get(key)
@@ -123,23 +145,24 @@ class Mirror:
                     path,
                     self.folder / _MAPS / key,
                     size=size,
-                    get=lambda begin, length: self._get(key, begin, length),
+                    get=lambda begin, length: self._get(named or key, begin, length),
                     pool=self.pool,
                 )
                 self._handles[key] = handle
             return handle
 
-    def whole(self, path: Path, *, sha256: str | None = None) -> Path:
+    def whole(self, path: Path, *, sha256: str | None = None, named: str = "") -> Path:
         """`path` below `files`, fetched if it is not there or has another `sha256`; it stays.
 
-        If the bucket lacks it, it is not there afterwards either.
+        If the bucket lacks it, it is not there afterwards either. `named` as for `file`.
         """
         with contextlib.suppress(FileNotFoundError):
             held = path.read_bytes() if sha256 else None
             if path.is_file() and (held is None or hashlib.sha256(held).hexdigest() == sha256):
                 return path
         with contextlib.suppress(FileNotFoundError):
-            self.keep(self._key(path), self._get(self._key(path), sha256=sha256))
+            data = self._get(named or self._key(path), sha256=sha256)
+            self.keep(self._key(path), data)
         return path
 
     def keep(self, key: str, data: bytes) -> None:

@@ -25,6 +25,7 @@ from decant.schemas import codecs
 from decant.schemas.codecs import Tables
 from decant.schemas.disk.identity import signal_id
 from decant.schemas.disk.layout import LOGITS, PartLayout
+from decant.schemas.disk.stand_in import Travels
 from decant.schemas.manifest.plan import Plan, PlannedRows, PlannedTeacher, write_plan
 from decant.schemas.manifest.statistics import save_statistics, table_arrays, table_hashes
 from decant.schemas.records.rows import Row
@@ -33,7 +34,7 @@ from decant.schemas.targets.targets import Targets, cut_to_k, join_targets
 
 
 @dataclass(frozen=True)
-class CalibrateJob:
+class CalibrateJob(Travels):
     """Everything that calibrating a new part needs."""
 
     part: Path
@@ -96,7 +97,7 @@ def calibrate(job: CalibrateJob) -> None:
         canary=canaries,
         on_error=job.on_error,
     )
-    write_plan(PartLayout(job.part).plan, plan)
+    write_plan(PartLayout(job.part).plan, plan, first=True)
 
 
 def _output_spec(spec: OutputSpec, described: Mapping[str, AddedSignal], *, draws: int):
@@ -106,7 +107,7 @@ def _output_spec(spec: OutputSpec, described: Mapping[str, AddedSignal], *, draw
 
 
 @dataclass(frozen=True)
-class AdditionJob:
+class AdditionJob(Travels):
     """Everything that planning more signals for a sealed part needs."""
 
     part: Path
@@ -146,7 +147,7 @@ def calibrate_addition(job: AdditionJob) -> None:
         assert isinstance(logits, LogitsSignal)
         tables = table_hashes(sealed.statistics)
         plan = dataclasses.replace(plan, coded_with=logits, statistics=plan.statistics | tables)
-    write_plan(job.path, plan)
+    write_plan(job.path, plan, first=True)
 
 
 def _save_logits_statistics(

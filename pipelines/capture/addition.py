@@ -23,9 +23,16 @@ from decant.pipelines.capture.teacher_lease import with_teacher
 from decant.pipelines.runners.run_pipeline import Build
 from decant.schemas.disk.identity import digest
 from decant.schemas.disk.layout import PartLayout
+from decant.schemas.disk.stand_in import exists
 from decant.schemas.manifest.commits import valid_commit
 from decant.schemas.manifest.manifest import Manifest, Part
-from decant.schemas.manifest.plan import Plan, plan_as_sealed, read_plan, set_teacher_model
+from decant.schemas.manifest.plan import (
+    Plan,
+    additions,
+    plan_as_sealed,
+    read_plan,
+    set_teacher_model,
+)
 from decant.schemas.signals import LogitsSignal
 
 
@@ -86,7 +93,7 @@ def add_signals(
     )
     units = [unit for part in manifest.parts if part.path in new for unit in part.units]
     added = {name: signal for signals in new.values() for name, signal in signals.items()}
-    begun = any(PartLayout(cache / path).additions for path in new)
+    begun = any(additions(PartLayout(cache / path)) for path in new)
     if not begun:
         require_space(added, cache=cache, units=units, length=manifest.sequence_length)
     for path, signals in new.items():
@@ -108,7 +115,7 @@ def _capture_directory(
     layout, run = PartLayout(adding.cache / directory), adding.run
     _refuse_other_additions(layout, new, cache=adding.cache)
     path = layout.addition(digest({name: settings(signal) for name, signal in new.items()}))
-    if not path.exists():
+    if not exists(path):
         base = plan_as_sealed(read_plan(layout.plan), parts)
         sealed = dataclasses.replace(
             base,
@@ -141,7 +148,7 @@ def _refuse_other_additions(
     layout: PartLayout, new: Mapping[str, AddedSignal], *, cache: Path
 ) -> None:
     """ValueError if an unfinished addition makes a signal of the same name with other settings."""
-    for path in layout.additions:
+    for path in additions(layout):
         for name, signal in read_plan(path).signals.items():
             assert not isinstance(signal, LogitsSignal)
             if name in new and settings(signal) != settings(new[name]):

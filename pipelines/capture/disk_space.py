@@ -6,6 +6,7 @@ from pathlib import Path
 
 from decant.pipelines.calibration.signal_specs import AddedSignal, least_bytes
 from decant.schemas.disk.sizes import size_text
+from decant.schemas.disk.stand_in import bucket_of
 from decant.schemas.manifest.manifest import Unit
 
 
@@ -14,9 +15,11 @@ def require_space(
 ) -> None:
     """ValueError if the disk of `cache` cannot hold the `signals` of `units`, however compressible.
 
-    Only positions with a target are counted: the others compress to nothing. `length` is the number
+    A bucket holds anything. Only positions with a target are counted: the others compress to nothing. `length` is the number
     of tokens in a row.
     """
+    if bucket_of(cache):
+        return
     rows, scored = (sum(getattr(unit, name) for unit in units) for name in ("rows", "scored"))
     least = {
         name: scored * least_bytes(signal, length=length) // length

@@ -4,6 +4,7 @@ A few of the corpus's shards are tokenised and a few of their rows captured (`tr
 a temporary directory; the results are scaled up. Nothing is written to the output.
 """
 
+import dataclasses
 import math
 import resource
 import sys
@@ -41,6 +42,7 @@ from decant.pipelines.teacher.batch_size import bytes_needed, device_bytes
 from decant.pipelines.teacher.outputs import OutputSpec
 from decant.schemas.disk.layout import COUNTS, LOGITS, RECORDS, ROWS, PartLayout, part_layout
 from decant.schemas.disk.sizes import size_text
+from decant.schemas.disk.stand_in import by_address, working_folder
 from decant.schemas.host import memory_bytes
 from decant.schemas.manifest.manifest import Unit
 from decant.schemas.manifest.plan import PlannedRows
@@ -112,7 +114,7 @@ class Estimate:
     host_has: int = 0
     """Memory of this host, or of the container that this process runs in, bytes."""
     disk_free: int = 0
-    """Free bytes on the output's disk."""
+    """Free bytes on the output's disk; 0 if the output is in a bucket."""
     warnings: list[str] = field(default_factory=list)
     """What will be missed later, such as held-out rows, or tools that the chat template leaves
     out."""
@@ -128,8 +130,10 @@ def estimate(config: Precompute, *, console: Console) -> Estimate:
     """
     with tempfile.TemporaryDirectory(prefix="decant-plan-") as scratch:
         cache = Path(scratch) / "cache"
-        capture = Capture(config, console)
-        capture.check()
+        working = dataclasses.replace(config, output=working_folder(config.output))
+        with by_address(working.output):
+            capture = Capture(working, console)
+            capture.check()
         job = _uncaptured_job(capture, cache)
         capture.teacher.write_tokenizer_and_config(cache)
         result, rows = _tokenise_sample(job)
@@ -297,11 +301,12 @@ def _add_warning(result: Estimate, *, share: float) -> None:
 
 def _add_limits(result: Estimate, output: Path) -> None:
     """Add the memory and disk that there is, and a problem for each that is too small."""
-    result.disk_free = free_bytes(output)
+    in_bucket = is_url(output)
+    result.disk_free = 0 if in_bucket else free_bytes(output)
     result.device_has = device_bytes()
     result.host_has = memory_bytes()
     for what, needed, has in (
-        (f"free on the disk of {output}", result.bytes, result.disk_free),
+        (f"free on the disk of {output}", 0 if in_bucket else result.bytes, result.disk_free),
         ("each device's memory", result.device_bytes, result.device_has),
         ("the memory of this host or container", result.host_bytes, result.host_has),
     ):

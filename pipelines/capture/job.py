@@ -34,6 +34,7 @@ from decant.pipelines.upkeep.forget import forget_files
 from decant.progress import notices
 from decant.schemas.disk.layout import LOGITS, part_layout
 from decant.schemas.disk.locks import capturing
+from decant.schemas.disk.stand_in import address_of, by_address, exists, working_folder
 from decant.schemas.manifest.manifest import Manifest, Part, Source
 from decant.schemas.manifest.plan import read_plan
 
@@ -44,7 +45,9 @@ def precompute(config: Precompute, *, console: Console | None = None) -> Manifes
     A plan of an earlier run is obeyed. Wrong settings and files raise ValueError or
     FileNotFoundError before a worker starts; a failing worker raises WorkerError.
     """
-    return Capture(config, console or notices(quiet=config.quiet)).run()
+    config = dataclasses.replace(config, output=working_folder(config.output, writing=True))
+    with by_address(config.output):
+        return Capture(config, console or notices(quiet=config.quiet)).run()
 
 
 class Capture:
@@ -86,7 +89,7 @@ class Capture:
 
         self.parts = parts_by(recorded_digest(self.cache, self.manifest, tokenizer))
         first = self.parts[0]
-        if first.directory.begun and not (self.manifest or first.layout.plan.exists()):
+        if first.directory.begun and not (self.manifest or exists(first.layout.plan)):
             # Not calibrated yet, so that only the request tells which release began the cache.
             older = parts_by(tokenizer.digest_before_0_8)
             self.parts = older if older[0].has_claim else self.parts
@@ -115,10 +118,10 @@ class Capture:
             if notice:
                 self.console.print(notice)
         self._forget_replaced()
-        if self.config.seal_partial:
-            return self._seal_partial()
         if not before:
             self.teacher.write_tokenizer_and_config(self.cache)
+        if self.config.seal_partial:
+            return self._seal_partial()
         for part in begun:
             if not part.directory.complete:
                 self.manifest = part.run(self._known())
@@ -126,7 +129,7 @@ class Capture:
         for part in self.parts[len(begun) :]:
             part.claim(sealed=False)
             self.console.print(
-                f"{self.cache}: new files: {len(part.sources)}; they become part "
+                f"{address_of(self.cache)}: new files: {len(part.sources)}; they become part "
                 f"{part.directory.number}, counted from 0"
             )
             self.manifest = part.run(self._known())
@@ -134,7 +137,7 @@ class Capture:
         if notice := kept_weights(self.manifest, self.config.corpus, cache=self.cache):
             self.console.print(notice, markup=False)
         if self.manifest == before:
-            self.console.print(f"{self.cache}: sealed already, nothing to do")
+            self.console.print(f"{address_of(self.cache)}: sealed already, nothing to do")
         for part in self.parts:
             clean(self.cache, part.layout)
         return self.manifest
@@ -168,7 +171,7 @@ class Capture:
     def _seal_partial(self) -> Manifest:
         for part in self.parts:
             if not part.directory.complete:
-                if not part.layout.plan.exists():
+                if not exists(part.layout.plan):
                     break
                 return seal(self.cache, part.layout, read_plan(part.layout.plan), partial=True)
         raise ValueError(

@@ -46,8 +46,9 @@ from decant.pipelines.runners.run_pipeline import Build, run_pipeline
 from decant.pipelines.teacher.opened import OpenedTeacher
 from decant.schemas.disk.array_record import require_file
 from decant.schemas.disk.atomic import read_json
-from decant.schemas.disk.layout import COUNTS, ROWS, SKETCH, TOKENIZER, PartLayout
+from decant.schemas.disk.layout import COUNTS, ROWS, SKETCH, PartLayout
 from decant.schemas.disk.locks import capturing, changing
+from decant.schemas.disk.stand_in import each_of, exists
 from decant.schemas.manifest.manifest import Manifest, Part, Skipped, Source
 from decant.schemas.manifest.plan import (
     Plan,
@@ -57,6 +58,7 @@ from decant.schemas.manifest.plan import (
     set_teacher_model,
 )
 from decant.schemas.manifest.request import Remote, claim
+from decant.schemas.manifest.tokenizer_files import tokenizer_folder
 
 
 class _RowRules(NamedTuple):
@@ -137,7 +139,7 @@ class PartCapture:
     def _rules(self) -> "_RowRules":
         """The rules that the directory was begun with; for a new one the newest that fit it."""
         request = self.layout.request
-        if request.exists():
+        if exists(request):
             bound = read_json(request).get("corpus")
             for rules in (_RowRules(m, p) for m in MARKINGS for p in (False, True)):
                 if bound == self._described(self._rows_id(rules)):
@@ -165,7 +167,7 @@ class PartCapture:
                 "tokens of chats and completions are learned, and its rows are not all there. "
                 "Finish it with that release, or capture into another output"
             )
-        kept = Tokenizer.from_files(self.cache / TOKENIZER)
+        kept = Tokenizer.from_files(tokenizer_folder(self.cache))
         corpus, ours = self.config.corpus, self._template
         theirs = kept.chat_template(date=corpus.chat_date, variables=corpus.chat_variables)
         if ours and (not theirs or theirs.digest != ours.digest):
@@ -182,7 +184,7 @@ class PartCapture:
     def has_claim(self) -> bool:
         """Whether the directory is bound to the rows of these settings."""
         request = self.layout.request
-        return request.exists() and read_json(request).get("corpus") == self._request_rows()
+        return exists(request) and read_json(request).get("corpus") == self._request_rows()
 
     def claim(self, *, sealed: bool) -> None:
         """Bind the directory to the settings. ValueError if it is bound to other ones.
@@ -195,7 +197,7 @@ class PartCapture:
 
     def require_claim(self, *, sealed: bool) -> None:
         """As `claim`, but writes nothing: a directory that is not bound yet stays so."""
-        if self.layout.request.exists():
+        if exists(self.layout.request):
             self._bind(self._whole_request(sealed=sealed))
 
     def _whole_request(self, *, sealed: bool) -> dict[str, str]:
@@ -236,14 +238,14 @@ class PartCapture:
 
         `sealed` are the cache's parts.
         """
-        if self.layout.plan.exists():
+        if exists(self.layout.plan):
             plan = set_teacher_model(self.teacher.model, self.layout.plan)
             own = [part for part in sealed if self.cache / part.path == self.layout.root]
             plan = set_overwritten_rows(own, plan, self.layout.plan)
             if self._has_rows(plan.rows):
                 return plan
         rows = self._tokenise()
-        if not self.layout.plan.exists():
+        if not exists(self.layout.plan):
             asked = self.added_signals(unit_rows=rows.unit_rows)
             length = self.config.corpus.sequence_length
             require_space(asked, cache=self.cache, units=rows.units, length=length)
@@ -251,9 +253,11 @@ class PartCapture:
         return read_plan(self.layout.plan)
 
     def _has_rows(self, rows: PlannedRows) -> bool:
+        def require(number: int) -> None:
+            require_file(self.layout.records(ROWS, number), rows.units[number].files[ROWS])
+
         try:
-            for number, unit in enumerate(rows.units):
-                require_file(self.layout.records(ROWS, number), unit.files[ROWS])
+            each_of(require, range(len(rows.units)), cache=self.cache)
         except ValueError:
             return False
         return True
@@ -269,7 +273,7 @@ class PartCapture:
             vocabulary=self.teacher.vocabulary,
             batch_rows=expected_batch_rows(config.teacher, length=config.corpus.sequence_length),
             # Rows that are made again must lie in the units of the plan.
-            unit_rows=read_plan(plan).rows.unit_rows if plan.exists() else None,
+            unit_rows=read_plan(plan).rows.unit_rows if exists(plan) else None,
             pieces=self.pieces,
             older=older,
         )

@@ -16,6 +16,7 @@ from pathlib import Path
 from decant.pipelines.rows.sources import SourceFile
 from decant.schemas.disk.atomic import read_json
 from decant.schemas.disk.layout import MANIFEST, PartLayout, part_layout
+from decant.schemas.disk.stand_in import exists
 from decant.schemas.manifest.manifest import Manifest, read_manifest
 from decant.schemas.manifest.request import claimed_sources
 
@@ -44,7 +45,7 @@ def sealed_manifest(cache: Path) -> Manifest | None:
     ValueError if it refers to parts of other caches, as a merged cache does: those are captured in
     their own cache.
     """
-    if not (cache / MANIFEST).exists():
+    if not exists(cache / MANIFEST):
         return None
     manifest = read_manifest(cache)
     for part in manifest.parts:
@@ -69,7 +70,7 @@ def changed_files(
     """
     changed: list[Key] = []
     forgotten, left, number = forgotten_files(manifest), list(sources), 0
-    while (layout := part_layout(cache, number)).request.exists():
+    while exists((layout := part_layout(cache, number)).request):
         bound = _bound_files(layout, cache, manifest) or []
         own, left = _split_by_owner(bound, left, forgotten)
         if is_complete(layout, cache, manifest):
@@ -106,7 +107,7 @@ def assign_files(
     left = list(sources)
     directories: list[PartDirectory] = []
     number = 0
-    while (layout := part_layout(cache, number)).request.exists() or (number == 0 or left):
+    while exists((layout := part_layout(cache, number)).request) or (number == 0 or left):
         bound = _bound_files(layout, cache, manifest)
         own, rest = (left, []) if bound is None else _split_by_owner(bound, left, forgotten)
         if bound is not None and is_complete(layout, cache, manifest):
@@ -123,7 +124,7 @@ def assign_files(
                 layout,
                 tuple(own),
                 older,
-                begun=layout.request.exists(),
+                begun=exists(layout.request),
                 complete=is_complete(layout, cache, manifest),
             )
         )
@@ -141,7 +142,7 @@ def _bound_files(
     for part in manifest.parts if manifest else ():
         if cache / part.path == layout.root:
             return [(source.name, source.sha256) for source in part.sources]
-    return claimed_sources(read_json(layout.request)) if layout.request.exists() else None
+    return claimed_sources(read_json(layout.request)) if exists(layout.request) else None
 
 
 def _split_by_owner(

@@ -13,6 +13,7 @@ from decant.pipelines.rows.shard import TokeniseJob, shard_commit
 from decant.pipelines.rows.sources import cut_shards
 from decant.pipelines.teacher.rows_done import rows_done, rows_of_others
 from decant.progress import progress
+from decant.schemas.disk.stand_in import names_in
 
 
 @contextlib.contextmanager
@@ -70,7 +71,7 @@ def tokenise_progress(job: TokeniseJob, *, console: Console) -> Iterator[None]:
 
     def done() -> float:
         # One listing, because a corpus may have 10,000 shards.
-        present = {path.name for path in folder.glob("*.json")}
+        present = names_in(folder, ".json")
         return sum(size for name, size in sizes.items() if name in present) / scale
 
     with progress(

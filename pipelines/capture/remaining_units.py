@@ -4,6 +4,7 @@ Only unit numbers travel through Beam; workers read the plan and write files and
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import apache_beam as beam
@@ -16,12 +17,13 @@ from decant.pipelines.capture.unit import is_committed
 from decant.pipelines.runners.run_pipeline import Build
 from decant.schemas.arrays.spec import create_array
 from decant.schemas.disk.layout import PartLayout
+from decant.schemas.disk.stand_in import Travels, each_of, names_in
 from decant.schemas.manifest.manifest import Unit
 from decant.schemas.manifest.plan import Plan
 from decant.schemas.signals import HiddenSignal, Signal, SketchSignal
 
 
-class CaptureUnits(beam.DoFn):
+class CaptureUnits(Travels, beam.DoFn):
     """Captures the units whose numbers it gets, of `part`, by the plan file at `plan`."""
 
     def __init__(self, part: Path, plan: Path):
@@ -46,7 +48,8 @@ def capture_remaining(
     # Absolute, because workers may have another working directory.
     part, path, units = part.resolve(), path.resolve(), plan.rows.units
     rows, tokens = totals(units)
-    done = {n for n in range(len(units)) if is_committed(part, plan, n)}
+    committed = each_of(partial(is_committed, part, plan), range(len(units)), cache=part)
+    done = {n for n, is_done in enumerate(committed) if is_done}
     todo = [n for n in range(len(units)) if n not in done]
     before = sum(units[n].rows for n in done)
     if done:
@@ -63,7 +66,7 @@ def capture_remaining(
 
     def finished_units() -> list[int]:
         # One listing of the directory: one query per unit would keep a core busy at 10,000 units.
-        present = {path.name for path in layout.commits.glob("*.json")}
+        present = names_in(layout.commits, ".json")
         return [n for n in todo if commits[n] <= present]
 
     def committed_rows() -> int:

@@ -15,6 +15,7 @@ from decant.pipelines.rows.remote_digests import digest_key
 from decant.pipelines.rows.sources import SourceFile
 from decant.schemas.disk.atomic import read_json
 from decant.schemas.disk.layout import part_layout
+from decant.schemas.disk.stand_in import exists
 from decant.schemas.manifest.request import Remote, claimed_remote
 
 
@@ -23,7 +24,7 @@ def kept_remote(cache: Path) -> Remote:
     revisions: dict[str, str] = {}
     digests: dict[str, str] = {}
     number = 0
-    while (request := part_layout(cache, number).request).exists():
+    while exists(request := part_layout(cache, number).request):
         kept = claimed_remote(read_json(request))
         revisions = {**kept.revisions, **revisions}
         digests |= kept.digests

@@ -7,20 +7,26 @@ from pathlib import Path
 from decant.pipelines.capture.part_directories import is_complete
 from decant.schemas.disk import inside, steps
 from decant.schemas.disk.array_record import require_file
-from decant.schemas.disk.layout import MANIFEST, ROWS, TOKENIZER, PartLayout
+from decant.schemas.disk.layout import MANIFEST, ROWS, PartLayout
 from decant.schemas.disk.locks import changing, uncaptured
+from decant.schemas.disk.stand_in import bucket_of, each_of, exists
 from decant.schemas.disk.steps import Step
 from decant.schemas.manifest.commits import Commit, valid_commit
 from decant.schemas.manifest.manifest import (
     Manifest,
+    ManifestChangedError,
     Part,
     Unit,
     changing_manifest,
     read_manifest,
     write_manifest,
 )
-from decant.schemas.manifest.plan import Plan, PlannedRows, read_plan, rows_id_of
-from decant.schemas.manifest.tokenizer_files import tokenizer_files, tokenizer_hashes
+from decant.schemas.manifest.plan import Plan, PlannedRows, additions, read_plan, rows_id_of
+from decant.schemas.manifest.tokenizer_files import (
+    has_tokenizer,
+    tokenizer_files,
+    tokenizer_hashes,
+)
 from decant.schemas.reading.forgetting import wholly_forgotten_rows
 
 
@@ -31,18 +37,24 @@ def seal(cache: Path, layout: PartLayout, plan: Plan, *, partial: bool = False) 
     the first unit whose commit is missing or differs from the plan, or says that no unit is left to
     seal in part. A commit of another plan is refused by its signal_id.
     """
-    with changing(cache):
-        return _seal(cache, layout, plan, partial=partial)
+    while True:
+        try:
+            with changing(cache):
+                return _seal(cache, layout, plan, partial=partial)
+        except ManifestChangedError:  # a bucket has no lock
+            if not bucket_of(cache):
+                raise
 
 
 def _seal(cache: Path, layout: PartLayout, plan: Plan, *, partial: bool) -> Manifest:
     # Read now, not when the capture began: a partial seal may have replaced it meanwhile.
-    manifest = read_manifest(cache) if (cache / MANIFEST).exists() else _empty(cache, plan)
+    manifest = read_manifest(cache) if exists(cache / MANIFEST) else _empty(cache, plan)
     path = layout.root.relative_to(cache).as_posix()
     done = {n for part in manifest.parts if part.path == path for n in part.unit_numbers}
     left = [n for n in range(len(plan.rows.units)) if n not in done]
     if partial:
-        left = [n for n in left if _is_committed(layout, n, plan)]
+        committed = each_of(lambda n: _is_committed(layout, n, plan), left, cache=cache)
+        left = [n for n, is_done in zip(left, committed, strict=True) if is_done]
         if not left:
             raise ValueError(
                 f"{layout.root}: no unit is committed that is not sealed already, so there is "
@@ -70,7 +82,7 @@ def _empty(cache: Path, plan: Plan) -> Manifest:
 
 
 def _tokenizer_hashes(cache: Path) -> dict[str, str]:
-    return tokenizer_hashes(tokenizer_files(cache)) if (cache / TOKENIZER).is_dir() else {}
+    return tokenizer_hashes(tokenizer_files(cache)) if has_tokenizer(cache) else {}
 
 
 def _sealed_part(
@@ -81,13 +93,15 @@ def _sealed_part(
     What those forget, the new part forgets too.
     """
     rows, whole = plan.rows, len(numbers) == len(plan.rows.units)
-    units = tuple(_checked_unit(layout, n, rows.units[n], plan) for n in numbers)
+    checked = each_of(
+        lambda n: _checked_unit(layout, n, rows.units[n], plan), numbers, cache=layout.root
+    )
     forgotten = before[0].forgotten if before else ()
     part = Part(
         path=path,
         rows_id=rows_id_of(rows, numbers),
         unit_rows=rows.unit_rows,
-        units=units,
+        units=tuple(checked),
         signals=plan.signals,
         statistics=plan.statistics,
         sources=rows.sources,
@@ -142,10 +156,13 @@ def _part_with_signals(cache: Path, part: Part, plan: Plan) -> Part:
                 f"{layout.root}: `gc` has overwritten rows of unit {number} since this addition "
                 f"began; run `decant gc {cache}`, then the same command again"
             )
+    # From the manifest, not the plan: other signals may have been added since it was made.
+    units = each_of(
+        lambda pair: _checked_unit(layout, *pair, plan), part.numbered_units, cache=layout.root
+    )
     return dataclasses.replace(
         part,
-        # From the manifest, not the plan: other signals may have been added since it was made.
-        units=tuple(_checked_unit(layout, n, unit, plan) for n, unit in part.numbered_units),
+        units=tuple(units),
         signals={**part.signals, **plan.signals},
         statistics={**part.statistics, **plan.statistics},
     )
@@ -189,7 +206,7 @@ def clean(cache: Path, layout: PartLayout) -> None:
 
 def _scratch_files(cache: Path, layout: PartLayout, manifest: Manifest) -> Iterator[Path]:
     held = [set(part.signals) for part in manifest.parts if cache / part.path == layout.root]
-    for addition in layout.additions:
+    for addition in additions(layout):
         if all(read_plan(addition).signals.keys() <= signals for signals in held):
             yield addition
     yield layout.work

@@ -29,6 +29,7 @@ from decant.schemas.disk import steps
 from decant.schemas.disk.array_record import write_records
 from decant.schemas.disk.layout import COUNTS, LOGITS, RECORDS, SKETCH, PartLayout
 from decant.schemas.disk.locks import capturing
+from decant.schemas.disk.stand_in import version_of
 from decant.schemas.disk.steps import Step
 from decant.schemas.manifest.commits import Commit, summarise_shards, valid_commit, write_commit
 from decant.schemas.manifest.plan import Plan, read_plan
@@ -39,8 +40,6 @@ from decant.schemas.records.rows import Row
 from decant.schemas.signals import CountsSignal, LogitsSignal, SketchSignal
 from decant.schemas.targets.sketch import DEVIATIONS, MEAN, PROJECTION
 from decant.schemas.targets.targets import Targets
-
-_Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +64,7 @@ class Worker:
 
 
 _lock = threading.Lock()
-_made: dict[tuple[Path, Path, _Stamp], Worker] = {}
+_made: dict[tuple[Path, Path, str], Worker] = {}
 
 
 def worker_for(part: Path, plan_path: Path) -> Worker:
@@ -74,7 +73,7 @@ def worker_for(part: Path, plan_path: Path) -> Worker:
     RuntimeError if the teacher gives other targets for the canary rows than the plan has.
     """
     with _lock:
-        key = part, plan_path, _stamp(plan_path)
+        key = part, plan_path, version_of(plan_path)
         if key not in _made:
             _made.clear()
             _made[key] = _make_worker(part, current_plan(plan_path))
@@ -92,18 +91,12 @@ def current_plan(path: Path) -> Plan:
 
     Cached, because reading a plan of 10,000 units takes a tenth of a second.
     """
-    return _cached_plan(path, _stamp(path))
+    return _cached_plan(path, version_of(path))
 
 
 @lru_cache(maxsize=2)
-def _cached_plan(path: Path, stamp: _Stamp) -> Plan:
+def _cached_plan(path: Path, version: str) -> Plan:
     return read_plan(path)
-
-
-def _stamp(path: Path) -> _Stamp:
-    """Inode, modification time and size: one of them changes when the file is replaced."""
-    stat = path.stat()
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _make_worker(part: Path, plan: Plan) -> Worker:

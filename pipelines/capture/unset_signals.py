@@ -10,6 +10,7 @@ from pathlib import Path
 from decant.pipelines.config import RANK, Logits, Precompute, Sketch
 from decant.schemas.disk.atomic import read_json
 from decant.schemas.disk.layout import COUNTS, SKETCH, part_layout
+from decant.schemas.disk.stand_in import exists
 from decant.schemas.manifest.manifest import Manifest
 from decant.schemas.signals import CountsSignal, SketchSignal
 
@@ -38,7 +39,7 @@ def _held(cache: Path, manifest: Manifest | None) -> tuple[int, Sketch] | None:
         draws = counts.draws if isinstance(counts, CountsSignal) else 0
         return draws, _settings_of(sketch) if isinstance(sketch, SketchSignal) else Sketch(0)
     request = part_layout(cache, 0).request
-    if not request.exists():
+    if not exists(request):
         return None
     begun = read_json(request)  # release 0.9 and older wrote neither
     sketch = begun.get(SKETCH)

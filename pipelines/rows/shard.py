@@ -20,7 +20,9 @@ from decant.pipelines.rows.unwritten import Unwritten, unwritten
 from decant.schemas.disk.array_record import as_json, write_records
 from decant.schemas.disk.atomic import write_json
 from decant.schemas.disk.layout import ROWS, PartLayout
+from decant.schemas.disk.stand_in import Travels, exists
 from decant.schemas.manifest.manifest import SPLITS, Skipped, Split, Unit
+from decant.schemas.manifest.tokenizer_files import tokenizer_folder
 from decant.schemas.records.rows import Row, Segment, encode_row
 
 _CHARACTERS_A_BATCH = 1 << 20
@@ -31,7 +33,7 @@ _BEFORE_ALL = Place(-1, 0)
 
 
 @dataclass(frozen=True)
-class TokeniseJob:
+class TokeniseJob(Travels):
     """Everything that a worker needs to tokenise a shard of a part."""
 
     part: Path
@@ -101,7 +103,7 @@ def tokenise_shard(shard: InputShard, repeated: frozenset[Place], job: TokeniseJ
     be read and `on_error` is "fail", or if a file changed while it was read.
     """
     commit = shard_commit(job, shard.number)
-    if commit.exists():
+    if exists(commit):
         return
     skipped: list[Skipped] = []
 
@@ -140,6 +142,7 @@ def tokenise_shard(shard: InputShard, repeated: frozenset[Place], job: TokeniseJ
             "unwritten": {name: [item.count, item.first] for name, item in lost.items()},
         },
         kind="shard",
+        first=True,
     )
 
 
@@ -150,7 +153,7 @@ def _segments(
     refuse: Refuse,
     lost: dict[str, Unwritten],
 ) -> Iterator[tuple[Split, Segment | LongSegment]]:
-    tokenizer = Tokenizer.from_files(job.tokenizer)
+    tokenizer = Tokenizer.from_files(tokenizer_folder(job.tokenizer.parent))
 
     def refuse_document(document: Document, problem: str) -> None:
         refuse(document.place, document.located(problem))

@@ -27,6 +27,7 @@ from decant.schemas.disk import inside, steps
 from decant.schemas.disk.array_record import as_json
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.disk.layout import ROWS, PartLayout, cache_of
+from decant.schemas.disk.stand_in import each_of, exists
 from decant.schemas.disk.steps import Step
 from decant.schemas.host import cores
 from decant.schemas.manifest.manifest import SPLITS, Skipped, Source, Unit, unit_from_json
@@ -63,10 +64,11 @@ def tokenise(
     """
     layout = PartLayout(job.part)
     done = layout.work / "rows.json"
-    if done.exists():
+    if exists(done):
         return planned_rows_from_json(read_json(done))
     shards = cut_shards(job.sources, shard_bytes=job.shard_bytes)
-    if not all(shard_commit(job, shard.number).exists() for shard in shards):
+    commits = [shard_commit(job, shard.number) for shard in shards]
+    if not all(each_of(exists, commits, cache=job.part)):
         if processes > 1:
             with process_pool(processes, shared=job) as pool:
                 _tokenise_shards(shards, job, each=pool.map)
@@ -74,7 +76,7 @@ def tokenise(
             run(lambda pipeline: _build(pipeline, job, shards))
     rows = _gather(job, shards, rows_id=rows_id, skipped=skipped)
     steps.reached(Step.ROWS_GATHERED)
-    write_json(done, as_json(rows))
+    write_json(done, as_json(rows), first=True)
     return rows
 
 
@@ -171,8 +173,8 @@ def _gather(
     sample: list[tuple[str, int, int]] = []
     duplicates = 0
     lost: Counter[str] = Counter()
-    for shard in shards:
-        commit = read_json(shard_commit(job, shard.number))
+    commits = each_of(read_json, [shard_commit(job, s.number) for s in shards], cache=job.part)
+    for shard, commit in zip(shards, commits, strict=True):
         first, counts = len(units), dict.fromkeys(SPLITS, 0)
         group = _group(job, shard, list(weights))
         for unit in map(unit_from_json, commit["units"]):
@@ -180,7 +182,8 @@ def _gather(
             counts[unit.split] += 1
             final = layout.records(ROWS, len(units))
             root = cache_of(final) or job.part
-            # It is missing if an earlier run, or another process, has moved it.
+            # It is missing if an earlier run, or another process, has moved it; and in a bucket,
+            # where rows have the name of their content.
             with contextlib.suppress(FileNotFoundError):
                 inside.move(root, staged.relative_to(root), final.relative_to(root))
             units.append(dataclasses.replace(unit, group=group))

@@ -1,6 +1,5 @@
 """What a chat template leaves out without a word: a chat's tools, or the assistant's reasoning."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Any
 
 from decant.models.text.chat_template import ChatTemplate
 from decant.pipelines.rows.documents import Chat
+from decant.schemas.disk.atomic import read_json
+from decant.schemas.disk.stand_in import each_of, names_in
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
@@ -35,8 +36,9 @@ def unwritten(chat: Chat, template: ChatTemplate, text: str) -> Iterator[str]:
 def notices(work: Path) -> Iterator[str]:
     """A line for each thing that chats lost, from the shards' commits in the directory `work`."""
     found: dict[str, Unwritten] = {}
-    for path in sorted(work.glob("shard-*.json")):
-        for name, (count, first) in json.loads(path.read_bytes()).get("unwritten", {}).items():
+    commits = [work / name for name in sorted(names_in(work, ".json")) if name.startswith("shard-")]
+    for commit in each_of(read_json, commits, cache=work):
+        for name, (count, first) in commit.get("unwritten", {}).items():
             seen = found.setdefault(name, Unwritten(first=first))
             seen.count += count
     for name, seen in found.items():

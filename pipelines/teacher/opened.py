@@ -11,9 +11,9 @@ from decant.models.families import config_to_json
 from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines import config
 from decant.pipelines.teacher.identity import digest_memory, teacher_id_of
-from decant.schemas.disk.atomic import write_bytes
-from decant.schemas.disk.layout import TOKENIZER
+from decant.schemas.disk.stand_in import exists
 from decant.schemas.manifest.plan import read_plan
+from decant.schemas.manifest.tokenizer_files import write_tokenizer_files
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class OpenedTeacher:
     def write_tokenizer_and_config(self, cache: Path) -> None:
         """Write both below `cache`, so that it can be read on a machine without the teacher."""
         config = json.dumps(config_to_json(self.checkpoint.config), indent=2, sort_keys=True)
-        for name, content in {**self.tokenizer.files(), "config.json": config.encode()}.items():
-            write_bytes(cache / TOKENIZER / name, content, within=cache)
+        files = {**self.tokenizer.files(), "config.json": config.encode()}
+        write_tokenizer_files(cache, files)
 
 
 def open_teacher(asked: config.Teacher, *, plan: Path) -> OpenedTeacher:
@@ -72,5 +72,5 @@ def open_teacher(asked: config.Teacher, *, plan: Path) -> OpenedTeacher:
 
 def _pinned(model: str, plan: Path) -> str:
     """`model`, with the commit in `plan` if `plan` exists and names the same hub id."""
-    planned = read_plan(plan).teacher.model if plan.exists() else ""
+    planned = read_plan(plan).teacher.model if exists(plan) else ""
     return planned if hub.without_commit(planned) == model and not Path(model).exists() else model

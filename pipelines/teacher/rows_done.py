@@ -14,6 +14,7 @@ from pathlib import Path
 
 from decant.schemas.disk.atomic import write_bytes
 from decant.schemas.disk.layout import PartLayout, cache_of
+from decant.schemas.disk.stand_in import bucket_of
 
 _WRITE_SECONDS = 2.0
 
@@ -38,7 +39,11 @@ class Counter:
             count = self.rows
         with contextlib.suppress(OSError):  # only a bar depends on it
             file = _counts(part) / f"{socket.gethostname()}-{os.getpid()}"
-            write_bytes(file, str(count).encode(), within=cache_of(file))
+            if bucket_of(part):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(str(count))
+            else:
+                write_bytes(file, str(count).encode(), within=cache_of(file))
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -63,4 +68,7 @@ def rows_of_others(part: Path) -> int:
 
 
 def _counts(part: Path) -> Path:
-    return PartLayout(part).work / "rows-done"
+    """Where the counts lie. Of a cache in a bucket only processes of this host tell theirs."""
+    bucket = bucket_of(part)
+    work = PartLayout(bucket.scratch / part.name if bucket else part).work
+    return work / "rows-done"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from decant.schemas.disk.layout import PARTS, RECORDS, REQUEST, STAGED, PartLayout
 from decant.schemas.manifest.manifest import Manifest, Part, read_manifest
+from decant.schemas.manifest.plan import additions
 from decant.schemas.signals import array_names
 
 
@@ -73,7 +74,7 @@ def _unnamed_paths(layout: PartLayout, parts: Sequence[Part]) -> Iterator[Path]:
     yield from (path for path in sorted(layout.commits.glob("*")) if path not in commits)
     statistics = {name for part in parts for name in part.statistics}
     yield from (p for p in sorted(layout.statistics.glob("*")) if p.name not in statistics)
-    yield from layout.additions
+    yield from additions(layout)
 
 
 def _size(path: Path) -> int:

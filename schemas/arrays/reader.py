@@ -18,6 +18,7 @@ import tensorstore
 from decant.schemas.arrays.spec import METADATA, ArraySpec, metadata_bytes
 from decant.schemas.arrays.zarr3 import open_array, shared_context
 from decant.schemas.disk.shards import Shard, require_shard
+from decant.schemas.disk.stand_in import named_in
 from decant.store.mirror import Mirror
 from decant.store.mirrored_file import MirroredFile
 
@@ -43,7 +44,7 @@ class ArrayReader:
         `mirror` fetches whole files, if `path` lies in it.
         """
         self._path, self._mirror = path, mirror
-        self._sizes: dict[int, dict[str, int]] = {}
+        self._files: dict[int, list[Shard]] = {}
         self._spec = spec
         self._name = name
         self._unit_rows = unit_rows
@@ -114,13 +115,14 @@ class ArrayReader:
             return []
         files = []
         for shard_row in self._shard_rows(indices):
-            if shard_row not in self._sizes:
+            if shard_row not in self._files:
                 unit = shard_row * self._spec.shard_rows // self._unit_rows
-                sizes = {shard.name: shard.bytes for shard in self._committed(unit)}
                 names = self._spec.shard_names(shard_row)
-                self._sizes[shard_row] = {name: sizes[name] for name in names if name in sizes}
-            for name, size in self._sizes[shard_row].items():
-                files.append(self._mirror.file(self._path / name, size))
+                self._files[shard_row] = [s for s in self._committed(unit) if s.name in names]
+            for shard in self._files[shard_row]:
+                path = self._path / shard.name
+                named = named_in(self._mirror, path, shard.sha256)
+                files.append(self._mirror.file(path, shard.bytes, named=named))
         return files
 
     def _finish(self, index: int, reading: Any) -> None:

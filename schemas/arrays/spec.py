@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from decant.schemas.disk.atomic import write_bytes
+from decant.schemas.disk.stand_in import bucket_of
 from decant.schemas.signals import ArraySignal, HiddenSignal, scale_name
 
 METADATA = "zarr.json"
@@ -100,7 +101,7 @@ def specs_of(
 def create_array(path: Path, spec: ArraySpec) -> None:
     """Write an array's metadata to directory `path`. Several processes may do so at once."""
     data, file = metadata_bytes(spec), path / METADATA
-    if not file.exists() or file.read_bytes() != data:
+    if bucket_of(file) or not file.exists() or file.read_bytes() != data:
         write_bytes(file, data)
 
 

@@ -21,7 +21,9 @@ from decant.schemas.disk import steps
 from decant.schemas.disk.atomic import replacing
 from decant.schemas.disk.identity import file_sha256
 from decant.schemas.disk.record_file import Bytes, LocalBytes, RecordFile
+from decant.schemas.disk.stand_in import bucket_of, named_in
 from decant.store.mirror import Mirror
+from decant.store.mirrored_file import MirroredFile, wait_for
 
 # group_size:1 so that one row can be read without decompressing its neighbours. Uncompressed,
 # because the payloads are compressed already.
@@ -130,6 +132,8 @@ class RecordReaders:
     def read(self, path: Path, indices: Sequence[int], *, expected: FileEntry) -> list[bytes]:
         """The records of `path` at `indices`. ValueError if the file differs from `expected`."""
         file = self._file(path, expected)
+        if bucket_of(path):  # by few requests, not one a record
+            wait_for(_data_of(path, expected).start(file.extents(indices)))
         return [file.read(i) for i in indices]
 
     def start(self, path: Path, indices: Sequence[int], *, expected: FileEntry) -> list[Future]:
@@ -137,15 +141,20 @@ class RecordReaders:
         if self._mirror is None:
             return []
         extents = self._file(path, expected).extents(indices)
-        return self._mirror.file(path, expected.bytes).start(extents)
+        return self._mirrored(path, expected).start(extents)
 
     def forget(self, path: Path, expected: FileEntry) -> None:
         """Fetch the file again when it is read next."""
         if self._mirror is not None:
-            self._mirror.file(path, expected.bytes).forget()
+            self._mirrored(path, expected).forget()
         with self._lock:
             self._open.pop(path, None)
             self._checked.discard(path)
+
+    def _mirrored(self, path: Path, expected: FileEntry) -> MirroredFile:
+        assert self._mirror is not None
+        named = named_in(self._mirror, path, expected.sha256)
+        return self._mirror.file(path, expected.bytes, named=named)
 
     def _file(self, path: Path, expected: FileEntry) -> RecordFile:
         with self._lock:
@@ -165,10 +174,10 @@ class RecordReaders:
         return file
 
     def _opened(self, path: Path, expected: FileEntry) -> RecordFile:
-        if self._mirror is None:
+        if self._mirror is None and not bucket_of(path):
             require_file(path, expected, whole=path not in self._checked)
             return RecordFile(path)
-        contents = self._mirror.file(path, expected.bytes)
+        contents = self._mirrored(path, expected) if self._mirror else _data_of(path, expected)
         with contents.held():
             contents.ensure(_identifying(expected.bytes))
             if path not in self._checked:
@@ -176,11 +185,22 @@ class RecordReaders:
             return RecordFile(path, contents)
 
 
+def _data_of(path: Path, expected: FileEntry) -> MirroredFile:
+    bucket = bucket_of(path)
+    assert bucket is not None
+    return bucket.data(path, sha256=expected.sha256, size=expected.bytes)
+
+
 def require_file(path: Path, expected: FileEntry, *, whole: bool = True) -> None:
     """ValueError unless `path` exists with the committed size and, if `whole`, fingerprint.
 
-    Only `verify` checks hashes.
+    Only `verify` checks hashes. An object is named by its hash, so its size is enough.
     """
+    if bucket := bucket_of(path):
+        size = bucket.size(path, expected.sha256)
+        if size != expected.bytes:
+            raise ValueError(f"{path}: expected an object of {expected.bytes} bytes, got {size}")
+        return
     if not path.is_file():
         raise ValueError(f"{path}: the manifest names this file, but it is missing")
     if path.stat().st_size != expected.bytes:

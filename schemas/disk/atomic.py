@@ -1,4 +1,7 @@
-"""Atomic files: write under a temporary name, fsync, rename, fsync the directory."""
+"""Atomic files: write under a temporary name, fsync, rename, fsync the directory.
+
+A path that stands for an object (`stand_in.py`) is written by one request instead.
+"""
 
 import contextlib
 import json
@@ -10,6 +13,7 @@ from typing import Any
 from decant.schemas.disk import inside, steps
 from decant.schemas.disk.identity import digest
 from decant.schemas.disk.layout import cache_of
+from decant.schemas.disk.stand_in import bucket_of
 from decant.store.whole_file import flush, temporary_path
 
 
@@ -17,11 +21,16 @@ from decant.store.whole_file import flush, temporary_path
 def replacing(
     path: Path, *, kind: steps.File = "other", within: Path | None = None
 ) -> Iterator[Path]:
-    """Yield a temporary path that is renamed to `path`, durably, if the block raises no error.
+    """Yield a temporary path that becomes `path`, durably, if the block raises no error.
 
     Directories between `within` and the file must not be links: ValueError. Unset: the cache, if
     `path` lies in a part of one; else the file's own directory.
     """
+    if bucket := bucket_of(path):
+        with bucket.scratch_file(path) as temporary:
+            yield temporary
+            write_bytes(path, temporary.read_bytes(), kind=kind)
+        return
     root = within or cache_of(path) or path.parent
     with inside.directory(root, path.parent.relative_to(root), make=True) as parent:
         temporary = temporary_path(path)
@@ -39,18 +48,40 @@ def replacing(
 
 
 def write_bytes(
-    path: Path, data: bytes, *, kind: steps.File = "other", within: Path | None = None
+    path: Path,
+    data: bytes,
+    *,
+    kind: steps.File = "other",
+    within: Path | None = None,
+    first: bool = False,
 ) -> None:
-    """Write `data` to `path` atomically; `within` as for `replacing`."""
+    """Write `data` to `path` atomically; `within` as for `replacing`.
+
+    `first`: in a bucket, an object that is there stays. On a disk, writers of one file write the
+    same bytes or hold a lock.
+    """
+    if bucket := bucket_of(path):
+        steps.file_reached(kind, "written")
+        bucket.send(path, data, first=first)
+        steps.file_reached(kind, "flushed")
+        steps.file_reached(kind, "named")
+        return
     with replacing(path, kind=kind, within=within) as temporary:
         temporary.write_bytes(data)
 
 
-def write_json(path: Path, value: dict[str, Any], *, kind: steps.File = "other") -> None:
-    """Write a JSON object atomically, with a checksum of its own contents."""
+def write_json(
+    path: Path, value: dict[str, Any], *, kind: steps.File = "other", first: bool = False
+) -> None:
+    """Write a JSON object atomically, with a checksum of its own contents; `first` as for
+    `write_bytes`."""
+    write_bytes(path, json_bytes(value), kind=kind, first=first)
+
+
+def json_bytes(value: dict[str, Any]) -> bytes:
+    """The bytes that `write_json` writes."""
     whole = {**value, "checksum": digest(value)}
-    text = json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False)
-    write_bytes(path, text.encode(), kind=kind)
+    return json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False).encode()
 
 
 def read_json(path: Path, *, holds: str | None = None) -> dict[str, Any]:

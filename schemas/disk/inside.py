@@ -13,6 +13,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from decant.schemas.disk.stand_in import bucket_of
+
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -61,6 +63,9 @@ def remove(root: Path, below: Path) -> None:
 
     Does nothing if it is missing. ValueError if a directory on the way is a link.
     """
+    if bucket := bucket_of(root / below):
+        bucket.remove(root / below)
+        return
     with contextlib.suppress(FileNotFoundError), directory(root, below.parent) as parent:
         _remove(parent, below.name)
 
@@ -100,8 +105,10 @@ def move(root: Path, source: Path, target: Path) -> None:
 def read_regular(path: Path, *, most: int | None = None) -> bytes:
     """The bytes of a regular file; ValueError for anything else, or for more than `most` bytes.
 
-    A device or pipe in a stranger's cache would be read for ever.
+    A device or pipe in a stranger's cache would be read for ever. FileNotFoundError.
     """
+    if bucket := bucket_of(path):
+        return bucket.read(path)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(descriptor)

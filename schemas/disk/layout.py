@@ -6,6 +6,8 @@ from pathlib import Path
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
+TOKENIZER_FILES = "tokenizer.json"
+"""In a bucket: the names and hashes of the files in `TOKENIZER`."""
 PARTS = "parts"
 REQUEST = "request.json"
 ROWS = "rows"
@@ -27,7 +29,8 @@ CAPTURE_LOCK = ".capture.lock"
 """In a part directory. Shared by captures of it; `gc` takes it alone, or leaves the directory."""
 ARRAY_KINDS = ("hidden", "attention")
 """Signals stored in arrays have names that begin with one of these and a slash."""
-_ADDITION = "plan-adding-"
+ADDITION = "plan-adding-"
+"""What the name of an addition's plan begins with."""
 
 
 def unit_name(unit: int) -> str:
@@ -81,12 +84,7 @@ class PartLayout:
 
     def addition(self, digest: str) -> Path:
         """Plan of signals being added to a sealed part; deleted when they are sealed."""
-        return self.root / f"{_ADDITION}{digest[:12]}.json"
-
-    @property
-    def additions(self) -> list[Path]:
-        """Plans of all additions that are not yet sealed."""
-        return sorted(self.root.glob(f"{_ADDITION}*.json"))
+        return self.root / f"{ADDITION}{digest[:12]}.json"
 
     def commit(self, signal: str, unit: int) -> Path:
         """The commit of a unit and signal."""

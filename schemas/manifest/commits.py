@@ -17,6 +17,7 @@ from decant.schemas.disk.inside import read_regular
 from decant.schemas.disk.layout import PartLayout
 from decant.schemas.disk.names import require_names, require_unit_numbers
 from decant.schemas.disk.shards import Shard
+from decant.schemas.disk.stand_in import bucket_of
 from decant.schemas.manifest import bounds
 
 
@@ -46,8 +47,14 @@ def summarise_shards(shards: dict[str, tuple[Shard, ...]], *, rows: int) -> File
 
 
 def write_commit(part: Path, signal: str, commit: Commit) -> None:
-    """Write a commit. The files that it names must be on disk."""
-    write_json(PartLayout(part).commit(signal, commit.unit), as_json(commit), kind="commit")
+    """Write a commit. The files that it names must be there.
+
+    In a bucket the first commit of a unit stays, unless its files are gone.
+    """
+    path = PartLayout(part).commit(signal, commit.unit)
+    write_json(path, as_json(commit), kind="commit", first=True)
+    if bucket_of(path) and valid_commit(part, signal, commit.unit) is None:
+        write_json(path, as_json(commit), kind="commit")
 
 
 def valid_commit(part: Path, signal: str, unit: int) -> Commit | None:
@@ -58,8 +65,6 @@ def valid_commit(part: Path, signal: str, unit: int) -> Commit | None:
     """
     layout = PartLayout(part)
     path = layout.commit(signal, unit)
-    if not path.exists():
-        return None
     try:
         commit = load_commit(path)
         if not commit.shards:
@@ -68,6 +73,8 @@ def valid_commit(part: Path, signal: str, unit: int) -> Commit | None:
             for shard in shards:
                 file = layout.array(name) / shard.name
                 require_file(file, FileEntry(shard.bytes, shard.sha256, 0))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except ValueError:
         return None  # damaged after it was written: capture does this unit again
     return commit

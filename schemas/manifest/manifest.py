@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 from decant.schemas.disk import steps
 from decant.schemas.disk.array_record import FileEntry, as_json
-from decant.schemas.disk.atomic import parse_json, write_json
+from decant.schemas.disk.atomic import json_bytes, parse_json, write_json
 from decant.schemas.disk.identity import digest
 from decant.schemas.disk.inside import read_regular
-from decant.schemas.disk.layout import JOURNAL, LOGITS, MANIFEST, ROWS
+from decant.schemas.disk.layout import JOURNAL, LOGITS, MANIFEST, ROWS, part_layout
 from decant.schemas.disk.locks import changing
 from decant.schemas.disk.names import require_names, require_unit_numbers
+from decant.schemas.disk.stand_in import Bucket, bucket_of, exists
 from decant.schemas.disk.steps import Step
 from decant.schemas.manifest import bounds
 from decant.schemas.signals import LogitsSignal, Signal, signal_from_json
@@ -27,6 +28,10 @@ VERSION = 2
 """Version 2 added parts with only some units of a plan, parts in another cache, and forgotten
 documents. A cache without these is written as version 1, byte for byte, so that older releases read
 it. Older releases refuse version 2 instead of reading it wrong."""
+BY_CONTENT = 3
+"""Version of a manifest in a bucket, where objects with data are named by their content
+(`stand_in.py`). It has the fields of versions 1 and 2, and the `cache_id` of the same cache on a
+disk."""
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 
@@ -147,6 +152,8 @@ class Manifest:
     format: str = FORMAT
     cache_id: str = field(default="", compare=False)
     """Hash of the canonical manifest, for people and audits."""
+    by_content: bool = field(default=False, compare=False)
+    """Whether objects with data are named by their content: in a bucket, since version 3."""
 
     @property
     def rows_ids(self) -> tuple[str, ...]:
@@ -210,21 +217,55 @@ def write_manifest(
 ) -> Manifest:
     """Seal `cache`: replace the manifest whose `cache_id` is `replaces` (None: no manifest yet).
 
-    Returns the manifest with its `cache_id`. RuntimeError if another process sealed the cache in
-    between.
+    Returns the manifest with its `cache_id`. ManifestChangedError if another process sealed the
+    cache in between.
     """
     value = manifest_to_json(manifest)
-    cache_id = digest(value)
+    value["cache_id"] = digest(value)
     with changing(cache):
-        present = _read(cache / MANIFEST).cache_id if (cache / MANIFEST).exists() else None
-        if present != replaces:
-            raise RuntimeError(
-                f"{cache}: another process sealed this cache meanwhile (expected "
-                f"{_short(replaces)}, found {_short(present)}); run again to build on its result"
-            )
-        steps.reached(Step.MANIFEST_LOCKED)
-        write_json(cache / MANIFEST, {**value, "cache_id": cache_id}, kind="manifest")
-    return dataclasses.replace(manifest, cache_id=cache_id)
+        if bucket := bucket_of(cache):
+            _swap_manifest(bucket, cache, {**value, "version": BY_CONTENT}, replaces=replaces)
+        else:
+            path = cache / MANIFEST
+            present = _read(path).cache_id if path.exists() else None
+            _require_unchanged(cache, present, replaces)
+            steps.reached(Step.MANIFEST_LOCKED)
+            write_json(path, value, kind="manifest")
+    by_content = bucket is not None
+    return dataclasses.replace(manifest, cache_id=value["cache_id"], by_content=by_content)
+
+
+def _swap_manifest(
+    bucket: Bucket, cache: Path, value: dict[str, Any], *, replaces: str | None
+) -> None:
+    """The version is asked for before the manifest is read, so a later one cannot be replaced."""
+    head = bucket.store.head(MANIFEST)
+    _require_unchanged(cache, _read(cache / MANIFEST).cache_id if head else None, replaces)
+    steps.reached(Step.MANIFEST_LOCKED)
+    steps.file_reached("manifest", "written")
+    data = json_bytes(value)
+    done = (
+        bucket.store.swap(MANIFEST, data, head.version)
+        if head
+        else bucket.store.create(MANIFEST, data)
+    )
+    if not done:
+        _require_unchanged(cache, _read(cache / MANIFEST).cache_id, replaces)
+        raise ManifestChangedError(f"{cache}: another process is sealing this cache; run again")
+    steps.file_reached("manifest", "flushed")
+    steps.file_reached("manifest", "named")
+
+
+def _require_unchanged(cache: Path, present: str | None, replaces: str | None) -> None:
+    if present != replaces:
+        raise ManifestChangedError(
+            f"{cache}: another process sealed this cache meanwhile (expected "
+            f"{_short(replaces)}, found {_short(present)}); run again to build on its result"
+        )
+
+
+class ManifestChangedError(RuntimeError):
+    """The manifest is another one than a change was made for."""
 
 
 @contextlib.contextmanager
@@ -245,6 +286,8 @@ def read_manifest(cache: Path, *, during_gc: bool = False) -> Manifest:
     to replace files, unless `during_gc`.
     """
     path = cache / MANIFEST
+    if bucket_of(cache):
+        return _read_in_bucket(path)
     if not cache.is_dir():
         raise ValueError(f"{cache}: no such cache directory (from {Path.cwd()})")
     if not path.exists():
@@ -260,7 +303,33 @@ def read_manifest(cache: Path, *, during_gc: bool = False) -> Manifest:
             f"{cache}: `gc` is overwriting what was forgotten. Wait for it, or if it was stopped "
             f"run `decant gc {cache}` again: it goes on where it was"
         )
-    return _read(path)
+    manifest = _read(path)
+    if manifest.by_content:
+        raise ValueError(
+            f"{cache}: its files are named as in a bucket. `decant copy` it to another directory, "
+            "and use that"
+        )
+    return manifest
+
+
+def _read_in_bucket(path: Path) -> Manifest:
+    cache = path.parent
+    try:
+        manifest = _read(path)
+    except FileNotFoundError:
+        started = exists(part_layout(cache, 0).request)
+        raise ValueError(
+            f"{cache}: not sealed, its capture has not finished; run the same `precompute` again "
+            "and it goes on where it stopped"
+            if started
+            else f"{cache}: not a cache, there is no {MANIFEST} in it"
+        ) from None
+    if not manifest.by_content:
+        raise ValueError(
+            f"{cache}: a release before 0.12 copied this cache there, with the names of a disk, "
+            "so that it can only be read. `decant copy` it to this machine and change it there"
+        )
+    return manifest
 
 
 def _read(path: Path) -> Manifest:
@@ -273,13 +342,14 @@ def parse_manifest(data: bytes, *, where: Path | str) -> Manifest:
     if value.get("format") != FORMAT:
         raise ValueError(f"{where}: format {value.get('format')!r}, expected {FORMAT!r}")
     version = value.pop("version", None)
-    if version not in (1, VERSION):
+    if version not in (1, VERSION, BY_CONTENT):
         raise ValueError(
-            f"{where}: cache format version {version}, this release reads 1 and {VERSION}; "
+            f"{where}: cache format version {version}, this release reads 1 to {BY_CONTENT}; "
             "use the release that wrote it or a newer one"
         )
     try:
-        return manifest_from_json(value)
+        manifest = manifest_from_json(value)
+        return dataclasses.replace(manifest, by_content=version == BY_CONTENT)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{where}: not a manifest of version {version}: {error}") from error
 
@@ -295,7 +365,7 @@ _SINCE_2 = ("numbers", "planned_units", "forgotten", "forgotten_rows", "plan_sha
 def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
     """The manifest as JSON, without its `cache_id`."""
     value = as_json(manifest)
-    del value["cache_id"]
+    del value["cache_id"], value["by_content"]
     if not value["tokenizer_files"]:
         del value["tokenizer_files"]
     version = 1
@@ -341,7 +411,8 @@ def manifest_from_json(value: dict[str, Any]) -> Manifest:
 
     ValueError, KeyError, TypeError or AttributeError if it is not one.
     """
-    manifest = Manifest(**{**value, "parts": tuple(_part_from_json(p) for p in value["parts"])})
+    parts = tuple(_part_from_json(part) for part in value["parts"])
+    manifest = Manifest(**{**value, "parts": parts, "by_content": False})
     length, vocabulary = manifest.sequence_length, manifest.vocabulary_size
     bounds.require_number("sequence_length", length, 1, bounds.POSITIONS)
     bounds.require_number("vocabulary_size", vocabulary, 1, bounds.POSITIONS)

@@ -11,8 +11,9 @@ from decant.schemas.arrays.spec import ArraySpec, specs_of
 from decant.schemas.disk.array_record import as_json
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.disk.identity import digest
-from decant.schemas.disk.layout import LOGITS, ROWS
+from decant.schemas.disk.layout import ADDITION, LOGITS, ROWS, PartLayout
 from decant.schemas.disk.names import require_names
+from decant.schemas.disk.stand_in import names_in
 from decant.schemas.manifest import bounds
 from decant.schemas.manifest.manifest import (
     Part,
@@ -113,6 +114,12 @@ class Plan:
         return specs_of(self.arrays[name], name=name, slots=slots, sequence_length=length)
 
 
+def additions(layout: PartLayout) -> list[Path]:
+    """Plans of all additions that are not yet sealed."""
+    names = names_in(layout.root, ".json")
+    return [layout.root / name for name in sorted(names) if name.startswith(ADDITION)]
+
+
 def rows_id_of(rows: PlannedRows, numbers: Sequence[int]) -> str:
     """Identity of the rows in the units with these `numbers`: `rows.rows_id` if they are all."""
     if len(numbers) == len(rows.units):
@@ -135,9 +142,9 @@ def plan_as_sealed(plan: Plan, parts: Sequence[Part]) -> Plan:
     return dataclasses.replace(plan, rows=rows, canary=plan.canary if kept else ())
 
 
-def write_plan(path: Path, plan: Plan) -> None:
-    """Write `plan` to `path`."""
-    write_json(path, as_json(plan), kind="plan")
+def write_plan(path: Path, plan: Plan, *, first: bool = False) -> None:
+    """Write `plan` to `path`; `first` as for `write_bytes`."""
+    write_json(path, as_json(plan), kind="plan", first=first)
 
 
 def read_plan(path: Path) -> Plan:

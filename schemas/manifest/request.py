@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from decant.schemas.disk.atomic import read_json, write_json
+from decant.schemas.disk.stand_in import exists
 from decant.schemas.manifest.manifest import Source
 from decant.schemas.manifest.request_words import Changes, changes, how_to_keep
 
@@ -48,13 +49,12 @@ def claim(
     ValueError if `path` holds another request; it names both values of every setting that differs,
     and the sources that changed.
     """
-    if not path.exists():
+    if not exists(path):
         named = [[source.name, source.sha256] for source in sources]
         written = {**request, _SOURCES: named, _SETTINGS: dict(settings)}
         if remote:
             written[_REMOTE] = {name: dict(value) for name, value in remote._asdict().items()}
-        write_json(path, written)
-        return
+        write_json(path, written, first=True)
     bound = read_json(path)
     if changed := changes(bound, request):
         source_changes = _source_changes(bound.get(_SOURCES), sources)

@@ -11,6 +11,7 @@ from decant.schemas.codecs.check_tables import require_tables
 from decant.schemas.disk.atomic import replacing
 from decant.schemas.disk.identity import file_sha256
 from decant.schemas.disk.layout import COUNTS, LOGITS, SKETCH, PartLayout
+from decant.schemas.disk.stand_in import bucket_of, named_in
 from decant.schemas.signals import HiddenSignal, Signal, SketchSignal
 from decant.schemas.targets.sketch import NAMES
 from decant.store.mirror import Mirror
@@ -39,9 +40,10 @@ def save_statistics(part: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, s
     digests = {}
     for name, array in sorted(arrays.items()):
         path = directory / f"{name}.npy"
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-        digests[path.name] = file_sha256(path)
+        with replacing(path) as temporary:
+            with temporary.open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+            digests[path.name] = file_sha256(temporary)
     return digests
 
 
@@ -54,7 +56,9 @@ def load_statistic(
     """
     path = PartLayout(part).statistics / name
     if mirror:
-        mirror.whole(path, sha256=sha256)
+        mirror.whole(path, sha256=sha256, named=named_in(mirror, path, sha256))
+    elif bucket := bucket_of(path):
+        path = bucket.whole(path, sha256=sha256)
     if not path.is_file():
         raise ValueError(f"{path}: the manifest names this file, but it is missing")
     if file_sha256(path) != sha256:

@@ -7,7 +7,7 @@ asks for one object, however many units the cache has.
 from pathlib import Path
 
 from decant.schemas.disk.layout import MANIFEST, TOKENIZER
-from decant.schemas.manifest.manifest import Manifest, read_manifest
+from decant.schemas.manifest.manifest import Manifest, parse_manifest
 from decant.store import url_of
 from decant.store.mirror import Mirror, open_mirror
 
@@ -27,7 +27,9 @@ def open_remote(
         raise ValueError(
             f"{url}: not a sealed cache, there is no {MANIFEST} in it. Check the address"
         ) from None
-    manifest = read_manifest(mirror.files)
+    path = mirror.files / MANIFEST
+    manifest = parse_manifest(path.read_bytes(), where=f"{url}/{MANIFEST}")
+    mirror.by_content = manifest.by_content
     if elsewhere := [part.path for part in manifest.parts if part.in_other_cache]:
         raise ValueError(
             f"{url}: refers to a part of another cache, {elsewhere[0]}, which cannot be read from "
