@@ -15,8 +15,8 @@ def require_space(
 ) -> None:
     """ValueError if the disk of `cache` cannot hold the `signals` of `units`, however compressible.
 
-    A bucket holds anything. Only positions with a target are counted: the others compress to nothing. `length` is the number
-    of tokens in a row.
+    A bucket holds anything. Only positions with a target are counted: the others compress to
+    nothing. `length` is the number of tokens in a row.
     """
     if bucket_of(cache):
         return

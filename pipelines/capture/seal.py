@@ -196,8 +196,11 @@ def seal_rows(cache: Path, layout: PartLayout, rows: PlannedRows, *, like: Manif
 def clean(cache: Path, layout: PartLayout) -> None:
     """Delete scratch files of a finished capture, and temporary files of killed writers.
 
-    Does nothing if the directory is not wholly sealed, or while another capture of it is under way.
+    Does nothing if the directory is not wholly sealed, or while another capture of it is under way;
+    nor in a bucket, where no lock tells of one: `gc` deletes there what is old.
     """
+    if bucket_of(cache):
+        return
     with changing_manifest(cache) as manifest, uncaptured(layout.root) as free:
         if free and is_complete(layout, cache, manifest):
             for file in _scratch_files(cache, layout, manifest):

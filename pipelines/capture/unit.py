@@ -31,7 +31,7 @@ from decant.schemas.disk.layout import COUNTS, LOGITS, RECORDS, SKETCH, PartLayo
 from decant.schemas.disk.locks import capturing
 from decant.schemas.disk.stand_in import version_of
 from decant.schemas.disk.steps import Step
-from decant.schemas.manifest.commits import Commit, summarise_shards, valid_commit, write_commit
+from decant.schemas.manifest.commits import Commit, summarise_shards, valid_commit, write_commits
 from decant.schemas.manifest.plan import Plan, read_plan
 from decant.schemas.manifest.statistics import load_statistic, load_tables
 from decant.schemas.reading.units import read_unit_rows
@@ -166,16 +166,17 @@ def _capture_unit(number: int, part: Path, plan_path: Path) -> None:
     }
     steps.reached(Step.UNIT_COMPUTED)
     layout, made_by, skipped = PartLayout(part), provenance(), tuple(tally.skipped)
+    commits: dict[str, Commit] = {}
     for name in worker.records:
         file = write_records(layout.records(name, number), records[name], kind="logits")
         signal_id = worker.plan.signals[name].signal_id
         near = tally.draws_near_edge.get(name, 0)
-        write_commit(part, name, Commit(number, signal_id, file, made_by, skipped, near))
+        commits[name] = Commit(number, signal_id, file, made_by, skipped, near)
     for name, shards in shards_by_signal.items():
         signal_id = worker.plan.signals[name].signal_id
         file = summarise_shards(shards, rows=unit.rows)
-        commit = Commit(number, signal_id, file, made_by, skipped, shards=shards)
-        write_commit(part, name, commit)
+        commits[name] = Commit(number, signal_id, file, made_by, skipped, shards=shards)
+    write_commits(part, commits)
     steps.reached(Step.UNIT_COMMITTED)
 
 

@@ -1,7 +1,8 @@
 """Copies a sealed cache between directories and buckets, file by file as its manifest names them.
 
 The manifest is written last, so a copy that was stopped is no cache. What is already there with the
-right bytes is not sent again.
+right bytes is not sent again. A copy in a bucket has data that are named by their content, so that
+commands can change it there; a copy on a disk has the names and the manifest of a capture there.
 """
 
 import contextlib
@@ -10,16 +11,23 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
 
 from decant.progress import progress
-from decant.schemas.disk.layout import MANIFEST, ROWS, TOKENIZER
+from decant.schemas.disk.atomic import json_bytes
+from decant.schemas.disk.layout import MANIFEST, ROWS, TOKENIZER, TOKENIZER_FILES
 from decant.schemas.disk.locks import changing
 from decant.schemas.manifest.cache_files import CacheFile, cache_files, claims
-from decant.schemas.manifest.manifest import Manifest, parse_manifest, read_manifest
+from decant.schemas.manifest.manifest import (
+    Manifest,
+    manifest_named,
+    parse_manifest,
+    read_manifest,
+)
 from decant.store import Store, StoreError, open_store, url_of
 from decant.store.posix import PosixStore
 
@@ -49,7 +57,7 @@ def copy(source: str | Path, target: str | Path, *, console: Console | None = No
     """
     source, target = url_of(source) or Path(source), url_of(target) or Path(target)
     if not isinstance(source, str):
-        read_manifest(source)  # its errors say what is wrong with a directory
+        read_manifest(source, by_content=True)  # its errors say what is wrong with a directory
     origin = open_store(source)
     try:
         sealed = origin.get(MANIFEST)
@@ -86,7 +94,9 @@ class _Copy:
         self.source = source
         self.target = target
         self.manifest = manifest
-        self.sealed = sealed
+        self.by_content = not isinstance(target, PosixStore)
+        same = self.by_content == manifest.by_content
+        self.sealed = sealed if same else manifest_named(sealed, by_content=self.by_content)
 
     def run(self, console: Console | None) -> Copied:
         """Claim the target, send the files, seal."""
@@ -96,6 +106,8 @@ class _Copy:
             # Its files are replaced one by one, so from here on it is no cache.
             self.target.delete(MANIFEST)
             held = None
+        if self.by_content:
+            self._send_tokenizer_names()
         units = sum(len(part.units) for part in self.manifest.parts)
         with progress("copy", total=units, unit="units", console=console) as count:
             sizes = [*claimed]
@@ -142,24 +154,38 @@ class _Copy:
 
     def _files(self) -> Iterator[CacheFile]:
         yield from cache_files(self.manifest, self._read)
-        if not self.manifest.tokenizer_files:
-            # Begun before release 0.8, which wrote no hashes of them: all that lie there.
-            for key, _ in self.source.list(TOKENIZER):
-                yield CacheFile(key, hashlib.sha256(self._read(key)).hexdigest())
+        yield from self._unnamed_tokenizer
+
+    @cached_property
+    def _unnamed_tokenizer(self) -> list[CacheFile]:
+        """Files of the tokenizer in a cache that was begun before release 0.8, which wrote no
+        hashes of them: all that lie there."""
+        if self.manifest.tokenizer_files:
+            return []
+        keys = [key for key, _ in self.source.list(TOKENIZER)]
+        return [CacheFile(key, _sha256(self._read(key))) for key in keys]
+
+    def _send_tokenizer_names(self) -> None:
+        """Who goes on with the capture in the bucket finds the tokenizer's files by them."""
+        named = dict(self.manifest.tokenizer_files)
+        named |= {f.key.removeprefix(f"{TOKENIZER}/"): f.sha256 for f in self._unnamed_tokenizer}
+        self.target.put(TOKENIZER_FILES, json_bytes({"files": named}))
 
     def _read(self, key: str) -> bytes:
         return self._sound(lambda: self.source.get(key))
 
     def _send(self, file: CacheFile) -> int | None:
         """Write a file, unless it is there; the bytes that were written, or None."""
-        head = self.target.head(file.key)
+        there = file.object(by_content=self.by_content)
+        here = file.object(by_content=self.manifest.by_content)
+        head = self.target.head(there)
         is_file = head is not None and isinstance(self.target, PosixStore)
-        if is_file and _sha256(self.target.get(file.key)) == file.sha256:
+        if is_file and _sha256(self.target.get(there)) == file.sha256:
             return None
-        data = self._sound(lambda: self.source.get(file.key, length=file.bytes, sha256=file.sha256))
+        data = self._sound(lambda: self.source.get(here, length=file.bytes, sha256=file.sha256))
         if head and head.md5 == hashlib.md5(data, usedforsecurity=False).hexdigest():
             return None
-        self.target.put(file.key, data)
+        self.target.put(there, data)
         return len(data)
 
     def _sound(self, read: Callable[[], bytes]) -> bytes:

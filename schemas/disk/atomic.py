@@ -54,28 +54,29 @@ def write_bytes(
     kind: steps.File = "other",
     within: Path | None = None,
     first: bool = False,
-) -> None:
+) -> bool:
     """Write `data` to `path` atomically; `within` as for `replacing`.
 
     `first`: in a bucket, an object that is there stays. On a disk, writers of one file write the
-    same bytes or hold a lock.
+    same bytes or hold a lock. Whether the file now holds `data`.
     """
     if bucket := bucket_of(path):
         steps.file_reached(kind, "written")
-        bucket.send(path, data, first=first)
+        stands = bucket.send(path, data, first=first)
         steps.file_reached(kind, "flushed")
         steps.file_reached(kind, "named")
-        return
+        return stands
     with replacing(path, kind=kind, within=within) as temporary:
         temporary.write_bytes(data)
+    return True
 
 
 def write_json(
     path: Path, value: dict[str, Any], *, kind: steps.File = "other", first: bool = False
-) -> None:
-    """Write a JSON object atomically, with a checksum of its own contents; `first` as for
-    `write_bytes`."""
-    write_bytes(path, json_bytes(value), kind=kind, first=first)
+) -> bool:
+    """Write a JSON object atomically, with a checksum of its own contents; `first` and what it
+    returns as for `write_bytes`."""
+    return write_bytes(path, json_bytes(value), kind=kind, first=first)
 
 
 def json_bytes(value: dict[str, Any]) -> bytes:

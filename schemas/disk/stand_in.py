@@ -1,7 +1,7 @@
 """Folders of this machine that stand for caches in buckets: where paths below them lead.
 
-All code names the files of a cache by paths. A cache in a bucket gets a folder whose paths stand for
-objects; hardly a file is ever there. What reads or writes a file (`atomic.py`, `inside.py`,
+All code names the files of a cache by paths. A cache in a bucket gets a folder whose paths stand
+for objects; hardly a file is ever there. What reads or writes a file (`atomic.py`, `inside.py`,
 `array_record.py`) asks `bucket_of` for the bucket first.
 
     objects/SHA256[.array_record|.npy]   data, named by their content: written before anything names
@@ -46,7 +46,8 @@ def named_in(mirror: Mirror, path: Path, sha256: str) -> str:
     return object_key(path, sha256) if mirror.by_content else ""
 
 
-def _is_data(path: Path) -> bool:
+def is_data(path: Path) -> bool:
+    """Whether a file of this name has an object that is named by its content."""
     return path.suffix in _DATA or _SHARD.fullmatch(path.name) is not None
 
 
@@ -90,15 +91,19 @@ class Bucket:
         """A file on this machine with the data of `path`, if the bucket has them."""
         return self._mirror.whole(self._mirror.files / object_key(path, sha256), sha256=sha256)
 
-    def send(self, path: Path, data: bytes, *, first: bool) -> None:
-        """Write the object of a file. `first`: leave the one that is there."""
-        if _is_data(path):
+    def send(self, path: Path, data: bytes, *, first: bool) -> bool:
+        """Write the object of a file. `first`: leave the one that is there.
+
+        Whether it now holds `data`.
+        """
+        if is_data(path):
             # Whoever writes this key writes these bytes.
             self.store.put(object_key(path, hashlib.sha256(data).hexdigest()), data)
         elif first:
-            self.store.create(self.key(path), data)
+            return self.store.create(self.key(path), data)
         else:
             self.store.put(self.key(path), data)
+        return True
 
     @contextlib.contextmanager
     def scratch_file(self, path: Path) -> Iterator[Path]:

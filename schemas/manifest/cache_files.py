@@ -9,6 +9,7 @@ from decant.schemas.arrays.spec import METADATA, metadata_bytes, specs_of
 from decant.schemas.disk.array_record import FileEntry
 from decant.schemas.disk.atomic import parse_json
 from decant.schemas.disk.layout import RECORDS, ROWS, TOKENIZER, PartLayout
+from decant.schemas.disk.stand_in import is_data, object_key
 from decant.schemas.manifest.commits import Commit, parse_commit, summarise_shards
 from decant.schemas.manifest.manifest import Manifest, Part
 from decant.schemas.signals import RecordSignal
@@ -26,6 +27,11 @@ class CacheFile:
     sha256: str
     bytes: int | None = None
     """Size; None if the manifest has only the hash."""
+
+    def object(self, *, by_content: bool) -> str:
+        """The key of its object in a cache whose data are named by their content, or not."""
+        path = Path(self.key)
+        return object_key(path, self.sha256) if by_content and is_data(path) else self.key
 
 
 def claims(manifest: Manifest, read: Read) -> Iterator[CacheFile]:

@@ -6,6 +6,7 @@ manifest.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from decant.schemas.disk.inside import read_regular
 from decant.schemas.disk.layout import PartLayout
 from decant.schemas.disk.names import require_names, require_unit_numbers
 from decant.schemas.disk.shards import Shard
-from decant.schemas.disk.stand_in import bucket_of
 from decant.schemas.manifest import bounds
 
 
@@ -46,15 +46,26 @@ def summarise_shards(shards: dict[str, tuple[Shard, ...]], *, rows: int) -> File
     )
 
 
-def write_commit(part: Path, signal: str, commit: Commit) -> None:
-    """Write a commit. The files that it names must be there.
-
-    In a bucket the first commit of a unit stays, unless its files are gone.
-    """
+def write_commit(part: Path, signal: str, commit: Commit, *, first: bool = False) -> bool:
+    """Write a commit. The files that it names must be there. `first` and what it returns as for
+    `write_bytes`."""
     path = PartLayout(part).commit(signal, commit.unit)
-    write_json(path, as_json(commit), kind="commit", first=True)
-    if bucket_of(path) and valid_commit(part, signal, commit.unit) is None:
-        write_json(path, as_json(commit), kind="commit")
+    return write_json(path, as_json(commit), kind="commit", first=first)
+
+
+def write_commits(part: Path, commits: Mapping[str, Commit]) -> None:
+    """Write a unit's commits, by signal.
+
+    In a bucket the commits of the first worker stay. But if it did not write them all, or if files
+    that they name are gone, all are replaced: counts are coded with the logits beside them, so a
+    unit's signals must come from one worker.
+    """
+    stand = [write_commit(part, name, commit, first=True) for name, commit in commits.items()]
+    if all(stand):
+        return
+    if any(stand) or not all(valid_commit(part, n, commit.unit) for n, commit in commits.items()):
+        for name, commit in commits.items():
+            write_commit(part, name, commit)
 
 
 def valid_commit(part: Path, signal: str, unit: int) -> Commit | None:

@@ -279,11 +279,12 @@ def changing_manifest(cache: Path) -> Iterator[Manifest]:
         yield read_manifest(cache)
 
 
-def read_manifest(cache: Path, *, during_gc: bool = False) -> Manifest:
+def read_manifest(cache: Path, *, during_gc: bool = False, by_content: bool = False) -> Manifest:
     """The manifest of the cache directory `cache`.
 
     ValueError if `cache` is unsealed, not a cache, or damaged. ValueError also if a `gc` has begun
-    to replace files, unless `during_gc`.
+    to replace files, unless `during_gc`; or if it is a directory with the names of a bucket, unless
+    `by_content`.
     """
     path = cache / MANIFEST
     if bucket_of(cache):
@@ -304,7 +305,7 @@ def read_manifest(cache: Path, *, during_gc: bool = False) -> Manifest:
             f"run `decant gc {cache}` again: it goes on where it was"
         )
     manifest = _read(path)
-    if manifest.by_content:
+    if manifest.by_content and not by_content:
         raise ValueError(
             f"{cache}: its files are named as in a bucket. `decant copy` it to another directory, "
             "and use that"
@@ -352,6 +353,17 @@ def parse_manifest(data: bytes, *, where: Path | str) -> Manifest:
         return dataclasses.replace(manifest, by_content=version == BY_CONTENT)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{where}: not a manifest of version {version}: {error}") from error
+
+
+def manifest_named(data: bytes, *, by_content: bool) -> bytes:
+    """The bytes of a manifest for a place where objects are named by their content, or not.
+
+    There and back they are the same.
+    """
+    value = parse_json(data, where=MANIFEST)
+    since_2 = any(part.get(name) for part in value["parts"] for name in _SINCE_2)
+    version = BY_CONTENT if by_content else VERSION if since_2 else 1
+    return json_bytes({**value, "version": version})
 
 
 def _short(cache_id: str | None) -> str:

@@ -30,7 +30,7 @@ FULL = "No space left|File too large"
 # By what is written, in order: module, function, and the call of it before which the disk fills up.
 WRITES = {
     "request": ("decant.schemas.manifest.request", "write_json", 1),
-    "tokenizer": ("decant.pipelines.teacher.opened", "write_bytes", 1),
+    "tokenizer": ("decant.schemas.manifest.tokenizer_files", "write_bytes", 1),
     "rows": ("decant.pipelines.rows.shard", "write_records", 2),
     "a shard of rows": ("decant.pipelines.rows.shard", "write_json", 1),
     "statistics": ("decant.pipelines.calibration.calibrate", "save_statistics", 1),
@@ -38,7 +38,7 @@ WRITES = {
     "metadata of an array": ("decant.pipelines.capture.remaining_units", "create_array", 1),
     "an array": ("decant.schemas.arrays.writer", "write_bytes", 3),
     "logits": ("decant.pipelines.capture.unit", "write_records", 2),
-    "commit": ("decant.pipelines.capture.unit", "write_commit", 2),
+    "commit": ("decant.schemas.manifest.commits", "write_commit", 2),
     "manifest": ("decant.pipelines.capture.seal", "write_manifest", 1),
 }
 

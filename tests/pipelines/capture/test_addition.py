@@ -178,7 +178,7 @@ def test_a_removed_signal_comes_back_without_capture_if_nothing_was_deleted(
     before = read_manifest(cache)
     remove_signals(cache, ["attention/0"])
     monkeypatch.setattr(
-        "decant.pipelines.capture.unit.write_commit", lambda *_: pytest.fail("captured")
+        "decant.pipelines.capture.unit.write_commits", lambda *_: pytest.fail("captured")
     )
     again = precompute(tiny_settings(root, output=cache, **MORE))
     assert again.signals == before.signals

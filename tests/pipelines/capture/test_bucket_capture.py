@@ -7,23 +7,110 @@ import numpy as np
 import pytest
 
 from decant.pipelines.capture.job import precompute
-from decant.schemas import open_cache
-from tests.making.caches import tiny_cache, tiny_settings
+from decant.pipelines.config import Attention, Hidden, Precompute, Sketch
+from decant.pipelines.upkeep.copy import copy
+from decant.schemas import Cache, open_cache
+from decant.store import open_store
+from tests.making.caches import tiny_settings
+from tests.making.grown import hashes
+
+SIGNALS = {
+    "profile": "fast",
+    "draws": 3,
+    "counts": 20,
+    "sketch": Sketch(rank=6, dither=True),
+    "hidden": Hidden(layers=(1,), dtype="int8", width=6),
+    "attention": Attention(layers="all"),
+}
 
 
-@pytest.fixture
-def scratch(tmp_path, monkeypatch) -> Path:
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("captured")
+
+
+@pytest.fixture(scope="module")
+def disk(root) -> Cache:
+    precompute(tiny_settings(root, **SIGNALS))
+    return open_cache(root / "cache")
+
+
+@pytest.fixture(autouse=True)
+def mirror(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("DECANT_MIRROR", str(tmp_path / "mirror"))
-    return tmp_path
+    return tmp_path / "mirror"
 
 
-def test_a_capture_into_a_bucket_has_the_ids_and_targets_of_one_on_the_disk(bucket, scratch):
-    disk = tiny_cache(scratch)
-    config = dataclasses.replace(tiny_settings(scratch), output=Path(bucket))
-    sealed = precompute(config)
+def settings(root: Path, bucket: str, **changes) -> Precompute:
+    """The settings of the capture on the disk, with the bucket for its output."""
+    config = tiny_settings(root, **{**SIGNALS, **changes})
+    return dataclasses.replace(config, output=Path(bucket))
+
+
+def files(cache: Path) -> dict[str, str]:
+    """sha256 of a cache's files by name."""
+    return {name: sha for name, sha in hashes(cache).items() if not name.endswith(".lock")}
+
+
+def test_a_capture_into_a_bucket_has_the_ids_and_values_of_one_on_the_disk_and_copies_to_its_bytes(
+    root, disk, bucket, mirror, tmp_path
+):
+    sealed = precompute(settings(root, bucket))
     assert sealed == disk.manifest
     assert sealed.cache_id == disk.manifest.cache_id
     there = open_cache(bucket)
     assert there.manifest == disk.manifest
-    for name, array in disk.read(disk.rows()).items():
-        np.testing.assert_array_equal(there.read(there.rows())[name], array)
+    names = list(disk.manifest.signals)
+    read, expected = there.read(there.rows(), names), disk.read(disk.rows(), names)
+    assert read.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(read[name], array)
+    assert list(mirror.rglob("scratch/*.array_record")) == [], "units that were sent"
+    copy(bucket, tmp_path / "back")
+    assert files(tmp_path / "back") == files(disk.path)
+
+
+def test_a_sealed_capture_in_a_bucket_has_nothing_more_to_do(root, bucket, capsys):
+    config = settings(root, bucket, hidden=Hidden(), attention=Attention())
+    sealed = precompute(config)
+    before = dict(open_store(bucket).list())
+    capsys.readouterr()
+    assert precompute(config).cache_id == sealed.cache_id
+    assert f"{bucket}: sealed already, nothing to do" in capsys.readouterr().err
+    assert dict(open_store(bucket).list()) == before
+
+
+def test_it_is_sealed_in_part_and_finished_from_another_machine(
+    root, disk, bucket, tmp_path, monkeypatch
+):
+    def stop(number: int, part: Path, plan: Path) -> None:
+        if number == 5:
+            raise ValueError("stopped")
+        real(number, part, plan)
+
+    from decant.pipelines.capture import unit
+
+    real = unit._capture_unit
+    monkeypatch.setattr(unit, "_capture_unit", stop)
+    with pytest.raises(RuntimeError, match="stopped"):
+        precompute(settings(root, bucket))
+    monkeypatch.undo()
+    forget_buckets(monkeypatch, tmp_path / "second")
+    with pytest.raises(ValueError, match=f"{bucket}: this directory holds another capture"):
+        precompute(settings(root, bucket, counts=30))
+    first = precompute(dataclasses.replace(settings(root, bucket), seal_partial=True))
+    assert 0 < sum(len(part.units) for part in first.parts) < 27
+    part = open_cache(bucket)
+    assert len(part.read(part.rows())["tokens"]) == len(part)
+    forget_buckets(monkeypatch, tmp_path / "third")
+    whole = precompute(settings(root, bucket))
+    assert sum(len(part.units) for part in whole.parts) == len(disk.manifest.parts[0].units)
+    assert len(open_cache(bucket)) == len(disk)
+
+
+def forget_buckets(monkeypatch, mirror: Path) -> None:
+    """What another machine knows: nothing, with another folder for its scratch."""
+    from decant.schemas.disk import stand_in
+
+    monkeypatch.setattr(stand_in, "_buckets", {})
+    monkeypatch.setenv("DECANT_MIRROR", str(mirror))
