@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from decant.pipelines.capture import unit
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Attention, Hidden, Precompute, Sketch
 from decant.pipelines.upkeep.copy import copy
 from decant.schemas import Cache, open_cache
+from decant.schemas.disk import stand_in
 from decant.store import open_store
 from tests.making.caches import tiny_settings
 from tests.making.grown import hashes
@@ -88,13 +90,11 @@ def test_it_is_sealed_in_part_and_finished_from_another_machine(
             raise ValueError("stopped")
         real(number, part, plan)
 
-    from decant.pipelines.capture import unit
-
     real = unit._capture_unit
-    monkeypatch.setattr(unit, "_capture_unit", stop)
-    with pytest.raises(RuntimeError, match="stopped"):
-        precompute(settings(root, bucket))
-    monkeypatch.undo()
+    with monkeypatch.context() as stopping:
+        stopping.setattr(unit, "_capture_unit", stop)
+        with pytest.raises(RuntimeError, match="stopped"):
+            precompute(settings(root, bucket))
     forget_buckets(monkeypatch, tmp_path / "second")
     with pytest.raises(ValueError, match=f"{bucket}: this directory holds another capture"):
         precompute(settings(root, bucket, counts=30))
@@ -110,7 +110,5 @@ def test_it_is_sealed_in_part_and_finished_from_another_machine(
 
 def forget_buckets(monkeypatch, mirror: Path) -> None:
     """What another machine knows: nothing, with another folder for its scratch."""
-    from decant.schemas.disk import stand_in
-
     monkeypatch.setattr(stand_in, "_buckets", {})
     monkeypatch.setenv("DECANT_MIRROR", str(mirror))

@@ -1,12 +1,15 @@
 """The same pipeline on Beam's in-process runner and on a Dask cluster."""
 
+import contextlib
 import dataclasses
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,10 +17,12 @@ import apache_beam as beam
 import pytest
 from apache_beam.runners.dask.dask_runner import DaskOptions
 from apache_beam.runners.runner import PipelineRunner
+from distributed import Client
 
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.runners.run_pipeline import run_pipeline
 from tests.making.caches import tiny_cache, tiny_settings
+from tests.making.uploaded import upload
 from tests.paths import environment
 
 with_changes = dataclasses.replace
@@ -87,8 +92,14 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def dask(root):
     """The address of a cluster, and its workers' process ids."""
+    with dask_cluster(root / "dask-scratch") as cluster:
+        yield cluster
+
+
+@contextlib.contextmanager
+def dask_cluster(scratch: Path) -> Iterator[tuple[str, list[int]]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER, str(root / "dask-scratch")],
+        [sys.executable, "-c", CLUSTER, str(scratch)],
         env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -123,5 +134,45 @@ def test_a_dask_cluster_gives_the_same_cache_though_a_worker_is_killed_in_a_unit
 
     threading.Thread(target=kill_a_writer, daemon=True).start()
     assert precompute(config).cache_id == in_process
+    assert killed
+    assert not Path(f"/proc/{killed[0]}").exists()
+
+
+def on_a_machine_of_its_own(base: str) -> None:
+    """Give this worker a folder that no other process knows."""
+    own = Path(base, str(os.getpid()))
+    own.mkdir(parents=True)
+    os.environ["DECANT_MIRROR"] = tempfile.tempdir = str(own)
+
+
+def test_dask_workers_that_share_only_a_bucket_give_the_same_cache_though_one_is_killed(
+    root, in_process, bucket, tmp_path, monkeypatch
+):
+    """Text, teacher and cache are in the bucket; each worker has a teacher."""
+    monkeypatch.setenv("DECANT_MIRROR", str(tmp_path / "driver"))
+    corpus, teacher = (upload(root / n, f"{bucket}/{n}") for n in ("corpus", "teacher"))
+    config = tiny_settings(root, output=Path(f"{bucket}/cache"))
+    killed: list[int] = []
+
+    def kill_a_writer() -> None:
+        """Kill the first worker that writes a unit of logits."""
+        while not killed:
+            writing = list(tmp_path.glob("workers/*/*/*/scratch/*-unit-*.array_record"))
+            killed.extend(int(path.name.partition("-")[0]) for path in writing[:1])
+            time.sleep(0.001)
+        os.kill(killed[0], signal.SIGKILL)
+
+    with dask_cluster(tmp_path / "dask") as (address, _):
+        with Client(address) as client:
+            client.run(on_a_machine_of_its_own, str(tmp_path / "workers"))
+        config = with_changes(
+            config,
+            corpus=with_changes(config.corpus, files=(f"{corpus}/*.txt",)),
+            teacher=with_changes(config.teacher, model=teacher),
+            runner="DaskRunner",
+            runner_options=(f"dask_client_address={address}",),
+        )
+        threading.Thread(target=kill_a_writer, daemon=True).start()
+        assert precompute(config).cache_id == in_process
     assert killed
     assert not Path(f"/proc/{killed[0]}").exists()

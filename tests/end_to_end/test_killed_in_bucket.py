@@ -1,0 +1,95 @@
+"""Captures into a bucket that are killed, or run four at a time, end in one and the same cache."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from decant.pipelines.__main__ import main
+from decant.schemas import open_cache
+from decant.schemas.disk.steps import Step
+from decant.schemas.manifest.cache_files import cache_files, claims
+from decant.store import open_store
+from tests.end_to_end.test_killed_anywhere import BEFORE_THE_SEAL, SIGNALS, VISITS, command
+from tests.killing import killer
+from tests.making.caches import tiny_cache
+from tests.paths import environment
+
+A_FEW = (Step.SHARD_WRITTEN, Step.LOGITS_NAMED, Step.COMMIT_NAMED, Step.MANIFEST_WRITTEN)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("killed")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(root) -> str:
+    return tiny_cache(root, **SIGNALS).manifest.cache_id
+
+
+@pytest.fixture(autouse=True)
+def mirror(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DECANT_MIRROR", str(tmp_path / "mirror"))
+
+
+def strays(bucket: str) -> set[str]:
+    """Objects with data that the sealed cache does not name."""
+    store, manifest = open_store(bucket), open_cache(bucket).manifest
+    named = {f.object(by_content=True) for f in cache_files(manifest, store.get)}
+    named |= {f.key for f in claims(manifest, store.get)}
+    return {key for key, _ in store.list("objects")} - named
+
+
+@pytest.mark.parametrize(
+    "steps", [A_FEW, pytest.param(BEFORE_THE_SEAL, marks=pytest.mark.slow)], ids=["a few", "every"]
+)
+def test_killed_at_steps_and_rerun_the_bucket_has_the_undisturbed_cache(
+    root, undisturbed, bucket, tmp_path, steps
+):
+    flags = command(root, Path(bucket))
+    with killer(tmp_path / "log") as dying:
+        for step in steps:
+            for visit in VISITS.get(step, (1,)):
+                dying.kill(step, flags, visit=visit)
+                with pytest.raises(ValueError, match="not a sealed cache"):
+                    open_cache(bucket)
+        dying.kill(Step.MANIFEST_NAMED, flags)
+    assert open_cache(bucket).manifest.cache_id == undisturbed
+    assert main(flags) == 0
+    assert open_cache(bucket).manifest.cache_id == undisturbed
+    assert strays(bucket) == set(), "all that the killed ones wrote has the same content"
+
+
+@pytest.mark.slow
+def test_four_captures_at_once_of_which_two_are_killed_make_one_cache(
+    root, undisturbed, bucket, tmp_path
+):
+    """They share the bucket alone: each has a folder, a temporary directory and a teacher."""
+    running = [start(command(root, Path(bucket)), tmp_path / str(n)) for n in range(4)]
+    store = open_store(bucket)
+    while not any(store.list("parts/0000/commits")):
+        assert all(process.poll() is None for process in running)
+        time.sleep(0.05)
+    for process in running[:2]:
+        process.send_signal(signal.SIGKILL)
+    for process in running:
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == (-signal.SIGKILL if process in running[:2] else 0), said
+    assert open_cache(bucket).manifest.cache_id == undisturbed
+    assert strays(bucket) == set()
+
+
+def start(flags: list[str], place: Path) -> subprocess.Popen:
+    place.mkdir()
+    own = {"DECANT_MIRROR": str(place / "mirror"), "TMPDIR": str(place)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "decant.pipelines", *flags],
+        env=environment() | own,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
