@@ -5,10 +5,11 @@ there. A conflict (409) may leave nothing stored. So whenever a write seems lost
 back: the same bytes are a success, and a missing object is written again.
 """
 
+import datetime
 import hashlib
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from decant.store.base import ChangedError, Head, Store, StoreError, require_key
 from decant.store.patience import Patience
@@ -25,6 +26,14 @@ class _Failed(Exception):
         super().__init__(message)
         self.message = message
         self.again: Again = again
+
+
+class Aged(NamedTuple):
+    """One object of a listing."""
+
+    key: str
+    size: int
+    modified: datetime.datetime
 
 
 class ObjectStore(Store):
@@ -195,7 +204,17 @@ class ObjectStore(Store):
         return ((key, size) for key, size, _ in self.entries(prefix))
 
     def entries(self, prefix: str = "") -> Iterator[tuple[str, int, str]]:
-        """(key, bytes, ETag), listed as by `list`: page by page, after a failure from the last key
+        """(key, bytes, ETag), listed as by `list`."""
+        return ((meta["path"], meta["size"], meta["e_tag"] or "") for meta in self._listed(prefix))
+
+    def aged(self, prefix: str = "") -> Iterator[Aged]:
+        """As `list`, with the time at which each object was written."""
+        return (
+            Aged(meta["path"], meta["size"], meta["last_modified"]) for meta in self._listed(prefix)
+        )
+
+    def _listed(self, prefix: str) -> Iterator[Any]:
+        """What the server says of each object: page by page, after a failure from the last key
         on."""
         last: str | None = None
         if prefix:
@@ -205,7 +224,7 @@ class ObjectStore(Store):
             try:
                 for chunk in self.client.list(prefix or None, offset=last):
                     for meta in chunk:
-                        yield meta["path"], meta["size"], meta["e_tag"] or ""
+                        yield meta
                         last = meta["path"]
                     patience = self._patience()
                 return

@@ -1,7 +1,7 @@
 """Overwrites forgotten documents: their units are written again in a staging directory, then moved.
 
 A unit's files must match each other and the manifest, so a journal (`journal.py`) makes the
-exchange atomic.
+exchange atomic. In a bucket the swap of the manifest does.
 
 Only forgotten positions change. The other targets of the same rows are encoded again from the same
 levels, so that they decode to the same bits. Statistics stay, as they are sums over many documents.
@@ -21,14 +21,19 @@ from decant.progress import Count, progress
 from decant.schemas.arrays.reader import ArrayReader
 from decant.schemas.arrays.spec import specs_of
 from decant.schemas.arrays.writer import ArrayWriter
+from decant.schemas.disk import steps
 from decant.schemas.disk.array_record import FileEntry, RecordReaders, write_records
+from decant.schemas.disk.inside import read_regular
 from decant.schemas.disk.layout import LOGITS, RECORDS, ROWS, PartLayout
 from decant.schemas.disk.shards import Shard
-from decant.schemas.manifest.commits import load_commit, summarise_shards, write_commit
-from decant.schemas.manifest.manifest import Manifest, Part, Unit, read_manifest
+from decant.schemas.disk.stand_in import bucket_of, exists
+from decant.schemas.disk.steps import Step
+from decant.schemas.manifest.commits import sealed_commit, summarise_shards, write_commit_again
+from decant.schemas.manifest.manifest import Manifest, Part, Unit, read_manifest, write_manifest
 from decant.schemas.manifest.plan import CANARY, read_plan
 from decant.schemas.reading.forgetting import ForgottenDocuments, erase
 from decant.schemas.reading.record_signals import COMPANIONS, RecordSignals
+from decant.schemas.reading.remote import open_remote
 from decant.schemas.reading.units import read_unit_rows
 from decant.schemas.records.companion import open_companion
 from decant.schemas.records.logits import decode_logits, encode_logits, open_logits
@@ -57,12 +62,19 @@ def overwrite_forgotten(
     }
     count = sum(len(overwrite.units) for overwrite in overwrites.values())
     if count and not dry_run:
-        staged, parts = new_staging_folder(cache), list(manifest.parts)
+        # In a bucket new files have new names, so the manifest alone decides which are read.
+        in_bucket, parts = bucket_of(cache) is not None, list(manifest.parts)
+        staged = Path() if in_bucket else new_staging_folder(cache)
         with progress("gc: overwrite", total=count, unit="units", console=console) as written:
             for number, overwrite in overwrites.items():
                 parts[number] = overwrite.run(staged, written)
-        write_journal(cache, staged, dataclasses.replace(manifest, parts=tuple(parts)))
-        settle(cache)
+        new = dataclasses.replace(manifest, parts=tuple(parts))
+        if in_bucket:
+            write_manifest(cache, new, replaces=manifest.cache_id)
+            steps.reached(Step.OVERWRITTEN)
+        else:
+            write_journal(cache, staged, new)
+            settle(cache)
     return count
 
 
@@ -76,6 +88,9 @@ class _PartOverwrite:
         self.length = manifest.sequence_length
         self.vocabulary = manifest.vocabulary_size
         self.forgetting = ForgottenDocuments(part)
+        bucket = bucket_of(cache)
+        # Arrays are read as by a reader of the sealed cache.
+        self.mirror = open_remote(bucket.url, place=None, most_bytes=None)[1] if bucket else None
         self.reader = RecordSignals(cache, manifest)
         self.units = {
             number: unit
@@ -113,7 +128,7 @@ class _PartOverwrite:
             units.append(unit)
         plan = self.layout.plan
         # A cache of rows without a teacher has no plan.
-        canaries = {unit for unit, _ in read_plan(plan).canary} if plan.exists() else set()
+        canaries = {unit for unit, _ in read_plan(plan).canary} if exists(plan) else set()
         statistics = self.part.statistics
         if canaries & self.units.keys():
             statistics = {n: sha for n, sha in statistics.items() if not n.startswith(CANARY)}
@@ -126,14 +141,21 @@ class _PartOverwrite:
         files = {ROWS: write_records(self.staged.records(ROWS, number), records)}
         files |= self._write_records(number, unit, before, after)
         for name, signal in self.part.signals.items():
-            commit = load_commit(self.layout.commit(name, number))
+            commit, *_ = sealed_commit(
+                self.layout,
+                name,
+                number,
+                unit.files[name],
+                read_regular,
+                by_content=self.mirror is not None,
+            )
             if isinstance(signal, RecordSignal):
                 commit = dataclasses.replace(commit, file=files[name])
             else:
                 shards = self._write_arrays(name, signal, number, before, commit.shards)
                 files[name] = summarise_shards(shards, rows=unit.rows)
                 commit = dataclasses.replace(commit, file=files[name], shards=shards)
-            write_commit(self.staged.root, name, commit)
+            write_commit_again(self.staged.root, name, commit)
         scored = int(sum(row.loss_mask.sum() for row in after))
         return dataclasses.replace(unit, scored=scored, files=files)
 
@@ -203,14 +225,16 @@ class _PartOverwrite:
         committed: Mapping[str, tuple[Shard, ...]],
     ) -> dict[str, tuple[Shard, ...]]:
         first, shards = number * self.part.unit_rows, {}
+        files = self.mirror.files / self.part.path if self.mirror else self.layout.root
         specs = specs_of(signal, name=name, slots=self.part.slots, sequence_length=self.length)
         for array, spec in specs.items():
             reader = ArrayReader(
-                self.layout.array(array),
+                PartLayout(files).array(array),
                 spec,
                 name=array,
                 unit_rows=self.part.unit_rows,
                 committed=lambda _, array=array: committed[array],
+                mirror=self.mirror,
             )
             writer = ArrayWriter(self.staged.array(array), spec, first=first)
             for offset, row in enumerate(rows):

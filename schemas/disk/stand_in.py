@@ -22,9 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from decant.store import Store, is_url, open_store, url_of
+from decant.store import is_url, open_store, url_of
 from decant.store.mirror import Mirror, working_mirror
 from decant.store.mirrored_file import MirroredFile
+from decant.store.objects import ObjectStore
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -62,7 +63,9 @@ class Bucket:
         self.scratch = self._mirror.folder / "scratch"
         for folder in (self.root, self.scratch):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.store: Store = open_store(url)
+        store = open_store(url)
+        assert isinstance(store, ObjectStore), url
+        self.store = store
         self._listed: dict[str, tuple[float, set[str]]] = {}
 
     def key(self, path: Path) -> str:

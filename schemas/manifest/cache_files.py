@@ -1,5 +1,6 @@
 """The files of a sealed cache, each with its hash: what belongs to it, wherever it lies."""
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from decant.schemas.disk.array_record import FileEntry
 from decant.schemas.disk.atomic import parse_json
 from decant.schemas.disk.layout import RECORDS, ROWS, TOKENIZER, PartLayout
 from decant.schemas.disk.stand_in import is_data, object_key
-from decant.schemas.manifest.commits import Commit, parse_commit, summarise_shards
+from decant.schemas.manifest.commits import sealed_commit
 from decant.schemas.manifest.manifest import Manifest, Part
 from decant.schemas.signals import RecordSignal
 
@@ -27,10 +28,14 @@ class CacheFile:
     sha256: str
     bytes: int | None = None
     """Size; None if the manifest has only the hash."""
+    again: str = ""
+    """Of a commit in a bucket: the key of its object, if it is a `named_commit`."""
 
     def object(self, *, by_content: bool) -> str:
         """The key of its object in a cache whose data are named by their content, or not."""
         path = Path(self.key)
+        if by_content and self.again:
+            return self.again
         return object_key(path, self.sha256) if by_content and is_data(path) else self.key
 
 
@@ -50,14 +55,14 @@ def cache_files(manifest: Manifest, read: Read) -> Iterator[CacheFile]:
     seen: set[str] = set()
     for part in manifest.parts:
         # Several parts of one directory share its plan and statistics.
-        for file in _of_part(part, manifest.sequence_length, read):
+        for file in _of_part(part, manifest, read):
             if file.key not in seen:
                 seen.add(file.key)
                 yield file
 
 
-def _of_part(part: Part, length: int, read: Read) -> Iterator[CacheFile]:
-    layout = _layout(part)
+def _of_part(part: Part, manifest: Manifest, read: Read) -> Iterator[CacheFile]:
+    layout, length, by_content = _layout(part), manifest.sequence_length, manifest.by_content
     if part.signals:  # `decant tokenise` writes rows without a plan
         yield _of_json(layout.plan, read)
     for name, sha256 in part.statistics.items():
@@ -70,28 +75,24 @@ def _of_part(part: Part, length: int, read: Read) -> Iterator[CacheFile]:
     for number, unit in part.numbered_units:
         yield _of_entry(layout.records(ROWS, number), unit.files[ROWS])
         for name in part.signals:
-            yield from _of_signal(layout, name, number, unit.files[name], read)
+            yield from _of_signal(layout, name, number, unit.files[name], read, by_content)
 
 
 def _of_signal(
-    layout: PartLayout, name: str, number: int, entry: FileEntry, read: Read
+    layout: PartLayout, name: str, number: int, entry: FileEntry, read: Read, by_content: bool
 ) -> Iterator[CacheFile]:
     """The files of a unit and signal, then their commit."""
-    path = layout.commit(name, number)
-    data = read(_key(path))
-    commit = parse_commit(data, where=path)
-    if _sealed_entry(commit, entry) != entry or commit.unit != number:
-        raise ValueError(f"{path}: is not the commit that was sealed")
+    commit, place, data = sealed_commit(
+        layout, name, number, entry, lambda path: read(_key(path)), by_content=by_content
+    )
     if name in RECORDS:
         yield _of_entry(layout.records(name, number), entry)
     for array, shards in commit.shards.items():
         for shard in shards:
             yield CacheFile(_key(layout.array(array) / shard.name), shard.sha256, shard.bytes)
-    yield _of_bytes(path, data)
-
-
-def _sealed_entry(commit: Commit, entry: FileEntry) -> FileEntry:
-    return summarise_shards(commit.shards, rows=entry.records) if commit.shards else commit.file
+    path = layout.commit(name, number)
+    again = _key(place) if place != path else ""
+    yield dataclasses.replace(_of_bytes(path, data), again=again)
 
 
 def _layout(part: Part) -> PartLayout:

@@ -5,8 +5,9 @@ summarises the unit's shards, and the commit lists them: a large cache has too m
 manifest.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from decant.schemas.disk.inside import read_regular
 from decant.schemas.disk.layout import PartLayout
 from decant.schemas.disk.names import require_names, require_unit_numbers
 from decant.schemas.disk.shards import Shard
+from decant.schemas.disk.stand_in import bucket_of
 from decant.schemas.manifest import bounds
 
 
@@ -89,6 +91,58 @@ def valid_commit(part: Path, signal: str, unit: int) -> Commit | None:
     except ValueError:
         return None  # damaged after it was written: capture does this unit again
     return commit
+
+
+def named_commit(layout: PartLayout, signal: str, unit: int, sealed: FileEntry) -> Path:
+    """In a bucket: the commit of a unit whose files were written again after the capture.
+
+    Readers by an older manifest need the commit of the capture, which stays in its place.
+    """
+    path = layout.commit(signal, unit)
+    return path.with_name(f"{path.stem}.{sealed.sha256[:16]}.json")
+
+
+def write_commit_again(part: Path, signal: str, commit: Commit) -> None:
+    """Write the commit of a unit whose files were written again; in a bucket a `named_commit`."""
+    if bucket_of(part) is None:
+        write_commit(part, signal, commit)
+        return
+    path = named_commit(PartLayout(part), signal, commit.unit, commit.file)
+    write_json(path, as_json(commit), kind="commit")
+
+
+def is_sealed(commit: Commit, unit: int, entry: FileEntry) -> bool:
+    """Whether it is the commit of a unit that the manifest describes by `entry`."""
+    shards = commit.shards
+    held = summarise_shards(shards, rows=entry.records) if shards else commit.file
+    return commit.unit == unit and held == entry
+
+
+def sealed_commit(
+    layout: PartLayout,
+    signal: str,
+    unit: int,
+    entry: FileEntry,
+    read: Callable[[Path], bytes],
+    *,
+    by_content: bool,
+) -> tuple[Commit, Path, bytes]:
+    """The commit of a unit that the manifest describes by `entry`, its place and its bytes.
+
+    `read` gives the bytes of a file of the cache, or FileNotFoundError. ValueError if there is none
+    or another one.
+    """
+    place = layout.commit(signal, unit)
+    data = read(place)
+    commit = parse_commit(data, where=place)
+    if not is_sealed(commit, unit, entry) and by_content:
+        with contextlib.suppress(FileNotFoundError):
+            place = named_commit(layout, signal, unit, entry)
+            data = read(place)
+            commit = parse_commit(data, where=place)
+    if not is_sealed(commit, unit, entry):
+        raise ValueError(f"{layout.commit(signal, unit)}: is not the commit that was sealed")
+    return commit, place, data
 
 
 def load_commit(path: Path) -> Commit:

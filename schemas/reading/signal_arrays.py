@@ -9,9 +9,10 @@ import numpy as np
 from decant.schemas.arrays.reader import ArrayReader
 from decant.schemas.arrays.spec import ArraySpec, specs_of
 from decant.schemas.disk.array_record import FileEntry
+from decant.schemas.disk.inside import read_regular
 from decant.schemas.disk.layout import PartLayout
 from decant.schemas.disk.shards import Shard
-from decant.schemas.manifest.commits import load_commit, summarise_shards
+from decant.schemas.manifest.commits import sealed_commit
 from decant.schemas.manifest.manifest import Manifest, Part
 from decant.schemas.signals import AttentionSignal, RecordSignal, scale_name
 from decant.schemas.targets.attention import decode_log
@@ -159,13 +160,15 @@ class SignalArrays:
     ) -> dict[str, Sequence[Shard]]:
         """The files of a unit, by array name. ValueError unless the manifest names its commit."""
         path = layout.commit(self._name, unit)
-        if self._mirror:
-            self._mirror.whole(path)
-        if not path.is_file():
-            raise ValueError(f"{path}: the commit of {self._name}, unit {unit}, is missing")
-        commit = load_commit(path)
-        if summarise_shards(commit.shards, rows=sealed.records) != sealed:
-            raise ValueError(
-                f"{path}: not the commit of {self._name}, unit {unit}, that the manifest names"
+        by_content = self._manifest.by_content
+        try:
+            commit, *_ = sealed_commit(
+                layout, self._name, unit, sealed, self._read, by_content=by_content
             )
+        except FileNotFoundError:
+            told = f"{path}: the commit of {self._name}, unit {unit}, is missing"
+            raise ValueError(told) from None
         return dict(commit.shards)
+
+    def _read(self, path: Path) -> bytes:
+        return read_regular(self._mirror.whole(path) if self._mirror else path)
