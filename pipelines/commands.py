@@ -1,8 +1,9 @@
 """The commands of `decant.pipelines`: their arguments, and what they print."""
 
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -152,8 +153,8 @@ class Forget(LongCommand):
     on disk until `gc` overwrites them. A training run that began before is refused: start it anew.
     """
 
-    cache: Path = field(metadata=IS_CACHE)
-    """The sealed cache."""
+    cache: Path = field(metadata=IS_CACHE | IN_BUCKETS)
+    """The sealed cache: a directory or an address."""
     source: str
     """Name of the corpus file in the manifest, relative to the corpus's directory, or the beginning
     of its sha256."""
@@ -166,8 +167,8 @@ class Forget(LongCommand):
 class Remove(LongCommand):
     """Unlink signals from a sealed cache. Their files stay until `gc`."""
 
-    cache: Path = field(metadata=IS_CACHE)
-    """The sealed cache."""
+    cache: Path = field(metadata=IS_CACHE | IN_BUCKETS)
+    """The sealed cache: a directory or an address."""
     signals: tuple[str, ...]
     """Names such as hidden/12."""
 
@@ -182,10 +183,13 @@ class CollectGarbage(LongCommand):
     the same time. If it is stopped, run it again.
     """
 
-    cache: Path = field(metadata=IS_CACHE)
-    """The sealed cache."""
+    cache: Path = field(metadata=IS_CACHE | IN_BUCKETS)
+    """The sealed cache: a directory or an address."""
     dry_run: bool = False
     """Only say what would be deleted."""
+    grace_hours: Annotated[float, Bounds(0)] = 24.0
+    """For a bucket, where no lock tells who reads or captures: delete nothing until the manifest
+    and all that it does not name are as old as this."""
 
 
 def _init(arguments: list[str]) -> int:
@@ -375,15 +379,16 @@ def _forget(arguments: list[str]) -> int:
         return 2
     from decant.pipelines.upkeep.forget import forget
 
-    manifest, forgot = forget(config.cache, source=config.source, documents=config.document)
+    with _changing(config.cache) as (cache, called):
+        manifest, forgot = forget(cache, source=config.source, documents=config.document)
     line = (
-        f"{config.cache}: forgot {len(forgot.documents):,} documents of {config.source}, "
+        f"{called}: forgot {len(forgot.documents):,} documents of {config.source}, "
         f"{forgot.tokens:,} tokens in {forgot.rows:,} rows; {forgot.empty_rows:,} of the rows held "
-        f"nothing else. cache_id {manifest.cache_id}. The bytes stay on disk until "
-        f"`decant gc {config.cache}`"
+        f"nothing else. cache_id {manifest.cache_id}. The bytes stay there until "
+        f"`decant gc {called}`"
     )
     document = {
-        "cache": config.cache,
+        "cache": called,
         "cache_id": manifest.cache_id,
         "documents": len(forgot.documents),
         "tokens": forgot.tokens,
@@ -399,13 +404,14 @@ def _remove(arguments: list[str]) -> int:
     )
     from decant.pipelines.upkeep.remove import remove_signals
 
-    manifest = remove_signals(config.cache, config.signals)
+    with _changing(config.cache) as (cache, called):
+        manifest = remove_signals(cache, config.signals)
     line = (
-        f"{config.cache} now holds {', '.join(manifest.signals)}, cache_id {manifest.cache_id}; "
-        f"to delete the files: decant gc {config.cache}"
+        f"{called} now holds {', '.join(manifest.signals)}, cache_id {manifest.cache_id}; "
+        f"to delete the files: decant gc {called}"
     )
     document = {
-        "cache": config.cache,
+        "cache": called,
         "cache_id": manifest.cache_id,
         "signals": list(manifest.signals),
     }
@@ -418,35 +424,55 @@ def _gc(arguments: list[str]) -> int:
     )
     from decant.pipelines.upkeep.collect import collect
 
-    collected = collect(config.cache, dry_run=config.dry_run, console=notices(quiet=config.quiet))
+    with _changing(config.cache) as (cache, called):
+        collected = collect(
+            cache,
+            dry_run=config.dry_run,
+            grace_hours=config.grace_hours,
+            console=notices(quiet=config.quiet),
+        )
 
     def details(console: "Console") -> None:
         if collected.units:
             done = "hold forgotten documents" if config.dry_run else "written again without them"
             console.print(f"{collected.units:12,} units {done}")
         for path, size in collected.deleted.items():
-            console.print(f"{size_text(size):>12}  in {path.relative_to(config.cache)}")
+            console.print(f"{size_text(size):>12}  in {path.relative_to(cache)}")
 
     told = notices(quiet=config.quiet)
     if collected.dropped:
         told.print(collected.dropped)
+    if collected.later:
+        told.print(collected.later)
     for path in collected.busy:
         told.print(f"{path} is being captured: left as it is, run `gc` again after that")
     size = collected.deleted.total()
     could = "could be deleted" if config.dry_run else "deleted"
     document = {
-        "cache": config.cache,
+        "cache": called,
         "dry_run": config.dry_run,
         "units": collected.units,
-        "deleted": {path.relative_to(config.cache): n for path, n in collected.deleted.items()},
+        "deleted": {path.relative_to(cache): n for path, n in collected.deleted.items()},
         "bytes": size,
         "busy": collected.busy,
         "dropped": collected.dropped,
+        "later": collected.later,
     }
-    line = f"{config.cache}: {size_text(size)} {could}, {collected.units:,} units overwritten"
+    line = f"{called}: {size_text(size)} {could}, {collected.units:,} units overwritten"
     if config.dry_run:
-        line = f"{config.cache}: {size_text(size)} {could}, {collected.units:,} units to overwrite"
+        line = f"{called}: {size_text(size)} {could}, {collected.units:,} units to overwrite"
     return show(Result(line, document, details=details), config)
+
+
+@contextlib.contextmanager
+def _changing(place: Path) -> Iterator[tuple[Path, str | Path]]:
+    """The folder of a cache that the block changes, and what its user calls it."""
+    from decant.schemas.disk.stand_in import by_address, working_folder
+
+    called = url_of(place) or place
+    cache = working_folder(called, writing=True)
+    with by_address(cache):
+        yield cache, called
 
 
 def _contents(cache: "Cache") -> dict[str, Any]:

@@ -28,7 +28,12 @@ from decant.schemas.disk.layout import LOGITS, RECORDS, ROWS, PartLayout
 from decant.schemas.disk.shards import Shard
 from decant.schemas.disk.stand_in import bucket_of, exists
 from decant.schemas.disk.steps import Step
-from decant.schemas.manifest.commits import sealed_commit, summarise_shards, write_commit_again
+from decant.schemas.manifest.commits import (
+    Commit,
+    sealed_commit,
+    summarise_shards,
+    write_commit_again,
+)
 from decant.schemas.manifest.manifest import Manifest, Part, Unit, read_manifest, write_manifest
 from decant.schemas.manifest.plan import CANARY, read_plan
 from decant.schemas.reading.forgetting import ForgottenDocuments, erase
@@ -141,14 +146,7 @@ class _PartOverwrite:
         files = {ROWS: write_records(self.staged.records(ROWS, number), records)}
         files |= self._write_records(number, unit, before, after)
         for name, signal in self.part.signals.items():
-            commit, *_ = sealed_commit(
-                self.layout,
-                name,
-                number,
-                unit.files[name],
-                read_regular,
-                by_content=self.mirror is not None,
-            )
+            commit = self._sealed_commit(name, number, unit)
             if isinstance(signal, RecordSignal):
                 commit = dataclasses.replace(commit, file=files[name])
             else:
@@ -158,6 +156,13 @@ class _PartOverwrite:
             write_commit_again(self.staged.root, name, commit)
         scored = int(sum(row.loss_mask.sum() for row in after))
         return dataclasses.replace(unit, scored=scored, files=files)
+
+    def _sealed_commit(self, name: str, number: int, unit: Unit) -> Commit:
+        in_bucket = self.mirror is not None
+        commit, *_ = sealed_commit(
+            self.layout, name, number, unit.files[name], read_regular, by_content=in_bucket
+        )
+        return commit
 
     def _write_records(
         self, number: int, unit: Unit, before: Sequence[Row], after: Sequence[Row]
