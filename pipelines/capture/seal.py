@@ -92,9 +92,9 @@ def _sealed_part(
 
     What those forget, the new part forgets too.
     """
-    rows, whole = plan.rows, len(numbers) == len(plan.rows.units)
+    rows, planned, whole = plan.rows, plan.rows.units, len(numbers) == len(plan.rows.units)
     checked = each_of(
-        lambda n: _checked_unit(layout, n, rows.units[n], plan), numbers, cache=layout.root
+        lambda n: _checked_unit(layout, n, planned[n], plan), numbers, cache=layout.root
     )
     forgotten = before[0].forgotten if before else ()
     part = Part(
@@ -116,8 +116,8 @@ def _sealed_part(
     )
     if not forgotten:
         return part
-    rows = wholly_forgotten_rows(layout.root, part, length=plan.teacher.sequence_length)
-    return dataclasses.replace(part, forgotten_rows=rows)
+    empty = wholly_forgotten_rows(layout.root, part, length=plan.teacher.sequence_length)
+    return dataclasses.replace(part, forgotten_rows=empty)
 
 
 def seal_addition(cache: Path, plans: dict[str, Plan]) -> Manifest:

@@ -111,7 +111,7 @@ def test_a_hub_id_stays_and_a_folder_of_its_name_wins(tree):
 
 
 def test_an_address_stays_and_is_refused(tree, capsys):
-    assert main(["precompute", write(tree, 'output = "gs://b/c"\n')]) == 1
+    assert main(["tokenise", write(tree, 'output = "gs://b/c"\n')]) == 1
     assert (
         "error: output is gs://b/c: a cache cannot be made in a bucket yet"
         in capsys.readouterr().err

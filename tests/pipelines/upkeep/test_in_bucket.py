@@ -1,0 +1,115 @@
+"""A cache in a bucket grows, forgets and is tidied as the same cache on a disk is."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from decant.pipelines.__main__ import main
+from decant.pipelines.capture.job import precompute
+from decant.pipelines.config import Attention, Hidden
+from decant.pipelines.upkeep.copy import copy
+from decant.pipelines.verification.structure import check_structure
+from decant.schemas import open_cache
+from decant.schemas.manifest.manifest import read_manifest
+from decant.store import open_store
+from tests.making.caches import tiny_settings, write_corpus, write_teacher
+from tests.making.grown import hashes
+
+ARRAYS = {"hidden": Hidden(layers=(1,), dtype="int8"), "attention": Attention(layers=(1,))}
+
+
+@pytest.fixture
+def both(bucket, tmp_path, monkeypatch) -> tuple[Path, str]:
+    """A directory and an address, with nothing in them yet."""
+    monkeypatch.setenv("DECANT_MIRROR", str(tmp_path / "mirror"))
+    write_teacher(tmp_path / "teacher")
+    write_corpus(tmp_path / "corpus", files=3, words=100)
+    return tmp_path / "cache", bucket
+
+
+def capture(both: tuple[Path, str], **signals) -> None:
+    for place in both:
+        config = tiny_settings(both[0].parent, counts=20, **signals)
+        precompute(dataclasses.replace(config, output=Path(place)))
+
+
+def run_on(both: tuple[Path, str], command: str, *arguments: str) -> None:
+    for place in both:
+        assert main([command, str(place), *arguments]) == 0
+
+
+def require_equal(both: tuple[Path, str]) -> None:
+    """Both have the same id and values, and the copy of the one is the other, byte for byte."""
+    disk, there = (open_cache(place) for place in both)
+    assert there.manifest == disk.manifest
+    assert there.manifest.cache_id == disk.manifest.cache_id
+    names = list(disk.manifest.signals)
+    read = there.read(there.rows(), names)
+    for name, array in disk.read(disk.rows(), names).items():
+        np.testing.assert_array_equal(read[name], array)
+    back = both[0].parent / f"back-{disk.manifest.cache_id[:8]}"
+    copy(both[1], back)
+    assert check_structure(back, read_manifest(back)).problems == []
+    ours, theirs = (
+        {n: sha for n, sha in hashes(cache).items() if not n.endswith((".lock", ".tmp"))}
+        for cache in (back, both[0])
+    )
+    assert ours == theirs
+
+
+def test_it_gains_files_and_signals_forgets_and_is_overwritten(both, capsys):
+    capture(both)
+    (both[0].parent / "corpus" / "more.txt").write_text("the part keeps its promise " * 60)
+    capture(both)
+    capture(both, **ARRAYS)
+    require_equal(both)
+    reading = open_cache(both[1])
+    expected = reading.read(reading.rows(), ["hidden/1"])["hidden/1"]
+    run_on(both, "forget", "document-001.txt")
+    require_equal(both)
+    before = set(keys(both[1]))
+    run_on(both, "gc")
+    told = capsys.readouterr().err
+    assert "objects that the manifest does not name were written" in told
+    assert "run `gc` again after" in told
+    assert before <= set(keys(both[1])), "nothing goes while somebody may read it"
+    read = reading.read(reading.rows(), ["hidden/1"])["hidden/1"]
+    np.testing.assert_array_equal(read, expected)
+    require_equal(both)
+    run_on(both, "gc", "--grace-hours=0")
+    gone = before - set(keys(both[1]))
+    assert {key.partition("/")[0] for key in gone} == {"objects", "parts"}
+    require_equal(both)
+    run_on(both, "remove", "attention/1")
+    run_on(both, "gc", "--grace-hours=0")
+    require_equal(both)
+    capture(both, **ARRAYS)
+    require_equal(both)
+    capsys.readouterr()
+    assert main(["gc", both[1], "--dry-run", "--json"]) == 0
+    left = json.loads(capsys.readouterr().out)["deleted"]
+    assert all("plan-adding" in name or name.startswith("parts/") for name in left)
+
+
+def keys(bucket: str) -> list[str]:
+    return [key for key, _ in open_store(bucket).list()]
+
+
+def test_gc_leaves_all_as_it_is_while_a_capture_is_unfinished_and_finds_strays_after_it(
+    both, capsys
+):
+    capture((both[1],))
+    store = open_store(both[1])
+    store.put("objects/stray.npy", b"of a worker that was killed")
+    store.put("parts/0001/request.json", store.get("parts/0000/request.json"))
+    assert main(["gc", both[1], "--grace-hours=0"]) == 0
+    assert "parts/0001 is being captured" in capsys.readouterr().err
+    assert "objects/stray.npy" in keys(both[1])
+    store.delete("parts/0001/request.json")
+    assert main(["gc", both[1], "--grace-hours=0"]) == 0
+    assert "objects/stray.npy" not in keys(both[1])
+    cache = open_cache(both[1])
+    assert len(cache.read(cache.rows())["tokens"]) == len(cache)
