@@ -10,6 +10,7 @@ from decant.schemas.disk.identity import file_sha256
 from decant.schemas.disk.layout import TOKENIZER, TOKENIZER_FILES
 from decant.schemas.disk.stand_in import bucket_of, exists
 from decant.store.base import require_key
+from decant.store.whole_file import write_whole
 
 _MOST_BYTES = 512 << 20
 """Most bytes of the files in `tokenizer/`; the largest known tokenizers have a tenth."""
@@ -52,10 +53,7 @@ def tokenizer_folder(cache: Path) -> Path:
     for name, sha256 in _named_files(cache).items():
         file = folder / name
         if not file.is_file() or file_sha256(file) != sha256:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with bucket.scratch_file(file) as temporary:
-                temporary.write_bytes(_named_file(cache, name, sha256))
-                temporary.replace(file)
+            write_whole(file, _named_file(cache, name, sha256))
     return folder
 
 
