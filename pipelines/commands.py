@@ -72,8 +72,8 @@ class Verify(LongCommand):
     could not be made.
     """
 
-    cache: Path = field(metadata=IS_CACHE)
-    """The sealed cache."""
+    cache: Path = field(metadata=IS_CACHE | IN_BUCKETS)
+    """The sealed cache: a directory or an address."""
     rows: Annotated[int, Bounds(0)] = 16
     """Rows that the teacher reads again, spread over the cache. 0 checks files only."""
     teacher: str | None = field(default=None, metadata=IS_MODEL)
@@ -82,7 +82,8 @@ class Verify(LongCommand):
     """Fetch the teacher if the plan names a hub id that is not on this machine, or a bucket. A
     cache that somebody else made decides what that is."""
     repair: bool = False
-    """Capture the units with damaged or missing files again."""
+    """Capture the units with damaged or missing files again. Not in a bucket: there `decant copy`
+    from an undamaged copy mends what differs."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Compares stored counts and sketches with the plain outputs of the teacher."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from decant.pipelines.verification.tolerances import (
     SKETCH_OFFSETS,
     Limits,
 )
+from decant.schemas import Cache
 from decant.schemas.codecs.sketch_field import step_size
 from decant.schemas.manifest.manifest import Part
 from decant.schemas.manifest.statistics import load_statistic
@@ -88,16 +88,19 @@ class SketchCheck(SignalCheck):
         name: str,
         signal: SketchSignal,
         dtype: str,
-        root: Path,
+        cache: Cache,
         part: Part,
         unembedding: np.ndarray,
     ):
         super().__init__(name, dtype)
         self.signal = signal
+        root, statistics = cache.path / part.path, part.statistics
         arrays = {
-            key: load_statistic(root, f"{key}.npy", sha256=part.statistics[f"{key}.npy"])
+            key: load_statistic(
+                root, f"{key}.npy", sha256=statistics[f"{key}.npy"], mirror=cache.mirror
+            )
             for key in (MEAN, PROJECTION, HEAD, BIAS, DEVIATIONS, OFFSETS)
-            if f"{key}.npy" in part.statistics
+            if f"{key}.npy" in statistics
         }
         self.mean = arrays[MEAN].astype(np.float64)
         self.projection = arrays[PROJECTION].astype(np.float64)

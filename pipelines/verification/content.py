@@ -128,7 +128,7 @@ def _signal_check(
     if isinstance(signal, CountsSignal):
         return CountsCheck(name, signal, dtype)
     if isinstance(signal, SketchSignal):
-        return SketchCheck(name, signal, dtype, cache.path / part.path, part, unembedding)
+        return SketchCheck(name, signal, dtype, cache, part, unembedding)
     if isinstance(signal, HiddenSignal):
         return _HiddenCheck(name, signal, dtype, cache.directions(name))
     return _AttentionCheck(name, signal, dtype)

@@ -17,6 +17,8 @@ from decant.pipelines.verification.structure import check_structure
 from decant.pipelines.verification.tolerances import ANY
 from decant.pipelines.verification.verify import Verification, verify
 from decant.schemas import open_cache
+from decant.schemas.disk.stand_in import by_address, working_folder
+from decant.store import is_url, url_of
 
 _COLUMNS = ("signal", "what", "mean", "p99", "max", "allowed: mean / p99 / max")
 _SHOWN = 40
@@ -39,13 +41,25 @@ def verify_and_report(
     at all.
     """
     try:
-        repairs = _repair(path, teacher, fetch=fetch, console=console) if with_repair else []
-        result = verify(
-            path, rows=rows, teacher=teacher, fetch=fetch, memory=digest_memory(), console=console
-        )
+        if with_repair and is_url(path):
+            raise ValueError(
+                f"{url_of(path)}: a cache in a bucket is not repaired there. `decant copy` an "
+                "undamaged copy to this address, which sends what differs"
+            )
+        folder = working_folder(path)
+        with by_address(folder):
+            repairs = _repair(folder, teacher, fetch=fetch, console=console) if with_repair else []
+            result = verify(
+                folder,
+                rows=rows,
+                teacher=teacher,
+                fetch=fetch,
+                memory=digest_memory(),
+                console=console,
+            )
         result.repairs = repairs
     except (ValueError, OSError, RuntimeError) as error:
-        document = {"cache": str(path), "status": 2, "error": str(error)}
+        document = {"cache": url_of(path) or str(path), "status": 2, "error": str(error)}
         return Result(f"error: {error}", document, status=2)
     return Result(
         one_line(result),

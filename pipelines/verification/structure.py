@@ -8,13 +8,15 @@ import numpy as np
 from rich.console import Console
 
 from decant.models.text.tokenizer import Tokenizer
+from decant.pipelines.upkeep.bucket_garbage import unnamed_objects
 from decant.pipelines.upkeep.garbage import own_directories, unfinished, unnamed
 from decant.pipelines.verification.record_checks import RecordChecks
 from decant.progress import Count, progress
 from decant.schemas.arrays.spec import METADATA, ArraySpec, metadata_bytes, specs_of
 from decant.schemas.disk.array_record import FileEntry, RecordReaders
 from decant.schemas.disk.atomic import read_json
-from decant.schemas.disk.identity import digest, file_sha256
+from decant.schemas.disk.identity import file_sha256
+from decant.schemas.disk.inside import read_regular
 from decant.schemas.disk.layout import (
     CAPTURE_LOCK,
     CHANGE_LOCK,
@@ -26,10 +28,21 @@ from decant.schemas.disk.layout import (
 )
 from decant.schemas.disk.locks import is_captured
 from decant.schemas.disk.shards import Shard
-from decant.schemas.manifest.commits import load_commit, summarise_shards
-from decant.schemas.manifest.manifest import Manifest, Part, Unit
+from decant.schemas.disk.stand_in import bucket_of, exists
+from decant.schemas.manifest.commits import (
+    Commit,
+    is_sealed,
+    load_commit,
+    named_commit,
+    summarise_shards,
+)
+from decant.schemas.manifest.manifest import Manifest, Part, Unit, manifest_id
 from decant.schemas.manifest.plan import read_plan, rows_id_of
-from decant.schemas.manifest.tokenizer_files import tokenizer_files, tokenizer_hashes
+from decant.schemas.manifest.tokenizer_files import (
+    tokenizer_files,
+    tokenizer_folder,
+    tokenizer_hashes,
+)
 from decant.schemas.reading.record_signals import RecordSignals
 from decant.schemas.records.rows import Row, decode_row, loss_mask
 from decant.schemas.signals import ArraySignal, RecordSignal
@@ -125,14 +138,13 @@ class _CacheCheck:
     def check_manifest(self) -> None:
         """Check the manifest's own hash and the tokenizer's digest."""
         path = self.cache / MANIFEST
-        value = {k: v for k, v in read_json(path).items() if k != "cache_id"}
-        if digest(value) != self.sealed.cache_id:
-            self.add_problem(path, f"cache_id {digest(value)[:12]}", self.sealed.cache_id[:12])
+        if (computed := manifest_id(read_regular(path))) != self.sealed.cache_id:
+            self.add_problem(path, f"cache_id {computed[:12]}", self.sealed.cache_id[:12])
         directory = self.cache / TOKENIZER
         self.named |= set(directory.rglob("*"))
         expected = self.sealed.tokenizer
         try:
-            tokenizer = Tokenizer.from_files(directory)
+            tokenizer = Tokenizer.from_files(tokenizer_folder(self.cache))
             got = None if tokenizer.known_as(expected) else tokenizer.digest[:12]
         except (ValueError, OSError) as error:
             got = _shortened(error)
@@ -154,6 +166,12 @@ class _CacheCheck:
     def check_file(self, path: Path, size: int, sha256: str, **where) -> bool:
         """Check size and sha256 of a file; returns whether both are right."""
         self.named.add(path)
+        if bucket := bucket_of(path):
+            actual = bucket.sha256(path, sha256)
+            if actual != sha256:
+                got = f"sha256 {actual[:12]}" if actual else "no object"
+                self.add_problem(path, f"sha256 {sha256[:12]}", got, **where)
+            return actual == sha256
         if not path.is_file():
             self.add_problem(path, f"{size} bytes", "no file", **where)
         elif path.stat().st_size != size:
@@ -170,6 +188,10 @@ class _CacheCheck:
         Files that `gc` deletes are listed as left over. Directories in which a capture is
         unfinished or under way are skipped.
         """
+        if bucket_of(self.cache):
+            # Nothing tells what a capture has just written there.
+            self.structure.left_over += unnamed_objects(self.cache, self.sealed).sizes
+            return
         parts = own_directories(self.sealed)
         busy = [path for path in parts if is_captured(self.cache / path)]
         known = [path for path, _ in unnamed(self.cache, busy=busy)]
@@ -267,15 +289,19 @@ class _PartCheck:
     def _check_statistics(self) -> None:
         for name, sha256 in self.part.statistics.items():
             path = self.layout.statistics / name
-            size = path.stat().st_size if path.is_file() else 0  # the manifest has only the hash
+            # The manifest has only the hash.
+            size = path.stat().st_size if path.is_file() else 0
             self.check.check_file(path, size, sha256, part=self.part.path)
 
     def _check_metadata(self, name: str, path: Path, spec: ArraySpec) -> None:
         if path in self.check.named:
             return  # another part of the directory shares it and was checked
         self.check.named.add(path)
-        if not path.is_file() or path.read_bytes() != metadata_bytes(spec):
-            got = "other metadata" if path.is_file() else "no file"
+        try:
+            got = "" if read_regular(path) == metadata_bytes(spec) else "other metadata"
+        except (ValueError, OSError):
+            got = "no file"
+        if got:
             self._add_problem(path, "the array's metadata", got, signal=name)
 
     def _check_rows(self, number: int, unit: Unit) -> list[Row]:
@@ -389,9 +415,9 @@ class _PartCheck:
         path, where = self.layout.commit(name, number), {"signal": name, "unit": number}
         self.check.named.add(path)
         try:
-            commit = load_commit(path)
+            commit = self._load_commit(name, number, entry)
         except (ValueError, KeyError, TypeError, OSError) as error:
-            got = _shortened(error) if path.is_file() else "no file"
+            got = "no file" if isinstance(error, FileNotFoundError) else _shortened(error)
             self._add_problem(path, "the unit's commit", got, **where)
             return None
         sealed = self.part.signals[name].signal_id
@@ -412,6 +438,14 @@ class _PartCheck:
             if not fine:
                 self._add_problem(path, expected, got, **where)
         return commit.shards if all(fine for *_, fine in checks) else None
+
+    def _load_commit(self, name: str, number: int, entry: FileEntry) -> Commit:
+        """The commit of the capture, or in a bucket the one that `gc` wrote again."""
+        path = self.layout.commit(name, number)
+        again = named_commit(self.layout, name, number, entry)
+        if bucket_of(path) and not is_sealed(load_commit(path), number, entry) and exists(again):
+            return load_commit(again)
+        return load_commit(path)
 
     def _specs(self, name: str) -> dict[str, ArraySpec]:
         slots, signal = self.part.slots, self.arrays[name]

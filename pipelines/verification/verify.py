@@ -18,6 +18,7 @@ from decant.pipelines.verification.repair import Repair
 from decant.pipelines.verification.structure import Problem, Structure, check_structure
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk.layout import PartLayout
+from decant.schemas.disk.stand_in import address_of
 from decant.schemas.manifest.manifest import Manifest, Part, read_manifest
 from decant.schemas.manifest.plan import PlannedTeacher, read_plan
 from decant.schemas.signals import AttentionSignal, HiddenSignal, SketchSignal
@@ -27,7 +28,8 @@ from decant.schemas.signals import AttentionSignal, HiddenSignal, SketchSignal
 class Verification:
     """The result of `verify`."""
 
-    cache: Path
+    cache: str
+    """Path or address."""
     cache_id: str
     structure: Structure
     content: dict[str, Content] = field(default_factory=dict)
@@ -56,17 +58,16 @@ def verify(
 ) -> Verification:
     """Check every file, then compare `rows` rows with the teacher (0: check files only).
 
-    `teacher` says where the teacher is, if not where the plan has it; `fetch`, whether a hub id
-    that only the plan names may be fetched. `memory` is the file that
+    `path` may stand for an address. `teacher` says where the teacher is, if not where the plan has
+    it; `fetch`, whether a hub id that only the plan names may be fetched. `memory` is the file that
     remembers hashes of the teacher's files. Progress goes to `console`. Damaged units are not
-    compared. ValueError if the directory is not a sealed cache, or if another command changed it
-    meanwhile.
+    compared. ValueError if there is no sealed cache, or if another command changed it meanwhile.
     """
-    cache = open_cache(path)
+    cache = open_cache(address_of(path))
     structure = check_structure(path, cache.manifest, console=console)
     if structure.problems and read_manifest(path).cache_id != cache.manifest.cache_id:
         raise ValueError(f"{path}: was changed while it was checked; run `verify` again")
-    result = Verification(path, cache.manifest.cache_id, structure)
+    result = Verification(address_of(path), cache.manifest.cache_id, structure)
     if not rows or not cache.manifest.signals:
         return result  # no teacher has read a cache without signals
     sample = sample_rows(cache.manifest, structure, rows=rows)

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from decant.schemas.disk.identity import file_sha256
 from decant.store import is_url, open_store, url_of
 from decant.store.mirror import Mirror, working_mirror
 from decant.store.mirrored_file import MirroredFile
@@ -89,6 +90,17 @@ class Bucket:
         """The data of a file, fetched when it is read."""
         file = self._mirror.files / object_key(path, sha256)
         return self._mirror.file(file, size)
+
+    def sha256(self, path: Path, sha256: str) -> str | None:
+        """The hash that the data of a file really have, read anew; None if there are none."""
+        size = self.size(path, sha256)
+        if size is None:
+            return None
+        file = self.data(path, sha256=sha256, size=size)
+        with file.held():
+            file.forget()
+            file.ensure([(0, size)])
+            return file_sha256(file.path)
 
     def whole(self, path: Path, *, sha256: str) -> Path:
         """A file on this machine with the data of `path`, if the bucket has them."""

@@ -355,6 +355,12 @@ def parse_manifest(data: bytes, *, where: Path | str) -> Manifest:
         raise ValueError(f"{where}: not a manifest of version {version}: {error}") from error
 
 
+def manifest_id(data: bytes) -> str:
+    """The `cache_id` that the manifest in these bytes should have."""
+    value = parse_json(manifest_named(data, by_content=False), where=MANIFEST)
+    return digest({name: field for name, field in value.items() if name != "cache_id"})
+
+
 def manifest_named(data: bytes, *, by_content: bool) -> bytes:
     """The bytes of a manifest for a place where objects are named by their content, or not.
 

@@ -13,7 +13,7 @@ from decant.pipelines.upkeep.copy import copy
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk import stand_in
 from decant.store import open_store
-from tests.making.caches import tiny_settings
+from tests.making.caches import tiny_settings, write_corpus
 from tests.making.grown import hashes
 
 SIGNALS = {
@@ -28,7 +28,9 @@ SIGNALS = {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("captured")
+    root = tmp_path_factory.mktemp("captured")
+    write_corpus(root / "corpus", files=4, words=120)
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,7 @@ def test_it_is_sealed_in_part_and_finished_from_another_machine(
     root, disk, bucket, tmp_path, monkeypatch
 ):
     def stop(number: int, part: Path, plan: Path) -> None:
-        if number == 5:
+        if number == 2:
             raise ValueError("stopped")
         real(number, part, plan)
 
@@ -99,7 +101,7 @@ def test_it_is_sealed_in_part_and_finished_from_another_machine(
     with pytest.raises(ValueError, match=f"{bucket}: this directory holds another capture"):
         precompute(settings(root, bucket, counts=30))
     first = precompute(dataclasses.replace(settings(root, bucket), seal_partial=True))
-    assert 0 < sum(len(part.units) for part in first.parts) < 27
+    assert 0 < sum(len(part.units) for part in first.parts) < len(disk.manifest.parts[0].units)
     part = open_cache(bucket)
     assert len(part.read(part.rows())["tokens"]) == len(part)
     forget_buckets(monkeypatch, tmp_path / "third")

@@ -98,6 +98,29 @@ def keys(bucket: str) -> list[str]:
     return [key for key, _ in open_store(bucket).list()]
 
 
+def test_verify_reads_every_object_and_names_those_that_differ(both, capsys):
+    capture((both[1],), **ARRAYS)
+    assert main(["verify", both[1], "--rows=2"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"{both[1]}: fine, ")
+    assert "and 2 rows as the teacher gives them" in told
+    store = open_store(both[1])
+    (unit, *_) = open_cache(both[1]).manifest.parts[0].units
+    wrong, missing = unit.files["logits"], unit.files["rows"]
+    key = f"objects/{wrong.sha256}.array_record"
+    data = store.get(key)
+    store.put(key, data[:-1] + bytes([data[-1] ^ 1]))
+    store.delete(f"objects/{missing.sha256}.array_record")
+    assert main(["verify", both[1], "--rows=0", "--json"]) == 1
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert [(p["file"], p["unit"], p["got"].split()[0]) for p in problems] == [
+        ("parts/0000/rows/unit-00000.array_record", 0, "no"),
+        ("parts/0000/logits/unit-00000.array_record", 0, "sha256"),
+    ]
+    assert main(["verify", both[1], "--repair"]) == 2
+    assert "is not repaired there" in capsys.readouterr().err
+
+
 def test_gc_leaves_all_as_it_is_while_a_capture_is_unfinished_and_finds_strays_after_it(
     both, capsys
 ):
