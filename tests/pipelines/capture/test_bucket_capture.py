@@ -15,6 +15,7 @@ from decant.schemas.disk import stand_in
 from decant.store import open_store
 from tests.making.caches import tiny_settings, write_corpus
 from tests.making.grown import hashes
+from tests.making.small_server import google_bucket
 
 SIGNALS = {
     "profile": "fast",
@@ -108,6 +109,19 @@ def test_it_is_sealed_in_part_and_finished_from_another_machine(
     whole = precompute(settings(root, bucket))
     assert sum(len(part.units) for part in whole.parts) == len(disk.manifest.parts[0].units)
     assert len(open_cache(bucket)) == len(disk)
+
+
+def test_a_capture_into_google_s_cloud_has_the_same_ids(root, monkeypatch):
+    with google_bucket() as (address, objects):
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+        sealed = precompute(
+            settings(root, "gs://b-b/cache", hidden=Hidden(), attention=Attention())
+        )
+        assert {"cache/manifest.json", "cache/parts/0000/plan.json"} < objects.keys()
+        assert len(open_cache("gs://b-b/cache").read([0])["tokens"]) == 1
+    config = tiny_settings(root, **{**SIGNALS, "hidden": Hidden(), "attention": Attention()})
+    on_disk = precompute(dataclasses.replace(config, output=root / "without-arrays"))
+    assert sealed.cache_id == on_disk.cache_id
 
 
 def forget_buckets(monkeypatch, mirror: Path) -> None:

