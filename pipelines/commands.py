@@ -82,8 +82,7 @@ class Verify(LongCommand):
     """Fetch the teacher if the plan names a hub id that is not on this machine, or a bucket. A
     cache that somebody else made decides what that is."""
     repair: bool = False
-    """Capture the units with damaged or missing files again. Not in a bucket: there `decant copy`
-    from an undamaged copy mends what differs."""
+    """Capture the units with damaged or missing files again."""
 
 
 @dataclass(frozen=True)

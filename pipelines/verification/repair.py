@@ -7,7 +7,7 @@ manifest and undamaged files of the cache stay untouched.
 
 import dataclasses
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from decant.schemas.disk.array_record import FileEntry
 from decant.schemas.disk.atomic import write_bytes
 from decant.schemas.disk.identity import file_sha256
 from decant.schemas.disk.layout import LOGITS, RECORDS, ROWS, PartLayout
+from decant.schemas.disk.stand_in import Bucket, bucket_of, object_key
 from decant.schemas.manifest.commits import Commit, load_commit
 from decant.schemas.manifest.manifest import Part, changing_manifest
 from decant.schemas.manifest.plan import Plan, plan_as_sealed, read_plan, write_plan
@@ -154,22 +155,36 @@ class _UnitRepair:
         return [first, *([added] if added else [])]
 
     def _capture(self, together: set[str], staged: PartLayout) -> None:
-        staged.root.mkdir()
         # Counts that were added later are coded with the logits that are sealed.
         sealed = [LOGITS] if LOGITS not in together else []
-        for name in ("rows", "statistics", *sealed):
-            (staged.root / name).symlink_to((self.layout.root / name).resolve())
         plan = dataclasses.replace(
             plan_as_sealed(self.plan, [self.part]),
             signals={n: s for n, s in self.part.signals.items() if n in together},
             statistics=self.part.statistics,
             coded_with=self.part.logits if sealed else None,
         )
+        staged.root.mkdir()
+        if bucket := bucket_of(self.cache):
+            self._fetch(bucket, plan, sealed, staged)
+        else:
+            for name in (ROWS, "statistics", *sealed):
+                (staged.root / name).symlink_to((self.layout.root / name).resolve())
         write_plan(staged.plan, plan)
         for name in plan.arrays:
             for array, spec in plan.specs(name).items():
                 create_array(staged.array(array), spec)
         capture_unit(self.number, staged.root, staged.plan)
+
+    def _fetch(self, bucket: Bucket, plan: Plan, sealed: Sequence[str], staged: PartLayout) -> None:
+        """Bring what the capture reads to this machine: rows of the unit and of the canaries."""
+        units = {self.number, *(unit for unit, _ in plan.canary)}
+        files = [(ROWS, number) for number in sorted(units)]
+        for name, number in (*files, *((name, self.number) for name in sealed)):
+            path, entry = staged.records(name, number), plan.rows.units[number].files[name]
+            write_bytes(path, bucket.store.get(object_key(path, entry.sha256), sha256=entry.sha256))
+        for file, sha256 in plan.statistics.items():
+            path = staged.statistics / file
+            write_bytes(path, bucket.store.get(object_key(path, sha256), sha256=sha256))
 
     def _replace(self, name: str, staged: PartLayout) -> Repair:
         """Copy the new files into the cache, if their hashes are those of the manifest."""
@@ -194,6 +209,7 @@ class _UnitRepair:
                 f"{sealed.sha256[:12]}), so nothing was replaced. {self._machines(name)}",
             )
         for source, target in self._files(name, commit, staged):
+            # No file stands at a path of a bucket: there all are sent.
             if not target.is_file() or file_sha256(target) != file_sha256(source):
                 write_bytes(target, source.read_bytes())
         target = self.layout.commit(name, self.number)

@@ -18,7 +18,7 @@ from decant.pipelines.verification.tolerances import ANY
 from decant.pipelines.verification.verify import Verification, verify
 from decant.schemas import open_cache
 from decant.schemas.disk.stand_in import by_address, working_folder
-from decant.store import is_url, url_of
+from decant.store import url_of
 
 _COLUMNS = ("signal", "what", "mean", "p99", "max", "allowed: mean / p99 / max")
 _SHOWN = 40
@@ -41,12 +41,7 @@ def verify_and_report(
     at all.
     """
     try:
-        if with_repair and is_url(path):
-            raise ValueError(
-                f"{url_of(path)}: a cache in a bucket is not repaired there. `decant copy` an "
-                "undamaged copy to this address, which sends what differs"
-            )
-        folder = working_folder(path)
+        folder = working_folder(path, writing=with_repair)
         with by_address(folder):
             repairs = _repair(folder, teacher, fetch=fetch, console=console) if with_repair else []
             result = verify(

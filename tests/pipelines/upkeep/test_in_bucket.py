@@ -98,7 +98,7 @@ def keys(bucket: str) -> list[str]:
     return [key for key, _ in open_store(bucket).list()]
 
 
-def test_verify_reads_every_object_and_names_those_that_differ(both, capsys):
+def test_verify_reads_every_object_and_repair_sends_again_those_that_differ(both, capsys):
     capture((both[1],), **ARRAYS)
     assert main(["verify", both[1], "--rows=2"]) == 0
     told = capsys.readouterr().out
@@ -106,19 +106,19 @@ def test_verify_reads_every_object_and_names_those_that_differ(both, capsys):
     assert "and 2 rows as the teacher gives them" in told
     store = open_store(both[1])
     (unit, *_) = open_cache(both[1]).manifest.parts[0].units
-    wrong, missing = unit.files["logits"], unit.files["rows"]
-    key = f"objects/{wrong.sha256}.array_record"
+    key = f"objects/{unit.files['logits'].sha256}.array_record"
     data = store.get(key)
     store.put(key, data[:-1] + bytes([data[-1] ^ 1]))
-    store.delete(f"objects/{missing.sha256}.array_record")
+    commit = json.loads(store.get("parts/0000/commits/hidden-1-unit-00001.json"))
+    store.delete(f"objects/{commit['shards']['hidden/1'][0]['sha256']}")
     assert main(["verify", both[1], "--rows=0", "--json"]) == 1
     problems = json.loads(capsys.readouterr().out)["problems"]
-    assert [(p["file"], p["unit"], p["got"].split()[0]) for p in problems] == [
-        ("parts/0000/rows/unit-00000.array_record", 0, "no"),
-        ("parts/0000/logits/unit-00000.array_record", 0, "sha256"),
+    assert [(p["signal"], p["unit"], p["got"].split()[0]) for p in problems] == [
+        ("logits", 0, "sha256"),
+        ("hidden/1", 1, "no"),
     ]
-    assert main(["verify", both[1], "--repair"]) == 2
-    assert "is not repaired there" in capsys.readouterr().err
+    assert main(["verify", both[1], "--repair", "--rows=0"]) == 0
+    assert store.get(key) == data
 
 
 def test_gc_leaves_all_as_it_is_while_a_capture_is_unfinished_and_finds_strays_after_it(
