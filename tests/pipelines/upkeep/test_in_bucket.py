@@ -30,8 +30,8 @@ def both(bucket, tmp_path, monkeypatch) -> tuple[Path, str]:
     return tmp_path / "cache", bucket
 
 
-def capture(both: tuple[Path, str], **signals) -> None:
-    for place in both:
+def capture(both: tuple[Path, str], *, places: tuple[int, ...] = (0, 1), **signals) -> None:
+    for place in (both[number] for number in places):
         config = tiny_settings(both[0].parent, counts=20, **signals)
         precompute(dataclasses.replace(config, output=Path(place)))
 
@@ -99,7 +99,7 @@ def keys(bucket: str) -> list[str]:
 
 
 def test_verify_reads_every_object_and_repair_sends_again_those_that_differ(both, capsys):
-    capture((both[1],), **ARRAYS)
+    capture(both, places=(1,), **ARRAYS)
     assert main(["verify", both[1], "--rows=2"]) == 0
     told = capsys.readouterr().out
     assert told.startswith(f"{both[1]}: fine, ")
@@ -124,7 +124,7 @@ def test_verify_reads_every_object_and_repair_sends_again_those_that_differ(both
 def test_gc_leaves_all_as_it_is_while_a_capture_is_unfinished_and_finds_strays_after_it(
     both, capsys
 ):
-    capture((both[1],))
+    capture(both, places=(1,))
     store = open_store(both[1])
     store.put("objects/stray.npy", b"of a worker that was killed")
     store.put("parts/0001/request.json", store.get("parts/0000/request.json"))
