@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 from decant.pipelines.__main__ import main
+from decant.pipelines.upkeep.copy import copy
+from decant.pipelines.verification.structure import check_structure
 from decant.schemas import open_cache
 from decant.schemas.disk.steps import Step
 from decant.schemas.manifest.cache_files import cache_files, claims
+from decant.schemas.manifest.manifest import read_manifest
 from decant.store import open_store
 from tests.end_to_end.test_killed_anywhere import BEFORE_THE_SEAL, SIGNALS, VISITS, command
 from tests.killing import killer
-from tests.making.caches import tiny_cache
+from tests.making.caches import tiny_cache, write_corpus, write_teacher
 from tests.paths import environment
 
 A_FEW = (Step.SHARD_WRITTEN, Step.LOGITS_NAMED, Step.COMMIT_NAMED, Step.MANIFEST_WRITTEN)
@@ -93,3 +96,48 @@ def start(flags: list[str], place: Path) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+GROWING = (Step.SHARD_NAMED, Step.PLAN_NAMED, Step.COMMIT_NAMED, Step.MANIFEST_WRITTEN)
+ADDING = (Step.PLAN_NAMED, Step.ARRAY_NAMED, Step.COMMIT_NAMED, Step.MANIFEST_NAMED)
+FORGETTING = (Step.MANIFEST_LOCKED, Step.MANIFEST_WRITTEN, Step.MANIFEST_NAMED)
+TIDYING = (Step.COMMIT_NAMED, Step.MANIFEST_WRITTEN, Step.MANIFEST_NAMED)
+
+
+@pytest.mark.slow
+def test_killed_while_it_changes_the_bucket_has_the_cache_that_the_disk_has(bucket, tmp_path):
+    write_teacher(tmp_path / "teacher")
+    write_corpus(tmp_path / "corpus", files=3, words=100)
+    places = (Path(bucket), tmp_path / "cache")
+
+    def captures(output: Path, *, arrays: bool) -> list[str]:
+        flags = command(tmp_path, output)
+        return flags if arrays else [*flags[: flags.index("--signals.hidden.layers")], flags[-1]]
+
+    for place in places:
+        assert main(captures(place, arrays=False)) == 0
+    (tmp_path / "corpus" / "more.txt").write_text("the part keeps its promise " * 60)
+    changes = (
+        ([captures(place, arrays=False) for place in places], GROWING),
+        ([captures(place, arrays=True) for place in places], ADDING),
+        ([["forget", str(place), "document-001.txt"] for place in places], FORGETTING),
+        ([["gc", str(place), "--grace-hours=0"] for place in places], TIDYING),
+    )
+    with killer(tmp_path / "log") as dying:
+        for (there, here), steps in changes:
+            for step in steps:
+                dying.kill(step, there)
+                cache = open_cache(bucket)
+                cache.read(cache.rows(), list(cache.manifest.signals))
+                if step is Step.MANIFEST_NAMED:
+                    break  # it is done
+            assert main(there) == 0
+            assert main(here) == 0
+            assert open_cache(bucket).manifest.cache_id == open_cache(places[1]).manifest.cache_id
+    assert strays(bucket) == set()
+    assert check(bucket, tmp_path / "back") == []
+
+
+def check(bucket: str, copied: Path) -> list:
+    copy(bucket, copied)
+    return check_structure(copied, read_manifest(copied)).problems
