@@ -120,7 +120,7 @@ def test_killed_while_it_changes_the_bucket_has_the_cache_that_the_disk_has(buck
     changes = (
         ([captures(place, arrays=False) for place in places], GROWING),
         ([captures(place, arrays=True) for place in places], ADDING),
-        ([["forget", str(place), "document-001.txt"] for place in places], FORGETTING),
+        ([["forget", str(place), "--source=document-001.txt"] for place in places], FORGETTING),
         ([["gc", str(place), "--grace-hours=0"] for place in places], TIDYING),
     )
     with killer(tmp_path / "log") as dying:

@@ -68,7 +68,7 @@ def test_it_gains_files_and_signals_forgets_and_is_overwritten(both, capsys):
     require_equal(both)
     reading = open_cache(both[1])
     expected = reading.read(reading.rows(), ["hidden/1"])["hidden/1"]
-    run_on(both, "forget", "document-001.txt")
+    run_on(both, "forget", "--source=document-001.txt")
     require_equal(both)
     before = set(keys(both[1]))
     run_on(both, "gc")
