@@ -141,7 +141,10 @@ def sealed_commit(
             data = read(place)
             commit = parse_commit(data, where=place)
     if not is_sealed(commit, unit, entry):
-        raise ValueError(f"{layout.commit(signal, unit)}: is not the commit that was sealed")
+        raise ValueError(
+            f"{layout.commit(signal, unit)}: not the commit of {signal}, unit {unit}, that the "
+            "manifest names"
+        )
     return commit, place, data
 
 

@@ -140,7 +140,7 @@ def test_a_damaged_file_is_named_and_never_copied_and_one_at_the_target_is_mende
 def test_a_commit_that_was_not_sealed_is_refused(cache, tmp_path):
     commits = cache / "parts/0000/commits"
     shutil.copy(commits / "logits-unit-00001.json", commits / "logits-unit-00000.json")
-    with pytest.raises(ValueError, match=r"unit-00000\.json: is not the commit that was sealed"):
+    with pytest.raises(ValueError, match=r"unit-00000\.json: not the commit of logits"):
         copy(cache, tmp_path / "target")
 
 
