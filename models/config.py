@@ -131,8 +131,8 @@ class ModelConfig:
     stream."""
     score_multiplier: float | None = None
     """Factor of attention scores. None: the one that query_scalar gives."""
-    logit_multiplier: float = 1.0
-    """Logits are multiplied by it: the decoder multiplies the states that the head reads."""
+    logit_divisor: float = 1.0
+    """Logits are divided by it: the decoder divides the states that the head reads."""
 
     def __post_init__(self) -> None:
         for name in _SIZES:

@@ -29,7 +29,7 @@ from decant.models.checkpoints.tensor_check import check_tensors
 from decant.models.checkpoints.weight_files import BucketFiles
 from decant.models.config import ModelConfig
 from decant.models.decoder.decoder import Decoder
-from decant.models.families import family_of
+from decant.models.families import family_of, tensor_names
 from decant.models.families.tensor_name import TensorName
 from decant.models.mesh import sharding
 from decant.models.numerics import dtype_named
@@ -165,7 +165,7 @@ class Checkpoint:
 
     @cached_property
     def _names(self) -> dict[str, TensorName]:
-        return family_of(self.config).tensors(self.config)
+        return tensor_names(self.config, self.files.naming, self.files.shapes)
 
     @cached_property
     def _inputs(self) -> dict[str, int]:

@@ -49,7 +49,7 @@ def read_share(
                 array = _undo_interleaving(read(tensor, None), heads=inner[-2])[in_file]
             else:
                 array = read(tensor, in_file)
-            share[here] = name.from_file(array, lengths)
+            share[here] = name.from_file(array, lengths, naming)
     return share
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from decant.models.checkpoints.gguf_file import GgufFile
 from decant.models.checkpoints.safetensors_files import SafetensorsFiles
-from decant.models.families import family_of
+from decant.models.families import family_of, tensor_names
 
 
 def check_tensors(
@@ -23,7 +23,7 @@ def check_tensors(
     config = files.config
     family = family_of(config)
     expected: dict[str, tuple[int, ...]] = {}
-    for path, name in family.tensors(config).items():
+    for path, name in tensor_names(config, files.naming, files.shapes).items():
         for tensor, at in name.file_tensors(files.naming, shapes[path]).items():
             expected[tensor] = name.file_shape(shapes[path][len(at) :], files.naming)
     redundant = [*family.redundant, *_tied_head(files)]
@@ -67,7 +67,7 @@ def _tied_head(files: SafetensorsFiles | GgufFile) -> list[str]:
     """
     config = files.config
     untied = dataclasses.replace(config, tie_embeddings=False)
-    names = family_of(config).tensors(untied)
+    names = tensor_names(untied, files.naming, files.shapes)
     head, embedding = (getattr(names[n], files.naming) for n in ("head", "embedding"))
     if not config.tie_embeddings or head not in files.shapes:
         return []

@@ -73,7 +73,7 @@ class Decoder(nnx.Module):
 
         Layer 0 is the embedding's output and layer i the output of the i-th block, both in float32
         as the next block reads them. Layer L (or −1) is the states after the final norm, in
-        `dtype`. The head reads those times `config.logit_multiplier`.
+        `dtype`. The head reads those divided by `config.logit_divisor`.
 
         Args:
             tokens: ids of the rows' tokens.
@@ -98,9 +98,9 @@ class Decoder(nnx.Module):
         x = norm(x, norm_parameters(self, "final_norm"), config=self.config)
         if last in wanted:
             chosen[last] = x.astype(self.dtype)
-        factor = self.config.logit_multiplier
+        divisor = self.config.logit_divisor
         # Before rounding to `dtype`: a rounded state or head would be rounded twice.
-        return (x if factor == 1 else x * factor).astype(self.dtype), chosen
+        return (x if divisor == 1 else x / divisor).astype(self.dtype), chosen
 
     def attention_maps(
         self,
@@ -169,6 +169,11 @@ class Decoder(nnx.Module):
         if c.embedding_multiplier != 1:
             x = x * c.embedding_multiplier
         if c.learned_positions:
+            if tokens.shape[1] > c.max_positions:
+                raise ValueError(
+                    f"rows of {tokens.shape[1]} tokens, but the model has {c.max_positions} "
+                    "learned positions; use shorter rows."
+                )
             table = execution.gather_matrix(self.positions[...], ("positions", "embed"))
             x = x + table[positions]
         return x

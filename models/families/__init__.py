@@ -6,6 +6,7 @@ from decant.models.families.registry import (
     config_from_json,
     config_to_json,
     family_of,
+    tensor_names,
 )
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "config_from_json",
     "config_to_json",
     "family_of",
+    "tensor_names",
 ]

@@ -38,3 +38,6 @@ class Family:
     """None: we read no GGUF files of this family."""
     redundant: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq", r"rope_freqs\.weight")
     """Regular expressions: tensors that a file may hold although the config determines them."""
+    optional_prefix: str = ""
+    """Names of tensors in Hugging Face files begin with it, unless the model was saved without its
+    head."""

@@ -19,7 +19,11 @@ def architecture_fields(metadata: Mapping[str, Any]) -> FieldReader:
 
 
 def read_common(
-    reader: FieldReader, metadata: Mapping[str, Any], tensors: Collection[str]
+    reader: FieldReader,
+    metadata: Mapping[str, Any],
+    tensors: Collection[str],
+    *,
+    eps: str = "attention.layer_norm_rms_epsilon",
 ) -> dict[str, Any]:
     """Sizes, norms and rotary positions as ModelConfig arguments.
 
@@ -27,6 +31,7 @@ def read_common(
         reader: `architecture_fields(metadata)`.
         metadata: all of the file's metadata.
         tensors: names of the file's tensors; without an output matrix the embedding is tied.
+        eps: the field of the norms' epsilon.
     """
     heads = reader.size("attention.head_count", of="num_heads")
     width = reader.size("embedding_length", of="hidden_size")
@@ -46,7 +51,7 @@ def read_common(
         "head_dim": head_dim,
         "rope_theta": theta,
         "rope_scaling": _read_scaling(metadata, head_dim=head_dim, theta=theta),
-        "norm_eps": reader.number("attention.layer_norm_rms_epsilon"),
+        "norm_eps": reader.number(eps),
         "max_positions": reader.size("context_length", of="max_positions"),
         "tie_embeddings": "output.weight" not in tensors,
     }

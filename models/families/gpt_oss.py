@@ -10,7 +10,7 @@ from decant.models.families import json_fields
 from decant.models.families.common_tensors import block_tensor, common_tensors
 from decant.models.families.family import Family
 from decant.models.families.field_reader import FieldReader
-from decant.models.families.tensor_name import TensorName
+from decant.models.families.tensor_name import Part, TensorName
 from decant.models.families.windows import FULL, SLIDING, read_windows, write_windows
 
 _ROPE = {
@@ -83,17 +83,18 @@ def tensors(config: ModelConfig) -> dict[str, TensorName]:
     names["blocks.sinks"] = TensorName("model.layers.{layer}.self_attn.sinks", "")
     names["blocks.router"] = block_tensor("mlp.router", in_axes=1)
     names["blocks.router_bias"] = block_tensor("mlp.router", kind="bias")
-    for name, file, every in (
-        ("gate", "gate_up_proj", (0, 2)),
-        ("up", "gate_up_proj", (1, 2)),
-        ("down", "down_proj", (0, 1)),
+    width = config.intermediate_size
+    for name, file, part in (
+        ("gate", "gate_up_proj", Part(0, 1, 2, width)),
+        ("up", "gate_up_proj", Part(1, 2, 2, width)),
+        ("down", "down_proj", None),
     ):
         path = f"model.layers.{{layer}}.mlp.experts.{file}"
         names[f"blocks.{name}"] = TensorName(
-            path, "", in_axes=1, experts=True, input_first=True, every=every
+            path, "", in_axes=1, experts=True, input_first=True, part=part
         )
         names[f"blocks.{name}_bias"] = TensorName(
-            f"{path}_bias", "", in_axes=0, experts=True, every=every
+            f"{path}_bias", "", in_axes=0, experts=True, part=part
         )
     return names
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,28 +13,48 @@ from decant.models.families.field_reader import shown
 from decant.models.families.gemma import GEMMA
 from decant.models.families.gemma2 import GEMMA2
 from decant.models.families.gemma3 import GEMMA3
+from decant.models.families.gpt2 import GPT2
+from decant.models.families.gpt_neox import GPT_NEOX
 from decant.models.families.gpt_oss import GPT_OSS
+from decant.models.families.granite import GRANITE, GRANITE_HYBRID
 from decant.models.families.llama import LLAMA
 from decant.models.families.mistral import MISTRAL
 from decant.models.families.mixtral import MIXTRAL
 from decant.models.families.olmo import OLMO2, OLMO3
+from decant.models.families.phi3 import PHI3
 from decant.models.families.qwen2 import QWEN2
 from decant.models.families.qwen3 import QWEN3
 from decant.models.families.qwen3_moe import QWEN3_MOE
 from decant.models.families.smollm3 import SMOLLM3
+from decant.models.families.tensor_name import Naming, TensorName
 from decant.models.json_file import read_object
 
 Entry = TypeVar("Entry")
 
 FAMILIES: tuple[Family, ...] = (
     *(LLAMA, SMOLLM3, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE),
-    *(GEMMA, GEMMA2, GEMMA3, OLMO2, OLMO3, GPT_OSS),
+    *(GEMMA, GEMMA2, GEMMA3, OLMO2, OLMO3, PHI3, GRANITE, GRANITE_HYBRID),
+    *(GPT2, GPT_NEOX, GPT_OSS),
 )
 
 
 def family_of(config: ModelConfig) -> Family:
     """The family that `config.family` names. ValueError if there is none of that name."""
     return _look_up("family", config.family, {family.name: family for family in FAMILIES})
+
+
+def tensor_names(
+    config: ModelConfig, naming: Naming, present: Collection[str]
+) -> dict[str, TensorName]:
+    """Path of each parameter → its name in files of which the tensors are named `present`."""
+    family = family_of(config)
+    names, prefix = family.tensors(config), family.optional_prefix
+    if naming != "hf" or not prefix or any(name.startswith(prefix) for name in present):
+        return names
+    return {
+        path: dataclasses.replace(name, hf=name.hf.removeprefix(prefix))
+        for path, name in names.items()
+    }
 
 
 def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:

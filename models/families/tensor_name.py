@@ -4,11 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 Naming = Literal["hf", "gguf"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Which outputs of a file's tensor are one parameter's; the others are other parameters'.
+
+    The outputs are runs of `size`, and of each run `start` to `stop` are the parameter's.
+    """
+
+    start: int
+    stop: int
+    size: int
+    runs: int = 1
+
+    def covering(self, own: slice) -> slice:
+        """The smallest slice of the tensor's outputs that covers a slice of the parameter's."""
+        if self.runs == 1:
+            return slice(self.start + own.start, self.start + own.stop)
+        width = self.stop - self.start
+        first, last = (divmod(at, width) for at in (own.start, own.stop))
+        assert first[1] == last[1] == 0, f"{own} cuts runs of {self}"
+        return slice(first[0] * self.size, last[0] * self.size)
+
+    def own(self, array: np.ndarray, axis: int) -> np.ndarray:
+        """The parameter's outputs among whole runs along `axis`, as [run, output] in its place.
+
+        It is a view, so that it can be written to.
+        """
+        axis %= array.ndim
+        apart = (*array.shape[:axis], -1, self.size, *array.shape[axis + 1 :])
+        return array.reshape(apart)[(slice(None),) * (axis + 1) + (slice(self.start, self.stop),)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +63,9 @@ class TensorName:
     """Our parameter has an axis of experts. If a name lacks `{expert}`, the file's tensor has that
     axis too."""
     input_first: bool = False
-    """Files store this linear map as [input, output]."""
-    every: tuple[int, int] = (0, 1)
-    """(start, step): the parameter is every step-th entry of the last axis of the file's tensor,
-    which holds other parameters between them."""
+    """Hugging Face files store this linear map as [input, output]."""
+    part: Part | None = None
+    """Which outputs of the tensor are this parameter's. None: all."""
 
     def file_tensors(self, naming: Naming, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """Names of the file's tensors → their index along the stacked axes of our parameter.
@@ -53,19 +83,19 @@ class TensorName:
             return shape
         count = self._expert_axes(naming)
         experts, shape = shape[:count], shape[count:]
-        flat = [math.prod(shape[self.in_axes :])]
+        outputs = math.prod(shape[self.in_axes :])
+        flat = [outputs if self.part is None else self.part.size * self.part.runs]
         if self.in_axes:
-            flat.insert(int(not self.input_first), math.prod(shape[: self.in_axes]))
-        flat[-1] *= self.every[1]
-        return (*experts, *flat)
+            flat.append(math.prod(shape[: self.in_axes]))
+        return (*experts, *self._in_order(flat, naming))
 
     def file_index(
         self, shape: tuple[int, ...], index: tuple[slice, ...], naming: Naming
     ) -> tuple[slice, ...]:
         """The index into the file's tensor that reads `index` of our parameter.
 
-        `shape` and `index` are our parameter's without stacked axes. Where parameters take turns,
-        the elements of the others between them are read too.
+        `shape` and `index` are our parameter's without stacked axes. Where a `part` has several
+        runs, it reads the other parameters' outputs between them too.
         """
         if self.in_axes is None:
             return index
@@ -73,39 +103,44 @@ class TensorName:
         inputs = slice(experts, experts + self.in_axes)
         outputs = slice(experts + self.in_axes, None)
         flat = [_flatten(shape[outputs], index[outputs])]
+        if self.part:
+            flat = [self.part.covering(flat[0])]
         if self.in_axes:
-            flat.insert(int(not self.input_first), _flatten(shape[inputs], index[inputs]))
-        step = self.every[1]
-        flat[-1] = slice(flat[-1].start * step, flat[-1].stop * step)
-        return (*index[:experts], *flat)
+            flat.append(_flatten(shape[inputs], index[inputs]))
+        return (*index[:experts], *self._in_order(flat, naming))
 
-    def from_file(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    def from_file(self, array: np.ndarray, shape: tuple[int, ...], naming: Naming) -> np.ndarray:
         """The file's array in our layout; `shape` is the result's, without stacked axes."""
-        start, step = self.every
-        array = array[..., start::step] if step > 1 else array
-        swapped = self.in_axes and not self.input_first
-        return (array.swapaxes(-1, -2) if swapped else array).reshape(shape)
+        if self.in_axes and not self._input_first(naming):
+            array = array.swapaxes(-1, -2)
+        if self.part and self.part.runs > 1:
+            array = self.part.own(array, -1)
+        return array.reshape(shape)
 
     def to_file(
         self, parameter: np.ndarray, naming: Naming, whole: np.ndarray | None = None
     ) -> np.ndarray:
         """Inverse of `from_file`.
 
-        `whole`: the file's tensor with other parameters that it holds, which gets this one too.
+        `whole` is the file's tensor as far as other parameters have filled it, if there are any.
         """
         shape = self.file_shape(parameter.shape, naming)
-        start, step = self.every
-        own = (*shape[:-1], shape[-1] // step)
-        if self.in_axes and not self.input_first:
-            swapped = (*own[:-2], own[-1], own[-2])
-            array = np.ascontiguousarray(parameter.reshape(swapped).swapaxes(-1, -2))
-        else:
-            array = parameter.reshape(own)
-        if step == 1:
-            return array
-        whole = np.zeros(shape, array.dtype) if whole is None else whole
-        whole[..., start::step] = array
+        swapped = self.in_axes and not self._input_first(naming)
+        ours = (*shape[:-2], shape[-1], shape[-2]) if swapped else shape
+        if self.part is None:
+            array = parameter.reshape(ours)
+            return np.ascontiguousarray(array.swapaxes(-1, -2)) if swapped else array
+        whole = np.empty(shape, parameter.dtype) if whole is None else whole
+        own = self.part.own(whole.swapaxes(-1, -2) if swapped else whole, -1)
+        own[...] = parameter.reshape(own.shape)
         return whole
+
+    def _in_order(self, flat: list[Any], naming: Naming) -> list[Any]:
+        """[output, input] in the order of the file's axes."""
+        return flat[::-1] if self._input_first(naming) else flat
+
+    def _input_first(self, naming: Naming) -> bool:
+        return self.input_first and naming == "hf"
 
     def _expert_axes(self, naming: Naming) -> int:
         """How many axes of experts one of the file's tensors has: 1 or 0."""

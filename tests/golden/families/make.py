@@ -24,12 +24,17 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
     GptOssConfig,
+    GraniteConfig,
+    GraniteMoeHybridConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
     Olmo2Config,
     Olmo3Config,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
@@ -103,6 +108,14 @@ GPT_OSS = GptOssConfig(
         "original_max_position_embeddings": 16,
     },
 )
+LLAMA_ONLY = ("head_dim", "num_key_value_heads", "rms_norm_eps")
+NEOX = {name: size for name, size in SIZES.items() if name not in LLAMA_ONLY}
+GRANITE = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.6,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 1.5,
+}
 NO_TOKENS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 
 CASES = {
@@ -173,8 +186,55 @@ CASES = {
         },
         **NO_TOKENS,
     ),
+    # Six of a head's eight coordinates are turned; rows are longer than 16 positions.
+    "phi3": Phi3Config(
+        **(SIZES | {"head_dim": 8}),
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 500.0,
+            "partial_rotary_factor": 0.75,
+            "short_factor": [1.0, 1.1, 1.3],
+            "long_factor": [1.0, 1.5, 3.0],
+        },
+        original_max_position_embeddings=16,
+        sliding_window=6,
+        **NO_TOKENS,
+    ),
+    "granite": GraniteConfig(
+        **SIZES, **GRANITE, rope_parameters=PLAIN, attention_bias=True, mlp_bias=True, **NO_TOKENS
+    ),
+    "granite4": GraniteMoeHybridConfig(
+        **(SIZES | {"num_hidden_layers": 2}),
+        **GRANITE,
+        rope_parameters=PLAIN,
+        shared_intermediate_size=40,
+        num_local_experts=0,
+        num_experts_per_tok=0,
+        layer_types=["full_attention"] * 2,
+        position_embedding_type="rope",
+        mamba_n_heads=1,
+        tie_word_embeddings=True,
+        **NO_TOKENS,
+    ),
+    "gpt2": GPT2Config(
+        **{"vocab_size": 80, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 32},
+        n_inner=40,
+        **NO_TOKENS,
+    ),
+    # Pythia's; four of a head's eight coordinates are turned.
+    "gpt_neox": GPTNeoXConfig(**NEOX, rotary_pct=0.5, rotary_emb_base=500, **NO_TOKENS),
+    "gpt_neox_sequential": GPTNeoXConfig(
+        **(NEOX | {"num_hidden_layers": 2}),
+        use_parallel_residual=False,
+        attention_bias=False,
+        hidden_act="gelu_new",
+        rope_parameters=PLAIN | {"partial_rotary_factor": 1.0},
+        **NO_TOKENS,
+    ),
 }
 CASES |= {"gpt_oss": GPT_OSS, "gpt_oss_mxfp4": GPT_OSS}
+TABLES = ("embed", "lm_head", "wte", "wpe")
+"""Parts of the names of embeddings and heads."""
 SHARDED = "mistral"
 MXFP4 = "gpt_oss_mxfp4"
 
@@ -209,7 +269,7 @@ def save_checkpoint(config, directory: Path, *, shard_size: str) -> None:
     model = AutoModelForCausalLM.from_config(config)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape)
-        if "norm" in name:
+        if "norm" in name or ".ln_" in name:
             # Gemma multiplies by 1 + weight.
             parameter.copy_(0.3 * noise + (0 if "gemma" in config.model_type else 1))
         elif name.endswith("sinks"):
@@ -218,7 +278,7 @@ def save_checkpoint(config, directory: Path, *, shard_size: str) -> None:
             parameter.copy_(noise * 0.6)  # some gates reach the limit of 7
         elif name.endswith("experts.down_proj") and config.model_type == "gpt_oss":
             parameter.copy_(noise * 0.05)
-        elif name.endswith("bias") or "embed" in name or "lm_head" in name:
+        elif name.endswith("bias") or any(part in name for part in TABLES):
             parameter.copy_(0.5 * noise)
         else:
             parameter.copy_(noise * 1.2 * parameter.shape[-1] ** -0.5)
@@ -261,7 +321,8 @@ def run_alone(model, tokens: np.ndarray) -> dict[str, np.ndarray]:
     Some scalings of rotary positions depend on the row's length.
     """
     row, length = np.pad(tokens, (0, max(LENGTHS) - len(tokens))), len(tokens)
-    if model.config.rope_parameters.get("rope_type") not in ("longrope", "dynamic"):
+    rope = getattr(model.config, "rope_parameters", {})
+    if rope.get("rope_type") not in ("longrope", "dynamic"):
         row = tokens  # as the files were made before there were such scalings
     out = model(torch.from_numpy(row)[None], output_hidden_states=True, output_attentions=True)
     return {

@@ -13,6 +13,7 @@ from decant.models.checkpoints.gguf_file import GgufFile
 from decant.models.checkpoints.safetensors_files import SafetensorsFiles
 from decant.models.families import config_from_gguf
 from decant.models.numerics import logits
+from decant.models.parameters import parameters_by_path
 from decant.models.rotary import Llama3Scaling
 from tests import paths
 from tests.making.models import CONFIG, final_states, random_decoder
@@ -128,6 +129,11 @@ def converted(directory, path, *, architecture, extra=None, interleave=False):
     rope = fields.get("rope_parameters") or fields
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_layer_norm_rms_eps(fields["rms_norm_eps"])
+    if architecture == "granite":
+        writer.add_attention_scale(fields["attention_multiplier"])
+        writer.add_embedding_scale(fields["embedding_multiplier"])
+        writer.add_residual_scale(fields["residual_multiplier"])
+        writer.add_logit_scale(fields["logits_scaling"])
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_vocab_size(fields["vocab_size"])
@@ -173,6 +179,7 @@ def logits_of(model):
     [
         *(("llama", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3"), ("qwen3_moe", "qwen3moe")),
         *(("smollm3", "smollm3"), ("olmo2", "olmo2"), ("mixtral", "llama")),
+        ("granite", "granite"),
     ],
 )
 def test_an_architecture_is_read_as_the_checkpoint_it_was_made_from(tmp_path, case, architecture):
@@ -180,14 +187,56 @@ def test_an_architecture_is_read_as_the_checkpoint_it_was_made_from(tmp_path, ca
     # The converter writes windows of OLMo only.
     original.config = dataclasses.replace(original.config, windows=(None,))
     original.blocks.config = original.config
-    interleave = architecture in ("llama", "smollm3")
+    interleave = architecture in ("llama", "smollm3", "granite")
     path = converted(
         GOLDEN / case, tmp_path / "model.gguf", architecture=architecture, interleave=interleave
     )
     model = open_checkpoint(path).load()
-    eps = model.config.norm_eps  # float32 in GGUF
-    assert model.config == dataclasses.replace(original.config, norm_eps=eps)
+    names = ("norm_eps", "residual_multiplier", "score_multiplier")  # float32 in GGUF
+    rounded = {name: getattr(model.config, name) for name in names}
+    assert model.config == dataclasses.replace(original.config, **rounded)
+    for name, value in rounded.items():
+        assert value is None or value == pytest.approx(getattr(original.config, name))
     np.testing.assert_allclose(logits_of(model), logits_of(original), rtol=1e-5, atol=1e-5)
+
+
+GPT2 = {
+    "transformer.wte": "token_embd",
+    "transformer.wpe": "position_embd",
+    "transformer.ln_f": "output_norm",
+    "ln_1": "attn_norm",
+    "ln_2": "ffn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+
+
+def test_gpt_2_is_read_as_the_checkpoint_it_was_made_from(tmp_path):
+    files = SafetensorsFiles(GOLDEN / "gpt2")
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "gpt2")
+    writer.add_context_length(32)
+    writer.add_embedding_length(32)
+    writer.add_block_count(3)
+    writer.add_feed_forward_length(40)
+    writer.add_head_count(4)
+    writer.add_layer_norm_eps(1e-5)
+    writer.add_vocab_size(80)
+    for name in files.shapes:
+        array = np.asarray(files.read(name), np.float32)
+        stem, _, kind = name.rpartition(".")
+        layer, stem = stem.split(".", 3)[2:] if ".h." in stem else (None, stem)
+        if kind == "weight" and ".c_" in f".{stem}":
+            array = np.ascontiguousarray(array.T)
+        writer.add_tensor(f"{f'blk.{layer}.' if layer else ''}{GPT2[stem]}.{kind}", array)
+    write_out(writer)
+    model = open_checkpoint(tmp_path / "model.gguf").load()
+    original = parameters_by_path(open_checkpoint(GOLDEN / "gpt2").load())
+    for path, ours in parameters_by_path(model).items():
+        np.testing.assert_array_equal(ours[...], original[path][...])
+    expected = files.config
+    assert model.config == dataclasses.replace(expected, norm_eps=model.config.norm_eps)
 
 
 def test_a_file_of_olmos_architecture_that_has_windows_is_olmo_3():
@@ -248,7 +297,9 @@ def test_divisors_that_are_not_llama_3s_are_refused(tmp_path):
         _ = open_checkpoint(path).config
 
 
-@pytest.mark.parametrize("architecture", ["gemma2", "gemma3", "mixtral"])
+@pytest.mark.parametrize(
+    "architecture", ["gemma", "gemma2", "gemma3", "phi3", "gptneox", "mixtral"]
+)
 def test_architectures_that_we_cannot_read_are_refused_by_name(tmp_path, architecture):
     path = converted(GOLDEN / "llama", tmp_path / "model.gguf", architecture=architecture)
     with pytest.raises(ValueError, match=rf"general.architecture is '{architecture}'"):

@@ -1,0 +1,61 @@
+"""Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: Llama with fused tensors and a window in every block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from decant.models.config import ModelConfig
+from decant.models.families import json_fields
+from decant.models.families.common_tensors import common_tensors
+from decant.models.families.family import Family
+from decant.models.families.field_reader import FieldReader
+from decant.models.families.fused import fuse_gate_and_up, fuse_qkv
+from decant.models.families.tensor_name import TensorName
+from decant.models.rotary import LongRopeScaling
+
+_ORIGINAL = "original_max_position_embeddings"
+
+
+def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
+    """Read Phi-3's config.json."""
+    reader = FieldReader("config.json", {_ORIGINAL: 4096, **fields})
+    reader.require("hidden_act", "silu")
+    reader.require("full_attn_mod", 1)
+    sizes = json_fields.read_common(reader, eps=1e-5)
+    config = ModelConfig(
+        **sizes,
+        **json_fields.read_rotary(reader, head_dim=sizes["head_dim"]),
+        windows=(reader.window("sliding_window", None),),
+        family="phi3",
+    )
+    reader.finish()
+    return config
+
+
+def config_to_json(config: ModelConfig) -> dict[str, Any]:
+    """Write Phi-3's config.json."""
+    fields = json_fields.write_common(config, model_type="phi3", architecture="Phi3ForCausalLM")
+    scaling, original = config.rope_scaling, config.max_positions
+    if isinstance(scaling, LongRopeScaling):
+        original = scaling.original_max_positions
+    return fields | {"sliding_window": config.windows[0], _ORIGINAL: original}
+
+
+def tensors(config: ModelConfig) -> dict[str, TensorName]:
+    """Llama's parameters, of which five lie in two tensors."""
+    names, block = common_tensors(config), "model.layers.{layer}"
+    return (
+        names
+        | fuse_qkv(names, config, hf=f"{block}.self_attn.qkv_proj.{{kind}}", by_head=False)
+        | fuse_gate_and_up(names, config, hf=f"{block}.mlp.gate_up_proj.{{kind}}")
+    )
+
+
+PHI3 = Family(
+    name="phi3",
+    model_types=("phi3",),
+    config_from_json=config_from_json,
+    config_to_json=config_to_json,
+    tensors=tensors,
+)
