@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
-from decant.models.rotary import LongRopeScaling, Scaling, YarnScaling
+from decant.models.rotary import DynamicScaling, LongRopeScaling, Scaling, YarnScaling
 
 # The fields that a config had when the first caches were captured. Their teacher_id is made from
 # these fields, so a field added later enters an identity only if it differs from its default.
@@ -71,6 +71,8 @@ class ModelConfig:
     """How the rotary frequencies of blocks without a rotary base of their own are scaled."""
     rotary_dim: int | None = None
     """How many of a head's coordinates are turned, counted from the first. None: all."""
+    query_growth: tuple[float, int] | None = None
+    """(β, n): queries at position p are multiplied by 1 + β·ln(1 + ⌊p/n⌋). None: by 1."""
     windows: tuple[int | None, ...] = (None,)
     """How many positions a query sees, itself included; None: itself and all before it. Block i
     takes entry i modulo the length, so Gemma 2's (4096, None) alternates."""
@@ -191,6 +193,14 @@ class ModelConfig:
             raise ValueError(
                 f"ModelConfig.rope_theta is {self.rope_theta}; YaRN expects a base above 1."
             )
+
+    @property
+    def longest_row(self) -> int:
+        """The most tokens that a row may have: max_positions, or what the scaling is for."""
+        scaling = self.rope_scaling
+        if isinstance(scaling, (DynamicScaling, YarnScaling)):
+            return max(self.max_positions, int(scaling.factor * scaling.original_max_positions))
+        return self.max_positions
 
     @property
     def turned(self) -> int:

@@ -164,6 +164,13 @@ def cos_and_sin(
     return (cos, sin) if factor == 1 else (cos * factor, sin * factor)
 
 
+def grown(
+    positions: Int[Array, "batch time"], beta: float, length: int
+) -> Float[Array, "batch time 1 1"]:
+    """1 + β·ln(1 + ⌊position/length⌋): the factor of queries far from the document's beginning."""
+    return (1 + beta * jnp.log1p(positions // length))[:, :, None, None]
+
+
 def rotate(
     x: Float[Array, "batch time heads head_dim"], rotation: tuple[Array, Array]
 ) -> Float[Array, "batch time heads head_dim"]:

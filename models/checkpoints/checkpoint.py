@@ -97,6 +97,16 @@ class Checkpoint:
         return hub.without_commit(self.name) or self.path.name
 
     @property
+    def left_out(self) -> str:
+        """A line on the tensors of other parts than the text model; empty if there are none."""
+        if not (names := self.files.unread):
+            return ""
+        return (
+            f"{self.title} is a model of images and text: its text model is run, and "
+            f"{len(names):,} tensors of other parts are not read"
+        )
+
+    @property
     def config(self) -> ModelConfig:
         """Shape of the model. ValueError for a field that we cannot honour."""
         return self.files.config

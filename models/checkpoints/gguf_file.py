@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,8 @@ class GgufFile:
     naming: Literal["hf", "gguf"] = "gguf"
     readable = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K")
     """Quantisations that we can read."""
+    unread: Sequence[str] = ()
+    """Files of images lie apart from the text model's."""
 
     def __init__(self, path: Path):
         self.path = path

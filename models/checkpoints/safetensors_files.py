@@ -16,6 +16,7 @@ from decant.models.checkpoints.weight_files import BucketFiles, LocalFiles
 from decant.models.checkpoints.weight_index import read_index
 from decant.models.config import ModelConfig
 from decant.models.families import config_from_file
+from decant.models.families.towers import is_tower, text_fields, text_tensors
 from decant.models.json_file import read_object
 from decant.models.prequantised.scheme import FIELDS, Scheme, Stored, read_scheme
 from decant.models.prequantised.stored import KINDS, Header, InFile, full_index
@@ -143,18 +144,34 @@ class SafetensorsFiles:
             raise ValueError(f"{self.where}: {error}") from error
         return {**{name: self._in_files[name] for name in others}, **stored}
 
+    @cached_property
+    def _stored_name(self) -> dict[str, str]:
+        """Name of every tensor of the model → its name in the files.
+
+        They differ in models of images and text, whose other tensors are left out.
+        """
+        if not is_tower(read_object(self.path / CONFIG)):
+            return {name: name for name in self._tensors}
+        try:
+            return text_tensors(self._tensors)
+        except ValueError as error:
+            raise ValueError(f"{self.where}: {error}") from error
+
+    @property
+    def unread(self) -> list[str]:
+        """Names in the files of the tensors that belong to other parts than the text model."""
+        return sorted(self._tensors.keys() - self._stored_name.values())
+
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor; quantised ones have that of their plain weight."""
-        return {name: tensor.shape for name, tensor in self._tensors.items()}
+        return {name: self._tensors[stored].shape for name, stored in self._stored_name.items()}
 
     @cached_property
     def kinds(self) -> dict[str, str]:
         """How every tensor's numbers are stored, such as "BF16" or "INT4"."""
-        return {
-            name: tensor.dtype if isinstance(tensor, InFile) else tensor.kind
-            for name, tensor in self._tensors.items()
-        }
+        tensors = {name: self._tensors[stored] for name, stored in self._stored_name.items()}
+        return {n: t.dtype if isinstance(t, InFile) else t.kind for n, t in tensors.items()}
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """The tensor of that name, or its elements at `index`, in the dtype of the file.
@@ -162,7 +179,8 @@ class SafetensorsFiles:
         Quantised tensors are dequantised, of an index only its elements. ValueError if its numbers
         are not in `readable`, such as integers of which config.json says nothing.
         """
-        tensor = self._tensors[name]
+        stored = self._stored_name[name]
+        tensor = self._tensors[stored]
         if not isinstance(tensor, InFile):
             return tensor.read(self._stored, full_index(tensor.shape) if index is None else index)
         if tensor.dtype not in self.readable:
@@ -170,7 +188,7 @@ class SafetensorsFiles:
                 f"{self.where}: tensor {name} is stored as {tensor.dtype}; weights can be read "
                 f"as {', '.join(self.readable)}. Use the unquantised checkpoint."
             )
-        return self._stored(name, index)
+        return self._stored(stored, index)
 
     def _stored(self, name: str, index: tuple[slice, ...] | None) -> np.ndarray:
         """A tensor of the files, or its elements at `index`, as it is stored."""
@@ -180,7 +198,8 @@ class SafetensorsFiles:
     def tokenizer(self) -> Tokenizer:
         """The directory's tokenizer."""
         files = read_files(self.path)
-        ends = read_object(self.path / CONFIG).get("eos_token_id")
+        fields = read_object(self.path / CONFIG)
+        ends = fields.get("eos_token_id") or text_fields(fields).get("eos_token_id")
         if GENERATION not in files and ends is not None:
             # Without generation_config.json transformers, too, takes the end tokens from here.
             files[GENERATION] = json.dumps({"eos_token_id": ends}).encode()

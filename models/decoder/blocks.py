@@ -18,9 +18,18 @@ from decant.models.mesh.execution import PRODUCTS
 from decant.models.numerics import contract
 from decant.models.rotary import rotate
 
-Rotations = list[tuple[Array, Array]]
-"""Cosines and sines that rotate queries and keys; each block uses one pair. Empty if no block
-rotates."""
+
+class Rotation(NamedTuple):
+    """How positions enter queries and keys, [batch, time, 1, …] each."""
+
+    cos: Array
+    sin: Array
+    query_factor: Array | None
+    """[batch, time, 1, 1], of queries only; None: 1."""
+
+
+Rotations = list[Rotation]
+"""Each block uses one of them. Empty if no block rotates."""
 
 
 Axes = dict[str, int]
@@ -184,7 +193,9 @@ class Blocks(nnx.Module):
             k = norm(k, norm_parameters(self, "key_norm"), config=self.config)
         if rotations:
             rotation = _chosen(rotations, pattern.rotation)
-            q, k = rotate(q, rotation), rotate(k, rotation)
+            q, k = (rotate(x, (rotation.cos, rotation.sin)) for x in (q, k))
+            if rotation.query_factor is not None:
+                q = q * rotation.query_factor
         return q.astype(self.dtype), k.astype(self.dtype)
 
     def mlp(self, x: Array) -> Array:
@@ -221,7 +232,7 @@ def _along_channels(equation: str, values: Array) -> Array:
     return values.reshape([next(sizes) if axis in matrix else 1 for axis in out])
 
 
-def _chosen(rotations: Rotations, number: Array | None) -> tuple[Array, Array]:
+def _chosen(rotations: Rotations, number: Array | None) -> Rotation:
     """The rotation of that number."""
     chosen = rotations[0]
     for i, other in enumerate(rotations[1:], 1):

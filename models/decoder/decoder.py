@@ -17,11 +17,11 @@ from jaxtyping import Array, DTypeLike, Float, Int, Shaped
 
 from decant.models.config import ModelConfig
 from decant.models.decoder.attention import attention_probabilities
-from decant.models.decoder.blocks import BlockPattern, Blocks, Rotations
+from decant.models.decoder.blocks import BlockPattern, Blocks, Rotation, Rotations
 from decant.models.decoder.initializer import Initializer
 from decant.models.decoder.norms import add_norm, norm, norm_parameters
 from decant.models.mesh.execution import WITHOUT_MESH, Execution
-from decant.models.rotary import attention_factor, cos_and_sin, frequencies
+from decant.models.rotary import attention_factor, cos_and_sin, frequencies, grown
 
 # Callers may pass batches as numpy arrays.
 Rows = Array | np.ndarray
@@ -188,12 +188,15 @@ class Decoder(nnx.Module):
         table = frequencies(
             head_dim=c.turned, theta=c.rope_theta, scaling=scaling, length=positions.shape[1]
         )
-        rotations = [cos_and_sin(positions, table, factor=attention_factor(scaling))]
+        growth = None if c.query_growth is None else grown(positions, *c.query_growth)
+        rotation = cos_and_sin(positions, table, factor=attention_factor(scaling))
+        rotations = [Rotation(*rotation, growth)]
         if c.window_rope_theta is not None:
             local = frequencies(head_dim=c.turned, theta=c.window_rope_theta)
-            rotations.append(cos_and_sin(positions, local))
+            rotations.append(Rotation(*cos_and_sin(positions, local), growth))
         if not all(c.layers_rotate):
-            rotations.append((jnp.ones_like(rotations[0][0]), jnp.zeros_like(rotations[0][1])))
+            still = jnp.ones_like(rotation[0]), jnp.zeros_like(rotation[1])
+            rotations.append(Rotation(*still, growth))
         return rotations
 
     def _rotation_numbers(self) -> np.ndarray | None:

@@ -15,12 +15,7 @@ from decant.models.families.windows import period_of, read_windows
 
 
 def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
-    """Read Gemma 3's config.json, of a text model only."""
-    if fields.get("model_type") == "gemma3":
-        raise ValueError(
-            "config.json: model_type is 'gemma3', a model of images and text; only its text model, "
-            "saved as 'gemma3_text' (what Gemma3ForCausalLM writes), can be run."
-        )
+    """Read the config.json of a Gemma 3 text model."""
     reader = FieldReader("config.json", fields)
     reader.require("use_qk_norm", True)
     saved_again = reader.size("_sliding_window_pattern", 6, of="num_layers")
@@ -53,7 +48,7 @@ def config_to_json(config: ModelConfig) -> dict[str, Any]:
 
 GEMMA3 = Family(
     name="gemma3",
-    model_types=("gemma3_text", "gemma3"),
+    model_types=("gemma3_text",),
     config_from_json=config_from_json,
     config_to_json=config_to_json,
     tensors=gemma_tensors,

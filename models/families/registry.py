@@ -18,6 +18,7 @@ from decant.models.families.gpt_neox import GPT_NEOX
 from decant.models.families.gpt_oss import GPT_OSS
 from decant.models.families.granite import GRANITE, GRANITE_HYBRID
 from decant.models.families.llama import LLAMA
+from decant.models.families.ministral3 import MINISTRAL3
 from decant.models.families.mistral import MISTRAL
 from decant.models.families.mixtral import MIXTRAL
 from decant.models.families.olmo import OLMO2, OLMO3
@@ -27,12 +28,13 @@ from decant.models.families.qwen3 import QWEN3
 from decant.models.families.qwen3_moe import QWEN3_MOE
 from decant.models.families.smollm3 import SMOLLM3
 from decant.models.families.tensor_name import Naming, TensorName
+from decant.models.families.towers import TOWERS, text_fields
 from decant.models.json_file import read_object
 
 Entry = TypeVar("Entry")
 
 FAMILIES: tuple[Family, ...] = (
-    *(LLAMA, SMOLLM3, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE),
+    *(LLAMA, SMOLLM3, MISTRAL, MINISTRAL3, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE),
     *(GEMMA, GEMMA2, GEMMA3, OLMO2, OLMO3, PHI3, GRANITE, GRANITE_HYBRID),
     *(GPT2, GPT_NEOX, GPT_OSS),
 )
@@ -62,8 +64,9 @@ def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
 
     ValueError for an unknown `model_type`, and for any field that we would not honour.
     """
+    fields = text_fields(fields)
     known = {kind: family for family in FAMILIES for kind in family.model_types}
-    family = _look_up("config.json: model_type", fields.get("model_type"), known)
+    family = _look_up("config.json: model_type", fields.get("model_type"), known, also=TOWERS)
     return family.config_from_json(fields)
 
 
@@ -104,10 +107,14 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Collection[str]) -> M
     return _look_up("GGUF general.architecture", architecture, known).config(metadata, tensors)
 
 
-def _look_up(what: str, name: Any, known: Mapping[str, Entry]) -> Entry:
+def _look_up(
+    what: str, name: Any, known: Mapping[str, Entry], *, also: Collection[str] = ()
+) -> Entry:
+    """The entry of that name. ValueError that lists the known names, and those in `also`."""
     if not isinstance(name, str) or name not in known:
         raise ValueError(
-            f"{what} is {shown(name)}, which we cannot run; known: {', '.join(sorted(known))}. "
+            f"{what} is {shown(name)}, which we cannot run; known: "
+            f"{', '.join(sorted({*known, *also}))}. "
             "A new family is a new module in models/families."
         )
     return known[name]

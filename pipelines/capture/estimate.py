@@ -140,6 +140,8 @@ def estimate(config: Precompute, *, console: Console) -> Estimate:
         result.remote = remote_costs(job.sources, capture.teacher.checkpoint)
         part = PartLayout(cache / "measured")
         trial = TrialCapture(capture.config, capture.teacher, rows, rows_at=job.part, part=part)
+        if notice := capture.teacher.checkpoint.left_out:
+            console.print(f"plan: {notice}", markup=False)
         console.print(
             f"plan: {capture.teacher.checkpoint.title} reads a few rows of about {result.rows:,}"
         )

@@ -114,7 +114,7 @@ class Capture:
                 self._require_held_signals(part)
         if notice := unused_accelerator():
             self.console.print(notice)
-        for notice in (self.rank_line, self.head_size()):
+        for notice in (self.teacher.checkpoint.left_out, self.rank_line, self.head_size()):
             if notice:
                 self.console.print(notice)
         self._forget_replaced()
@@ -261,10 +261,10 @@ def kept_weights(manifest: Manifest, corpus: Corpus, *, cache: Path) -> str:
 def check_settings(config: Precompute, checkpoint: Checkpoint, *, vocabulary: int) -> None:
     """ValueError for settings that this teacher does not allow; `vocabulary` is its token count."""
     length, spec = config.corpus.sequence_length, config.signals.logits.target_spec()
-    if not 2 <= length <= checkpoint.config.max_positions:
+    if not 2 <= length <= checkpoint.config.longest_row:
         raise ValueError(
             f"corpus.sequence_length is {length}, but {checkpoint.title} was trained for 2 to "
-            f"{checkpoint.config.max_positions} positions; choose a length in between"
+            f"{checkpoint.config.longest_row} positions; choose a length in between"
         )
     if spec.k > vocabulary - (spec.draws > 0):
         if spec.draws:

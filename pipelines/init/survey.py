@@ -92,7 +92,7 @@ def look_at_teacher(name: str) -> TeacherFacts:
         layers=config.num_layers,
         width=config.hidden_size,
         vocabulary=min(tokenizer.size, config.vocab_size),
-        positions=config.max_positions,
+        positions=config.longest_row,
         chats="chat_template.jinja" in tokenizer.files()
         or b'"chat_template"' in tokenizer.files().get("tokenizer_config.json", b""),
     )

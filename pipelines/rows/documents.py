@@ -15,7 +15,7 @@ from decant.schemas.disk.identity import canonical_json
 
 _CHAT = ("messages",)
 _COMPLETION = ("prompt", "completion")
-_TOOLS = "tools"
+_TOOLS, _IMAGES = "tools", "images"
 _REQUESTS = 16
 """Files at addresses of which the first record is read at once."""
 _LONGEST_LIST = 300
@@ -126,7 +126,9 @@ def _records(span: Span, source: SourceFile, text_field: str) -> Iterator[Record
 
 
 def _columns(names: Collection[str], *, text_field: str) -> list[str]:
-    return [*_fields(names, text_field), *(name for name in (_TOOLS,) if name in names)]
+    fields = _fields(names, text_field)
+    more = (_TOOLS, _IMAGES) if fields == _CHAT else (_TOOLS,)
+    return [*fields, *(name for name in more if name in names)]
 
 
 def _fields(names: Collection[str], text_field: str) -> tuple[str, ...]:
@@ -175,6 +177,8 @@ def _content(value: Any, source: SourceFile, *, text_field: str) -> Content:
         )
     fields = [value[name] for name in _fields(value, text_field)]
     if kind == "chat":
+        if value.get(_IMAGES):
+            raise ValueError(f"field {_IMAGES!r} is not empty; teachers read text only")
         return _chat(fields, value.get(_TOOLS))
     if isinstance(fields[0], LongText) and kind == "text":
         return fields[0]
@@ -210,8 +214,9 @@ def _message(message: Any) -> dict[str, Any]:
     content = message.get("content")
     if isinstance(content, list):
         texts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        if any(not isinstance(text, str) for text in texts):
-            raise ValueError("a message's content has parts that are not text")
+        for part, text in zip(content, texts, strict=True):
+            if not isinstance(text, str):
+                raise ValueError(f"a message's content has {_part(part)}; teachers read text only")
         content = "".join(map(str, texts))
     if content is None and "tool_calls" in message:
         content = ""
@@ -220,6 +225,13 @@ def _message(message: Any) -> dict[str, Any]:
         raise ValueError(f"a message's content is {got}, not a string or a list of text parts")
     others = {name: value for name, value in message.items() if value is not None}
     return others | {"content": content}
+
+
+def _part(part: Any) -> str:
+    """A part that is no text, named by its type."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    named = isinstance(kind, str) and kind.isidentifier() and len(kind) <= 30
+    return f"a part of type {kind!r}" if named else "parts that are not text"
 
 
 def _shortened(names: str) -> str:

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from decant.models import open_checkpoint, save_directory
 from decant.models.checkpoints.cut import cut_layers
+from decant.models.families.towers import text_tensors
 from decant.models.numerics import logits
 from tests import paths
 from tests.reference.test_models_against_transformers import PYTHON
@@ -25,18 +26,28 @@ CASES = sorted(
     path.parent.name for path in GOLDEN.glob("*/config.json") if path.parent.name != "gpt_oss_mxfp4"
 )
 # A student of the first and last two blocks, whose windows no longer alternate.
-CUT = {"gpt_oss": (1, 2), "gemma2": (0, 2), "gemma3": (0, 5, 6), "qwen2": (2, 0), "qwen3_moe": (1,)}
+CUT = {
+    "gpt_oss": (1, 2),
+    "gemma2": (0, 2),
+    "gemma3": (0, 5, 6),
+    "qwen2": (2, 0),
+    "qwen3_moe": (1,),
+    "tower_gemma3": (4, 5),
+    "tower_ministral3": (1,),
+}
 
 SCRIPT = """
 import json, sys
 from pathlib import Path
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 torch.set_grad_enabled(False)
 original, exports = Path(sys.argv[1]), Path(sys.argv[2])
 
 def load(directory):
-    model, info = AutoModelForCausalLM.from_pretrained(
+    whole = "text_config" in json.loads((directory / "config.json").read_text())
+    kind = AutoModelForImageTextToText if whole else AutoModelForCausalLM
+    model, info = kind.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
     return model.eval(), {k: sorted(map(str, v)) for k, v in info.items() if v}
 
@@ -93,6 +104,8 @@ def test_an_export_has_the_originals_tensors(report, name):
     original = {}
     for file in (GOLDEN / name).glob("*.safetensors"):
         original |= load_file(file)
+    if "text_config" in json.loads((GOLDEN / name / "config.json").read_text()):
+        original = {ours: original[stored] for ours, stored in text_tensors(original).items()}
     assert exported.keys() == original.keys()
     for tensor, array in original.items():
         np.testing.assert_array_equal(exported[tensor], array.astype(np.float32))

@@ -37,7 +37,7 @@ def generate(config: Generate) -> list[str]:
     embedding for one of its tokens.
     """
     initial = open_initial(config.run)
-    tokenizer, longest = initial.tokenizer(), initial.config.max_positions
+    tokenizer, longest = initial.tokenizer(), initial.config.longest_row
     prompt, rows = prompt_ids(config, tokenizer), initial.config.vocab_size
     if max(prompt) >= rows:
         raise ValueError(

@@ -147,11 +147,11 @@ def check_covers_cache(model: ModelConfig, *, cache: Cache, name: str) -> None:
             "tokenizer (student.init = scratch without student.config has it), or capture again "
             "with a teacher that has the student's tokenizer"
         )
-    if model.max_positions < length:
+    if model.longest_row < length:
         raise ValueError(
             f"{cache.path}: rows of {length} tokens, but {name} has "
-            f"{model.max_positions} positions; choose another student or capture again with "
-            f"--corpus.sequence-length {model.max_positions}"
+            f"{model.longest_row} positions; choose another student or capture again with "
+            f"--corpus.sequence-length {model.longest_row}"
         )
 
 

@@ -21,7 +21,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     Gemma2Config,
+    Gemma3Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
@@ -30,6 +32,8 @@ from transformers import (
     GraniteConfig,
     GraniteMoeHybridConfig,
     LlamaConfig,
+    Ministral3Config,
+    Mistral3Config,
     MistralConfig,
     MixtralConfig,
     Olmo2Config,
@@ -38,6 +42,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3VLConfig,
     SmolLM3Config,
 )
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
@@ -88,6 +93,18 @@ LONGROPE = {
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 3.0}
 UPPER = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+# Positions beyond 8 turn differently and have larger queries.
+MINISTRAL = YARN | {"original_max_position_embeddings": 8, "llama_4_scaling_beta": 0.5}
+MROPE = {"mrope_section": [4, 2, 2], "mrope_interleaved": True}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "head_dim": 8,
+    "image_size": 28,
+    "patch_size": 14,
+}
 GEMMA = {"query_pre_attn_scalar": 24, "sliding_window": 6}
 
 # OLMo has no head_dim of its own.
@@ -231,12 +248,62 @@ CASES = {
         rope_parameters=PLAIN | {"partial_rotary_factor": 1.0},
         **NO_TOKENS,
     ),
+    "ministral3": Ministral3Config(**SIZES, rope_parameters=MINISTRAL),
+    # Models of images and text, of which only the text is run.
+    "tower_gemma3": Gemma3Config(
+        text_config=SIZES
+        | GEMMA
+        | {
+            "num_hidden_layers": 6,
+            "rope_parameters": {
+                "full_attention": LINEAR,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+        vision_config=VISION | {"vision_use_head": False},
+        mm_tokens_per_image=4,
+        image_token_index=79,
+    ),
+    "tower_mistral3": Mistral3Config(
+        text_config=SIZES | {"model_type": "mistral", "rope_parameters": PLAIN},
+        vision_config=VISION | {"model_type": "pixtral"},
+        image_token_index=79,
+        tie_word_embeddings=False,
+    ),
+    "tower_ministral3": Mistral3Config(
+        text_config=SIZES
+        | {
+            "model_type": "ministral3",
+            "num_hidden_layers": 2,
+            "rope_parameters": MINISTRAL,
+            "tie_word_embeddings": True,
+        },
+        vision_config=VISION | {"model_type": "pixtral"},
+        image_token_index=79,
+        tie_word_embeddings=True,
+    ),
+    "tower_qwen3_vl": Qwen3VLConfig(
+        text_config=SIZES | {"rope_parameters": PLAIN | MROPE},
+        vision_config={
+            "depth": 2,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_heads": 2,
+            "patch_size": 4,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0],
+        },
+        **{f"{name}_token_id": 79 for name in ("image", "video", "vision_start", "vision_end")},
+    ),
 }
 CASES |= {"gpt_oss": GPT_OSS, "gpt_oss_mxfp4": GPT_OSS}
 TABLES = ("embed", "lm_head", "wte", "wpe")
 """Parts of the names of embeddings and heads."""
 SHARDED = "mistral"
 MXFP4 = "gpt_oss_mxfp4"
+LARGEST_ID = {name: 79 if name.startswith("tower") else 80 for name in CASES}
+"""Token 79 stands for an image there."""
 
 
 def main() -> None:
@@ -245,7 +312,7 @@ def main() -> None:
         directory = HERE / name
         shutil.rmtree(directory, ignore_errors=True)
         save_checkpoint(CASES[name], directory, shard_size="20KB" if name == SHARDED else "1GB")
-        model = AutoModelForCausalLM.from_pretrained(
+        model = auto_class(CASES[name]).from_pretrained(
             directory, dtype=torch.float32, attn_implementation="eager"
         )
         if name == MXFP4:
@@ -253,7 +320,7 @@ def main() -> None:
         golden = {}
         draw = np.random.default_rng(0)
         for i, length in enumerate(LENGTHS):
-            tokens = draw.integers(0, SIZES["vocab_size"], length)
+            tokens = draw.integers(0, LARGEST_ID[name], length)
             golden |= {
                 f"{key}_{i}": array for key, array in run_alone(model.eval(), tokens).items()
             }
@@ -263,10 +330,15 @@ def main() -> None:
         print(f"{name}: {size / 1024:.0f} KiB, largest logit {largest:.1f}")
 
 
+def auto_class(config):
+    """The class that makes and loads models of this config."""
+    return AutoModelForImageTextToText if hasattr(config, "text_config") else AutoModelForCausalLM
+
+
 def save_checkpoint(config, directory: Path, *, shard_size: str) -> None:
     """Save a random model of this shape in files of at most `shard_size`."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
+    model = auto_class(config).from_config(config)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape)
         if "norm" in name or ".ln_" in name:
@@ -321,7 +393,7 @@ def run_alone(model, tokens: np.ndarray) -> dict[str, np.ndarray]:
     Some scalings of rotary positions depend on the row's length.
     """
     row, length = np.pad(tokens, (0, max(LENGTHS) - len(tokens))), len(tokens)
-    rope = getattr(model.config, "rope_parameters", {})
+    rope = getattr(model.config.get_text_config(), "rope_parameters", {})
     if rope.get("rope_type") not in ("longrope", "dynamic"):
         row = tokens  # as the files were made before there were such scalings
     out = model(torch.from_numpy(row)[None], output_hidden_states=True, output_attentions=True)

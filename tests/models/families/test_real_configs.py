@@ -517,7 +517,7 @@ def test_biases_that_a_family_has_not_are_refused(model_type, name):
         ("llama", {"qkv_bias": True}, "qkv_bias = True"),
         ("llama", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
         ("qwen2", {"layer_types": [SLIDING] * 4}, "no sliding_window"),
-        ("gemma3", {"text_config": {}}, "a model of images and text"),
+        ("gemma3", {"text_config": {}}, "text_config is missing"),
         ("gemma3_text", {"text_config": {"hidden_size": 64}}, "text_config = "),
         ("llama", {"rope_scaling": {"rope_type": "xpos", "factor": 4.0}}, "rope_type = 'xpos'"),
         ("llama", {"rope_scaling": {"type": "dynamic", "alpha": 4.0}}, "'factor' is missing"),

@@ -232,7 +232,15 @@ def test_chats_in_a_table_have_no_keys_without_a_value(tmp_path):
         ({"messages": [{"from": "x", "value": "y"}]}, "needs 'role' and 'content'; got: from, v"),
         ({"messages": ["Hi"]}, "needs 'role' and 'content'; got: str"),
         ({"messages": [{"role": "user", "content": 5}]}, "content is int, not a string"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "parts that are not te"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+            "a message's content has a part of type 'image'; teachers read text only",
+        ),
+        ({"messages": [{"role": "user", "content": [5]}]}, "parts that are not text"),
+        (
+            {"messages": dialogue("Look", "Yes"), "images": [{"path": "a.png"}]},
+            "field 'images' is not empty; teachers read text only",
+        ),
         ({"messages": dialogue("\ud800", "Yes")}, "cannot be written as JSON"),
         ({"messages": dialogue("Hi", "Yes"), "tools": {}}, "field 'tools' is dict, not a list"),
         ({"prompt": "x", "completion": []}, "one is a string, the other a list"),
