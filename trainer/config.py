@@ -23,6 +23,7 @@ from decant.models.mesh.remat import Remat
 from decant.trainer.loss.settings import AttentionLoss, HiddenLoss, Loss
 
 __all__ = [
+    "Adapter",
     "AttentionLoss",
     "Data",
     "Distributed",
@@ -43,6 +44,25 @@ __all__ = [
 
 _MOST_STEPS = 2**31 - 1
 """The state counts updates in 32 bits."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA: beside each chosen matrix W of the frozen student, A and B of a small rank are trained,
+    and W + s·B·A takes W's place. Frozen weights have no moments, and checkpoints hold A and B
+    only."""
+
+    rank: Annotated[int | None, Bounds(1, 1 << 12)] = None
+    """Rank of the changes. Unset: no adapter, all weights are trained."""
+    alpha: Annotated[float | None, Bounds(1e-6, 1_000_000)] = None
+    """s = `alpha` / `rank`. Unset: twice the rank."""
+    scaling: Literal["rank", "root"] = "rank"
+    """`root`: s = `alpha` / √`rank` (rsLoRA), for ranks of 64 and more."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Matrices of every block: `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj`,
+    `down_proj`; `all-linear` is all that the student has. Those of experts cannot be adapted."""
+    base: Literal["bfloat16", "float32"] = "bfloat16"
+    """How frozen weights are kept. With `dtype = bfloat16` no float32 copy of them exists."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +91,7 @@ class Student:
     """For `scratch`: number of query heads in place of the config's."""
     num_kv_heads: Annotated[int | None, Bounds(1, 1 << 16)] = None
     """For `scratch`: number of key/value heads in place of the config's."""
+    adapter: Adapter = field(default_factory=Adapter)
 
 
 @dataclass(frozen=True)
@@ -301,7 +322,7 @@ class Evaluate(LongCommand):
 
 @dataclass(frozen=True)
 class Export(LongCommand):
-    """Write a run's student as a Hugging Face directory."""
+    """Write a run's student as a Hugging Face directory, or its adapter as a PEFT directory."""
 
     run: Path = field(default=Path("runs/student"), metadata=IS_RUN)
     """Directory of the run."""
@@ -313,6 +334,9 @@ class Export(LongCommand):
     have recorded it."""
     output: Path = field(default=Path("runs/exported"), metadata=IS_OUTPUT)
     """Directory to write. transformers, `student.source` and `teacher.model` can read it."""
+    adapter: Literal["apart", "merged"] = "apart"
+    """Of a run with `student.adapter`. `apart`: a PEFT directory, which names the base; `merged`: a
+    whole model in float32, the adapter added to its weights."""
 
 
 @dataclass(frozen=True)

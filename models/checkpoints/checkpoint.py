@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from decant.models.checkpoints import embedded, hub
 from decant.models.checkpoints.gguf_file import GgufFile
 from decant.models.checkpoints.loading import place_shares, read_share
+from decant.models.checkpoints.peft_files import PeftFiles, is_adapter, place_of_base
 from decant.models.checkpoints.quantization import (
     MATRICES,
     SCALE,
@@ -26,7 +27,7 @@ from decant.models.checkpoints.quantization import (
 )
 from decant.models.checkpoints.safetensors_files import SafetensorsFiles
 from decant.models.checkpoints.tensor_check import check_tensors
-from decant.models.checkpoints.weight_files import BucketFiles
+from decant.models.checkpoints.weight_files import BucketFiles, LocalFiles
 from decant.models.config import ModelConfig
 from decant.models.decoder.decoder import Decoder
 from decant.models.families import family_of, tensor_names
@@ -39,13 +40,15 @@ from decant.models.text.tokenizer import Tokenizer
 from decant.store.urls import BUCKETS, require_scheme, url_of
 
 Quantize = Literal["none", "int8"]
+_NO_BASE = "its base is {}; expected a Hugging Face directory of a whole model, or its hub id"
 
 
 def open_checkpoint(name: str | Path, *, fetch: bool = True) -> Checkpoint:
     """Open a checkpoint; its weights are not read yet.
 
     `name` is "embedded", a Hugging Face directory, here or at an `s3://` or `gs://` address, a
-    .gguf file, or a hub id (`hub.HubId`). A path that exists takes precedence over a hub id. With
+    .gguf file, or a hub id (`hub.HubId`). A PEFT directory opens as its base with the adapter
+    merged into it. A path that exists takes precedence over a hub id. With
     `fetch` False nothing is asked of a network: a hub id must have been fetched before.
     FileNotFoundError if it is none of these. ValueError for another address, StoreError if the
     bucket refuses or cannot be reached.
@@ -59,7 +62,7 @@ def open_checkpoint(name: str | Path, *, fetch: bool = True) -> Checkpoint:
         fetched = hub.fetch_checkpoint(hub_id, fetch=fetch)
         return dataclasses.replace(open_checkpoint(fetched.path), name=fetched.pinned)
     if path.is_dir():
-        return Checkpoint(str(name), path, SafetensorsFiles(path))
+        return Checkpoint(str(name), path, _of_directory(LocalFiles(path), fetch=fetch))
     if path.suffix == ".gguf":
         return Checkpoint(str(name), path, GgufFile(path))
     raise FileNotFoundError(
@@ -76,8 +79,23 @@ def _open_in_bucket(url: str, *, fetch: bool) -> Checkpoint:
         )
     if not fetch:
         raise FileNotFoundError(f"{url}: lies in a bucket.")
-    files = SafetensorsFiles(BucketFiles(url))
+    files = _of_directory(BucketFiles(url), fetch=fetch)
     return Checkpoint(url, files.path, files)
+
+
+def _of_directory(place: LocalFiles | BucketFiles, *, fetch: bool) -> SafetensorsFiles | PeftFiles:
+    if not is_adapter(place):
+        return SafetensorsFiles(place)
+    name = place_of_base(place)
+    if is_adapter(LocalFiles(Path(name))):  # it may name itself
+        raise ValueError(f"{place.where}: {_NO_BASE.format(name)}")
+    try:
+        base = open_checkpoint(name, fetch=fetch).files
+    except OSError as error:
+        raise FileNotFoundError(f"{place.where}: the base of this adapter: {error}") from error
+    if not isinstance(base, SafetensorsFiles):
+        raise ValueError(f"{place.where}: {_NO_BASE.format(name)}")
+    return PeftFiles(place, base)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +107,7 @@ class Checkpoint:
     path: Path
     """Directory of config and tokenizer, or the .gguf file; of an address, copies in a temporary
     directory."""
-    files: SafetensorsFiles | GgufFile
+    files: SafetensorsFiles | GgufFile | PeftFiles
 
     @property
     def title(self) -> str:

@@ -22,7 +22,10 @@ class GgufFile:
     """One .gguf file, with the same attributes as `SafetensorsFiles`; opened on first use."""
 
     naming: Literal["hf", "gguf"] = "gguf"
-    readable = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K")
+    readable = (
+        *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K"),
+        *("Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"),
+    )
     """Quantisations that we can read."""
     unread: Sequence[str] = ()
     """Files of images lie apart from the text model's."""

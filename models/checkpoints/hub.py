@@ -10,7 +10,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from decant.models.checkpoints.hf_layout import CONFIG, INDEX, WEIGHTS
+from decant.models.checkpoints.hf_layout import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CONFIG,
+    INDEX,
+    WEIGHTS,
+)
 from decant.models.checkpoints.weight_index import read_index
 from decant.models.text.named_templates import ADDITIONAL
 from decant.models.text.tokenizer import FILES
@@ -65,16 +71,19 @@ def fetch_checkpoint(hub_id: HubId, *, fetch: bool = True) -> Fetched:
         snapshot = _download(hub_id, hub_id.revision, [hub_id.file], fetch=fetch)
         path = snapshot / hub_id.file
     else:
-        small = [CONFIG, *FILES, f"{ADDITIONAL}/*", INDEX]
+        small = [CONFIG, ADAPTER_CONFIG, *FILES, f"{ADDITIONAL}/*", INDEX]
         path = snapshot = _download(hub_id, hub_id.revision, small, fetch=fetch)
-        _download(hub_id, snapshot.name, _weights(snapshot), fetch=fetch)
-    if not path.exists() or not (hub_id.file or (path / CONFIG).exists()):
+        # An adapter has no weights of a whole model.
+        weights = [*_weights(snapshot), ADAPTER_WEIGHTS]
+        _download(hub_id, snapshot.name, weights, fetch=fetch)
+    known = hub_id.file or (path / CONFIG).exists() or (path / ADAPTER_CONFIG).exists()
+    if not path.exists() or not known:
         raise FileNotFoundError(
             f"{hub_id.name} at {snapshot.name[:12]} has no {hub_id.file or CONFIG}. For a "
             "repository of .gguf files name one: owner/name/FILE.gguf"
         )
     missing = [] if hub_id.file else [n for n in _weights(path) if not (path / n).exists()]
-    if missing:
+    if missing and not (path / ADAPTER_WEIGHTS).exists():
         raise FileNotFoundError(
             f"{hub_id.name} at {snapshot.name[:12]} lacks {', '.join(missing[:3])}: the "
             "repository holds no .safetensors, or it was fetched in part and cannot be reached now"

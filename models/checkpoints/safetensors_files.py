@@ -30,7 +30,7 @@ class SafetensorsFiles:
     readable = ("F64", "F32", "F16", "BF16", *KINDS)
     """The kinds of numbers that are weights."""
 
-    def __init__(self, place: Path | BucketFiles):
+    def __init__(self, place: Path | LocalFiles | BucketFiles):
         self._files = files = LocalFiles(place) if isinstance(place, Path) else place
         self.path = path = files.path
         """The directory of config and tokenizer."""

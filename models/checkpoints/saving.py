@@ -9,12 +9,15 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from decant.models.checkpoints.hf_layout import CONFIG, WEIGHTS
+from decant.models.config import ModelConfig
 from decant.models.decoder.decoder import Decoder
 from decant.models.families import config_to_json, family_of
 from decant.models.parameters import parameters_by_path
@@ -40,7 +43,6 @@ def save_directory(
         special_ids: more entries of config.json, such as `eos_token_id`.
     """
     path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, np.ndarray] = {}
     values = parameters_by_path(model)
     if any(value.get_value().dtype == np.int8 for value in values.values()):
@@ -49,17 +51,37 @@ def save_directory(
         array = np.asarray(values[path_in_model].get_value())
         for tensor, at in name.file_tensors("hf", array.shape).items():
             tensors[tensor] = name.to_file(array[at], "hf", tensors.get(tensor))
-    config = config_to_json(model.config) | {"torch_dtype": str(model.param_dtype)}
-    config |= special_ids or {}
+    more = {"torch_dtype": str(model.param_dtype), **(special_ids or {})}
+    save_shape(model.config, path, tokenizer_files, more=more)
+    write_tensors(tensors, path / WEIGHTS, like=path / CONFIG)
+
+
+def save_shape(
+    config: ModelConfig,
+    path: Path,
+    tokenizer_files: Mapping[str, bytes],
+    *,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Write a Hugging Face directory without weights; `more` are more entries of config.json."""
+    path.mkdir(parents=True, exist_ok=True)
     for file, content in tokenizer_files.items():
         (path / file).parent.mkdir(exist_ok=True)
         (path / file).write_bytes(content)
-    (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    partial = path / f"{WEIGHTS}.partial"
+    fields = {**config_to_json(config), **more}
+    (path / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
+
+
+def write_tensors(tensors: dict[str, np.ndarray], path: Path, *, like: Path) -> None:
+    """Write a safetensors file that appears when it is complete, with the mode of the file `like`.
+
+    OSError if the disk is full.
+    """
+    partial = path.with_name(f"{path.name}.partial")
     _write(tensors, partial)
     # safetensors makes a file that only its owner can read, whatever the umask.
-    shutil.copymode(path / CONFIG, partial)
-    partial.rename(path / WEIGHTS)
+    shutil.copymode(like, partial)
+    partial.rename(path)
 
 
 def _write(tensors: dict[str, np.ndarray], path: Path) -> None:

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from decant.models.checkpoints.gguf_file import GgufFile
+from decant.models.checkpoints.peft_files import PeftFiles
 from decant.models.checkpoints.safetensors_files import SafetensorsFiles
 from decant.models.families import family_of, tensor_names
 
 
 def check_tensors(
-    files: SafetensorsFiles | GgufFile, shapes: Mapping[str, tuple[int, ...]]
+    files: SafetensorsFiles | GgufFile | PeftFiles, shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Raise ValueError, listing every difference, unless names and shapes are as expected.
 
@@ -54,13 +55,13 @@ def check_tensors(
         )
 
 
-def _bias_of_zeros(files: SafetensorsFiles | GgufFile, name: str) -> bool:
+def _bias_of_zeros(files: SafetensorsFiles | GgufFile | PeftFiles, name: str) -> bool:
     """Whether it is a bias that adds nothing. AutoGPTQ gives every linear map one."""
     bias = name.endswith(".bias") and files.kinds[name] in files.readable
     return bias and not files.read(name).any()
 
 
-def _tied_head(files: SafetensorsFiles | GgufFile) -> list[str]:
+def _tied_head(files: SafetensorsFiles | GgufFile | PeftFiles) -> list[str]:
     """The pattern of a head that the files of a tied model hold as well, if they do.
 
     ValueError if that head differs from the embedding.

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from decant.models.checkpoints.hf_layout import CONFIG, INDEX
+from decant.models.checkpoints.hf_layout import ADAPTER_CONFIG, CONFIG, INDEX
 from decant.models.checkpoints.safetensors_file import LocalSafetensors, RemoteSafetensors
 from decant.models.text.named_templates import is_template_file
 from decant.models.text.tokenizer import FILES
@@ -118,4 +118,4 @@ class BucketFiles:
 
 
 def _is_small(name: str) -> bool:
-    return name in (CONFIG, INDEX, *FILES) or is_template_file(name)
+    return name in (CONFIG, INDEX, ADAPTER_CONFIG, *FILES) or is_template_file(name)

@@ -18,6 +18,9 @@ from decant.models.mesh.execution import PRODUCTS
 from decant.models.numerics import contract
 from decant.models.rotary import rotate
 
+LORA_A, LORA_B = "_lora_a", "_lora_b"
+"""Endings of an adapter's matrices beside the matrix that they change; see
+`checkpoints/adapters.py`."""
 
 class Rotation(NamedTuple):
     """How positions enter queries and keys, [batch, time, 1, …] each."""
@@ -57,6 +60,7 @@ class Blocks(nnx.Module):
     def __init__(self, config: ModelConfig, *, new: Initializer, dtype: DTypeLike):
         self.config = config
         self.dtype = jnp.dtype(dtype)
+        self.lora_scaling = 1.0
         c, layers = config, config.num_layers
         into = {"layers": layers, "embed": c.hidden_size}
         heads = {"heads": c.num_heads, "head_dim": c.head_dim}
@@ -128,8 +132,21 @@ class Blocks(nnx.Module):
         scales = getattr(self, f"{name}_scale", None)
         if scales is not None:
             product = product * _along_channels(equation, scales[...])
+        if hasattr(self, name + LORA_A):
+            product = product + self._low_rank(equation, x, name)
         bias = getattr(self, name + BIAS, None)
         return product if bias is None else product + _along_channels(equation, bias[...])
+
+    def _low_rank(self, equation: str, x: Array, name: str) -> Array:
+        """What the adapter of the parameter called `name` adds to the einsum; R is its rank."""
+        operands, out = equation.split("->")
+        left, matrix = operands.split(",")
+        inputs = "".join(axis for axis in matrix if axis not in out)
+        low = "".join(axis for axis in left if axis not in inputs) + "R"
+        a, b = getattr(self, name + LORA_A)[...], getattr(self, name + LORA_B)[...]
+        narrow = contract(f"{left},{inputs}R->{low}", x, a).astype(x.dtype)
+        outputs = matrix.translate({ord(axis): None for axis in inputs})
+        return self.lora_scaling * contract(f"{low},R{outputs}->{out}", narrow, b)
 
     def before(self, x: Array, name: str) -> Array:
         """What attention or MLP reads: x, after the norm `name`, in the dtype of its products."""

@@ -28,6 +28,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "kv_heads": TENSOR,
     "head_dim": None,
     "experts": EXPERT,
+    "rank": None,
     "batch": (DATA, FSDP),
     "time": None,
 }

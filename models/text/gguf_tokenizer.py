@@ -2,7 +2,7 @@
 
 GGUF stores the tokens and merges of a byte-level BPE, but only the *name* of the rule that splits
 text before merging. A wrong rule would give plausible but different ids, so an unknown name is an
-error.
+error. Of SentencePiece it stores tokens and scores: see `gguf_sentencepiece.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any
+
+from decant.models.text.gguf_sentencepiece import UNKNOWN, sentencepiece_parts
 
 # Values of tokenizer.ggml.token_type.
 CONTROL, USER_DEFINED = 3, 4
@@ -42,6 +44,16 @@ def _words(digits: str) -> list[dict[str, Any]]:
     )
 
 
+def _cased_words(digits: str, *, ending: str) -> list[dict[str, Any]]:
+    """The expression of GPT-4o and of Tekken, which splits words where lower case ends."""
+    upper, lower = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+    first = r"[^\r\n\p{L}\p{N}]?"
+    return _split(
+        rf"{first}{upper}*{lower}+{ending}|{first}{upper}+{lower}*{ending}|{digits}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+
+
 SINGLE_DIGITS = [{"type": "Digits", "individual_digits": True}, *GPT2]
 LLAMA3 = _words(r"\p{N}{1,3}")
 PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
@@ -53,10 +65,18 @@ PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
     "llama3": LLAMA3,
     "llama-v3": LLAMA3,
     "qwen2": _words(r"\p{N}"),
+    "olmo": GPT2,
+    "refact": SINGLE_DIGITS,
+    "dbrx": LLAMA3,
+    "tekken": _cased_words(r"\p{N}", ending=""),
+    "gpt-4o": _cased_words(r"\p{N}{1,3}", ending=f"{CONTRACTIONS}?"),
 }
-# Llama 3 keeps a word that is a token whole, even if no merges lead to it. It starts every text
-# with BOS unless the file says otherwise.
-WHOLE_WORDS_AND_BOS = ("llama-bpe", "llama3", "llama-v3")
+NFC = ("qwen2", "olmo")
+"""Rules of models whose texts are composed (Unicode's form C) first."""
+# Llama 3 and Tekken keep a word that is a token whole, even if no merges lead to it. They start
+# every text with BOS unless the file says otherwise.
+WHOLE_WORDS_AND_BOS = ("llama-bpe", "llama3", "llama-v3", "tekken")
+SENTENCEPIECE = "llama"
 
 
 def tokenizer_files(metadata: Mapping[str, Any], *, where: str) -> dict[str, bytes]:
@@ -66,44 +86,37 @@ def tokenizer_files(metadata: Mapping[str, Any], *, where: str) -> dict[str, byt
     names the file in errors.
     """
     model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-    if model != "gpt2":
+    if model not in ("gpt2", SENTENCEPIECE):
         raise ValueError(
-            f"{where}: tokenizer.ggml.model is {model!r}; only byte-level BPE ('gpt2') can be "
-            "rebuilt. Use the model's Hugging Face directory instead."
-        )
-    if not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
-        raise ValueError(
-            f"{where}: tokenizer.ggml.pre is {pre!r}, a pre-tokenizer that we do not know; known: "
-            f"{', '.join(PRE_TOKENIZERS)}. Guessing would give other token ids."
+            f"{where}: tokenizer.ggml.model is {model!r}; only byte-level BPE ('gpt2') and "
+            "SentencePiece BPE ('llama') can be rebuilt. Use the model's Hugging Face directory "
+            "instead."
         )
     tokens, kinds = _list(metadata, "tokens", where), _list(metadata, "token_type", where, of=int)
     if len(tokens) != len(kinds):
         raise ValueError(f"{where}: {len(tokens)} tokens, but {len(kinds)} token types")
     names = _special_names(metadata, tokens, where)
-    add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", pre in WHOLE_WORDS_AND_BOS))
+    begins = model == SENTENCEPIECE or pre in WHOLE_WORDS_AND_BOS
+    add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", begins))
     if add_bos and "bos_token" not in names:
         raise ValueError(f"{where}: texts begin with BOS, but there is no bos_token_id")
+    if model == SENTENCEPIECE:
+        scores = _list(metadata, "scores", where, of=float)
+        if len(scores) != len(tokens):
+            raise ValueError(f"{where}: {len(tokens)} tokens, but {len(scores)} scores")
+        parts = sentencepiece_parts(metadata, tokens, kinds, scores, where=where)
+    else:
+        parts = _byte_level_parts(metadata, tokens, where=where)
     definition = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": _added_tokens(tokens, kinds),
-        "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": PRE_TOKENIZERS[pre]},
+        # A byte-level BPE knows every text; SentencePiece has a token for what it does not know.
+        "added_tokens": _added_tokens(
+            tokens, kinds, special=(CONTROL, UNKNOWN) if model == SENTENCEPIECE else (CONTROL,)
+        ),
         "post_processor": _prepend(names["bos_token"], tokens) if add_bos else None,
-        "decoder": BYTE_LEVEL,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": pre in WHOLE_WORDS_AND_BOS,
-            "vocab": {token: i for i, token in enumerate(tokens)},
-            "merges": [merge.split(" ") for merge in _list(metadata, "merges", where)],
-        },
+        **parts,
     }
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -122,6 +135,35 @@ def tokenizer_files(metadata: Mapping[str, Any], *, where: str) -> dict[str, byt
         ids = [end for end in ends if end is not None]
         files["generation_config.json"] = json.dumps({"eos_token_id": ids}).encode()
     return files
+
+
+def _byte_level_parts(
+    metadata: Mapping[str, Any], tokens: list[str], *, where: str
+) -> dict[str, Any]:
+    """The model, normalizer, pre-tokenizer and decoder of a byte-level BPE's tokenizer.json."""
+    pre = metadata.get("tokenizer.ggml.pre")
+    if not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
+        raise ValueError(
+            f"{where}: tokenizer.ggml.pre is {pre!r}, a pre-tokenizer that we do not know; known: "
+            f"{', '.join(PRE_TOKENIZERS)}. Guessing would give other token ids."
+        )
+    return {
+        "normalizer": {"type": "NFC"} if pre in NFC else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": PRE_TOKENIZERS[pre]},
+        "decoder": BYTE_LEVEL,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": pre in WHOLE_WORDS_AND_BOS,
+            "vocab": {token: i for i, token in enumerate(tokens)},
+            "merges": [merge.split(" ") for merge in _list(metadata, "merges", where)],
+        },
+    }
 
 
 def _list(metadata: Mapping[str, Any], name: str, where: str, *, of: type = str) -> list[Any]:
@@ -147,13 +189,15 @@ def _special_names(metadata: Mapping[str, Any], tokens: list[str], where: str) -
     return names
 
 
-def _added_tokens(tokens: list[str], kinds: list[int]) -> list[dict[str, Any]]:
-    """The tokens that are matched in a text before it is split."""
+def _added_tokens(
+    tokens: list[str], kinds: list[int], *, special: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """The tokens that are matched in a text before it is split; `special` are kinds of token."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return [
-        {"id": i, "content": token, **flags, "special": kind == CONTROL}
+        {"id": i, "content": token, **flags, "special": kind in special}
         for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
-        if kind in (CONTROL, USER_DEFINED)
+        if kind in (*special, USER_DEFINED)
     ]
 
 

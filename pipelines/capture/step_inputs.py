@@ -25,9 +25,8 @@ from decant.pipelines.rows.sources import (
     weights_by_name,
 )
 from decant.pipelines.teacher.batch_size import CPU_BATCH_TOKENS, rows_of_tokens
-from decant.pipelines.teacher.identity import digest_memory
 from decant.pipelines.teacher.opened import OpenedTeacher
-from decant.schemas.disk.identity import rows_id
+from decant.schemas.disk.identity import digest_memory, rows_id
 from decant.schemas.disk.layout import TOKENIZER, PartLayout
 from decant.schemas.manifest.manifest import Skipped
 from decant.schemas.manifest.plan import PlannedRows

@@ -1,6 +1,5 @@
 """The teacher_id of a checkpoint, and opening the checkpoint that a cache was captured with."""
 
-import os
 from pathlib import Path
 
 from decant.models import Checkpoint, open_checkpoint
@@ -29,12 +28,6 @@ def teacher_id_of(
         vocabulary=vocabulary,
         numerics=numerics(dtype, quantize),
     )
-
-
-def digest_memory() -> Path:
-    """Path of the user's file that keeps the hashes of large files between runs."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "decant" / "digests.json"
 
 
 def numerics(dtype: str, quantize: Quantize) -> str:

@@ -10,7 +10,8 @@ from decant.models.checkpoints import hub
 from decant.models.families import config_to_json
 from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines import config
-from decant.pipelines.teacher.identity import digest_memory, teacher_id_of
+from decant.pipelines.teacher.identity import teacher_id_of
+from decant.schemas.disk.identity import digest_memory
 from decant.schemas.disk.stand_in import exists
 from decant.schemas.manifest.plan import read_plan
 from decant.schemas.manifest.tokenizer_files import write_tokenizer_files

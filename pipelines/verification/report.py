@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 from decant.command_line.result import Result
-from decant.pipelines.teacher.identity import digest_memory
 from decant.pipelines.verification.content import Content
 from decant.pipelines.verification.measures import Count, Figure
 from decant.pipelines.verification.repair import Repair, repair
@@ -17,6 +16,7 @@ from decant.pipelines.verification.structure import check_structure
 from decant.pipelines.verification.tolerances import ANY
 from decant.pipelines.verification.verify import Verification, verify
 from decant.schemas import open_cache
+from decant.schemas.disk.identity import digest_memory
 from decant.schemas.disk.stand_in import by_address, working_folder
 from decant.store import url_of
 

@@ -89,6 +89,8 @@ class Recipe(NamedTuple):
     chunk_tokens: int | None = None
     softcap: float | None = None
     """Cap of the student's logits, `ModelConfig.final_softcap`."""
+    frozen_head: bool = False
+    """The unembedding is not trained: its gradient is not computed."""
     bound: bool = False
     """With tail = "counts": also give the bound as `kl_uncorrected`, for which the stored head is
     needed. For judging: it makes the gradient wrong."""

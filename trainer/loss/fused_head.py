@@ -81,7 +81,7 @@ def distillation_loss(
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _fused(recipe, split, hidden, unembedding, targets, inputs):
     """The loss without gradients: the primal function of the `custom_vjp`."""
-    matrix = unembedding.astype(hidden.dtype)
+    matrix = _in_narrower(unembedding, hidden)
 
     def on_device(hidden, matrix, targets, inputs):
         def body(totals, chunk):
@@ -105,8 +105,7 @@ def _fused(recipe, split, hidden, unembedding, targets, inputs):
 
 
 def _fused_forward(recipe, split, hidden, unembedding, targets, inputs):
-    # Cast before the devices exchange their shares of it: bfloat16 sends half as much.
-    matrix = unembedding.astype(hidden.dtype)
+    matrix = _in_narrower(unembedding, hidden)
 
     def on_device(hidden, matrix, targets, inputs):
         def body(carry, chunk):
@@ -123,12 +122,14 @@ def _fused_forward(recipe, split, hidden, unembedding, targets, inputs):
             # d_logits is with respect to capped logits; the product gave uncapped ones.
             d_logits = (d_logits * soft_cap_slope(logits, recipe.softcap)).astype(hidden.dtype)
             d_hidden = split.vocabulary.sum_over_devices(contract("cv,dv->cd", d_logits, matrix))
-            d_matrix += contract("cd,cv->dv", chunk_hidden, d_logits)
+            if not recipe.frozen_head:
+                d_matrix += contract("cd,cv->dv", chunk_hidden, d_logits)
             totals = jax.tree.map(jnp.add, totals, (value, sums))
             return (totals, d_matrix), d_hidden.astype(hidden.dtype).reshape(chunk[0].shape)
 
         step = _chunk_length(hidden, matrix, recipe)
-        start = (_zero_sums(), jnp.zeros(matrix.shape, jnp.float32))
+        width = 0 if recipe.frozen_head else matrix.shape[1]
+        start = (_zero_sums(), jnp.zeros((matrix.shape[0], width), jnp.float32))
         (totals, d_matrix), d_hidden = jax.lax.scan(
             body, start, cut_positions((hidden, targets), step)
         )
@@ -147,13 +148,24 @@ def _fused_forward(recipe, split, hidden, unembedding, targets, inputs):
     return totals, (d_hidden, d_matrix.astype(unembedding.dtype))
 
 
-def _fused_backward(_recipe, _split, gradients, cotangents):
+def _fused_backward(recipe, _split, gradients, cotangents):
     scale, _sums = cotangents
     d_hidden, d_matrix = ((g * scale).astype(g.dtype) for g in gradients)
-    return d_hidden, d_matrix, None, None
+    return d_hidden, None if recipe.frozen_head else d_matrix, None, None
 
 
 _fused.defvjp(_fused_forward, _fused_backward)
+
+
+def _in_narrower(unembedding: Array, hidden: Array) -> Array:
+    """The matrix in the narrower dtype of the two.
+
+    It is cast before the devices exchange their shares of it: bfloat16 sends half as much. A frozen
+    bfloat16 matrix is widened chunk by chunk, in the product.
+    """
+    if unembedding.dtype.itemsize < hidden.dtype.itemsize:
+        return unembedding
+    return unembedding.astype(hidden.dtype)
 
 
 def _splits(split: VocabularySplit, inputs: LossInputs) -> tuple:

@@ -17,6 +17,7 @@ from decant.models.mesh.execution import WITHOUT_MESH, Execution
 from decant.trainer.loss.attention_maps import pair_count
 from decant.trainer.loss.batch_fields import Batch
 from decant.trainer.loss.chunk_loss import HeadSums, Recipe
+from decant.trainer.loss.frozen import joined
 from decant.trainer.loss.fused_head import distillation_loss
 from decant.trainer.loss.layer_pairs import NO_PAIRS, Pairs
 from decant.trainer.loss.layer_terms import Matrices, TermSums, term_sums
@@ -56,6 +57,8 @@ class Tables(NamedTuple):
     """For tail = "sketch"."""
     directions: Matrices | None = None
     """Principal directions by signal, for the pairs with `directions`."""
+    frozen: Parameters | None = None
+    """The student's frozen arrays, of which `params` then has none."""
 
 
 NO_TABLES = Tables()
@@ -94,7 +97,8 @@ def batch_sums(
     """
     loss, pairs = objective.loss, objective.pairs
     assert loss.tail is not None, "choose_tail comes first"
-    model = nnx.merge(objective.graph, without_projections(params))
+    own = without_projections(params)
+    model = nnx.merge(objective.graph, joined(own, tables.frozen or {}))
     hidden, states = model(
         batch["tokens"],
         batch["segment_ids"],
@@ -117,6 +121,7 @@ def batch_sums(
             loss.tail,
             loss.chunk_tokens,
             softcap=model.config.final_softcap,
+            frozen_head=tables.frozen is not None,
             bound=objective.bound,
         ),
         vocabulary=objective.vocabulary,

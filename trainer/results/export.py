@@ -13,17 +13,25 @@ from typing import Any
 from flax import nnx
 
 from decant.models import save_directory
-from decant.models.checkpoints.hf_layout import WEIGHTS
+from decant.models.checkpoints.adapters import merged
+from decant.models.checkpoints.hf_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS
+from decant.models.checkpoints.hub import without_commit
+from decant.models.checkpoints.peft_saving import save_adapter
+from decant.models.checkpoints.safetensors_files import SafetensorsFiles
 from decant.models.text.tokenizer import GENERATION, Tokenizer
 from decant.schemas import open_cache
+from decant.store import is_url
 from decant.trainer.config import Export
 from decant.trainer.results.model_card import model_card
+from decant.trainer.run.adapter import AdapterRecord, open_base, read_adapter
 from decant.trainer.run.binding import cache_at_start, read_run_settings
 from decant.trainer.run.data_facts import cache_facts, read_data_facts
-from decant.trainer.run.initial_student import open_initial
+from decant.trainer.run.initial_student import INITIAL, open_initial
 from decant.trainer.run.trained_student import load_checkpoint, weights_sha256
 
 CARD = "README.md"
+_WEIGHTS = (WEIGHTS, ADAPTER_WEIGHTS, ADAPTER_CONFIG)
+"""With the file by which transformers knows an adapter."""
 
 
 def export(config: Export) -> Path:
@@ -33,6 +41,8 @@ def export(config: Export) -> Path:
     earlier export stays as it was. A kill while they are moved leaves no weights, and the same
     command makes all of it. Other files in the directory are left alone.
     """
+    adapter = read_adapter(config.run / INITIAL)
+    base = _base(config, adapter)
     graph, params, step = load_checkpoint(config.run, dtype="float32", checkpoint=config.checkpoint)
     model = nnx.merge(graph, params)
     tokenizer = open_initial(config.run).tokenizer()
@@ -52,10 +62,34 @@ def export(config: Export) -> Path:
     files = tokenizer.files() | {GENERATION: generation.encode()}
     config.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=config.output) as made:
-        save_directory(model, made, files, special_ids=_special_ids(tokenizer))
+        if adapter and base:
+            shape = {"lora": adapter.lora, "alpha": adapter.alpha, "root": adapter.root}
+            save_adapter(model, Path(made), files, base=base, **shape)
+        else:
+            whole = merged(model) if adapter else model
+            save_directory(whole, made, files, special_ids=_special_ids(tokenizer))
         (Path(made) / CARD).write_text(text, "utf-8")
         _move_files(Path(made), config.output)
     return config.output
+
+
+def _base(config: Export, adapter: AdapterRecord | None) -> str | None:
+    """Path or hub id of the model under an adapter that is written apart; None: it is not.
+
+    ValueError if PEFT could not load it.
+    """
+    if adapter is None or config.adapter == "merged":
+        return None
+    if adapter.base is None:
+        return str((config.run / INITIAL).resolve())
+    source = str(read_run_settings(config.run)["student.source"])
+    base = open_base(adapter, source, run=config.run)
+    if not isinstance(base.files, SafetensorsFiles) or is_url(base.name):
+        raise ValueError(
+            f"{config.run}: its adapter stands on {base.name}, which PEFT cannot load; write a "
+            "whole model with --adapter merged"
+        )
+    return base.name if without_commit(base.name) else str(base.path.resolve())
 
 
 def _move_files(source: Path, target: Path) -> None:
@@ -65,16 +99,16 @@ def _move_files(source: Path, target: Path) -> None:
     directory that cannot be loaded, and not weights beside another student's config.
     """
     files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
-    before, weights = source / ".earlier", target / WEIGHTS
-    if weights.exists():
-        weights.replace(before)
+    earlier = [name for name in _WEIGHTS if (target / name).exists()]
+    for name in earlier:
+        (target / name).replace(source / f".earlier-{name}")
     try:
-        for file in sorted(files, key=lambda file: (file.name == WEIGHTS, file)):
+        for file in sorted(files, key=lambda file: (file.name in _WEIGHTS, file)):
             (target / file).parent.mkdir(parents=True, exist_ok=True)
             (source / file).replace(target / file)
     except OSError:
-        if before.exists():
-            before.replace(weights)
+        for name in earlier:
+            (source / f".earlier-{name}").replace(target / name)
         raise
 
 

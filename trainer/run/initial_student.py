@@ -1,6 +1,7 @@
 """A run's initial student: its shape and its first weights.
 
-It is saved in the run's directory: a continued run needs neither its source nor the teacher.
+It is saved in the run's directory: a continued run needs neither its source nor the teacher. Of a
+student with an adapter on a whole checkpoint only config and tokenizer are saved.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from decant.models import Checkpoint, Decoder, ModelConfig, open_checkpoint, save_directory
+from decant.models.checkpoints.adapters import adapted_matrices, add_adapter
 from decant.models.checkpoints.cut import cut_layers, evenly_spaced
 from decant.models.checkpoints.hf_layout import CONFIG
+from decant.models.checkpoints.hub import without_commit
+from decant.models.checkpoints.saving import save_shape
 from decant.models.families import config_from_file
 from decant.models.numerics import dtype_named
 from decant.models.text.tokenizer import tokenizer_of
@@ -22,6 +26,8 @@ from decant.schemas.disk import inside
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.disk.identity import file_sha256
 from decant.trainer.config import Student
+from decant.trainer.run.adapter import AdapterRecord, base_identity, open_base, read_adapter
+from decant.trainer.run.binding import read_run_settings
 
 INITIAL = "initial"
 CHECKSUMS = "checksums.json"
@@ -34,31 +40,62 @@ def initial_student(
 ) -> Decoder:
     """The run's initial student, loaded from its directory; a new run builds and saves it first.
 
-    `dtype` is the compute type; weights are float32. `seed` is that of weights from scratch. On a
-    mesh each device reads only its shard. Raises ValueError if student and cache do not fit.
+    `dtype` is the compute type; trained weights are float32. `seed` is that of weights from
+    scratch. On a mesh each device reads only its shard. Raises ValueError if student and cache do
+    not fit.
     """
     directory = run / INITIAL
     if not directory.is_dir():
-        student = build_student(config, cache=cache, dtype=dtype, seed=seed)
-        tokenizer = tokenizer_of(cache)
         partial = run / f".{INITIAL}.partial"
         inside.remove(run, Path(partial.name))  # of a killed run, or a link to somewhere
-        save_directory(student, partial, tokenizer.files())
+        _write_initial(config, partial, cache=cache, dtype=dtype, seed=seed)
         sums = {file.name: file_sha256(file) for file in sorted(partial.iterdir())}
         write_json(partial / CHECKSUMS, sums)
         partial.rename(directory)
-        del student  # It is whole on one device; the mesh loads it sharded.
-    return load_initial_student(run, dtype=dtype, mesh=mesh)
+    return load_initial_student(run, dtype=dtype, mesh=mesh, source=config.source)
 
 
-def load_initial_student(run: Path, *, dtype: str, mesh: Mesh | None = None) -> Decoder:
-    """The initial student from a run's directory.
+def _write_initial(
+    config: Student, directory: Path, *, cache: Cache, dtype: str, seed: int
+) -> None:
+    """Write a new student. It is whole on one device, and then loaded sharded."""
+    adapter, tokenizer = AdapterRecord.of(config, seed=seed), tokenizer_of(cache)
+    if adapter and config.init == "checkpoint":
+        base = _source(config, cache)
+        adapted_matrices(base.abstract(), adapter.lora.targets)
+        save_shape(base.config, directory, tokenizer.files())
+        pinned = base.name if without_commit(base.name) else None
+        adapter = dataclasses.replace(adapter, base=base_identity(base), pinned=pinned)
+    else:
+        kept = adapter.dtype if adapter else "float32"
+        student = build_student(config, cache=cache, dtype=dtype, seed=seed, param_dtype=kept)
+        if adapter:
+            adapted_matrices(student, adapter.lora.targets)
+        save_directory(student, directory, tokenizer.files())
+    if adapter:
+        adapter.write(directory)
 
-    `dtype` is the compute type; weights are float32. FileNotFoundError if `run` holds no run.
+
+def load_initial_student(
+    run: Path, *, dtype: str, mesh: Mesh | None = None, source: str | None = None
+) -> Decoder:
+    """The initial student from a run's directory, with its new adapter if it has one.
+
+    `dtype` is the compute type; trained weights are float32. `source` is where an adapter's base
+    lies (None: where the run says). FileNotFoundError if `run` holds no run, ValueError for a base
+    that is not the run's.
     """
     checkpoint = open_initial(run)
     _require_intact(run / INITIAL, weights=True)
-    return checkpoint.load(dtype=dtype, param_dtype="float32", mesh=mesh)
+    adapter = read_adapter(run / INITIAL)
+    if adapter is None:
+        return checkpoint.load(dtype=dtype, param_dtype="float32", mesh=mesh)
+    if adapter.base:
+        source = source or str(read_run_settings(run)["student.source"])
+        checkpoint = open_base(adapter, source, run=run)
+    model = checkpoint.load(dtype=dtype, param_dtype=adapter.dtype, mesh=mesh)
+    add_adapter(model, adapter.lora, seed=adapter.seed, mesh=mesh)
+    return model
 
 
 def open_initial(run: Path) -> Checkpoint:
@@ -86,22 +123,31 @@ def _require_intact(directory: Path, *, weights: bool) -> None:
             raise ValueError(f"{path}: damaged or edited since the run began; bring a copy back")
 
 
-def build_student(config: Student, *, cache: Cache, dtype: str, seed: int) -> Decoder:
+def build_student(
+    config: Student, *, cache: Cache, dtype: str, seed: int, param_dtype: str = "float32"
+) -> Decoder:
     """A student by `config.init`: cut from a checkpoint, a whole checkpoint, or random weights."""
     if config.init == "scratch":
         shape = _scratch_config(config, cache)
         check_covers_cache(
             shape, cache=cache, name=f"student.config {config.config or 'of the teacher'}"
         )
-        make = nnx.jit(lambda: Decoder(shape, rngs=nnx.Rngs(seed), dtype=dtype_named(dtype)))
+        types = {"dtype": dtype_named(dtype), "param_dtype": dtype_named(param_dtype)}
+        make = nnx.jit(lambda: Decoder(shape, rngs=nnx.Rngs(seed), **types))
         return make()
+    source = _source(config, cache)
+    if config.init == "checkpoint":
+        return source.load(dtype=dtype, param_dtype=param_dtype)
+    layers = _cut(config, source.config)
+    return cut_layers(source, layers, dtype=dtype, param_dtype=param_dtype)
+
+
+def _source(config: Student, cache: Cache) -> Checkpoint:
+    """The checkpoint `config.source`. ValueError unless it fits the cache."""
     source = open_checkpoint(config.source)
     check_covers_cache(source.config, cache=cache, name=f"student.source {config.source!r}")
     _check_tokenizer(source, cache)
-    if config.init == "checkpoint":
-        return source.load(dtype=dtype, param_dtype="float32")
-    layers = _cut(config, source.config)
-    return cut_layers(source, layers, dtype=dtype, param_dtype="float32")
+    return source
 
 
 def initial_config(

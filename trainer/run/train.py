@@ -22,12 +22,13 @@ from decant.schemas import Cache
 from decant.trainer.config import Optimiser, Train
 from decant.trainer.data.batches import Batches, number_of_updates
 from decant.trainer.data.mixture import caches_with_targets, check_mixture, open_for, open_others
-from decant.trainer.judging.heldout import heldout_rows, make_evaluator
+from decant.trainer.judging.heldout import Evaluator, heldout_rows, make_evaluator
 from decant.trainer.loss.batch_fields import check_targets
 from decant.trainer.loss.choice import tail_signals
+from decant.trainer.loss.frozen import joined, trained_and_frozen
 from decant.trainer.loss.layer_pairs import Pairs
 from decant.trainer.loss.objective import Objective, Tables
-from decant.trainer.loss.projections import initial_projections
+from decant.trainer.loss.projections import Parameters, initial_projections
 from decant.trainer.run.binding import Binding, bind, cache_at_start
 from decant.trainer.run.checkpoint import Checkpoints, latest_step
 from decant.trainer.run.checksums import require_finite, summarise
@@ -95,7 +96,8 @@ def _train(config: Train, callbacks: Sequence[Callback], place: Place | None) ->
     binding, student, projections = first_then_others(
         lambda: _begin(config, cache=cache, others=others, steps=steps, pairs=pairs, mesh=mesh)
     )
-    graph, state = _first_state(student, projections, config=config.optimiser, mesh=mesh)
+    graph, state, frozen = _first_state(student, projections, config=config.optimiser, mesh=mesh)
+    tables = tables._replace(frozen=frozen or None)
     flops = update_flops(
         student.config, rows=config.data.batch_rows, length=cache.manifest.sequence_length
     )
@@ -124,7 +126,7 @@ def _train(config: Train, callbacks: Sequence[Callback], place: Place | None) ->
             binding.require_same(saved.get("binding"), where=f"{config.run}, its checkpoint")
             batches.restore(saved, allows=binding.allows)
         else:
-            require_finite(summarise(state.params), where=f"{config.run / INITIAL}")
+            require_finite(summarise([state.params, frozen]), where=f"{config.run / INITIAL}")
         metrics = cast(MetricsLog, SilentMetrics())
         if is_first_process():
             tracked = trackers(
@@ -159,12 +161,7 @@ def _train(config: Train, callbacks: Sequence[Callback], place: Place | None) ->
                 places=jax.tree.map(lambda x: x.sharding, state),
             ),
             # A copy with open files of its own, because a thread reads ahead in the cache above.
-            evaluator=make_evaluator(
-                objective,
-                cache=copy.copy(cache),
-                rows=config.heldout_rows,
-                batch_rows=config.data.batch_rows // config.data.microbatches,
-            )
+            evaluator=_evaluator(objective, config, cache=copy.copy(cache), frozen=frozen)
             if config.heldout_rows != 0
             else None,
             clock=Clock(flops=flops, peak=peak_flops(mesh.devices.ravel().tolist())),
@@ -241,10 +238,24 @@ def _begin(
 
 def _first_state(
     model: Decoder, projections: dict[str, np.ndarray], *, config: Optimiser, mesh: Mesh
-) -> tuple[nnx.GraphDef, TrainState]:
-    """The model's graph, and the state before the first update, sharded over the mesh."""
+) -> tuple[nnx.GraphDef, TrainState, Parameters]:
+    """The model's graph, the state before the first update, and what is frozen; on the mesh."""
     graph, params = graph_and_all_parameters(model, projections, mesh=mesh)
-    return graph, initial_state(params, config=config, mesh=mesh)
+    trained, frozen = trained_and_frozen(params)
+    return graph, initial_state(trained, config=config, mesh=mesh), frozen
+
+
+def _evaluator(
+    objective: Objective, config: Train, *, cache: Cache, frozen: Parameters
+) -> Evaluator:
+    """The held-out metrics of trained parameters, with the frozen ones."""
+    evaluate = make_evaluator(
+        objective,
+        cache=cache,
+        rows=config.heldout_rows,
+        batch_rows=config.data.batch_rows // config.data.microbatches,
+    )
+    return lambda trained: evaluate(joined(trained, frozen))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from decant.models.mesh.sharding import student_mesh
+from decant.trainer.loss.frozen import joined, trained_and_frozen
 from decant.trainer.loss.projections import (
     saved_projections,
     without_projections,
@@ -34,8 +35,9 @@ def load_checkpoint(
 ) -> tuple[nnx.GraphDef, dict[str, Any], int]:
     """Graph and parameters of a run's student, and the number of updates that made them.
 
-    `dtype` is the compute type; weights are float32. `checkpoint` is `last` (the newest good one,
-    or the initial student if the run has none yet), `best`, `best-ce` or a number of updates.
+    `dtype` is the compute type; trained weights are float32. `checkpoint` is `last` (the newest
+    good one, or the initial student if the run has none yet), `best`, `best-ce` or a number of
+    updates.
     Parameters are without projections and sharded over all devices. Raises ValueError if there is
     no such checkpoint or it is damaged, FloatingPointError if the initial student is not finite.
     """
@@ -43,6 +45,7 @@ def load_checkpoint(
     mesh = student_mesh(fsdp=jax.device_count())
     model = load_initial_student(run, dtype=dtype, mesh=mesh)
     graph, params = graph_and_all_parameters(model, saved_projections(run), mesh=mesh)
+    params, frozen = trained_and_frozen(params)
     checkpoints = Checkpoints(run, read_only=True)
     step = checkpoints.named_step(checkpoint)
     if step is not None and checkpoint == "last":
@@ -52,7 +55,7 @@ def load_checkpoint(
     checkpoints.close()
     if step is None:
         require_finite(summarise(params), where=f"{run / INITIAL}")
-    return graph, without_projections(params), step or 0
+    return graph, joined(without_projections(params), frozen), step or 0
 
 
 def weights_sha256(params: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""GGUF files: K quantisations by their published layout, and each architecture's files."""
+"""GGUF files: quantisations by their published layout, and each architecture's files."""
 
 import dataclasses
 import json
@@ -33,11 +33,7 @@ def q4_k(block):
     scale, minimum, packed, codes = half(block, 0), half(block, 2), block[4:16], block[16:]
     weights = []
     for group in range(8):
-        if group < 4:
-            s, m = packed[group] & 63, packed[group + 4] & 63
-        else:
-            s = (packed[group + 4] & 15) | (packed[group - 4] >> 6) << 4
-            m = (packed[group + 4] >> 4) | (packed[group] >> 6) << 4
+        s, m = scales_and_minima(packed, group)
         # Two groups share 32 bytes: the first has the low halves, the second the high ones.
         shared = codes[32 * (group // 2) : 32 * (group // 2) + 32]
         for byte in shared:
@@ -61,23 +57,164 @@ def q6_k(block):
     return weights
 
 
+def scales_and_minima(packed, group):
+    """The 6-bit scale and minimum of one of eight groups, out of 12 bytes."""
+    if group < 4:
+        return packed[group] & 63, packed[group + 4] & 63
+    low = packed[group + 4]
+    return (
+        (low & 15) | (packed[group - 4] >> 6) << 4,
+        (low >> 4) | (packed[group] >> 6) << 4,
+    )
+
+
+def q5(block, at):
+    """32 codes of 5 bits: fifth bits in four bytes at `at`, then low bits in 16 bytes."""
+    fifth, codes = int.from_bytes(block[at : at + 4], "little"), block[at + 4 :]
+    low = [byte & 15 for byte in codes] + [byte >> 4 for byte in codes]
+    return [four | (fifth >> i & 1) << 4 for i, four in enumerate(low)]
+
+
+def q5_0(block):
+    """32 weights in 22 bytes: a half float, 5-bit codes around 16."""
+    return [half(block, 0) * (code - 16) for code in q5(block, 2)]
+
+
+def q5_1(block):
+    """32 weights in 24 bytes: scale and minimum as half floats, 5-bit codes."""
+    return [half(block, 0) * code + half(block, 2) for code in q5(block, 4)]
+
+
+def q5_k(block):
+    """256 weights in 176 bytes: as Q4_K, with a fifth bit of each code in 32 bytes before them.
+
+    Bit g of byte i is the fifth bit of weight i of group g.
+    """
+    scale, minimum, packed = half(block, 0), half(block, 2), block[4:16]
+    fifth, codes = block[16:48], block[48:]
+    weights = []
+    for group in range(8):
+        s, m = scales_and_minima(packed, group)
+        for i in range(32):
+            byte = codes[32 * (group // 2) + i]
+            code = (byte >> 4 if group % 2 else byte & 15) | (fifth[i] >> group & 1) << 4
+            weights.append(scale * s * code - minimum * m)
+    return weights
+
+
+def q2_k(block):
+    """256 weights in 84 bytes: 16 bytes of 4-bit scales and minima, 2-bit codes, two half floats.
+
+    Four codes of one byte are 32 weights apart.
+    """
+    groups, codes, scale, minimum = block[:16], block[16:80], half(block, 80), half(block, 82)
+    weights = []
+    for i in range(256):
+        side, within = divmod(i, 128)
+        quarter, column = divmod(within, 32)
+        code = codes[32 * side + column] >> 2 * quarter & 3
+        group = groups[i // 16]
+        weights.append(scale * (group & 15) * code - minimum * (group >> 4))
+    return weights
+
+
+def q3_k(block):
+    """256 weights in 110 bytes: third bits, low 2 bits, 16 6-bit scales around 32, a half float.
+
+    A code without its third bit is 4 less.
+    """
+    third, codes, packed, scale = block[:32], block[32:96], block[96:108], half(block, 108)
+    weights = []
+    for i in range(256):
+        side, within = divmod(i, 128)
+        quarter, column = divmod(within, 32)
+        group = i // 16
+        low = packed[group] & 15 if group < 8 else packed[group - 8] >> 4
+        s = (low | (packed[8 + group % 4] >> 2 * (group // 4) & 3) << 4) - 32
+        code = codes[32 * side + column] >> 2 * quarter & 3
+        code -= 0 if third[column] >> (4 * side + quarter) & 1 else 4
+        weights.append(scale * s * code)
+    return weights
+
+
+IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+FP4 = (0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6)
+
+
+def halves_of(codes, table):
+    """The table's values at the low halves of all bytes, then at their high halves."""
+    return [table[byte & 15] for byte in codes] + [table[byte >> 4] for byte in codes]
+
+
+def iq4_nl(block):
+    """32 weights in 18 bytes: a half float, 4-bit numbers of entries of a table."""
+    return [half(block, 0) * value for value in halves_of(block[2:], IQ4)]
+
+
+def iq4_xs(block):
+    """256 weights in 136 bytes: a half float, eight 6-bit scales around 32, 4-bit codes."""
+    high, low, codes = int.from_bytes(block[2:4], "little"), block[4:8], block[8:]
+    weights = []
+    for group in range(8):
+        s = (low[group // 2] >> 4 * (group % 2) & 15) | (high >> 2 * group & 3) << 4
+        values = halves_of(codes[16 * group : 16 * group + 16], IQ4)
+        weights += [half(block, 0) * (s - 32) * value for value in values]
+    return weights
+
+
+def mxfp4(block):
+    """32 weights in 17 bytes: a power of two, biased by 127, and 4-bit floats (E2M1)."""
+    return [2.0 ** (block[0] - 127) * value for value in halves_of(block[1:], FP4)]
+
+
 @pytest.mark.parametrize(
     ("kind", "size", "halves", "layout"),
-    [(Kind.Q4_K, 144, (0, 2), q4_k), (Kind.Q6_K, 210, (208,), q6_k)],
-    ids=["Q4_K", "Q6_K"],
+    [
+        (Kind.Q4_K, 144, (0, 2), q4_k),
+        (Kind.Q6_K, 210, (208,), q6_k),
+        (Kind.Q5_0, 22, (0,), q5_0),
+        (Kind.Q5_1, 24, (0, 2), q5_1),
+        (Kind.Q5_K, 176, (0, 2), q5_k),
+        (Kind.Q2_K, 84, (80, 82), q2_k),
+        (Kind.Q3_K, 110, (108,), q3_k),
+        (Kind.IQ4_NL, 18, (0,), iq4_nl),
+        (Kind.IQ4_XS, 136, (0,), iq4_xs),
+        (Kind.MXFP4, 17, (), mxfp4),
+    ],
+    ids=lambda value: value.name if isinstance(value, Kind) else "",
 )
-def test_a_k_quantisation_is_read_as_its_layout_says(tmp_path, kind, size, halves, layout):
+def test_a_quantisation_is_read_as_its_layout_says(tmp_path, kind, size, halves, layout):
     blocks = np.random.default_rng(0).integers(0, 256, (3, 2, size)).astype(np.uint8)
     for at in halves:
         scales = np.random.default_rng(at).uniform(-0.1, 0.1, (3, 2)).astype(np.float16)
         blocks[..., at : at + 2] = scales[..., None].view(np.uint8)
+    if kind is Kind.MXFP4:
+        blocks[..., 0] = blocks[..., 0] % 16 + 115
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
     writer.add_tensor("weight", blocks.reshape(3, 2 * size), raw_dtype=kind)
     write_out(writer)
     read = GgufFile(tmp_path / "model.gguf").read("weight")
     expected = [[w for block in row for w in layout(block.tobytes())] for row in blocks]
-    assert read.shape == (3, 512)
+    assert read.dtype == np.float32
     np.testing.assert_allclose(read, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_bfloat16_is_read_bit_for_bit(tmp_path):
+    bits = np.random.default_rng(0).integers(0, 0x7F00, (3, 32)).astype(np.uint16)
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_tensor("weight", bits.view(np.uint8), raw_dtype=Kind.BF16)
+    write_out(writer)
+    read = GgufFile(tmp_path / "model.gguf").read("weight")
+    np.testing.assert_array_equal(read.view(np.uint32), bits.astype(np.uint32) << 16)
+
+
+def test_a_quantisation_that_we_cannot_read_is_refused_by_name(tmp_path):
+    blocks = np.zeros((3, 66), np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_tensor("weight", blocks, raw_dtype=Kind.IQ2_XXS)
+    write_out(writer)
+    with pytest.raises(ValueError, match=r"is quantised as IQ2_XXS; only F32, .*Q5_K"):
+        GgufFile(tmp_path / "model.gguf").read("weight")
 
 
 def write_out(writer):

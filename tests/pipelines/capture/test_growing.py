@@ -11,13 +11,13 @@ from decant.pipelines.capture.estimate import estimate
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Hidden
 from decant.pipelines.inspection.contents import splits_table
-from decant.pipelines.teacher.identity import digest_memory
 from decant.pipelines.upkeep.collect import collect
 from decant.pipelines.upkeep.remove import remove_signals
 from decant.pipelines.verification.repair import repair
 from decant.pipelines.verification.structure import check_structure
 from decant.pipelines.verification.verify import verify
 from decant.schemas import open_cache
+from decant.schemas.disk.identity import digest_memory
 from decant.schemas.disk.layout import part_layout
 from decant.schemas.reading.units import read_unit_rows
 from decant.schemas.records.rows import next_tokens

@@ -9,7 +9,6 @@ import pytest
 
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Attention, Hidden
-from decant.pipelines.teacher.identity import digest_memory
 from decant.pipelines.upkeep.collect import collect
 from decant.pipelines.upkeep.forget import forget
 from decant.pipelines.upkeep.garbage import unnamed
@@ -17,6 +16,7 @@ from decant.pipelines.verification.structure import check_structure
 from decant.pipelines.verification.verify import verify
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk import steps
+from decant.schemas.disk.identity import digest_memory
 from decant.schemas.disk.layout import part_layout
 from decant.schemas.disk.steps import Step
 from decant.schemas.reading.units import read_unit_rows

@@ -11,7 +11,6 @@ from decant.models import open_checkpoint
 from decant.pipelines.__main__ import main
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Hidden
-from decant.pipelines.teacher.identity import digest_memory
 from decant.pipelines.upkeep.collect import collect
 from decant.pipelines.upkeep.forget import _neighbours, forget
 from decant.pipelines.verification.structure import check_structure
@@ -19,6 +18,7 @@ from decant.pipelines.verification.verify import verify
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk import steps
 from decant.schemas.disk.atomic import read_json
+from decant.schemas.disk.identity import digest_memory
 from decant.schemas.disk.layout import PartLayout
 from decant.schemas.disk.steps import Step
 from decant.schemas.reading.units import read_unit_rows

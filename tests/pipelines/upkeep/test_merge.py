@@ -11,7 +11,6 @@ import pytest
 from decant.models.text.tokenizer import Tokenizer, tokenizer_of
 from decant.pipelines.__main__ import main
 from decant.pipelines.capture.job import precompute
-from decant.pipelines.teacher.identity import digest_memory
 from decant.pipelines.upkeep.forget import forget
 from decant.pipelines.upkeep.garbage import unnamed
 from decant.pipelines.upkeep.merge import merge
@@ -20,6 +19,7 @@ from decant.pipelines.verification.structure import check_structure
 from decant.pipelines.verification.verify import verify
 from decant.schemas import open_cache
 from decant.schemas.disk.atomic import read_json
+from decant.schemas.disk.identity import digest_memory
 from decant.schemas.manifest.manifest import read_manifest, write_manifest
 from tests.making.caches import write_corpus
 from tests.making.grown import Grown, hashes, settings

@@ -9,13 +9,13 @@ import pytest
 from decant.pipelines.calibration import heads
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Attention, Hidden, Sketch
-from decant.pipelines.teacher.identity import digest_memory
 from decant.pipelines.upkeep.remove import remove_signals
 from decant.pipelines.verification.repair import repair
 from decant.pipelines.verification.structure import SURPLUS, Structure, check_structure
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk.array_record import write_records
 from decant.schemas.disk.atomic import write_json
+from decant.schemas.disk.identity import digest_memory
 from decant.schemas.disk.layout import COUNTS, SKETCH, PartLayout
 from tests.making.arrays import flip, same_bits
 from tests.making.caches import tiny_cache, tiny_settings, write_corpus
