@@ -1,5 +1,6 @@
 """SentencePiece tokenizers in GGUF: ids of an independent encoder by scores, on hard texts."""
 
+import json
 import random
 
 import pytest
@@ -123,6 +124,49 @@ def test_it_begins_texts_with_bos_unless_the_file_denies_it():
     assert rebuilt(scored(0)).bos_id == 1
     assert rebuilt(scored(0), add_bos_token=False).bos_id is None
     assert rebuilt(scored(0)).eos_id == 2
+
+
+def test_it_is_the_tokenizer_that_hugging_face_publishes_for_llama_2():
+    """Its tokenizer.json lists the merges by their token's score, and special tokens."""
+    tokens = ["<unk>", "<s>", "</s>", *BYTES, "▁t", "he", "▁the", "▁", "t", "h", "e"]
+    scores = [0.0] * 259 + [-1.0, -2.0, -0.5, -9.0, -9.0, -9.0, -9.0]
+    kinds = [2, 3, 3, *[6] * 256, *[1] * 7]
+    added = [
+        {"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False}
+        | {"normalized": False, "special": True}
+        for i, token in enumerate(tokens[:3])
+    ]
+    published = {
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ],
+        },
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": None,
+        "model": {
+            "type": "BPE",
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": {token: i for i, token in enumerate(tokens)},
+            "merges": ["▁t he", "▁ t", "h e"],
+        },
+    }
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    files = {
+        "tokenizer.json": json.dumps(published).encode(),
+        "tokenizer_config.json": json.dumps(settings | {"add_bos_token": True}).encode(),
+    }
+    theirs = Tokenizer(files, where="published")
+    ours = rebuilt(scores, tokens=tokens, token_type=kinds)
+    assert theirs.difference(ours) is None
+    assert ours.digest == theirs.digest
 
 
 def test_decoding_gives_the_text_back():

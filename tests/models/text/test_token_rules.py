@@ -25,6 +25,12 @@ GPT4 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+UPPER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+CASED = (
+    f"{UPPER}*{LOWER}+%s|{UPPER}+{LOWER}*%s|"
+    r"\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 BYTES = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
 WORDS = ["th", "the", "Ġ", "Ġt", "Ġthe", "12", "123", "'s", "ĠĠ", "é", "an"]
 MERGES = [["t", "h"], ["th", "e"], ["Ġ", "t"], ["Ġt", "he"], ["Ġ", "the"], ["1", "2"], ["12", "3"]]
@@ -100,6 +106,19 @@ PUBLISHED = {
     ),
     "llama-bpe": definition(
         sequence(split(GPT4 % "{1,3}"), byte_level(use_regex=False)), model={"ignore_merges": True}
+    ),
+    "olmo": definition(byte_level(use_regex=True), normalizer={"type": "NFC"}),
+    "refact": definition(SMOLLM),
+    "dbrx": definition(sequence(split(GPT4 % "{1,3}"), byte_level(use_regex=False))),
+    "tekken": definition(
+        sequence(split(CASED % ("", "", "")), byte_level(use_regex=False)),
+        model={"ignore_merges": True},
+    ),
+    "gpt-4o": definition(
+        sequence(
+            split(CASED % (f"{CONTRACTIONS}?", f"{CONTRACTIONS}?", "{1,3}")),
+            byte_level(use_regex=False),
+        )
     ),
 }
 
@@ -203,8 +222,8 @@ def test_another_spelling_is_the_same_tokenizer(name, respell):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_one_rebuilt_from_gguf_is_that_of_the_hugging_face_directory(name):
-    """GGUF pads the vocabulary to the rows of the embedding; Llama 3 needs no padding."""
-    padding = [] if name == "llama-bpe" else [f"[PAD{i}]" for i in range(5)]
+    """GGUF pads the vocabulary to the rows of the embedding; Llama 3 and Tekken need no padding."""
+    padding = [] if name in ("llama-bpe", "tekken") else [f"[PAD{i}]" for i in range(5)]
     metadata = {
         "model": "gpt2",
         "pre": name,

@@ -13,8 +13,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from decant.models import ModelConfig
+from decant.models.checkpoints.adapters import Lora, add_adapter
 from decant.models.mesh.execution import Execution, Remat
 from decant.models.mesh.sharding import place_parameters, replicate, student_mesh
 from decant.schemas import open_cache
@@ -22,6 +24,7 @@ from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Optimis
 from decant.trainer.data.batches import Batches
 from decant.trainer.loss.batch_fields import to_device
 from decant.trainer.loss.chunk_loss import Recipe
+from decant.trainer.loss.frozen import joined, trained_and_frozen
 from decant.trainer.loss.fused_head import distillation_loss
 from decant.trainer.loss.layer_pairs import layer_pairs, number_layers
 from decant.trainer.loss.objective import Objective, Tables
@@ -53,6 +56,7 @@ SIGNALS = {
     "bucket": Loss(tail="bucket", **CHUNK),
     "sampled": Loss(tail="sampled", **CHUNK),
     "renormalize": Loss(tail="renormalize", **CHUNK),
+    "adapter": Loss(tail="sampled", **CHUNK),
 }
 CASES = [
     *(((1, 1, 1), signal) for signal in SIGNALS),
@@ -61,6 +65,7 @@ CASES = [
     ((2, 2, 2), "bucket"),
     ((1, 4, 2), "sampled"),
     ((1, 4, 2), "renormalize"),
+    ((2, 2, 2), "adapter"),
 ]
 # 512 ids; the embedding has 8 more rows, on the last device, which are no ids.
 STUDENT = ModelConfig(
@@ -95,7 +100,8 @@ def main(cache_path: str, out: Path) -> None:
     losses, facts = {}, {}
     for sizes, name in CASES:
         key = f"{sizes} {name}"
-        losses[key], facts[key] = run(cache, taken, SIGNALS[name], sizes)
+        adapted = name == "adapter"
+        losses[key], facts[key] = run(cache, taken, SIGNALS[name], sizes, adapted=adapted)
     np.savez(out / "losses.npz", **losses)
     (out / "facts.json").write_text(json.dumps(facts))
     np.savez(out / "heads.npz", **heads())
@@ -104,8 +110,11 @@ def main(cache_path: str, out: Path) -> None:
 SIGNALS_READ = ("hidden/2", "attention/0", "attention/1")
 
 
-def run(cache, batches, loss, sizes):
-    """The losses of the updates on a mesh, and facts about their compiled program."""
+def run(cache, batches, loss, sizes, *, adapted):
+    """The losses of the updates on a mesh, and facts about their compiled program.
+
+    `adapted`: only an adapter is trained.
+    """
     mesh = student_mesh(
         **dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)),
         devices=jax.devices()[: np.prod(sizes)],
@@ -115,7 +124,10 @@ def run(cache, batches, loss, sizes):
     compared = layer_pairs(loss, cache=cache, student=STUDENT)
     model = random_decoder(STUDENT)
     place_parameters(model, mesh)
+    if adapted:
+        add_adapter(model, Lora(4, 4.0, ("all-linear",)), seed=0, mesh=mesh)
     graph, params = graph_and_parameters(model)
+    params, frozen = trained_and_frozen(params)
     projections = initial_projections(compared, width=32, run=Path("/nowhere"), seed=0)
     there = {name: replicate(x, mesh) for name, x in projections.items()}
     state = initial_state(with_projections(params, there), config=Optimiser(), mesh=mesh)
@@ -129,7 +141,7 @@ def run(cache, batches, loss, sizes):
         ),
         optimiser=Optimiser(),
         steps=STEPS,
-        tables=Tables(prior=tail_prior(cache, loss=loss, mesh=mesh)),
+        tables=Tables(prior=tail_prior(cache, loss=loss, mesh=mesh), frozen=frozen or None),
         places=jax.tree.map(lambda x: x.sharding, state),
     )
     first = to_device(batches[0], mesh=mesh, tail=loss.tail, signals=compared.signals)
@@ -139,8 +151,10 @@ def run(cache, batches, loss, sizes):
         "gathers": re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", program.as_text()),
         "state": sum(x.addressable_data(0).nbytes for x in jax.tree.leaves(state)),
         "donated": memory.alias_size_in_bytes,
-        "embedding": state.params["embedding"].addressable_data(0).shape,
-        "up": state.params["blocks"]["up"].addressable_data(0).shape,
+        **{
+            "/".join(path): x.addressable_data(0).shape
+            for path, x in flatten_dict(joined(state.params, frozen)).items()
+        },
     }
     before = jax.tree.map(lambda x: x.sharding, state)
     consumed, losses = state, []

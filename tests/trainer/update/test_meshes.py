@@ -55,7 +55,11 @@ def test_weights_and_moments_are_sharded_and_stay_sharded(run, mesh, signal):
     facts = run[1][f"{mesh} {signal}"]
     _, fsdp, tensor = mesh
     assert facts["embedding"] == [520 // tensor, 32 // fsdp]
-    assert facts["up"] == [2, 32 // fsdp, 64 // tensor]
+    assert facts["blocks/up"] == [2, 32 // fsdp, 64 // tensor]
+    if signal == "adapter":
+        assert facts["blocks/up_lora_a"] == [2, 32 // fsdp, 4]
+        assert facts["blocks/up_lora_b"] == [2, 4, 64 // tensor]
+        assert facts["blocks/output_lora_a"] == [2, 4 // tensor, 8, 4]
     assert facts["stays"]
 
 
