@@ -206,8 +206,11 @@ class Checkpoint:
     ) -> np.ndarray:
         """The elements at `index` of the parameter at `path`, whose whole shape is `shape`."""
         gguf = family_of(self.config).gguf if self.files.naming == "gguf" else None
+        read = self.files.read
+        if gguf is not None and gguf.norms_with_one and "norm" in path:
+            read = partial(_less_one, read)
         return read_share(
-            self.files.read,
+            read,
             self._names[path],
             shape,
             index,
@@ -247,3 +250,9 @@ class Checkpoint:
             matrix = self._share(path, shape, (slice(layer, layer + 1), *index[1:]))
             codes[i : i + 1] = int8_codes(matrix, share_scales[i : i + 1], over=over)
         return codes
+
+
+def _less_one(
+    read: Callable[[str, Index | None], np.ndarray], name: str, index: Index | None
+) -> np.ndarray:
+    return read(name, index) - np.float32(1)

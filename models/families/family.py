@@ -21,6 +21,8 @@ class GgufFormat:
     `tokens`, the tokenizer's size, and `rope_freqs`, the values of that tensor."""
     interleaves_rotary: bool = False
     """Rows of the tensors marked `TensorName.rotary` are interleaved within each head."""
+    norms_with_one: bool = False
+    """Files hold 1 + weight of each norm, of families whose norms add one to it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from decant.models.families import json_fields
 from decant.models.families.common_tensors import common_tensors
 from decant.models.families.family import Family
 from decant.models.families.field_reader import FieldReader
+from decant.models.families.gemma_gguf import GEMMA_GGUF
 
 
 def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
@@ -39,11 +40,11 @@ def config_to_json(config: ModelConfig) -> dict[str, Any]:
     return fields | json_fields.write_biases(config, mlp=False)
 
 
-# No GGUF format: Gemma's GGUF files hold a SentencePiece tokenizer, which we cannot rebuild.
 GEMMA = Family(
     name="gemma",
     model_types=("gemma",),
     config_from_json=config_from_json,
     config_to_json=config_to_json,
     tensors=common_tensors,
+    gguf=GEMMA_GGUF,
 )

@@ -10,6 +10,7 @@ from decant.models.families import json_fields
 from decant.models.families.family import Family
 from decant.models.families.field_reader import FieldReader
 from decant.models.families.gemma_fields import gemma_tensors, read_gemma, write_gemma
+from decant.models.families.gemma_gguf import GEMMA2_GGUF
 from decant.models.families.windows import FULL, SLIDING, read_windows
 
 
@@ -35,11 +36,11 @@ def config_to_json(config: ModelConfig) -> dict[str, Any]:
     return fields | write_gemma(config)
 
 
-# No GGUF format: Gemma's GGUF files hold a SentencePiece tokenizer, which we cannot rebuild.
 GEMMA2 = Family(
     name="gemma2",
     model_types=("gemma2",),
     config_from_json=config_from_json,
     config_to_json=config_to_json,
     tensors=gemma_tensors,
+    gguf=GEMMA2_GGUF,
 )

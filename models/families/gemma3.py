@@ -10,6 +10,7 @@ from decant.models.families import json_fields
 from decant.models.families.family import Family
 from decant.models.families.field_reader import FieldReader
 from decant.models.families.gemma_fields import gemma_tensors, read_gemma, write_gemma
+from decant.models.families.gemma_gguf import GEMMA3_GGUF
 from decant.models.families.typed_rotary import read_typed_rotary
 from decant.models.families.windows import period_of, read_windows
 
@@ -52,4 +53,5 @@ GEMMA3 = Family(
     config_from_json=config_from_json,
     config_to_json=config_to_json,
     tensors=gemma_tensors,
+    gguf=GEMMA3_GGUF,
 )

@@ -64,5 +64,5 @@ def weights_sha256(params: dict[str, Any]) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         array = np.ascontiguousarray(leaf)
         found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        found.update(array.data)
+        found.update(array.view(np.uint8).data)  # Python has no buffers of bfloat16
     return found.hexdigest()

@@ -246,16 +246,19 @@ OLMO = {
     "post_attention_layernorm": "post_attention_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+GEMMA = OLMO | {"pre_feedforward_layernorm": "ffn_norm"}
 EXPERTS = {"w1": "gate", "w3": "up", "w2": "down"}
 
 
-def converted(directory, path, *, architecture, extra=None, interleave=False):
+def converted(directory, path, *, architecture, extra=None, interleave=False, more=None):
     """A Hugging Face directory as llama.cpp's converter writes it, in float32."""
     fields = json.loads((directory / "config.json").read_text())
     files = SafetensorsFiles(directory)
     heads, kv_heads = fields["num_attention_heads"], fields["num_key_value_heads"]
     head_dim = fields.get("head_dim", fields["hidden_size"] // heads)
-    names = NAMES | (OLMO if architecture == "olmo2" else {})
+    gemma = architecture.startswith("gemma")
+    renamed = {"olmo2": OLMO, "gemma2": GEMMA, "gemma3": GEMMA}
+    names = NAMES | renamed.get(architecture, {})
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(fields["max_position_embeddings"])
     writer.add_embedding_length(fields["hidden_size"])
@@ -264,6 +267,7 @@ def converted(directory, path, *, architecture, extra=None, interleave=False):
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
     rope = fields.get("rope_parameters") or fields
+    rope = rope.get("full_attention", rope)
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_layer_norm_rms_eps(fields["rms_norm_eps"])
     if architecture == "granite":
@@ -274,6 +278,9 @@ def converted(directory, path, *, architecture, extra=None, interleave=False):
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_vocab_size(fields["vocab_size"])
+    for name, value in (more or {}).items():
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add[type(value)](f"{architecture}.{name}", value)
     if "num_experts_per_tok" in fields:
         writer.add_expert_count(fields.get("num_experts") or fields["num_local_experts"])
         writer.add_expert_used_count(fields["num_experts_per_tok"])
@@ -283,6 +290,8 @@ def converted(directory, path, *, architecture, extra=None, interleave=False):
     for name in files.shapes:
         array = np.asarray(files.read(name), np.float32)
         stem, _, kind = name.rpartition(".")
+        if gemma and stem.endswith("norm"):
+            array = array + 1
         if ".experts." in stem:
             _, _, layer, _, _, expert, part = stem.split(".")
             part = EXPERTS.get(part, part.split("_")[0])
@@ -376,6 +385,42 @@ def test_gpt_2_is_read_as_the_checkpoint_it_was_made_from(tmp_path):
     assert model.config == dataclasses.replace(expected, norm_eps=model.config.norm_eps)
 
 
+@pytest.mark.parametrize("architecture", ["gemma", "gemma2", "gemma3"])
+def test_gemmas_files_hold_one_more_than_each_norms_weight(tmp_path, architecture):
+    original = open_checkpoint(GOLDEN / architecture).load()
+    c = original.config
+    more = {"gemma": {}, "gemma2": gemma2_fields(c), "gemma3": gemma3_fields(c)}[architecture]
+    path = converted(
+        GOLDEN / architecture, tmp_path / "model.gguf", architecture=architecture, more=more
+    )
+    model = open_checkpoint(path).load()
+    # llama.cpp knows the scale of the scores and the windows' pattern of published sizes only.
+    known = {
+        "gemma": {},
+        "gemma2": {"query_scalar": float(c.head_dim)},
+        "gemma3": {"query_scalar": float(c.head_dim), "windows": (*[c.windows[0]] * 5, None)},
+    }[architecture]
+    expected = dataclasses.replace(c, norm_eps=model.config.norm_eps, **known)
+    assert model.config == expected
+    original.config = original.blocks.config = expected
+    ours, theirs = logits_of(model), logits_of(original)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def gemma2_fields(config):
+    return {
+        "attn_logit_softcapping": float(config.attention_softcap),
+        "final_logit_softcapping": float(config.final_softcap),
+        "attention.sliding_window": config.windows[0],
+    }
+
+
+def gemma3_fields(config):
+    scaling = {"rope.scaling.type": "linear", "rope.scaling.factor": config.rope_scaling.factor}
+    local = {"rope.freq_base_swa": float(config.window_rope_theta)}
+    return {"attention.sliding_window": config.windows[0]} | scaling | local
+
+
 def test_a_file_of_olmos_architecture_that_has_windows_is_olmo_3():
     metadata = {"tokens": 80} | {
         f"olmo2.{name}": value
@@ -437,6 +482,7 @@ def test_divisors_that_are_not_llama_3s_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "architecture", ["gemma", "gemma2", "gemma3", "phi3", "gptneox", "mixtral"]
 )
+@pytest.mark.parametrize("architecture", ["gemma3n", "mixtral"])
 def test_architectures_that_we_cannot_read_are_refused_by_name(tmp_path, architecture):
     path = converted(GOLDEN / "llama", tmp_path / "model.gguf", architecture=architecture)
     with pytest.raises(ValueError, match=rf"general.architecture is '{architecture}'"):
