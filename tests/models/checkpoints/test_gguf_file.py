@@ -389,17 +389,15 @@ def test_gpt_2_is_read_as_the_checkpoint_it_was_made_from(tmp_path):
 def test_gemmas_files_hold_one_more_than_each_norms_weight(tmp_path, architecture):
     original = open_checkpoint(GOLDEN / architecture).load()
     c = original.config
-    more = {"gemma": {}, "gemma2": gemma2_fields(c), "gemma3": gemma3_fields(c)}[architecture]
+    more = {"gemma2": gemma2_fields, "gemma3": gemma3_fields}.get(architecture, lambda _: {})(c)
     path = converted(
         GOLDEN / architecture, tmp_path / "model.gguf", architecture=architecture, more=more
     )
     model = open_checkpoint(path).load()
     # llama.cpp knows the scale of the scores and the windows' pattern of published sizes only.
-    known = {
-        "gemma": {},
-        "gemma2": {"query_scalar": float(c.head_dim)},
-        "gemma3": {"query_scalar": float(c.head_dim), "windows": (*[c.windows[0]] * 5, None)},
-    }[architecture]
+    known = {} if architecture == "gemma" else {"query_scalar": float(c.head_dim)}
+    if architecture == "gemma3":
+        known["windows"] = (*[c.windows[0]] * 5, None)
     expected = dataclasses.replace(c, norm_eps=model.config.norm_eps, **known)
     assert model.config == expected
     original.config = original.blocks.config = expected
