@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from decant.models.checkpoints.saving import write_tensors
 from decant.models.decoder.blocks import LORA_A, LORA_B
 from decant.models.decoder.decoder import Decoder
 from decant.models.families import family_of
+from decant.models.families.tensor_name import TensorName
 
 _WEIGHT = ".weight"
 
@@ -54,7 +54,7 @@ def save_adapter(
         "target_modules": modules,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": any(name.input_first for name in _adapted(model, lora).values()),
         "modules_to_save": None,
         "inference_mode": True,
     }
@@ -66,13 +66,16 @@ def save_adapter(
     write_tensors(tensors, path / ADAPTER_WEIGHTS, like=path / ADAPTER_CONFIG)
 
 
+def _adapted(model: Decoder, lora: Lora) -> dict[str, TensorName]:
+    """Where each adapted matrix lies in Hugging Face files."""
+    names = family_of(model.config).tensors(model.config)
+    return {ours: names[f"blocks.{ours}"] for ours in adapted_matrices(model, lora.targets)}
+
+
 def _tensors(model: Decoder, lora: Lora) -> Iterator[tuple[str, np.ndarray]]:
     """PEFT's name of each matrix, and the matrix as [output, input]."""
-    names = family_of(model.config).tensors(model.config)
-    stored = Counter(name.hf for name in names.values())
-    for ours in adapted_matrices(model, lora.targets):
-        name = names[f"blocks.{ours}"]
-        if stored[name.hf] > 1 or not name.hf.endswith(_WEIGHT):
+    for ours, name in _adapted(model, lora).items():
+        if name.part is not None:
             raise ValueError(
                 f"{name.hf}: holds {ours} and other matrices, so PEFT has no adapter for {ours} "
                 "alone; write a whole model with --adapter merged"
