@@ -22,6 +22,7 @@ LORA_A, LORA_B = "_lora_a", "_lora_b"
 """Endings of an adapter's matrices beside the matrix that they change; see
 `checkpoints/adapters.py`."""
 
+
 class Rotation(NamedTuple):
     """How positions enter queries and keys, [batch, time, 1, …] each."""
 
