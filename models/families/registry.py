@@ -115,6 +115,6 @@ def _look_up(
         raise ValueError(
             f"{what} is {shown(name)}, which we cannot run; known: "
             f"{', '.join(sorted({*known, *also}))}. "
-            "A new family is a new module in models/families."
+            "Choose a model of one of those; a new family is a new module in models/families."
         )
     return known[name]

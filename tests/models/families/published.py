@@ -1,0 +1,479 @@
+"""The configs of the most used models, and what each means: one row a model.
+
+To add a model, add a row: its name, its config's sizes in the order of `Sizes`, its parameters in
+billions as its page or its safetensors files state them, the other fields of its config.json, and
+in `expected` the ModelConfig fields that follow from what is special about it. What every config
+spells alike (sizes, rope_theta, rms_norm_eps, tie_word_embeddings) is expected without a word.
+A model that cannot be run is a row of REFUSED, with what the message must say.
+"""
+
+from typing import Any, NamedTuple
+
+from decant.models.rotary import LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
+
+
+class Sizes(NamedTuple):
+    width: int
+    mlp: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    positions: int
+
+
+class Row(NamedTuple):
+    name: str
+    kind: str
+    """model_type."""
+    sizes: Sizes
+    billions: float
+    """Parameters, tied embeddings counted once."""
+    fields: dict[str, Any]
+    expected: dict[str, Any]
+    """ModelConfig fields by which the model differs from Llama 1."""
+
+
+def llama3(factor: float) -> dict[str, Any]:
+    kind = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    return kind | {"factor": factor, "original_max_position_embeddings": 8192}
+
+
+def yarn(factor: float, original: int) -> dict[str, Any]:
+    return {"type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+
+
+TIED = {"tie_word_embeddings": True}
+FULL, SLIDING = "full_attention", "sliding_attention"
+LLAMA31 = {"rope_theta": 5e5, "rope_scaling": llama3(8.0)}
+LLAMA32 = TIED | {"rope_theta": 5e5, "rope_scaling": llama3(32.0)}
+SCALED8 = {"rope_scaling": Llama3Scaling(8.0, 1.0, 4.0, 8192)}
+SCALED32 = {"rope_scaling": Llama3Scaling(32.0, 1.0, 4.0, 8192)}
+NO_WINDOW = {"sliding_window": None, "rms_norm_eps": 1e-5}
+WINDOW = {"sliding_window": 4096, "rms_norm_eps": 1e-5}
+QWEN25 = {"rope_theta": 1e6, "use_sliding_window": False, "sliding_window": 32768}
+BIASES = {"qkv_bias": True}
+QWEN3 = {"rope_theta": 1e6, "head_dim": 128, "max_window_layers": 28, "sliding_window": None}
+NORMS = {"qk_norm": True}
+MOE = {"num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True}
+ROUTED = NORMS | {"num_experts": 128, "experts_per_token": 8, "normalise_experts": True}
+GEMMA1 = {"norm_adds_one": True, "scale_embedding": True, "activation": "gelu_tanh"}
+GEMMA2 = GEMMA1 | {"post_norms": True, "attention_softcap": 50.0, "final_softcap": 30.0}
+GEMMA3 = GEMMA1 | {"post_norms": True, "qk_norm": True, "window_rope_theta": 1e4}
+SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window": 4096}
+TANH = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
+OLMO = {"pre_norms": False, "post_norms": True, "qk_norm": True, "qk_norm_whole": True}
+NEOX = {
+    "activation": "gelu",
+    "norm": "layer",
+    "gated_mlp": False,
+    "parallel_blocks": True,
+    **dict.fromkeys(("qkv_bias", "output_bias", "mlp_bias"), True),
+}
+GRANITE = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22}
+
+TABLE = [
+    Row(*("Llama 2 7B", "llama"), Sizes(4096, 11008, 32, 32, 32, 32000, 4096), 6.738, {}, {}),
+    Row(*("Llama 2 13B", "llama"), Sizes(5120, 13824, 40, 40, 40, 32000, 4096), 13.016, {}, {}),
+    Row(*("Llama 2 70B", "llama"), Sizes(8192, 28672, 80, 64, 8, 32000, 4096), 68.977, {}, {}),
+    Row(*("Vicuna 7B v1.5", "llama"), Sizes(4096, 11008, 32, 32, 32, 32000, 4096), 6.738, {}, {}),
+    Row(
+        *("CodeLlama 7B", "llama", Sizes(4096, 11008, 32, 32, 32, 32016, 16384), 6.739),
+        *({"rope_theta": 1000000}, {}),
+    ),
+    Row(
+        *("Llama 3 8B", "llama", Sizes(4096, 14336, 32, 32, 8, 128256, 8192), 8.030),
+        *({"rope_theta": 5e5}, {}),
+    ),
+    Row(
+        *("Llama 3.1 8B", "llama", Sizes(4096, 14336, 32, 32, 8, 128256, 131072), 8.030),
+        *(LLAMA31, SCALED8),
+    ),
+    Row(
+        *("Llama 3.3 70B", "llama", Sizes(8192, 28672, 80, 64, 8, 128256, 131072), 70.554),
+        *(LLAMA31, SCALED8),
+    ),
+    Row(
+        *("Llama 3.1 405B", "llama", Sizes(16384, 53248, 126, 128, 8, 128256, 131072), 405.85),
+        *(LLAMA31, SCALED8),
+    ),
+    Row(
+        *("Llama 3.2 1B", "llama", Sizes(2048, 8192, 16, 32, 8, 128256, 131072), 1.236),
+        *(LLAMA32, SCALED32),
+    ),
+    Row(
+        *("Llama 3.2 3B", "llama", Sizes(3072, 8192, 28, 24, 8, 128256, 131072), 3.213),
+        *(LLAMA32, SCALED32),
+    ),
+    Row(
+        *("R1 Distill Llama 8B", "llama", Sizes(4096, 14336, 32, 32, 8, 128256, 131072), 8.030),
+        *(LLAMA31, SCALED8),
+    ),
+    Row(
+        *("R1 Distill Llama 70B", "llama", Sizes(8192, 28672, 80, 64, 8, 128256, 131072), 70.554),
+        *(LLAMA31, SCALED8),
+    ),
+    Row(*("TinyLlama", "llama"), Sizes(2048, 5632, 22, 32, 4, 32000, 2048), 1.100, {}, {}),
+    Row(
+        *("SmolLM2 135M", "llama", Sizes(576, 1536, 30, 9, 3, 49152, 8192), 0.1345),
+        *(TIED | {"rope_theta": 1e5}, {}),
+    ),
+    Row(
+        *("SmolLM2 360M", "llama", Sizes(960, 2560, 32, 15, 5, 49152, 8192), 0.3618),
+        *(TIED | {"rope_theta": 1e5}, {}),
+    ),
+    Row(
+        *("SmolLM2 1.7B", "llama", Sizes(2048, 8192, 24, 32, 32, 49152, 8192), 1.711),
+        *(TIED | {"rope_theta": 130000}, {}),
+    ),
+    Row(
+        *("DeepSeek Coder 6.7B", "llama", Sizes(4096, 11008, 32, 32, 32, 32256, 16384), 6.740),
+        {"rope_theta": 1e5, "rope_scaling": {"factor": 4.0, "type": "linear"}},
+        {"rope_scaling": LinearScaling(4.0)},
+    ),
+    Row(
+        *("Yi 1.5 9B", "llama", Sizes(4096, 11008, 48, 32, 4, 64000, 4096), 8.829),
+        *({"rope_theta": 5e6}, {}),
+    ),
+    Row(
+        *("Falcon 3 7B", "llama", Sizes(3072, 23040, 28, 12, 4, 131072, 32768), 7.456),
+        *({"rope_theta": 1000042, "head_dim": 256}, {}),
+    ),
+    Row(
+        *("SmolLM3 3B", "smollm3", Sizes(2048, 11008, 36, 16, 4, 128256, 65536), 3.075),
+        TIED | {"rope_theta": 5e6, "no_rope_layer_interval": 4, "use_sliding_window": False},
+        {"rotary_layers": (True, True, True, False)},
+    ),
+    Row(
+        *("Mistral 7B v0.1", "mistral", Sizes(4096, 14336, 32, 32, 8, 32000, 32768), 7.242),
+        *(WINDOW, {"windows": (4096,)}),
+    ),
+    Row(
+        *("Zephyr 7B", "mistral", Sizes(4096, 14336, 32, 32, 8, 32000, 32768), 7.242),
+        *(WINDOW, {"windows": (4096,)}),
+    ),
+    Row(
+        *("Mistral 7B v0.3", "mistral", Sizes(4096, 14336, 32, 32, 8, 32768, 32768), 7.248),
+        *(NO_WINDOW | {"rope_theta": 1e6}, {}),
+    ),
+    Row(
+        *("Mistral Nemo", "mistral", Sizes(5120, 14336, 40, 32, 8, 131072, 131072), 12.248),
+        *(NO_WINDOW | {"rope_theta": 1e6, "head_dim": 128}, {}),
+    ),
+    Row(
+        *("Mistral Small 3", "mistral", Sizes(5120, 32768, 40, 32, 8, 131072, 32768), 23.572),
+        *(NO_WINDOW | {"rope_theta": 1e8, "head_dim": 128}, {}),
+    ),
+    Row(
+        *("Mistral Large 2407", "mistral", Sizes(12288, 28672, 88, 96, 8, 32768, 131072), 122.61),
+        *(NO_WINDOW | {"rope_theta": 1e6}, {}),
+    ),
+    Row(
+        *("Ministral 8B 2410", "mistral", Sizes(4096, 12288, 36, 32, 8, 131072, 32768), 8.020),
+        *({"rope_theta": 1e8, "head_dim": 128, "sliding_window": 32768}, {"windows": (32768,)}),
+    ),
+    Row(
+        *("Mixtral 8x7B", "mixtral", Sizes(4096, 14336, 32, 32, 8, 32000, 32768), 46.703),
+        NO_WINDOW | {"rope_theta": 1e6, "num_local_experts": 8, "num_experts_per_tok": 2},
+        {"num_experts": 8, "experts_per_token": 2, "normalise_experts": True},
+    ),
+    Row(
+        *("Mixtral 8x22B", "mixtral", Sizes(6144, 16384, 56, 48, 8, 32000, 65536), 140.621),
+        NO_WINDOW | {"rope_theta": 1e6, "num_local_experts": 8, "num_experts_per_tok": 2},
+        {"num_experts": 8, "experts_per_token": 2, "normalise_experts": True},
+    ),
+    Row(
+        *("Qwen2 7B", "qwen2", Sizes(3584, 18944, 28, 28, 4, 152064, 32768), 7.616),
+        *(QWEN25, BIASES),
+    ),
+    Row(
+        *("Qwen2.5 0.5B", "qwen2", Sizes(896, 4864, 24, 14, 2, 151936, 32768), 0.494),
+        *(QWEN25 | TIED, BIASES),
+    ),
+    Row(
+        *("Qwen2.5 1.5B", "qwen2", Sizes(1536, 8960, 28, 12, 2, 151936, 32768), 1.544),
+        *(QWEN25 | TIED, BIASES),
+    ),
+    Row(
+        *("Qwen2.5 3B", "qwen2", Sizes(2048, 11008, 36, 16, 2, 151936, 32768), 3.086),
+        *(QWEN25 | TIED, BIASES),
+    ),
+    Row(
+        *("Qwen2.5 7B", "qwen2", Sizes(3584, 18944, 28, 28, 4, 152064, 32768), 7.616),
+        *(QWEN25, BIASES),
+    ),
+    Row(
+        *("Qwen2.5 Coder 7B with YaRN", "qwen2", Sizes(3584, 18944, 28, 28, 4, 152064, 32768)),
+        *(7.616, QWEN25 | {"rope_scaling": yarn(4.0, 32768)}),
+        BIASES | {"rope_scaling": YarnScaling(4.0, 32768, attention_factor=1.1386294361119891)},
+    ),
+    Row(
+        *("Qwen2.5 14B", "qwen2", Sizes(5120, 13824, 48, 40, 8, 152064, 32768), 14.770),
+        *(QWEN25, BIASES),
+    ),
+    Row(
+        *("Qwen2.5 32B", "qwen2", Sizes(5120, 27648, 64, 40, 8, 152064, 32768), 32.764),
+        *(QWEN25, BIASES),
+    ),
+    Row(
+        *("Qwen2.5 72B", "qwen2", Sizes(8192, 29568, 80, 64, 8, 152064, 32768), 72.706),
+        *(QWEN25, BIASES),
+    ),
+    Row(
+        *("R1 Distill Qwen 1.5B", "qwen2", Sizes(1536, 8960, 28, 12, 2, 151936, 131072), 1.777),
+        *(QWEN25 | {"rope_theta": 10000}, BIASES),
+    ),
+    Row(
+        *("R1 Distill Qwen 32B", "qwen2", Sizes(5120, 27648, 64, 40, 8, 152064, 131072), 32.764),
+        *(QWEN25, BIASES),
+    ),
+    Row(
+        *("Qwen3 0.6B", "qwen3", Sizes(1024, 3072, 28, 16, 8, 151936, 40960), 0.596),
+        *(QWEN3 | TIED, NORMS),
+    ),
+    Row(
+        *("Qwen3 1.7B", "qwen3", Sizes(2048, 6144, 28, 16, 8, 151936, 40960), 1.721),
+        *(QWEN3 | TIED, NORMS),
+    ),
+    Row(
+        *("Qwen3 4B", "qwen3", Sizes(2560, 9728, 36, 32, 8, 151936, 40960), 4.022),
+        *(QWEN3 | TIED, NORMS),
+    ),
+    Row(
+        *("Qwen3 8B", "qwen3", Sizes(4096, 12288, 36, 32, 8, 151936, 40960), 8.191),
+        *(QWEN3, NORMS),
+    ),
+    Row(
+        *("Qwen3 14B", "qwen3", Sizes(5120, 17408, 40, 40, 8, 151936, 40960), 14.768),
+        *(QWEN3, NORMS),
+    ),
+    Row(
+        *("Qwen3 32B", "qwen3", Sizes(5120, 25600, 64, 64, 8, 151936, 40960), 32.762),
+        *(QWEN3, NORMS),
+    ),
+    Row(
+        *("Qwen3 30B A3B", "qwen3_moe", Sizes(2048, 768, 48, 32, 4, 151936, 40960), 30.532),
+        *(QWEN3 | MOE | {"moe_intermediate_size": 768}, ROUTED),
+    ),
+    Row(
+        *("Qwen3 235B A22B", "qwen3_moe", Sizes(4096, 1536, 94, 64, 4, 151936, 40960), 235.094),
+        *(QWEN3 | MOE | {"moe_intermediate_size": 1536}, ROUTED),
+    ),
+    Row(
+        *("Gemma 2B", "gemma", Sizes(2048, 16384, 18, 8, 1, 256000, 8192), 2.506),
+        *(TIED | TANH | {"head_dim": 256}, GEMMA1),
+    ),
+    Row(
+        *("Gemma 7B", "gemma", Sizes(3072, 24576, 28, 16, 16, 256000, 8192), 8.538),
+        *(TIED | TANH | {"head_dim": 256}, GEMMA1),
+    ),
+    Row(
+        *("Gemma 2 2B", "gemma2", Sizes(2304, 9216, 26, 8, 4, 256000, 8192), 2.614),
+        TIED | TANH | SOFTCAPS | {"head_dim": 256, "query_pre_attn_scalar": 256},
+        GEMMA2 | {"windows": (4096, None), "query_scalar": 256.0},
+    ),
+    Row(
+        *("Gemma 2 9B", "gemma2", Sizes(3584, 14336, 42, 16, 8, 256000, 8192), 9.242),
+        TIED | TANH | SOFTCAPS | {"head_dim": 256, "query_pre_attn_scalar": 256},
+        GEMMA2 | {"windows": (4096, None), "query_scalar": 256.0},
+    ),
+    Row(
+        *("Gemma 2 27B", "gemma2", Sizes(4608, 36864, 46, 32, 16, 256000, 8192), 27.227),
+        TIED | TANH | SOFTCAPS | {"head_dim": 128, "query_pre_attn_scalar": 144},
+        GEMMA2 | {"windows": (4096, None), "query_scalar": 144.0},
+    ),
+    Row(
+        *("Gemma 3 270M", "gemma3_text", Sizes(640, 2048, 18, 4, 1, 262144, 32768), 0.268),
+        TIED | {"head_dim": 256, "rope_theta": 1e6, "sliding_window": 512},
+        GEMMA3 | {"windows": (*[512] * 5, None), "query_scalar": 256.0},
+    ),
+    Row(
+        *("Gemma 3 1B", "gemma3_text", Sizes(1152, 6912, 26, 4, 1, 262144, 32768), 1.000),
+        TIED | {"head_dim": 256, "rope_theta": 1e6, "sliding_window": 512},
+        GEMMA3 | {"windows": (*[512] * 5, None), "query_scalar": 256.0},
+    ),
+    Row(
+        *("OLMo 2 1B", "olmo2", Sizes(2048, 8192, 16, 16, 16, 100352, 4096), 1.485),
+        *({"rope_theta": 5e5}, OLMO),
+    ),
+    Row(
+        *("OLMo 2 7B", "olmo2", Sizes(4096, 11008, 32, 32, 32, 100352, 4096), 7.299),
+        *({"rope_theta": 5e5}, OLMO),
+    ),
+    Row(
+        *("OLMo 2 13B", "olmo2", Sizes(5120, 13824, 40, 40, 40, 100352, 4096), 13.716),
+        *({"rope_theta": 5e5}, OLMO),
+    ),
+    Row(
+        *("Phi 3 mini 4k", "phi3", Sizes(3072, 8192, 32, 32, 32, 32064, 4096), 3.821),
+        *({"sliding_window": 2047, "rms_norm_eps": 1e-5}, {"windows": (2047,)}),
+    ),
+    Row(
+        *("Phi 4", "phi3", Sizes(5120, 17920, 40, 40, 10, 100352, 16384), 14.660),
+        *({"rope_theta": 250000, "sliding_window": None}, {}),
+    ),
+    Row(
+        *("Phi 4 mini", "phi3", Sizes(3072, 8192, 32, 24, 8, 200064, 131072), 3.836),
+        TIED
+        | {
+            "partial_rotary_factor": 0.75,
+            "original_max_position_embeddings": 4096,
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": [1.0] * 48,
+                "long_factor": [1.0 + i for i in range(48)],
+            },
+            "sliding_window": 262144,
+        },
+        {
+            "windows": (262144,),
+            "rotary_dim": 96,
+            "rope_scaling": LongRopeScaling(
+                (1.0,) * 48, tuple(1.0 + i for i in range(48)), 4096, 1.1902380714238083
+            ),
+        },
+    ),
+    Row(
+        *("Granite 3.1 2B", "granite", Sizes(2048, 8192, 40, 32, 8, 49155, 131072), 2.534),
+        TIED | GRANITE | {"attention_multiplier": 0.015625, "logits_scaling": 8.0},
+        GRANITE | {"score_multiplier": 0.015625, "logit_divisor": 8.0},
+    ),
+    Row(
+        *("Granite 3.1 8B", "granite", Sizes(4096, 12800, 40, 32, 8, 49155, 131072), 8.171),
+        TIED | GRANITE | {"attention_multiplier": 0.0078125, "logits_scaling": 16.0},
+        GRANITE | {"score_multiplier": 0.0078125, "logit_divisor": 16.0},
+    ),
+    Row(
+        *("Pythia 160M", "gpt_neox", Sizes(768, 3072, 12, 12, 12, 50304, 2048), 0.1623),
+        *({"rotary_pct": 0.25, "layer_norm_eps": 1e-5}, NEOX | {"rotary_dim": 16}),
+    ),
+    Row(
+        *("Pythia 1.4B", "gpt_neox", Sizes(2048, 8192, 24, 16, 16, 50304, 2048), 1.415),
+        *({"rotary_pct": 0.25, "layer_norm_eps": 1e-5}, NEOX | {"rotary_dim": 32}),
+    ),
+    Row(
+        *("Pythia 6.9B", "gpt_neox", Sizes(4096, 16384, 32, 32, 32, 50432, 2048), 6.857),
+        *({"rotary_pct": 0.25, "layer_norm_eps": 1e-5}, NEOX | {"rotary_dim": 32}),
+    ),
+]
+
+# name, the whole model_type, text_config, expected, billions of the text model
+Tower = tuple[str, str, dict[str, Any], dict[str, Any], float]
+VL_ROPE = {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"}
+
+
+def gemma3(width: int, mlp: int, layers: int, **others: Any) -> dict[str, Any]:
+    """Gemma 3's text_config leaves its class's defaults out."""
+    fields = {"model_type": "gemma3_text", "sliding_window": 1024} | others
+    fields |= {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+    sizes = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers}
+    return fields | sizes
+
+
+def ministral3(width: int, mlp: int, layers: int, **others: Any) -> dict[str, Any]:
+    sizes = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers}
+    return {"model_type": "ministral3"} | sizes | others
+
+
+def qwen3_vl(sizes: Sizes, **others: Any) -> dict[str, Any]:
+    fields = fields_of(Row("", "qwen3_vl_text", sizes, 0, others, {}))
+    return fields | {"head_dim": 128, "rope_theta": 5000000, "rope_scaling": VL_ROPE}
+
+
+def fields_of(row: Row) -> dict[str, Any]:
+    """The row's config.json."""
+    s = row.sizes
+    return {
+        "model_type": row.kind,
+        "hidden_size": s.width,
+        "intermediate_size": s.mlp,
+        "num_hidden_layers": s.layers,
+        "num_attention_heads": s.heads,
+        "num_key_value_heads": None if row.kind == "gpt_neox" else s.kv_heads,
+        "vocab_size": s.vocabulary,
+        "max_position_embeddings": s.positions,
+        "tie_word_embeddings": False,
+    } | row.fields
+
+
+MISTRAL_SMALL_31 = {
+    "model_type": "mistral",
+    "head_dim": 128,
+    "hidden_size": 5120,
+    "intermediate_size": 32768,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e9,
+    "sliding_window": None,
+    "vocab_size": 131072,
+}
+GEMMA3_TEXT = {"family": "gemma3", "windows": (*[1024] * 5, None), "tie_embeddings": True}
+GROWTH = {"family": "ministral3", "query_growth": (0.1, 16384), "rope_theta": 1e6}
+VL = {"family": "qwen3", "rope_theta": 5e6, "rope_scaling": None, "qk_norm": True}
+TOWERS: list[Tower] = [
+    ("Gemma 3 4B", "gemma3", gemma3(2560, 10240, 34), GEMMA3_TEXT, 3.880),
+    (
+        *("Gemma 3 12B", "gemma3"),
+        gemma3(3840, 15360, 48, num_attention_heads=16, num_key_value_heads=8),
+        *(GEMMA3_TEXT, 11.766),
+    ),
+    (
+        *("Gemma 3 27B", "gemma3"),
+        gemma3(
+            *(5376, 21504, 62),
+            num_attention_heads=32,
+            num_key_value_heads=16,
+            head_dim=128,
+            query_pre_attn_scalar=168,
+        ),
+        *(GEMMA3_TEXT | {"query_scalar": 168.0}, 27.009),
+    ),
+    *(
+        (name, "mistral3", MISTRAL_SMALL_31, {"family": "mistral", "windows": (None,)}, 23.572)
+        for name in ("Mistral Small 3.1", "Mistral Small 3.2")
+    ),
+    (
+        *("Ministral 3 3B", "mistral3", ministral3(3072, 9216, 26, tie_word_embeddings=True)),
+        *(GROWTH | {"tie_embeddings": True}, 3.43),
+    ),
+    ("Ministral 3 8B", "mistral3", ministral3(4096, 14336, 34), GROWTH, 8.49),
+    ("Ministral 3 14B", "mistral3", ministral3(5120, 16384, 40), GROWTH, 13.51),
+    (
+        *("Qwen3 VL 2B", "qwen3_vl"),
+        qwen3_vl(Sizes(2048, 6144, 28, 16, 8, 151936, 262144), tie_word_embeddings=True),
+        *(VL, 1.721),
+    ),
+    (
+        *("Qwen3 VL 8B", "qwen3_vl"),
+        qwen3_vl(Sizes(4096, 12288, 36, 32, 8, 151936, 262144)),
+        *(VL, 8.191),
+    ),
+]
+
+# name, fields, what the message must say
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    *(
+        (name, {"model_type": kind}, f"model_type is '{kind}'.*Choose a model of one of those")
+        for name, kind in {
+            "DeepSeek V3": "deepseek_v3",
+            "DeepSeek V2 Lite": "deepseek_v2",
+            "Llama 4 Scout": "llama4",
+            "Qwen3 Next 80B": "qwen3_next",
+            "Qwen2.5 VL 7B": "qwen2_5_vl",
+            "Phi 3.5 MoE": "phimoe",
+            "Gemma 3n E4B": "gemma3n",
+            "Command R7B": "cohere2",
+            "Falcon 7B": "falcon",
+            "Mamba 2": "mamba2",
+        }.items()
+    ),
+    (
+        "Qwen2.5 7B 1M",
+        fields_of(next(row for row in TABLE if row.name == "Qwen2.5 7B"))
+        | {"dual_chunk_attention_config": {"chunk_size": 262144}},
+        "dual_chunk_attention_config = .*remove them from the file",
+    ),
+]
