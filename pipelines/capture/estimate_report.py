@@ -33,7 +33,8 @@ def print_estimate(total: Estimate, console: Console) -> None:
     console.print(
         f"memory: batches of {total.batch_rows} rows take {size_text(total.device_bytes)} of each "
         f"device's {size_text(total.device_has)}; this host {size_text(total.host_bytes)} of "
-        f"{size_text(total.host_has)}; disk free: {size_text(total.disk_free)}"
+        f"{size_text(total.host_has)}"
+        + (f"; disk free: {size_text(total.disk_free)}" if total.disk_free else "")
     )
     for warning in total.warnings:
         console.print(warning)

@@ -14,6 +14,7 @@ from decant.schemas import Cache, open_cache
 from decant.schemas.disk import stand_in
 from decant.store import open_store
 from tests.making.caches import tiny_settings, write_corpus
+from tests.making.fault_proxy import FaultProxy
 from tests.making.grown import hashes
 from tests.making.small_server import google_bucket
 
@@ -122,6 +123,27 @@ def test_a_capture_into_google_s_cloud_has_the_same_ids(root, monkeypatch):
     config = tiny_settings(root, **{**SIGNALS, "hidden": Hidden(), "attention": Attention()})
     on_disk = precompute(dataclasses.replace(config, output=root / "without-arrays"))
     assert sealed.cache_id == on_disk.cache_id
+
+
+def test_a_server_that_ignores_conditions_is_refused_before_anything_is_captured(root, monkeypatch):
+    with google_bucket(heeds_conditions=False) as (address, objects):
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+        with pytest.raises(OSError, match="gs://b-b/cache: this server ignores conditions"):
+            precompute(settings(root, "gs://b-b/cache"))
+        assert objects == {}
+
+
+@pytest.mark.slow
+def test_spoiled_on_the_way_the_capture_has_the_same_bytes(
+    root, disk, bucket, s3_server, monkeypatch, tmp_path
+):
+    proxy = FaultProxy(s3_server.endpoint, share=0.15)
+    with proxy.serving() as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        assert precompute(settings(root, bucket)).cache_id == disk.manifest.cache_id
+        copy(bucket, tmp_path / "back")
+    assert {verb for verb, _ in proxy.done} >= {"get", "head", "create", "put"}
+    assert files(tmp_path / "back") == files(disk.path)
 
 
 def forget_buckets(monkeypatch, mirror: Path) -> None:

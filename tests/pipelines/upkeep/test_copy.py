@@ -22,6 +22,7 @@ from decant.schemas.manifest.manifest import parse_manifest, read_manifest, writ
 from decant.store import open_store
 from tests.making.fault_proxy import FaultProxy
 from tests.making.grown import hashes
+from tests.making.uploaded import upload
 from tests.paths import environment
 
 
@@ -179,6 +180,28 @@ def test_the_tokenizer_of_a_cache_without_its_hashes_is_copied_too(cache, bucket
     copy(cache, bucket)
     copy(bucket, tmp_path / "back")
     assert files_of(tmp_path / "back") == files_of(cache)
+
+
+def test_names_of_a_bucket_on_a_disk_and_of_a_disk_in_a_bucket_are_told_from_each_other(
+    cache, bucket, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("DECANT_MIRROR", str(tmp_path / "mirror"))
+    copy(cache, bucket)
+    for key, _ in (store := open_store(bucket)).list():
+        (tmp_path / "raw" / key).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "raw" / key).write_bytes(store.get(key))
+    with pytest.raises(ValueError, match=r"raw: its files are named as in a bucket. `decant copy`"):
+        open_cache(tmp_path / "raw")
+    copy(tmp_path / "raw", tmp_path / "back")
+    assert files_of(tmp_path / "back") == files_of(cache)
+    old = upload(cache, f"{bucket}-old")
+    assert open_cache(old).manifest == open_cache(bucket).manifest
+    assert main(["forget", old, "--source=x"]) == 1
+    told = capsys.readouterr().err
+    assert f"{old}: a release before 0.12 copied this cache there" in told
+    assert copy(cache, old).sent > 1
+    assert main(["forget", old, "--source=x"]) == 1
+    assert "no source is called x" in capsys.readouterr().err
 
 
 def test_what_cannot_be_copied_is_refused_with_the_reason(cache, bucket, tmp_path):
