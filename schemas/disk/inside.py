@@ -63,9 +63,6 @@ def remove(root: Path, below: Path) -> None:
 
     Does nothing if it is missing. ValueError if a directory on the way is a link.
     """
-    if bucket := bucket_of(root / below):
-        bucket.remove(root / below)
-        return
     with contextlib.suppress(FileNotFoundError), directory(root, below.parent) as parent:
         _remove(parent, below.name)
 

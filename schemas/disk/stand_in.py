@@ -129,13 +129,6 @@ class Bucket:
         finally:
             file.unlink(missing_ok=True)
 
-    def remove(self, path: Path) -> None:
-        """Delete a small file, or those that are listed below it."""
-        key = self.key(path)
-        self.store.delete(key)
-        for below, _ in list(self.store.list(key)):
-            self.store.delete(below)
-
     def listed(self, folder: Path) -> set[str]:
         """Names in a folder, as listed within the last seconds."""
         key = self.key(folder)
