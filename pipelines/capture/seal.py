@@ -14,11 +14,11 @@ from decant.schemas.disk.steps import Step
 from decant.schemas.manifest.commits import Commit, valid_commit
 from decant.schemas.manifest.manifest import (
     Manifest,
-    ManifestChangedError,
     Part,
     Unit,
     changing_manifest,
     read_manifest,
+    until_agreed,
     write_manifest,
 )
 from decant.schemas.manifest.plan import Plan, PlannedRows, additions, read_plan, rows_id_of
@@ -37,13 +37,12 @@ def seal(cache: Path, layout: PartLayout, plan: Plan, *, partial: bool = False) 
     the first unit whose commit is missing or differs from the plan, or says that no unit is left to
     seal in part. A commit of another plan is refused by its signal_id.
     """
-    while True:
-        try:
-            with changing(cache):
-                return _seal(cache, layout, plan, partial=partial)
-        except ManifestChangedError:  # a bucket has no lock
-            if not bucket_of(cache):
-                raise
+
+    def change() -> Manifest:
+        with changing(cache):
+            return _seal(cache, layout, plan, partial=partial)
+
+    return until_agreed(cache, change)
 
 
 def _seal(cache: Path, layout: PartLayout, plan: Plan, *, partial: bool) -> Manifest:
@@ -126,8 +125,12 @@ def seal_addition(cache: Path, plans: dict[str, Plan]) -> Manifest:
     `plans` are the plans of the additions, by the path of the part directory. ValueError for a
     commit that is missing or differs, and for a part that has changed since the plan was made.
     """
-    with changing_manifest(cache) as manifest:
-        return _seal_addition(cache, manifest, plans)
+
+    def change() -> Manifest:
+        with changing_manifest(cache) as manifest:
+            return _seal_addition(cache, manifest, plans)
+
+    return until_agreed(cache, change)
 
 
 def _seal_addition(cache: Path, manifest: Manifest, plans: dict[str, Plan]) -> Manifest:

@@ -18,6 +18,7 @@ from decant.schemas.manifest.manifest import (
     Part,
     Source,
     changing_manifest,
+    until_agreed,
     write_manifest,
 )
 from decant.schemas.reading.forgetting import ForgottenDocuments, is_wholly_forgotten
@@ -51,16 +52,24 @@ def forget(cache: Path, *, source: str, documents: Sequence[int] = ()) -> tuple[
     the whole source is forgotten. Returns the new manifest and what was found. ValueError if the
     cache does not hold the source or a document.
     """
-    with changing_manifest(cache) as manifest:
-        sha256 = _sha256_of(source, manifest, cache=cache)
-        files = {one for part in manifest.parts for one in part.sources if one.sha256 == sha256}
-        return _forget(cache, manifest, files, source, documents)
+
+    def change() -> tuple[Manifest, Forgot]:
+        with changing_manifest(cache) as manifest:
+            sha256 = _sha256_of(source, manifest, cache=cache)
+            files = {one for part in manifest.parts for one in part.sources if one.sha256 == sha256}
+            return _forget(cache, manifest, files, source, documents)
+
+    return until_agreed(cache, change)
 
 
 def forget_files(cache: Path, files: Collection[Source]) -> tuple[Manifest, Forgot]:
     """As `forget` of each of these files, wholly, but in one pass over the rows."""
-    with changing_manifest(cache) as manifest:
-        return _forget(cache, manifest, set(files), f"one of {len(files):,} files", ())
+
+    def change() -> tuple[Manifest, Forgot]:
+        with changing_manifest(cache) as manifest:
+            return _forget(cache, manifest, set(files), f"one of {len(files):,} files", ())
+
+    return until_agreed(cache, change)
 
 
 def _forget(

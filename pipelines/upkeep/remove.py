@@ -9,6 +9,7 @@ from decant.schemas.manifest.manifest import (
     Manifest,
     Part,
     changing_manifest,
+    until_agreed,
     write_manifest,
 )
 from decant.schemas.manifest.statistics import statistics_of
@@ -19,9 +20,13 @@ def remove_signals(cache: Path, names: Sequence[str]) -> Manifest:
 
     ValueError for a signal that the cache does not hold, and for `logits`, which every cache needs.
     """
-    with changing_manifest(cache) as manifest:
-        new = _without(manifest, names, cache=cache)
-        return write_manifest(cache, new, replaces=manifest.cache_id)
+
+    def change() -> Manifest:
+        with changing_manifest(cache) as manifest:
+            new = _without(manifest, names, cache=cache)
+            return write_manifest(cache, new, replaces=manifest.cache_id)
+
+    return until_agreed(cache, change)
 
 
 def _without(manifest: Manifest, names: Sequence[str], *, cache: Path) -> Manifest:

@@ -5,10 +5,10 @@ A writer replaces it by compare-and-swap on the `cache_id` that it had read.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from decant.schemas.disk import steps
 from decant.schemas.disk.array_record import FileEntry, as_json
@@ -23,6 +23,7 @@ from decant.schemas.disk.steps import Step
 from decant.schemas.manifest import bounds
 from decant.schemas.signals import LogitsSignal, Signal, signal_from_json
 
+Result = TypeVar("Result")
 FORMAT = "decant-cache"
 VERSION = 2
 """Version 2 added parts with only some units of a plan, parts in another cache, and forgotten
@@ -266,6 +267,17 @@ def _require_unchanged(cache: Path, present: str | None, replaces: str | None) -
 
 class ManifestChangedError(RuntimeError):
     """The manifest is another one than a change was made for."""
+
+
+def until_agreed(cache: Path, change: Callable[[], Result]) -> Result:
+    """What `change` returns. A bucket has no lock: there it is called again, to read the manifest
+    again, if another process wrote that first."""
+    while True:
+        try:
+            return change()
+        except ManifestChangedError:
+            if bucket_of(cache) is None:
+                raise
 
 
 @contextlib.contextmanager

@@ -11,8 +11,12 @@ from decant.pipelines.__main__ import main
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Attention, Hidden
 from decant.pipelines.upkeep.copy import copy
+from decant.pipelines.upkeep.forget import forget
+from decant.pipelines.upkeep.remove import remove_signals
 from decant.pipelines.verification.structure import check_structure
 from decant.schemas import open_cache
+from decant.schemas.disk.stand_in import working_folder
+from decant.schemas.disk.steps import Step
 from decant.schemas.manifest.manifest import read_manifest
 from decant.store import open_store
 from tests.making.caches import tiny_settings, write_corpus, write_teacher
@@ -136,3 +140,20 @@ def test_gc_leaves_all_as_it_is_while_a_capture_is_unfinished_and_finds_strays_a
     assert "objects/stray.npy" not in keys(both[1])
     cache = open_cache(both[1])
     assert len(cache.read(cache.rows())["tokens"]) == len(cache)
+
+
+def test_of_two_machines_that_change_it_at_once_the_second_builds_on_the_first(both, monkeypatch):
+    capture(both, places=(1,), **ARRAYS)
+    cache = working_folder(both[1])
+    first = [lambda: remove_signals(cache, ["attention/1"])]
+
+    def locked(step: Step) -> None:
+        """Between reading and swapping the manifest the other one swaps it."""
+        if step is Step.MANIFEST_LOCKED and first:
+            first.pop()()
+
+    monkeypatch.setattr("decant.schemas.disk.steps.reached", locked)
+    forget(cache, source="document-001.txt")
+    manifest = open_cache(both[1]).manifest
+    assert manifest.forgotten_id
+    assert "attention/1" not in manifest.signals
