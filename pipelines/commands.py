@@ -479,7 +479,7 @@ def _contents(cache: "Cache") -> dict[str, Any]:
     """What a sealed cache holds, for `--json`."""
     units = [unit for part in cache.manifest.parts for unit in part.units]
     return {
-        "output": cache.path,
+        "output": cache.address,
         "cache_id": cache.manifest.cache_id,
         "rows": len(cache),
         "heldout_rows": len(cache.rows(split="heldout")),
