@@ -59,7 +59,21 @@ class Init(LongCommand):
 
 @dataclass(frozen=True)
 class Plan(Precompute):
-    """Estimate a capture's bytes, hours and files. Takes the settings of `precompute`."""
+    """Estimate a capture's bytes, hours and files. Takes the settings of `precompute`.
+
+    `decant plan MODEL` says what a model is instead: its family, parameters and bytes.
+    """
+
+
+@dataclass(frozen=True)
+class PlanModel(LongCommand):
+    """Say what a model is: its family, parameters, and bytes on disk and in memory.
+
+    No weight is read. The files of a hub id are fetched first, weights too.
+    """
+
+    model: str = field(metadata=IS_MODEL)
+    """A Hugging Face directory, here or in a bucket, a `.gguf` file, a hub id or `embedded`."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +217,24 @@ def _init(arguments: list[str]) -> int:
     return show(settings, config)
 
 
+def _is_model(word: str) -> bool:
+    """Whether a word of `plan` names a model: it is no flag and no config file."""
+    other_file = Path(word).is_file() and not word.endswith(".gguf")
+    return not (word.startswith("-") or word.lower().endswith(".toml") or other_file)
+
+
+def _plan_model(arguments: list[str]) -> int:
+    config = parse(PlanModel, arguments, program="decant plan", about=("model",), with_file=False)
+    from decant.pipelines.init.model_facts import look_at_model
+
+    facts = look_at_model(config.model)
+    return show(Result(facts.line, dataclasses.asdict(facts)), config)
+
+
 def _plan(arguments: list[str]) -> int:
+    words = [word for word in arguments if word not in SWITCHES]
+    if words and _is_model(words[0]):
+        return _plan_model(arguments)
     config = parse(Plan, arguments, program="decant plan")
 
     from decant.pipelines.capture.estimate import estimate

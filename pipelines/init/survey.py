@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from decant.models import Checkpoint, open_checkpoint
-from decant.models.parameters import parameters_by_path
+from decant.models import open_checkpoint
 from decant.pipelines.config import Corpus
+from decant.pipelines.init.model_facts import number_formats, parameter_count
 from decant.pipelines.rows.documents import Chat, Content, read_documents, with_kinds
 from decant.pipelines.rows.formats import unreadable
 from decant.pipelines.rows.long_text import LongText
@@ -79,16 +79,13 @@ def look_at_teacher(name: str) -> TeacherFacts:
     """
     checkpoint = open_checkpoint(name)
     config, tokenizer = checkpoint.config, checkpoint.tokenizer()
-    parameters = sum(
-        math.prod(p.get_value().shape) for p in parameters_by_path(checkpoint.abstract()).values()
-    )
     return TeacherFacts(
         name=name,
         title=checkpoint.title,
         family=config.family,
-        parameters=parameters,
+        parameters=parameter_count(checkpoint),
         weight_bytes=checkpoint.files.weight_bytes,
-        kinds=_number_formats(checkpoint),
+        kinds=number_formats(checkpoint),
         layers=config.num_layers,
         width=config.hidden_size,
         vocabulary=min(tokenizer.size, config.vocab_size),
@@ -96,14 +93,6 @@ def look_at_teacher(name: str) -> TeacherFacts:
         chats="chat_template.jinja" in tokenizer.files()
         or b'"chat_template"' in tokenizer.files().get("tokenizer_config.json", b""),
     )
-
-
-def _number_formats(checkpoint: Checkpoint) -> tuple[str, ...]:
-    shapes = checkpoint.files.shapes
-    sizes: Counter[str] = Counter()
-    for name, kind in checkpoint.files.kinds.items():
-        sizes[kind] += math.prod(shapes[name])
-    return tuple(kind for kind, _ in sizes.most_common())
 
 
 def look_at_corpus(given: Sequence[str], teacher: TeacherFacts) -> CorpusFacts:
