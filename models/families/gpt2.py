@@ -32,6 +32,8 @@ def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
     reader.ignore("quantization_config", "compression_config")  # as in read_common
     reader.require("scale_attn_weights", True)
     reader.require("scale_attn_by_inverse_layer_idx", False)
+    for name in ("rope_interleaved", "use_mrope"):
+        reader.require(name, False)
     reader.require("is_causal", True)
     reader.ignore(*(name for name in fields if name.startswith("summary_")))
     reader.ignore("n_ctx", "reorder_and_upcast_attn")

@@ -75,7 +75,8 @@ def hybrid_from_json(fields: Mapping[str, Any]) -> ModelConfig:
             "num_local_experts", fields.get("num_local_experts"), "only 0 can be run: no experts"
         )
     reader.ignore("num_experts_per_tok", *(name for name in fields if name.startswith("mamba_")))
-    reader.ignore("time_step_limit", "normalization_function")
+    reader.ignore("time_step_limit", "init_method")
+    reader.require("normalization_function", "rmsnorm")
     positions = reader.take("position_embedding_type", "nope")
     if positions not in ("rope", "nope"):
         raise reader.error("position_embedding_type", positions, "expected rope or nope")

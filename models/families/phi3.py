@@ -39,7 +39,12 @@ def config_to_json(config: ModelConfig) -> dict[str, Any]:
     scaling, original = config.rope_scaling, config.max_positions
     if isinstance(scaling, LongRopeScaling):
         original = scaling.original_max_positions
-    return fields | {"sliding_window": config.windows[0], _ORIGINAL: original}
+    # Transformers' default pad token is 32,000, which a small vocabulary lacks.
+    return fields | {
+        "sliding_window": config.windows[0],
+        _ORIGINAL: original,
+        "pad_token_id": None,
+    }
 
 
 def tensors(config: ModelConfig) -> dict[str, TensorName]:

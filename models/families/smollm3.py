@@ -19,6 +19,7 @@ def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
     """Read SmolLM3's config.json."""
     reader = FieldReader("config.json", fields)
     reader.require("hidden_act", "silu")
+    reader.ignore("max_window_layers")  # transformers ignores it in this family
     rotate = _read_rotary_layers(reader)
     on, window = reader.flag("use_sliding_window", False), reader.window("sliding_window", None)
     windowed = on and window is not None
@@ -62,7 +63,8 @@ def config_to_json(config: ModelConfig) -> dict[str, Any]:
         fields
         | json_fields.write_biases(config)
         | write_switched_windows(config)
-        | {"no_rope_layers": list(map(int, config.layers_rotate))}
+        # Transformers' default pad token is 128,004, which a small vocabulary lacks.
+        | {"no_rope_layers": list(map(int, config.layers_rotate)), "pad_token_id": None}
     )
 
 

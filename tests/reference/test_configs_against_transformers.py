@@ -22,7 +22,7 @@ CASES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 EXTRAS = {
     name: {k: v for k, v in fields.items() if k != "quantization_config"}
     for name, fields in EVERYWHERE.items()
-} | {"control": {"rms_norm_eps": 0.5}}
+} | {"control": {"rms_norm_eps": 0.5, "layer_norm_eps": 0.5, "layer_norm_epsilon": 0.5}}
 
 SCRIPT = """
 import json, sys

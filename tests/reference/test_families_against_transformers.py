@@ -34,6 +34,12 @@ CUT = {
     "qwen3_moe": (1,),
     "tower_gemma3": (4, 5),
     "tower_ministral3": (1,),
+    "smollm3": (0, 3),
+    "olmo3": (0, 3),
+    "phi3": (2, 0),
+    "granite4": (1,),
+    "gpt2": (0, 2),
+    "gpt_neox": (1, 2),
 }
 
 SCRIPT = """

@@ -222,4 +222,7 @@ def _scratch_config(config: Student, cache: Cache) -> ModelConfig:
     if "hidden_size" in sizes or "num_heads" in sizes:
         heads = sizes.get("num_heads", shape.num_heads)
         sizes["head_dim"] = sizes.get("hidden_size", shape.hidden_size) // heads
+        if shape.rotary_dim is not None:  # the same part of a head is turned
+            pairs = round(sizes["head_dim"] * shape.rotary_dim / shape.head_dim / 2)
+            sizes["rotary_dim"] = 2 * max(1, pairs)
     return dataclasses.replace(shape, **sizes)

@@ -234,7 +234,7 @@ CASES = {
         **NO_TOKENS,
     ),
     "gpt2": GPT2Config(
-        **{"vocab_size": 80, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 32},
+        **{"vocab_size": 80, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 48},
         n_inner=40,
         **NO_TOKENS,
     ),

@@ -362,7 +362,7 @@ GPT2 = {
 def test_gpt_2_is_read_as_the_checkpoint_it_was_made_from(tmp_path):
     files = SafetensorsFiles(GOLDEN / "gpt2")
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "gpt2")
-    writer.add_context_length(32)
+    writer.add_context_length(48)
     writer.add_embedding_length(32)
     writer.add_block_count(3)
     writer.add_feed_forward_length(40)

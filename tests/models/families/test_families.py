@@ -222,7 +222,7 @@ def test_gpt_2_without_the_prefix_of_its_head_is_the_same_model(tmp_path):
     tensors = load_file(GOLDEN / "gpt2" / "model.safetensors")
     bare = {name.removeprefix("transformer."): array for name, array in tensors.items()}
     # The masks that old files hold.
-    bare["h.0.attn.bias"] = np.tri(32, dtype=np.float32)[None, None]
+    bare["h.0.attn.bias"] = np.tri(48, dtype=np.float32)[None, None]
     save_file(bare, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((GOLDEN / "gpt2" / "config.json").read_bytes())
     expected = parameters_by_path(open_checkpoint(GOLDEN / "gpt2").load())
@@ -232,8 +232,8 @@ def test_gpt_2_without_the_prefix_of_its_head_is_the_same_model(tmp_path):
 
 def test_rows_longer_than_the_learned_positions_are_refused():
     model = case("gpt2")[1]
-    row = np.zeros((1, 33), np.int32)
-    with pytest.raises(ValueError, match="rows of 33 tokens, but the model has 32 learned"):
+    row = np.zeros((1, 49), np.int32)
+    with pytest.raises(ValueError, match="rows of 49 tokens, but the model has 48 learned"):
         model(row, row, row)
 
 
