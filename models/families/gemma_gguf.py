@@ -13,7 +13,6 @@ from decant.models.config import ModelConfig
 from decant.models.families import gguf_fields
 from decant.models.families.family import GgufFormat
 from decant.models.families.field_reader import FieldReader
-from decant.models.rotary import LinearScaling
 
 _ALWAYS = {"norm_adds_one": True, "scale_embedding": True, "activation": "gelu_tanh"}
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
@@ -58,11 +57,7 @@ def gemma2_from_gguf(metadata: Mapping[str, Any], tensors: Collection[str]) -> M
 
 def gemma3_from_gguf(metadata: Mapping[str, Any], tensors: Collection[str]) -> ModelConfig:
     """Read Gemma 3's metadata: five blocks with a window, then one without, which is scaled."""
-    scaling = metadata.get("gemma3.rope.scaling.type")
-    plain = {k: v for k, v in metadata.items() if k != "gemma3.rope.scaling.type"}
-    reader, fields = _common(plain, tensors)
-    if scaling not in (None, "none"):
-        fields["rope_scaling"] = _linear(reader, scaling)
+    reader, fields = _common(metadata, tensors)
     window = reader.window("attention.sliding_window", 4096)
     config = ModelConfig(
         **fields,
@@ -75,12 +70,6 @@ def gemma3_from_gguf(metadata: Mapping[str, Any], tensors: Collection[str]) -> M
     )
     reader.finish()
     return config
-
-
-def _linear(reader: FieldReader, kind: Any) -> LinearScaling:
-    if kind != "linear":
-        raise reader.error("rope.scaling.type", kind, "expected 'linear' or 'none'")
-    return LinearScaling(float(reader.number("rope.scaling.factor")))
 
 
 GEMMA_GGUF = GgufFormat("gemma", gemma_from_gguf, norms_with_one=True)

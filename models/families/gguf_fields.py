@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from decant.models.families.field_reader import FieldReader
-from decant.models.rotary import Llama3Scaling, Scaling, frequencies
+from decant.models.rotary import (
+    LinearScaling,
+    Llama3Scaling,
+    Scaling,
+    YarnScaling,
+    frequencies,
+)
 
 
 def architecture_fields(metadata: Mapping[str, Any]) -> FieldReader:
@@ -39,7 +46,6 @@ def read_common(
     reader.require("attention.causal", True)
     reader.require("attention.value_length", head_dim)
     reader.require("rope.dimension_count", head_dim)
-    reader.require("rope.scaling.type", "none")
     theta = reader.number("rope.freq_base", 10_000.0)
     return {
         "vocab_size": reader.size("vocab_size", metadata.get("tokens", ...), of="vocab_size"),
@@ -50,7 +56,8 @@ def read_common(
         "num_kv_heads": reader.size("attention.head_count_kv", heads, of="num_kv_heads"),
         "head_dim": head_dim,
         "rope_theta": theta,
-        "rope_scaling": _read_scaling(metadata, head_dim=head_dim, theta=theta),
+        "rope_scaling": _stated_scaling(reader)
+        or _llama_3_scaling(metadata, head_dim=head_dim, theta=theta),
         "norm_eps": reader.number(eps),
         "max_positions": reader.size("context_length", of="max_positions"),
         "tie_embeddings": "output.weight" not in tensors,
@@ -63,7 +70,28 @@ def read_biases(tensors: Collection[str]) -> dict[str, bool]:
     return {field: f"blk.0.{name}.bias" in tensors for field, name in first.items()}
 
 
-def _read_scaling(metadata: Mapping[str, Any], *, head_dim: int, theta: float) -> Scaling | None:
+def _stated_scaling(reader: FieldReader) -> Scaling | None:
+    """The scaling that the metadata state, as llama.cpp applies it."""
+    kind = reader.take("rope.scaling.type", "none")
+    reader.ignore("rope.scaling.finetuned")
+    if kind == "linear":
+        return LinearScaling(float(reader.number("rope.scaling.factor")))
+    if kind != "yarn":
+        reader.require("rope.scaling.type", "none", "linear", "yarn")
+        return None
+    reader.require("rope.scaling.yarn_ext_factor", 1.0)
+    factor = float(reader.number("rope.scaling.factor"))
+    sharper = reader.number("rope.scaling.attn_factor", 1.0)
+    return YarnScaling(
+        factor,
+        reader.size("rope.scaling.original_context_length", of="max_positions"),
+        float(reader.number("rope.scaling.yarn_beta_fast", 32.0)),
+        float(reader.number("rope.scaling.yarn_beta_slow", 1.0)),
+        attention_factor=sharper * (0.1 * math.log(factor) + 1.0),
+    )
+
+
+def _llama_3_scaling(metadata: Mapping[str, Any], *, head_dim: int, theta: float) -> Scaling | None:
     """Llama 3's scaling, of which GGUF keeps only the divisor of each frequency.
 
     The parameters of the scaling are not in the file. But Llama 3.1 to 3.3 differ in `factor`

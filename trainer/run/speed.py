@@ -66,16 +66,18 @@ class Clock:
         return speed
 
 
-def update_flops(config: ModelConfig, *, rows: int, length: int) -> float:
+def update_flops(config: ModelConfig, *, rows: int, length: int, frozen: bool = False) -> float:
     """FLOPs of the forward and backward pass of `rows` rows of `length` positions.
 
-    Each position costs 6 FLOPs a multiplying parameter, and in each block 12 · heads · head_dim a
+    Each position costs 6 FLOPs a multiplying parameter, 4 if weights are `frozen` under an adapter
+    (its own are not counted), and in each block 12 · heads · head_dim a
     visible key. Every key of a row (or window) counts as visible although half are masked, as is
     usual for MFU.
     """
     keys = sum(min(window or length, length) for window in config.layer_windows)
     attention = 12 * config.num_heads * config.head_dim * keys
-    return float(rows * length * (6 * multiplying_parameters(config) + attention))
+    each = 4 if frozen else 6
+    return float(rows * length * (each * multiplying_parameters(config) + attention))
 
 
 def multiplying_parameters(config: ModelConfig) -> int:

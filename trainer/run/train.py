@@ -99,7 +99,10 @@ def _train(config: Train, callbacks: Sequence[Callback], place: Place | None) ->
     graph, state, frozen = _first_state(student, projections, config=config.optimiser, mesh=mesh)
     tables = tables._replace(frozen=frozen or None)
     flops = update_flops(
-        student.config, rows=config.data.batch_rows, length=cache.manifest.sequence_length
+        student.config,
+        rows=config.data.batch_rows,
+        length=cache.manifest.sequence_length,
+        frozen=bool(frozen),
     )
     del student
     objective = Objective(

@@ -16,6 +16,7 @@ from decant.models.parameters import parameters_by_path
 from decant.pipelines.teacher.identity import teacher_id_of
 from decant.store import ChangedError, open_store
 from tests.making.models import CONFIG, final_states, hf_tensors, write_hf
+from tests.models.checkpoints.test_peft import QUERY, matrices, write_adapter
 from tests.models.families.test_families import GOLDEN
 
 
@@ -61,6 +62,15 @@ def test_the_model_and_its_ids_are_those_of_a_local_copy(folder, bucket, tmp_pat
     sent.clear()
     assert identity(url, tmp_path / "digests") == ids[0]
     assert not [name for name in sent if name.endswith(".safetensors")]
+
+
+def test_an_adapter_in_a_bucket_is_that_of_a_local_copy(folder, bucket, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", matrices({QUERY: 4}), base=folder)
+    places = (adapter, upload(adapter, bucket))
+    here, there = (open_checkpoint(place).load() for place in places)
+    np.testing.assert_array_equal(final_states(there), final_states(here))
+    ids = [identity(place, tmp_path / "digests") for place in (*places, folder)]
+    assert ids[0] == ids[1] != ids[2]
 
 
 @pytest.mark.parametrize("family", ["gemma2", "llama3"])

@@ -14,7 +14,7 @@ from decant.models.checkpoints.safetensors_files import SafetensorsFiles
 from decant.models.families import config_from_gguf
 from decant.models.numerics import logits
 from decant.models.parameters import parameters_by_path
-from decant.models.rotary import Llama3Scaling
+from decant.models.rotary import LinearScaling, Llama3Scaling, YarnScaling
 from tests import paths
 from tests.making.models import CONFIG, final_states, random_decoder
 
@@ -441,6 +441,37 @@ def test_a_file_of_olmos_architecture_that_has_windows_is_olmo_3():
     metadata["olmo2.attention.sliding_window_pattern"] = [True]
     with pytest.raises(ValueError, match="expected true or false for each block"):
         config_from_gguf(metadata, ["output.weight"])
+
+
+def scaled(**fields):
+    metadata = {
+        "attention.head_count": 4,
+        "embedding_length": 32,
+        "feed_forward_length": 40,
+        "block_count": 2,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "context_length": 512,
+        **{f"rope.scaling.{name}": value for name, value in fields.items()},
+    }
+    known = {"general.architecture": "qwen3", "tokens": 80}
+    return config_from_gguf(known | {f"qwen3.{n}": v for n, v in metadata.items()}, [])
+
+
+def test_a_stated_scaling_is_read():
+    assert scaled(type="none").rope_scaling is None
+    assert scaled(type="linear", factor=8.0).rope_scaling == LinearScaling(8.0)
+    yarn = {"type": "yarn", "factor": 4.0, "original_context_length": 128}
+    plain = scaled(**yarn, finetuned=True).rope_scaling
+    # YaRN's temperature for a factor of 4: 0.1 · ln 4 + 1.
+    assert plain.attention_factor == pytest.approx(1.1386294361)
+    assert dataclasses.replace(plain, attention_factor=1.0) == YarnScaling(4.0, 128)
+    other = scaled(**yarn, yarn_beta_fast=16.0, attn_factor=2.0).rope_scaling
+    assert other.attention_factor == pytest.approx(2 * 1.1386294361)
+    assert other.beta_fast == 16.0
+    with pytest.raises(ValueError, match=r"rope.scaling.type = 'longrope' is not supported"):
+        scaled(type="longrope")
+    with pytest.raises(ValueError, match=r"'rope.scaling.factor' is missing"):
+        scaled(type="linear")
 
 
 def test_llama_3s_scaling_is_recovered_from_the_divisors_of_frequencies(tmp_path):

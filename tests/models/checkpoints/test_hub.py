@@ -14,6 +14,7 @@ from decant.models.checkpoints.hub import HubId, without_commit
 from tests.making.caches import write_teacher
 from tests.making.hub_server import Hub
 from tests.making.models import hf_tensors, write_gguf, write_hf
+from tests.models.checkpoints.test_peft import QUERY, matrices, write_adapter
 
 OPEN = """
 import json, sys
@@ -112,6 +113,21 @@ def test_without_leave_nothing_is_asked_of_the_hub(hub, tmp_path):
         assert hub.fetched == []
         fetched = open_in_process("owner/model", cwd=tmp_path, env=env)
     assert open_in_process("owner/model", cwd=tmp_path, env=env, script=without) == fetched
+
+
+def test_an_adapter_of_the_hub_brings_its_base(hub, tmp_path):
+    write_hf(tmp_path / "base", hf_tensors())
+    adapter = write_adapter(tmp_path / "adapter", matrices({QUERY: 4}), base="owner/base")
+    hub.push_directory("owner/base", tmp_path / "base")
+    commit = hub.push_directory("owner/adapter", adapter, **{"optimizer.pt": b"x"})
+    with hub.serving() as address:
+        env = environment(tmp_path / "home", address)
+        (opened,) = open_in_process("owner/adapter", cwd=tmp_path, env=env)
+    assert opened["name"] == f"owner/adapter@{commit}"
+    assert opened["shapes"].keys() == hf_tensors().keys()
+    wanted = ["adapter_config.json", "adapter_model.safetensors", "config.json"]
+    assert sorted(hub.fetched) == [*wanted, "model.safetensors"]
+    assert open_in_process("owner/adapter", cwd=tmp_path, env=env | {"HF_HUB_OFFLINE": "1"})
 
 
 def assert_not_fetched(error: str) -> None:
