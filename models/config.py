@@ -124,6 +124,22 @@ class ModelConfig:
     """The matrices of the MLP, or of each expert, have biases."""
     router_bias: bool = False
     """The router of experts has a bias."""
+    router: Literal["softmax", "sigmoid"] = "softmax"
+    """What makes an expert's weight of its score: a softmax over experts, or a sigmoid."""
+    router_correction: bool = False
+    """Experts are chosen by their weight plus a correction of their own, which the weight that they
+    get does not have."""
+    expert_groups: int = 1
+    """Groups of experts; a token chooses groups_per_token of them, by the sum of a group's two
+    largest weights, and its experts among theirs."""
+    groups_per_token: int = 1
+    expert_multiplier: float = 1.0
+    """The chosen experts' weights are multiplied by it, after normalise_experts."""
+    shared_intermediate_size: int = 0
+    """Width of an MLP that every token passes, besides its experts; 0: there is none."""
+    dense_layers: int = 0
+    """The first blocks, which have one MLP of width dense_intermediate_size and no experts."""
+    dense_intermediate_size: int = 0
     attention_sinks: bool = False
     """Each head has a score that takes part in the softmax and belongs to no key."""
     embedding_multiplier: float = 1.0
@@ -169,11 +185,31 @@ class ModelConfig:
             raise ValueError("ModelConfig.rotary_layers is empty; expected at least one entry.")
         if self.num_experts and not self.gated_mlp:
             raise ValueError("ModelConfig: experts are gated MLPs.")
+        self._check_groups()
+        if self.dense_layers and not (self.num_experts and self.dense_layers < self.num_layers):
+            raise ValueError(
+                f"ModelConfig.dense_layers is {self.dense_layers} of {self.num_layers} blocks; at "
+                "least one block must have experts."
+            )
+        if not self.dense_layers:
+            object.__setattr__(self, "dense_intermediate_size", 0)
         # Normalised, so that equal functions have equal configs.
         object.__setattr__(self, "windows", shortest_cycle(self.layer_windows))
         if self.rotary_dim == self.head_dim:
             object.__setattr__(self, "rotary_dim", None)
         object.__setattr__(self, "rotary_layers", shortest_cycle(self.layers_rotate))
+
+    def _check_groups(self) -> None:
+        groups, chosen = self.expert_groups, self.groups_per_token
+        if groups == chosen == 1:
+            return
+        size, rest = divmod(self.num_experts, groups)
+        if rest or size < 2 or not 1 <= chosen <= groups or self.experts_per_token > chosen * size:
+            raise ValueError(
+                f"ModelConfig: {self.num_experts} experts in {groups} groups, of which a token "
+                f"chooses {chosen} and among theirs {self.experts_per_token} experts; expected "
+                "equal groups of at least 2, with enough experts."
+            )
 
     def _check_rotary(self) -> None:
         turned, scaling = self.turned, self.rope_scaling
@@ -222,13 +258,46 @@ class ModelConfig:
     def with_layers(self, layers: Sequence[int]) -> ModelConfig:
         """The config of a model with these blocks only, in this order.
 
-        Each keeps its window and its kind of positions.
+        Each keeps its window and its kind of positions. ValueError unless blocks without experts
+        come first.
         """
+        dense = [layer < self.dense_layers for layer in layers]
+        if dense != sorted(dense, reverse=True):
+            raise ValueError(
+                f"layers {list(layers)}: the first {self.dense_layers} blocks have no experts; "
+                "they must come before the others"
+            )
         windows = tuple(self.layer_windows[layer] for layer in layers)
         rotate = tuple(self.layers_rotate[layer] for layer in layers)
         return dataclasses.replace(
-            self, num_layers=len(layers), windows=windows, rotary_layers=rotate
+            self,
+            num_layers=len(layers),
+            windows=windows,
+            rotary_layers=rotate,
+            dense_layers=sum(dense),
         )
+
+    @property
+    def stacks(self) -> tuple[ModelConfig, ...]:
+        """The config of each run of blocks that have the same parameters: one or two."""
+        if not self.dense_layers:
+            return (self,)
+        layers = range(self.num_layers)
+        first = dataclasses.replace(
+            self,
+            num_layers=self.dense_layers,
+            windows=self.layer_windows[: self.dense_layers],
+            rotary_layers=self.layers_rotate[: self.dense_layers],
+            intermediate_size=self.dense_intermediate_size,
+            num_experts=0,
+            router_bias=False,
+            router_correction=False,
+            expert_groups=1,
+            groups_per_token=1,
+            shared_intermediate_size=0,
+            dense_layers=0,
+        )
+        return first, self.with_layers(layers[self.dense_layers :])
 
     def identity(self) -> dict[str, Any]:
         """The fields that enter ids such as teacher_id: equal for equal functions.

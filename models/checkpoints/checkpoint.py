@@ -146,7 +146,9 @@ class Checkpoint:
             lambda: Decoder(self.config, rngs=nnx.Rngs(0), dtype=compute, param_dtype=kept)
         )
         if quantize == "int8":
-            abstract_int8(model.blocks, self._inputs)
+            stacks = [model.first_blocks] if self.config.dense_layers else []
+            for blocks in (*stacks, model.blocks):
+                abstract_int8(blocks, self._inputs)
         return model
 
     def load(
@@ -224,7 +226,7 @@ class Checkpoint:
 
         They are taken over the whole matrix so that they are the same on every mesh.
         """
-        over = input_axes(axes, inputs=self._inputs[path.removeprefix("blocks.")])
+        over = input_axes(axes, inputs=self._inputs[path.rpartition(".")[2]])
         layers = [
             int8_scales(
                 self._share(path, shape, (slice(i, i + 1), *full_index(shape[1:]))), over=over
@@ -243,7 +245,7 @@ class Checkpoint:
     ) -> np.ndarray:
         """int8 codes at `index` of a matrix; `scales` are those of the whole matrix."""
         axes = parameter.get_metadata()["axes"]
-        over = input_axes(axes, inputs=self._inputs[path.removeprefix("blocks.")])
+        over = input_axes(axes, inputs=self._inputs[path.rpartition(".")[2]])
         share_scales = scales[tuple(at for i, at in enumerate(index) if i not in over)]
         codes = np.empty([at.stop - at.start for at in index], np.int8)
         for i, layer in enumerate(range(index[0].start, index[0].stop)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from flax import nnx
 
 from decant.models.checkpoints.checkpoint import Checkpoint
@@ -65,6 +64,12 @@ def cut_layers(
     for path, parameter in parameters_by_path(student).items():
         array = source_parameters[path].get_value()
         # Copies, not views: the student is trained while its source is still in use.
-        blocks = path.startswith("blocks.")
-        parameter.set_value(array[np.asarray(layers)] if blocks else array.copy())
+        first = source.config.dense_layers
+        if path.startswith("first_blocks."):
+            array = array[[layer for layer in layers if layer < first]]
+        elif path.startswith("blocks."):
+            array = array[[layer - first for layer in layers if layer >= first]]
+        else:
+            array = array.copy()
+        parameter.set_value(array)
     return student

@@ -13,7 +13,10 @@ from flax import nnx
 
 from decant.models.decoder.blocks import Blocks
 
-MATRICES = ("query", "key", "value", "output", "gate", "up", "down")
+MATRICES = (
+    *("query", "key", "value", "output", "gate", "up", "down"),
+    *("shared_gate", "shared_up", "shared_down"),
+)
 SCALE = "_scale"
 _STACKED = ("layers", "experts")
 _LARGEST = 127
@@ -25,6 +28,8 @@ def abstract_int8(blocks: Blocks, inputs: dict[str, int]) -> None:
     `inputs`: matrix ("query") → how many axes, after those of layers and experts, are its input.
     """
     for name, count in inputs.items():
+        if not hasattr(blocks, name):
+            continue
         matrix = getattr(blocks, name)
         axes, shape = matrix.get_metadata()["axes"], matrix.get_value().shape
         kept = [i for i in range(len(axes)) if i not in input_axes(axes, inputs=count)]

@@ -27,7 +27,8 @@ def check_tensors(
     for path, name in tensor_names(config, files.naming, files.shapes).items():
         for tensor, at in name.file_tensors(files.naming, shapes[path]).items():
             expected[tensor] = name.file_shape(shapes[path][len(at) :], files.naming)
-    redundant = [*family.redundant, *_tied_head(files)]
+    redundant = [p.replace("{layers}", str(config.num_layers)) for p in family.redundant]
+    redundant += _tied_head(files)
     present = {
         name: shape
         for name, shape in files.shapes.items()

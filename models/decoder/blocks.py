@@ -76,6 +76,13 @@ class Blocks(nnx.Module):
         self.output = new.normal(layers=layers, **heads, **narrow, scale=residual_scale)
         if c.num_experts:
             self.router = new.normal(**into, **experts)
+        if c.router_correction:
+            self.router_correction_bias = new.zeros(layers=layers, **experts)
+        if c.shared_intermediate_size:
+            shared = {"mlp": c.shared_intermediate_size}
+            self.shared_gate = new.normal(**into, **shared)
+            self.shared_up = new.normal(**into, **shared)
+            self.shared_down = new.normal(layers=layers, **shared, **narrow, scale=residual_scale)
         if c.gated_mlp:
             self.gate = new.normal(layers=layers, **experts, **narrow, **wide)
         self.up = new.normal(layers=layers, **experts, **narrow, **wide)
@@ -83,7 +90,7 @@ class Blocks(nnx.Module):
         for matrix, axes in self._biases(heads=heads, kv=kv, wide=wide, experts=experts).items():
             setattr(self, matrix + BIAS, new.zeros(layers=layers, **axes))
         if c.attention_sinks:
-            self.sinks = new.zeros(layers=layers, heads=c.num_heads)
+            self.sink_bias = new.zeros(layers=layers, heads=c.num_heads)
         for name, axes in self._norms(heads=heads, kv=kv).items():
             add_norm(self, name, new=new, config=c, layers=layers, **axes)
 
@@ -195,7 +202,7 @@ class Blocks(nnx.Module):
 
     def sink_scores(self) -> Array | None:
         """The score of each head that belongs to no key; None if heads have none."""
-        return self.sinks[...] if self.config.attention_sinks else None
+        return self.sink_bias[...] if self.config.attention_sinks else None
 
     def queries_and_keys(
         self, x: Array, rotations: Rotations, pattern: BlockPattern
@@ -221,26 +228,35 @@ class Blocks(nnx.Module):
         c = self.config
         if not c.num_experts:
             return self.one_mlp(x, into="btd,df->btf", out="btf,fd->btd")
-        scores = self.project("btd,de->bte", x, "router")
         ids, weights = choose_experts(
-            scores, count=c.experts_per_token, normalise=c.normalise_experts
+            self.project("btd,de->bte", x, "router"),
+            self.router_correction_bias[...] if c.router_correction else None,
+            count=c.experts_per_token,
+            normalise=c.normalise_experts,
+            router=c.router,
+            groups=c.expert_groups,
+            groups_per_token=c.groups_per_token,
+            multiplier=c.expert_multiplier,
         )
 
         def every_expert(slots: Array) -> Array:
             out = self.one_mlp(slots, into="ebsd,edf->ebsf", out="ebsf,efd->ebsd")
             return out.astype(self.dtype)
 
-        return mixture_of_experts(x, ids, weights, num_experts=c.num_experts, expert=every_expert)
+        mixed = mixture_of_experts(x, ids, weights, num_experts=c.num_experts, expert=every_expert)
+        if not c.shared_intermediate_size:
+            return mixed
+        return mixed + self.one_mlp(x, into="btd,df->btf", out="btf,fd->btd", of="shared_")
 
-    def one_mlp(self, x: Array, *, into: str, out: str) -> Array:
+    def one_mlp(self, x: Array, *, into: str, out: str, of: str = "") -> Array:
         """down(activation(gate(x)) · up(x)), or down(activation(up(x))); float32.
 
-        `into` is the einsum equation of gate and up, `out` that of down.
+        `into` is the einsum equation of gate and up, `out` that of down; `of` begins their names.
         """
         names = ("gate", "up") if self.config.gated_mlp else ("up",)
-        inputs = (self.project(into, x, name) for name in names)
+        inputs = (self.project(into, x, of + name) for name in names)
         wide = activated(*inputs, activation=self.config.activation, dtype=self.dtype)
-        return self.project(out, wide, "down")
+        return self.project(out, wide, of + "down")
 
 
 def _along_channels(equation: str, values: Array) -> Array:

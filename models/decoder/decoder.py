@@ -7,6 +7,7 @@ the residual stream are float32; matrix products take operands in `dtype` and su
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,9 @@ class Decoder(nnx.Module):
         self.embedding = new.normal(vocab=c.vocab_size, embed=c.hidden_size)
         if c.learned_positions:
             self.positions = new.normal(positions=c.max_positions, embed=c.hidden_size)
-        self.blocks = Blocks(config, new=new, dtype=self.dtype)
+        if c.dense_layers:
+            self.first_blocks = Blocks(c.stacks[0], new=new, dtype=self.dtype)
+        self.blocks = Blocks(c.stacks[-1], new=new, dtype=self.dtype)
         add_norm(self, "final_norm", new=new, config=c, norm=c.hidden_size)
         if not c.tie_embeddings:
             self.head = new.normal(embed=c.hidden_size, vocab=c.vocab_size)
@@ -128,10 +131,8 @@ class Decoder(nnx.Module):
         """
         segment_ids, positions = jnp.asarray(segment_ids), jnp.asarray(positions)
         every = range(self.config.num_heads)
-        graph, stacked = nnx.split(self.blocks)
-        patterns = self._patterns(states.shape[1])
-        weights, pattern = jax.tree.map(lambda x: x[layer], (stacked, patterns))
-        block = nnx.merge(graph, weights)
+        pattern = jax.tree.map(lambda x: x[layer], self._patterns(states.shape[1]))
+        block = self._attention_of(layer)
         q, k = block.queries_and_keys(
             block.before(states, "attention_norm"), self._rotations(positions), pattern
         )
@@ -234,6 +235,27 @@ class Decoder(nnx.Module):
                 )
         return sorted({last if layer == -1 else layer for layer in hidden_layers})
 
+    def _attention_of(self, layer: int | Array) -> Blocks:
+        """A block of which only the norm, the queries and the keys may be used."""
+        graph, stacked = nnx.split(self.blocks)
+        count = self.config.dense_layers
+        if not count:
+            return nnx.merge(graph, jax.tree.map(lambda x: x[layer], stacked))
+        # Blocks of both stacks have equal attention; `layer` may be traced.
+        _, first = nnx.split(self.first_blocks)
+        others = {path: parameter.get_value() for path, parameter in nnx.to_flat_state(first)}
+
+        def one(path: tuple, parameter: nnx.Variable) -> nnx.Variable:
+            array, other = parameter.get_value(), others.get(path)
+            late = array[jnp.maximum(layer - count, 0)]
+            if other is None or other.shape[1:] != array.shape[1:]:
+                return parameter.replace(late)
+            early = other[jnp.minimum(layer, count - 1)]
+            return parameter.replace(jnp.where(layer < count, early, late))
+
+        chosen = [(path, one(path, parameter)) for path, parameter in nnx.to_flat_state(stacked)]
+        return nnx.merge(graph, nnx.from_flat_state(chosen))
+
     def _through_blocks(
         self,
         x: Float[Array, "batch time embed"],
@@ -244,7 +266,6 @@ class Decoder(nnx.Module):
         execution: Execution,
     ) -> tuple[Array, list[Array]]:
         """The last block's output, and those of the blocks whose numbers (from 1) `keep` lists."""
-        graph, stacked = nnx.split(self.blocks)
         # One slot per kept layer, and a spare slot that all other layers overwrite, so that the
         # outputs of all L blocks never exist together.
         spare = len(keep)
@@ -252,19 +273,29 @@ class Decoder(nnx.Module):
         slots[[layer - 1 for layer in keep]] = np.arange(spare)
         kept = jnp.zeros((spare + 1, *x.shape), x.dtype) if keep else None
 
-        @execution.remat_block
-        def block(weights, x, pattern):
-            weights = execution.gather_weights(weights, dtype=self.dtype)
-            return execution.split_rows(
-                nnx.merge(graph, weights)(x, segment_ids, rotations, pattern)
-            )
+        def through(blocks: Blocks, carry: Any, settings: Any) -> Any:
+            graph, stacked = nnx.split(blocks)
 
-        def step(carry, per_layer):
-            (x, kept), (weights, pattern, slot) = carry, per_layer
-            x = block(weights, x, pattern)
-            if kept is not None:
-                kept = lax.dynamic_update_index_in_dim(kept, x, slot, 0)
-            return (x, kept), None
+            @execution.remat_block
+            def block(weights, x, pattern):
+                weights = execution.gather_weights(weights, dtype=self.dtype)
+                return execution.split_rows(
+                    nnx.merge(graph, weights)(x, segment_ids, rotations, pattern)
+                )
 
-        (x, kept), _ = lax.scan(step, (x, kept), (stacked, self._patterns(x.shape[1]), slots))
+            def step(carry, per_layer):
+                (x, kept), (weights, pattern, slot) = carry, per_layer
+                x = block(weights, x, pattern)
+                if kept is not None:
+                    kept = lax.dynamic_update_index_in_dim(kept, x, slot, 0)
+                return (x, kept), None
+
+            return lax.scan(step, carry, (stacked, *settings))[0]
+
+        settings, carry = (self._patterns(x.shape[1]), slots), (x, kept)
+        if count := self.config.dense_layers:
+            early = jax.tree.map(lambda a: a[:count], settings)
+            carry = through(self.first_blocks, carry, early)
+            settings = jax.tree.map(lambda a: a[count:], settings)
+        x, kept = through(self.blocks, carry, settings)
         return x, [] if kept is None else [kept[i] for i in range(spare)]

@@ -10,25 +10,52 @@ operations. Here experts are an axis of plain einsums, which every backend has a
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 
 def choose_experts(
-    scores: Float[Array, "batch time experts"], *, count: int, normalise: bool
+    scores: Float[Array, "batch time experts"],
+    correction: Float[Array, " experts"] | None = None,
+    *,
+    count: int,
+    normalise: bool,
+    router: Literal["softmax", "sigmoid"] = "softmax",
+    groups: int = 1,
+    groups_per_token: int = 1,
+    multiplier: float = 1.0,
 ) -> tuple[Int[Array, "batch time chosen"], Float[Array, "batch time chosen"]]:
-    """Numbers of the `count` most probable experts, and their weights in float32.
+    """Numbers of the `count` experts of largest weight, and their weights in float32.
 
     Args:
-        scores: the router's output, whose softmax are the probabilities.
+        scores: the router's output.
+        correction: added to the weights for the choice only.
         count: experts per token.
-        normalise: divide the chosen probabilities by their sum.
+        normalise: divide the chosen experts' weights by their sum.
+        router: makes weights of scores.
+        groups: of experts, equal and in order. A group counts as much as its two largest weights.
+        groups_per_token: experts are chosen in this many groups.
+        multiplier: of the weights, after `normalise`.
     """
-    weights, ids = lax.top_k(jax.nn.softmax(scores, axis=-1), count)
-    return ids, weights / jnp.sum(weights, axis=-1, keepdims=True) if normalise else weights
+    all_weights = jax.nn.softmax(scores, axis=-1) if router == "softmax" else nnx.sigmoid(scores)
+    by = all_weights if correction is None else all_weights + correction.astype(jnp.float32)
+    if groups_per_token < groups:
+        grouped = by.reshape(*by.shape[:-1], groups, -1)
+        counts = jnp.sum(lax.top_k(grouped, 2)[0], axis=-1)
+        _, chosen = lax.top_k(counts, groups_per_token)
+        open_to = jnp.any(chosen[..., None] == jnp.arange(groups), axis=-2)
+        by = jnp.where(open_to[..., None], grouped, -jnp.inf).reshape(by.shape)
+    weights, ids = lax.top_k(by, count)
+    if by is not all_weights:
+        weights = jnp.take_along_axis(all_weights, ids, axis=-1)
+    if normalise:
+        weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+    return ids, weights if multiplier == 1 else weights * multiplier
 
 
 def mixture_of_experts(

@@ -39,7 +39,8 @@ class Family:
     gguf: GgufFormat | None = None
     """None: we read no GGUF files of this family."""
     redundant: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq", r"rope_freqs\.weight")
-    """Regular expressions: tensors that a file may hold although the config determines them."""
+    """Regular expressions: tensors that a file may hold although the config determines them or the
+    model's output does not depend on them. `{layers}` stands for the number of blocks."""
     optional_prefix: str = ""
     """Names of tensors in Hugging Face files begin with it, unless the model was saved without its
     head."""

@@ -80,7 +80,7 @@ def tensors(config: ModelConfig) -> dict[str, TensorName]:
     Gates and values take turns along the last axis of `gate_up_proj`.
     """
     names = common_tensors(config)
-    names["blocks.sinks"] = TensorName("model.layers.{layer}.self_attn.sinks", "")
+    names["blocks.sink_bias"] = TensorName("model.layers.{layer}.self_attn.sinks", "")
     names["blocks.router"] = block_tensor("mlp.router", in_axes=1)
     names["blocks.router_bias"] = block_tensor("mlp.router", kind="bias")
     width = config.intermediate_size

@@ -66,6 +66,8 @@ class TensorName:
     """Hugging Face files store this linear map as [input, output]."""
     part: Part | None = None
     """Which outputs of the tensor are this parameter's. None: all."""
+    first_layer: int = 0
+    """The number in files of the parameter's first layer."""
 
     def file_tensors(self, naming: Naming, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """Names of the file's tensors → their index along the stacked axes of our parameter.
@@ -74,8 +76,14 @@ class TensorName:
         """
         pattern = getattr(self, naming)
         axes = [axis for axis in ("layer", "expert") if f"{{{axis}}}" in pattern]
-        places = np.ndindex(*shape[: len(axes)])
-        return {pattern.format(**dict(zip(axes, at, strict=True))): at for at in places}
+
+        def named(at: tuple[int, ...]) -> str:
+            numbers = dict(zip(axes, at, strict=True))
+            if "layer" in numbers:
+                numbers["layer"] += self.first_layer
+            return pattern.format(**numbers)
+
+        return {named(at): at for at in np.ndindex(*shape[: len(axes)])}
 
     def file_shape(self, shape: tuple[int, ...], naming: Naming) -> tuple[int, ...]:
         """Shape of one tensor in the file; `shape` is our parameter's without stacked axes."""

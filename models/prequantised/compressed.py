@@ -148,13 +148,15 @@ def _read_group(of: FieldReader) -> tuple[tuple[str, ...], Numeric | None]:
     size = how.take("group_size", None)
     strategy = how.take("strategy", None) or ("tensor" if size is None else "group")
     rectangle = how.take("block_structure", None) if strategy == "block" else None
-    if strategy == "group" and (type(size) is not int or size < 1):
+    if strategy != "group":
+        size = 0
+    elif type(size) is not int or size < 1:
         raise how.error("group_size", size, "expected a whole number ≥ 1")
     return targets, Numeric(
         bits=how.take("num_bits", 8),
         floats=floats,
         strategy=strategy,
-        group_size=size if strategy == "group" else 0,
+        group_size=int(size or 0),
         symmetric=how.flag("symmetric", True),
         block=(rectangle[0], rectangle[1]) if rectangle else None,
     )

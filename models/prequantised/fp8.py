@@ -28,10 +28,13 @@ def scales(
     """The scales, or zero points, of a matrix of this shape that are not packed."""
     grid = header[name].shape
     rows, columns = shape
-    tiles = {(1, 1): (rows, columns), (rows, 1): (1, columns)}
+    tiles: dict[tuple[int, ...], tuple[int, int]] = {
+        (1, 1): (rows, columns),
+        (rows, 1): (1, columns),
+    }
     if block:
         tiles[-(-rows // block[0]), -(-columns // block[1])] = block
-    flat = {(): (1, 1), (1,): (1, 1), (rows,): (rows, 1)}
+    flat: dict[tuple[int, ...], tuple[int, ...]] = {(): (1, 1), (rows,): (rows, 1), (1,): (1, 1)}
     there = flat.get(grid, grid)
     if there not in tiles:
         raise ValueError(

@@ -62,8 +62,13 @@ class Stack:
 def stack(header: Header, name: str) -> Stack:
     """The stack whose plain weight is called `name`. ValueError if its tensors do not fit."""
     blocks, scales = header.get(f"{name}_blocks"), header.get(f"{name}_scales")
-    fits = blocks and scales and blocks.dtype == scales.dtype == "U8" and len(blocks.shape) == 4
-    if not fits or blocks.shape != (*scales.shape, _BLOCK // 2):
+    if (
+        blocks is None
+        or scales is None
+        or not blocks.dtype == scales.dtype == "U8"
+        or len(blocks.shape) != 4
+        or blocks.shape != (*scales.shape, _BLOCK // 2)
+    ):
         raise ValueError(
             f"{name}_blocks is {blocks and tuple(blocks)}, and {name}_scales is "
             f"{scales and tuple(scales)}; expected U8 [experts, output, blocks, {_BLOCK // 2}] and "

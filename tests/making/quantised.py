@@ -3,6 +3,8 @@
 Written from the published layouts, element by element, and without our code.
 """
 
+from typing import Any
+
 import numpy as np
 from ml_dtypes import bfloat16, float8_e4m3fn
 
@@ -23,7 +25,7 @@ def fp8_blocks(draw, name, shape, *, block):
     return {f"{name}.weight": codes, f"{name}.weight_scale_inv": scales}, plain
 
 
-def fp8_scaled(draw, name, shape, *, per, suffix="weight_scale", dtype=np.float32):
+def fp8_scaled(draw, name, shape, *, per, suffix="weight_scale", dtype: Any = np.float32):
     """8-bit floats with a scale for the tensor or for each row, as compressed-tensors has them."""
     codes = draw.normal(size=shape).astype(float8_e4m3fn)
     grid = {"tensor": (1,), "number": (), "channel": (shape[0], 1)}[per]

@@ -27,6 +27,7 @@ CASES = sorted(
 )
 # A student of the first and last two blocks, whose windows no longer alternate.
 CUT = {
+    "glm4_moe": (0, 2),
     "gpt_oss": (1, 2),
     "gemma2": (0, 2),
     "gemma3": (0, 5, 6),

@@ -89,8 +89,12 @@ def multiplying_parameters(config: ModelConfig) -> int:
     attention = c.hidden_size * c.head_dim * 2 * (c.num_heads + c.num_kv_heads)
     experts = c.experts_per_token if c.num_experts else 1
     matrices = 3 if c.gated_mlp else 2
-    mlp = matrices * experts * c.hidden_size * c.intermediate_size + c.hidden_size * c.num_experts
-    return c.num_layers * (attention + mlp) + c.hidden_size * c.vocab_size
+    width = experts * c.intermediate_size + c.shared_intermediate_size
+    mlp = matrices * c.hidden_size * width + c.hidden_size * c.num_experts
+    dense = matrices * c.hidden_size * c.dense_intermediate_size
+    later = c.num_layers - c.dense_layers
+    blocks = c.num_layers * attention + later * mlp + c.dense_layers * dense
+    return blocks + c.hidden_size * c.vocab_size
 
 
 def peak_flops(devices: Sequence[Any] | None = None) -> float | None:

@@ -40,6 +40,9 @@ _MATRICES = {
     "gate": _IN_LAST_BUT_ONE,
     "up": _IN_LAST_BUT_ONE,
     "down": _IN_LAST_BUT_ONE,
+    "shared_gate": _IN_LAST_BUT_ONE,
+    "shared_up": _IN_LAST_BUT_ONE,
+    "shared_down": _IN_LAST_BUT_ONE,
 }
 """Input and output axes of a block's matrices, counted from the last. Axes before them are layers
 and experts."""
@@ -142,7 +145,7 @@ def _muon(config: Optimiser) -> optax.GradientTransformation:
 
     def kinds(params: Tree) -> Any:
         def kind(path: Path, _: Any) -> str:
-            return "muon" if path[0] == STACKED and path[-1] in _MATRICES else "adam"
+            return "muon" if path[0] in STACKED and path[-1] in _MATRICES else "adam"
 
         return _by_path(params, kind)
 
@@ -163,7 +166,7 @@ def _muon_size(x: jax.Array, axes: MuonDimensionNumbers) -> float:
 
 
 def _layers_or_rest(params: Tree) -> Any:
-    return _by_path(params, lambda path, _: "layers" if path[0] == STACKED else "rest")
+    return _by_path(params, lambda path, _: "layers" if path[0] in STACKED else "rest")
 
 
 def _per_layer(one: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -14,7 +14,7 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-STACKED, LAYERS = "blocks", "layers"
+STACKED, LAYERS = ("first_blocks", "blocks"), "layers"
 Path = tuple[str, ...]
 Tree = Any
 """Nested dicts of arrays with the structure of the parameters."""
@@ -22,13 +22,19 @@ Tree = Any
 
 def names(params: Tree) -> dict[Path, list[str]]:
     """The names of each array: one name for each layer of a stacked array, else a single one."""
-    return {path: _names(path, array) for path, array in flatten_dict(params).items()}
+    flat: dict[Path, Any] = flatten_dict(params)
+    early = max((len(array) for path, array in flat.items() if path[0] == STACKED[0]), default=0)
+    return {
+        path: _names(path, array, first=early if path[0] == STACKED[1] else 0)
+        for path, array in flat.items()
+    }
 
 
-def _names(path: Path, array: Any) -> list[str]:
-    if path[0] != STACKED:
+def _names(path: Path, array: Any, *, first: int) -> list[str]:
+    if path[0] not in STACKED:
         return [".".join(path)]
-    return [".".join((LAYERS, str(layer), *path[1:])) for layer in range(array.shape[0])]
+    layers = range(first, first + array.shape[0])
+    return [".".join((LAYERS, str(layer), *path[1:])) for layer in layers]
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
@@ -49,5 +55,5 @@ def require_matches(params: Tree, patterns: Sequence[str], *, setting: str) -> N
             hint = f"did you mean {near[0]}? There" if near else "There"
             raise ValueError(
                 f"{setting}: no parameter is called {pattern!r}; {hint} are {', '.join(first)}"
-                + (", and the same in every other layer" if STACKED in params else "")
+                + (", and the same in every other layer" if STACKED[1] in params else "")
             )

@@ -26,6 +26,7 @@ from transformers import (
     Gemma3Config,
     Gemma3TextConfig,
     GemmaConfig,
+    Glm4MoeConfig,
     GPT2Config,
     GPTNeoXConfig,
     GptOssConfig,
@@ -297,6 +298,21 @@ CASES = {
         **{f"{name}_token_id": 79 for name in ("image", "video", "vision_start", "vision_end")},
     ),
 }
+# One block without experts; a token chooses two of four groups, then two experts.
+GLM4_MOE = Glm4MoeConfig(
+    **SIZES,
+    moe_intermediate_size=24,
+    n_routed_experts=8,
+    num_experts_per_tok=2,
+    n_group=4,
+    topk_group=2,
+    routed_scaling_factor=2.5,
+    first_k_dense_replace=1,
+    attention_bias=True,
+    use_qk_norm=True,
+    rope_parameters=PLAIN | {"partial_rotary_factor": 0.5},
+)
+CASES |= {"glm4_moe": GLM4_MOE}
 CASES |= {"gpt_oss": GPT_OSS, "gpt_oss_mxfp4": GPT_OSS}
 TABLES = ("embed", "lm_head", "wte", "wpe")
 """Parts of the names of embeddings and heads."""
@@ -346,14 +362,17 @@ def save_checkpoint(config, directory: Path, *, shard_size: str) -> None:
             parameter.copy_(0.3 * noise + (0 if "gemma" in config.model_type else 1))
         elif name.endswith("sinks"):
             parameter.copy_(noise)
-        elif name.endswith("gate_up_proj"):
-            parameter.copy_(noise * 0.6)  # some gates reach the limit of 7
-        elif name.endswith("experts.down_proj") and config.model_type == "gpt_oss":
+        elif config.model_type in ("gpt_oss", "glm4_moe") and name.endswith("gate_up_proj"):
+            parameter.copy_(noise * 0.6)  # some gates reach gpt-oss's limit of 7
+        elif config.model_type in ("gpt_oss", "glm4_moe") and "down_proj" in name:
             parameter.copy_(noise * 0.05)
         elif name.endswith("bias") or any(part in name for part in TABLES):
             parameter.copy_(0.5 * noise)
         else:
             parameter.copy_(noise * 1.2 * parameter.shape[-1] ** -0.5)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.copy_(0.3 * torch.randn(buffer.shape))
     model.to(torch.bfloat16).save_pretrained(directory, max_shard_size=shard_size)
     (directory / "generation_config.json").unlink(missing_ok=True)
 

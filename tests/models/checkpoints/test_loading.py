@@ -15,7 +15,7 @@ from decant.models.checkpoints.quantization import int8_codes, int8_scales
 from decant.models.parameters import parameters_by_path
 from tests.models.families.test_families import GOLDEN, everything, packed
 
-FAMILIES = ("gpt_oss_mxfp4", "gemma2", "llama3", "mistral", "qwen2", "qwen3_moe")
+FAMILIES = ("glm4_moe", "gpt_oss_mxfp4", "gemma2", "llama3", "mistral", "qwen2", "qwen3_moe")
 EXPERTS = ("blocks.gate", "blocks.up", "blocks.down")
 MESHES = ((8, 1, 1), (2, 4, 1), (1, 8, 1), (2, 2, 2))
 

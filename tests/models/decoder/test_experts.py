@@ -132,3 +132,31 @@ def test_experts_may_lie_on_different_devices():
     )
     assert done.returncode == 0, done.stderr
     assert "equal" in done.stdout
+
+
+@pytest.mark.parametrize(("groups", "chosen"), [(1, 1), (4, 2), (4, 4), (3, 1)])
+def test_a_sigmoid_router_chooses_by_corrected_weights_in_the_best_groups(groups, chosen):
+    """Against the choice written out, a token at a time in float64."""
+    draw = np.random.default_rng(groups + chosen).standard_normal
+    scores, correction = draw((2, 30, 12)), draw(12)
+    ids, weights = choose_experts(
+        jnp.asarray(scores, jnp.float32),
+        jnp.asarray(correction, jnp.float32),
+        count=3,
+        normalise=True,
+        router="sigmoid",
+        groups=groups,
+        groups_per_token=chosen,
+        multiplier=2.5,
+    )
+    for b, t in np.ndindex(2, 30):
+        plain = 1 / (1 + np.exp(-scores[b, t]))
+        by = (plain + correction).reshape(groups, -1)
+        best = np.argsort(-np.sort(by)[:, -2:].sum(-1))[:chosen]
+        closed = np.ones(groups, bool)
+        closed[best] = False
+        by[closed] = -np.inf
+        expected = np.argsort(-by.reshape(-1))[:3]
+        assert ids[b, t].tolist() == expected.tolist()
+        kept = plain[expected]
+        np.testing.assert_allclose(weights[b, t], kept / kept.sum() * 2.5, rtol=1e-5)

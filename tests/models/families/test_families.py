@@ -11,7 +11,9 @@ The next smallest are gelu without its tanh approximation and a window longer by
 
 import dataclasses
 import json
+import shutil
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,6 +189,26 @@ def test_a_model_that_we_cannot_run_is_refused_by_field(name, change, message):
         config_from_json(fields | change)
 
 
+def test_layers_that_guess_further_tokens_are_left_out(tmp_path):
+    tensors = load_file(GOLDEN / "glm4_moe" / "model.safetensors")
+    extra = np.zeros((32, 64), np.float32)
+    folder = Path(shutil.copytree(GOLDEN / "glm4_moe", tmp_path / "model"))
+    save_file(tensors | {"model.layers.3.eh_proj.weight": extra}, folder / "model.safetensors")
+    open_checkpoint(folder).load()
+    save_file(tensors | {"model.layers.4.eh_proj.weight": extra}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"not expected: model.layers.4.eh_proj.weight"):
+        open_checkpoint(folder).load()
+
+
+def test_blocks_without_experts_come_first():
+    config = case("glm4_moe")[1].config
+    assert config.with_layers((1, 2)).dense_layers == 0
+    with pytest.raises(ValueError, match=r"layers \[1, 0\]: the first 1 blocks have no experts"):
+        config.with_layers((1, 0))
+    with pytest.raises(ValueError, match=r"dense_layers is 1 of 1 blocks"):
+        config.with_layers((0,))
+
+
 def test_a_cap_that_is_null_is_off_and_one_that_is_absent_is_the_familys():
     fields = json.loads((GOLDEN / "gemma2" / "config.json").read_text())
     assert config_from_json(fields | {"final_logit_softcapping": None}).final_softcap is None
@@ -243,6 +265,8 @@ def test_rows_longer_than_the_learned_positions_are_refused():
         ("gemma3", (0, 5, 6), (6, None, 6)),
         ("gpt_oss", (1, 2), (None, 6)),
         ("smollm3", (2, 3), (None, 6)),
+        ("glm4_moe", (0, 2), (None, None)),
+        ("glm4_moe", (1, 2), (None, None)),
         ("gemma3", (5,), (None,)),
         ("gemma2", (1, 2), (None, 6)),
         ("qwen2", (0, 1), (None, 6)),

@@ -165,6 +165,31 @@ GPT_OSS_20B = {
 }
 
 
+GLM_45_AIR = {
+    **sizes(4096, 10944, 46, 96, 8, 151552, 131072, 1e-5),
+    "architectures": ["Glm4MoeForCausalLM"],
+    "attention_bias": True,
+    "first_k_dense_replace": 1,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "model_type": "glm4_moe",
+    "moe_intermediate_size": 1408,
+    "n_group": 1,
+    "n_routed_experts": 128,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "num_experts_per_tok": 8,
+    "num_nextn_predict_layers": 1,
+    "partial_rotary_factor": 0.5,
+    "rope_scaling": None,
+    "rope_theta": 1_000_000,
+    "routed_scaling_factor": 1.0,
+    "tie_word_embeddings": False,
+    "topk_group": 1,
+    "use_qk_norm": False,
+}
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
@@ -199,6 +224,19 @@ GPT_OSS_20B = {
                 "activation": "clamped_swish",
                 "rope_theta": 150_000.0,
                 "output_bias": True,
+            },
+        ),
+        (
+            GLM_45_AIR,
+            {
+                "rotary_dim": 64,
+                "dense_layers": 1,
+                "dense_intermediate_size": 10944,
+                "intermediate_size": 1408,
+                "shared_intermediate_size": 1408,
+                "num_experts": 128,
+                "router": "sigmoid",
+                "output_bias": False,
             },
         ),
         (

@@ -4,6 +4,7 @@ tests/making/quantised.py writes both, element by element, without our code.
 """
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tests.making.safetensors_bytes import DTYPES
 SHAPE = (48, 64)
 
 
-def packs(**how):
+def packs(**how) -> dict[str, Any]:
     """quantization_config of compressed-tensors with one group of all Linear modules."""
     weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group"} | how
     kinds = {"int": "pack-quantized", "float": "float-quantized"}
@@ -133,7 +134,9 @@ def header(tensors):
 
 
 def scheme(config):
-    return read_scheme(json.loads(json.dumps({"quantization_config": config})))
+    found = read_scheme(json.loads(json.dumps({"quantization_config": config})))
+    assert found is not None
+    return found
 
 
 def found(name):
@@ -277,7 +280,7 @@ def test_modules_follow_the_configs_rules():
         draw, f"{at}.down_proj", SHAPE, bits=8, strategy="channel", pack=False
     )[0]
     tensors |= {"lm_head.weight": np.zeros(SHAPE, np.float32)}
-    config = packs(group_size=16) | {"format": "mixed-precision"}
+    config: dict[str, Any] = packs(group_size=16) | {"format": "mixed-precision"}
     config["config_groups"]["group_1"] = {
         "targets": ["re:.*down_proj$"],
         "weights": {"num_bits": 8, "type": "int", "strategy": "channel"},

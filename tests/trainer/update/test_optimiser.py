@@ -206,3 +206,17 @@ def test_the_learning_rate_warms_up_and_then_follows_its_schedule(schedule, at):
 def test_a_run_as_short_as_its_warm_up_has_a_learning_rate(schedule):
     rate = learning_rate(Optimiser(schedule=schedule, warmup_steps=10), steps=3)
     assert all(0 < float(rate(step)) <= 1e-3 for step in (1, 2, 3))
+
+
+def test_layers_are_numbered_through_blocks_without_and_with_experts():
+    params = {
+        "first_blocks": {"gate": np.zeros((2, 3))},
+        "blocks": {"gate": np.zeros((2, 3)), "router": np.zeros((2, 3))},
+        "head": np.zeros(3),
+    }
+    assert names(params) == {
+        ("first_blocks", "gate"): ["layers.0.gate", "layers.1.gate"],
+        ("blocks", "gate"): ["layers.2.gate", "layers.3.gate"],
+        ("blocks", "router"): ["layers.2.router", "layers.3.router"],
+        ("head",): ["head"],
+    }
