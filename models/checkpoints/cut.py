@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from flax import nnx
 
 from decant.models.checkpoints.checkpoint import Checkpoint
@@ -66,9 +67,9 @@ def cut_layers(
         # Copies, not views: the student is trained while its source is still in use.
         first = source.config.dense_layers
         if path.startswith("first_blocks."):
-            array = array[[layer for layer in layers if layer < first]]
+            array = array[np.asarray([layer for layer in layers if layer < first])]
         elif path.startswith("blocks."):
-            array = array[[layer - first for layer in layers if layer >= first]]
+            array = array[np.asarray([layer - first for layer in layers if layer >= first])]
         else:
             array = array.copy()
         parameter.set_value(array)
