@@ -87,6 +87,12 @@ def _new_matrices(
 
 def adapted_matrices(model: Decoder, targets: tuple[str, ...]) -> list[str]:
     """Our names of the targets. ValueError for a target that this model lacks."""
+    if model.config.dense_layers:
+        raise ValueError(
+            f"student.adapter: the first {model.config.dense_layers} blocks of this model have no "
+            "experts, and adapters need blocks that are alike. Train without an adapter, or cut the "
+            "student out of the other blocks (student.layers)"
+        )
     experts = ("gate", "up", "down") if model.config.num_experts else ()
     known = {
         target: name
