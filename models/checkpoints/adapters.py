@@ -90,8 +90,8 @@ def adapted_matrices(model: Decoder, targets: tuple[str, ...]) -> list[str]:
     if model.config.dense_layers:
         raise ValueError(
             f"student.adapter: the first {model.config.dense_layers} blocks of this model have no "
-            "experts, and adapters need blocks that are alike. Train without an adapter, or cut the "
-            "student out of the other blocks (student.layers)"
+            "experts, and adapters need blocks that are alike. Train without an adapter, or cut "
+            "the student out of the other blocks (student.layers)"
         )
     experts = ("gate", "up", "down") if model.config.num_experts else ()
     known = {

@@ -5,9 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from decant.models import open_checkpoint
 from decant.models.checkpoints.adapters import TARGETS, Lora, add_adapter, merged
 from decant.models.decoder.blocks import LORA_A, LORA_B
 from decant.models.parameters import parameters_by_path
+from tests import paths
 from tests.making.models import CONFIG, final_states, random_decoder
 
 
@@ -81,3 +83,9 @@ def test_unknown_targets_and_experts_are_refused_by_name():
     assert names == {f"blocks.{name}{LORA_A}" for name in ("query", "key", "value", "output")}
     with pytest.raises(ValueError, match="targets is empty"):
         add_adapter(random_decoder(), Lora(2, 1.0, ()), seed=0)
+
+
+def test_blocks_of_two_kinds_take_no_adapter():
+    model = open_checkpoint(paths.GOLDEN / "families" / "glm4_moe").abstract()
+    with pytest.raises(ValueError, match=r"the first 1 blocks of this model have no experts"):
+        add_adapter(model, Lora(rank=2, scaling=1.0, targets=("q_proj",)), seed=0)
