@@ -121,7 +121,8 @@ class LongRopeScaling:
     def apply(self, frequencies: np.ndarray, *, theta: float, length: int) -> np.ndarray:
         """The scaled frequencies, float32."""
         long = length > self.original_max_positions
-        return frequencies / np.float32(self.long_factors if long else self.short_factors)
+        factors = self.long_factors if long else self.short_factors
+        return frequencies / np.array(factors, np.float32)
 
 
 Scaling = LinearScaling | Llama3Scaling | DynamicScaling | YarnScaling | LongRopeScaling

@@ -66,6 +66,11 @@ class PeftFiles:
         return [*self._base.weight_files, ADAPTER_WEIGHTS]
 
     @property
+    def unread(self) -> list[str]:
+        """Names of the base's tensors that belong to other parts than the text model."""
+        return self._base.unread
+
+    @property
     def weight_bytes(self) -> int:
         """Size of all of them."""
         return self._base.weight_bytes + self._files.bytes(ADAPTER_WEIGHTS)

@@ -78,6 +78,8 @@ def text_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     kind = text.take("model_type", tower.text_types[0])
     reader.ignore("tie_word_embeddings", "quantization_config", "compression_config")
     reader.ignore(*filter(_IMAGES.fullmatch, fields))
+    # Some programs repeat the text's fields.
+    reader.ignore(*(n for n, value in text.fields.items() if fields.get(n) == value))
     reader.finish()
     # The text model's own flag counts: what wraps it may have another default, unused.
     tied = {name: fields[name] for name in ("tie_word_embeddings",) if name in fields}

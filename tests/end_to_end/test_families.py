@@ -1,8 +1,14 @@
-"""Teachers with caps, windows, two rotations and experts: captured, cut and trained from."""
+"""Teachers with caps, windows, two rotations and experts: captured, cut and trained from.
+
+The one of family gemma3 is the text model of a model of images and text.
+"""
+
+import json
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from decant.models import open_checkpoint, save_directory
 from decant.models.parameters import parameters_by_path
@@ -40,7 +46,21 @@ def captured(request, tmp_path_factory):
         if path.startswith("blocks.") and "norm" not in path:
             parameter.set_value(parameter[...] * 8)
     save_directory(model, root / "teacher", checkpoint.tokenizer().files())
+    if request.param == "gemma3":
+        wrap(root / "teacher")
     return root, tiny_cache(root, k=8)
+
+
+def wrap(directory):
+    """Make a text model one of images and text, as transformers writes them."""
+    file = directory / "config.json"
+    text = json.loads(file.read_text())
+    whole = {"model_type": "gemma3", "text_config": text, "vision_config": {"hidden_size": 8}}
+    file.write_text(json.dumps(whole))
+    tensors = load_file(directory / "model.safetensors")
+    tensors = {f"language_model.{name}": array for name, array in tensors.items()}
+    tensors["vision_tower.patch.weight"] = np.ones((8, 3), np.float32)
+    save_file(tensors, directory / "model.safetensors")
 
 
 def test_stored_targets_are_those_of_the_capped_logits(captured):
@@ -80,4 +100,5 @@ def test_a_student_that_is_the_whole_teacher_has_nothing_to_learn_and_a_cut_one_
         )
         student = open_checkpoint(config.run / INITIAL).config
         assert student == open_checkpoint(root / "teacher").config.with_layers(layers)
+        assert "vision_config" not in (config.run / INITIAL / "config.json").read_text()
     assert abs(losses[0, 1, 2]) < 1e-5 < 1e-2 < losses[1, 2]

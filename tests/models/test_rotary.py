@@ -1,6 +1,7 @@
 """Rotary positions: scaled frequencies as transformers computes them, and the rotation itself."""
 
 import json
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +53,7 @@ def test_a_rotation_turns_the_first_coordinates_by_the_angle_and_scales_them():
     np.testing.assert_array_equal(turned[..., 6:], x[..., 6:])
 
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 80,
     "hidden_size": 32,
     "intermediate_size": 40,

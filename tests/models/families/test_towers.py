@@ -110,6 +110,7 @@ def fields(name):
         ("tower_gemma3", {"text_config": None}, "text_config is missing"),
         ("tower_gemma3", {"text_config": 5}, "text_config = 5; expected an object"),
         ("tower_gemma3", {"attention_sinks": 4}, "attention_sinks = 4"),
+        ("tower_gemma3", {"hidden_size": 64}, "hidden_size = 64"),
         ("tower_gemma3", {"text_config": {"model_type": "llama"}}, "model_type = 'llama'"),
         ("tower_qwen3_vl", {"text_config": {"hidden_size": 64}}, "'rope_theta' is missing"),
         ("tower_mistral3", {"text_config": {"attention_sinks": 4}}, "attention_sinks = 4"),
@@ -118,6 +119,13 @@ def fields(name):
 def test_a_field_that_may_change_the_texts_function_is_refused(name, change, message):
     with pytest.raises(ValueError, match=message):
         config_from_json(fields(name) | change)
+
+
+def test_a_field_of_the_text_may_be_repeated_outside():
+    whole = fields("tower_gemma3")
+    assert config_from_json(whole | {"hidden_size": 32, "vocab_size": 80}) == config_from_json(
+        whole
+    )
 
 
 def test_a_text_config_that_leaves_its_classs_defaults_out_is_read():
