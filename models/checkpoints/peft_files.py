@@ -127,7 +127,7 @@ class PeftFiles:
         keys, shapes = set(self._opened.keys()), self._base.shapes
         changes, replaced = {}, {}
         for key in sorted(keys):
-            name = key.removeprefix(_PREFIX)
+            name = self._base.own_name(key.removeprefix(_PREFIX))
             if key.endswith(_B) and key.removesuffix(_B) + _A in keys:
                 continue
             if key.endswith(_A):

@@ -16,7 +16,7 @@ from decant.models.checkpoints.weight_files import BucketFiles, LocalFiles
 from decant.models.checkpoints.weight_index import read_index
 from decant.models.config import ModelConfig
 from decant.models.families import config_from_file
-from decant.models.families.towers import is_tower, text_fields, text_tensors
+from decant.models.families.towers import is_tower, text_fields, text_name, text_tensors
 from decant.models.json_file import read_object
 from decant.models.prequantised.scheme import FIELDS, Scheme, Stored, read_scheme
 from decant.models.prequantised.stored import KINDS, Header, InFile, full_index
@@ -156,6 +156,10 @@ class SafetensorsFiles:
             return text_tensors(self._tensors)
         except ValueError as error:
             raise ValueError(f"{self.where}: {error}") from error
+
+    def own_name(self, name: str) -> str:
+        """The model's name of a tensor that other files, such as an adapter's, call `name`."""
+        return text_name(name) if is_tower(read_object(self.path / CONFIG)) else name
 
     @property
     def unread(self) -> list[str]:

@@ -103,6 +103,11 @@ def _without_grid(rope: Any, whole: dict[str, Any]) -> Any:
     return {n: v for n, v in rope.items() if n not in ("mrope_section", "mrope_interleaved")}
 
 
+def text_name(name: str) -> str:
+    """The text model's name of a tensor that the files of a whole model spell in either way."""
+    return _TEXT.sub("", name, count=1)
+
+
 def text_tensors(names: Mapping[str, Any]) -> dict[str, str]:
     """The text model's name of each tensor that is not another part's → its name in the files.
 
@@ -111,7 +116,7 @@ def text_tensors(names: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in names:
         if not _OTHERS.fullmatch(name):
-            ours = _TEXT.sub("", name, count=1)
+            ours = text_name(name)
             if ours in found:
                 raise ValueError(f"tensors {found[ours]} and {name} are both {ours}.")
             found[ours] = name

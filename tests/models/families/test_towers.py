@@ -152,3 +152,20 @@ def test_the_text_models_own_flag_says_whether_its_head_is_the_embedding(outer, 
         del place["tie_word_embeddings"]
         place |= {} if value is None else {"tie_word_embeddings": value}
     assert config_from_json(whole).tie_embeddings == tied
+
+
+@pytest.mark.parametrize("inside", ["language_model.model", "model.language_model"])
+def test_an_adapter_of_a_model_of_images_and_text_changes_its_text_model(inside, tmp_path):
+    base = FAMILIES / "tower_mistral3"
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["up_proj"]}
+    settings |= {"base_model_name_or_path": str(base), "task_type": "CAUSAL_LM"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    a, b = np.ones((2, 32), np.float32), np.full((40, 2), 0.25, np.float32)
+    module = f"base_model.model.{inside}.layers.1.mlp.up_proj"
+    lora = {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+    save_file(lora, tmp_path / "adapter_model.safetensors")
+    files, plain = open_checkpoint(tmp_path).files, open_checkpoint(base).files
+    name = "model.layers.1.mlp.up_proj.weight"
+    expected = plain.read(name).astype(np.float32) + 0.5  # 2 · 0.25, times alpha / r = 1
+    np.testing.assert_array_equal(files.read(name), expected)
+    assert files.unread == plain.unread != []
