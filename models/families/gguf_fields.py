@@ -64,7 +64,7 @@ def read_common(
     }
 
 
-def read_biases(tensors: Collection[str]) -> dict[str, bool]:
+def read_biases(tensors: Collection[str]) -> dict[str, Any]:
     """Which biases a model has, by the names of the file's tensors: the metadata do not say it."""
     first = {"qkv_bias": "attn_q", "output_bias": "attn_output", "mlp_bias": "ffn_up"}
     return {field: f"blk.0.{name}.bias" in tensors for field, name in first.items()}

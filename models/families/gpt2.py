@@ -14,7 +14,7 @@ from decant.models.families.fused import fuse_qkv
 from decant.models.families.module_tensors import module_tensors
 from decant.models.families.tensor_name import TensorName
 
-_ALWAYS = {
+_ALWAYS: dict[str, Any] = {
     "learned_positions": True,
     "rotary_layers": (False,),
     "norm": "layer",
