@@ -20,7 +20,12 @@ from decant.models.families.windows import (
     write_windows,
 )
 
-_ALWAYS: dict[str, Any] = {"pre_norms": False, "post_norms": True, "qk_norm": True, "qk_norm_whole": True}
+_ALWAYS: dict[str, Any] = {
+    "pre_norms": False,
+    "post_norms": True,
+    "qk_norm": True,
+    "qk_norm_whole": True,
+}
 _THETA = 500_000.0
 """OLMo 3's rotary base."""
 

@@ -103,6 +103,7 @@ def test_the_model_is_that_of_the_merged_directory(tmp_path, base):
     write_hf(tmp_path / "plain", {n: a.astype(np.float32) for n, a in plain.items()})
     expected = parameters_by_path(open_checkpoint(tmp_path / "plain").load())
     ours = parameters_by_path(open_checkpoint(path).load())
+    assert open_checkpoint(path).left_out == ""
     for name, parameter in expected.items():
         np.testing.assert_array_equal(ours[name].get_value(), parameter.get_value())
 

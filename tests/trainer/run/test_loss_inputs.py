@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from decant.models import Decoder, save_directory
+from decant.models.families import config_to_json
 from decant.models.mesh.sharding import teacher_mesh
 from decant.models.text.tokenizer import Tokenizer
 from decant.schemas import Cache, open_cache
@@ -17,6 +18,7 @@ from decant.trainer.config import Loss, Student
 from decant.trainer.loss.layer_pairs import NO_PAIRS, HiddenPair, Pairs
 from decant.trainer.run.initial_student import initial_config, teacher_config
 from decant.trainer.run.loss_inputs import principal_directions, tail_prior
+from tests.paths import GOLDEN
 
 
 def test_only_tail_prior_needs_a_prior_in_the_cache(cache):
@@ -43,6 +45,14 @@ def test_a_damaged_prior_is_an_error_that_names_it(cache):
     )
     with pytest.raises(ValueError, match=r"tail-prior-sums.npy: checksum mismatch"):
         Cache(cache.path, manifest).tail_prior()
+
+
+def test_a_student_with_smaller_heads_turns_the_same_part_of_them(tmp_path, cache):
+    neox = GOLDEN / "families" / "gpt_neox" / "config.json"  # four of eight coordinates
+    student = Student(init="scratch", config=neox, hidden_size=16)
+    config, _ = initial_config(student, cache=cache, run=tmp_path / "run")
+    assert (config.head_dim, config.rotary_dim) == (4, 2)
+    config_to_json(config)
 
 
 def test_the_initial_config_is_that_of_the_initial_student(cache, root, tmp_path):
