@@ -43,14 +43,18 @@ def wait_for(futures: Iterable[Future]) -> None:
 
 
 class _Descriptor:
-    """A file open for reading and writing, made if it is missing, and closed when dropped.
+    """A file open for reading and writing, made with its folder if missing, closed when dropped.
 
     Apart from `MirroredFile`, to which weak references lead: these revive what is being dropped.
     """
 
     def __init__(self, path: Path):
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self.number = os.open(path, flags, 0o600)
+        try:
+            self.number = os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.number = os.open(path, flags, 0o600)
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if hasattr(self, "number"):
@@ -68,6 +72,7 @@ class MirroredFile:
         self._lock = threading.RLock()
         self._holders = 0
         self._file: _Descriptor | None = None
+        self._map: mmap.mmap | None = None
         self._marks = np.zeros(0, np.uint8)
         self._coming = np.zeros(self._pages, bool)
         self._requests: list[tuple[int, int, Future]] = []
@@ -76,7 +81,8 @@ class MirroredFile:
     def read(self, begin: int, end: int) -> bytes:
         """The bytes from `begin` to `end`, fetched first if they are not here. StoreError."""
         with self.held():
-            self.ensure([(begin, end)])
+            if not self._is_here(begin, end):
+                self.ensure([(begin, end)])
             return os.pread(self._descriptor, end - begin, begin)
 
     def ensure(self, ranges: Iterable[tuple[int, int]]) -> None:
@@ -87,6 +93,9 @@ class MirroredFile:
 
     def start(self, ranges: Iterable[tuple[int, int]]) -> list[Future]:
         """Begin to fetch what is not here; returns the requests to wait for, also of others."""
+        ranges = [span for span in ranges if not self._is_here(*span)]
+        if not ranges:
+            return []
         with self.held(), self._lock:
             wanted = np.unique(np.concatenate([np.zeros(0, np.int64), *map(self._absent, ranges)]))
             new = wanted[~self._coming[wanted]]
@@ -136,20 +145,25 @@ class MirroredFile:
 
     def _open(self) -> None:
         """Open or make the file and its map, and take the shared lock."""
-        for path in (self.path, self._marks_path):
-            path.parent.mkdir(parents=True, exist_ok=True)
         self._file = _Descriptor(self.path)
         fcntl.flock(self._descriptor, fcntl.LOCK_SH)
         found = os.fstat(self._descriptor)
         if not found.st_nlink:
             return
         marks = _Descriptor(self._marks_path)
-        os.truncate(marks.number, self._pages)
-        self._marks = np.frombuffer(mmap.mmap(marks.number, self._pages), np.uint8)
+        if os.fstat(marks.number).st_size != self._pages:
+            os.truncate(marks.number, self._pages)
+        self._map = mmap.mmap(marks.number, self._pages)
+        self._marks = np.frombuffer(self._map, np.uint8)
         if found.st_size != self.size:
             # New, or damaged. In this order, because another process may open the file meanwhile.
             self._marks[:] = 0
             os.truncate(self._descriptor, self.size)
+
+    def _is_here(self, begin: int, end: int) -> bool:
+        """Whether all of a range is here. Only inside `held` will it still be so afterwards."""
+        first, last = begin // PAGE, -(-min(end, self.size) // PAGE)
+        return self._map is not None and self._map.find(b"\0", first, last) < 0
 
     def _absent(self, span: tuple[int, int]) -> np.ndarray:
         begin, end = span

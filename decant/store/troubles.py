@@ -30,9 +30,11 @@ _RENEW = {
 _OTHER_REGION = "the bucket is in another region. Set AWS_REGION to it"
 NO_CREDENTIALS = {
     "s3": "no AWS credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-    "AWS_PROFILE, or run where the machine has a role",
+    "AWS_PROFILE, or run where the machine has a role. A public bucket is read without them: set "
+    "AWS_SKIP_SIGNATURE=true",
     "gs": "no Google credentials were found. Run `gcloud auth application-default login`, or set "
-    "GOOGLE_APPLICATION_CREDENTIALS to a service account's file",
+    "GOOGLE_APPLICATION_CREDENTIALS to a service account's file. A public bucket is read without "
+    "them: set GOOGLE_SKIP_SIGNATURE=true",
 }
 
 

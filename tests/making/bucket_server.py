@@ -27,6 +27,7 @@ class BucketServer:
     owner: tuple[str, str]
     reader: tuple[str, str]
     """May read and list `BUCKET`, and nothing else."""
+    process: int
 
     def environment(self, keys: tuple[str, str] | None = None) -> dict[str, str]:
         """What a program needs to use the server, the owner's keys unless others are given."""
@@ -50,7 +51,7 @@ def bucket_server(folder: Path) -> Iterator[BucketServer]:
     process = subprocess.Popen(
         _command(folder, keys, ports), stdout=log, stderr=log, start_new_session=True
     )
-    server = BucketServer(f"http://127.0.0.1:{ports[3]}", owner, reader)
+    server = BucketServer(f"http://127.0.0.1:{ports[3]}", owner, reader, process.pid)
     try:
         _wait_until_it_writes(server, process)
         yield server

@@ -102,6 +102,7 @@ def _fits(fault: str, request: Request) -> bool:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a short body waits until its header was acknowledged
     proxy: FaultProxy
 
     def _serve(self) -> None:

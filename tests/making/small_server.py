@@ -12,11 +12,22 @@ from tests.making.serving import serving
 
 
 @contextlib.contextmanager
-def answering(status: int, body: str = "", headers: dict[str, str] | None = None) -> Iterator[str]:
-    """A server that answers every request with this status and body; yields its address."""
+def answering(
+    status: int,
+    body: str = "",
+    headers: dict[str, str] | None = None,
+    *,
+    asked: list[dict[str, str]] | None = None,
+) -> Iterator[str]:
+    """A server that answers every request with this status and body; yields its address.
+
+    `asked` gets the headers of each request, their names in lower case.
+    """
 
     class Same(_Quiet):
         def serve(self, sent: bytes) -> None:
+            if asked is not None:
+                asked.append({name.lower(): value for name, value in self.headers.items()})
             self.answer(status, body.encode(), headers or {})
 
     with serving(Same) as address:

@@ -46,8 +46,11 @@ def told_by(act, *, within: float = 6.0) -> str:
 
 
 def test_without_credentials_the_cloud_s_own_ways_to_log_in_are_named():
-    assert "no AWS credentials were found. Set AWS" in told_by(lambda: open_store("s3://b-b/c"))
+    told = told_by(lambda: open_store("s3://b-b/c"))
+    assert "no AWS credentials were found. Set AWS" in told
+    assert told.endswith("A public bucket is read without them: set AWS_SKIP_SIGNATURE=true")
     told = told_by(lambda: open_store("gs://b-b/c"))
+    assert told.endswith("A public bucket is read without them: set GOOGLE_SKIP_SIGNATURE=true")
     assert told.startswith("gs://b-b/c: no Google credentials were found. Run `gcloud auth")
 
 
@@ -110,6 +113,23 @@ def test_a_real_server_refuses_wrong_keys_other_buckets_and_writes_of_readers(
     assert store.head("key") is None
     assert "no permission to write" in told_by(lambda: store.create("key", b""))
     assert "no permission to write" in told_by(lambda: open_store("s3://tests/x", writing=True))
+
+
+@pytest.mark.parametrize(
+    ("cloud", "endpoint", "url"),
+    [("AWS", "AWS_ENDPOINT_URL", "s3://b-b/c"), ("GOOGLE", "GOOGLE_BASE_URL", "gs://b-b/c")],
+)
+def test_a_public_bucket_is_read_without_credentials(cloud, endpoint, url, monkeypatch):
+    facts = {"ETag": '"9dd4e461268c8034f5c8564e155c67a6"', "Content-Range": "bytes 0-0/1"}
+    asked: list[dict[str, str]] = []
+    with answering(
+        200, "x", {**facts, "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}, asked=asked
+    ) as address:
+        monkeypatch.setenv(endpoint, address)
+        monkeypatch.setenv(f"{cloud}_SKIP_SIGNATURE", "true")
+        assert open_store(url).get("key") == b"x"
+    assert asked
+    assert not any("authorization" in headers for headers in asked)
 
 
 def test_keys_of_a_profile_are_used_and_read_again_when_they_are_renewed(
