@@ -4,6 +4,7 @@ tests/making/quantised.py writes both, element by element, without our code.
 """
 
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -316,3 +317,29 @@ def test_scales_of_activations_and_caches_are_no_weights():
     )
     assert set(stored) == {"a.q_proj.weight"}
     assert others == []
+
+
+@pytest.mark.parametrize("split", [0, 1])
+def test_a_share_takes_memory_for_itself_only(split, monkeypatch):
+    monkeypatch.setattr(matrix, "_AT_ONCE", 1 << 14)
+    draw, (outputs, inputs) = np.random.default_rng(0), (2048, 1024)
+    tensors = {
+        "m.qweight": draw.integers(0, 2**31, (inputs // 8, outputs)).astype(np.int32),
+        "m.qzeros": draw.integers(0, 2**31, (inputs // 128, outputs // 8)).astype(np.int32),
+        "m.scales": np.ones((inputs // 128, outputs), np.float16),
+    }
+    (weight,) = scheme(GPTQ | {"group_size": 128}).plain(header(tensors))[0].values()
+
+    def read(name, at):
+        return tensors[name] if at is None else tensors[name][at]
+
+    index = list(full_index((outputs, inputs)))
+    index[split] = slice(0, index[split].stop // 8)
+    tracemalloc.start()
+    try:
+        share = weight.read(read, tuple(index))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert share.nbytes == outputs * inputs * 4 // 8
+    assert peak < 2 * share.nbytes
