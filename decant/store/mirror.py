@@ -103,7 +103,7 @@ class Mirror:
         """`folder` holds `files` and `maps`; its parent is the place that `most_bytes` is for."""
         self.url, self.folder, self.most_bytes = url, folder, most_bytes
         self.files = folder / _FILES
-        self._handles: weakref.WeakValueDictionary[str, MirroredFile] = (
+        self._handles: weakref.WeakValueDictionary[Path, MirroredFile] = (
             weakref.WeakValueDictionary()
         )
         self._lock = threading.Lock()
@@ -137,10 +137,10 @@ class Mirror:
 
         `named` is the object's key, if it is not the path.
         """
-        key = self._key(path)
         with self._lock:
-            handle = self._handles.get(key)
+            handle = self._handles.get(path)
             if handle is None:
+                key = self._key(path)
                 handle = MirroredFile(
                     path,
                     self.folder / _MAPS / key,
@@ -148,7 +148,7 @@ class Mirror:
                     get=lambda begin, length: self._get(named or key, begin, length),
                     pool=self.pool,
                 )
-                self._handles[key] = handle
+                self._handles[path] = handle
             return handle
 
     def whole(self, path: Path, *, sha256: str | None = None, named: str = "") -> Path:

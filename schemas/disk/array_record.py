@@ -6,6 +6,7 @@ itself raises no error for a missing file and leaves a file unfinished without c
 
 import dataclasses
 import hashlib
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 # The binding is a compiled module without type information.
 from array_record.python import array_record_module  # pyright: ignore
@@ -30,6 +33,7 @@ from decant.store.mirrored_file import MirroredFile, wait_for
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 _FIRST, _LAST = 4 << 10, 128 << 10
 """Bytes of a file in its fingerprint: its first record, and the blocks of its index."""
+_MOST_INDEX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -118,15 +122,21 @@ def _count(path: Path) -> int:
 class RecordReaders:
     """Random access to the records of many files, with at most `capacity` files open.
 
-    An open ArrayRecord file holds a descriptor until it is closed, and a cache has thousands of
-    files. Threads may share it: one that fetches ahead opens the files that another reads.
+    An open file holds a descriptor until it is closed, one in a mirror two, and a cache has
+    thousands of files. Threads may share it: one that fetches ahead opens the files that another
+    reads.
     """
 
-    def __init__(self, *, capacity: int = 64, mirror: Mirror | None = None):
-        """`mirror` fetches what is read of the files, which lie in it. Unset: they are here."""
+    def __init__(self, *, capacity: int | None = None, mirror: Mirror | None = None):
+        """`mirror` fetches what is read of the files, which lie in it. Unset: they are here.
+
+        `capacity` unset: an eighth of the descriptors that the process may have.
+        """
         self._open: OrderedDict[Path, RecordFile] = OrderedDict()
-        self._capacity, self._mirror = capacity, mirror
+        self._capacity, self._mirror = capacity or _files_at_once(), mirror
         self._checked: set[Path] = set()
+        self._indexes: OrderedDict[Path, np.ndarray] = OrderedDict()
+        self._index_bytes = 0
         self._lock = threading.Lock()
 
     def read(self, path: Path, indices: Sequence[int], *, expected: FileEntry) -> list[bytes]:
@@ -138,10 +148,14 @@ class RecordReaders:
 
     def start(self, path: Path, indices: Sequence[int], *, expected: FileEntry) -> list[Future]:
         """Begin to fetch these records into the mirror; returns the requests to wait for."""
-        if self._mirror is None:
+        file = self._file(path, expected)
+        if not isinstance(file.contents, MirroredFile):
             return []
-        extents = self._file(path, expected).extents(indices)
-        return self._mirrored(path, expected).start(extents)
+        return file.contents.start(file.extents(indices))
+
+    def is_known(self, path: Path) -> bool:
+        """Whether the file was opened before, so that opening it again reads nothing."""
+        return path in self._open or path in self._indexes
 
     def forget(self, path: Path, expected: FileEntry) -> None:
         """Fetch the file again when it is read next."""
@@ -150,6 +164,7 @@ class RecordReaders:
         with self._lock:
             self._open.pop(path, None)
             self._checked.discard(path)
+            self._index_bytes -= len(self._indexes.pop(path, b"")) * 8
 
     def _mirrored(self, path: Path, expected: FileEntry) -> MirroredFile:
         assert self._mirror is not None
@@ -161,7 +176,8 @@ class RecordReaders:
             if path in self._open:
                 self._open.move_to_end(path)
                 return self._open[path]
-        file = self._opened(path, expected)
+            offsets = self._indexes.get(path)
+        file = self._opened(path, expected, offsets)
         if len(file) != expected.records:
             raise ValueError(
                 f"{path}: expected {expected.records} records, got {len(file)}; the file is damaged"
@@ -171,13 +187,27 @@ class RecordReaders:
             self._open[path] = file
             if len(self._open) > self._capacity:
                 self._open.popitem(last=False)
+            self._remember(path, file.offsets)
         return file
 
-    def _opened(self, path: Path, expected: FileEntry) -> RecordFile:
+    def _remember(self, path: Path, offsets: np.ndarray) -> None:
+        """Keep a file's index longer than its descriptor: a cache has more files than may be open,
+        and reading an index takes as long as reading several records."""
+        if path not in self._indexes:
+            self._index_bytes += len(offsets) * 8
+        self._indexes[path] = offsets
+        self._indexes.move_to_end(path)
+        while self._index_bytes > _MOST_INDEX_BYTES:
+            _, dropped = self._indexes.popitem(last=False)
+            self._index_bytes -= len(dropped) * 8
+
+    def _opened(self, path: Path, expected: FileEntry, offsets: np.ndarray | None) -> RecordFile:
         if self._mirror is None and not bucket_of(path):
             require_file(path, expected, whole=path not in self._checked)
-            return RecordFile(path)
+            return RecordFile(path, offsets=offsets)
         contents = self._mirrored(path, expected) if self._mirror else _data_of(path, expected)
+        if offsets is not None:
+            return RecordFile(path, contents, offsets=offsets)
         with contents.held():
             contents.ensure(_identifying(expected.bytes))
             if path not in self._checked:
@@ -189,6 +219,12 @@ def _data_of(path: Path, expected: FileEntry) -> MirroredFile:
     bucket = bucket_of(path)
     assert bucket is not None
     return bucket.data(path, sha256=expected.sha256, size=expected.bytes)
+
+
+def _files_at_once() -> int:
+    """How many files a cache holds open: on some systems a process may have only 256."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(max(most // 8, 32), 1024)
 
 
 def require_file(path: Path, expected: FileEntry, *, whole: bool = True) -> None:

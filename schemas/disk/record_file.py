@@ -61,26 +61,30 @@ class LocalBytes:
 class RecordFile:
     """An open file. ValueError naming the file if its index is damaged."""
 
-    def __init__(self, path: Path, contents: Bytes | None = None):
-        """`contents` are those of the file `path`; unset, it is opened."""
+    def __init__(
+        self, path: Path, contents: Bytes | None = None, *, offsets: np.ndarray | None = None
+    ):
+        """`contents` are those of the file `path`; unset, it is opened.
+
+        `offsets` are those that the file had when it was open before; unset, its index is read.
+        """
         self._path = path
-        self._contents = LocalBytes(path) if contents is None else contents
-        self._offsets = self._read_index(self._contents.size)
+        self.contents = LocalBytes(path) if contents is None else contents
+        self.offsets = self._read_index(self.contents.size) if offsets is None else offsets
+        """Where each record begins, then where the last one ends."""
 
     def __len__(self) -> int:
-        return len(self._offsets) - 1
+        return len(self.offsets) - 1
 
     def extents(self, numbers: Sequence[int]) -> list[tuple[int, int]]:
         """Where the bytes of each of these records begin and end."""
-        return [
-            (int(self._offsets[n]), int(self._offsets[n + 1])) for n in numbers if n < len(self)
-        ]
+        return [(int(self.offsets[n]), int(self.offsets[n + 1])) for n in numbers if n < len(self)]
 
     def read(self, number: int) -> bytes:
         """The record with this number. ValueError naming the file if its chunk is damaged."""
         if number >= len(self):
             raise self._damaged(f"it has {len(self)} records and none of number {number}")
-        begin, end = self._offsets[number : number + 2].tolist()
+        begin, end = self.offsets[number : number + 2].tolist()
         count, sizes, record = self._chunk(begin, end)
         if count != 1 or self._varint(sizes, 0) != (len(record), len(sizes)):
             raise self._damaged(f"record {number} has not the size that its chunk says")
@@ -128,7 +132,7 @@ class RecordFile:
         return kind >> 8, data[at : at + bytes_of_sizes], values
 
     def _without_block_headers(self, begin: int, end: int) -> bytes:
-        raw = self._contents.read(begin, end)
+        raw = self.contents.read(begin, end)
         first = -begin % _BLOCK  # the first block header, from `begin`
         if first >= len(raw):
             return raw

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -206,11 +207,14 @@ class Cache:
     def _fetch(self, numbers: np.ndarray, signals: Sequence[str]) -> list[Future]:
         assert self.mirror is not None
         at, offsets = self._places(numbers)
-        opening = [
-            self.mirror.opening.submit(self._readers.start, *which, expected=expected)
-            for which, expected in self._record_files(at, offsets, signals)
-        ]
-        futures = [future for opened in opening for future in opened.result()]
+        futures, opening = [], []
+        for (path, numbers_in_file), expected in self._record_files(at, offsets, signals):
+            if self._readers.is_known(path):
+                futures += self._readers.start(path, numbers_in_file, expected=expected)
+            else:  # waits for requests, each in a thread
+                start = partial(self._readers.start, expected=expected)
+                opening.append(self.mirror.opening.submit(start, path, numbers_in_file))
+        futures += [future for opened in opening for future in opened.result()]
         for name in signals:
             if "/" in name:
                 futures += self._arrays_of(name).fetch(at, offsets)

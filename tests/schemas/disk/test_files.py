@@ -49,6 +49,35 @@ def test_more_files_than_descriptors_can_be_read(tmp_path):
     assert len(readers._open) == 3
 
 
+def test_the_index_of_a_file_is_read_once_and_after_it_was_forgotten_again(tmp_path, monkeypatch):
+    entries = [write_records(tmp_path / str(n), [bytes([n])] * 40) for n in range(4)]
+    read, plain = [], RecordFile._read_index
+
+    def counting(self, size):
+        read.append(self)
+        return plain(self, size)
+
+    monkeypatch.setattr(RecordFile, "_read_index", counting)
+    readers = RecordReaders(capacity=1)
+    for _ in range(3):
+        for n, entry in enumerate(entries):
+            assert readers.read(tmp_path / str(n), [39], expected=entry) == [bytes([n])]
+    assert len(read) == 4
+    readers.forget(tmp_path / "0", entries[0])
+    readers.read(tmp_path / "0", [0], expected=entries[0])
+    assert len(read) == 5
+
+
+def test_indexes_take_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("decant.schemas.disk.array_record._MOST_INDEX_BYTES", 8 * 41 * 2)
+    entries = [write_records(tmp_path / str(n), [bytes([n])] * 40) for n in range(4)]
+    readers = RecordReaders(capacity=1)
+    for n in (0, 1, 2, 3, 0):
+        assert readers.read(tmp_path / str(n), [39], expected=entries[n]) == [bytes([n])]
+    assert [path.name for path in readers._indexes] == ["3", "0"]
+    assert readers._index_bytes == 8 * 41 * 2
+
+
 def test_a_missing_and_a_truncated_file_are_named(tmp_path):
     path = tmp_path / "file"
     entry = write_records(path, [b"x" * 1000] * 300)
