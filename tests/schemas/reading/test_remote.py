@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import pickle
 import shutil
 
@@ -11,11 +12,12 @@ import pytest
 from decant.models.text.tokenizer import tokenizer_of
 from decant.pipelines.config import Attention, Hidden, Sketch
 from decant.schemas import Cache, open_cache
-from decant.schemas.disk.layout import PartLayout
+from decant.schemas.disk.layout import MANIFEST, PartLayout
 from decant.schemas.manifest.manifest import write_manifest
 from decant.store import StoreError, open_store
 from decant.store.mirror import open_mirror
 from tests.making.caches import tiny_cache
+from tests.making.fault_proxy import FaultProxy
 from tests.making.uploaded import upload
 
 
@@ -73,6 +75,30 @@ def test_over_s3_all_signals_and_tables_are_those_on_disk(on_disk, bucket, tmp_p
     again = open_cache(url, mirror=tmp_path)
     require_equal(all_of(again), all_of(on_disk))
     assert again.mirror.requests == 0, "another process finds all in the mirror"
+
+
+def test_a_cache_of_ten_thousand_units_is_opened_by_few_requests(
+    on_disk, bucket, s3_server, tmp_path, monkeypatch
+):
+    part = on_disk.manifest.parts[0]
+    units = tuple(itertools.islice(itertools.cycle(part.units), 10_000))
+    whole = dataclasses.replace(part, units=units, numbers=(), planned_units=0)
+    folder = tmp_path / "large"
+    shutil.copytree(on_disk.path, folder, ignore=shutil.ignore_patterns(MANIFEST, "commits"))
+    write_manifest(folder, dataclasses.replace(on_disk.manifest, parts=(whole,)), replaces=None)
+    upload(folder, bucket)
+    proxy = FaultProxy(s3_server.endpoint, share=0.0)
+    forwarded, plain = [], proxy.forward
+    monkeypatch.setattr(proxy, "forward", lambda asked: forwarded.append(asked) or plain(asked))
+    with proxy.serving() as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        cache = open_cache(bucket, mirror=tmp_path / "mirror")
+        assert len(cache.manifest.parts[0].units) == 10_000
+        assert cache.tokenizer_path.is_dir()
+        assert 0 < len(forwarded) <= 20
+        assert not any(asked.verb == "list" for asked in forwarded)
+        rows = on_disk.rows()[:2]
+        require_equal(cache.read(rows), on_disk.read(rows))
 
 
 def test_what_is_not_read_is_not_fetched(on_disk, remote):
