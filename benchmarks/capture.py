@@ -1,7 +1,9 @@
 """Time of a capture divided by that of the bare teacher: the cost of targets, codec and files.
 
     python -m benchmarks.capture [--model embedded] [--dtypes float32 bfloat16]
-    python -m benchmarks.capture --k 8 --draws 0 --counts 50 --rank 64
+    python -m benchmarks.capture --k 32 --draws 16 --counts 0 --rank 0
+
+By default it stores what `decant precompute` stores.
 
 The bare teacher is the same model on the same batches through the same chunked head, reduced by a
 max. Both are timed alternately in one run, so that a busy machine slows both: rely on the ratio.
@@ -26,6 +28,7 @@ from rich.table import Table
 
 from decant.models import open_checkpoint
 from decant.models.numerics import logits as head
+from decant.pipelines.config import COUNTS, DRAWS, RANK, K
 from decant.pipelines.rows.packing import Packer
 from decant.pipelines.rows.sources import find_sources
 from decant.pipelines.teacher.batch_size import default_batch_rows
@@ -48,13 +51,13 @@ class Options:
 
     model: str = "embedded"
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
-    profile: Profile = "fast"
+    profile: Profile = "compact"
     sequence_length: int = 512
-    k: int = 32
-    draws: int = 16
-    counts: int = 0
+    k: int = K
+    draws: int = DRAWS
+    counts: int = COUNTS
     """N, draws of the counts; 0: none."""
-    rank: int = 0
+    rank: int = RANK
     """Numbers of the sketch; 0: none. Their directions are random: the work is the same."""
     batches: int = 3
     """Batches in a turn; a capture encodes one batch while the next is computed."""
