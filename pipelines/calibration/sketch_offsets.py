@@ -136,7 +136,8 @@ def _sums_of_chunk(states, counted, unembedding, tables, *, k: int, head: Head):
         total = vocabulary.sum_over_devices(jnp.sum(weights, axis=-1))
         share = jnp.where(there, jnp.exp(tail_logmass - whole) / total, 0.0)
         q = jnp.where(tail, weights * share[:, None], 0.0)
-        return tuple(contract("n,nv->v", one, x) for x in (p, p * p, q))
+        sum_p, sum_squares, sum_q = (contract("n,nv->v", one, x) for x in (p, p * p, q))
+        return sum_p, sum_squares, sum_q
 
     nodes = jnp.asarray(OFFSET_BETAS), split.tail_logmass[:, 1:].T, biases
     return lax.map(lambda xs: at(*xs), nodes)
