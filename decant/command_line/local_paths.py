@@ -60,7 +60,7 @@ def _not_in_a_bucket(metadata: Mapping[str, Any]) -> str:
         )
     if "cache" in holds:
         if "is_output" in metadata:
-            return "a cache cannot be made in a bucket yet. Make it here, then `decant copy` it"
+            return "a cache cannot be made in a bucket yet. Give a path on this machine"
         return "a cache in a bucket cannot be used here yet. `decant copy` it to this machine first"
     return "this cannot be in a bucket yet. Give a path on this machine, such as a mounted folder"
 
