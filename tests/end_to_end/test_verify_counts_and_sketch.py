@@ -80,6 +80,12 @@ def test_a_soft_cap_is_fine(tmp_path):
     assert not wrong_in(verified(tmp_path, "capped"))
 
 
+def test_divided_logits_are_fine(tmp_path):
+    write_corpus(tmp_path / "corpus", files=4, words=150)
+    write_teacher(tmp_path / "teacher", family="granite", logit_divisor=6.0)
+    assert not wrong_in(verified(tmp_path, "divided"))
+
+
 def test_labels_of_the_next_position_are_found(root, monkeypatch):
     original = loaded.next_tokens
     monkeypatch.setattr(loaded, "next_tokens", lambda tokens: np.roll(original(tokens), -1, 1))
