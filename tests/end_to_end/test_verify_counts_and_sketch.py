@@ -82,7 +82,7 @@ def test_a_soft_cap_is_fine(tmp_path):
 
 def test_divided_logits_are_fine(tmp_path):
     write_corpus(tmp_path / "corpus", files=4, words=150)
-    write_teacher(tmp_path / "teacher", family="granite", logit_divisor=6.0)
+    write_teacher(tmp_path / "teacher", family="granite", logit_divisor=6.0, score_multiplier=0.3)
     assert not wrong_in(verified(tmp_path, "divided"))
 
 
