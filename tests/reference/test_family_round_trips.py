@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from decant.models.rotary import YarnScaling
 from decant.trainer.config import Data, Export, Loss, Student, Train
 from decant.trainer.results.export import export
 from decant.trainer.run.train import train
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.reference
 OLMO = {"pre_norms": False, "post_norms": True, "qk_norm": True, "qk_norm_whole": True}
 BIASES = {"qkv_bias": True, "output_bias": True, "mlp_bias": True}
 LAYER_NORM = {"norm": "layer", "gated_mlp": False, "num_kv_heads": 4, **BIASES}
+EXPERTS = {"num_experts": 4, "experts_per_token": 2, "normalise_experts": True}
 GRANITE = {
     "embedding_multiplier": 0.5,
     "residual_multiplier": 0.6,
@@ -30,7 +32,7 @@ GRANITE = {
 }
 TEACHERS = {
     "smollm3": {"rotary_layers": (True, False)},
-    "mixtral": {"num_experts": 4, "experts_per_token": 2, "normalise_experts": True},
+    "mixtral": EXPERTS,
     "gemma": {"norm_adds_one": True, "scale_embedding": True, "activation": "gelu_tanh"},
     "olmo2": OLMO,
     "olmo3": {**OLMO, "windows": (12, None), "rope_theta": 5e5, "window_rope_theta": 5e5},
@@ -44,6 +46,25 @@ TEACHERS = {
         "activation": "gelu_tanh",
     },
     "gpt_neox": {**LAYER_NORM, "parallel_blocks": True, "rotary_dim": 4, "activation": "gelu"},
+    "gpt_oss": {
+        **EXPERTS,
+        **BIASES,
+        "router_bias": True,
+        "attention_sinks": True,
+        "activation": "clamped_swish",
+        "windows": (12, None),
+        "rope_scaling": YarnScaling(32.0, 64, truncate=False, attention_factor=1.3465735902799727),
+    },
+    "glm4_moe": {
+        **EXPERTS,
+        "num_layers": 3,
+        "router": "sigmoid",
+        "router_correction": True,
+        "shared_intermediate_size": 64,
+        "dense_layers": 1,
+        "dense_intermediate_size": 48,
+        "rotary_dim": 4,
+    },
 }
 SCRIPT = """
 import json, sys
@@ -71,13 +92,13 @@ def trip(request, tmp_path_factory):
         pytest.skip(f"{PYTHON} has no torch and transformers: `make reference` installs them.")
     root = tmp_path_factory.mktemp(request.param)
     write_teacher(root / "teacher", family=request.param, **TEACHERS[request.param])
-    cache = tiny_cache(root, k=8)
+    cache, layers = tiny_cache(root, k=8), TEACHERS[request.param].get("num_layers", 2)
     batch = cache.read(cache.rows()[:1])
     length = int((batch["segment_ids"][0] == 1).sum())
     config = Train(
         cache=cache.path,
         run=root / "run",
-        student=Student(source=str(root / "teacher"), layers=1),
+        student=Student(source=str(root / "teacher"), layers=layers - 1),
         data=Data(batch_rows=2, steps=2),
         loss=Loss(tail="bucket", alpha=0.5, chunk_tokens=64),
     )
