@@ -201,7 +201,7 @@ class CollectGarbage(LongCommand):
     """The sealed cache: a directory or an address."""
     dry_run: bool = False
     """Only say what would be deleted."""
-    grace_hours: Annotated[float, Bounds(0)] = 24.0
+    grace_hours: Annotated[float, Bounds(0, 87_600)] = 24.0
     """For a bucket, where no lock tells who reads or captures: delete nothing until the manifest
     and all that it does not name are as old as this."""
 

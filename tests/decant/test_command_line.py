@@ -196,11 +196,11 @@ def test_plan_takes_json_before_and_after_the_config_file(arguments, capsys):
 
 
 ADDRESSES = [
-    (["precompute", "--output", "gs://b/c"], "output"),
+    (["precompute", "--output", "az://b/c"], "output"),
     (["precompute", "--corpus.files", "a.txt", "ftp://b/*.txt"], "corpus.files"),
     (["plan", "--teacher.model", "https://host/owner/name"], "teacher.model"),
     (["tokenise", "--like", "gs://b"], "like"),
-    (["verify", "gs://b/c"], "cache"),
+    (["verify", "az://b/c"], "cache"),
     (["verify", "here", "--teacher", "hf://b/c"], "teacher"),
     (["inspect", "here", "--html", "file:///tmp/row.html"], "html"),
     (["merge", "here", "there", "az://b/c"], "caches"),

@@ -129,7 +129,8 @@ def _train(config: Train, callbacks: Sequence[Callback], place: Place | None) ->
             binding.require_same(saved.get("binding"), where=f"{config.run}, its checkpoint")
             batches.restore(saved, allows=binding.allows)
         else:
-            require_finite(summarise([state.params, frozen]), where=f"{config.run / INITIAL}")
+            for weights in (state.params, frozen):
+                require_finite(summarise(weights), where=f"{config.run / INITIAL}")
         metrics = cast(MetricsLog, SilentMetrics())
         if is_first_process():
             tracked = trackers(

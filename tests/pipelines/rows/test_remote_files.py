@@ -182,7 +182,7 @@ def test_a_server_that_fails_is_never_taken_for_a_damaged_file(corpus, bucket, m
 @pytest.mark.parametrize(
     ("pattern", "error"),
     [
-        ("s3://no-such-bucket/x/*", "no-such-bucket: there is no such bucket"),
+        ("s3://no-such-bucket/x/*", "no-such-bucket/x: there is no such bucket"),
         ("{bucket}/none/*.txt", "none/.* matches no file$"),
         ("{bucket}/none.txt", "none.txt' matches no file$"),
         ("{bucket}/*.png", "a picture, not text"),

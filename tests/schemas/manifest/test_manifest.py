@@ -63,8 +63,12 @@ def test_other_directories_are_not_caches(tmp_path):
 
 def test_another_version_is_refused_by_number(tmp_path):
     write_manifest(tmp_path, manifest(), replaces=None)
-    write_json(tmp_path / "manifest.json", read_json(tmp_path / "manifest.json") | {"version": 3})
-    with pytest.raises(ValueError, match="cache format version 3, this release reads 1 and 2"):
+    plain = read_json(tmp_path / "manifest.json")
+    write_json(tmp_path / "manifest.json", plain | {"version": 4})
+    with pytest.raises(ValueError, match="cache format version 4, this release reads 1 to 3"):
+        open_cache(tmp_path)
+    write_json(tmp_path / "manifest.json", plain | {"version": 3})  # of a bucket, on a disk
+    with pytest.raises(ValueError, match="named as in a bucket"):
         open_cache(tmp_path)
 
 

@@ -144,8 +144,9 @@ def test_the_run_holds_the_adapter_alone(adapted, source):
     assert "adapter.json" in initial
     saved = [p for p in (adapted.run / "checkpoints/6/state").rglob("*") if p.is_file()]
     matrices = 2 * RANK * (32 + 32) * 2 + 2 * RANK * (64 + 32)
-    # The matrices and two moments of each, in float32; the whole student is ten times as large.
-    assert sum(path.stat().st_size for path in saved) < 3 * 4 * matrices + 40_000
+    # The matrices and two moments of each, in float32, and what Orbax writes beside them; the whole
+    # student is ten times as large.
+    assert sum(path.stat().st_size for path in saved) < 3 * 4 * matrices + 60_000
     assert "embedding" not in (adapted.run / "checkpoints/6/state/_METADATA").read_text()
 
 
