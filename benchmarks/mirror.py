@@ -153,7 +153,7 @@ def _epochs(cache: Cache, bucket: Served, scratch: Path, options: argparse.Names
                 for source, epoch in epochs.items():
                     done[source].append(epoch)
         for source, epochs in done.items():
-            expected = _expected_requests(cache, files, shuffle) if source != "disk" else 0
+            expected = _expected_requests(cache, files, shuffle) if source == "cold" else 0
             cells = _cells(epochs, done["disk"], len(cache), expected)
             table.add_row(shuffle, source, *cells)
     return table

@@ -99,8 +99,8 @@ def move(root: Path, source: Path, target: Path) -> None:
         os.fsync(target_parent)
 
 
-def read_regular(path: Path, *, most: int | None = None) -> bytes:
-    """The bytes of a regular file; ValueError for anything else, or for more than `most` bytes.
+def read_regular(path: Path) -> bytes:
+    """The bytes of a regular file; ValueError for anything else.
 
     A device or pipe in a stranger's cache would be read for ever. FileNotFoundError.
     """
@@ -111,8 +111,6 @@ def read_regular(path: Path, *, most: int | None = None) -> bytes:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise ValueError(f"{path}: not a regular file")
-        if most is not None and found.st_size > most:
-            raise ValueError(f"{path}: has {found.st_size:,} bytes; expected at most {most:,}")
         return file.read()
 
 
