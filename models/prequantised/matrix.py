@@ -11,10 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from decant.models.prequantised.stored import Header, Index, Read
-
-_AT_ONCE = 1 << 23
-"""Elements that are dequantised at once: their float32 and what it is made of take about 100 MB."""
+from decant.models.prequantised.stored import AT_ONCE, Header, Index, Read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +175,7 @@ class Matrix:
         scales = self.scales.part(read, spans, groups)
         zeros = self.zeros.part(read, spans, groups) if self.zeros else None
         out = np.empty((rows.stop - rows.start, columns.stop - columns.start), np.float32)
-        step = max(1, _AT_ONCE // max(1, out.shape[1]))
+        step = max(1, AT_ONCE // max(1, out.shape[1]))
         for start in range(0, len(out), step):
             stop = min(start + step, len(out))
             block = slice(rows.start + start, rows.start + stop)

@@ -2,8 +2,8 @@
 
 A stack of matrices [experts, output, input] is two tensors of bytes. `…_blocks` [experts, output,
 input / 32, 16] has two numbers a byte, the lower half first; `…_scales` [experts, output,
-input / 32] has the exponents plus 127.
-The plain weight is [experts, input, output], as transformers writes it.
+input / 32] has the exponents plus 127. The plain weight is [experts, input, output], as
+transformers writes it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,12 @@ import dataclasses
 import ml_dtypes
 import numpy as np
 
-from decant.models.prequantised.stored import Header, Index, Read
+from decant.models.prequantised.stored import AT_ONCE, Header, Index, Read
 
 _POSITIVE = (0, 0.5, 1, 1.5, 2, 3, 4, 6)
 _VALUES = np.array([*_POSITIVE, *(-value for value in _POSITIVE)], np.float32)
 _BLOCK = 32
 _BIAS = 127
-_AT_ONCE = 1 << 23
-"""Elements that are dequantised at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Stack:
         blocks = slice(inputs.start // _BLOCK, -(-inputs.stop // _BLOCK))
         cut = slice(inputs.start - blocks.start * _BLOCK, inputs.stop - blocks.start * _BLOCK)
         out = np.empty([at.stop - at.start for at in index], ml_dtypes.bfloat16)
-        step = max(1, _AT_ONCE // max(1, out.shape[1]))
+        step = max(1, AT_ONCE // max(1, out.shape[1]))
         for number, expert in enumerate(range(experts.start, experts.stop)):
             for start in range(outputs.start, outputs.stop, step):
                 rows = slice(start, min(start + step, outputs.stop))

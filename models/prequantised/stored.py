@@ -23,6 +23,8 @@ class InFile(NamedTuple):
 
 Header = Mapping[str, InFile]
 """Name → tensor, of all files of a checkpoint."""
+AT_ONCE = 1 << 23
+"""Elements that are dequantised at once: their float32 and what it is made of take about 100 MB."""
 KINDS = ("FP8", "INT8", "INT4", "INT2", "MXFP4")
 """How numbers of few bits are stored, apart from their scales."""
 

@@ -171,8 +171,8 @@ def test_dequantised_weights_are_those_of_the_layouts_formula(name):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_any_share_has_the_bits_of_the_whole(name, monkeypatch):
     # A few elements at once, so that every share takes several steps.
-    monkeypatch.setattr(matrix, "_AT_ONCE", 100)
-    monkeypatch.setattr(mxfp4, "_AT_ONCE", 100)
+    monkeypatch.setattr(matrix, "AT_ONCE", 100)
+    monkeypatch.setattr(mxfp4, "AT_ONCE", 100)
     weight, read, plain, asked = found(name)
     draw = np.random.default_rng(1)
     for _ in range(20):
@@ -321,7 +321,7 @@ def test_scales_of_activations_and_caches_are_no_weights():
 
 @pytest.mark.parametrize("split", [0, 1])
 def test_a_share_takes_memory_for_itself_only(split, monkeypatch):
-    monkeypatch.setattr(matrix, "_AT_ONCE", 1 << 14)
+    monkeypatch.setattr(matrix, "AT_ONCE", 1 << 14)
     draw, (outputs, inputs) = np.random.default_rng(0), (2048, 1024)
     tensors = {
         "m.qweight": draw.integers(0, 2**31, (inputs // 8, outputs)).astype(np.int32),
