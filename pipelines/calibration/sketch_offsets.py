@@ -43,7 +43,7 @@ def find_offsets(
 ) -> Float[np.ndarray, "betas vocabulary"]:
     """The offsets, float32, in which the sketches are rounded to multiples of `step` (0: not).
 
-    `batches` are states after the final norm [batch, time, width] and which positions count. The
+    `batches` are the states that the head reads [batch, time, width] and which positions count. The
     tail is what the top-`k` leaves out.
     """
     assert head.mesh
