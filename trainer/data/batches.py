@@ -20,9 +20,9 @@ from decant.trainer.config import Data
 from decant.trainer.data.block_order import BlockOrder, sorted_by_group
 from decant.trainer.data.fetch_ahead import (
     FetchAhead,
+    WholeBlocks,
     holds_a_window,
     most_rows_ahead,
-    whole_blocks,
 )
 from decant.trainer.data.mixture import MixtureReader, Turns, cache_shares, caches_with_targets
 from decant.trainer.data.source_weights import epoch_rows, source_weights, streams
@@ -164,7 +164,7 @@ class Batches:
         # Whole blocks only if the mirror can keep those of a window until all rows are used.
         blocks = self._config.shuffle == "blocks" and holds_a_window(most_rows)
         parts = [
-            [part.rows for part in streams(cache, weights)]
+            [WholeBlocks(part.rows) for part in streams(cache, weights)]
             for cache, weights in zip(
                 self._caches, _weights(self._caches, self._config), strict=True
             )
@@ -181,7 +181,8 @@ class Batches:
                 if not cache.mirror or not len(mine):
                     continue
                 if blocks:
-                    mine = np.concatenate([whole_blocks(part, mine) for part in parts[number]])
+                    first = batch * self._config.batch_rows
+                    mine = np.concatenate([p.of(mine, position=first) for p in parts[number]])
                 signals = ("logits", *self._signals) if cache in with_targets else ()
                 futures += cache.fetch(mine, signals, targets=self._targets)
             return futures

@@ -95,9 +95,25 @@ def holds_a_window(most_rows: int) -> bool:
     return _SHARE * most_rows >= WINDOW_ROWS
 
 
-def whole_blocks(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """All rows of the blocks, as `BlockOrder` makes them of `rows`, in which `numbers` lie."""
-    at = np.minimum(np.searchsorted(rows, numbers), len(rows) - 1)
-    blocks = np.unique(at[rows[at] == numbers] // BLOCK_ROWS)
-    inside = (blocks[:, None] * BLOCK_ROWS + np.arange(BLOCK_ROWS)).ravel()
-    return rows[inside[inside < len(rows)]]
+class WholeBlocks:
+    """The blocks, as `BlockOrder` makes them of `rows`, that batches read from.
+
+    Each is named once in a window, because successive batches read from the same ones.
+    """
+
+    def __init__(self, rows: np.ndarray):
+        self._rows = rows
+        self._window, self._named = -1, np.zeros(0, np.int64)
+
+    def of(self, numbers: np.ndarray, *, position: int) -> np.ndarray:
+        """All rows of the blocks in which `numbers` lie, without blocks named before.
+
+        `position` is that of the batch's first row in the run.
+        """
+        if position // WINDOW_ROWS != self._window:
+            self._window, self._named = position // WINDOW_ROWS, np.zeros(0, np.int64)
+        at = np.minimum(np.searchsorted(self._rows, numbers), len(self._rows) - 1)
+        blocks = np.setdiff1d(at[self._rows[at] == numbers] // BLOCK_ROWS, self._named)
+        self._named = np.concatenate([self._named, blocks])
+        inside = (blocks[:, None] * BLOCK_ROWS + np.arange(BLOCK_ROWS)).ravel()
+        return self._rows[inside[inside < len(self._rows)]]

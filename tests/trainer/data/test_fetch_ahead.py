@@ -11,8 +11,8 @@ from decant.store import StoreError
 from decant.store.mirror import Mirror, open_mirror
 from decant.trainer.config import Data, MixedCache
 from decant.trainer.data.batches import Batches
-from decant.trainer.data.block_order import BlockOrder
-from decant.trainer.data.fetch_ahead import FetchAhead, most_rows_ahead, whole_blocks
+from decant.trainer.data.block_order import WINDOW_ROWS, BlockOrder
+from decant.trainer.data.fetch_ahead import FetchAhead, WholeBlocks, most_rows_ahead
 
 
 def remote(cache, place, most_bytes=1 << 20):
@@ -103,11 +103,22 @@ def test_rows_ahead_take_at_most_a_quarter_of_the_mirror(cache, tmp_path):
 
 def test_whole_blocks_are_those_of_the_order():
     rows = np.concatenate([np.arange(100, 200), np.arange(500, 600)])
-    assert whole_blocks(rows, np.array([101, 130])).tolist() == list(range(100, 164))
-    assert whole_blocks(rows, np.array([599])).tolist() == list(range(592, 600))
-    both = [*range(100, 164), *range(164, 200), *range(500, 528)]
-    assert whole_blocks(rows, np.array([528 - 1, 150])).tolist() == both
-    assert whole_blocks(rows, np.array([300])).tolist() == []
+
+    def of(*numbers):
+        return WholeBlocks(rows).of(np.array(numbers), position=0).tolist()
+
+    assert of(101, 130) == list(range(100, 164))
+    assert of(599) == list(range(592, 600))
+    assert of(528 - 1, 150) == [*range(100, 164), *range(164, 200), *range(500, 528)]
+    assert of(300) == []
+
+
+def test_a_block_is_named_once_in_a_window():
+    blocks = WholeBlocks(np.arange(1000))
+    assert len(blocks.of(np.array([3, 70]), position=0)) == 128
+    assert blocks.of(np.array([5, 200]), position=16).tolist() == list(range(192, 256))
+    assert blocks.of(np.array([5, 200]), position=WINDOW_ROWS - 1).tolist() == []
+    assert blocks.of(np.array([5]), position=WINDOW_ROWS).tolist() == list(range(64))
 
 
 @pytest.mark.parametrize("shuffle", ["blocks", "single records"])
@@ -121,11 +132,13 @@ def test_requests_and_bytes_of_an_epoch_are_those_of_the_arithmetic(tmp_path, sh
     (folder / "first").write_bytes(b"")
     mirror = open_mirror(str(folder), first="first", place=tmp_path, most_bytes=1 << 30)
     readers, path = RecordReaders(mirror=mirror), mirror.files / "unit"
-    rows, order = np.arange(records), BlockOrder(np.arange(records), seed=0)
+    blocks, order = WholeBlocks(np.arange(records)), BlockOrder(np.arange(records), seed=0)
     chosen = [int(order[i][1]) for i in range(records)]
     wanted = chosen if shuffle == "blocks" else list(range(0, records, 20))
     for number in wanted:
-        some = whole_blocks(rows, np.array([number])).tolist() if shuffle == "blocks" else [number]
+        some = [number]
+        if shuffle == "blocks":
+            some = blocks.of(np.array([number]), position=0).tolist()
         for future in readers.start(path, list(some), expected=entry):
             future.result()
         (got,) = readers.read(path, [number], expected=entry)
