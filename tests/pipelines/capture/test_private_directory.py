@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from decant.pipelines.capture.private_directory import private_directory, socket_address
+from tests.open_files import is_open
 from tests.paths import environment
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
@@ -109,7 +110,6 @@ def test_a_path_of_any_length_has_an_address(temporary, length):
     directory = temporary / "d" / ("x" * max(1, length - len(str(temporary)) - 3))
     directory.mkdir(parents=True)
     path = directory / "0123456789abcdef.sock"
-    before = open_files()
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as asker:
         with socket_address(path) as address:
             listener.bind(address)
@@ -117,11 +117,7 @@ def test_a_path_of_any_length_has_an_address(temporary, length):
         assert path.is_socket()
         with socket_address(path) as address:
             asker.connect(address)
-    assert open_files() == before
-
-
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+    assert not is_open(directory)
 
 
 def test_processes_meet_below_a_long_temporary_directory(tmp_path):

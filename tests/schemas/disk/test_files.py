@@ -1,7 +1,6 @@
 """Files are written atomically; damaged files are refused."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -9,6 +8,7 @@ from decant.schemas.disk import record_file
 from decant.schemas.disk.array_record import RecordReaders, write_records
 from decant.schemas.disk.atomic import read_json, replacing, write_json
 from decant.schemas.disk.record_file import RecordFile
+from tests.open_files import is_open
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -112,8 +112,8 @@ def test_another_json_file_under_the_name_is_refused(tmp_path):
 def test_an_open_file_is_closed_when_the_interpreter_has_dropped_its_modules(tmp_path, monkeypatch):
     """As at the end of a script that holds a cache; an error in `__del__` fails a test."""
     write_records(tmp_path / "file", [b"a"])
-    descriptors = len([*Path("/dev/fd").iterdir()])
     file = RecordFile(tmp_path / "file")
+    assert is_open(tmp_path / "file")
     monkeypatch.setattr(record_file, "os", None)
     del file
-    assert len([*Path("/dev/fd").iterdir()]) == descriptors
+    assert not is_open(tmp_path / "file")
