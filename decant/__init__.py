@@ -33,7 +33,7 @@ __all__ = [
     "precompute",
     "train",
 ]
-__version__ = "0.12.0"
+__version__ = "0.13.0"
 
 _HOMES = {
     "Cache": ("decant.schemas", "Cache"),
