@@ -13,6 +13,7 @@ from decant.command_line.menu import STUDENTS, menu, unknown
 from decant.command_line.result import Result, show
 from decant.command_line.settings import SWITCHES, parse
 from decant.foreign import tell
+from decant.store.urls import is_url, url_of
 from decant.trainer.config import Evaluate, Export, Generate, Report, Train
 from decant.trainer.run.freed_memory import keep_freed_memory
 
@@ -137,8 +138,12 @@ def _export(arguments: list[str]) -> int:
     config = parse(Export, arguments, program="decant export", about=("run", "output"))
     from decant.trainer.results.export import export
 
-    written = export(config)
-    line = f"wrote {written}: transformers, student.source and teacher.model can read it"
+    export(config)
+    written = url_of(config.output) or config.output
+    readers = "student.source and teacher.model"
+    if not is_url(config.output):
+        readers = f"transformers, {readers}"
+    line = f"wrote {written}: {readers} can read it"
     return show(Result(line, {"output": written, "run": config.run}), config)
 
 

@@ -332,8 +332,9 @@ class Export(LongCommand):
     cache: Path = field(default=Path("runs/cache"), metadata=IS_CACHE)
     """Cache that the run learned from. Only for a run that began before version 0.5: newer runs
     have recorded it."""
-    output: Path = field(default=Path("runs/exported"), metadata=IS_OUTPUT)
-    """Directory to write. transformers, `student.source` and `teacher.model` can read it."""
+    output: Path = field(default=Path("runs/exported"), metadata=IS_OUTPUT | IN_BUCKETS)
+    """Directory to write, or an address such as `s3://bucket/student`. `student.source` and
+    `teacher.model` can read both, transformers the directory."""
     adapter: Literal["apart", "merged"] = "apart"
     """Of a run with `student.adapter`. `apart`: a PEFT directory, which names the base; `merged`: a
     whole model in float32, the adapter added to its weights."""

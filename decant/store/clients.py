@@ -26,9 +26,15 @@ def client_settings(scheme: str) -> dict[str, Any]:
     return {**settings, "client_options": options, "retry_config": retry}
 
 
-def client_of(url: BucketUrl) -> Any:
-    """obstore's store for the bucket, with keys relative to the address's prefix."""
+def client_of(url: BucketUrl, *, tries: int = 1) -> Any:
+    """obstore's store for the bucket, with keys relative to the address's prefix.
+
+    `tries` of each request are made by the client itself.
+    """
     settings = client_settings(url.scheme)
+    settings["retry_config"]["max_retries"] = tries - 1
+    if tries > 1:
+        settings["retry_config"]["retry_timeout"] = datetime.timedelta(minutes=1)
     from obstore import store
 
     kind = store.S3Store if url.scheme == "s3" else store.GCSStore

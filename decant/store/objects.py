@@ -9,6 +9,7 @@ import datetime
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from decant.store.base import ChangedError, Head, Store, StoreError, require_key
@@ -17,6 +18,9 @@ from decant.store.retry_after import asked_pause
 from decant.store.troubles import Again, trouble
 
 Result = TypeVar("Result")
+_PART = 32 << 20
+"""Bytes of a part of a large file. There may be 10,000 parts."""
+_PARTS_AT_ONCE = 4
 
 
 class _Failed(Exception):
@@ -40,9 +44,16 @@ class ObjectStore(Store):
     """Objects of one of obstore's clients. `patience` makes the pauses of one verb."""
 
     def __init__(
-        self, client: Any, *, url: str, patience: Callable[[], Patience] = Patience
+        self,
+        client: Any,
+        *,
+        url: str,
+        patience: Callable[[], Patience] = Patience,
+        parts_client: Callable[[], Any] | None = None,
     ) -> None:
+        """`parts_client` gives a client that repeats a request by itself, for `upload`."""
         self.client = client
+        self._parts_client = parts_client or (lambda: client)
         self.url = url
         self.scheme = "gs" if url.startswith("gs://") else "s3"
         self._patience = patience
@@ -196,6 +207,20 @@ class ObjectStore(Store):
         def once() -> None:
             if failed := self._write(key, data, "overwrite"):
                 raise failed
+
+        self._patiently(once, key, "write")
+
+    def upload(self, key: str, path: Path) -> None:
+        """Write the bytes of a file, a large one in parts, so that little lies in memory."""
+        require_key(key)
+
+        def once() -> None:
+            try:
+                self._parts_client().put(
+                    key, path, chunk_size=_PART, max_concurrency=_PARTS_AT_ONCE
+                )
+            except Exception as error:
+                raise self._failure(error, "write") from None
 
         self._patiently(once, key, "write")
 

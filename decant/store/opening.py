@@ -2,6 +2,7 @@
 
 import contextlib
 import secrets
+from functools import partial
 from pathlib import Path
 
 from decant.store.base import Store, StoreError
@@ -22,7 +23,10 @@ def open_store(url: str | Path, *, writing: bool = False) -> Store:
         return PosixStore(Path(url))
     parts = bucket_url(str(url))
     try:
-        store = ObjectStore(client_of(parts), url=str(parts))
+        # A part that is sent twice does no harm, and a file of many should not begin anew for one.
+        store = ObjectStore(
+            client_of(parts), url=str(parts), parts_client=partial(client_of, parts, tries=8)
+        )
     except StoreError as error:
         raise StoreError(f"{parts}: {error}") from None
     if writing:

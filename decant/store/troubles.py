@@ -93,6 +93,8 @@ def _of_code(code: str, text: str, scheme: str, doing: str) -> Trouble | None:
         return Trouble(f"the credentials are wrong. {_LOGIN[scheme]}", "no")
     if code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraint"):
         return Trouble(_OTHER_REGION, "no")
+    if code == "NoSuchUpload":  # the answer to its end was lost, or somebody tidied
+        return Trouble("an upload in parts was not finished. Run the command again", "long")
     if code in ("BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"):
         return Trouble(f"what was sent arrived damaged ({code})", "long")
     return None

@@ -209,7 +209,7 @@ ADDRESSES = [
     (["train", "--student.source", "https://b/c"], "student.source"),
     (["train", "--student.config", "s3://b/c.json"], "student.config"),
     (["report", "gs://b/run"], "runs"),
-    (["export", "--output", "s3://b/c"], "output"),
+    (["export", "--output", "az://b/c"], "output"),
 ]
 
 

@@ -36,7 +36,7 @@ class Request(NamedTuple):
     """One request as the proxy got it."""
 
     verb: str
-    """get, head, create, swap, put, list or delete."""
+    """get, head, create, swap, put, list, delete, or post: of uploads in parts."""
     path: str
     headers: dict[str, str]
     body: bytes
@@ -142,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
             )
         if self.command == "GET" and "list-type" in self.path:
             return "list"
-        return {"GET": "get", "HEAD": "head"}.get(self.command, "delete")
+        return {"GET": "get", "HEAD": "head", "POST": "post"}.get(self.command, "delete")
 
     def _answer(
         self, status: int, headers: list[tuple[str, str]], body: bytes, *, cut: bool = False

@@ -40,6 +40,21 @@ def test_spoiled_on_the_way_every_verb_still_tells_the_truth(
         assert min(faults.values()) >= 20
 
 
+def test_a_file_sent_in_parts_arrives_whole_whatever_is_spoiled(
+    bucket, s3_server, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("decant.store.objects._PART", 5 << 20)  # the least of S3
+    data = random.Random(0).randbytes(11 << 20)
+    (tmp_path / "weights").write_bytes(data)
+    proxy = FaultProxy(s3_server.endpoint, share=0.3)
+    with proxy.serving() as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        for _ in range(3):
+            open_store(bucket).upload("a/weights", tmp_path / "weights")
+            assert open_store(bucket).get("a/weights", length=len(data)) == data
+    assert {"put", "post"} <= {verb for verb, _ in proxy.done}
+
+
 def one_round(spoiled: ObjectStore, direct: ObjectStore, number: int) -> None:
     """Every verb once through the proxy; what it did or said is compared at the server itself."""
     key, data = f"{number}/a", random.Random(number).randbytes(20_000)

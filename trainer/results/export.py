@@ -5,8 +5,10 @@ transformers, another run (`student.source`) and another capture (`teacher.model
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from decant.models.checkpoints.peft_saving import save_adapter
 from decant.models.checkpoints.safetensors_files import SafetensorsFiles
 from decant.models.text.tokenizer import GENERATION, Tokenizer
 from decant.schemas import open_cache
-from decant.store import is_url
+from decant.store import is_url, open_store
+from decant.store.objects import ObjectStore
 from decant.trainer.config import Export
 from decant.trainer.results.model_card import model_card
 from decant.trainer.run.adapter import AdapterRecord, open_base, read_adapter
@@ -35,12 +38,14 @@ _WEIGHTS = (WEIGHTS, ADAPTER_WEIGHTS, ADAPTER_CONFIG)
 
 
 def export(config: Export) -> Path:
-    """Write the student of a checkpoint into `config.output`; returns that directory.
+    """Write the student of a checkpoint into `config.output`; returns that directory or address.
 
-    The files are made in a folder of their own and moved when all are complete: whatever fails, an
-    earlier export stays as it was. A kill while they are moved leaves no weights, and the same
-    command makes all of it. Other files in the directory are left alone.
+    The files are made in a folder of their own and moved when all are complete: if making them
+    fails, an earlier export stays as it was. A kill while they are moved, or sent to a bucket,
+    leaves no weights, and the same command makes all of it. Other files there are left alone.
     """
+    # A bucket that cannot be written to is found before the work.
+    store = open_store(config.output, writing=True) if is_url(config.output) else None
     adapter = read_adapter(config.run / INITIAL)
     base = _base(config, adapter)
     graph, params, step = load_checkpoint(config.run, dtype="float32", checkpoint=config.checkpoint)
@@ -60,17 +65,29 @@ def export(config: Export) -> Path:
     # among the tokenizer's files, may also hold settings that suit only the teacher.
     generation = json.dumps(_special_ids(tokenizer), indent=2) + "\n"
     files = tokenizer.files() | {GENERATION: generation.encode()}
-    config.output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=config.output) as made:
+    with _folder(None if store else config.output) as made:
         if adapter and base:
             shape = {"lora": adapter.lora, "alpha": adapter.alpha, "root": adapter.root}
-            save_adapter(model, Path(made), files, base=base, **shape)
+            save_adapter(model, made, files, base=base, **shape)
         else:
             whole = merged(model) if adapter else model
             save_directory(whole, made, files, special_ids=_special_ids(tokenizer))
-        (Path(made) / CARD).write_text(text, "utf-8")
-        _move_files(Path(made), config.output)
+        (made / CARD).write_text(text, "utf-8")
+        if isinstance(store, ObjectStore):
+            _send_files(made, store)
+        else:
+            _move_files(made, config.output)
     return config.output
+
+
+@contextlib.contextmanager
+def _folder(inside: Path | None) -> Iterator[Path]:
+    """A temporary folder in the directory `inside`, which is made; None: where this machine has
+    its temporary files."""
+    if inside:
+        inside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=inside) as made:
+        yield Path(made)
 
 
 def _base(config: Export, adapter: AdapterRecord | None) -> str | None:
@@ -98,18 +115,31 @@ def _move_files(source: Path, target: Path) -> None:
     Earlier weights are taken away first, and the new ones come last: a kill in between leaves a
     directory that cannot be loaded, and not weights beside another student's config.
     """
-    files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
     earlier = [name for name in _WEIGHTS if (target / name).exists()]
     for name in earlier:
         (target / name).replace(source / f".earlier-{name}")
     try:
-        for file in sorted(files, key=lambda file: (file.name in _WEIGHTS, file)):
+        for file in _weights_last(source):
             (target / file).parent.mkdir(parents=True, exist_ok=True)
             (source / file).replace(target / file)
     except OSError:
         for name in earlier:
             (source / f".earlier-{name}").replace(target / name)
         raise
+
+
+def _send_files(source: Path, store: ObjectStore) -> None:
+    """As `_move_files`, into a bucket."""
+    for name in _WEIGHTS:
+        store.delete(name)
+    for file in _weights_last(source):
+        store.upload(file.as_posix(), source / file)
+
+
+def _weights_last(folder: Path) -> list[Path]:
+    """All files in the folder, relative to it."""
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return sorted(files, key=lambda file: (file.name in _WEIGHTS, file))
 
 
 def _facts_of_old_run(config: Export) -> dict[str, Any]:
