@@ -31,6 +31,7 @@ class Backend:
 
     def __init__(self, definition: dict[str, Any], content: str, *, where: str):
         self._where = where
+        self._definition = definition
         _refuse_aborting(definition, where=where)
         self._tokenizer = self._call(tokenizers.Tokenizer.from_str, content)
         self._tokenizer.no_truncation()
@@ -106,6 +107,26 @@ class Backend:
                 setattr(empty, name, step)
         filled = json.loads(self._call(empty.to_str))
         return {name: filled[name] for name in ("normalizer", "pre_tokenizer")}
+
+    def model(self) -> dict[str, Any]:
+        """The settings of the model, with all defaults filled in, without vocabulary and merges."""
+        written = self._definition["model"]
+        return {k: v for k, v in written.items() if k not in ("vocab", "merges")} | {
+            "type": self.model_name()
+        }
+
+    def normalised(self, step: dict[str, Any], text: str) -> str:
+        """The text after one step of the normalizer, as `steps` gives it."""
+        empty = tokenizers.Tokenizer(tokenizers.models.BPE())
+        definition = {**json.loads(self._call(empty.to_str)), "normalizer": step}
+        made = self._call(tokenizers.Tokenizer.from_str, json.dumps(definition))
+        return self._call(made.normalizer.normalize_str, text)
+
+    def kept(self, text: str) -> list[tuple[int, int]]:
+        """Spans of characters that the pre-tokenizer leaves."""
+        if (pre_tokenizer := self._tokenizer.pre_tokenizer) is None:
+            return [(0, len(text))]
+        return [span for _, span in self._call(pre_tokenizer.pre_tokenize_str, text)]
 
     def _call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         try:

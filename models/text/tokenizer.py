@@ -66,6 +66,16 @@ class Tokenizer:
         """Contents by file name; `from_files` on a directory of these files gives an equal one."""
         return dict(self._files)
 
+    @property
+    def where(self) -> str:
+        """The files' origin, for error messages."""
+        return self._where
+
+    @property
+    def backend(self) -> Backend:
+        """The library's tokenizer, for the other modules of this room."""
+        return self._backend
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, int32, without special tokens around them.
 
