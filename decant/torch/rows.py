@@ -68,6 +68,8 @@ class Rows(Dataset):
       A position may have fewer than k ids; the others hold id 0 and −inf.
     - label_logprobs, float32 [S]: the teacher's log-probability of the label, unless the cache is
       older than release 0.10.
+    - if the cache has rollouts: writer_logprobs, float32 [S]: the log-probability that the text's
+      writer gave to the label; NaN where it wrote nothing.
     - if the cache has counts: count_ids and counts, int32 [S, N].
     - if it has sketches: sketch, float32 [S, r]; and sketch_basis, int32, which tells the row's
       basis among those of `sketch_tables(cache.sketch_heads())`.

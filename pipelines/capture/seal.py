@@ -108,6 +108,7 @@ def _sealed_part(
         skipped=() if before else rows.skipped,
         duplicates=0 if before else rows.duplicates,
         unwritten={} if before else rows.unwritten,
+        writers=rows.writers,
         weights=rows.weights,
         numbers=() if whole else tuple(numbers),
         planned_units=0 if whole else len(rows.units),
@@ -184,6 +185,7 @@ def seal_rows(cache: Path, layout: PartLayout, rows: PlannedRows, *, like: Manif
         skipped=rows.skipped,
         duplicates=rows.duplicates,
         unwritten=rows.unwritten,
+        writers=rows.writers,
         weights=rows.weights,
     )
     manifest = Manifest(

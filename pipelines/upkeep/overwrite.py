@@ -117,6 +117,7 @@ class _PartOverwrite:
         if not (row.tokens[gone].any() or row.loss_mask[gone].any()):
             return row
         tokens, mask = np.where(gone, 0, row.tokens), row.loss_mask & ~gone
+        # Log-probabilities of positions without a target are not written.
         return dataclasses.replace(row, tokens=tokens.astype(np.int32), loss_mask=mask)
 
     def run(self, staged: Path, written: Count) -> Part:

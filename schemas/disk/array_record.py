@@ -55,6 +55,7 @@ def as_json(value: Any) -> dict[str, Any]:
         newer = (
             ("fingerprint", ""),
             ("unwritten", {}),
+            ("writers", {}),
             ("group", ""),
             ("weights", {}),
             ("labels", False),

@@ -5,6 +5,7 @@ A writer replaces it by compare-and-swap on the `cache_id` that it had read.
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +30,13 @@ VERSION = 2
 """Version 2 added parts with only some units of a plan, parts in another cache, and forgotten
 documents. A cache without these is written as version 1, byte for byte, so that older releases read
 it. Older releases refuse version 2 instead of reading it wrong."""
-BY_CONTENT = 3
-"""Version of a manifest in a bucket, where objects with data are named by their content
-(`stand_in.py`). It has the fields of versions 1 and 2, and the `cache_id` of the same cache on a
-disk."""
+WRITERS = 4
+"""Version 4 added rows with log-probabilities of the model that wrote them. Only a cache that has
+such rows is written as version 4. Older releases refuse it: they would verify its rows wrongly."""
+_IN_BUCKET = {1: 3, VERSION: 3, WRITERS: 5}
+"""Version of the manifest in a bucket, where objects with data are named by their content
+(`stand_in.py`), by its version on a disk. It has the same fields and the same `cache_id`."""
+BY_CONTENT = frozenset(_IN_BUCKET.values())
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 
@@ -97,6 +101,9 @@ class Part:
     """Documents left out because an earlier document, of this or an older part, was identical."""
     unwritten: Mapping[str, int] = field(default_factory=dict)
     """Number of chats of which the chat template left out their `tools`, or another named thing."""
+    writers: Mapping[str, int] = field(default_factory=dict)
+    """Number of rollouts in the directory by the name of the model that wrote them; "" if a rollout
+    names none. If there are any, rows have `writer_logprobs`."""
     numbers: tuple[int, ...] = ()
     """Numbers of these units in the directory's plan, ascending. Empty: all units of the plan."""
     planned_units: int = 0
@@ -183,6 +190,17 @@ class Manifest:
         }
 
     @property
+    def writers(self) -> dict[str, int]:
+        """Number of rollouts by the name of the model that wrote them, most first.
+
+        Empty if the cache has no rollouts; else `Cache.read` gives `writer_logprobs`.
+        """
+        counts: Counter[str] = Counter()
+        for writers in {part.path: part.writers for part in self.parts}.values():
+            counts.update(writers)
+        return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+    @property
     def source_weights(self) -> dict[str, float]:
         """How often an epoch takes each row of a group, by the name of each group that has rows.
 
@@ -225,7 +243,8 @@ def write_manifest(
     value["cache_id"] = digest(value)
     with changing(cache):
         if bucket := bucket_of(cache):
-            _swap_manifest(bucket, cache, {**value, "version": BY_CONTENT}, replaces=replaces)
+            version = _IN_BUCKET[value["version"]]
+            _swap_manifest(bucket, cache, {**value, "version": version}, replaces=replaces)
         else:
             path = cache / MANIFEST
             present = _read(path).cache_id if path.exists() else None
@@ -355,14 +374,14 @@ def parse_manifest(data: bytes, *, where: Path | str) -> Manifest:
     if value.get("format") != FORMAT:
         raise ValueError(f"{where}: format {value.get('format')!r}, expected {FORMAT!r}")
     version = value.pop("version", None)
-    if version not in (1, VERSION, BY_CONTENT):
+    if version not in (*_IN_BUCKET, *BY_CONTENT):
         raise ValueError(
-            f"{where}: cache format version {version}, this release reads 1 to {BY_CONTENT}; "
+            f"{where}: cache format version {version}, this release reads 1 to {max(BY_CONTENT)}; "
             "use the release that wrote it or a newer one"
         )
     try:
         manifest = manifest_from_json(value)
-        return dataclasses.replace(manifest, by_content=version == BY_CONTENT)
+        return dataclasses.replace(manifest, by_content=version in BY_CONTENT)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{where}: not a manifest of version {version}: {error}") from error
 
@@ -379,9 +398,8 @@ def manifest_named(data: bytes, *, by_content: bool) -> bytes:
     There and back they are the same.
     """
     value = parse_json(data, where=MANIFEST)
-    since_2 = any(part.get(name) for part in value["parts"] for name in _SINCE_2)
-    version = BY_CONTENT if by_content else VERSION if since_2 else 1
-    return json_bytes({**value, "version": version})
+    version = _version_on_disk(value)
+    return json_bytes({**value, "version": _IN_BUCKET[version] if by_content else version})
 
 
 def _short(cache_id: str | None) -> str:
@@ -390,6 +408,16 @@ def _short(cache_id: str | None) -> str:
 
 _SINCE_2 = ("numbers", "planned_units", "forgotten", "forgotten_rows", "plan_sha256")
 """Fields of a part that version 2 added. An empty one is not written."""
+_SINCE_4 = ("writers",)
+
+
+def _version_on_disk(value: Mapping[str, Any]) -> int:
+    """The lowest version that has the fields of a manifest's JSON."""
+
+    def has(names: Sequence[str]) -> bool:
+        return any(part.get(name) for part in value["parts"] for name in names)
+
+    return WRITERS if has(_SINCE_4) else VERSION if has(_SINCE_2) else 1
 
 
 def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
@@ -398,14 +426,11 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
     del value["cache_id"], value["by_content"]
     if not value["tokenizer_files"]:
         del value["tokenizer_files"]
-    version = 1
     for part in value["parts"]:
         for name in _SINCE_2:
-            if part[name]:
-                version = VERSION
-            else:
+            if not part[name]:
                 del part[name]
-    return {**value, "version": version}
+    return {**value, "version": _version_on_disk(value)}
 
 
 def unit_from_json(value: dict[str, Any]) -> Unit:
@@ -463,6 +488,8 @@ def _require_part(part: Part, *, length: int, vocabulary: int) -> None:
     bounds.require_number("duplicates", part.duplicates, 0, bounds.BYTES)
     for name, count in part.unwritten.items():
         bounds.require_number(f"chats without their {name}", count, 0, bounds.BYTES)
+    for name, count in part.writers.items():
+        bounds.require_number(f"rollouts of writer {name!r}", count, 1, bounds.BYTES)
     for name, weight in part.weights.items():
         bounds.require_weight(f"weight of {name!r}", weight)
     bounds.require_number("planned_units", part.planned_units, 0, bounds.UNITS)

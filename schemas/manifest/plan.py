@@ -52,6 +52,8 @@ class PlannedRows:
     """(unit, offset) of the train rows with the smallest keys, in ascending order."""
     unwritten: Mapping[str, int] = field(default_factory=dict)
     """Number of chats of which the chat template left out their `tools`, or another named thing."""
+    writers: Mapping[str, int] = field(default_factory=dict)
+    """As in `Part`."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """As in `Part`."""
 

@@ -19,7 +19,7 @@ from decant.schemas.reading.merged_parts import refresh_parts
 from decant.schemas.reading.record_signals import COMPANIONS, RecordSignals
 from decant.schemas.reading.remote import fetch_tokenizer, open_remote
 from decant.schemas.records.logits import field_bytes
-from decant.schemas.records.rows import ROW_FIELDS, decode_row
+from decant.schemas.records.rows import ROW_FIELDS, WRITER_LOGPROBS, decode_row
 from decant.schemas.targets.prior import COUNTS, SUMS, TailPrior, log_prior
 from decant.schemas.targets.sketch import SketchHead
 from decant.store.mirror import Mirror
@@ -69,6 +69,7 @@ class Cache:
         self._record_signals = RecordSignals(path, manifest, mirror)
         self._arrays: dict[str, SignalArrays] = {}
         self._units = [(part, *pair) for part in manifest.parts for pair in part.numbered_units]
+        self._has_writers = bool(manifest.writers)
         counts = [unit.rows for _, _, unit in self._units]
         self._first_row = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self._forgotten = {
@@ -143,7 +144,10 @@ class Cache:
     ) -> dict[str, np.ndarray]:
         """The rows with these numbers and their signals: arrays by name, [n, …] with n = len(rows).
 
-        Always: tokens, segment_ids and positions int32 [n, S], loss_mask bool [n, S].
+        Always: tokens, segment_ids and positions int32 [n, S], loss_mask bool [n, S]. If the cache
+        has rollouts (`manifest.writers`), also writer_logprobs float32 [n, S]: the log-probability
+        that the text's writer gave to token t + 1, at T = 1, in nats. NaN where it wrote nothing,
+        and at positions without a target.
 
         `logits` adds topk_ids int32 [n, S, k], topk_logprobs float32 [n, S, k] and tail_logmass
         float32 [n, S, nodes], in nats. Positions without a target hold id 0 and −inf. If the cache
@@ -279,6 +283,8 @@ class Cache:
             if offset in unit.skipped_rows:
                 # The row keeps its tokens but has no target, whichever signal had the NaN.
                 out["loss_mask"][slot] = False
+                if WRITER_LOGPROBS in out:
+                    out[WRITER_LOGPROBS][slot] = np.nan
         for finish in arrays:
             out |= finish()
         for slot, gone in forgotten.items():
@@ -386,6 +392,8 @@ class Cache:
                 raise ValueError(f"{where}: token {largest} in a vocabulary of {vocabulary}")
             for name in ROW_FIELDS:
                 out[name][slot] = getattr(row, name)
+            if row.writer_logprobs is not None and WRITER_LOGPROBS in out:
+                out[WRITER_LOGPROBS][slot] = row.writer_logprobs
             keys.append(key)
             if self._forgotten:
                 part, *_ = self._units[int(at[slot])]
@@ -459,6 +467,8 @@ class Cache:
         out: dict[str, np.ndarray] = {
             name: np.zeros((n, length), np.int32) for name in ROW_FIELDS[:3]
         }
+        if self._has_writers:
+            out[WRITER_LOGPROBS] = np.full((n, length), np.nan, np.float32)
         return out | {"loss_mask": np.zeros((n, length), bool)}
 
     def logits_bytes(self, rows: Sequence[int] | np.ndarray) -> dict[str, int]:

@@ -14,7 +14,7 @@ from decant.schemas.disk.layout import RECORDS, ROWS
 from decant.schemas.manifest.manifest import Part
 from decant.schemas.reading.units import read_unit_rows
 from decant.schemas.records.padded import clear_targets
-from decant.schemas.records.rows import PADDING, ROW_FIELDS, Row
+from decant.schemas.records.rows import PADDING, ROW_FIELDS, WRITER_LOGPROBS, Row
 
 
 class ForgottenDocuments:
@@ -69,6 +69,8 @@ def erase(
         if name == ROWS:
             for field in ROW_FIELDS:
                 out[field][slot, forgotten] = 0
+            if WRITER_LOGPROBS in out:
+                out[WRITER_LOGPROBS][slot, forgotten] = np.nan
         elif name in RECORDS:
             clear_targets(out, slot * len(forgotten) + np.flatnonzero(forgotten), signals=(name,))
         elif name.startswith("attention/"):

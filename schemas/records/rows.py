@@ -2,6 +2,9 @@
 
 This module owns the shift by one: **position t is scored against token t + 1**, and `loss_mask[t]`
 says whether it is scored. No other module shifts anything.
+
+A row of rollouts (texts that a model wrote) also holds the log-probability that the writer gave to
+token t + 1, at position t. Rows without it have the bytes and keys that they had before 0.13.
 """
 
 import hashlib
@@ -14,12 +17,14 @@ import zstandard
 
 from decant.schemas.disk.frames import Block, Frame, Kind, unpack
 
-_TOKENS, _SEGMENTS, _MASK, _ORIGINS = 1, 2, 3, 4
-_RAW, _ZSTD_U16, _ZSTD_U32 = 0, 1, 2
+_TOKENS, _SEGMENTS, _MASK, _ORIGINS, _WRITER = 1, 2, 3, 4, 5
+_RAW, _ZSTD_U16, _ZSTD_U32, _ZSTD_F32_PLANES = 0, 1, 2, 3
 PADDING = 0
 """Segment id of padding. Padding has token id 0 and no target."""
 ROW_FIELDS = ("tokens", "segment_ids", "positions", "loss_mask")
 """The arrays of a row that readers get."""
+WRITER_LOGPROBS = "writer_logprobs"
+"""The array that readers get besides, if a cache has rollouts."""
 
 
 class _Zstd(threading.local):
@@ -42,6 +47,8 @@ class Segment:
     `document`: byte offset of the document in its source; in a table, the number of records before
     it.
     `start`: index in the document of the piece's first token.
+    `logprobs` float32 [n]: natural log of the probability that the writer of the text gave to each
+    token; NaN where it wrote nothing. None for a text whose writer is unknown.
     """
 
     tokens: np.ndarray
@@ -49,6 +56,7 @@ class Segment:
     source: int
     document: int
     start: int
+    logprobs: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,9 @@ class Row:
     `positions` int32 [S]: from 0 in each segment.
     `loss_mask` bool [S]: whether the position has a target.
     `origins` int64 [segments, 3]: source, document, start of each segment.
+    `writer_logprobs` float32 [S]: natural log of the probability that the text's writer gave to
+    token t + 1; NaN at positions without a target, and where the writer wrote nothing. None if no
+    position has one.
     """
 
     tokens: np.ndarray
@@ -67,15 +78,29 @@ class Row:
     positions: np.ndarray
     loss_mask: np.ndarray
     origins: np.ndarray
+    writer_logprobs: np.ndarray | None = None
 
     @property
     def key(self) -> bytes:
-        """The row's identity: first 16 bytes of sha256(tokens, segment_ids, loss_mask)."""
+        """The row's identity: first 16 bytes of sha256(tokens, segment_ids, loss_mask, written)."""
         digest = hashlib.sha256()
         digest.update(self.tokens.astype("<i4").tobytes())
         digest.update(self.segment_ids.astype("<i4").tobytes())
         digest.update(np.packbits(self.loss_mask).tobytes())
+        digest.update(self.written.astype("<f4").tobytes())
         return digest.digest()[:16]
+
+    @property
+    def written(self) -> np.ndarray:
+        """The writer's log-probabilities at the scored positions: float32 [scored], or empty if it
+        wrote none of their tokens."""
+        if self.writer_logprobs is None:
+            return np.zeros(0, np.float32)
+        values = self.writer_logprobs[self.loss_mask]
+        absent = np.isnan(values)
+        # One NaN of the many, so that equal rows have equal keys.
+        values = np.where(absent, np.float32(np.nan), values)
+        return values[:0] if absent.all() else values
 
 
 def next_tokens(tokens: Any, *, xp: Any = np) -> Any:
@@ -112,16 +137,35 @@ def build_row(segments: list[Segment], *, length: int) -> Row:
     segment_ids = np.zeros(length, np.int32)
     positions = np.zeros(length, np.int32)
     counted = np.zeros(length, bool)
+    logprobs = np.full(length, np.nan, np.float32)
     at = 0
     for number, segment in enumerate(segments, start=1):
         here = slice(at, at + len(segment.tokens))
         tokens[here], counted[here] = segment.tokens, segment.counted
         segment_ids[here] = number
         positions[here] = np.arange(len(segment.tokens))
+        if segment.logprobs is not None:
+            logprobs[here] = segment.logprobs
         at = here.stop
     origins = np.array([(s.source, s.document, s.start) for s in segments], np.int64)
     mask = loss_mask(segment_ids, counted)
-    return Row(tokens, segment_ids, positions, mask, origins.reshape(-1, 3))
+    return Row(
+        tokens,
+        segment_ids,
+        positions,
+        mask,
+        origins.reshape(-1, 3),
+        _writer_logprobs(next_tokens(logprobs)[mask], mask),
+    )
+
+
+def _writer_logprobs(written: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
+    """float32 [S] with `written` at the scored positions and NaN at others; None if all are."""
+    if np.isnan(written).all():
+        return None
+    values = np.full(len(mask), np.nan, np.float32)
+    values[mask] = written
+    return values
 
 
 def encode_row(row: Row) -> bytes:
@@ -130,13 +174,17 @@ def encode_row(row: Row) -> bytes:
     packer = zstandard.ZstdCompressor(level=3)
     tokens = row.tokens.astype("<u4" if wide else "<u2").tobytes()
     lengths = np.bincount(row.segment_ids, minlength=1)[1:]
-    blocks = (
+    blocks = [
         Block(_TOKENS, _ZSTD_U32 if wide else _ZSTD_U16, packer.compress(tokens)),
         Block(_SEGMENTS, _RAW, lengths.astype("<u4").tobytes()),
         Block(_MASK, _RAW, np.packbits(row.loss_mask).tobytes()),
         Block(_ORIGINS, _RAW, row.origins.astype("<i8").tobytes()),
-    )
-    return Frame(Kind.ROW, row.key, len(row.tokens), blocks).pack()
+    ]
+    if len(written := row.written):
+        # First bytes of all numbers, then second bytes, …: exact, and a fifth smaller than raw.
+        planes = written.astype("<f4").view("u1").reshape(-1, 4).T
+        blocks.append(Block(_WRITER, _ZSTD_F32_PLANES, packer.compress(planes.tobytes())))
+    return Frame(Kind.ROW, row.key, len(row.tokens), tuple(blocks)).pack()
 
 
 def decode_row(data: bytes, *, where: str, length: int) -> tuple[Row, bytes]:
@@ -166,7 +214,23 @@ def decode_row(data: bytes, *, where: str, length: int) -> tuple[Row, bytes]:
             f"{length} positions of {len(lengths)} segments"
         )
     origins = origins.reshape(-1, 3).astype(np.int64)
-    return Row(tokens, segment_ids, positions, mask, origins), frame.row_key
+    writer = _decode_writer(frame, mask, where=where)
+    return Row(tokens, segment_ids, positions, mask, origins, writer), frame.row_key
+
+
+def _decode_writer(frame: Frame, mask: np.ndarray, *, where: str) -> np.ndarray | None:
+    block = next((block for block in frame.blocks if block.field == _WRITER), None)
+    if block is None:
+        return None
+    where = f"{where}: log-probabilities of the writer"
+    if block.codec != _ZSTD_F32_PLANES:
+        raise ValueError(f"{where} use codec {block.codec}, which this release lacks")
+    raw = _inflate(block, 4 * int(mask.sum()), where=where)
+    written = np.frombuffer(raw, "u1").reshape(4, -1).T.copy().view("<f4")[:, 0]
+    written = written.astype(np.float32)
+    if (written > 0).any() or np.isneginf(written).any():
+        raise ValueError(f"{where} hold a number above 0 or -inf")
+    return _writer_logprobs(written, mask)
 
 
 def _integers(block: Block, dtype: str, *, where: str) -> np.ndarray:
@@ -180,12 +244,17 @@ def _decode_tokens(block: Block, length: int, *, where: str) -> np.ndarray:
     if block.codec not in dtypes:
         raise ValueError(f"{where}: tokens use codec {block.codec}, which this release lacks")
     dtype = np.dtype(dtypes[block.codec])
+    raw = _inflate(block, length * dtype.itemsize, where=f"{where}: its tokens")
+    return np.frombuffer(raw, dtype).astype(np.int32)
+
+
+def _inflate(block: Block, expected: int, *, where: str) -> bytes:
+    """The `expected` bytes that a block holds compressed."""
     try:
         # Asked before, because zstd allocates what the frame says.
         size = zstandard.frame_content_size(block.payload)
-        if size != length * dtype.itemsize:
-            raise ValueError(f"{where}: expected {length * dtype.itemsize} bytes, got {size}")
-        raw = _zstd.decompressor.decompress(block.payload)
+        if size != expected:
+            raise ValueError(f"{where}: expected {expected} bytes, got {size}")
+        return _zstd.decompressor.decompress(block.payload)
     except zstandard.ZstdError as error:
-        raise ValueError(f"{where}: its tokens cannot be read: {error}") from None
-    return np.frombuffer(raw, dtype).astype(np.int32)
+        raise ValueError(f"{where} cannot be read: {error}") from None

@@ -16,6 +16,7 @@ import numpy as np
 
 from decant.models.text.tokenizer import tokenizer_of
 from decant.schemas import BETAS, Cache, open_cache
+from decant.schemas.records.rows import WRITER_LOGPROBS
 from decant.schemas.signals import AttentionSignal, HiddenSignal
 from decant.schemas.targets.targets import nodes_of
 from decant.trainer.config import Data, Loss
@@ -29,7 +30,7 @@ rows, however short, has about each cache's share of rows."""
 _INFINITE_IF_ABSENT = (
     *("topk_logprobs", "tail_logmass", "tail_logprobs", "tail_logweights", "label_logprobs"),
 )
-"""Arrays that are padded with −inf; all others are padded with 0."""
+"""Arrays that are padded with −inf. `writer_logprobs` is padded with NaN, all others with 0."""
 
 _OPTIONAL = (*DRAWS, *COUNTS, *SKETCH, "label_logprobs")
 
@@ -187,9 +188,7 @@ class MixtureReader:
     def read(self, owners: np.ndarray, numbers: np.ndarray) -> Arrays:
         """The arrays of a batch, undecoded: at index i row `numbers[i]` of cache `owners[i]`."""
         out = {
-            name: np.full(
-                (len(numbers), *shape), -np.inf if name in _INFINITE_IF_ABSENT else 0, dtype
-            )
+            name: np.full((len(numbers), *shape), _absent(name), dtype)
             for name, (shape, dtype) in self._shapes.items()
         }
         for owner in np.unique(owners):
@@ -202,6 +201,12 @@ class MixtureReader:
                 values = _at_common_nodes(name, rows[name], self._shapes[name][0])
                 out[name][(slots, *(slice(length) for length in values.shape[1:]))] = values
         return out
+
+
+def _absent(name: str) -> float:
+    if name == WRITER_LOGPROBS:
+        return np.nan
+    return -np.inf if name in _INFINITE_IF_ABSENT else 0
 
 
 def _common_shapes(first: Sequence[Arrays]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

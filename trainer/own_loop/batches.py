@@ -17,7 +17,7 @@ from jaxtyping import Array
 from decant.command_line.checks import check_values
 from decant.models.mesh.sharding import place_rows, rows_of_process
 from decant.schemas import Cache, open_cache
-from decant.schemas.records.rows import next_tokens
+from decant.schemas.records.rows import WRITER_LOGPROBS, next_tokens
 from decant.schemas.signals import HiddenSignal, scale_name
 from decant.schemas.targets.attention import decode_log
 from decant.schemas.targets.hidden import decode_int8
@@ -150,7 +150,7 @@ class BatchIterator(Iterator[DeviceBatch]):
         self._batches.close()
 
     def _on_device(self, batch: dict[str, np.ndarray]) -> DeviceBatch:
-        held = [name for name in (*TARGETS, "label_logprobs") if name in batch]
+        held = [name for name in (*TARGETS, "label_logprobs", WRITER_LOGPROBS) if name in batch]
         arrays = {name: self._place(batch[name]) for name in held}
         arrays["labels"] = self._place(next_tokens(batch["tokens"]))
         arrays |= {name: self._decoded(name, batch) for name in self._signals}

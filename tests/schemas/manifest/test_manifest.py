@@ -1,6 +1,7 @@
 """Sealing and opening: only a sealed cache of this format opens; errors give the reason."""
 
 import contextlib
+import dataclasses
 import json
 import threading
 
@@ -8,7 +9,15 @@ import pytest
 
 from decant.schemas import open_cache
 from decant.schemas.disk.atomic import read_json, write_json
-from decant.schemas.manifest.manifest import Manifest, Part, read_manifest, write_manifest
+from decant.schemas.manifest.manifest import (
+    Manifest,
+    Part,
+    manifest_id,
+    manifest_named,
+    parse_manifest,
+    read_manifest,
+    write_manifest,
+)
 
 
 def manifest(length: int = 8) -> Manifest:
@@ -64,12 +73,37 @@ def test_other_directories_are_not_caches(tmp_path):
 def test_another_version_is_refused_by_number(tmp_path):
     write_manifest(tmp_path, manifest(), replaces=None)
     plain = read_json(tmp_path / "manifest.json")
-    write_json(tmp_path / "manifest.json", plain | {"version": 4})
-    with pytest.raises(ValueError, match="cache format version 4, this release reads 1 to 3"):
+    write_json(tmp_path / "manifest.json", plain | {"version": 6})
+    with pytest.raises(ValueError, match="cache format version 6, this release reads 1 to 5"):
         open_cache(tmp_path)
     write_json(tmp_path / "manifest.json", plain | {"version": 3})  # of a bucket, on a disk
     with pytest.raises(ValueError, match="named as in a bucket"):
         open_cache(tmp_path)
+
+
+def test_a_cache_of_rollouts_has_a_version_that_older_releases_refuse(tmp_path):
+    plain = write_manifest(tmp_path, manifest(), replaces=None)
+    assert read_json(tmp_path / "manifest.json")["version"] == 1
+    (part,) = plain.parts
+    parts = tuple(
+        dataclasses.replace(part, path=path, writers=writers)
+        for path, writers in {
+            "parts/0000": {"a": 2, "": 7},
+            "parts/0001": {"a": 9},
+            "parts/0002": {},
+        }.items()
+    )
+    # Two manifest parts of one directory: its rollouts count once.
+    both = dataclasses.replace(plain, parts=(parts[0], *parts))
+    write_manifest(tmp_path, both, replaces=plain.cache_id)
+    data = (tmp_path / "manifest.json").read_bytes()
+    assert read_json(tmp_path / "manifest.json")["version"] == 4
+    assert list(read_manifest(tmp_path).writers.items()) == [("a", 11), ("", 7)]
+    in_bucket = manifest_named(data, by_content=True)
+    assert json.loads(in_bucket)["version"] == 5
+    assert parse_manifest(in_bucket, where="bucket").by_content
+    assert manifest_named(in_bucket, by_content=False) == data
+    assert manifest_id(in_bucket) == manifest_id(data) == read_manifest(tmp_path).cache_id
 
 
 def test_an_edited_manifest_is_damaged(tmp_path):
