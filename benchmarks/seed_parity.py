@@ -229,8 +229,8 @@ def classic_loss(
 
     kl, ce = jax.lax.map(row, (hidden, known, next_tokens(batch["tokens"], xp=jnp), mask))
     parts = {"kl_loss": jnp.sum(kl) / tokens, "ce_loss": jnp.sum(ce) / tokens}
-    loss = settings.alpha * settings.temperature**2 * parts["kl_loss"]
-    loss += (1 - settings.alpha) * parts["ce_loss"]
+    alpha = settings.first_alpha
+    loss = alpha * settings.temperature**2 * parts["kl_loss"] + (1 - alpha) * parts["ce_loss"]
 
     for term in settings.hidden:
         layers = list(zip(term.student_layers, term.teacher_layers, strict=True))

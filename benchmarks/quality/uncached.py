@@ -157,7 +157,8 @@ def dense_gradient(
         ce = jax.nn.logsumexp(student, axis=-1) - jnp.take_along_axis(
             student, labels[:, None], axis=-1
         ).squeeze(-1)
-        each = loss.alpha * loss.temperature**2 * kl + (1 - loss.alpha) * ce
+        alpha = loss.first_alpha
+        each = alpha * loss.temperature**2 * kl + (1 - alpha) * ce
         return jnp.sum(jnp.where(mask, each, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
 
     return jax.value_and_grad(mean_loss)(params)

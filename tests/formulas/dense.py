@@ -200,3 +200,27 @@ def with_shape(teacher, ids, logits, *, temperature):
     head = _at(ids, np.ones(ids.shape), p.shape) > 0
     shape = np.exp(log_softmax(np.where(head, -np.inf, np.asarray(logits) / temperature)))
     return np.where(head, p, np.where(head, 0, p).sum(-1, keepdims=True) * shape)
+
+
+def on_policy_loss(logits, labels, mask, teacher, writer, *, clip, anchor, alpha, at=None):
+    """The loss of `divergence = "on_policy"` from logits [..., V], and its gradient in them.
+
+    `teacher` and `writer` are the log-probabilities of the labels. `at`: the logits from which the
+    advantage is taken, which is a constant (None: `logits`).
+    """
+
+    def own(x):
+        return np.take_along_axis(log_softmax(x), labels[..., None], -1)[..., 0]
+
+    written = np.isfinite(writer)
+    known = written & np.isfinite(teacher)
+    logq, teacher, writer = own(logits), np.where(known, teacher, 0), np.where(known, writer, 0)
+    advantage = teacher - own(logits if at is None else at)
+    ratio, back = np.exp(logq - writer), np.exp(writer - logq)
+    plain, within = ratio * advantage, np.clip(ratio, 1 - clip, 1 + clip) * advantage
+    policy = -np.minimum(plain, within) + anchor * (back - 1 - np.log(back))
+    slope = np.where(plain <= within, -plain, 0) + anchor * (1 - back)  # in log q
+    each = np.where(known, alpha * policy - (1 - alpha) * logq, np.where(written, 0, -logq))
+    slope = np.where(known, alpha * slope - (1 - alpha), np.where(written, 0, -1))
+    away = np.eye(logits.shape[-1])[labels] - np.exp(log_softmax(logits))  # ∂log q/∂logits
+    return np.where(mask, each, 0).sum(), np.where(mask, slope, 0)[..., None] * away

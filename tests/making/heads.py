@@ -94,10 +94,15 @@ def fused(
 
 
 def head_inputs_with_tail(tail, *, seed=0, k=8, **shape):
-    """`head_inputs` with the arrays that `tail` needs; its tables by name are the fifth value."""
+    """`head_inputs` with the arrays that `tail` needs; its tables by name are the fifth value.
+
+    `tail` None: those of "on_policy".
+    """
     teacher, hidden, unembedding, targets = head_inputs(seed, k=k, **shape)
     tables = {}
-    if tail == "sampled":
+    if tail is None:
+        targets = with_writer(targets, teacher, hidden, unembedding, seed=seed)
+    elif tail == "sampled":
         targets = with_draws(targets, teacher, seed=seed)
     elif tail == "prior":
         tables["prior"] = prior_nodes(vocabulary=teacher.shape[-1])
@@ -106,6 +111,29 @@ def head_inputs_with_tail(tail, *, seed=0, k=8, **shape):
     elif tail == "sketch":
         targets, tables["sketch"] = with_random_sketch(targets, teacher.shape[-1])
     return teacher, hidden, unembedding, targets, tables
+
+
+def with_writer(targets, teacher, hidden, unembedding, *, seed=0):
+    """`targets` of tokens of which three in four were written, by a model near the student.
+
+    Their k is 0, as for "on_policy" in training.
+    """
+    rng = np.random.default_rng(seed + 1)
+    labels = targets.labels[..., None]
+    student = dense.log_softmax(hidden.astype(np.float64) @ unembedding)
+    theirs, own = (
+        np.take_along_axis(logp, labels, -1)[..., 0].astype(np.float32)
+        for logp in (dense.log_softmax(teacher), student)
+    )
+    writer = own + rng.normal(size=own.shape).astype(np.float32) * 0.3
+    written = targets.mask & (rng.random(own.shape) < 0.75)
+    return targets._replace(
+        topk_ids=targets.topk_ids[..., :0],
+        topk_logprobs=targets.topk_logprobs[..., :0],
+        tail_logmass=targets.tail_logmass[..., :0],
+        label_logprobs=np.where(targets.mask, theirs, -np.inf).astype(np.float32),
+        writer_logprobs=np.where(written, writer, np.nan).astype(np.float32),
+    )
 
 
 def with_random_sketch(targets, vocabulary, *, bases=2, rank=3, seed=0):

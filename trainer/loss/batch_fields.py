@@ -14,13 +14,14 @@ from decant.schemas.disk.layout import COUNTS as COUNTED
 from decant.schemas.disk.layout import SKETCH as SKETCHED
 from decant.schemas.signals import scale_name
 from decant.trainer.loss.choice import ADD_COUNTS, ADD_SKETCH, Held
-from decant.trainer.loss.settings import Loss, Tail
+from decant.trainer.loss.settings import Divergence, Loss, Tail
 
 ROWS = ("tokens", "segment_ids", "positions", "loss_mask")
 TOPK = ("topk_ids", "topk_logprobs", "tail_logmass")
 DRAWS = ("tail_ids", "tail_logprobs", "tail_logweights")
 COUNTS = ("count_ids", "counts")
 SKETCH = ("sketch", "sketch_basis")
+WRITTEN = ("label_logprobs", "writer_logprobs")
 TARGETS = (*ROWS, *TOPK, *DRAWS, *COUNTS, *SKETCH)
 """Arrays that some loss or measure reads."""
 _OF_TAIL = {"sampled": DRAWS, "counts": COUNTS, "sketch": SKETCH}
@@ -29,8 +30,10 @@ Batch = dict[str, Array]
 """Arrays by their name in `Cache.read`, each with a row a sequence."""
 
 
-def loss_fields(tail: Tail | None) -> tuple[str, ...]:
-    """Names of the arrays that every loss with this `tail` reads."""
+def loss_fields(tail: Tail | None, divergence: Divergence = "forward_kl") -> tuple[str, ...]:
+    """Names of the arrays that every loss with this `tail` and `divergence` reads."""
+    if divergence == "on_policy":
+        return (*ROWS, *WRITTEN)
     return (*ROWS, *TOPK, *_OF_TAIL.get(tail or "", ()))
 
 
@@ -46,6 +49,7 @@ def to_device(
     mesh: Mesh,
     rows: int | None = None,
     tail: Tail | None = "bucket",
+    divergence: Divergence = "forward_kl",
     signals: Sequence[str] = (),
     everything: bool = False,
 ) -> Batch:
@@ -55,7 +59,8 @@ def to_device(
     `rows` is the number of rows of the batch over all processes; `batch` then holds the rows of
     this process (`local_rows`). None: `batch` holds all rows.
     """
-    fields = [n for n in TARGETS if n in batch] if everything else loss_fields(tail)
+    read = loss_fields(tail, divergence)
+    fields = [n for n in TARGETS if n in batch] if everything else read
     needed = (*fields, *signal_fields(signals, batch))
     if rows is None:
         rows = len(batch["tokens"])

@@ -70,9 +70,12 @@ class Held:
 def choose_tail(loss: Loss, held: Held) -> tuple[Loss, str | None]:
     """The loss with a tail, and a line about it: the reason of a choice, or a warning.
 
+    `on_policy` has no tail.
     ValueError if no tail of these caches fits the loss.
     """
     highest = max(loss.schedules["temperature"].ends)
+    if loss.divergence == "on_policy":
+        return loss, None
     if loss.tail is not None:
         return loss, _warning(loss.tail, highest, held)
     forward = loss.divergence == "forward_kl"

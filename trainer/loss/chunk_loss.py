@@ -5,7 +5,7 @@ divergence D the gradient with respect to the student's logits is
     stored v:  β·(g_v − G·q_v)            tail v:  β·(g_tail·q_v/τ − G·q_v)
 with τ the student's mass of the tail. For forward KL g = −p and G = −1, which gives β·(q − p) and
 β·q_v·(1 − t/τ). To a tail's gradient, `loss/tail_corrections.py`, `counts.py` and `sketches.py` add
-β·(w·q_v/τ − ρ_v).
+β·(w·q_v/τ − ρ_v). `loss/on_policy.py` has no categories: its gradient is a multiple of the label's.
 
 Logits and gradient are those of this device's columns ("here"); see `loss/student_view.py`.
 """
@@ -29,6 +29,7 @@ from decant.trainer.loss.divergences import (
     teacher_categories,
     temperature_scale,
 )
+from decant.trainer.loss.on_policy import policy_terms
 from decant.trainer.loss.settings import Divergence, Tail
 from decant.trainer.loss.sketches import (
     SketchTables,
@@ -73,6 +74,11 @@ class HeadSums(NamedTuple):
     kl_uncorrected: Float[Array, ""]
     """`kl` without the correction for the tail's shape: with tail = "sampled" the lower bound that
     "bucket" gives, and with "prior" and "sketch" too if the divergence is forward KL."""
+    advantage: Float[Array, ""]
+    """This and the next two are for "on_policy" (`PolicyTerms`), over the taught positions, and 0
+    for others; `kl`, `kl_uncorrected` and `agreement` are 0 for "on_policy"."""
+    ratio: Float[Array, ""]
+    clipped: Float[Array, ""]
 
     @classmethod
     def zero(cls) -> HeadSums:
@@ -85,7 +91,8 @@ class Recipe(NamedTuple):
 
     divergence: Divergence = "forward_kl"
     mix: float = 0.5
-    tail: Tail = "bucket"
+    tail: Tail | None = "bucket"
+    """Not read for "on_policy"."""
     chunk_tokens: int | None = None
     softcap: float | None = None
     """Cap of the student's logits, `ModelConfig.final_softcap`."""
@@ -94,11 +101,14 @@ class Recipe(NamedTuple):
     bound: bool = False
     """With tail = "counts": also give the bound as `kl_uncorrected`, for which the stored head is
     needed. For judging: it makes the gradient wrong."""
+    clip: float = 0.2
+    anchor: float = 0.0
 
     @property
     def dense(self) -> bool:
         """Whether every token is a category: the divergence has no shortcut for this tail."""
-        return self.tail in ("prior", "sketch") and self.divergence != "forward_kl"
+        shortcut = self.divergence in ("forward_kl", "on_policy")
+        return self.tail in ("prior", "sketch") and not shortcut
 
 
 class LossInputs(NamedTuple):
@@ -167,11 +177,14 @@ def chunk_loss_and_gradient(
 
 
 def _at_temperature(recipe: Recipe, inputs: LossInputs) -> LossInputs:
-    """The inputs with a T that the compiler knows if counts allow no other: it saves an exp."""
-    return inputs._replace(temperature=jnp.float32(1)) if recipe.tail == "counts" else inputs
+    """The inputs with a T that the compiler knows if the loss allows no other: it saves an exp."""
+    only_one = recipe.tail == "counts" or recipe.divergence == "on_policy"
+    return inputs._replace(temperature=jnp.float32(1)) if only_one else inputs
 
 
 def _has_head(recipe: Recipe, targets: BatchTargets) -> bool:
+    if recipe.divergence == "on_policy":
+        return False
     if recipe.tail != "counts":
         return True
     return recipe.bound and targets.topk_ids.shape[-1] > 0
@@ -203,6 +216,8 @@ def _loss(
     vocabulary: Vocabulary,
 ) -> tuple[Float[Array, ""], HeadSums, Slope]:
     """The summed loss, its parts, and the parts of its gradient."""
+    if recipe.divergence == "on_policy":
+        return _on_policy_loss(view, targets, recipe=recipe, alpha=inputs.alpha)
     logp, logq, correction, shape = _categories(
         view, targets, recipe=recipe, inputs=inputs, vocabulary=vocabulary
     )
@@ -231,6 +246,9 @@ def _loss(
         count=jnp.sum(counted),
         taught=jnp.sum(taught.astype(jnp.float32)),
         kl_uncorrected=jnp.sum(counted * uncorrected),
+        advantage=jnp.float32(0),
+        ratio=jnp.float32(0),
+        clipped=jnp.float32(0),
     )
     alpha = jnp.where(taught, inputs.alpha, 0.0)
     factor = alpha * temperature_scale(inputs.temperature, kind=recipe.divergence)
@@ -238,6 +256,45 @@ def _loss(
     scaled = correction and correction.scaled(counted * factor)
     slope = Slope(categories, scaled, counted * (1 - alpha), shape)
     return jnp.sum(counted * (factor * soft + (1 - alpha) * ce)), sums, slope
+
+
+def _on_policy_loss(
+    view: StudentView, targets: BatchTargets, *, recipe: Recipe, alpha: Float[Array, ""]
+) -> tuple[Float[Array, ""], HeadSums, Slope]:
+    """As `_loss`, for "on_policy": written tokens have its terms, all others their cross-entropy.
+
+    Nothing is learned from a written token that the teacher gave no probability.
+    """
+    assert targets.label_logprobs is not None
+    assert targets.writer_logprobs is not None
+    ce = view.z_hard - view.label
+    taught = targets.taught
+    # The double where: NaN and −inf at other positions must not reach the sums.
+    terms = policy_terms(
+        -ce,
+        jnp.where(taught, targets.label_logprobs, -ce),
+        jnp.where(taught, targets.writer_logprobs, -ce),
+        clip=recipe.clip,
+        anchor=recipe.anchor,
+    )
+    counted, scored = (x.astype(jnp.float32) for x in (targets.mask, taught))
+    soft = alpha * scored
+    hard = (1 - alpha) * scored + counted * ~targets.written
+    zero = jnp.float32(0)
+    sums = HeadSums(
+        kl=zero,
+        ce=jnp.sum(counted * ce),
+        agreement=zero,
+        count=jnp.sum(counted),
+        taught=jnp.sum(scored),
+        kl_uncorrected=zero,
+        advantage=jnp.sum(scored * terms.advantage),
+        ratio=jnp.sum(scored * terms.ratio),
+        clipped=jnp.sum(scored * terms.clipped),
+    )
+    no_categories = jnp.zeros((len(ce), 1), jnp.float32)
+    slope = Slope(no_categories, None, soft * terms.weight + hard)
+    return jnp.sum(soft * terms.value + hard * ce), sums, slope
 
 
 def _categories(
@@ -250,6 +307,7 @@ def _categories(
 ) -> tuple[Array, Array, TailCorrection | None, Array | None]:
     """log p and log q over the categories [n, categories]; the correction for the tail's shape and
     the log of that shape, if any."""
+    assert recipe.tail is not None
     beta = 1 / inputs.temperature
     taught = targets.taught[:, None]
     shape = correction = None

@@ -22,7 +22,7 @@ from decant.trainer.loss.fused_head import distillation_loss
 from decant.trainer.loss.layer_pairs import NO_PAIRS, Pairs
 from decant.trainer.loss.layer_terms import Matrices, TermSums, term_sums
 from decant.trainer.loss.projections import PROJECTIONS, Parameters, without_projections
-from decant.trainer.loss.settings import Loss
+from decant.trainer.loss.settings import Divergence, Loss
 from decant.trainer.loss.sketches import SketchTables
 from decant.trainer.loss.targets import BatchTargets
 
@@ -96,7 +96,7 @@ def batch_sums(
     `per_pair` is `positions_per_pair` of the whole batch, of which `batch` may be a microbatch.
     """
     loss, pairs = objective.loss, objective.pairs
-    assert loss.tail is not None, "choose_tail comes first"
+    assert loss.tail is not None or loss.divergence == "on_policy", "choose_tail comes first"
     own = without_projections(params)
     model = nnx.merge(objective.graph, joined(own, tables.frozen or {}))
     hidden, states = model(
@@ -123,6 +123,8 @@ def batch_sums(
             softcap=model.config.final_softcap,
             frozen_head=tables.frozen is not None,
             bound=objective.bound,
+            clip=loss.clip,
+            anchor=loss.anchor,
         ),
         vocabulary=objective.vocabulary,
         mesh=objective.execution.mesh,
@@ -165,16 +167,15 @@ def zero_totals(loss: Loss) -> Totals:
     return Totals(HeadSums.zero(), terms)
 
 
-def means(totals: Totals) -> dict[str, Array]:
+def means(totals: Totals, divergence: Divergence) -> dict[str, Array]:
     """The sums as metrics: means over positions, and `tokens`, the number of positions."""
     sums, terms = totals
     count, taught = jnp.maximum(sums.count, 1), jnp.maximum(sums.taught, 1)
-    metrics = {
-        "kl_loss": sums.kl / taught,
-        "ce_loss": sums.ce / count,
-        "agreement": sums.agreement / taught,
-        "tokens": sums.count,
-    }
+    metrics = {"ce_loss": sums.ce / count, "tokens": sums.count}
+    names = {"kl_loss": sums.kl, "agreement": sums.agreement}
+    if divergence == "on_policy":
+        names = {name: getattr(sums, name) for name in ("advantage", "ratio", "clipped")}
+    metrics |= {name: value / taught for name, value in names.items()}
     kinds = {"hidden_state_loss": terms.hidden, "attention_loss": terms.attention}
     return metrics | {
         name: sum(values) / len(values) / taught for name, values in kinds.items() if values

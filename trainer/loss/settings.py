@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from decant.command_line.checks import ANY, Bounds
 from decant.trainer.loss.schedules import Schedule, Shape, check_schedule
 
-Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tv"]
+Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tv", "on_policy"]
 Tail = Literal["bucket", "sampled", "prior", "renormalize", "counts", "sketch"]
 HiddenKind = Literal["mse", "cosine"]
 HiddenScale = Literal["mean", "sum"]
@@ -143,8 +143,9 @@ class Loss:
     the command line numbers them, as in `--loss.hidden.0.weight 0.5`.
     """
 
-    alpha: Annotated[float, SHARE] = 0.9
-    """α in [0, 1]: the teacher's share of the loss. 0 trains on hard labels only."""
+    alpha: Annotated[float | None, SHARE] = None
+    """α in [0, 1]: the teacher's share of the loss. 0 trains on hard labels only. Unset: 0.9; for
+    `on_policy` 1, because cross-entropy teaches the student its own mistakes."""
     alpha_end: Annotated[float | None, SHARE] = None
     """α at the last update; `alpha` is α at the first. Unset: α is constant."""
     alpha_schedule: Shape = "linear"
@@ -158,11 +159,20 @@ class Loss:
     """The path of T from first to last update, as for `alpha_schedule`."""
     divergence: Divergence = "forward_kl"
     """D, between the teacher p and the student q. `forward_kl`: KL(p‖q). `reverse_kl`: KL(q‖p).
-    `jsd`: generalised Jensen–Shannon divergence, see `mix`. `tv`: total variation."""
+    `jsd`: generalised Jensen–Shannon divergence, see `mix`. `tv`: total variation. `on_policy`: for
+    caches of rollouts (docs/on-policy.md): −min(ρA, clip(ρ)A) at every token that a student wrote,
+    with A = log p − log q of that token and ρ the ratio of q to its writer's probability. It reads
+    no top-k and no tail; T is 1."""
     mix: Annotated[float, Bounds(1e-6, 1 - 1e-6)] = 0.5
     """For `jsd`: mix·KL(p‖m) + (1−mix)·KL(q‖m) with m = mix·p + (1−mix)·q. It is zero for mix = 0
     and for mix = 1. Near 0 its gradient is that of forward KL times mix; near 1 it is that of
     reverse KL times 1−mix."""
+    clip: Annotated[float, Bounds(1e-6, 1_000_000)] = 0.2
+    """For `on_policy`: ε; ρ is clipped to 1 − ε … 1 + ε, as in PPO. A token whose probability has
+    moved that far in the direction of its advantage is no longer learned from."""
+    anchor: Annotated[float, WEIGHT] = 0.0
+    """For `on_policy`: λ ≥ 0, the weight of an estimate of KL(student ‖ writer), which holds the
+    student near the one that wrote the rollouts. 0: clipping alone does."""
     tail: Tail | None = None
     """How the loss represents the teacher's tail, the vocabulary outside the stored top-k. Unset:
     chosen by what the cache holds and by T; the log says which.
@@ -192,12 +202,19 @@ class Loss:
     def schedules(self) -> dict[str, Schedule]:
         """The values that may change over a run: `alpha`, `temperature`, `hidden[0].weight`, …"""
         return {
-            "alpha": Schedule(self.alpha, self.alpha_end, self.alpha_schedule),
+            "alpha": Schedule(self.first_alpha, self.alpha_end, self.alpha_schedule),
             "temperature": Schedule(
                 self.temperature, self.temperature_end, self.temperature_schedule
             ),
             **{f"{name}.weight": term.schedule for name, term in self.terms.items()},
         }
+
+    @property
+    def first_alpha(self) -> float:
+        """α at the first update."""
+        if self.alpha is not None:
+            return self.alpha
+        return 1.0 if self.divergence == "on_policy" else 0.9
 
     def __post_init__(self) -> None:
         """ValueError for settings that contradict each other."""
@@ -212,8 +229,23 @@ class Loss:
                 "T = 1 and say nothing about another T. Use --loss.temperature 1, or "
                 "tail = sketch, which serves every T"
             )
+        if self.divergence == "on_policy":
+            self._check_on_policy(highest)
         if self.tail in ONLY_FORWARD and self.divergence != "forward_kl":
             raise ValueError(
                 f"loss.divergence is {self.divergence} with tail = {self.tail}: "
                 f"{ONLY_FORWARD[self.tail]}. Use tail = sketch, prior or bucket, or forward_kl"
+            )
+
+    def _check_on_policy(self, highest: float) -> None:
+        if highest != 1:
+            raise ValueError(
+                f"loss.temperature is up to {highest:.4g} with divergence = on_policy: the "
+                "log-probabilities of teacher and writer are those at T = 1. Use "
+                "--loss.temperature 1, or reverse_kl, which serves every T"
+            )
+        if self.tail is not None:
+            raise ValueError(
+                f"loss.tail is {self.tail} with divergence = on_policy, which reads no tail: only "
+                "the log-probability of the written token. Leave loss.tail out, or use reverse_kl"
             )

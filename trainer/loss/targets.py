@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from decant.schemas.records.rows import next_tokens
-from decant.trainer.loss.batch_fields import COUNTS, DRAWS, TOPK
+from decant.trainer.loss.batch_fields import COUNTS, DRAWS, TOPK, WRITTEN
 
 
 class BatchTargets(NamedTuple):
@@ -36,13 +36,21 @@ class BatchTargets(NamedTuple):
     """This and `sketch_basis` are None unless tail = "sketch"."""
     sketch_basis: Int[Array, "*position"] | None = None
     """Which of the bases of `SketchTables` the sketch refers to."""
+    label_logprobs: Float[Array, "*position"] | None = None
+    """The teacher's log-probability of the label; −inf where unknown. This and `writer_logprobs`
+    are None unless divergence = "on_policy"."""
+    writer_logprobs: Float[Array, "*position"] | None = None
+    """The log-probability that the label's writer gave it; NaN where no model wrote the label."""
 
     @classmethod
     def of(cls, batch: Mapping[str, Array]) -> BatchTargets:
         """The targets [row, position, …] of a batch."""
         labels = batch["labels"] if "labels" in batch else next_tokens(batch["tokens"], xp=jnp)
-        held = (*TOPK, *DRAWS, *COUNTS)
+        held = (*TOPK, *DRAWS, *COUNTS, *WRITTEN)
         arrays = {name: batch[name] for name in held if name in batch}
+        if TOPK[0] not in arrays:
+            nothing = jnp.zeros((*labels.shape, 0))
+            arrays |= dict(zip(TOPK, (nothing.astype(jnp.int32), nothing, nothing), strict=True))
         if "sketch" in batch:
             basis = jnp.broadcast_to(batch["sketch_basis"][:, None], labels.shape)
             arrays |= {"sketch": batch["sketch"], "sketch_basis": basis}
@@ -57,11 +65,20 @@ class BatchTargets(NamedTuple):
     @property
     def taught(self) -> Bool[Array, "*position"]:
         """Which positions have a teacher's targets."""
+        if self.label_logprobs is not None:
+            return self.written & jnp.isfinite(self.label_logprobs)
         taught = jnp.any(self.stored, axis=-1)
         if self.counts is not None:
             # A cache may hold counts and no top-k.
             taught |= jnp.any(self.counts > 0, axis=-1) & self.mask
         return taught
+
+    @property
+    def written(self) -> Bool[Array, "*position"]:
+        """Which counted positions have a label that a model wrote."""
+        if self.writer_logprobs is None:
+            return jnp.zeros_like(self.mask)
+        return jnp.isfinite(self.writer_logprobs) & self.mask
 
     @property
     def likeliest(self) -> Int[Array, "*position"]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from decant.command_line.checks import Bounds, check_values
 from decant.schemas.targets.sketch import SketchHead
-from decant.trainer.loss.batch_fields import DRAWS, loss_fields
+from decant.trainer.loss.batch_fields import DRAWS, WRITTEN, loss_fields
 from decant.trainer.loss.choice import ADD_COUNTS, Held, choose_tail
 from decant.trainer.loss.chunk_loss import HeadSums, Recipe
 from decant.trainer.loss.fused_head import distillation_loss
@@ -34,10 +34,12 @@ def loss(
     batch: Mapping[str, Any],
     *,
     temperature: Scalar = Loss.temperature,
-    alpha: Scalar = Loss.alpha,
+    alpha: Scalar | None = Loss.alpha,
     tail: Tail | None = Loss.tail,
     divergence: Divergence = Loss.divergence,
     mix: float = Loss.mix,
+    clip: float = Loss.clip,
+    anchor: float = Loss.anchor,
     prior: Float[Array, "nodes vocab"] | np.ndarray | None = None,
     sketch: Sketch = None,
     softcap: float | None = None,
@@ -64,26 +66,29 @@ def loss(
         unembedding: its output matrix; columns after the tokenizer's ids get no probability.
         batch: from `decant.batches`, or arrays of `Cache.read`.
         temperature: T ≥ 1 of both distributions, `loss.temperature`.
-        alpha: α in [0, 1], the teacher's share, `loss.alpha`.
+        alpha: α in [0, 1], the teacher's share, `loss.alpha`. None: 0.9, or 1 for on_policy.
         tail: how the vocabulary outside the stored top-k is represented, `loss.tail`. None: at
             T = 1 the best that the batch holds; at another T sketches, else what `prior` or draws
             allow.
-        divergence: D, `loss.divergence`.
+        divergence: D, `loss.divergence`. `on_policy` reads label_logprobs and writer_logprobs.
         mix: for `divergence="jsd"`, `loss.mix`.
+        clip, anchor: for `divergence="on_policy"`, `loss.clip` and `loss.anchor`.
         prior: `cache.tail_prior()`, float32 [7, vocabulary]; only for `tail="prior"`.
         sketch: `cache.sketch_heads()`; for a large one pass `jit` an argument made by
             `decant.trainer.loss.sketches.sketch_tables`; for `tail="sketch"`.
         softcap: the student's logits are softcap·tanh(logits/softcap), as in Gemma 2.
         chunk_tokens: tokens whose logits exist at once, `loss.chunk_tokens`.
         has_aux: return (loss, metrics) instead, for `jax.value_and_grad(…, has_aux=True)`. The
-            metrics are named as in `metrics.jsonl`: kl_loss (at T), ce_loss, agreement, tokens.
+            metrics are named as in `metrics.jsonl`: kl_loss (at T), ce_loss, agreement, tokens;
+            for on_policy advantage, ratio and clipped in place of kl_loss and agreement.
 
     ValueError if the batch, the settings and the shapes do not fit each other. A T that is traced
     by JAX cannot be checked: for `tail="sampled"` it must not exceed `batch.highest_temperature`.
     """
     vocabulary = _check_batch(batch, hidden, columns=unembedding.shape[-1])
     tail = tail or _best_tail(batch, temperature, divergence, prior=prior, sketch=sketch)
-    recipe = Recipe(divergence, mix, tail, chunk_tokens, softcap)
+    recipe = Recipe(divergence, mix, tail, chunk_tokens, softcap, clip=clip, anchor=anchor)
+    alpha = Loss(divergence=divergence).first_alpha if alpha is None else alpha
     tables = _checked_tables(
         batch, recipe, temperature, alpha, prior=prior, sketch=sketch, vocabulary=vocabulary
     )
@@ -99,10 +104,12 @@ def loss_on_logits(
     batch: Mapping[str, Any],
     *,
     temperature: Scalar = Loss.temperature,
-    alpha: Scalar = Loss.alpha,
+    alpha: Scalar | None = Loss.alpha,
     tail: Tail | None = Loss.tail,
     divergence: Divergence = Loss.divergence,
     mix: float = Loss.mix,
+    clip: float = Loss.clip,
+    anchor: float = Loss.anchor,
     prior: Float[Array, "nodes vocab"] | np.ndarray | None = None,
     sketch: Sketch = None,
     chunk_tokens: int | None = Loss.chunk_tokens,
@@ -115,7 +122,8 @@ def loss_on_logits(
     """
     vocabulary = _check_batch(batch, logits, columns=logits.shape[-1])
     tail = tail or _best_tail(batch, temperature, divergence, prior=prior, sketch=sketch)
-    recipe = Recipe(divergence, mix, tail, chunk_tokens)
+    recipe = Recipe(divergence, mix, tail, chunk_tokens, clip=clip, anchor=anchor)
+    alpha = Loss(divergence=divergence).first_alpha if alpha is None else alpha
     tables = _checked_tables(
         batch, recipe, temperature, alpha, prior=prior, sketch=sketch, vocabulary=vocabulary
     )
@@ -137,18 +145,21 @@ def _mean(
     has_aux: bool,
 ) -> Array | LossAndMetrics:
     value, head = sums(
-        _targets(batch, tail=recipe.tail),
+        _targets(batch, recipe),
         temperature=temperature,
         alpha=alpha,
         recipe=recipe,
         **tables,
     )
     value = value / jnp.maximum(head.count, 1)
-    return (value, means(Totals(head, TermSums()))) if has_aux else value
+    if not has_aux:
+        return value
+    return value, means(Totals(head, TermSums()), recipe.divergence)
 
 
-def _targets(batch: Mapping[str, Any], *, tail: Tail) -> BatchTargets:
-    names = [name for name in ("labels", *loss_fields(tail)) if name in batch]
+def _targets(batch: Mapping[str, Any], recipe: Recipe) -> BatchTargets:
+    read = loss_fields(recipe.tail, recipe.divergence)
+    names = [name for name in ("labels", *read) if name in batch]
     return BatchTargets.of({name: jnp.asarray(batch[name]) for name in names})
 
 
@@ -159,8 +170,13 @@ def _best_tail(
     *,
     prior: Any,
     sketch: Sketch,
-) -> Tail:
-    """The trainer's choice, of what the caller gave. ValueError if something has to be given."""
+) -> Tail | None:
+    """The trainer's choice, of what the caller gave; None for on_policy.
+
+    ValueError if something has to be given.
+    """
+    if divergence == "on_policy":
+        return None
     known = float(temperature) if _is_known(temperature) else None
     highest = getattr(batch, "highest_temperature", None)
     counts = "counts" in batch and known == 1 and divergence == "forward_kl"
@@ -215,9 +231,12 @@ def _checked_tables(
 ) -> dict[str, Any]:
     """The tables of the recipe's tail. ValueError for settings that contradict each other or lack
     an array."""
-    check_values(Loss(**{n: getattr(recipe, n) for n in ("divergence", "mix", "tail")}))
+    named = ("divergence", "mix", "tail", "clip", "anchor")
+    check_values(Loss(**{name: getattr(recipe, name) for name in named}))
     _check_number("temperature", temperature, TEMPERATURE)
     _check_number("alpha", alpha, SHARE)
+    if recipe.divergence == "on_policy":
+        _check_written(batch, temperature)
     if recipe.tail == "sampled":
         _check_draws(batch, temperature)
     if recipe.tail == "counts":
@@ -240,6 +259,19 @@ def _checked_tables(
             )
     given = {"prior": prior, "sketch": tables if recipe.tail == "sketch" else None}
     return jax.tree.map(lambda table: jnp.asarray(table, jnp.float32), given)
+
+
+def _check_written(batch: Mapping[str, Any], temperature: Scalar) -> None:
+    if missing := [name for name in WRITTEN if name not in batch]:
+        raise ValueError(
+            f'this batch has no {missing[0]}, which divergence="on_policy" learns from. Its cache '
+            "must be a capture of rollouts (docs/on-policy.md)"
+        )
+    if not _is_known(temperature) or float(temperature) != 1:
+        raise ValueError(
+            f'temperature is {temperature} with divergence="on_policy": the log-probabilities of '
+            "teacher and writer are those at T = 1. Use temperature=1.0"
+        )
 
 
 def _check_counts(batch: Mapping[str, Any], temperature: Scalar) -> None:

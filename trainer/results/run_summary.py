@@ -68,7 +68,7 @@ class RunSummary:
         alpha, temperature = self.settings["loss.alpha"], self.settings["loss.temperature"]
         kind = "hard labels" if alpha == 0 else f"α = {alpha:g}, T = {temperature:g}"
         if alpha:
-            kind += f", {self.settings['loss.tail']}"
+            kind += f", {self.settings['loss.tail'] or self.settings['loss.divergence']}"
         for term, name in (("hidden", "hidden states"), ("attention", "attention maps")):
             if f"loss.{term}[0].weight" in self.settings:
                 kind += f", {name}"

@@ -190,6 +190,7 @@ def binding_values(
     may gain other signals; and the weights in effect of its groups of files, if one differs from 1.
     """
     settings = dataclasses.asdict(config)
+    settings["loss"]["alpha"] = config.loss.first_alpha
     for name in FREE:
         del settings[name]
     for name in _FREE_OF_DATA:

@@ -70,6 +70,7 @@ class TrainingLoop:
                 mesh=self.mesh,
                 rows=config.data.batch_rows,
                 tail=config.loss.tail,
+                divergence=config.loss.divergence,
                 signals=self.signals,
             )
             state, latest = self.step(state, on_device)

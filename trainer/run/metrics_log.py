@@ -32,6 +32,9 @@ SHOWN = {
     "loss": "loss",
     "kl_loss": "kl",
     "ce_loss": "ce",
+    "advantage": "advantage",
+    "ratio": "ratio",
+    "clipped": "clipped",
     "hidden_state_loss": "hidden",
     "attention_loss": "attention",
 }

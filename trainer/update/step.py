@@ -96,7 +96,8 @@ def make_train_step(
     Metrics:
     - loss; `tokens`, the number of counted positions; ce_loss, a mean over them;
     - kl_loss (forward KL at T, see `HeadSums.kl`) and agreement, means over the counted positions
-      with a teacher's targets;
+      with a teacher's targets; with `divergence = on_policy` advantage, ratio and clipped instead
+      (`PolicyTerms`), means over the written tokens;
     - hidden_state_loss and attention_loss, means over the terms of that kind without λ, if any;
     - alpha, temperature, each λ that changes over the run, learning_rate;
     - grad_norm of the trained parameters before clipping, skipped, skipped_in_a_row.
@@ -124,7 +125,7 @@ def make_train_step(
         state = updated_state(state, gradient, rate=now, finite=finite, config=optimiser)
         return state, {
             "loss": loss,
-            **means(totals),
+            **means(totals, objective.loss.divergence),
             **reported_values(objective.loss, values),
             "grad_norm": norm,
             "learning_rate": now,

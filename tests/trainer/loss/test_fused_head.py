@@ -37,7 +37,7 @@ EVERY = [
 ]
 ROUTES = [("bucket", "forward_kl"), ("sampled", "forward_kl"), ("prior", "forward_kl")]
 ROUTES += [("prior", "jsd"), ("sketch", "forward_kl"), ("sketch", "jsd")]
-COUNTED = [*ROUTES, ("counts", "forward_kl")]
+COUNTED = [*ROUTES, ("counts", "forward_kl"), (None, "on_policy")]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])

@@ -89,6 +89,7 @@ ROUTES = (
     ("counts", "forward_kl"),
     ("sketch", "forward_kl"),
     ("sketch", "jsd"),
+    (None, "on_policy"),
 )
 
 

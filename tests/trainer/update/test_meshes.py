@@ -105,6 +105,16 @@ def test_a_shared_vocabulary_scores_like_the_dense_formula(run, tail, kind):
             expected = dense.loss(*rows, p=p, **{**settings, "temperature": 1.0})
             lost = dense.entropy(p) - dense.entropy(np.exp(dense.log_softmax(teacher)))
             expected = (expected[0] + 0.7 * (targets.mask * lost).sum(), *expected[1:])
+        elif tail is None:
+            written = (targets.label_logprobs, targets.writer_logprobs)
+            logits = hidden.astype(np.float64) @ unembedding
+            total, d_logits = dense.on_policy_loss(
+                logits, targets.labels, targets.mask, *written, clip=0.2, anchor=0.0, alpha=0.7
+            )
+            ce = dense.loss(*rows, temperature=1.0, alpha=0.0)[2]
+            d_hidden = d_logits @ unembedding.T.astype(np.float64)
+            d_unembedding = np.einsum("btd,btv->dv", hidden, d_logits)
+            expected = (total, None, ce, d_hidden, d_unembedding)
         else:
             expected = dense.loss(*rows, softcap=3.0, **settings)
         got = [run[2][f"{name}{tail} {kind} {i}"] for i in range(3 + len(HeadSums._fields))]
