@@ -116,7 +116,7 @@ def check_mixture(cache: Cache, others: Sequence[Cache], *, loss: Loss, pairs: P
                 f"cannot hold rows of both. {why}. Capture with the same tokenizer"
             )
     for other in caches_with_targets(others):
-        check_targets(other, loss=loss)
+        check_targets(other, loss=loss, mixed=True)
         for name in pairs.signals:
             _check_signal(cache, other, name)
         teachers = [c.manifest.logits.teacher_id for c in (cache, other)]

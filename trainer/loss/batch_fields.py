@@ -69,14 +69,19 @@ def to_device(
     return {name: shard_rows(batch[name], count=rows, mesh=mesh) for name in needed}
 
 
-def check_targets(cache: Cache, *, loss: Loss) -> None:
-    """ValueError if the cache lacks the targets that the loss reads."""
+def check_targets(cache: Cache, *, loss: Loss, mixed: bool = False) -> None:
+    """ValueError if the cache lacks the targets that the loss reads.
+
+    `mixed`: it is not the main cache, and for `on_policy` need not hold rollouts.
+    """
     if "logits" not in cache.manifest.signals:
         raise ValueError(
             f"{cache.path}: holds rows only (made by `decant tokenise`) and no teacher's targets. "
             "Use it as one of [[data.caches]], mixed with a main cache that has targets"
         )
     logits = cache.manifest.logits
+    if loss.divergence == "on_policy":
+        _check_written(cache, mixed=mixed)
     for name, remedy in {COUNTED: ADD_COUNTS, SKETCHED: ADD_SKETCH}.items():
         if loss.tail == name and name not in cache.manifest.signals:
             raise ValueError(
@@ -104,6 +109,21 @@ def check_targets(cache: Cache, *, loss: Loss) -> None:
             f"loss.temperature goes up to {highest:.4g}, where a few draws would weigh more than "
             "all others. Leave loss.tail out for the best that it holds, or capture with "
             f"--signals.logits.draws 16 --signals.logits.draw-temperatures 1 {highest:.4g}"
+        )
+
+
+def _check_written(cache: Cache, *, mixed: bool) -> None:
+    if not cache.manifest.logits.labels:
+        raise ValueError(
+            f"{cache.path}: holds no teacher's log-probabilities of the texts' own tokens, which "
+            "divergence = on_policy learns from. Capture the texts again with this release"
+        )
+    if not mixed and not cache.manifest.writers:
+        raise ValueError(
+            f"{cache.path}: its texts come without the log-probabilities of the model that wrote "
+            "them, which divergence = on_policy learns from. Write rollouts with `decant generate "
+            "RUN --prompts FILE --jsonl --logprobs --output rollouts.jsonl` and capture them "
+            "(docs/on-policy.md), or use --loss.divergence forward_kl"
         )
 
 

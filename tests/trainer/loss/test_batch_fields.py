@@ -1,9 +1,12 @@
 """The fields of a batch that a loss reads, and the errors for caches without them."""
 
+import dataclasses
+
 import pytest
 
+from decant.schemas import Cache
 from decant.trainer.config import Loss
-from decant.trainer.loss.batch_fields import check_targets, loss_fields
+from decant.trainer.loss.batch_fields import ROWS, check_targets, loss_fields
 
 
 def test_draws_are_read_only_for_tail_sampled():
@@ -28,3 +31,18 @@ def test_temperatures_above_those_of_the_draws_are_refused(temperatures, drawn_c
     with pytest.raises(ValueError, match=r"at T up to 2, but loss.temperature goes up to"):
         check_targets(drawn_cache, loss=Loss(tail="sampled", **temperatures))
     check_targets(drawn_cache, loss=Loss(tail="prior", **temperatures))
+
+
+def test_on_policy_reads_no_top_k_and_needs_rollouts(cache):
+    loss = Loss(divergence="on_policy")
+    read = loss_fields(loss.tail, loss.divergence)
+    assert set(read) - set(ROWS) == {"label_logprobs", "writer_logprobs"}
+    with pytest.raises(ValueError, match=r"cache: .* wrote them.*decant generate"):
+        check_targets(cache, loss=loss)
+    check_targets(cache, loss=loss, mixed=True)
+    before = dataclasses.replace(cache.manifest.logits, labels=False)
+    signals = {**cache.manifest.signals, "logits": before}
+    parts = [dataclasses.replace(part, signals=signals) for part in cache.manifest.parts]
+    manifest = dataclasses.replace(cache.manifest, parts=tuple(parts))
+    with pytest.raises(ValueError, match=r"no teacher's log-probabilities .* Capture"):
+        check_targets(Cache(cache.path, manifest), loss=loss, mixed=True)
