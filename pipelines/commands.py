@@ -50,7 +50,7 @@ class Init(LongCommand):
     """
 
     teacher: str = field(metadata=IS_MODEL)
-    """A Hugging Face directory, here or in a bucket, a `.gguf` file, a hub id or `embedded`."""
+    """A Hugging Face directory or a `.gguf` file, here or in a bucket; a hub id or `embedded`."""
     corpus: tuple[str, ...] = field(metadata=IS_CORPUS)
     """Files, folders or globs, as `corpus.files` of `precompute`; or `embedded`."""
     out: Path = field(default=Path("precompute.toml"), metadata=IS_OUTPUT)
@@ -73,7 +73,7 @@ class PlanModel(LongCommand):
     """
 
     model: str = field(metadata=IS_MODEL)
-    """A Hugging Face directory, here or in a bucket, a `.gguf` file, a hub id or `embedded`."""
+    """A Hugging Face directory or a `.gguf` file, here or in a bucket; a hub id or `embedded`."""
 
 
 @dataclass(frozen=True)
@@ -131,15 +131,15 @@ class Merge(LongCommand):
     """Make OUTPUT a cache of all parts of other caches of the same teacher and tokenizer.
 
     Nothing is copied: OUTPUT refers to the parts by relative paths, so the caches can be moved
-    together. Opening OUTPUT is an error if one of them is gone. OUTPUT forgets the documents that
-    they forget; to take in parts that they gain, merge into the same OUTPUT again. Documents that
-    several caches hold are not looked for.
+    together. All may be in one bucket. Opening OUTPUT is an error if one of them is gone. OUTPUT
+    forgets the documents that they forget; to take in parts that they gain, merge into the same
+    OUTPUT again. Documents that several caches hold are not looked for.
     """
 
-    output: Path = field(metadata=IS_OUTPUT | IS_CACHE)
-    """Directory of the merged cache."""
-    caches: tuple[Path, ...] = field(metadata=IS_CACHE)
-    """The caches to merge."""
+    output: Path = field(metadata=IS_OUTPUT | IS_CACHE | IN_BUCKETS)
+    """Directory or address of the merged cache."""
+    caches: tuple[Path, ...] = field(metadata=IS_CACHE | IN_BUCKETS)
+    """The caches to merge: directories, or addresses in the bucket of OUTPUT."""
 
 
 @dataclass(frozen=True)
@@ -290,13 +290,14 @@ def _tokenise(arguments: list[str]) -> int:
     from decant.pipelines.capture.rows_only import tokenise_only
 
     manifest = tokenise_only(config)
+    output = url_of(config.output) or config.output
     rows = sum(unit.rows for part in manifest.parts for unit in part.units)
     line = (
-        f"sealed {config.output}, for [[data.caches]] of a training run: {rows:,} rows, cache_id "
+        f"sealed {output}, for [[data.caches]] of a training run: {rows:,} rows, cache_id "
         f"{manifest.cache_id}"
     )
-    document = {"output": config.output, "cache_id": manifest.cache_id, "rows": rows}
-    following = [["decant", "inspect", config.output]]
+    document = {"output": output, "cache_id": manifest.cache_id, "rows": rows}
+    following = [["decant", "inspect", output]]
     return show(Result(line, document, next=following), config)
 
 
@@ -362,20 +363,21 @@ def _merge(arguments: list[str]) -> int:
     from decant.schemas import open_cache
 
     merged = merge(config.output, config.caches)
+    output = url_of(config.output) or config.output
     told = notices(quiet=config.quiet)
     for cache in merged.left_out:
         told.print(f"left out: {cache}")
     for name, why in merged.lost.items():
-        told.print(f"{name} is not in {config.output}: {why}")
-    document = _contents(open_cache(config.output)) | {
+        told.print(f"{name} is not in {output}: {why}")
+    document = _contents(open_cache(output)) | {
         "left_out": [str(cache) for cache in merged.left_out],
         "lost": merged.lost,
     }
     line = (
-        f"merged into {config.output}: {document['rows']:,} rows in "
+        f"merged into {output}: {document['rows']:,} rows in "
         f"{len(merged.manifest.parts)} parts, cache_id {merged.manifest.cache_id}"
     )
-    return show(Result(line, document, next=[["decant", "inspect", config.output]]), config)
+    return show(Result(line, document, next=[["decant", "inspect", output]]), config)
 
 
 def _copy(arguments: list[str]) -> int:

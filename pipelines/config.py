@@ -106,10 +106,10 @@ class Teacher:
     """The model whose outputs are stored."""
 
     model: str = field(default="embedded", metadata=IS_MODEL)
-    """A Hugging Face directory, on this machine or in a bucket (`s3://bucket/model`, `gs://…`), of
-    which each worker reads its share; a `.gguf` file; or a hub id (`owner/name`,
-    `owner/name@revision` or `owner/name/file.gguf`), whose commit the first run fixes. `embedded`
-    is SmolLM2-135M-Instruct."""
+    """A Hugging Face directory or a `.gguf` file, on this machine or in a bucket
+    (`s3://bucket/model`, `gs://…`), of which each worker reads its share; or a hub id
+    (`owner/name`, `owner/name@revision` or `owner/name/file.gguf`), whose commit the first run
+    fixes. `embedded` is SmolLM2-135M-Instruct."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of matmul operands. Normalisation, softmax and all sums are always float32."""
     batch_rows: Annotated[int | Literal["auto"] | None, Bounds(1, 1 << 16)] = None
@@ -339,11 +339,12 @@ class Precompute(LongCommand):
 class Tokenise(LongCommand):
     """Make a cache of rows without a teacher, to mix its text with another cache in training."""
 
-    like: Path = field(default=Path("runs/cache"), metadata=IS_CACHE)
+    like: Path = field(default=Path("runs/cache"), metadata=IS_CACHE | IN_BUCKETS)
     """The sealed cache to mix the rows with. They get its tokenizer and its row length."""
     corpus: Corpus = field(default_factory=Corpus)
-    output: Path = field(default=Path("runs/text"), metadata=IS_OUTPUT | IS_CACHE)
-    """The directory of the rows. The same command run again continues where it stopped."""
+    output: Path = field(default=Path("runs/text"), metadata=IS_OUTPUT | IS_CACHE | IN_BUCKETS)
+    """The directory of the rows, or an address such as `s3://bucket/text`. The same command run
+    again continues where it stopped."""
     runner: str = "FnApiRunner"
     """As for `precompute`."""
     runner_options: tuple[str, ...] = ()

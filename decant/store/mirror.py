@@ -137,6 +137,7 @@ class Mirror:
 
         `named` is the object's key, if it is not the path.
         """
+        path = self._inside(path)
         with self._lock:
             handle = self._handles.get(path)
             if handle is None:
@@ -156,6 +157,7 @@ class Mirror:
 
         If the bucket lacks it, it is not there afterwards either. `named` as for `file`.
         """
+        path = self._inside(path)
         with contextlib.suppress(FileNotFoundError):
             held = path.read_bytes() if sha256 else None
             if path.is_file() and (held is None or hashlib.sha256(held).hexdigest() == sha256):
@@ -164,6 +166,12 @@ class Mirror:
             data = self._get(named or self._key(path), sha256=sha256)
             self.keep(self._key(path), data)
         return path
+
+    def now(self, path: Path) -> bytes | None:
+        """The bytes that the bucket has now for `path` below `files`; None if it has none."""
+        with contextlib.suppress(FileNotFoundError):
+            return self._get(self._key(path))
+        return None
 
     def keep(self, key: str, data: bytes) -> None:
         """Write a whole file, all or nothing, unless it is there with these bytes."""
@@ -201,7 +209,11 @@ class Mirror:
             )
 
     def _key(self, path: Path) -> str:
-        return require_key(path.relative_to(self.files).as_posix())
+        return require_key(self._inside(path).relative_to(self.files).as_posix())
+
+    def _inside(self, path: Path) -> Path:
+        """The path without `..`, by which a merged cache leads to others."""
+        return Path(os.path.normpath(path)) if ".." in path.parts else path
 
 
 def _held(root: Path) -> Iterator[_Found]:

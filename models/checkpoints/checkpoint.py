@@ -27,7 +27,7 @@ from decant.models.checkpoints.quantization import (
 )
 from decant.models.checkpoints.safetensors_files import SafetensorsFiles
 from decant.models.checkpoints.tensor_check import check_tensors
-from decant.models.checkpoints.weight_files import BucketFiles, LocalFiles
+from decant.models.checkpoints.weight_files import BucketFiles, LocalFiles, file_in_bucket
 from decant.models.config import ModelConfig
 from decant.models.decoder.decoder import Decoder
 from decant.models.families import family_of, tensor_names
@@ -46,8 +46,8 @@ _NO_BASE = "its base is {}; expected a Hugging Face directory of a whole model, 
 def open_checkpoint(name: str | Path, *, fetch: bool = True) -> Checkpoint:
     """Open a checkpoint; its weights are not read yet.
 
-    `name` is "embedded", a Hugging Face directory, here or at an `s3://` or `gs://` address, a
-    .gguf file, or a hub id (`hub.HubId`). A PEFT directory opens as its base with the adapter
+    `name` is "embedded", a Hugging Face directory or a .gguf file, here or at an `s3://` or `gs://`
+    address, or a hub id (`hub.HubId`). A PEFT directory opens as its base with the adapter
     merged into it. A path that exists takes precedence over a hub id. With
     `fetch` False nothing is asked of a network: a hub id must have been fetched before.
     FileNotFoundError if it is none of these. ValueError for another address, StoreError if the
@@ -72,13 +72,11 @@ def open_checkpoint(name: str | Path, *, fetch: bool = True) -> Checkpoint:
 
 
 def _open_in_bucket(url: str, *, fetch: bool) -> Checkpoint:
-    if url.endswith(".gguf"):
-        raise ValueError(
-            f"{url}: of buckets only Hugging Face directories can be read. Copy the file to this "
-            "machine"
-        )
     if not fetch:
         raise FileNotFoundError(f"{url}: lies in a bucket.")
+    if url.endswith(".gguf"):
+        gguf = GgufFile(file_in_bucket(url))
+        return Checkpoint(url, gguf.path, gguf)
     files = _of_directory(BucketFiles(url), fetch=fetch)
     return Checkpoint(url, files.path, files)
 
@@ -105,8 +103,8 @@ class Checkpoint:
     name: str
     """`open_checkpoint(name)` opens the same weights again: a hub id has its commit here."""
     path: Path
-    """Directory of config and tokenizer, or the .gguf file; of an address, copies in a temporary
-    directory."""
+    """Directory of config and tokenizer, of an address with copies of them; or the .gguf file, of
+    an address as its name alone."""
     files: SafetensorsFiles | GgufFile | PeftFiles
 
     @property

@@ -10,16 +10,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import mmap
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFValueType as Type
 
+from decant.models.checkpoints.file_bytes import LocalFile, RemoteFile
+
+_FIRST = 1 << 20
+"""Bytes that are read at first."""
 _LARGEST_HEADER = 128 << 20
 """Bytes. A vocabulary of a million tokens with its merges takes about 40 MB."""
 _MOST_ITEMS = 1 << 21
@@ -67,39 +69,46 @@ class GgufHeader:
     tensors: dict[str, GgufTensor]
 
 
-def read_header(path: Path) -> GgufHeader:
+def read_header(file: LocalFile | RemoteFile) -> GgufHeader:
     """The header of a GGUF file of version 2 or 3.
 
     ValueError if it is not one, if a count or size exceeds the file or what any model needs, if a
     name occurs twice, or if two tensors overlap.
     """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        cursor = _Cursor(data)
-        if cursor.take(4) != b"GGUF":
-            raise ValueError("it does not begin with 'GGUF'")
-        if (version := cursor.number(Type.UINT32)) not in (2, 3):
-            raise ValueError(f"its version is {version}; 2 and 3, little-endian, can be read")
-        tensor_count, field_count = cursor.count(_MOST_FIELDS), cursor.count(_MOST_FIELDS)
-        metadata = _unique(cursor.field() for _ in range(field_count))
-        found = _unique(cursor.tensor() for _ in range(tensor_count))
-        return GgufHeader(metadata, _placed(found, metadata, cursor.at, len(data)))
+    cursor = _Cursor(file)
+    if cursor.take(4) != b"GGUF":
+        raise ValueError("it does not begin with 'GGUF'")
+    if (version := cursor.number(Type.UINT32)) not in (2, 3):
+        raise ValueError(f"its version is {version}; 2 and 3, little-endian, can be read")
+    tensor_count, field_count = cursor.count(_MOST_FIELDS), cursor.count(_MOST_FIELDS)
+    metadata = _unique(cursor.field() for _ in range(field_count))
+    found = _unique(cursor.tensor() for _ in range(tensor_count))
+    return GgufHeader(metadata, _placed(found, metadata, cursor.at, file.size))
 
 
 @dataclasses.dataclass
 class _Cursor:
     """A place in the header, which moves past what it reads."""
 
-    data: mmap.mmap
+    file: LocalFile | RemoteFile
+    data: bytes = b""
+    """The beginning of the file."""
     at: int = 0
     items: int = 0
     """Items of arrays read so far."""
 
     def take(self, size: int) -> bytes:
         start, self.at = self.at, self.at + size
-        most = min(len(self.data), _LARGEST_HEADER)
+        if self.at > len(self.data):
+            self._read_on()
+        return self.data[start : self.at]
+
+    def _read_on(self) -> None:
+        held, most = len(self.data), min(self.file.size, _LARGEST_HEADER)
         if self.at > most:
             raise ValueError(f"its header goes on to byte {self.at:,}; expected an end by {most:,}")
-        return self.data[start : self.at]
+        end = min(max(self.at, 2 * held, _FIRST), most)
+        self.data += self.file.read(held, end).tobytes()
 
     def number(self, kind: Type) -> Any:
         form = _NUMBERS[kind]

@@ -1,7 +1,7 @@
 """A .safetensors file: its header, and tensors of which only the rows asked for are read.
 
-The file is here, or in a bucket and read by range. The `safetensors` package is not used to read:
-with numpy it has no 8-bit floats, and it reads no buckets.
+The `safetensors` package is not used to read: with numpy it has no 8-bit floats, and it reads no
+buckets.
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from decant.store.objects import ObjectStore
+from decant.models.checkpoints.file_bytes import AT_ONCE, LocalFile, RemoteFile
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -35,10 +33,6 @@ _DTYPES = {
 _LENGTH = 8
 """Bytes of the number of bytes of the header."""
 _LONGEST_HEADER = 100_000_000
-_PIECE = 32 << 20
-"""Bytes of a request."""
-_REQUESTS = 8
-"""Requests under way at once."""
 
 
 class Tensor(NamedTuple):
@@ -52,20 +46,19 @@ class Tensor(NamedTuple):
 
 
 class SafetensorsFile:
-    """One file whose bytes `read` gives. ValueError if its header is damaged.
+    """One file. ValueError if its header is damaged.
 
     Every tensor lies inside the file, and no byte belongs to two of them.
     """
 
-    def __init__(self, where: str, *, bytes: int, again: str):
-        """`where` names the file in messages, and `again` says how one gets a new copy."""
-        self._bytes = bytes
+    def __init__(self, file: LocalFile | RemoteFile):
+        self.file = file
         try:
             self._tensors = self._header()
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(
-                f"{where}: weights cannot be read: {error}. {again} the file again if it was cut "
-                "short."
+                f"{file.where}: weights cannot be read: {error}. {file.again} the file again if it "
+                "was cut short."
             ) from error
 
     def keys(self) -> list[str]:
@@ -80,18 +73,15 @@ class SafetensorsFile:
         """All elements of a tensor."""
         return self.get_slice(name)[()]
 
-    def read(self, start: int, end: int) -> np.ndarray:
-        """The bytes [start, end) of the file."""
-        raise NotImplementedError
-
     def _header(self) -> dict[str, Tensor]:
-        if self._bytes < _LENGTH:
-            raise ValueError(f"{self._bytes} bytes are no .safetensors file")
-        length = int.from_bytes(self.read(0, _LENGTH).tobytes(), "little")
+        size = self.file.size
+        if size < _LENGTH:
+            raise ValueError(f"{size} bytes are no .safetensors file")
+        length = int.from_bytes(self.file.read(0, _LENGTH).tobytes(), "little")
         first = _LENGTH + length
-        if length > _LONGEST_HEADER or first > self._bytes:
-            raise ValueError(f"a header of {length:,} bytes in a file of {self._bytes:,}")
-        header = json.loads(self.read(_LENGTH, first).tobytes())
+        if length > _LONGEST_HEADER or first > size:
+            raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+        header = json.loads(self.file.read(_LENGTH, first).tobytes())
         if not isinstance(header, dict):
             raise ValueError("its header is no JSON object")
         header.pop("__metadata__", None)
@@ -101,50 +91,9 @@ class SafetensorsFile:
             if tensor.start != at:
                 raise ValueError(f"tensor {name} does not begin where the one before it ends")
             at = tensor.end
-        if at != self._bytes:
-            raise ValueError(f"its tensors end at byte {at:,}, but it has {self._bytes:,}")
+        if at != size:
+            raise ValueError(f"its tensors end at byte {at:,}, but it has {size:,}")
         return tensors
-
-
-class LocalSafetensors(SafetensorsFile):
-    """A file of this machine, mapped into memory."""
-
-    def __init__(self, path: Path):
-        size = path.stat().st_size
-        self._mapped = np.memmap(path, np.uint8, mode="r") if size else np.empty(0, np.uint8)
-        super().__init__(str(path), bytes=size, again="Download")
-
-    def read(self, start: int, end: int) -> np.ndarray:
-        """The bytes [start, end), which are not copied."""
-        return np.asarray(self._mapped[start:end])
-
-
-class RemoteSafetensors(SafetensorsFile):
-    """A file in a bucket, read by range.
-
-    StoreError if the bucket refuses or cannot be reached, and its ChangedError if the file is
-    another one than it was.
-    """
-
-    def __init__(self, store: ObjectStore, key: str, *, bytes: int, etag: str):
-        self._store, self._key, self._etag = store, key, etag
-        super().__init__(f"{store.url}/{key}", bytes=bytes, again="Upload")
-
-    def read(self, start: int, end: int) -> np.ndarray:
-        """The bytes [start, end), by several requests at once."""
-        data = np.empty(end - start, np.uint8)
-
-        def fetch(at: int) -> None:
-            length = min(_PIECE, end - at)
-            piece = self._store.get(self._key, start=at, length=length, etag=self._etag)
-            data[at - start : at - start + length] = np.frombuffer(piece, np.uint8)
-
-        starts = range(start, end, _PIECE)
-        with ThreadPoolExecutor(_REQUESTS) as pool:
-            each = pool.map if len(starts) > 1 else map
-            for _ in each(fetch, starts):
-                pass
-        return data
 
 
 class Slice:
@@ -181,14 +130,14 @@ class Slice:
     def _blocks(self, first: int, last: int) -> Iterator[tuple[int, int]]:
         """Runs of rows of about as many bytes as are requested at once."""
         row = (self._tensor.end - self._tensor.start) // max(self._tensor.shape[0], 1)
-        step = max(1, _REQUESTS * _PIECE // max(row, 1))
+        step = max(1, AT_ONCE // max(row, 1))
         return ((at, min(at + step, last)) for at in range(first, last, step))
 
     def _rows(self, first: int, last: int, dtype: np.dtype[Any]) -> np.ndarray:
         inner = self._tensor.shape[1:]
         row, last = math.prod(inner) * dtype.itemsize, max(first, last)
         start = self._tensor.start
-        data = self._file.read(start + first * row, start + last * row)
+        data = self._file.file.read(start + first * row, start + last * row)
         return data.view(dtype).reshape(last - first, *inner)
 
 

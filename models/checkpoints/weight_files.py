@@ -5,26 +5,23 @@ From a bucket the small files are copied into a temporary directory; weights are
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
+from decant.models.checkpoints.file_bytes import LocalFile, RemoteFile, remote_sha256s
 from decant.models.checkpoints.hf_layout import ADAPTER_CONFIG, CONFIG, INDEX
-from decant.models.checkpoints.safetensors_file import LocalSafetensors, RemoteSafetensors
+from decant.models.checkpoints.safetensors_file import SafetensorsFile
 from decant.models.text.named_templates import is_template_file
 from decant.models.text.tokenizer import FILES
-from decant.schemas.disk.identity import remembered_digests, remembered_sha256s
+from decant.schemas.disk.identity import remembered_sha256s
 from decant.store import open_store
 from decant.store.objects import ObjectStore
 
 _LARGEST = 256 << 20
 """Bytes of a file that is copied; a tokenizer takes about 30 MB."""
-_PIECE = 32 << 20
-_FILES_AT_ONCE = 8
 
 
 class LocalFiles:
@@ -38,9 +35,9 @@ class LocalFiles:
         """Whether the directory has a file of this name."""
         return (self.path / name).is_file()
 
-    def open(self, name: str) -> LocalSafetensors:
+    def open(self, name: str) -> SafetensorsFile:
         """A .safetensors file. Its header is checked: every tensor lies inside the file."""
-        return LocalSafetensors(self.path / name)
+        return SafetensorsFile(LocalFile(self.path / name))
 
     def bytes(self, name: str) -> int:
         """Size of a file."""
@@ -81,10 +78,9 @@ class BucketFiles:
         """Whether the address has a file of this name."""
         return name in self._listed
 
-    def open(self, name: str) -> RemoteSafetensors:
+    def open(self, name: str) -> SafetensorsFile:
         """A .safetensors file. Its header is checked: every tensor lies inside the file."""
-        size, etag = self._listed[name]
-        return RemoteSafetensors(self._store, name, bytes=size, etag=etag)
+        return SafetensorsFile(self._file(name))
 
     def bytes(self, name: str) -> int:
         """Size of a file."""
@@ -92,21 +88,11 @@ class BucketFiles:
 
     def sha256s(self, names: Sequence[str], *, memory: Path) -> list[str]:
         """Hash of each file, which is read once; the file `memory` keeps them between runs."""
-        keys = [f"{self.where}/{name} {etag} {size}" for name, (size, etag) in self._of(names)]
-        reads = {k: partial(self._sha256, name) for k, name in zip(keys, names, strict=True)}
-        known = remembered_digests(reads, memory=memory, threads=_FILES_AT_ONCE)
-        return [known[key] for key in keys]
+        return remote_sha256s([self._file(name) for name in names], memory=memory)
 
-    def _of(self, names: Sequence[str]) -> list[tuple[str, tuple[int, str]]]:
-        return [(name, self._listed[name]) for name in names]
-
-    def _sha256(self, name: str) -> str:
+    def _file(self, name: str) -> RemoteFile:
         size, etag = self._listed[name]
-        digest = hashlib.sha256()
-        for at in range(0, size, _PIECE):
-            length = min(_PIECE, size - at)
-            digest.update(self._store.get(name, start=at, length=length, etag=etag))
-        return digest.hexdigest()
+        return RemoteFile(self._store, name, bytes=size, etag=etag)
 
     def _copy(self, name: str) -> None:
         size, etag = self._listed[name]
@@ -115,6 +101,20 @@ class BucketFiles:
         target = self.path / name
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(self._store.get(name, length=size, etag=etag))
+
+
+def file_in_bucket(url: str) -> RemoteFile:
+    """The file at an `s3://` or `gs://` address, of which nothing is read yet.
+
+    FileNotFoundError if nothing is there; StoreError if the bucket refuses or cannot be reached.
+    """
+    folder, _, name = url.rpartition("/")
+    store = open_store(folder)
+    assert isinstance(store, ObjectStore), "the scheme was checked"
+    head = store.head(name)
+    if head is None:
+        raise FileNotFoundError(f"{url}: no such file.")
+    return RemoteFile(store, name, bytes=head.size, etag=head.etag)
 
 
 def _is_small(name: str) -> bool:

@@ -31,16 +31,23 @@ from decant.pipelines.rows.tokenise import local_processes, tokenise
 from decant.pipelines.runners.run_pipeline import run_pipeline
 from decant.progress import notices
 from decant.schemas import Cache, open_cache
-from decant.schemas.disk.atomic import read_json, write_bytes
-from decant.schemas.disk.layout import MANIFEST, TOKENIZER, part_layout
+from decant.schemas.disk.atomic import read_json
+from decant.schemas.disk.layout import MANIFEST, part_layout
 from decant.schemas.disk.locks import capturing, changing
+from decant.schemas.disk.stand_in import address_of, by_address, exists, working_folder
 from decant.schemas.manifest.manifest import Manifest, Source, read_manifest
 from decant.schemas.manifest.request import Remote, claim
+from decant.schemas.manifest.tokenizer_files import write_tokenizer_files
 
 
 def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manifest:
     """Make and seal the rows that `config` asks for; a rerun goes on where the last one stopped."""
-    console = console or notices(quiet=config.quiet)
+    config = dataclasses.replace(config, output=working_folder(config.output, writing=True))
+    with by_address(config.output):
+        return _tokenise(config, console or notices(quiet=config.quiet))
+
+
+def _tokenise(config: Tokenise, console: Console) -> Manifest:
     like, layout = open_cache(config.like), part_layout(config.output, 0)
     tokenizer = with_template_file(tokenizer_of(like), config.corpus)
     asked = _with_row_length(config.corpus, like)
@@ -68,7 +75,7 @@ def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manife
             f"(rows_id {rows_ids[pieces][:12]})"
         }
 
-    begun = read_json(layout.request) if layout.request.exists() else {}
+    begun = read_json(layout.request) if exists(layout.request) else {}
     # A release before 0.9 held out no pieces.
     before = (p for p in rows_ids if begun.get("corpus") == request(p)["corpus"])
     pieces = next(before, next(iter(rows_ids)))
@@ -84,12 +91,11 @@ def tokenise_only(config: Tokenise, *, console: Console | None = None) -> Manife
             cache=config.output,
             remote=Remote(revisions, remote_digests(sources)),
         )
-    if (config.output / MANIFEST).exists():
-        console.print(f"{config.output}: sealed already, nothing to do")
+    if exists(config.output / MANIFEST):
+        console.print(f"{address_of(config.output)}: sealed already, nothing to do")
         return read_manifest(config.output)
     config_file = {n: d for n, d in like.tokenizer_files().items() if n == "config.json"}
-    for name, data in (tokenizer.files() | config_file).items():
-        write_bytes(config.output / TOKENIZER / name, data, within=config.output)
+    write_tokenizer_files(config.output, tokenizer.files() | config_file)
     job = tokenise_job(
         config.output,
         layout,
@@ -123,7 +129,7 @@ def _with_row_length(corpus: Corpus, like: Cache) -> Corpus:
     length = like.manifest.sequence_length
     if corpus.sequence_length not in (length, Corpus().sequence_length):
         raise ValueError(
-            f"corpus.sequence_length is {corpus.sequence_length}, but {like.path} has rows of "
+            f"corpus.sequence_length is {corpus.sequence_length}, but {like.address} has rows of "
             f"{length}, and one batch cannot hold both; leave it out"
         )
     return dataclasses.replace(corpus, sequence_length=length)

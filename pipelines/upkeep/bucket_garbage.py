@@ -63,7 +63,7 @@ def delete_objects(cache: Path, manifest: Manifest, keys: list[str]) -> None:
     """Delete objects; before that, put the commits of units that were written again in the places
     of the old ones, whose files go."""
     bucket = _bucket(cache)
-    for part in manifest.parts:
+    for part in _own(manifest):
         if part.forgotten:
             each_of(lambda pair, part=part: _settle(cache, part, *pair), _units(part), cache=cache)
     each_of(bucket.store.delete, keys, cache=cache)
@@ -84,7 +84,7 @@ def _units(part: Part) -> list[tuple[int, str]]:
 def _named(bucket: Bucket, cache: Path, manifest: Manifest) -> Iterator[str]:
     """Keys of all objects that belong to the sealed cache."""
     yield from (MANIFEST, TOKENIZER_FILES)
-    for part in manifest.parts:
+    for part in _own(manifest):
         layout = PartLayout(cache / part.path)
         yield from map(bucket.key, (layout.request, layout.plan))
         for file, sha256 in part.statistics.items():
@@ -100,6 +100,10 @@ def _named(bucket: Bucket, cache: Path, manifest: Manifest) -> Iterator[str]:
                     yield bucket.key(layout.commit(name, number))
                     yield bucket.key(named_commit(layout, name, number, entry))
         yield from _shards(cache, part)
+
+
+def _own(manifest: Manifest) -> list[Part]:
+    return [part for part in manifest.parts if not part.in_other_cache]
 
 
 def _shards(cache: Path, part: Part) -> Iterator[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from decant.schemas.disk.stand_in import address_of
 from decant.schemas.manifest.manifest import (
     Forgotten,
     Manifest,
@@ -22,6 +23,7 @@ from decant.schemas.manifest.manifest import (
     write_manifest,
 )
 from decant.schemas.reading.forgetting import ForgottenDocuments, is_wholly_forgotten
+from decant.schemas.reading.merged_parts import place_of
 from decant.schemas.reading.units import read_unit_rows
 
 _SHORTEST_SHA256 = 12
@@ -83,7 +85,7 @@ def _forget(
     for part in manifest.parts:
         numbers = [n for n, one in enumerate(part.sources) if one in files]
         if numbers and part.in_other_cache:
-            home = (cache / part.path).resolve()
+            home = place_of(address_of(cache), part.path)
             raise ValueError(
                 f"{cache}: {called} is in a part of another cache, {home}; forget it there, and "
                 "every cache that refers to it forgets it too"

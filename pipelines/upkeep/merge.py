@@ -10,13 +10,15 @@ from typing import Any
 from decant.models.text.tokenizer import Tokenizer, tokenizer_of
 from decant.pipelines.upkeep.remove import without_signals
 from decant.schemas import Cache, open_cache
-from decant.schemas.disk.atomic import write_bytes
 from decant.schemas.disk.identity import file_sha256
-from decant.schemas.disk.layout import MANIFEST, ROWS, TOKENIZER, PartLayout
+from decant.schemas.disk.layout import MANIFEST, PARTS, ROWS, part_layout
 from decant.schemas.disk.locks import changing
+from decant.schemas.disk.stand_in import by_address, exists, working_folder
 from decant.schemas.manifest.manifest import Manifest, Part, read_manifest, write_manifest
-from decant.schemas.manifest.tokenizer_files import tokenizer_hashes
+from decant.schemas.manifest.tokenizer_files import tokenizer_hashes, write_tokenizer_files
+from decant.schemas.reading.merged_parts import place_of
 from decant.schemas.signals import Signal
+from decant.store.urls import bucket_url, is_url, url_of
 
 _OWN = ("signal_id", "shard_rows", "variance_kept", "directions", "labels")
 """Fields of a signal that may differ between captures."""
@@ -36,21 +38,61 @@ class Merged:
 def merge(output: Path, caches: Sequence[Path]) -> Merged:
     """Make `output` a cache of all parts of `caches`, in this order; it refers to their files.
 
-    ValueError that names both sides if the caches differ in tokenizer, row length, teacher or a
-    signal's settings, or if two parts share some, but not all, of their rows.
+    All are on this machine, or in one bucket. ValueError if they are not; ValueError that names
+    both sides if the caches differ in tokenizer, row length, teacher or a signal's settings, or if
+    two parts share some, but not all, of their rows. StoreError if the bucket cannot be used.
     """
-    _replaced_id(output, caches)
+    _require_one_place(output, caches)
+    folder = working_folder(output, writing=True)
+    with by_address(folder):
+        return _merge(output, folder, caches)
+
+
+def _require_one_place(output: Path, caches: Sequence[Path]) -> None:
+    """ValueError unless relative paths lead from `output` to each cache."""
+    there = _bucket(output)
+    for path in caches:
+        if _bucket(path) != there:
+            raise ValueError(
+                f"{_shown(path)}: a merged cache refers to its caches by relative paths, so "
+                f"{_shown(output)} must be {'in the bucket' if is_url(path) else 'on the machine'} "
+                "where they all are. `decant copy` moves caches"
+            )
+        if place_of(path) == place_of(output):
+            raise ValueError(
+                f"{_shown(output)}: is one of the caches to merge; choose another output"
+            )
+
+
+def _bucket(path: Path) -> tuple[str, str]:
+    return bucket_url(str(path))[:2] if is_url(path) else ("", "")
+
+
+def _shown(path: Path) -> str:
+    return url_of(path) or str(path)
+
+
+def _merge(output: Path, folder: Path, caches: Sequence[Path]) -> Merged:
+    """`folder` is `output`, or stands for it."""
+    _replaced_id(folder)
     opened = [open_cache(path) for path in caches]
     for cache in opened:
         if not cache.manifest.signals:
-            raise ValueError(f"{cache.path}: holds rows without a teacher's targets; leave it out")
+            raise ValueError(
+                f"{cache.address}: holds rows without a teacher's targets; leave it out"
+            )
+        if cache.mirror and not cache.manifest.by_content:
+            raise ValueError(
+                f"{cache.address}: a release before 0.12 copied this cache there. `decant copy` it "
+                "again"
+            )
         _require_alike(opened[0], cache)
     parts: list[Part] = []
     left_out: list[str] = []
     rows: dict[str, str] = {}
     for cache in opened:
         for part in cache.manifest.parts:
-            place = (cache.path / part.path).resolve()
+            place = place_of(cache.address, part.path)
             files = {unit.files[ROWS].sha256 for unit in part.units}
             known = files & rows.keys()
             if known == files:
@@ -65,8 +107,8 @@ def merge(output: Path, caches: Sequence[Path]) -> Merged:
             parts.append(
                 dataclasses.replace(
                     part,
-                    path=os.path.relpath(place, output.resolve()),
-                    plan_sha256=file_sha256(PartLayout(place).plan),
+                    path=os.path.relpath(place, place_of(output)),
+                    plan_sha256=file_sha256(cache.plan_path(part)),
                 )
             )
     lost = _lost_signals(opened)
@@ -79,12 +121,11 @@ def merge(output: Path, caches: Sequence[Path]) -> Merged:
         parts=tuple(parts),
         tokenizer_files=tokenizer_hashes(tokenizer),
     )
-    output.mkdir(parents=True, exist_ok=True)
-    with changing(output):
-        replaces = _replaced_id(output, caches)
-        for name, data in tokenizer.items():
-            write_bytes(output / TOKENIZER / name, data, within=output)
-        manifest = write_manifest(output, manifest, replaces=replaces)
+    folder.mkdir(parents=True, exist_ok=True)
+    with changing(folder):
+        replaces = _replaced_id(folder)
+        write_tokenizer_files(folder, tokenizer)
+        manifest = write_manifest(folder, manifest, replaces=replaces)
     return Merged(manifest, tuple(left_out), lost)
 
 
@@ -94,7 +135,7 @@ def _lost_signals(caches: Sequence[Cache]) -> dict[str, str]:
     lost: dict[str, str] = {}
     for name in sorted({name for signals in held for name in signals}):
         if missing := [
-            c.path for c, signals in zip(caches, held, strict=True) if name not in signals
+            c.address for c, signals in zip(caches, held, strict=True) if name not in signals
         ]:
             lost[name] = f"{missing[0]} does not hold it"
         elif len({_directions_sha256(cache, name) for cache in caches}) > 1:
@@ -110,15 +151,13 @@ def _directions_sha256(cache: Cache, name: str) -> str | None:
     return part.statistics[file] if file else None
 
 
-def _replaced_id(output: Path, caches: Sequence[Path]) -> str | None:
+def _replaced_id(output: Path) -> str | None:
     """cache_id of the manifest at `output`, if there is one.
 
     It may be replaced only if all its parts lie in other caches; otherwise ValueError.
     """
-    if any(output.resolve() == path.resolve() for path in caches):
-        raise ValueError(f"{output}: is one of the caches to merge; choose another output")
-    if not (output / MANIFEST).exists():
-        if (output / "parts").exists():
+    if not exists(output / MANIFEST):
+        if (output / PARTS).exists() or exists(part_layout(output, 0).request):
             raise ValueError(f"{output}: holds a capture that is not sealed; choose another output")
         return None
     present = read_manifest(output)
@@ -131,7 +170,7 @@ def _require_alike(first: Cache, other: Cache) -> None:
     differences = list(_differences(first, other))
     if differences:
         raise ValueError(
-            f"{first.path} and {other.path} cannot be one cache:\n"
+            f"{first.address} and {other.address} cannot be one cache:\n"
             + "\n".join(f"  {what}: {ours}, and {theirs}" for what, ours, theirs in differences)
         )
 

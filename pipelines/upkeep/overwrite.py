@@ -95,7 +95,7 @@ class _PartOverwrite:
         self.forgetting = ForgottenDocuments(part)
         bucket = bucket_of(cache)
         # Arrays are read as by a reader of the sealed cache.
-        self.mirror = open_remote(bucket.url, place=None, most_bytes=None)[1] if bucket else None
+        self.mirror = open_remote(bucket.url, place=None, most_bytes=None)[2] if bucket else None
         self.reader = RecordSignals(cache, manifest)
         self.units = {
             number: unit

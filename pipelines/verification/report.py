@@ -17,7 +17,9 @@ from decant.pipelines.verification.tolerances import ANY
 from decant.pipelines.verification.verify import Verification, verify
 from decant.schemas import open_cache
 from decant.schemas.disk.identity import digest_memory
-from decant.schemas.disk.stand_in import by_address, working_folder
+from decant.schemas.disk.stand_in import address_of, bucket_of, by_address, working_folder
+from decant.schemas.manifest.manifest import read_manifest
+from decant.schemas.reading.merged_parts import place_of
 from decant.store import url_of
 
 _COLUMNS = ("signal", "what", "mean", "p99", "max", "allowed: mean / p99 / max")
@@ -43,6 +45,7 @@ def verify_and_report(
     try:
         folder = working_folder(path, writing=with_repair)
         with by_address(folder):
+            _require_own_parts(folder)
             repairs = _repair(folder, teacher, fetch=fetch, console=console) if with_repair else []
             result = verify(
                 folder,
@@ -62,6 +65,19 @@ def verify_and_report(
         details=lambda console: print_verification(result, console),
         status=result.status,
     )
+
+
+def _require_own_parts(cache: Path) -> None:
+    """ValueError for a merged cache in a bucket."""
+    if bucket_of(cache) is None:
+        return
+    for part in read_manifest(cache).parts:
+        if part.in_other_cache:
+            place = place_of(address_of(cache), part.path)
+            raise ValueError(
+                f"{cache}: a merged cache, whose part {place} lies in another cache. Verify the "
+                "caches that it was merged from"
+            )
 
 
 def one_line(result: Verification) -> str:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from decant.schemas.disk.identity import file_sha256
+from decant.schemas.disk.layout import cache_of
 from decant.store import is_url, open_store, url_of
 from decant.store.mirror import Mirror, working_mirror
 from decant.store.mirrored_file import MirroredFile
@@ -44,8 +45,14 @@ def object_key(path: Path, sha256: str) -> str:
 
 
 def named_in(mirror: Mirror, path: Path, sha256: str) -> str:
-    """As `object_key` if the cache in the mirror has such objects; else empty."""
-    return object_key(path, sha256) if mirror.by_content else ""
+    """The key in the mirror's bucket of the object with the data of `path`, a file of a part.
+
+    Empty if it is the file's path.
+    """
+    if not mirror.by_content:
+        return ""
+    cache = Path(os.path.normpath(cache_of(path) or mirror.files))
+    return (cache.relative_to(mirror.files) / object_key(path, sha256)).as_posix()
 
 
 def is_data(path: Path) -> bool:

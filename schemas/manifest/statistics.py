@@ -56,7 +56,7 @@ def load_statistic(
     """
     path = PartLayout(part).statistics / name
     if mirror:
-        mirror.whole(path, sha256=sha256, named=named_in(mirror, path, sha256))
+        path = mirror.whole(path, sha256=sha256, named=named_in(mirror, path, sha256))
     elif bucket := bucket_of(path):
         path = bucket.whole(path, sha256=sha256)
     if not path.is_file():

@@ -47,8 +47,7 @@ def open_cache(
     require_scheme(path, BUCKETS, name="the cache")
     if is_url(path):
         place = Path(mirror) if mirror else None
-        manifest, opened = open_remote(path, place=place, most_bytes=mirror_bytes)
-        return Cache(opened.files, manifest, opened)
+        return Cache(*open_remote(path, place=place, most_bytes=mirror_bytes))
     path = Path(path)
     return Cache(path, refresh_parts(path, read_manifest(path)))
 
@@ -86,13 +85,16 @@ class Cache:
     @property
     def address(self) -> str:
         """Where the cache is: a path, or an address such as `s3://bucket/cache`."""
-        return self.mirror.url if self.mirror else str(self.path)
+        if self.mirror is None:
+            return str(self.path)
+        below = self.path.relative_to(self.mirror.files).as_posix()
+        return self.mirror.url if below == "." else f"{self.mirror.url}/{below}"
 
     @property
     def tokenizer_path(self) -> Path:
         """Directory of the tokenizer, its chat template and the teacher's config."""
         if self.mirror:
-            fetch_tokenizer(self.mirror, self.manifest)
+            fetch_tokenizer(self.mirror, self.path, self.manifest)
         return self.path / TOKENIZER
 
     def plan_path(self, part: Part) -> Path:

@@ -6,41 +6,105 @@ too. If the other cache lost the part or a listed signal, opening the merged cac
 """
 
 import dataclasses
+import hashlib
+import os
+import posixpath
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from decant.schemas.disk.identity import file_sha256
 from decant.schemas.disk.layout import MANIFEST, PARTS, PartLayout
-from decant.schemas.manifest.manifest import Manifest, Part, read_manifest
+from decant.schemas.manifest.manifest import Manifest, Part, parse_manifest, read_manifest
 from decant.schemas.manifest.plan import CANARY
+from decant.store import url_of
+from decant.store.mirror import Mirror
 
 
-def _cache_of(place: Path) -> Path:
-    """The cache directory of the part directory `place`."""
-    return place.parents[len(Path(PARTS).parts)]
+def place_of(cache: str | Path, below: str = "") -> str:
+    """Where the path `below` a cache leads, without `..` and links: a path or an address.
+
+    ValueError if it leads out of the cache's bucket.
+    """
+    url = url_of(cache)
+    if url is None:
+        return str((Path(cache) / below).resolve())
+    scheme, _, path = url.partition("://")
+    place = posixpath.normpath(f"/{path}/{below}")
+    if place.split("/")[1] != path.split("/")[0]:
+        raise ValueError(f"{url}: refers to {below}, which is not in its bucket")
+    return f"{scheme}:/{place}"
 
 
-def refresh_parts(cache: Path, manifest: Manifest) -> Manifest:
+def home_of(place: str | Path) -> str:
+    """The cache of the part directory `place`."""
+    return str(place).rpartition(f"/{PARTS}/")[0]
+
+
+def refresh_parts(cache: Path, manifest: Manifest, *, mirror: Mirror | None = None) -> Manifest:
     """The manifest of `cache` with its parts in other caches as those caches hold them now.
 
-    ValueError naming the part if it was moved or replaced, or if it lost a signal.
+    `mirror` holds the folders of all of them, if they are in a bucket. ValueError naming the part
+    if it was moved or replaced, or if it lost a signal.
     """
     if not any(part.in_other_cache for part in manifest.parts):
         return manifest
+    around = _Around(mirror)
     parts = tuple(
-        _refresh_part(cache, part) if part.in_other_cache else part for part in manifest.parts
+        _refresh_part(cache, part, around) if part.in_other_cache else part
+        for part in manifest.parts
     )
     return dataclasses.replace(manifest, parts=parts)
 
 
-def _refresh_part(cache: Path, part: Part) -> Part:
-    place = (cache / part.path).resolve()
-    plan, home = PartLayout(place).plan, _cache_of(place)
-    if not plan.is_file() or not (home / MANIFEST).is_file():
+@dataclass
+class _Around:
+    """The caches that a merged one refers to, as they are now."""
+
+    mirror: Mirror | None
+    manifests: dict[Path, Manifest | None] = field(default_factory=dict)
+
+    def place(self, cache: Path, below: str) -> Path:
+        at = cache / below
+        return Path(os.path.normpath(at)) if self.mirror else at.resolve()
+
+    def plan_sha256(self, plan: Path) -> str | None:
+        """None if there is no such plan."""
+        if self.mirror is None:
+            return file_sha256(plan) if plan.is_file() else None
+        data = self.mirror.now(plan)
+        return None if data is None else hashlib.sha256(data).hexdigest()
+
+    def manifest(self, home: Path) -> Manifest | None:
+        """None if there is no cache."""
+        if home not in self.manifests:
+            self.manifests[home] = self._manifest(home)
+        return self.manifests[home]
+
+    def _manifest(self, home: Path) -> Manifest | None:
+        path = home / MANIFEST
+        if self.mirror is None:
+            return read_manifest(home) if path.is_file() else None
+        data = self.mirror.now(path)
+        if data is None:
+            return None
+        manifest = parse_manifest(data, where=path)
+        if not manifest.by_content:
+            raise ValueError(
+                f"{home}: a release before 0.12 copied this cache there. `decant copy` it again"
+            )
+        return manifest
+
+
+def _refresh_part(cache: Path, part: Part, around: _Around) -> Part:
+    place = around.place(cache, part.path)
+    plan, home = PartLayout(place).plan, Path(home_of(place))
+    sha256, held = around.plan_sha256(plan), around.manifest(home)
+    if sha256 is None or held is None:
         raise ValueError(
             f"{cache}: refers to a part of another cache, {place}, which is missing. Bring it "
             "back (move the caches together, so that relative paths stay valid), or merge again"
         )
-    if (sha256 := file_sha256(plan)) != part.plan_sha256:
+    if sha256 != part.plan_sha256:
         raise ValueError(
             f"{plan}: sha256 {sha256[:12]}, but {cache} refers to a part with "
             f"{part.plan_sha256[:12]}: it now holds another capture. Restore the old one, or "
@@ -49,8 +113,8 @@ def _refresh_part(cache: Path, part: Part) -> Part:
     now = next(
         (
             other
-            for other in read_manifest(home).parts
-            if (home / other.path).resolve() == place and other.numbers == part.numbers
+            for other in held.parts
+            if around.place(home, other.path) == place and other.numbers == part.numbers
         ),
         None,
     )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -15,7 +16,7 @@ from decant.models import open_checkpoint
 from decant.models.parameters import parameters_by_path
 from decant.pipelines.teacher.identity import teacher_id_of
 from decant.store import ChangedError, open_store
-from tests.making.models import CONFIG, final_states, hf_tensors, write_hf
+from tests.making.models import CONFIG, final_states, hf_tensors, write_gguf, write_hf
 from tests.models.checkpoints.test_peft import QUERY, matrices, write_adapter
 from tests.models.families.test_families import GOLDEN
 
@@ -71,6 +72,31 @@ def test_an_adapter_in_a_bucket_is_that_of_a_local_copy(folder, bucket, tmp_path
     np.testing.assert_array_equal(final_states(there), final_states(here))
     ids = [identity(place, tmp_path / "digests") for place in (*places, folder)]
     assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_gguf_file_is_read_by_range_and_is_the_model_of_a_local_copy(
+    bucket, tmp_path, sent, monkeypatch
+):
+    monkeypatch.setattr("decant.models.checkpoints.gguf_header._FIRST", 100)
+    file = write_gguf(tmp_path / "m.gguf", hf_tensors(), kind=gguf.GGMLQuantizationType.Q8_0)
+    url = f"{bucket}/models/m.gguf"
+    open_store(bucket).put("models/m.gguf", file.read_bytes())
+    here, there = open_checkpoint(file), open_checkpoint(url)
+    assert (there.name, there.title, there.config) == (url, "m.gguf", here.config)
+    assert there.tokenizer().digest == here.tokenizer().digest
+    np.testing.assert_array_equal(final_states(there.load()), final_states(here.load()))
+    ids = [identity(place, tmp_path / "digests") for place in (file, url)]
+    assert ids[0] == ids[1]
+    sent.clear()
+    whole = here.files.read("blk.0.ffn_up.weight")
+    share = there.files.read("blk.0.ffn_up.weight", (slice(16, 32), slice(8, 24)))
+    np.testing.assert_array_equal(share, whole[16:32, 8:24])
+    assert sent == {"m.gguf": [16 * 34]}, "16 rows of one block of 34 bytes"
+    open_store(bucket).put("models/m.gguf", b"GGUF" + bytes(80))
+    with pytest.raises(ChangedError, match=r"m\.gguf: changed"):
+        there.files.read("blk.0.ffn_up.weight")
+    with pytest.raises(ValueError, match=r"models/m\.gguf: not a readable GGUF file: its version"):
+        _ = open_checkpoint(url).config
 
 
 @pytest.mark.parametrize("family", ["gemma2", "llama3"])
@@ -167,7 +193,7 @@ def test_a_damaged_header_is_named(tmp_path, bucket):
         ("s3://no-such-bucket/teacher", "there is no such bucket"),
         ("{bucket}/none", "none: nothing is there. Expected the files of a Hugging Face model"),
         ("{bucket}/other", "other: no config.json here"),
-        ("{bucket}/model.gguf", "only Hugging Face directories can be read"),
+        ("{bucket}/model.gguf", r"model\.gguf: no such file"),
         ("ftp://host/teacher", "'ftp://' is not supported here; supported: a local path, s3://"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from decant.models import open_checkpoint
+from decant.models.checkpoints.file_bytes import LocalFile
 from decant.models.checkpoints.gguf_file import GgufFile
 from decant.models.checkpoints.gguf_header import read_header
 from decant.models.checkpoints.hub import _weights
@@ -101,7 +102,7 @@ def test_a_gguf_header_that_lies_is_refused(name, tmp_path):
 
 def test_a_header_is_read_as_the_gguf_package_reads_it(tmp_path):
     path = write_gguf(tmp_path / "m.gguf", hf_tensors(), kind=gguf.GGMLQuantizationType.Q8_0)
-    ours, theirs = read_header(path), gguf.GGUFReader(path)
+    ours, theirs = read_header(LocalFile(path)), gguf.GGUFReader(path)
     fields = {k: f.contents() for k, f in theirs.fields.items() if not k.startswith("GGUF.")}
     assert ours.metadata == fields
     assert len(fields) > 15
