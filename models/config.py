@@ -6,7 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
-from decant.models.rotary import DynamicScaling, LongRopeScaling, Scaling, YarnScaling
+from decant.models.rotary import (
+    DynamicScaling,
+    LongRopeScaling,
+    Scaling,
+    YarnScaling,
+    usual_attention_factor,
+)
 
 # The fields that a config had when the first caches were captured. Their teacher_id is made from
 # these fields, so a field added later enters an identity only if it differs from its default.
@@ -27,6 +33,9 @@ MOST = {
     "num_heads": 2**12,
     "num_kv_heads": 2**12,
     "head_dim": 2**12,
+    "value_dim": 2**12,
+    "latent_dim": 2**16,
+    "query_latent_dim": 2**16,
     "max_positions": _POSITIONS,
     "windows": _POSITIONS,
     "num_experts": 2**12,
@@ -36,6 +45,8 @@ MOST = {
 on a size alone, before any weights are read, then ends soon."""
 _MOST_EXPERTS = 2**18
 """Experts of all layers: each is three tensors of a checkpoint."""
+_OPTIONAL = ("value_dim", "latent_dim", "query_latent_dim")
+"""Sizes that may be 0."""
 _SIZES = tuple(name for name in MOST if name not in ("windows", "num_experts", "experts_per_token"))
 
 
@@ -70,7 +81,8 @@ class ModelConfig:
     rope_scaling: Scaling | None = None
     """How the rotary frequencies of blocks without a rotary base of their own are scaled."""
     rotary_dim: int | None = None
-    """How many of a head's coordinates are turned, counted from the first. None: all."""
+    """How many of a head's coordinates are turned: the first, or with latent_dim the last. None:
+    all."""
     query_growth: tuple[float, int] | None = None
     """(β, n): queries at position p are multiplied by 1 + β·ln(1 + ⌊p/n⌋). None: by 1."""
     windows: tuple[int | None, ...] = (None,)
@@ -130,9 +142,10 @@ class ModelConfig:
     """Experts are chosen by their weight plus a correction of their own, which the weight that they
     get does not have."""
     expert_groups: int = 1
-    """Groups of experts; a token chooses groups_per_token of them, by the sum of a group's two
-    largest weights, and its experts among theirs."""
+    """Groups of experts; a token chooses groups_per_token of them, by the sum of a group's
+    group_votes largest weights, and its experts among theirs."""
     groups_per_token: int = 1
+    group_votes: int = 2
     expert_multiplier: float = 1.0
     """The chosen experts' weights are multiplied by it, after normalise_experts."""
     shared_intermediate_size: int = 0
@@ -151,13 +164,26 @@ class ModelConfig:
     """Factor of attention scores. None: the one that query_scalar gives."""
     logit_divisor: float = 1.0
     """Logits are divided by it: the decoder divides the states that the head reads."""
+    rotary_neighbours: bool = False
+    """Coordinates 2i and 2i + 1 are a pair that is turned, rather than i and i + half."""
+    value_dim: int = 0
+    """Width of a head's values. 0: head_dim."""
+    latent_dim: int = 0
+    """Width of a normalised vector that is made of a position's state, and of which the keys and
+    values of all heads are made. All heads' keys share the turned coordinates, which are made of
+    the state itself. 0: keys and values are made of the state."""
+    query_latent_dim: int = 0
+    """The same for queries, whose turned coordinates are made of the vector, too."""
+    yarn_score_scale: float = 0.0
+    """m: with YaRN of factor f, attention scores are multiplied by (1 + 0.1 · m · ln f)²."""
 
     def __post_init__(self) -> None:
         for name in _SIZES:
             value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= MOST[name]:
+            least = 0 if name in _OPTIONAL else 1
+            if type(value) is not int or not least <= value <= MOST[name]:
                 raise ValueError(
-                    f"ModelConfig.{name} is {value}; expected a whole number from 1 to "
+                    f"ModelConfig.{name} is {value}; expected a whole number from {least} to "
                     f"{MOST[name]:,}."
                 )
         if self.num_heads % self.num_kv_heads:
@@ -166,6 +192,7 @@ class ModelConfig:
                 "key/value heads evenly; num_heads must be a multiple of num_kv_heads."
             )
         self._check_rotary()
+        self._check_latents()
         if not self.windows or any(w is not None and w < 1 for w in self.windows):
             raise ValueError(
                 f"ModelConfig.windows is {self.windows}; expected at least one entry, each a "
@@ -197,6 +224,8 @@ class ModelConfig:
         object.__setattr__(self, "windows", shortest_cycle(self.layer_windows))
         if self.rotary_dim == self.head_dim:
             object.__setattr__(self, "rotary_dim", None)
+        if self.value_dim == self.head_dim:
+            object.__setattr__(self, "value_dim", 0)
         object.__setattr__(self, "rotary_layers", shortest_cycle(self.layers_rotate))
 
     def _check_groups(self) -> None:
@@ -204,11 +233,23 @@ class ModelConfig:
         if groups == chosen == 1:
             return
         size, rest = divmod(self.num_experts, groups)
-        if rest or size < 2 or not 1 <= chosen <= groups or self.experts_per_token > chosen * size:
+        votes, count = self.group_votes, self.experts_per_token
+        if rest or not 1 <= votes <= size or not 1 <= chosen <= groups or count > chosen * size:
             raise ValueError(
                 f"ModelConfig: {self.num_experts} experts in {groups} groups, of which a token "
-                f"chooses {chosen} and among theirs {self.experts_per_token} experts; expected "
-                "equal groups of at least 2, with enough experts."
+                f"chooses {chosen} and among theirs {count} experts; expected equal groups of at "
+                f"least {votes}, with enough experts."
+            )
+
+    def _check_latents(self) -> None:
+        if self.query_latent_dim and not self.latent_dim:
+            raise ValueError("ModelConfig.query_latent_dim needs latent_dim.")
+        if not self.latent_dim:
+            return
+        if self.turned == self.head_dim or self.num_kv_heads != self.num_heads or self.qk_norm:
+            raise ValueError(
+                f"ModelConfig.latent_dim is {self.latent_dim}; expected as many key as query "
+                "heads, of which only a part is turned, without norms of their own."
             )
 
     def _check_rotary(self) -> None:
@@ -242,6 +283,21 @@ class ModelConfig:
     def turned(self) -> int:
         """How many of a head's coordinates are turned by rotary positions."""
         return self.head_dim if self.rotary_dim is None else self.rotary_dim
+
+    @property
+    def value_width(self) -> int:
+        """How many coordinates a head's values have."""
+        return self.value_dim or self.head_dim
+
+    @property
+    def score_scale(self) -> float:
+        """The factor of attention scores."""
+        if self.score_multiplier is not None:
+            return self.score_multiplier
+        scale = (self.head_dim if self.query_scalar is None else self.query_scalar) ** -0.5
+        if not isinstance(self.rope_scaling, YarnScaling) or not self.yarn_score_scale:
+            return scale
+        return scale * usual_attention_factor(self.rope_scaling.factor, self.yarn_score_scale) ** 2
 
     @property
     def layer_windows(self) -> tuple[int | None, ...]:
@@ -294,6 +350,7 @@ class ModelConfig:
             router_correction=False,
             expert_groups=1,
             groups_per_token=1,
+            group_votes=2,
             shared_intermediate_size=0,
             dense_layers=0,
         )

@@ -173,14 +173,21 @@ def grown(
 
 
 def rotate(
-    x: Float[Array, "batch time heads head_dim"], rotation: tuple[Array, Array]
+    x: Float[Array, "batch time heads head_dim"],
+    rotation: tuple[Array, Array],
+    *,
+    neighbours: bool = False,
 ) -> Float[Array, "batch time heads head_dim"]:
     """Rotate each pair of coordinates (i, i + half) by its angle, in float32.
 
     A rotation of `half` angles turns the first 2 · half coordinates; the rest stay as they are.
+    With `neighbours` the pairs are (2i, 2i + 1). Their results are at i and i + half all the same:
+    products of queries and keys do not depend on the order of coordinates.
     """
     cos, sin = rotation
     half = cos.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    if neighbours:
+        first, second = x[..., : 2 * half : 2], x[..., 1 : 2 * half : 2]
     turned = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate([*turned, rest] if rest.shape[-1] else turned, axis=-1)

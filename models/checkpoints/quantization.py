@@ -16,6 +16,7 @@ from decant.models.decoder.blocks import Blocks
 MATRICES = (
     *("query", "key", "value", "output", "gate", "up", "down"),
     *("shared_gate", "shared_up", "shared_down"),
+    *("query_latent", "latent", "turned_key"),
 )
 SCALE = "_scale"
 _STACKED = ("layers", "experts")

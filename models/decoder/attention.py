@@ -28,14 +28,14 @@ over a model's blocks can give each block another window."""
 def attend(
     queries: Float[Array, "batch time heads head_dim"],
     keys: Float[Array, "batch time kv_heads head_dim"],
-    values: Float[Array, "batch time kv_heads head_dim"],
+    values: Float[Array, "batch time kv_heads value_dim"],
     segment_ids: Int[Array, "batch time"],
     window: Window = None,
     *,
     scale: float,
     softcap: float | None = None,
     sinks: Float[Array, " heads"] | None = None,
-) -> Float[Array, "batch time heads head_dim"]:
+) -> Float[Array, "batch time heads value_dim"]:
     """Attention outputs of every head, in the dtype of `queries`; the softmax is in float32.
 
     Args:
@@ -55,6 +55,7 @@ def attend(
         and softcap is None
         and sinks is None
         and _fits_cudnn(queries)
+        and values.shape[-1] == queries.shape[-1]
     ):
         return fused(queries, keys, values, segment_ids, window, scale=scale)
     # Training keeps the arguments only. Probabilities are T² numbers per head, and computing them
@@ -66,7 +67,7 @@ def attend(
 def blockwise(
     queries: Float[Array, "batch time heads head_dim"],
     keys: Float[Array, "batch time kv_heads head_dim"],
-    values: Float[Array, "batch time kv_heads head_dim"],
+    values: Float[Array, "batch time kv_heads value_dim"],
     segment_ids: Int[Array, "batch time"],
     window: Window = None,
     sinks: Float[Array, " heads"] | None = None,
@@ -74,7 +75,7 @@ def blockwise(
     scale: float,
     softcap: float | None = None,
     block: int = QUERY_BLOCK,
-) -> Float[Array, "batch time heads head_dim"]:
+) -> Float[Array, "batch time heads value_dim"]:
     """`attend` as a static loop over blocks of queries; each block meets the keys up to its end."""
     batch, time, heads, head_dim = queries.shape
     shared = keys.shape[2]
@@ -99,7 +100,7 @@ def blockwise(
             )
         )
     out_BKGTh = jnp.concatenate(outputs, axis=3)
-    return out_BKGTh.transpose(0, 3, 1, 2, 4).reshape(queries.shape)
+    return out_BKGTh.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, -1)
 
 
 def attention_probabilities(
@@ -207,13 +208,13 @@ def _fits_cudnn(queries: Array) -> bool:
 def fused(
     queries: Float[Array, "batch time heads head_dim"],
     keys: Float[Array, "batch time kv_heads head_dim"],
-    values: Float[Array, "batch time kv_heads head_dim"],
+    values: Float[Array, "batch time kv_heads value_dim"],
     segment_ids: Int[Array, "batch time"],
     window: Window = None,
     *,
     scale: float,
     implementation: Literal["cudnn", "xla"] = "cudnn",
-) -> Float[Array, "batch time heads head_dim"]:
+) -> Float[Array, "batch time heads value_dim"]:
     """`attend` as one kernel for scores, softmax and weighted sum, without a soft cap.
 
     The cuDNN kernel skips blocks above the diagonal.

@@ -32,6 +32,10 @@ class Rotation(NamedTuple):
     """[batch, time, 1, 1], of queries only; None: 1."""
 
 
+LATENT_EPS = 1e-6
+"""eps of the norms of narrow vectors: DeepSeek's, whatever the eps of the other norms."""
+
+
 Rotations = list[Rotation]
 """Each block uses one of them. Empty if no block rotates."""
 
@@ -66,14 +70,18 @@ class Blocks(nnx.Module):
         into = {"layers": layers, "embed": c.hidden_size}
         heads = {"heads": c.num_heads, "head_dim": c.head_dim}
         kv = {"kv_heads": c.num_kv_heads, "head_dim": c.head_dim}
+        mixed = {"heads": c.num_heads, "head_dim": c.value_width}
         experts = {"experts": c.num_experts} if c.num_experts else {}
         wide, narrow = {"mlp": c.intermediate_size}, {"embed": c.hidden_size}
         # Each block adds twice to the residual stream; this scale keeps the sum's size.
         residual_scale = (2 * layers) ** -0.5
-        self.query = new.normal(**into, **heads)
-        self.key = new.normal(**into, **kv)
-        self.value = new.normal(**into, **kv)
-        self.output = new.normal(layers=layers, **heads, **narrow, scale=residual_scale)
+        if c.latent_dim:
+            self._add_latents(new, into)
+        else:
+            self.query = new.normal(**into, **heads)
+            self.key = new.normal(**into, **kv)
+            self.value = new.normal(**into, **kv | {"head_dim": c.value_width})
+        self.output = new.normal(layers=layers, **mixed, **narrow, scale=residual_scale)
         if c.num_experts:
             self.router = new.normal(**into, **experts)
         if c.router_correction:
@@ -93,6 +101,24 @@ class Blocks(nnx.Module):
             self.sink_bias = new.zeros(layers=layers, heads=c.num_heads)
         for name, axes in self._norms(heads=heads, kv=kv).items():
             add_norm(self, name, new=new, config=c, layers=layers, **axes)
+
+    def _add_latents(self, new: Initializer, into: Axes) -> None:
+        """The matrices of queries, keys and values that are made of narrow vectors."""
+        c, layers = self.config, {"layers": self.config.num_layers}
+        source = into
+        if c.query_latent_dim:
+            self.query_latent = new.normal(**into, rank=c.query_latent_dim)
+            add_norm(
+                self, "query_latent_norm", new=new, config=c, **layers, norm=c.query_latent_dim
+            )
+            source = layers | {"latent": c.query_latent_dim}
+        self.query = new.normal(**source, heads=c.num_heads, head_dim=c.head_dim)
+        self.latent = new.normal(**into, rank=c.latent_dim)
+        self.turned_key = new.normal(**into, rank=c.turned)
+        add_norm(self, "latent_norm", new=new, config=c, **layers, norm=c.latent_dim)
+        source = layers | {"latent": c.latent_dim}
+        self.key = new.normal(**source, kv_heads=c.num_heads, head_dim=c.head_dim - c.turned)
+        self.value = new.normal(**source, kv_heads=c.num_heads, head_dim=c.value_width)
 
     def _biases(self, *, heads: Axes, kv: Axes, wide: Axes, experts: Axes) -> dict[str, Axes]:
         """Matrices that have a bias, and the bias's axes."""
@@ -174,27 +200,19 @@ class Blocks(nnx.Module):
         factor = self.config.residual_multiplier
         return x if factor == 1 else x * factor
 
-    @property
-    def scale(self) -> float:
-        """The factor of attention scores."""
-        c = self.config
-        if c.score_multiplier is not None:
-            return c.score_multiplier
-        return (c.head_dim if c.query_scalar is None else c.query_scalar) ** -0.5
-
     def attention(
         self, x: Array, segment_ids: Array, rotations: Rotations, pattern: BlockPattern
     ) -> Array:
         """Grouped-query attention with rotary positions, of normed states; float32."""
         q, k = self.queries_and_keys(x, rotations, pattern)
-        v = self.project("btd,dhk->bthk", x, "value")
+        v = self.project("btd,dhk->bthk", self.narrow(x, "latent"), "value")
         mixed = attend(
             checkpoint_name(q, PRODUCTS),
             checkpoint_name(k, PRODUCTS),
             checkpoint_name(v.astype(self.dtype), PRODUCTS),
             segment_ids,
             pattern.window,
-            scale=self.scale,
+            scale=self.config.score_scale,
             softcap=self.config.attention_softcap,
             sinks=self.sink_scores(),
         )
@@ -211,17 +229,36 @@ class Blocks(nnx.Module):
 
         Shapes: [batch, time, heads, head_dim] and [batch, time, kv_heads, head_dim].
         """
-        q = self.project("btd,dhk->bthk", x, "query")
-        k = self.project("btd,dhk->bthk", x, "key")
+        q = self.project("btd,dhk->bthk", self.narrow(x, "query_latent"), "query")
+        k = self.project("btd,dhk->bthk", self.narrow(x, "latent"), "key")
+        if self.config.latent_dim:
+            shared = self.project("btd,dr->btr", x, "turned_key")[:, :, None]
+            turned = jnp.broadcast_to(shared, (*k.shape[:-1], shared.shape[-1]))
+            k = jnp.concatenate([k, turned], axis=-1)
         if self.config.qk_norm:
             q = norm(q, norm_parameters(self, "query_norm"), config=self.config)
             k = norm(k, norm_parameters(self, "key_norm"), config=self.config)
         if rotations:
             rotation = _chosen(rotations, pattern.rotation)
-            q, k = (rotate(x, (rotation.cos, rotation.sin)) for x in (q, k))
+            q, k = (self._turn(x, (rotation.cos, rotation.sin)) for x in (q, k))
             if rotation.query_factor is not None:
                 q = q * rotation.query_factor
         return q.astype(self.dtype), k.astype(self.dtype)
+
+    def narrow(self, x: Array, name: str) -> Array:
+        """What a matrix reads: x, or the normed vector that the parameter `name` makes of it."""
+        if not hasattr(self, name):
+            return x
+        latent = self.project("btd,dr->btr", x, name)
+        parameters = norm_parameters(self, f"{name}_norm")
+        return norm(latent, parameters, config=self.config, eps=LATENT_EPS).astype(self.dtype)
+
+    def _turn(self, x: Array, rotation: tuple[Array, Array]) -> Array:
+        """Queries or keys with the part of each head turned that the config says."""
+        c = self.config
+        still = c.head_dim - c.turned if c.latent_dim else 0
+        turned = rotate(x[..., still:], rotation, neighbours=c.rotary_neighbours)
+        return jnp.concatenate([x[..., :still], turned], axis=-1) if still else turned
 
     def mlp(self, x: Array) -> Array:
         """The MLP, or a mixture of those that each token's router chooses; float32."""
@@ -236,6 +273,7 @@ class Blocks(nnx.Module):
             router=c.router,
             groups=c.expert_groups,
             groups_per_token=c.groups_per_token,
+            group_votes=c.group_votes,
             multiplier=c.expert_multiplier,
         )
 

@@ -142,7 +142,7 @@ class Decoder(nnx.Module):
             segment_ids,
             pattern.window,
             heads=every if heads is None else heads,
-            scale=block.scale,
+            scale=self.config.score_scale,
             softcap=self.config.attention_softcap,
             sinks=block.sink_scores(),
             keep=keep,

@@ -28,6 +28,7 @@ def choose_experts(
     router: Literal["softmax", "sigmoid"] = "softmax",
     groups: int = 1,
     groups_per_token: int = 1,
+    group_votes: int = 2,
     multiplier: float = 1.0,
 ) -> tuple[Int[Array, "batch time chosen"], Float[Array, "batch time chosen"]]:
     """Numbers of the `count` experts of largest weight, and their weights in float32.
@@ -38,15 +39,16 @@ def choose_experts(
         count: experts per token.
         normalise: divide the chosen experts' weights by their sum.
         router: makes weights of scores.
-        groups: of experts, equal and in order. A group counts as much as its two largest weights.
+        groups: of experts, equal and in order.
         groups_per_token: experts are chosen in this many groups.
+        group_votes: a group counts as much as this many of its largest weights.
         multiplier: of the weights, after `normalise`.
     """
     all_weights = jax.nn.softmax(scores, axis=-1) if router == "softmax" else nnx.sigmoid(scores)
     by = all_weights if correction is None else all_weights + correction.astype(jnp.float32)
     if groups_per_token < groups:
         grouped = by.reshape(*by.shape[:-1], groups, -1)
-        counts = jnp.sum(lax.top_k(grouped, 2)[0], axis=-1)
+        counts = jnp.sum(lax.top_k(grouped, group_votes)[0], axis=-1)
         _, chosen = lax.top_k(counts, groups_per_token)
         open_to = jnp.any(chosen[..., None] == jnp.arange(groups), axis=-2)
         by = jnp.where(open_to[..., None], grouped, -jnp.inf).reshape(by.shape)

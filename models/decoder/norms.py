@@ -31,11 +31,12 @@ def norm(
     parameters: tuple[Float[Array, "..."], Float[Array, "..."] | None],
     *,
     config: ModelConfig,
+    eps: float | None = None,
 ) -> Float[Array, "..."]:
     """The config's kind of norm, in float32, over as many of the last axes as the weight has.
 
     RMSNorm: x / √(mean x² + eps) · weight, or · (1 + weight). LayerNorm subtracts the mean of x
-    first, and adds the bias last.
+    first, and adds the bias last. `eps` None: the config's.
     """
     weight, bias = parameters
     axes = tuple(range(-weight.ndim, 0))
@@ -44,5 +45,6 @@ def norm(
         x = x - jnp.mean(x, axis=axes, keepdims=True)
     if config.norm_adds_one:
         weight = 1 + weight.astype(jnp.float32)
-    x = x * lax.rsqrt(jnp.mean(x * x, axis=axes, keepdims=True) + config.norm_eps) * weight
+    eps = config.norm_eps if eps is None else eps
+    x = x * lax.rsqrt(jnp.mean(x * x, axis=axes, keepdims=True) + eps) * weight
     return x if bias is None else x + bias

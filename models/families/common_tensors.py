@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decant.models.config import ModelConfig
-from decant.models.families.tensor_name import TensorName
+from decant.models.families.tensor_name import Part, TensorName
 
 _NORMS = {
     "attention_norm": ("input_layernorm", "attn_norm"),
@@ -52,6 +52,7 @@ def block_tensor(
     kind: str = "weight",
     in_axes: int | None = None,
     rotary: bool = False,
+    part: Part | None = None,
 ) -> TensorName:
     """The tensor of each block that lies under these names of a module."""
     return TensorName(
@@ -59,6 +60,7 @@ def block_tensor(
         f"blk.{{layer}}.{gguf}.{kind}" if gguf else "",
         in_axes,
         rotary=rotary,
+        part=part,
     )
 
 

@@ -47,9 +47,13 @@ class FieldReader:
 
     def window(self, name: str, default: int | None) -> int | None:
         """A number of positions; None if the field is null, `default` only if it is absent."""
+        return self.size_or_null(name, default, of="windows")
+
+    def size_or_null(self, name: str, default: Any, *, of: str) -> int | None:
+        """As `size`, or None if the field is null; `default` only if it is absent."""
         self.taken.add(name)
         absent_or_null = self.fields.get(name, default) is None
-        return None if absent_or_null else self.size(name, default, of="windows")
+        return None if absent_or_null else self.size(name, default, of=of)
 
     def number(self, name: str, default: Any = ...) -> int | float:
         """A number from 1e-30 to 1e30, as the file spells it: ids tell 30 from 30.0."""

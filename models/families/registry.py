@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from decant.models.config import ModelConfig
+from decant.models.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, YOUTU
 from decant.models.families.family import Family
 from decant.models.families.field_reader import shown
 from decant.models.families.gemma import GEMMA
@@ -37,7 +38,8 @@ Entry = TypeVar("Entry")
 FAMILIES: tuple[Family, ...] = (
     *(LLAMA, SMOLLM3, MISTRAL, MINISTRAL3, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE),
     *(GEMMA, GEMMA2, GEMMA3, OLMO2, OLMO3, PHI3, GRANITE, GRANITE_HYBRID),
-    *(GPT2, GPT_NEOX, GPT_OSS, GLM4_MOE),
+    *(GPT2, GPT_NEOX, GPT_OSS, GLM4_MOE, GLM4_MOE_LITE),
+    *(DEEPSEEK_V2, DEEPSEEK_V3, YOUTU),
 )
 
 

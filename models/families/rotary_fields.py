@@ -74,7 +74,9 @@ def _read_yarn(rope: FieldReader, *, max_positions: int, original: int) -> YarnS
     factor = float(rope.number("factor", max_positions / original))
     usual = usual_attention_factor(factor)
     names = ("mscale", "mscale_all_dim")
-    # DeepSeek's two fields count only together; 0 is none.
+    # DeepSeek's two fields count only together; 0 is none. The second one's other meaning is read
+    # in latent_attention.py.
+    rope.ignore(*names)
     if all(rope.take(name, 0) != 0 for name in names):
         above, below = (usual_attention_factor(factor, float(rope.number(n))) for n in names)
         usual = above / below

@@ -75,7 +75,7 @@ class Execution(NamedTuple):
 
         def gather(parameter: nnx.Variable) -> nnx.Variable:
             axes = parameter.get_metadata()["axes"][1:]  # `layers` has been scanned over
-            if "embed" not in axes:
+            if not {"embed", "latent"} & {*axes}:
                 return parameter
             return parameter.replace(self.gather_matrix(parameter.get_value(), axes, dtype=dtype))
 

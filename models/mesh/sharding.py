@@ -22,6 +22,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "vocab": TENSOR,
     "positions": None,
     "embed": FSDP,
+    "latent": FSDP,
     "norm": None,
     "mlp": TENSOR,
     "heads": TENSOR,

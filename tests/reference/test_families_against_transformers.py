@@ -28,6 +28,9 @@ CASES = sorted(
 # A student of the first and last two blocks, whose windows no longer alternate.
 CUT = {
     "glm4_moe": (0, 2),
+    "deepseek_v2": (0, 2),
+    "deepseek_v3": (1, 2),
+    "youtu": (2, 0),
     "gpt_oss": (1, 2),
     "gemma2": (0, 2),
     "gemma3": (0, 5, 6),

@@ -66,6 +66,32 @@ TEACHERS = {
         "rotary_dim": 4,
     },
 }
+LATENT = {
+    "num_kv_heads": 4,
+    "head_dim": 12,
+    "rotary_dim": 4,
+    "value_dim": 10,
+    "latent_dim": 14,
+    "query_latent_dim": 18,
+    "rotary_neighbours": True,
+}
+YARN = {"rope_scaling": YarnScaling(4.0, 64), "yarn_score_scale": 0.7}
+GROUPS = {"expert_groups": 2, "groups_per_token": 1, "expert_multiplier": 1.5}
+DEEPSEEK = TEACHERS["glm4_moe"] | LATENT
+TEACHERS |= {
+    "deepseek_v3": DEEPSEEK | YARN | GROUPS,
+    "deepseek_v2": DEEPSEEK
+    | YARN
+    | GROUPS
+    | {
+        "router": "softmax",
+        "router_correction": False,
+        "normalise_experts": False,
+        "group_votes": 1,
+    },
+    "glm4_moe_lite": DEEPSEEK,
+    "youtu": LATENT,
+}
 SCRIPT = """
 import json, sys
 import torch

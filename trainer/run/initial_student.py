@@ -221,6 +221,8 @@ def _scratch_config(config: Student, cache: Cache) -> ModelConfig:
         sizes["num_layers"] = layers if isinstance(layers, int) else len(layers)
     if "hidden_size" in sizes or "num_heads" in sizes:
         heads = sizes.get("num_heads", shape.num_heads)
+        if shape.latent_dim:  # each head keeps its width and has keys of its own
+            return dataclasses.replace(shape, **sizes | {"num_kv_heads": heads})
         sizes["head_dim"] = sizes.get("hidden_size", shape.hidden_size) // heads
         if shape.rotary_dim is not None:  # the same part of a head is turned
             pairs = round(sizes["head_dim"] * shape.rotary_dim / shape.head_dim / 2)

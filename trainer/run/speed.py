@@ -70,12 +70,12 @@ def update_flops(config: ModelConfig, *, rows: int, length: int, frozen: bool = 
     """FLOPs of the forward and backward pass of `rows` rows of `length` positions.
 
     Each position costs 6 FLOPs a multiplying parameter, 4 if weights are `frozen` under an adapter
-    (its own are not counted), and in each block 12 · heads · head_dim a
-    visible key. Every key of a row (or window) counts as visible although half are masked, as is
-    usual for MFU.
+    (its own are not counted), and in each block 6 · heads · (head_dim + value width) a visible
+    key. Every key of a row (or window) counts as visible although half are masked, as is usual for
+    MFU.
     """
     keys = sum(min(window or length, length) for window in config.layer_windows)
-    attention = 12 * config.num_heads * config.head_dim * keys
+    attention = 6 * config.num_heads * (config.head_dim + config.value_width) * keys
     each = 4 if frozen else 6
     return float(rows * length * (each * multiplying_parameters(config) + attention))
 
@@ -86,7 +86,7 @@ def multiplying_parameters(config: ModelConfig) -> int:
     They include the chosen experts and the head, but not the embedding, which is looked up.
     """
     c = config
-    attention = c.hidden_size * c.head_dim * 2 * (c.num_heads + c.num_kv_heads)
+    attention = _of_attention(c)
     experts = c.experts_per_token if c.num_experts else 1
     matrices = 3 if c.gated_mlp else 2
     width = experts * c.intermediate_size + c.shared_intermediate_size
@@ -95,6 +95,18 @@ def multiplying_parameters(config: ModelConfig) -> int:
     later = c.num_layers - c.dense_layers
     blocks = c.num_layers * attention + later * mlp + c.dense_layers * dense
     return blocks + c.hidden_size * c.vocab_size
+
+
+def _of_attention(c: ModelConfig) -> int:
+    """Matrix entries of one block's attention."""
+    queries, values = c.num_heads * c.head_dim, c.num_heads * c.value_width
+    if not c.latent_dim:
+        keys = c.num_kv_heads * (c.head_dim + c.value_width)
+        return c.hidden_size * (queries + keys + values)
+    made = c.query_latent_dim + c.latent_dim + c.turned
+    still = c.num_heads * (c.head_dim - c.turned)
+    read = (c.query_latent_dim or c.hidden_size) * queries + c.latent_dim * (still + values)
+    return c.hidden_size * (made + values) + read
 
 
 def peak_flops(devices: Sequence[Any] | None = None) -> float | None:

@@ -22,11 +22,14 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    DeepseekV2Config,
+    DeepseekV3Config,
     Gemma2Config,
     Gemma3Config,
     Gemma3TextConfig,
     GemmaConfig,
     Glm4MoeConfig,
+    Glm4MoeLiteConfig,
     GPT2Config,
     GPTNeoXConfig,
     GptOssConfig,
@@ -45,6 +48,7 @@ from transformers import (
     Qwen3MoeConfig,
     Qwen3VLConfig,
     SmolLM3Config,
+    YoutuConfig,
 )
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
@@ -313,6 +317,52 @@ GLM4_MOE = Glm4MoeConfig(
     rope_parameters=PLAIN | {"partial_rotary_factor": 0.5},
 )
 CASES |= {"glm4_moe": GLM4_MOE}
+# Heads of 8 coordinates that stay, 8 that turn, and values of another width.
+LATENT = SIZES | {
+    "num_key_value_heads": 4,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "kv_lora_rank": 20,
+    "q_lora_rank": 24,
+}
+del LATENT["head_dim"]
+SPARSE = {
+    "moe_intermediate_size": 24,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+}
+GROUPS = {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5}
+CASES |= {
+    "deepseek_v2": DeepseekV2Config(
+        **LATENT,
+        **SPARSE,
+        **(GROUPS | {"routed_scaling_factor": 1.5}),
+        n_shared_experts=2,
+        topk_method="group_limited_greedy",
+        rope_parameters=YARN | {"mscale": 0.9, "mscale_all_dim": 0.6},
+    ),
+    "deepseek_v3": DeepseekV3Config(
+        **LATENT, **SPARSE, **GROUPS, rope_parameters=YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}
+    ),
+    "deepseek_v3_halves": DeepseekV3Config(
+        **(LATENT | {"num_hidden_layers": 2, "q_lora_rank": None}),
+        **SPARSE,
+        **{"n_group": 1, "topk_group": 1, "norm_topk_prob": False},
+        rope_parameters=PLAIN,
+        rope_interleave=False,
+    ),
+    "glm4_moe_lite": Glm4MoeLiteConfig(
+        **(LATENT | {"v_head_dim": 20}),
+        **{name: size for name, size in SPARSE.items() if name != "first_k_dense_replace"},
+        mlp_layer_types=["dense", "dense", "sparse"],
+        rope_parameters=PLAIN,
+    ),
+    "youtu": YoutuConfig(**LATENT, rope_parameters=PLAIN, **NO_TOKENS),
+}
+ROUTED = ("gpt_oss", "glm4_moe", "glm4_moe_lite", "deepseek_v2", "deepseek_v3")
+"""Model types whose experts' matrices lie in one parameter."""
 CASES |= {"gpt_oss": GPT_OSS, "gpt_oss_mxfp4": GPT_OSS}
 TABLES = ("embed", "lm_head", "wte", "wpe")
 """Parts of the names of embeddings and heads."""
@@ -362,9 +412,9 @@ def save_checkpoint(config, directory: Path, *, shard_size: str) -> None:
             parameter.copy_(0.3 * noise + (0 if "gemma" in config.model_type else 1))
         elif name.endswith("sinks"):
             parameter.copy_(noise)
-        elif config.model_type in ("gpt_oss", "glm4_moe") and name.endswith("gate_up_proj"):
+        elif config.model_type in ROUTED and name.endswith("gate_up_proj"):
             parameter.copy_(noise * 0.6)  # some gates reach gpt-oss's limit of 7
-        elif config.model_type in ("gpt_oss", "glm4_moe") and "down_proj" in name:
+        elif config.model_type in ROUTED and "down_proj" in name:
             parameter.copy_(noise * 0.05)
         elif name.endswith("bias") or any(part in name for part in TABLES):
             parameter.copy_(0.5 * noise)

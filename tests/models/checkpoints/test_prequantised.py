@@ -20,6 +20,7 @@ from tests.making.models import HF_CONFIG, hf_tensors, write_hf
 from tests.making.safetensors_bytes import write_safetensors
 from tests.models.checkpoints.test_bucket import upload
 from tests.models.prequantised.test_layouts import AWQ, FP8, GPTQ, packs
+from tests.paths import GOLDEN
 
 # The config, and the function that stores a matrix of this shape under a module's name.
 FORMATS = {
@@ -84,6 +85,29 @@ def test_a_model_in_few_bits_is_that_of_its_plain_weights(name, tmp_path):
     again = weights(few, quantize="int8")
     for path, array in weights(plain, quantize="int8").items():
         np.testing.assert_array_equal(again[path], array, err_msg=path)
+
+
+def test_latent_attention_in_fp8_is_that_of_its_plain_weights(tmp_path):
+    """Two of DeepSeek's maps hold several parameters each, whose edges are inside of blocks."""
+    source = GOLDEN / "families" / "deepseek_v3"
+    draw, few, plain = np.random.default_rng(0), {}, {}
+    for tensor, array in load_file(source / "model.safetensors").items():
+        few[tensor] = plain[tensor] = array.astype(np.float32)
+        if "proj" in tensor:
+            module = tensor.removesuffix(".weight")
+            stored, exact = quantised.fp8_blocks(draw, module, array.shape, block=(24, 24))
+            few = {n: a for n, a in few.items() if n != tensor} | stored
+            plain[tensor] = exact.astype(np.float32)
+    fields = json.loads((source / "config.json").read_text())
+    write_hf(tmp_path / "plain", plain, fields)
+    config = FORMATS["fp8"][0]
+    write_hf(tmp_path / "few", {}, fields | {"quantization_config": config})
+    write_safetensors(tmp_path / "few" / "model.safetensors", few)
+    for how in ({}, {"quantize": "int8"}):
+        expected = weights(open_checkpoint(tmp_path / "plain"), **how)
+        for path, array in weights(open_checkpoint(tmp_path / "few"), **how).items():
+            np.testing.assert_array_equal(array, expected[path], err_msg=path)
+    assert expected["blocks.latent"].dtype == np.int8
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -134,6 +134,15 @@ def test_experts_may_lie_on_different_devices():
     assert "equal" in done.stdout
 
 
+def test_a_softmax_router_may_choose_the_groups_by_their_largest_weights():
+    """Group 0 has the largest weight, group 1 the largest sum."""
+    scores = jnp.log(jnp.array([[[0.4, 0.05, 0.25, 0.3]]]))
+    how = {"count": 1, "normalise": False, "groups": 2, "groups_per_token": 1}
+    assert choose_experts(scores, **how, group_votes=1)[0].item() == 0
+    assert choose_experts(scores, **how)[0].item() == 3
+    np.testing.assert_allclose(choose_experts(scores, **how)[1], [[[0.3]]], rtol=1e-6)
+
+
 @pytest.mark.parametrize(("groups", "chosen"), [(1, 1), (4, 2), (4, 4), (3, 1)])
 def test_a_sigmoid_router_chooses_by_corrected_weights_in_the_best_groups(groups, chosen):
     """Against the choice written out, a token at a time in float64."""

@@ -72,7 +72,185 @@ NEOX = {
 }
 GRANITE = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22}
 
+
+def latent(
+    name: str,
+    kind: str,
+    sizes: Sizes,
+    billions: float,
+    *,
+    queries: int | None,
+    still: int = 128,
+    values: int = 128,
+    fields: dict[str, Any],
+    expected: dict[str, Any],
+) -> Row:
+    """A model with DeepSeek's attention, whose heads turn 64 coordinates and keep `still`."""
+    attention = {"q_lora_rank": queries, "kv_lora_rank": 512, "v_head_dim": values}
+    means = {
+        "head_dim": still + 64,
+        "rotary_dim": 64,
+        "value_dim": values,
+        "latent_dim": 512,
+        "query_latent_dim": queries or 0,
+        "rotary_neighbours": True,
+    }
+    heads = {"qk_nope_head_dim": still, "qk_rope_head_dim": 64}
+    return Row(name, kind, sizes, billions, attention | heads | fields, means | expected)
+
+
+def routed(
+    *, width: int, experts: int, chosen: int, shared: int, dense: int, scale: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of DeepSeek's experts, and what they mean."""
+    fields = {
+        "moe_intermediate_size": width,
+        "n_routed_experts": experts,
+        "num_experts_per_tok": chosen,
+        "n_shared_experts": shared,
+        "first_k_dense_replace": dense,
+        "routed_scaling_factor": scale,
+        "moe_layer_freq": 1,
+        "ep_size": 1,
+        "aux_loss_alpha": 0.001,
+        "seq_aux": True,
+    }
+    means = {
+        "intermediate_size": width,
+        "num_experts": experts,
+        "experts_per_token": chosen,
+        "shared_intermediate_size": shared * width,
+        "dense_layers": dense,
+        "expert_multiplier": scale,
+    }
+    return fields, means
+
+
+def deepseek_yarn(factor: float, scale: float, *, fast: float = 32.0) -> dict[str, Any]:
+    scales = {"mscale": scale, "mscale_all_dim": scale, "beta_fast": fast, "beta_slow": 1}
+    return {"rope_scaling": yarn(factor, 4096) | scales}
+
+
+V2 = {"norm_topk_prob": False, "scoring_func": "softmax", **deepseek_yarn(40, 0.707)}
+V2_MEANS = {
+    "group_votes": 1,
+    "rope_scaling": YarnScaling(40.0, 4096),
+    "yarn_score_scale": 0.707,
+}
+V2_LITE = routed(width=1408, experts=64, chosen=6, shared=2, dense=1, scale=1.0)
+V2_FULL = routed(width=1536, experts=160, chosen=6, shared=2, dense=1, scale=16.0)
+V3 = {"norm_topk_prob": True, "scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+V3_MEANS = {"normalise_experts": True, "router": "sigmoid", "router_correction": True}
+V3_FULL = routed(width=2048, experts=256, chosen=8, shared=1, dense=3, scale=2.5)
+IN_GROUPS = {"n_group": 8, "topk_group": 4}
+ONE_GROUP = {"n_group": 1, "topk_group": 1}
+FP8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
+MOONLIGHT = routed(width=1408, experts=64, chosen=6, shared=2, dense=1, scale=2.446)
+KIMI = routed(width=2048, experts=384, chosen=8, shared=1, dense=1, scale=2.827)
+FLASH = routed(width=1536, experts=64, chosen=4, shared=1, dense=1, scale=1.8)
+DEEPSEEK = [
+    latent(
+        *("DeepSeek V2 Lite", "deepseek_v2"),
+        *(Sizes(2048, 10944, 27, 16, 16, 102400, 163840), 15.706),
+        queries=None,
+        fields=V2 | V2_LITE[0] | ONE_GROUP | {"topk_method": "greedy"},
+        expected=V2_MEANS | V2_LITE[1] | {"dense_intermediate_size": 10944},
+    ),
+    latent(
+        *("DeepSeek V2", "deepseek_v2"),
+        *(Sizes(5120, 12288, 60, 128, 128, 102400, 163840), 235.741),
+        queries=1536,
+        fields=V2
+        | V2_FULL[0]
+        | {"n_group": 8, "topk_group": 3, "topk_method": "group_limited_greedy"},
+        expected=V2_MEANS
+        | V2_FULL[1]
+        | {"dense_intermediate_size": 12288, "expert_groups": 8, "groups_per_token": 3},
+    ),
+    *(
+        latent(
+            *(name, "deepseek_v3"),
+            *(Sizes(7168, 18432, 61, 128, 128, 129280, 163840), 671.026),
+            queries=1536,
+            fields=V3
+            | V3_FULL[0]
+            | IN_GROUPS
+            | deepseek_yarn(40, 1.0)
+            | {"num_nextn_predict_layers": 1, "quantization_config": FP8},
+            expected=V3_MEANS
+            | V3_FULL[1]
+            | {
+                "dense_intermediate_size": 18432,
+                "expert_groups": 8,
+                "groups_per_token": 4,
+                "rope_scaling": YarnScaling(40.0, 4096),
+                "yarn_score_scale": 1.0,
+            },
+        )
+        for name in ("DeepSeek V3", "DeepSeek V3.1", "DeepSeek R1")
+    ),
+    latent(
+        *("Moonlight 16B A3B", "deepseek_v3"),
+        *(Sizes(2048, 11264, 27, 16, 16, 163840, 8192), 15.960),
+        queries=None,
+        fields=V3
+        | MOONLIGHT[0]
+        | ONE_GROUP
+        | {"rms_norm_eps": 1e-5, "rope_theta": 50000.0, "num_nextn_predict_layers": 0},
+        expected=V3_MEANS | MOONLIGHT[1] | {"dense_intermediate_size": 11264},
+    ),
+    *(
+        latent(
+            *(name, "kimi_k2", Sizes(7168, 18432, 61, 64, 64, 163840, positions), 1026.4),
+            queries=1536,
+            fields=V3
+            | KIMI[0]
+            | ONE_GROUP
+            | deepseek_yarn(factor, 1.0, fast=fast)
+            | {"rope_theta": 50000.0, "num_nextn_predict_layers": 0},
+            expected=V3_MEANS
+            | KIMI[1]
+            | {
+                "family": "deepseek_v3",
+                "dense_intermediate_size": 18432,
+                "rope_scaling": YarnScaling(factor, 4096, beta_fast=fast),
+                "yarn_score_scale": 1.0,
+            },
+        )
+        for name, factor, positions, fast in (
+            ("Kimi K2", 32.0, 131072, 1.0),
+            ("Kimi K2 Thinking", 64.0, 262144, 32.0),
+        )
+    ),
+    latent(
+        *("GLM 4.7 Flash", "glm4_moe_lite"),
+        *(Sizes(2048, 10240, 47, 20, 20, 154880, 202752), 29.943),
+        queries=768,
+        still=192,
+        values=256,
+        fields=FLASH[0]
+        | ONE_GROUP
+        | {
+            "norm_topk_prob": True,
+            "topk_method": "noaux_tc",
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1000000,
+            "partial_rotary_factor": 1.0,
+            "num_nextn_predict_layers": 1,
+        },
+        expected=V3_MEANS | FLASH[1] | {"dense_intermediate_size": 10240, "value_dim": 0},
+    ),
+    latent(
+        *("Youtu LLM 2B", "youtu"),
+        *(Sizes(2048, 6144, 32, 16, 16, 128256, 131072), 1.962),
+        queries=1536,
+        fields=TIED | {"rope_theta": 1600000, "mlp_bias": False, "attention_bias": False},
+        expected={},
+    ),
+]
+
 TABLE = [
+    *DEEPSEEK,
     Row(*("Llama 2 7B", "llama"), Sizes(4096, 11008, 32, 32, 32, 32000, 4096), 6.738, {}, {}),
     Row(*("Llama 2 13B", "llama"), Sizes(5120, 13824, 40, 40, 40, 32000, 4096), 13.016, {}, {}),
     Row(*("Llama 2 70B", "llama"), Sizes(8192, 28672, 80, 64, 8, 32000, 4096), 68.977, {}, {}),
@@ -458,8 +636,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     *(
         (name, {"model_type": kind}, f"model_type is '{kind}'.*Choose a model of one of those")
         for name, kind in {
-            "DeepSeek V3": "deepseek_v3",
-            "DeepSeek V2 Lite": "deepseek_v2",
+            "DeepSeek V3.2": "deepseek_v32",
             "Llama 4 Scout": "llama4",
             "Qwen3 Next 80B": "qwen3_next",
             "Qwen2.5 VL 7B": "qwen2_5_vl",

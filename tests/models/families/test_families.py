@@ -181,6 +181,16 @@ def test_every_field_is_honoured_or_refused(name):
         ("gpt2", {"n_embd": 30}, "n_embd 30 is no multiple"),
         ("gpt_neox", {"hidden_act": "relu"}, "hidden_act = 'relu'"),
         ("gpt_neox", {"num_key_value_heads": 2}, "num_key_value_heads = 2"),
+        ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob = True"),
+        ("deepseek_v2", {"topk_method": "noaux_tc"}, "topk_method = 'noaux_tc'"),
+        ("deepseek_v2", {"kv_lora_rank": None}, "field 'kv_lora_rank' is missing"),
+        ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func = 'softmax'"),
+        ("deepseek_v3", {"attention_bias": True}, "attention_bias = True"),
+        ("deepseek_v3", {"num_key_value_heads": 2}, "num_key_value_heads = 2"),
+        ("deepseek_v3", {"moe_layer_freq": 2}, "moe_layer_freq = 2"),
+        ("deepseek_v3", {"n_group": 3}, "8 experts in 3 groups"),
+        ("glm4_moe_lite", {"mlp_layer_types": ["sparse", "dense", "sparse"]}, "mlp_layer_types"),
+        ("youtu", {"n_routed_experts": 8}, "n_routed_experts = 8"),
     ],
 )
 def test_a_model_that_we_cannot_run_is_refused_by_field(name, change, message):
@@ -189,10 +199,11 @@ def test_a_model_that_we_cannot_run_is_refused_by_field(name, change, message):
         config_from_json(fields | change)
 
 
-def test_layers_that_guess_further_tokens_are_left_out(tmp_path):
-    tensors = load_file(GOLDEN / "glm4_moe" / "model.safetensors")
+@pytest.mark.parametrize("name", ["glm4_moe", "deepseek_v3", "glm4_moe_lite"])
+def test_layers_that_guess_further_tokens_are_left_out(name, tmp_path):
+    tensors = load_file(GOLDEN / name / "model.safetensors")
     extra = np.zeros((32, 64), np.float32)
-    folder = Path(shutil.copytree(GOLDEN / "glm4_moe", tmp_path / "model"))
+    folder = Path(shutil.copytree(GOLDEN / name, tmp_path / "model"))
     save_file(tensors | {"model.layers.3.eh_proj.weight": extra}, folder / "model.safetensors")
     open_checkpoint(folder).load()
     save_file(tensors | {"model.layers.4.eh_proj.weight": extra}, folder / "model.safetensors")
@@ -207,6 +218,42 @@ def test_blocks_without_experts_come_first():
         config.with_layers((1, 0))
     with pytest.raises(ValueError, match=r"dense_layers is 1 of 1 blocks"):
         config.with_layers((0,))
+
+
+def test_deepseeks_two_scales_of_yarn_mean_what_they_do_in_transformers():
+    """Which of them are there decides the factor of rotations, the second that of scores."""
+    fields = json.loads((GOLDEN / "deepseek_v3" / "config.json").read_text())
+    rope = {n: v for n, v in fields["rope_parameters"].items() if "mscale" not in n}
+    usual, less = (1 + 0.1 * m * np.log(4) for m in (1, 0.5))
+
+    def scales(**both):
+        config = config_from_json(fields | {"rope_parameters": rope | both})
+        again = config_from_json(config_to_json(config))
+        assert again == config
+        plain = config.score_scale / config.head_dim**-0.5
+        return config.rope_scaling.attention_factor, plain
+
+    np.testing.assert_allclose(scales(), (usual, 1))
+    np.testing.assert_allclose(scales(mscale=1.0), (usual, 1))
+    np.testing.assert_allclose(scales(mscale_all_dim=0.5), (usual, less**2))
+    np.testing.assert_allclose(scales(mscale=1.0, mscale_all_dim=0.5), (usual / less, less**2))
+    np.testing.assert_allclose(scales(mscale=0.5, mscale_all_dim=0.5), (1, less**2))
+
+
+def test_an_exports_two_scales_of_yarn_say_its_attention_factor_too():
+    """For programs that read those two only."""
+    fields = config_to_json(case("deepseek_v2")[1].config)["rope_scaling"]
+    assert fields["mscale_all_dim"] == 0.6
+    np.testing.assert_allclose(fields["mscale"], 0.9)
+
+
+def test_the_weights_of_narrow_vectors_fit_together_or_are_refused():
+    config = case("deepseek_v3")[1].config
+    for change in ({"num_kv_heads": 2}, {"rotary_dim": None}, {"qk_norm": True}):
+        with pytest.raises(ValueError, match="latent_dim is 20; expected as many key as query"):
+            dataclasses.replace(config, **change)
+    with pytest.raises(ValueError, match="query_latent_dim needs latent_dim"):
+        dataclasses.replace(config, latent_dim=0)
 
 
 def test_a_cap_that_is_null_is_off_and_one_that_is_absent_is_the_familys():
@@ -232,6 +279,10 @@ def test_a_cap_that_is_null_is_off_and_one_that_is_absent_is_the_familys():
         ("gpt_neox", {"learned_positions": True}, "cannot say learned_positions"),
         ("gemma2", {"norm_adds_one": False}, r"cannot say norm_adds_one"),
         ("gemma2", {"query_scalar": 6.5}, r"cannot say query_scalar = 6.5 \(but 6.0\)"),
+        ("llama", {"value_dim": 12}, "cannot say value_dim = 12"),
+        ("llama", {"rotary_neighbours": True}, "cannot say rotary_neighbours"),
+        ("deepseek_v2", {"rotary_neighbours": False}, "cannot say rotary_neighbours"),
+        ("deepseek_v3", {"group_votes": 1}, "cannot say group_votes = 1"),
     ],
 )
 def test_a_config_that_its_familys_files_cannot_express_is_not_saved(name, change, message):
@@ -267,6 +318,7 @@ def test_rows_longer_than_the_learned_positions_are_refused():
         ("smollm3", (2, 3), (None, 6)),
         ("glm4_moe", (0, 2), (None, None)),
         ("glm4_moe", (1, 2), (None, None)),
+        ("deepseek_v3", (0, 2), (None, None)),
         ("gemma3", (5,), (None,)),
         ("gemma2", (1, 2), (None, 6)),
         ("qwen2", (0, 1), (None, 6)),

@@ -1,4 +1,5 @@
-"""Learned positions, biases, norms of whole queries, fused tensors: on eight devices as on one.
+"""Learned positions, biases, norms of whole queries, fused tensors, latent attention: on eight
+devices as on one.
 
 The fused tensors are split where a device's share of their parameters lies.
 """
@@ -28,7 +29,7 @@ def final(model, execution):
 
 meshes = [teacher_mesh(data=d, tensor=t) for d, t in ((1, 8), (2, 4), (8, 1))]
 meshes.append(student_mesh(data=2, fsdp=2, tensor=2))
-for name in ("gpt2", "gpt_neox", "olmo2", "phi3", "granite4"):
+for name in ("gpt2", "gpt_neox", "olmo2", "phi3", "granite4", "deepseek_v3"):
     checkpoint = open_checkpoint(GOLDEN / "families" / name)
     alone = checkpoint.load()
     expected = nnx.jit(final, static_argnums=1)(alone, Execution())
@@ -37,7 +38,7 @@ for name in ("gpt2", "gpt_neox", "olmo2", "phi3", "granite4"):
         model = checkpoint.load(mesh=mesh)
         for path, parameter in parameters_by_path(model).items():
             np.testing.assert_array_equal(np.asarray(parameter[...]), whole[path])
-        if name in ("gpt2", "gpt_neox", "olmo2"):
+        if name in ("gpt2", "gpt_neox", "olmo2", "deepseek_v3"):
             states = nnx.jit(final, static_argnums=1)(model, Execution(mesh))
             np.testing.assert_allclose(states, expected, rtol=1e-5, atol=2e-6)
     split = {path: p[...].sharding.shard_shape(p[...].shape)[-2:]
@@ -58,3 +59,4 @@ def test_on_eight_devices_results_are_those_of_one():
     # One of four heads, and a quarter of the MLP's 40 columns.
     for name in ("gpt2", "gpt_neox", "olmo2", "phi3"):
         assert f"{name} query (1, 8) up (32, 10)" in done.stdout
+    assert "deepseek_v3 query (1, 16) up (32, 6)" in done.stdout

@@ -55,6 +55,15 @@ def test_a_student_with_smaller_heads_turns_the_same_part_of_them(tmp_path, cach
     config_to_json(config)
 
 
+def test_a_student_with_latent_attention_keeps_the_width_of_its_heads(tmp_path, cache):
+    deepseek = GOLDEN / "families" / "deepseek_v3" / "config.json"
+    student = Student(init="scratch", config=deepseek, hidden_size=16, num_heads=2)
+    config, _ = initial_config(student, cache=cache, run=tmp_path / "run")
+    assert (config.num_heads, config.num_kv_heads) == (2, 2)
+    assert (config.head_dim, config.rotary_dim, config.value_dim) == (16, 8, 12)
+    config_to_json(config)
+
+
 def test_the_initial_config_is_that_of_the_initial_student(cache, root, tmp_path):
     """It also gives the teacher's blocks in it, unless the source has another depth."""
     teacher, source = teacher_config(cache), str(root / "teacher")

@@ -35,6 +35,18 @@ def test_of_experts_the_chosen_ones_and_the_router_multiply():
     assert multiplying_parameters(mixture) == multiplying_parameters(CONFIG) + 3 * more
 
 
+def test_narrow_vectors_that_keys_and_values_are_made_of_multiply_instead():
+    narrow = dataclasses.replace(
+        CONFIG, num_kv_heads=4, rotary_dim=2, value_dim=5, latent_dim=7, query_latent_dim=8
+    )
+    queries = 10 * 8 + 8 * 24
+    keys_and_values = 10 * 7 + 10 * 2 + 7 * 4 * (4 + 5)
+    block = queries + keys_and_values + 20 * 10 + 3 * 10 * 20
+    assert multiplying_parameters(narrow) == 3 * block + 10 * 100
+    matrices = 6 * multiplying_parameters(narrow)
+    assert update_flops(narrow, rows=2, length=64) == 128 * (matrices + 6 * 4 * (6 + 5) * 3 * 64)
+
+
 def test_flops_of_an_update_count_only_keys_inside_the_window():
     windowed = dataclasses.replace(CONFIG, windows=(16, None, 1000))
     matrices = 6 * multiplying_parameters(CONFIG)
