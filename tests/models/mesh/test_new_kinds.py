@@ -40,7 +40,7 @@ for name in ("gpt2", "gpt_neox", "olmo2", "phi3", "granite4", "deepseek_v3"):
             np.testing.assert_array_equal(np.asarray(parameter[...]), whole[path])
         if name in ("gpt2", "gpt_neox", "olmo2", "deepseek_v3"):
             states = nnx.jit(final, static_argnums=1)(model, Execution(mesh))
-            np.testing.assert_allclose(states, expected, rtol=1e-5, atol=2e-6)
+            np.testing.assert_allclose(states, expected, rtol=1e-5, atol=5e-6)
     split = {path: p[...].sharding.shard_shape(p[...].shape)[-2:]
              for path, p in parameters_by_path(checkpoint.load(mesh=meshes[1])).items()}
     print(name, "query", split["blocks.query"], "up", split["blocks.up"])
