@@ -45,6 +45,11 @@ class LogitsSignal(TargetSpec):
     signal_id: str
     teacher_id: str
     profile: Profile
+    unmatched: int = 0
+    """Above 0: the head holds the teacher's own likeliest tokens. One without a partner in this
+    cache's vocabulary has an id of its own, from V up to V + unmatched − 1, which is no token."""
+    tail_at_1: bool = False
+    """Whether the tail's mass is known at T = 1 only; the other nodes are those of a flat tail."""
 
     @property
     def target_spec(self) -> TargetSpec:
@@ -128,6 +133,9 @@ class AttentionSignal:
         return 1 if self.heads == MEAN else len(self.heads)
 
 
+UNSET_IN_CAPTURES = ("unmatched", "tail_at_1")
+"""Fields that only aligned parts set. Manifests do not write them unset, so that those of captures
+stay as older releases read and identify them."""
 RecordSignal = LogitsSignal | CountsSignal | SketchSignal
 """Signals that are stored in records, one a row."""
 Signal = RecordSignal | HiddenSignal | AttentionSignal

@@ -113,6 +113,7 @@ def _sealed_part(
         numbers=() if whole else tuple(numbers),
         planned_units=0 if whole else len(rows.units),
         forgotten=forgotten,
+        aligned=plan.aligned,
     )
     if not forgotten:
         return part

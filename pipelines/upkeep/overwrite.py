@@ -191,7 +191,7 @@ class _PartOverwrite:
         signal = self.part.logits
         shape = {
             "tables": self.reader.tables(self.part, LOGITS),
-            "vocabulary": self.vocabulary,
+            "vocabulary": self.vocabulary + signal.unmatched,
         }
         opened = open_logits(stored[LOGITS], where=where, length=self.length, spec=signal)
         levels = decode_logits([opened], normalised=False, **shape)

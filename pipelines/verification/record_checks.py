@@ -44,7 +44,8 @@ class RecordChecks:
         try:
             logits = open_logits(records[LOGITS], where="", length=length, spec=self.part.logits)
             tables = self.reader.tables(self.part, LOGITS)
-            targets = decode_logits([logits], tables=tables, vocabulary=vocabulary)
+            ids = vocabulary + self.part.logits.unmatched
+            targets = decode_logits([logits], tables=tables, vocabulary=ids)
         except ValueError as error:
             yield LOGITS, "a record of logits", _message(error)
             return
@@ -52,7 +53,9 @@ class RecordChecks:
         # A row that gave NaN has no targets; if only a signal that was added later gave NaN, the
         # row keeps its targets.
         without = skipped and not logits.positions
-        if not without and not np.array_equal(logits.scored, row.loss_mask):
+        # In an aligned part some positions have a label alone.
+        expected = row.loss_mask if self.part.aligned is None else logits.scored & row.loss_mask
+        if not without and not np.array_equal(logits.scored, expected):
             expected = f"targets at {int(row.loss_mask.sum())} positions"
             yield LOGITS, expected, f"{logits.positions}, or others"
         for name in COMPANIONS:

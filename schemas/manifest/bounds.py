@@ -124,7 +124,9 @@ def require_signal(name: str, signal: Signal, *, vocabulary: int) -> None:
 
 def _require_logits(signal: LogitsSignal, *, vocabulary: int) -> None:
     require_one_of("profile of logits", signal.profile, PROFILES)
-    require_number("k of logits", signal.k, 0, vocabulary)
+    require_number("k of logits", signal.k, 0, vocabulary + signal.unmatched)
+    require_number("unmatched ids of logits", signal.unmatched, 0, POSITIONS)
+    require_one_of("tail_at_1 of logits", signal.tail_at_1, (False, True))
     require_number("draws of logits", signal.draws, 0, DRAWS)
     require_one_of("betas of logits", signal.betas, (BETAS, EIGHTHS))
     for beta in signal.draw_betas:

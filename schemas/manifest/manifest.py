@@ -22,7 +22,7 @@ from decant.schemas.disk.names import require_names, require_unit_numbers
 from decant.schemas.disk.stand_in import Bucket, bucket_of, exists
 from decant.schemas.disk.steps import Step
 from decant.schemas.manifest import bounds
-from decant.schemas.signals import LogitsSignal, Signal, signal_from_json
+from decant.schemas.signals import UNSET_IN_CAPTURES, LogitsSignal, Signal, signal_from_json
 
 Result = TypeVar("Result")
 FORMAT = "decant-cache"
@@ -84,6 +84,26 @@ class Forgotten:
 
 
 @dataclass(frozen=True)
+class Aligned:
+    """What a part was made from by `decant align`: another cache, of which no teacher ran again."""
+
+    rows_id: str
+    cache_id: str
+    """Of the other cache, as it was then; not part of any identity."""
+    tokenizer: str
+    """Digest of the other cache's tokenizer, which is the teacher's."""
+    signals: Mapping[str, str]
+    """signal_id of each signal that the targets were made from, by name."""
+    targets: Literal["projected", "matched"]
+    """`projected`: onto the ids of this cache. `matched`: see `LogitsSignal.unmatched`."""
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    """Special tokens of the teacher, and those of the student that take their places."""
+    left_out: tuple[int, ...] = ()
+    """Numbers of the other cache's units, over all its parts, that gave no row. All others gave one
+    unit each, in order."""
+
+
+@dataclass(frozen=True)
 class Part:
     """An immutable set of rows with its signals and statistics."""
 
@@ -116,6 +136,9 @@ class Part:
     the part was made."""
     plan_sha256: str = ""
     """For a part in another cache: sha256 of its `plan.json`, which identifies it. Else empty."""
+    aligned: Aligned | None = None
+    """What the part was made from; None if a teacher read its rows. Positions of an aligned part
+    may be scored and have no target: they are learned from their label alone."""
 
     @property
     def unit_numbers(self) -> Sequence[int]:
@@ -427,6 +450,12 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
     if not value["tokenizer_files"]:
         del value["tokenizer_files"]
     for part in value["parts"]:
+        if part["aligned"] is None:
+            del part["aligned"]
+        for signal in part["signals"].values():
+            for name in UNSET_IN_CAPTURES:
+                if not signal.get(name, True):
+                    del signal[name]
         for name in _SINCE_2:
             if not part[name]:
                 del part[name]
@@ -457,8 +486,25 @@ def _part_from_json(value: dict[str, Any]) -> Part:
             "numbers": tuple(value.get("numbers", ())),
             "forgotten": tuple(Forgotten(**place) for place in value.get("forgotten", ())),
             "forgotten_rows": tuple((n, at) for n, at in value.get("forgotten_rows", ())),
+            "aligned": aligned_from_json(value.get("aligned")),
         }
     )
+
+
+def aligned_from_json(value: dict[str, Any] | None) -> Aligned | None:
+    """The facts from the JSON form of their `as_json`. ValueError if they cannot be right."""
+    if value is None:
+        return None
+    aligned = Aligned(**{**value, "left_out": tuple(value["left_out"])})
+    for name in ("rows_id", "cache_id", "tokenizer"):
+        bounds.require_sha256(f"{name} of the other cache", getattr(aligned, name))
+    bounds.require_one_of("targets", aligned.targets, ("projected", "matched"))
+    bounds.require_hashes("signals of the other cache", aligned.signals)
+    bounds.require_offsets("left_out", aligned.left_out, bounds.UNITS)
+    for pair in aligned.special_tokens.items():
+        for text in pair:
+            bounds.require_text("a special token", text)
+    return aligned
 
 
 def manifest_from_json(value: dict[str, Any]) -> Manifest:

@@ -16,10 +16,12 @@ from decant.schemas.disk.names import require_names
 from decant.schemas.disk.stand_in import names_in
 from decant.schemas.manifest import bounds
 from decant.schemas.manifest.manifest import (
+    Aligned,
     Part,
     Skipped,
     Source,
     Unit,
+    aligned_from_json,
     require_sources,
     require_unit,
     unit_from_json,
@@ -103,6 +105,10 @@ class Plan:
     coded_with: LogitsSignal | None = None
     """The sealed logits whose records the plan's counts are coded with; None if the plan captures
     the logits too, or no counts."""
+    aligned: Aligned | None = None
+    """What the part is made from; None if a teacher reads its rows."""
+    aligned_with: str = ""
+    """Where that cache was; not part of any identity."""
 
     @property
     def arrays(self) -> dict[str, ArraySignal]:
@@ -175,6 +181,7 @@ def _plan_from_json(value: dict[str, Any]) -> Plan:
             "teacher": _planned_teacher(value["teacher"]),
             "signals": signals,
             "canary": _pairs(value["canary"]),
+            "aligned": aligned_from_json(value.get("aligned")),
             "version": VERSION,
         }
     )
@@ -207,6 +214,7 @@ def _require_plan(plan: Plan) -> None:
         bounds.require_weight(f"weight of {name!r}", weight)
     for unit in rows.units:
         require_unit(unit, signals=(), most=rows.unit_rows, length=length)
+    bounds.require_text("aligned_with", plan.aligned_with)
     for number, offset in (*rows.sample, *plan.canary):
         bounds.require_number("unit of a sampled row", number, 0, len(rows.units) - 1)
         bounds.require_number("offset of a sampled row", offset, 0, rows.units[number].rows - 1)

@@ -19,6 +19,9 @@ from decant.store.mirror import Mirror
 _TABLE = {LOGITS: "logits-", COUNTS: "counts-table-", SKETCH: "sketch-table-"}
 """What the names of the codec tables of each signal begin with."""
 
+MATCHED = "matched-ids.npy"
+"""Statistic of a part with matched targets: which ids of its vocabulary the teacher has too."""
+
 
 def statistics_of(name: str, signal: Signal, files: Iterable[str]) -> set[str]:
     """Those of a part's statistics `files` that only the signal called `name` needs.

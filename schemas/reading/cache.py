@@ -1,5 +1,6 @@
 """Open a sealed cache and read rows with their signals as padded numpy arrays."""
 
+import itertools
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
@@ -11,8 +12,8 @@ import numpy as np
 
 from decant.schemas.disk.array_record import FileEntry, RecordReaders
 from decant.schemas.disk.layout import LOGITS, RECORDS, ROWS, SKETCH, TOKENIZER, PartLayout
-from decant.schemas.manifest.manifest import Manifest, Part, read_manifest
-from decant.schemas.manifest.statistics import load_statistic
+from decant.schemas.manifest.manifest import Manifest, Part, Source, Unit, read_manifest
+from decant.schemas.manifest.statistics import MATCHED, load_statistic
 from decant.schemas.manifest.tokenizer_files import tokenizer_files
 from decant.schemas.reading.forgetting import ForgottenDocuments, erase
 from decant.schemas.reading.merged_parts import refresh_parts
@@ -307,6 +308,10 @@ class Cache:
 
         `document` and `start` are as in `records.rows.Segment`.
         """
+        return [(source.name, document, start) for source, document, start in self.places(row)]
+
+    def places(self, row: int) -> list[tuple[Source, int, int]]:
+        """As `origins`, with the whole source."""
         numbers = np.array([row])
         self._require_rows(numbers)
         at = np.searchsorted(self._first_row, numbers, side="right") - 1
@@ -319,8 +324,19 @@ class Cache:
         if part.path in self._forgotten:
             origins = origins[~self._forgotten[part.path].segments(origins)]
         return [
-            (part.sources[source].name, document, start)
-            for source, document, start in origins.tolist()
+            (part.sources[source], document, start) for source, document, start in origins.tolist()
+        ]
+
+    def units(self) -> list[tuple[Part, Unit, np.ndarray]]:
+        """Every unit in order, with its part and the numbers of its rows, int64.
+
+        Rows that hold only forgotten documents are left out.
+        """
+        gone = self._empty_rows()
+        ranges = [np.arange(a, b) for a, b in itertools.pairwise(self._first_row.tolist())]
+        return [
+            (part, unit, rows[~np.isin(rows, gone)])
+            for (part, _, unit), rows in zip(self._units, ranges, strict=True)
         ]
 
     def directions(self, name: str) -> np.ndarray | None:
@@ -463,6 +479,25 @@ class Cache:
         except ValueError as error:
             raise ValueError(f"{PartLayout(root).statistics / SUMS}: {error}") from None
         return prior
+
+    def matched_ids(self) -> np.ndarray:
+        """Which ids of this cache's vocabulary are also single tokens of the teacher's: bool [V].
+
+        ValueError unless the cache has matched targets (`LogitsSignal.unmatched`).
+        """
+        masks = []
+        for part in self._directories():
+            if MATCHED not in part.statistics:
+                raise ValueError(
+                    f"{self.path / part.path}: has no matched targets; make them with `decant "
+                    "align --targets matched`"
+                )
+            root, sha256 = self.path / part.path, part.statistics[MATCHED]
+            masks.append(load_statistic(root, MATCHED, sha256=sha256, mirror=self.mirror))
+        shape = (self.manifest.vocabulary_size,)
+        if any(m.shape != shape or not np.array_equal(m, masks[0]) for m in masks):
+            raise ValueError(f"{self.path}: its parts do not have one {MATCHED} of {shape[0]} ids")
+        return masks[0].astype(bool)
 
     def _allocate(self, n: int) -> dict[str, np.ndarray]:
         length = self.manifest.sequence_length

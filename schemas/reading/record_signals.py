@@ -79,7 +79,8 @@ class RecordSignals:
     ) -> None:
         """Fill the arrays of the signals `names` in `out`, and clear unscored positions' loss mask.
 
-        Row i belongs to `parts[i]` and has key `keys[i]`.
+        Row i belongs to `parts[i]` and has key `keys[i]`. In aligned parts, positions without a
+        target stay scored: their label counts.
         """
         length = self._manifest.sequence_length
         logits = [
@@ -90,7 +91,8 @@ class RecordSignals:
         for slot, (record, key) in enumerate(zip(logits, keys, strict=True)):
             require_same_key(key, record.row_key, where=record.where)
             scored[slot] = record.scored
-        out["loss_mask"] &= scored
+        with_label = np.array([part.aligned is not None for part in parts], bool)
+        out["loss_mask"] &= scored | with_label[:, None]
         clear_targets(out, np.flatnonzero(~scored))
         companions = {
             name: self._open(COMPANIONS[name], records(name), logits, keys)
@@ -137,7 +139,7 @@ class RecordSignals:
             targets = decode_logits(
                 [logits[slot] for slot in slots],
                 tables=self.tables(part, LOGITS),
-                vocabulary=self._manifest.vocabulary_size,
+                vocabulary=self._manifest.vocabulary_size + part.logits.unmatched,
             )
         if LOGITS in names:
             assert targets is not None
@@ -222,7 +224,7 @@ class RecordSignals:
             self._tables_of[part.path, name] = load_tables(
                 self._cache / part.path,
                 part.statistics,
-                vocabulary=self._manifest.vocabulary_size,
+                vocabulary=self._manifest.vocabulary_size + part.logits.unmatched,
                 signal=name,
                 mirror=self._mirror,
             )

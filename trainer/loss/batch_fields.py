@@ -26,6 +26,9 @@ TARGETS = (*ROWS, *TOPK, *DRAWS, *COUNTS, *SKETCH)
 """Arrays that some loss or measure reads."""
 _OF_TAIL = {"sampled": DRAWS, "counts": COUNTS, "sketch": SKETCH}
 
+COMPARES_MATCHED: tuple[str, ...] = ()
+"""Divergences that take the teacher's own tokens, `LogitsSignal.unmatched`."""
+
 Batch = dict[str, Array]
 """Arrays by their name in `Cache.read`, each with a row a sequence."""
 
@@ -80,6 +83,7 @@ def check_targets(cache: Cache, *, loss: Loss, mixed: bool = False) -> None:
             "Use it as one of [[data.caches]], mixed with a main cache that has targets"
         )
     logits = cache.manifest.logits
+    _check_aligned(cache, loss)
     if loss.divergence == "on_policy":
         _check_written(cache, mixed=mixed)
     for name, remedy in {COUNTED: ADD_COUNTS, SKETCHED: ADD_SKETCH}.items():
@@ -124,6 +128,26 @@ def _check_written(cache: Cache, *, mixed: bool) -> None:
             "them, which divergence = on_policy learns from. Write rollouts with `decant generate "
             "RUN --prompts FILE --jsonl --logprobs --output rollouts.jsonl` and capture them "
             "(docs/on-policy.md), or use --loss.divergence forward_kl"
+        )
+
+
+def _check_aligned(cache: Cache, loss: Loss) -> None:
+    """ValueError if targets that `decant align` made do not serve the loss."""
+    logits = cache.manifest.logits
+    if logits.unmatched and loss.divergence not in COMPARES_MATCHED:
+        raise ValueError(
+            f"{cache.path}: its targets are of `decant align --targets matched`, whose ids are "
+            f"not all tokens of the student; loss.divergence = {loss.divergence} needs "
+            "`--targets projected`: align again into another output"
+        )
+    highest = max(loss.schedules["temperature"].ends)
+    lowest = min(loss.schedules["temperature"].ends)
+    if logits.tail_at_1 and not lowest == highest == 1:
+        raise ValueError(
+            f"{cache.path}: was aligned from a cache without a sketch, so its tails are known at "
+            f"T = 1 only, but loss.temperature goes up to {highest:.4g}. Use --loss.temperature 1, "
+            "or add a sketch to the first cache and align again: the same precompute config with "
+            "--signals.logits.sketch.rank 64"
         )
 
 
