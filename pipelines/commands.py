@@ -21,7 +21,7 @@ from decant.command_line.local_paths import (
 from decant.command_line.result import LongCommand, Result, show
 from decant.command_line.settings import SWITCHES, parse
 from decant.foreign import tell
-from decant.pipelines.config import Precompute, Teacher, Tokenise
+from decant.pipelines.config import Align, Precompute, Teacher, Tokenise
 from decant.progress import notices
 from decant.schemas.disk.sizes import size_text
 from decant.store.urls import url_of
@@ -301,6 +301,29 @@ def _tokenise(arguments: list[str]) -> int:
     return show(Result(line, document, next=following), config)
 
 
+def _align(arguments: list[str]) -> int:
+    config = parse(Align, arguments, program="decant align", about=("cache",))
+    from decant.pipelines.alignment.job import align
+    from decant.pipelines.alignment.share import taught_share
+    from decant.schemas import open_cache
+
+    align(config)
+    output = url_of(config.output) or config.output
+    cache = open_cache(output)
+    share = taught_share(cache)
+    document = _contents(cache) | {"taught_share": share}
+    line = (
+        f"sealed {output}: {document['rows']:,} rows, {document['heldout_rows']:,} of them held "
+        f"out, {document['scored']:,} scored positions, about {share:.0%} of them with a "
+        f"teacher's target, {size_text(document['bytes'])}, cache_id {cache.manifest.cache_id}"
+    )
+    following = [
+        ["decant", "inspect", output],
+        ["decant", "train", "--cache", output, "--student.init", "scratch"],
+    ]
+    return show(Result(line, document, next=following), config)
+
+
 def _verify(arguments: list[str]) -> int:
     try:
         config = parse(
@@ -528,6 +551,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "plan": _plan,
     "precompute": _precompute,
     "tokenise": _tokenise,
+    "align": _align,
     "verify": _verify,
     "inspect": inspect,
     "merge": _merge,

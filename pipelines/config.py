@@ -351,3 +351,45 @@ class Tokenise(LongCommand):
     """As for `precompute`."""
     tokenise_workers: Annotated[int | None, Bounds(1, 1024)] = None
     """As for `precompute`."""
+
+
+@dataclass(frozen=True)
+class Align(LongCommand):
+    """Make of a sealed cache one for students with another tokenizer. No teacher runs again.
+
+    Every text of the cache is tokenised by the other tokenizer. Where both tokenizers begin a token
+    at the same byte, the teacher's stored distribution becomes the target of the student's token.
+    The new cache is like any other.
+    """
+
+    tokenizer: str = field(metadata=IS_MODEL)
+    """The students' tokenizer: a directory with its tokenizer.json, a `.gguf` file or a hub id."""
+    cache: Path = field(default=Path("runs/cache"), metadata=IS_CACHE | IN_BUCKETS)
+    """The sealed cache: a directory, or an address such as `s3://bucket/cache`."""
+    output: Path = field(default=Path("runs/aligned"), metadata=IS_OUTPUT | IS_CACHE | IN_BUCKETS)
+    """Directory or address of the new cache. The same command run again continues where it
+    stopped."""
+    targets: Literal["projected", "matched"] = "projected"
+    """`projected`: each of the teacher's tokens gives its probability to the student's token that
+    is the same, or that begins it; any loss learns from that. `matched`: the teacher's own
+    likeliest tokens, for loss.divergence = "uld" or "gold"."""
+    k: Annotated[int | None, Bounds(1, 1 << 20)] = None
+    """Tokens stored per position. Unset: as many as the cache has. Another number needs a
+    sketch."""
+    counts: Annotated[int | None, Bounds(0, MOST_DRAWS)] = None
+    """As `signals.logits.counts` of `precompute`. Unset: as the cache has. Another number needs a
+    sketch."""
+    draws: Annotated[int, Bounds(0, 4096)] = 0
+    """As `signals.logits.draws` of `precompute`; needs a sketch."""
+    draw_temperatures: Annotated[tuple[float, ...], Bounds(0.5, 10)] = (1.0,)
+    """As `signals.logits.draw_temperatures` of `precompute`."""
+    sequence_length: Annotated[int | None, Bounds(2, 1 << 24)] = None
+    """Tokens per row. Unset: as the cache has."""
+    special_tokens: tuple[str, ...] = field(default=(), metadata=TABLE)
+    """Special tokens of the teacher and the student's in their places, beyond those of the same
+    text or role: a table such as `"<|im_start|>" = "<start_of_turn>"`, on the command line
+    `'<|im_start|>=<start_of_turn>'`."""
+    runner: str = "FnApiRunner"
+    """As for `precompute`."""
+    runner_options: tuple[str, ...] = ()
+    """As for `precompute`."""

@@ -66,6 +66,7 @@ LEVELS = {
         ["teacher"],
         ["calibration", "init"],
         ["capture"],
+        ["alignment"],
         ["verification"],
         ["commands"],
         ["__main__"],

@@ -76,6 +76,23 @@ GUIDE = {
         ),
         ("corpus.files", "like", "output"),
     ),
+    "align": Guide(
+        (
+            (
+                "decant align runs/cache --tokenizer models/student",
+                "A cache of the student's tokens, into runs/aligned.",
+            ),
+            (
+                "decant align runs/cache --tokenizer models/student --targets matched",
+                'For loss.divergence = "uld" or "gold".',
+            ),
+            (
+                "decant train --cache runs/aligned --student.init scratch",
+                "A student with that tokenizer, with random weights.",
+            ),
+        ),
+        ("tokenizer", "output", "targets", "special-tokens"),
+    ),
     "verify": Guide(
         (
             ("decant verify runs/cache", "Every file, then 16 rows by the teacher."),

@@ -8,6 +8,7 @@ CACHES = {
     "plan": "estimate a capture's bytes, hours and files before anything runs",
     "precompute": "run the teacher over a corpus once and seal a cache",
     "tokenise": "seal the rows of a corpus without running a teacher",
+    "align": "make a cache for students with another tokenizer",
     "verify": "check every file of a cache, and its targets against the teacher",
     "inspect": "show what a cache holds, or one row token by token",
     "merge": "make one cache of the parts of several",

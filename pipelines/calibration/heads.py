@@ -46,7 +46,7 @@ def records_of(plan: Plan, part: Path) -> LogitsRecords | None:
     if signal is None:
         return None
     assert isinstance(signal, LogitsSignal)
-    vocabulary = plan.teacher.vocabulary_size
+    vocabulary = plan.teacher.vocabulary_size + signal.unmatched
     tables = load_tables(part, plan.statistics, vocabulary=vocabulary)
     return LogitsRecords(signal, tables, vocabulary)
 

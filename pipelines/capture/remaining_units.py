@@ -39,11 +39,19 @@ class CaptureUnits(Travels, beam.DoFn):
 
 
 def capture_remaining(
-    plan: Plan, path: Path, *, part: Path, run: Callable[[Build], None], console: Console
+    plan: Plan,
+    path: Path,
+    *,
+    part: Path,
+    run: Callable[[Build], None],
+    console: Console,
+    what: str = "capture",
+    worker: beam.DoFn | None = None,
 ) -> None:
     """Capture every unit of `part` that lacks a commit of one of the plan's signals.
 
     `plan` is the content of the file at `path`, which workers read. `run` runs a Beam pipeline.
+    `worker` does a unit by its number (None: a teacher captures it), and `what` names that.
     """
     # Absolute, because workers may have another working directory.
     part, path, units = part.resolve(), path.resolve(), plan.rows.units
@@ -53,9 +61,7 @@ def capture_remaining(
     todo = [n for n in range(len(units)) if n not in done]
     before = sum(units[n].rows for n in done)
     if done:
-        console.print(
-            f"capture: {len(done)} of {len(units)} units ({before} rows) are done already"
-        )
+        console.print(f"{what}: {len(done)} of {len(units)} units ({before} rows) are done already")
     if not todo:
         return
     _create_arrays(plan, part)
@@ -74,7 +80,7 @@ def capture_remaining(
 
     try:
         with row_progress(
-            "capture",
+            what,
             rows=rows,
             tokens=tokens,
             console=console,
@@ -87,7 +93,7 @@ def capture_remaining(
                     pipeline
                     | beam.Create(todo)
                     | beam.Reshuffle()
-                    | "Capture" >> beam.ParDo(CaptureUnits(part, path))
+                    | what.capitalize() >> beam.ParDo(worker or CaptureUnits(part, path))
                 )
             )
     except KeyboardInterrupt as stop:

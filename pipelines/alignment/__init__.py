@@ -1,0 +1,1 @@
+"""`align`: a cache for students with another tokenizer, made of a sealed cache."""
