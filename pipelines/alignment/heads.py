@@ -75,10 +75,9 @@ def _largest(row, met, mass, *, n, k, size, betas, labels) -> Targets:
     logprobs[row[kept], rank[kept]] = np.log(mass[kept])
     tail = np.maximum(1 - np.bincount(row[kept], mass[kept], n), _LEAST)
     flat = np.array([tail_size_logmass(vocabulary=size, k=int(own)) for own in sizes])
-    beta = np.array(betas)
-    nodes = (1 - beta) * flat[:, None] + beta * np.log(tail)[:, None]
-    empty = ~np.isfinite(flat)
-    nodes[empty] = -np.inf
+    beta, some = np.array(betas), np.isfinite(flat)
+    nodes = np.full((n, len(betas)), -np.inf)  # an empty tail
+    nodes[some] = (1 - beta) * flat[some, None] + beta * np.log(tail[some])[:, None]
     with np.errstate(divide="ignore"):
         own = np.log(np.minimum(labels, 1.0))
     return Targets(

@@ -270,8 +270,8 @@ def _notes(aligner: Aligner) -> list[str]:
     lines, projection = [], aligner.projection
     if projection.overlap < _LITTLE_OVERLAP:
         lines.append(
-            f"warning: only {projection.overlap:.0%} of the student's tokens are also tokens of the "
-            "teacher's tokenizer; the more they share, the more of what the teacher says survives"
+            f"warning: only {projection.overlap:.0%} of the student's tokens are also tokens of "
+            "the teacher's; the more they share, the more of what the teacher says survives"
         )
     if not aligner.cache.manifest.logits.labels:
         lines.append(

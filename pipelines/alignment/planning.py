@@ -1,4 +1,4 @@
-"""The plan of an aligned part: codec tables of a sample of its targets, and what it is made from."""
+"""The plan of an aligned part: codec tables of a sample of its targets, and its origin."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """The Beam step that writes the rows: a unit of the other cache gives one unit of the same split.
 
-Only unit numbers pass through Beam. A unit that gives no row is left out, so units are numbered when
-all are there.
+Only unit numbers pass through Beam. A unit that gives no row is left out, so units are numbered
+when all are there.
 """
 
 import contextlib

@@ -58,7 +58,7 @@ def _signal(own: LogitsSignal, spec: TargetSpec, **more: int) -> LogitsSignal:
 
 
 def _require_sketch(cache: Cache, config: Align, *, sketched: bool, k: int, drawn: int) -> None:
-    """ValueError for a setting that needs the whole distribution, where there is no sketch of it."""
+    """ValueError for a setting that needs the whole distribution, if there is no sketch."""
     needs = {
         "k": config.k not in (None, k),
         "draws": config.draws > 0,

@@ -11,7 +11,7 @@ from decant.command_line.fields import field_of, options_of
 from decant.command_line.guide import GUIDE
 from decant.command_line.menu import CACHES, STUDENTS
 from decant.pipelines import commands as caches
-from decant.pipelines.config import Precompute, Tokenise
+from decant.pipelines.config import Align, Precompute, Tokenise
 from decant.trainer import __main__ as students
 from decant.trainer.config import Evaluate, Export, Generate, Report
 
@@ -20,6 +20,7 @@ KINDS = {
     "plan": caches.Plan,
     "precompute": Precompute,
     "tokenise": Tokenise,
+    "align": Align,
     "verify": caches.Verify,
     "inspect": caches.Inspect,
     "merge": caches.Merge,
@@ -40,9 +41,12 @@ ABOUT = {
     "remove": ("cache", "signals"),
     "export": ("run", "output"),
     "report": ("runs",),
-    **dict.fromkeys(("verify", "inspect", "forget", "gc"), ("cache",)),
+    **dict.fromkeys(("align", "verify", "inspect", "forget", "gc"), ("cache",)),
     **dict.fromkeys(("evaluate", "generate"), ("run",)),
 }
+
+
+WITH_FILE = ("plan", "precompute", "tokenise", "align")
 
 
 def help_of(name, capsys, monkeypatch, columns="80"):
@@ -112,7 +116,7 @@ def test_an_example_is_understood(name, line):
         arguments,
         program=command,
         about=ABOUT.get(command, ()),
-        with_file=command not in ("init", *CACHES) or command in ("plan", "precompute", "tokenise"),
+        with_file=command not in ("init", *CACHES) or command in WITH_FILE,
     )
 
 
