@@ -67,7 +67,7 @@ def align_segment(
             "the cache's tokenizer drops the spaces between words, so the text cannot be made from "
             "its tokens"
         )
-    layout = lay_out(np.asarray(ids), spelling=teacher, mapping=mapping, begins=begins)
+    layout = lay_out(np.asarray(ids, np.int64), spelling=teacher, mapping=mapping, begins=begins)
     made = placed_tokens(
         layout.stretches, student=student, spelling=student_spelling, mapping=mapping
     )

@@ -109,7 +109,7 @@ class Backend:
         return {name: filled[name] for name in ("normalizer", "pre_tokenizer")}
 
     def model(self) -> dict[str, Any]:
-        """The settings of the model, with all defaults filled in, without vocabulary and merges."""
+        """The model's settings as the file has them, without vocabulary and merges."""
         written = self._definition["model"]
         return {k: v for k, v in written.items() if k not in ("vocab", "merges")} | {
             "type": self.model_name()

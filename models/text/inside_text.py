@@ -24,22 +24,24 @@ def encode_inside(
 
     A text that joins every character in front of it is tokenised as a text of its own.
     """
-    made = tokenizer.encode_batch(texts)
     if spelling.prefix == "never" or spelling.drops_spaces:
-        return made
+        return tokenizer.encode_batch(texts)
+    made: list[np.ndarray] = [np.empty(0, np.int32)] * len(texts)
     left = [n for n, text in enumerate(texts) if text]
     for anchor in _ANCHORS:
-        if not left:
-            break
+        joined = []
         (alone,) = tokenizer.encode_batch([anchor])
         anchored = tokenizer.encode_batch([anchor + texts[n] for n in left])
-        joined = []
         for n, ids in zip(left, anchored, strict=True):
             rest = ids[len(alone) :]
-            apart = np.array_equal(ids[: len(alone)], alone)
-            if apart and spelling.join(rest.tolist()) == texts[n].encode():
+            if spelling.join(rest.tolist()) == texts[n].encode() and ids.tobytes().startswith(
+                alone.tobytes()
+            ):
                 made[n] = rest
             else:
                 joined.append(n)
-        left = joined
+        if not (left := joined):
+            break
+    for n, ids in zip(left, tokenizer.encode_batch([texts[n] for n in left]), strict=True):
+        made[n] = ids
     return made

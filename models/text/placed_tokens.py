@@ -134,7 +134,10 @@ def _refuse_unknown(
     np.add.at(covered, spans[:, 1], -1)
     lost = np.flatnonzero(np.cumsum(covered)[:-1] == 0).tolist()
     places = [(i, i + 1) for i in lost if run.text[i].isprintable() and run.text[i] != " "]
-    places += spans[ids == (-1 if spelling.unknown is None else spelling.unknown)].tolist()
+    if spelling.unknown is not None:
+        literal = spelling.special.get(spelling.unknown)
+        found = spans[ids == spelling.unknown].tolist()
+        places += [(start, end) for start, end in found if run.text[start:end] != literal]
     for start, end in sorted(places)[:1]:
         around = run.text[max(start - _AROUND, 0) : end + _AROUND]
         raise ValueError(

@@ -25,9 +25,9 @@ class Projection:
     special: Mapping[int, int]
     """Teacher's special id → the student's, or `DROPPED`, as `special_partners` gives it."""
     overlap: float
-    """Share of the student's vocabulary that is the exact partner of a teacher token."""
+    """Share of the student's tokens that are the exact partner of a teacher's token."""
     teacher_overlap: float
-    """Share of the teacher's vocabulary that has an exact partner."""
+    """Share of the teacher's tokens that have an exact partner."""
 
 
 def project_vocabulary(
@@ -55,83 +55,92 @@ def project_vocabulary(
     ours = teacher_spelling or token_spelling(teacher)
     theirs = student_spelling or token_spelling(student)
     special = special_partners(teacher, student, mapping=mapping)
-    first, exact = np.full(teacher.size, DROPPED, np.int32), np.zeros(teacher.size, bool)
-    same = _same_bytes(teacher, student, ours, theirs)
-    first[list(same)] = list(same.values())
-    exact[list(same)] = True
-    wanted = {
-        i: spelt for i, spelt in enumerate(ours.bytes) if spelt is not None and i not in same
-    } | {i: text.encode() for i, text in ours.special.items() if i not in special}
-    for i, token in _beginnings(wanted, student, theirs).items():
+    wanted = {i: spelt for i, spelt in enumerate(ours.bytes) if spelt is not None}
+    wanted |= {i: text.encode() for i, text in ours.special.items() if i not in special}
+    tokens = _Tokens(student, theirs)
+    same = tokens.same(wanted, names={i: token for token, i in teacher.backend.ids.items()})
+    begun = tokens.beginning({i: spelt for i, spelt in wanted.items() if i not in same})
+    first, exact = np.full(teacher.size, -1, np.int32), np.zeros(teacher.size, bool)
+    for i, token in (begun | same | special).items():
         first[i] = token
-    for i, partner in special.items():
-        first[i], exact[i] = partner, partner != DROPPED
-    partners = len(np.unique(first[exact]))
-    tokens = sum(spelt is not None for spelt in theirs.bytes) + len(theirs.special)
-    all_ours = sum(spelt is not None for spelt in ours.bytes) + len(ours.special)
+    exact[[*same, *(i for i, partner in special.items() if partner != DROPPED)]] = True
     return Projection(
-        first, exact, special, partners / max(tokens, 1), int(exact.sum()) / max(all_ours, 1)
+        first,
+        exact,
+        special,
+        overlap=len(np.unique(first[exact])) / max(theirs.count, 1),
+        teacher_overlap=int(exact.sum()) / max(ours.count, 1),
     )
 
 
-def _same_bytes(
-    teacher: Tokenizer, student: Tokenizer, ours: Spelling, theirs: Spelling
-) -> dict[int, int]:
-    """Teacher's id → the student's id with the same bytes."""
-    by_bytes: dict[bytes, list[int]] = defaultdict(list)
-    for i, spelt in enumerate(theirs.bytes):
-        if spelt is not None:
-            by_bytes[spelt].append(i)
-    names = {i: token for token, i in teacher.backend.ids.items()}
-    same: dict[int, int] = {}
-    doubtful: dict[int, list[int]] = {}
-    for i, spelt in enumerate(ours.bytes):
-        found = by_bytes.get(spelt) if spelt is not None else None
-        if found and len(found) == 1:
-            same[i] = found[0]
-        elif found:
-            named = student.backend.ids.get(names[i])
-            if named in found:
-                same[i] = named
-            else:
-                doubtful[i] = found
-    written = _encoded({i: by for i in doubtful if (by := ours.bytes[i])}, student, theirs)
-    for i, found in doubtful.items():
-        ids = written.get(i)
-        same[i] = int(ids[0]) if ids is not None and ids[0] in found else found[0]
-    return same
+class _Tokens:
+    """The student's tokens, found by their bytes.
 
+    If its tokenizer drops spaces, a token that begins a word has one in front here.
+    """
 
-def _encoded(
-    wanted: Mapping[int, bytes], student: Tokenizer, theirs: Spelling
-) -> dict[int, np.ndarray]:
-    """The student's ids of the bytes that are text."""
-    texts: dict[int, str] = {}
-    for i, spelt in wanted.items():
-        try:
-            texts[i] = spelt.decode()
-        except UnicodeDecodeError:
-            continue
-    ids = encode_inside(student, list(texts.values()), spelling=theirs)
-    return {i: made for i, made in zip(texts, ids, strict=True) if len(made)}
+    def __init__(self, student: Tokenizer, spelling: Spelling):
+        self._student, self._spelling = student, spelling
+        self._ids: dict[bytes, list[int]] = defaultdict(list)
+        for i, spelt in enumerate(spelling.bytes):
+            if spelt is not None:
+                begins_word = spelling.drops_spaces and i not in spelling.continuing
+                self._ids[b" " + spelt if begins_word else spelt].append(i)
+        self._longest = max(map(len, self._ids), default=0)
 
+    def same(self, wanted: Mapping[int, bytes], *, names: Mapping[int, str]) -> dict[int, int]:
+        """Teacher's id → the student's id with the same bytes.
 
-def _beginnings(
-    wanted: Mapping[int, bytes], student: Tokenizer, theirs: Spelling
-) -> dict[int, int]:
-    """For each of the byte strings, the student's token that begins it."""
-    begun: dict[int, int] = {}
-    for i, ids in _encoded(wanted, student, theirs).items():
-        spelt = theirs.bytes[ids[0]]
-        if spelt is not None and wanted[i].startswith(spelt):
-            begun[i] = int(ids[0])
-    by_bytes = {spelt: i for i, spelt in enumerate(theirs.bytes) if spelt is not None}
-    longest = max(map(len, by_bytes), default=0)
-    for i, spelt in wanted.items():
-        if i in begun:
-            continue
-        for length in range(min(len(spelt), longest), 0, -1):
-            if (token := by_bytes.get(spelt[:length])) is not None:
+        Of several, it is the one of the same name, or else the one that the tokenizer gives.
+        """
+        same: dict[int, int] = {}
+        several: dict[int, list[int]] = {}
+        for i, spelt in wanted.items():
+            if not (found := self._find(spelt)):
+                continue
+            named = self._student.backend.ids.get(names[i])
+            same[i] = named if named in found else found[0]
+            if len(found) > 1 and named not in found:
+                several[i] = found
+        for i, token in self._written({i: wanted[i] for i in several}).items():
+            if token in several[i]:
+                same[i] = token
+        return same
+
+    def beginning(self, wanted: Mapping[int, bytes]) -> dict[int, int]:
+        """For each of the byte strings, the student's token that begins it."""
+        begun = {}
+        if not self._spelling.drops_spaces:  # those take the longest token anyway
+            for i, token in self._written(wanted).items():
+                spelt = self._spelling.bytes[token]
+                if spelt is not None and wanted[i].startswith(spelt):
+                    begun[i] = token
+        for i, spelt in wanted.items():
+            if i not in begun and (token := self._longest_at(spelt)) is not None:
                 begun[i] = token
-                break
-    return begun
+        return begun
+
+    def _find(self, spelt: bytes) -> list[int]:
+        if not self._spelling.drops_spaces:
+            return self._ids.get(spelt, [])
+        word = spelt.lstrip()
+        if len(word) < len(spelt):
+            return self._ids.get(b" " + word, [])
+        return self._ids.get(word) or self._ids.get(b" " + word, [])
+
+    def _longest_at(self, spelt: bytes) -> int | None:
+        for length in range(min(len(spelt), self._longest), 0, -1):
+            if found := self._find(spelt[:length]):
+                return found[0]
+        return None
+
+    def _written(self, wanted: Mapping[int, bytes]) -> dict[int, int]:
+        """The first token that the student's tokenizer writes for each that is text."""
+        texts: dict[int, str] = {}
+        for i, spelt in wanted.items():
+            try:
+                texts[i] = spelt.decode()
+            except UnicodeDecodeError:
+                continue
+        ids = encode_inside(self._student, list(texts.values()), spelling=self._spelling)
+        return {i: int(made[0]) for i, made in zip(texts, ids, strict=True) if len(made)}

@@ -15,8 +15,9 @@ def special_partners(
 ) -> dict[int, int]:
     """Teacher's special id → the student's id, or `DROPPED`. Ids that are missing have no partner.
 
-    A partner is, in this order, the one that `mapping` names, the token of the same role (what is
-    put in front of documents, what ends them, what ends a turn), or the one with the same text.
+    A partner is the one that `mapping` names, or else the token with the same text, or else the one
+    of the same role: what ends a document, what ends a turn. Whatever the texts, BOS stands for
+    BOS, and what ends a document for a token that ends texts.
 
     Args:
         teacher: the tokenizer of a cache.
@@ -29,10 +30,11 @@ def special_partners(
     ids = student.backend.ids
     added = student.backend.added_tokens()
     partners = {i: ids[text] for i, text in special.items() if ids.get(text) in added}
-    ours, theirs = teacher.end_ids, student.end_ids
-    for n, end in enumerate(ours):
-        if n == 0 or end not in partners:
-            partners[end] = theirs[min(n, len(theirs) - 1)]
+    ends = student.end_ids
+    for n, end in enumerate(teacher.end_ids):
+        same = partners.get(end)
+        if same is None or (n == 0 and same not in ends):
+            partners[end] = ends[min(n, len(ends) - 1)]
     if teacher.bos_id is not None:
         partners[teacher.bos_id] = DROPPED if student.bos_id is None else student.bos_id
     return partners | _named(teacher, student, mapping or {})

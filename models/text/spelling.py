@@ -7,7 +7,7 @@ text (`Spelling.prefix`), and those that split by words drop spaces (`Spelling.d
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from decant.models.text.tokenizer import Tokenizer
 
 Bytes = bytes
 Prefix = Literal["never", "first", "always"]
-_PROBE = "A b\n\n  C\tdé ü 中文 🙂 0! ~x"
+_PROBE = "  A b\n\n  C\tdé ü 中文 🙂 0! ~x \n"
 """Plain text that a tokenizer must not change, but for the sign that it writes for a space."""
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -37,6 +37,8 @@ class Spelling:
     document only, or also after each special token."""
     drops_spaces: bool
     """Whether spaces and line breaks between words are in no token."""
+    continuing: frozenset[int]
+    """Ids that stand inside words only, such as "##ing"; of tokenizers that drop spaces."""
     unknown: int | None
     """Id of the token for what the tokenizer cannot spell; None if it has none."""
     bos: int | None
@@ -62,6 +64,11 @@ class Spelling:
         )
 
     @cached_property
+    def count(self) -> int:
+        """Number of tokens."""
+        return sum(spelt is not None or i in self.special for i, spelt in enumerate(self.bytes))
+
+    @cached_property
     def lengths(self) -> np.ndarray:
         """Bytes of each token as `written`, int64 [V]."""
         return np.fromiter(map(len, self.written), np.int64, len(self.written))
@@ -84,7 +91,8 @@ def token_spelling(tokenizer: Tokenizer) -> Spelling:
     byte by byte; it names the step that changes it.
     """
     backend = tokenizer.backend
-    _refuse_changing(backend, where=tokenizer.where)
+    drops_spaces = _drops_spaces(backend, where=tokenizer.where)
+    _refuse_changing(backend, but_spaces=drops_spaces, where=tokenizer.where)
     spell = _speller(backend)
     added = backend.added_tokens()
     special = {i: token.content for i, token in added.items() if token.special}
@@ -94,22 +102,29 @@ def token_spelling(tokenizer: Tokenizer) -> Spelling:
         if i not in special and i != unknown:
             # Added tokens are found in the text as they are written.
             spelt[i] = (added[i].content.encode() if i in added else spell(token)) or None
-    drops_spaces = _drops_spaces(backend, where=tokenizer.where)
-    made = Spelling(tuple(spelt), special, "never", drops_spaces, unknown, tokenizer.bos_id)
+    begin = _continuing_prefix(backend)
+    made = Spelling(
+        bytes=tuple(spelt),
+        special=special,
+        prefix="never",
+        drops_spaces=drops_spaces,
+        continuing=frozenset(
+            i for token, i in backend.ids.items() if begin and token.startswith(begin)
+        ),
+        unknown=unknown,
+        bos=tokenizer.bos_id,
+    )
     return replace(made, prefix=_prefix(tokenizer, made))
 
 
-def _speller(backend: Backend) -> Any:
+def _speller(backend: Backend) -> Callable[[str], bytes | None]:
     """The function from a token of the model to its bytes; None for one that no text gives."""
     steps = [*_flat(backend.steps()["normalizer"]), *_flat(backend.steps()["pre_tokenizer"])]
     model = backend.model()
     if any(step["type"] == "ByteLevel" for step in steps):
-        alphabet = _byte_alphabet()
-        return lambda token: _mapped(token, alphabet)
+        return _byte_level()
     spaces = [sign for step in steps if (sign := _space_sign(step))]
-    begin = model.get("continuing_subword_prefix")
-    if model["type"] == "WordPiece":
-        begin = begin or "##"
+    begin = _continuing_prefix(backend)
     end, fallback = model.get("end_of_word_suffix"), model.get("byte_fallback")
 
     def spell(token: str) -> bytes | None:
@@ -126,19 +141,21 @@ def _speller(backend: Backend) -> Any:
     return spell
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """Character → byte of byte-level tokenizers: printable Latin-1 stands for itself, and the other
-    bytes have the characters from U+0100 on, in order."""
-    itself = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+def _byte_level() -> Callable[[str], bytes | None]:
+    """Byte-level tokenizers write each byte as a character. Printable Latin-1 stands for itself,
+    and the other bytes have the characters from U+0100 on, in order."""
+    itself = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in itself]
-    return {chr(b): b for b in itself} | {chr(256 + n): b for n, b in enumerate(others)}
+    # Characters that stand for no byte become one that Latin-1 does not have.
+    table = dict.fromkeys(others, 0xFFFD) | {256 + n: byte for n, byte in enumerate(others)}
 
+    def spell(token: str) -> bytes | None:
+        try:
+            return token.translate(table).encode("latin-1")
+        except UnicodeEncodeError:
+            return None
 
-def _mapped(token: str, alphabet: Mapping[str, int]) -> bytes | None:
-    try:
-        return bytes([alphabet[c] for c in token])
-    except KeyError:
-        return None
+    return spell
 
 
 def _space_sign(step: Mapping[str, Any]) -> str | None:
@@ -148,6 +165,12 @@ def _space_sign(step: Mapping[str, Any]) -> str | None:
     if step["type"] == "Replace" and step["pattern"] == {"String": " "}:
         return step["content"]
     return None
+
+
+def _continuing_prefix(backend: Backend) -> str:
+    """The sign in front of tokens that continue a word."""
+    model = backend.model()
+    return model.get("continuing_subword_prefix") or ("##" if model["type"] == "WordPiece" else "")
 
 
 def _unknown(backend: Backend) -> int | None:
@@ -168,16 +191,18 @@ def _flat(step: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
         yield from _flat(each)
 
 
-def _refuse_changing(backend: Backend, *, where: str) -> None:
-    """ValueError if a step of the normalizer changes more than spaces."""
+def _refuse_changing(backend: Backend, *, but_spaces: bool, where: str) -> None:
+    """ValueError if a step of the normalizer changes text; with `but_spaces`, more than spaces."""
     for step in _flat(backend.steps()["normalizer"]):
         if step["type"] == "ByteLevel":
             continue
         made, plain = backend.normalised(step, _PROBE), _PROBE
         if sign := _space_sign(step):
-            made, plain = made.replace(sign, " "), _PROBE
+            made = made.replace(sign, " ")
         if step["type"] == "Prepend":
             plain = step["prepend"] + _PROBE
+        if but_spaces:
+            made, plain = ("".join(text.split()) for text in (made, plain))
         if made != plain:
             at = next((i for i, (a, b) in enumerate(zip(made, plain, strict=False)) if a != b), 0)
             raise ValueError(

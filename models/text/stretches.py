@@ -13,6 +13,7 @@ from enum import Enum, auto
 
 import numpy as np
 
+from decant.models.text.special_partners import DROPPED
 from decant.models.text.spelling import Spelling
 
 
@@ -40,7 +41,7 @@ class Stretch:
     opens: bool
     """Whether nothing but BOS is in front of it in its document."""
     after_special: bool
-    """Whether it follows a stretch of kind SPECIAL."""
+    """Whether it follows a special token that the student has."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def lay_out(
     bounds = [0, *cuts.tolist(), len(ids)] if len(ids) else []
     gaps = np.zeros(len(ids), np.int64)
     stretches: list[Stretch] = []
-    place, opens, before = 0, begins, Kind.TEXT
+    place, opens, before, after_partner = 0, begins, Kind.TEXT, False
     for first, last in itertools.pairwise(bounds):
         kind = Kind.SPELT if spelt[first] else Kind.SPECIAL if special[first] else Kind.TEXT
         text = b"" if kind is Kind.SPECIAL else spelling.join(ids[first:last].tolist())
@@ -80,10 +81,10 @@ def lay_out(
         strips = kind is Kind.TEXT and spaced and text.startswith(b" ")
         at = place + (kind is Kind.TEXT)
         token = int(ids[first])
-        after = before is Kind.SPECIAL
-        stretches.append(Stretch(kind, token, text[strips:], at, opens, after))
+        stretches.append(Stretch(kind, token, text[strips:], at, opens, after_partner))
         gaps[first] = kind is Kind.TEXT and not strips
         place += int(gaps[first] + lengths[first:last].sum())
         opens, before = opens and token == spelling.bos, kind
+        after_partner = kind is Kind.SPECIAL and mapping.get(token, DROPPED) != DROPPED
     starts = np.cumsum(gaps + lengths) - lengths
     return Layout(starts, starts + lengths, stretches)
