@@ -118,18 +118,25 @@ def is_adapters(name: str) -> bool:
 
 
 def merged(model: Decoder) -> Decoder:
-    """The decoder with its adapter's changes in its matrices, all of it float32 on the host.
+    """The decoder with its adapter's changes in its matrices, all of it float32 on the host."""
+    plain = nnx.eval_shape(lambda: Decoder(model.config, rngs=nnx.Rngs(0), dtype=model.dtype))
+    parameters = parameters_by_path(plain)
+    for path, array in merged_arrays(model):
+        parameters[path].set_value(array)
+    return plain
+
+
+def merged_arrays(model: Decoder) -> Iterator[tuple[str, np.ndarray]]:
+    """Path and float32 values on the host of each parameter of `merged`, one at a time, by path.
 
     Sums are float64, one layer at a time.
     """
     ours = parameters_by_path(model)
-    plain = nnx.eval_shape(lambda: Decoder(model.config, rngs=nnx.Rngs(0), dtype=model.dtype))
-    for path, parameter in parameters_by_path(plain).items():
+    for path in sorted(path for path in ours if not is_adapters(path)):
         array: Any = np.asarray(ours[path].get_value()).astype(np.float32)
         if f"{path}{LORA_A}" in ours:
             a, b = (np.asarray(ours[path + part].get_value()) for part in (LORA_A, LORA_B))
             for layer in range(len(array)):
                 change = np.tensordot(a[layer].astype(np.float64), b[layer].astype(np.float64), 1)
                 array[layer] += model.blocks.lora_scaling * change
-        parameter.set_value(array)
-    return plain
+        yield path, array

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from decant.models.checkpoints.adapters import merged_arrays
+from decant.models.decoder.decoder import Decoder
 from decant.models.mesh.sharding import student_mesh
 from decant.trainer.loss.frozen import joined, trained_and_frozen
 from decant.trainer.loss.projections import (
@@ -65,4 +67,17 @@ def weights_sha256(params: dict[str, Any]) -> str:
         array = np.ascontiguousarray(leaf)
         found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         found.update(array.view(np.uint8).data)  # Python has no buffers of bfloat16
+    return found.hexdigest()
+
+
+def student_digest(model: Decoder) -> str:
+    """sha256 that names what a student computes: its parameters in float32, an adapter merged.
+
+    It stays the same when the student is exported and another run begins with it, so rollouts name
+    their writer by it. All weights are read to the host, one array at a time.
+    """
+    found = hashlib.sha256()
+    for path, array in merged_arrays(model):
+        found.update(f"{path} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).data)
     return found.hexdigest()

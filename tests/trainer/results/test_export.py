@@ -22,7 +22,7 @@ from decant.trainer.results.export import export
 from decant.trainer.run.data_facts import read_data_facts
 from decant.trainer.run.metrics_log import read_metrics
 from decant.trainer.run.train import train
-from decant.trainer.run.trained_student import load_student
+from decant.trainer.run.trained_student import load_student, student_digest
 from tests.formulas.dense import log_softmax
 from tests.making.caches import tiny_settings
 
@@ -66,6 +66,14 @@ def test_the_exported_student_is_the_next_teacher(exported, noisy_run, root, tmp
     mask = batch["loss_mask"]
     stored = np.take_along_axis(ours, batch["topk_ids"], axis=-1)[mask]
     np.testing.assert_allclose(batch["topk_logprobs"][mask], stored, atol=2e-5)
+
+
+def test_an_exported_student_has_the_digest_that_it_had_in_its_run(exported, noisy_run):
+    graph, params = load_student(noisy_run.run, dtype="float32")
+    ours = student_digest(nnx.merge(graph, params))
+    assert ours == student_digest(open_checkpoint(exported).load())
+    params["final_norm"] = params["final_norm"] * 1.001
+    assert ours != student_digest(nnx.merge(graph, params))
 
 
 def test_the_card_names_the_data_and_the_held_out_metrics(

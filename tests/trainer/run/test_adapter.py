@@ -34,7 +34,7 @@ from decant.trainer.results.generate import generate
 from decant.trainer.run.metrics_log import read_metrics
 from decant.trainer.run.student_parameters import graph_and_parameters
 from decant.trainer.run.train import train
-from decant.trainer.run.trained_student import load_student
+from decant.trainer.run.trained_student import load_student, student_digest
 from decant.trainer.update.step import mean_gradient
 from tests.making.caches import write_teacher
 from tests.making.models import final_states
@@ -234,6 +234,7 @@ def test_the_exported_adapter_and_the_merged_student_compute_the_same(adapted, s
     assert len(tensors) == 2 * 2 * 3
     assert not (apart / "config.json").exists()
     model = nnx.merge(*load_student(adapted.run, dtype="float32"))
+    assert student_digest(model) == student_digest(open_checkpoint(whole).load())
     expected = np.asarray(final_states(model))
     # The base is float32 in its directory, and bfloat16 in the run.
     for directory, tolerance in ((whole, 1e-4), (apart, 0.05)):
