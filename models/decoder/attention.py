@@ -103,6 +103,39 @@ def blockwise(
     return out_BKGTh.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, -1)
 
 
+def attend_past(
+    queries: Float[Array, "batch time heads head_dim"],
+    keys: Float[Array, "batch slots kv_heads head_dim"],
+    values: Float[Array, "batch slots kv_heads value_dim"],
+    query_segments: Int[Array, "batch time"],
+    key_segments: Int[Array, "batch slots"],
+    window: Window = None,
+    *,
+    offset: Int[Array, ""],
+    scale: float,
+    softcap: float | None = None,
+    sinks: Float[Array, " heads"] | None = None,
+) -> Float[Array, "batch time heads value_dim"]:
+    """`attend` for the few tokens in slots `offset`, `offset` + 1, … of rows of kept keys.
+
+    `keys` and `values` hold those of the queries' own tokens too. Slots after a query's own are
+    not seen, whatever they hold.
+    """
+    batch, time, heads, head_dim = queries.shape
+    shared = keys.shape[2]
+    q_BKGTh = queries.reshape(batch, time, shared, heads // shared, head_dim)
+    out_BKGTh = _query_block(
+        q_BKGTh.transpose(0, 2, 3, 1, 4),
+        keys.transpose(0, 2, 1, 3),
+        values.transpose(0, 2, 1, 3),
+        attention_mask(query_segments, key_segments, window, offset=offset),
+        None if sinks is None else sinks.reshape(shared, heads // shared),
+        scale=scale,
+        softcap=softcap,
+    )
+    return out_BKGTh.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, -1)
+
+
 def attention_probabilities(
     queries: Float[Array, "batch time heads head_dim"],
     keys: Float[Array, "batch time kv_heads head_dim"],
@@ -156,7 +189,7 @@ def attention_mask(
     key_segments: Int[Array, "batch keys"],
     window: Window = None,
     *,
-    offset: int = 0,
+    offset: Int[Array, ""] | int = 0,
 ) -> Array:
     """Whether a query sees a key, bool [batch, queries, keys].
 

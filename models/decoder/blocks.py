@@ -5,12 +5,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from decant.models.config import ModelConfig
 from decant.models.decoder.activations import activated
-from decant.models.decoder.attention import attend
+from decant.models.decoder.attention import attend, attend_past
 from decant.models.decoder.experts import choose_experts, mixture_of_experts
 from decant.models.decoder.initializer import Initializer
 from decant.models.decoder.norms import BIAS, add_norm, norm, norm_parameters
@@ -54,6 +55,21 @@ class BlockPattern(NamedTuple):
     """int [*layers]: how many positions a query sees, itself included."""
     rotation: Array | None
     """int [*layers]: which of the rotations the block uses. None: the only one."""
+
+
+KeysAndValues = tuple[Array, Array]
+"""Of one block: [batch, slots, kv_heads, head_dim] each, rotary positions applied."""
+
+
+class Past(NamedTuple):
+    """The slots that new tokens see in one block, and where they stand among them."""
+
+    kept: KeysAndValues
+    """Those of the tokens so far. What the slots from `length` on hold does not matter."""
+    segment_ids: Array
+    """int [batch, slots]."""
+    length: Array
+    """int: the first new token's slot, in every row."""
 
 
 class Blocks(nnx.Module):
@@ -152,12 +168,18 @@ class Blocks(nnx.Module):
         segment_ids: Int[Array, "batch time"],
         rotations: Rotations,
         pattern: BlockPattern,
-    ) -> Float[Array, "batch time embed"]:
-        """The residual stream after one block, float32; `pattern` holds that block's scalars."""
-        attended = self.attention(self.before(x, "attention_norm"), segment_ids, rotations, pattern)
+        past: Past | None = None,
+    ) -> tuple[Float[Array, "batch time embed"], KeysAndValues]:
+        """The residual stream after one block, float32, and the tokens' keys and values.
+
+        `pattern` holds that block's scalars. With `past` the tokens go on from it.
+        """
+        attended, made = self.attention(
+            self.before(x, "attention_norm"), segment_ids, rotations, pattern, past
+        )
         mixed = x + self.after(attended, "attention_post_norm")
         passed = self.mlp(self.before(x if self.config.parallel_blocks else mixed, "mlp_norm"))
-        return mixed + self.after(passed, "mlp_post_norm")
+        return mixed + self.after(passed, "mlp_post_norm"), made
 
     def project(self, equation: str, x: Array, name: str) -> Array:
         """The einsum of activations with the parameter called `name`, plus its bias; float32."""
@@ -201,22 +223,33 @@ class Blocks(nnx.Module):
         return x if factor == 1 else x * factor
 
     def attention(
-        self, x: Array, segment_ids: Array, rotations: Rotations, pattern: BlockPattern
-    ) -> Array:
-        """Grouped-query attention with rotary positions, of normed states; float32."""
+        self,
+        x: Array,
+        segment_ids: Array,
+        rotations: Rotations,
+        pattern: BlockPattern,
+        past: Past | None = None,
+    ) -> tuple[Array, KeysAndValues]:
+        """Grouped-query attention with rotary positions, of normed states, float32; and the keys
+        and values of these tokens."""
         q, k = self.queries_and_keys(x, rotations, pattern)
-        v = self.project("btd,dhk->bthk", self.narrow(x, "latent"), "value")
-        mixed = attend(
-            checkpoint_name(q, PRODUCTS),
-            checkpoint_name(k, PRODUCTS),
-            checkpoint_name(v.astype(self.dtype), PRODUCTS),
-            segment_ids,
-            pattern.window,
-            scale=self.config.score_scale,
-            softcap=self.config.attention_softcap,
-            sinks=self.sink_scores(),
-        )
-        return self.project("bthk,hkd->btd", mixed, "output")
+        v = self.project("btd,dhk->bthk", self.narrow(x, "latent"), "value").astype(self.dtype)
+        shape = {
+            "scale": self.config.score_scale,
+            "softcap": self.config.attention_softcap,
+            "sinks": self.sink_scores(),
+        }
+        if past is None:
+            named = (checkpoint_name(array, PRODUCTS) for array in (q, k, v))
+            mixed = attend(*named, segment_ids, pattern.window, **shape)
+        else:
+            at, seen = past.length, past.segment_ids
+            whole = (
+                lax.dynamic_update_slice_in_dim(kept, new, at, axis=1)
+                for kept, new in zip(past.kept, (k, v), strict=True)
+            )
+            mixed = attend_past(q, *whole, segment_ids, seen, pattern.window, offset=at, **shape)
+        return self.project("bthk,hkd->btd", mixed, "output"), (k, v)
 
     def sink_scores(self) -> Array | None:
         """The score of each head that belongs to no key; None if heads have none."""

@@ -7,7 +7,7 @@ the residual stream are float32; matrix products take operands in `dtype` and su
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,14 @@ from jaxtyping import Array, DTypeLike, Float, Int, Shaped
 
 from decant.models.config import ModelConfig
 from decant.models.decoder.attention import attention_probabilities
-from decant.models.decoder.blocks import BlockPattern, Blocks, Rotation, Rotations
+from decant.models.decoder.blocks import (
+    BlockPattern,
+    Blocks,
+    KeysAndValues,
+    Past,
+    Rotation,
+    Rotations,
+)
 from decant.models.decoder.initializer import Initializer
 from decant.models.decoder.norms import add_norm, norm, norm_parameters
 from decant.models.mesh.execution import WITHOUT_MESH, Execution
@@ -26,6 +33,21 @@ from decant.models.rotary import attention_factor, cos_and_sin, frequencies, gro
 
 # Callers may pass batches as numpy arrays.
 Rows = Array | np.ndarray
+
+
+class Memory(NamedTuple):
+    """What a decoder keeps of rows that it has read, so that each new token costs one position.
+
+    Rows have slots for all the tokens that they may get. Every row is filled up to the same slot:
+    shorter ones begin with padding.
+    """
+
+    kept: tuple[KeysAndValues, ...]
+    """Of each run of alike blocks: [layers, batch, slots, kv_heads, head_dim] each."""
+    segment_ids: Int[Array, "batch slots"]
+    """0 is padding; all slots that are still to be filled have 1."""
+    length: Int[Array, ""]
+    """Slots that are filled."""
 
 
 class Decoder(nnx.Module):
@@ -93,7 +115,7 @@ class Decoder(nnx.Module):
         chosen = {0: x} if 0 in wanted else {}
 
         inner = [layer for layer in wanted if 0 < layer < last]
-        x, kept = self._through_blocks(
+        x, kept, _ = self._through_blocks(
             x, segment_ids, self._rotations(positions), keep=inner, execution=execution
         )
         chosen |= zip(inner, kept, strict=True)
@@ -101,9 +123,73 @@ class Decoder(nnx.Module):
         x = norm(x, norm_parameters(self, "final_norm"), config=self.config)
         if last in wanted:
             chosen[last] = x.astype(self.dtype)
-        divisor = self.config.logit_divisor
-        # Before rounding to `dtype`: a rounded state or head would be rounded twice.
-        return (x if divisor == 1 else x / divisor).astype(self.dtype), chosen
+        return self._for_head(x), chosen
+
+    def read_prompts(
+        self,
+        tokens: Int[Rows, "batch time"],
+        segment_ids: Int[Rows, "batch time"],
+        positions: Int[Rows, "batch time"],
+        *,
+        slots: int,
+        execution: Execution = WITHOUT_MESH,
+    ) -> tuple[Float[Array, "batch embed"], Memory]:
+        """The states that the head reads after each prompt, and a memory to go on from.
+
+        Prompts end in the last column: shorter ones have padding (segment 0) before them.
+        Scalings of positions that go by a row's length go by `slots`, from the first token on.
+
+        Args:
+            tokens: ids of the prompts' tokens.
+            segment_ids: 1, and 0 for padding.
+            positions: of each token in its prompt.
+            slots: the most tokens of a row, padding included.
+            execution: the mesh.
+        """
+        tokens, segment_ids, positions = map(jnp.asarray, (tokens, segment_ids, positions))
+        batch, time = tokens.shape
+        x = execution.split_rows(self._embed(tokens, positions, execution))
+        rotations = self._rotations(positions, length=slots)
+        x, _, made = self._through_blocks(
+            x, segment_ids, rotations, keep=(), execution=execution, remember=True
+        )
+        free = ((0, 0), (0, 0), (0, slots - time), (0, 0), (0, 0))
+        still = jnp.ones((batch, slots - time), segment_ids.dtype)
+        memory = Memory(
+            kept=jax.tree.map(lambda array: jnp.pad(array, free), tuple(made)),
+            segment_ids=jnp.concatenate([segment_ids, still], axis=1),
+            length=jnp.asarray(time, jnp.int32),
+        )
+        x = norm(x[:, -1:], norm_parameters(self, "final_norm"), config=self.config)
+        return self._for_head(x)[:, 0], memory
+
+    def read_next(
+        self,
+        tokens: Int[Array, " batch"],
+        positions: Int[Array, " batch"],
+        memory: Memory,
+        *,
+        execution: Execution = WITHOUT_MESH,
+    ) -> tuple[Float[Array, "batch embed"], Memory]:
+        """The states that the head reads after one more token of each row, and the new memory."""
+        slots, at = memory.segment_ids.shape[1], memory.length
+        x = execution.split_rows(self._embed(tokens[:, None], positions[:, None], execution))
+        x, _, made = self._through_blocks(
+            x,
+            jnp.ones_like(tokens)[:, None],
+            self._rotations(positions[:, None], length=slots),
+            keep=(),
+            execution=execution,
+            remember=True,
+            memory=memory,
+        )
+        kept = jax.tree.map(
+            lambda all_slots, new: lax.dynamic_update_slice_in_dim(all_slots, new, at, axis=2),
+            memory.kept,
+            tuple(made),
+        )
+        x = norm(x, norm_parameters(self, "final_norm"), config=self.config)
+        return self._for_head(x)[:, 0], memory._replace(kept=kept, length=at + 1)
 
     def attention_maps(
         self,
@@ -148,6 +234,12 @@ class Decoder(nnx.Module):
             keep=keep,
         )
 
+    def _for_head(self, x: Array) -> Array:
+        """Normed final states as the head reads them, in `dtype`."""
+        divisor = self.config.logit_divisor
+        # Before rounding to `dtype`: a rounded state or head would be rounded twice.
+        return (x if divisor == 1 else x / divisor).astype(self.dtype)
+
     def unembedding(self) -> Float[Array, "embed vocab"]:
         """The head as [D, V]; a product with the transpose of [V, D] was 3.6× slower.
 
@@ -179,15 +271,23 @@ class Decoder(nnx.Module):
             x = x + table[positions]
         return x
 
-    def _rotations(self, positions: Int[Array, "batch time"]) -> Rotations:
-        """Each different rotation of a block, in the order of `_rotation_numbers`."""
+    def _rotations(
+        self, positions: Int[Array, "batch time"], *, length: int | None = None
+    ) -> Rotations:
+        """Each different rotation of a block, in the order of `_rotation_numbers`.
+
+        `length` is that of the rows; None: there is a position for each of their tokens.
+        """
         c, scaling = self.config, self.config.rope_scaling
         if not any(c.layers_rotate):
             return []
         # The length of the row, not of its documents: what is packed beside a document, or how
         # a corpus is cut, then never changes the function.
         table = frequencies(
-            head_dim=c.turned, theta=c.rope_theta, scaling=scaling, length=positions.shape[1]
+            head_dim=c.turned,
+            theta=c.rope_theta,
+            scaling=scaling,
+            length=length or positions.shape[1],
         )
         growth = None if c.query_growth is None else grown(positions, *c.query_growth)
         rotation = cos_and_sin(positions, table, factor=attention_factor(scaling))
@@ -264,8 +364,13 @@ class Decoder(nnx.Module):
         *,
         keep: Sequence[int],
         execution: Execution,
-    ) -> tuple[Array, list[Array]]:
-        """The last block's output, and those of the blocks whose numbers (from 1) `keep` lists."""
+        remember: bool = False,
+        memory: Memory | None = None,
+    ) -> tuple[Array, list[Array], list[KeysAndValues]]:
+        """The last block's output, and those of the blocks whose numbers (from 1) `keep` lists.
+
+        With `remember`, also the tokens' keys and values of each run of alike blocks, stacked.
+        """
         # One slot per kept layer, and a spare slot that all other layers overwrite, so that the
         # outputs of all L blocks never exist together.
         spare = len(keep)
@@ -273,29 +378,34 @@ class Decoder(nnx.Module):
         slots[[layer - 1 for layer in keep]] = np.arange(spare)
         kept = jnp.zeros((spare + 1, *x.shape), x.dtype) if keep else None
 
-        def through(blocks: Blocks, carry: Any, settings: Any) -> Any:
+        def through(blocks: Blocks, carry: Any, settings: Any, past: Any) -> Any:
             graph, stacked = nnx.split(blocks)
 
             @execution.remat_block
-            def block(weights, x, pattern):
+            def block(weights, x, pattern, past):
                 weights = execution.gather_weights(weights, dtype=self.dtype)
-                return execution.split_rows(
-                    nnx.merge(graph, weights)(x, segment_ids, rotations, pattern)
-                )
+                if memory is not None:
+                    past = Past(past, memory.segment_ids, memory.length)
+                x, made = nnx.merge(graph, weights)(x, segment_ids, rotations, pattern, past)
+                return execution.split_rows(x), made if remember else None
 
             def step(carry, per_layer):
-                (x, kept), (weights, pattern, slot) = carry, per_layer
-                x = block(weights, x, pattern)
+                (x, kept), (weights, pattern, slot, past) = carry, per_layer
+                x, made = block(weights, x, pattern, past)
                 if kept is not None:
                     kept = lax.dynamic_update_index_in_dim(kept, x, slot, 0)
-                return (x, kept), None
+                return (x, kept), made
 
-            return lax.scan(step, carry, (stacked, *settings))[0]
+            return lax.scan(step, carry, (stacked, *settings, past))
 
-        settings, carry = (self._patterns(x.shape[1]), slots), (x, kept)
+        time = x.shape[1] if memory is None else memory.segment_ids.shape[1]
+        settings, carry, made = (self._patterns(time), slots), (x, kept), []
+        pasts = list(memory.kept) if memory else [None] * len(self.config.stacks)
         if count := self.config.dense_layers:
             early = jax.tree.map(lambda a: a[:count], settings)
-            carry = through(self.first_blocks, carry, early)
+            carry, of_first = through(self.first_blocks, carry, early, pasts[0])
+            made.append(of_first)
             settings = jax.tree.map(lambda a: a[count:], settings)
-        x, kept = through(self.blocks, carry, settings)
-        return x, [] if kept is None else [kept[i] for i in range(spare)]
+        (x, kept), of_last = through(self.blocks, carry, settings, pasts[-1])
+        made.append(of_last)
+        return x, [] if kept is None else [kept[i] for i in range(spare)], made if remember else []
