@@ -217,6 +217,13 @@ class Tokenizer:
         return ChatTemplate(sources[DEFAULT], **kinds, with_tools=with_tools)
 
     @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of special tokens, EOS and BOS among them: no part of what a text says."""
+        added = self._backend.added_tokens().items()
+        named = {self.eos_id, *([] if self.bos_id is None else [self.bos_id])}
+        return frozenset({i for i, token in added if token.special} | named)
+
+    @cached_property
     def special_texts(self) -> tuple[str, ...]:
         """Texts that become special tokens wherever they occur in a text."""
         added = self._backend.added_tokens().values()

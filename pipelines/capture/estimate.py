@@ -89,7 +89,7 @@ class Estimate:
     unit_rows: int
     """Rows of a full unit."""
     documents: dict[str, DocumentKind] = field(default_factory=dict)
-    """The documents by kind: `text`, `chat` or `completion`."""
+    """The documents by kind: `text`, `chat`, `completion` or `rollout`."""
     remote: dict[str, RemoteCost] = field(default_factory=dict)
     """Source files by bucket or dataset; they are read twice, and once more to hash what a server
     lists without its sha256. The teacher's files by its address; every worker reads its share."""

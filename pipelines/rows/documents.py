@@ -1,4 +1,4 @@
-"""Turns a shard's records into documents: texts, chats, and prompts with completions."""
+"""Turns a shard's records into documents: texts, chats, prompts with completions, and rollouts."""
 
 import dataclasses
 import hashlib
@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+from decant.pipelines.rows import rollouts
 from decant.pipelines.rows.long_text import LongText
 from decant.pipelines.rows.records import Located, Place, Record, read_records
+from decant.pipelines.rows.rollouts import LOGPROBS, Rollout
 from decant.pipelines.rows.sources import InputShard, Kind, SourceFile, Span
 from decant.schemas.disk.identity import canonical_json
 
@@ -39,7 +41,7 @@ class Completion(NamedTuple):
     completion: str
 
 
-Content = str | LongText | Chat | Completion
+Content = str | LongText | Chat | Completion | Rollout
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,17 @@ class Document:
 
     @property
     def size(self) -> int:
-        """Bytes of the content, as UTF-8 or JSON."""
+        """Bytes of the content, as UTF-8 or JSON; of a rollout those of its texts."""
         if isinstance(self.content, LongText):
             return sum(len(chunk.encode()) for chunk in self.content.chunks())
+        if isinstance(self.content, Rollout):
+            return len((self.content.prompt + self.content.completion).encode())
         return len(self._data(self.content))
 
     @staticmethod
-    def _data(content: str | Chat | Completion) -> bytes:
+    def _data(content: str | Chat | Completion | Rollout) -> bytes:
+        if isinstance(content, Rollout):
+            return content.data
         return content.encode() if isinstance(content, str) else canonical_json(content._asdict())
 
 
@@ -127,7 +133,9 @@ def _records(span: Span, source: SourceFile, text_field: str) -> Iterator[Record
 
 def _columns(names: Collection[str], *, text_field: str) -> list[str]:
     fields = _fields(names, text_field)
-    more = (_TOOLS, _IMAGES) if fields == _CHAT else (_TOOLS,)
+    more = {_CHAT: (_TOOLS, _IMAGES), _COMPLETION: (_TOOLS, *rollouts.FIELDS)}.get(
+        fields, (_TOOLS,)
+    )
     return [*fields, *(name for name in more if name in names)]
 
 
@@ -143,7 +151,7 @@ def _fields(names: Collection[str], text_field: str) -> tuple[str, ...]:
 
 
 def _kind(record: Any, text_field: str) -> Kind:
-    """The kind of document that a record is. ValueError if it is none of the three."""
+    """The kind of document that a record is. ValueError if it is none of them."""
     if not isinstance(record, dict):
         raise ValueError(
             f"no field {text_field!r} (has: {type(record).__name__}); set corpus.text_field"
@@ -155,7 +163,7 @@ def _kind(record: Any, text_field: str) -> Kind:
     if types == {str} and fields == (text_field,):
         return "text"
     if types == {str} and fields == _COMPLETION:
-        return "completion"
+        return "completion" if record.get(LOGPROBS) is None else "rollout"
     for name in fields:
         if not isinstance(record[name], str | LongText | list):
             got = type(record[name]).__name__
@@ -185,6 +193,8 @@ def _content(value: Any, source: SourceFile, *, text_field: str) -> Content:
     texts = ["".join(f.chunks()) if isinstance(f, LongText) else f for f in fields]
     for text in texts:
         _require_text(text)
+    if kind == "rollout":
+        return rollouts.rollout(*texts, value)
     return texts[0] if kind == "text" else Completion(*texts)
 
 

@@ -75,3 +75,5 @@ class LongSegment:
     source: int
     document: int
     start: int = 0
+    logprobs: None = None
+    """Only rollouts have them, which are held in memory."""

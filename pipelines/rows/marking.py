@@ -4,6 +4,7 @@ A document is tokenised as a whole; then characters decide which tokens are lear
 that holds at least one character of the completion (or of the assistant's turn) is.
 
 - text: BOS in front if the tokenizer says so; EOS at the end.
+- rollout: the completion, and its end token if it has one.
 - completion: BOS and EOS as for a text, unless the text already has them; EOS is learned from.
 - chat: exactly the template's text, as when the model is used. The template writes BOS if the model
   wants it, and ends every turn itself, so no EOS is added. Tokens after the last one that is
@@ -22,6 +23,8 @@ from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.rows.assistant_spans import Spans, assistant_spans
 from decant.pipelines.rows.documents import Chat, Completion, Content, Document
 from decant.pipelines.rows.long_text import LongArray, LongSegment, LongText
+from decant.pipelines.rows.rollouts import VERSION as ROLLOUTS
+from decant.pipelines.rows.rollouts import Rollout, tokens_of
 from decant.pipelines.rows.sources import Kind
 from decant.schemas.records.rows import Segment
 
@@ -46,6 +49,8 @@ class Marked:
     @property
     def is_long(self) -> bool:
         """Whether the document is tokenised in pieces, so that its tokens need little memory."""
+        if isinstance(self.document.content, Rollout):
+            return False
         return isinstance(self.text, LongText) or len(self.text) > _LONG
 
     def chunks(self) -> Iterator[str]:
@@ -62,8 +67,10 @@ def marking_rules(
 ) -> dict[str, Any]:
     """Entries of rows_id that depend on the kinds of the corpus's files; none if all are texts."""
     rules: dict[str, Any] = {}
-    if set(kinds) - {"text"}:
+    if {"chat", "completion"} & set(kinds):
         rules["learned"] = version
+    if "rollout" in kinds:
+        rules["rollouts"] = ROLLOUTS
     if template and "chat" in kinds:
         rules["chat_template"] = template.digest
     return rules
@@ -75,7 +82,7 @@ def mark(document: Document, tokenizer: Tokenizer, template: ChatTemplate | None
     content = document.content
     if isinstance(content, str | LongText):
         return Marked(document, content)
-    if isinstance(content, Completion):
+    if isinstance(content, Completion | Rollout):
         text = content.prompt + content.completion
         return Marked(document, text, ((len(content.prompt), len(text)),))
     assert template, "the driver checked that the tokenizer has one"
@@ -84,7 +91,24 @@ def mark(document: Document, tokenizer: Tokenizer, template: ChatTemplate | None
 
 
 def segments(batch: Sequence[Marked], tokenizer: Tokenizer) -> list[Segment]:
-    """The documents as tokens, one uncut segment each. None of them is long."""
+    """The documents as tokens, one uncut segment each. None of them is long.
+
+    ValueError for a text that the tokenizer cannot spell, or a rollout that does not fit it.
+    """
+    written = [marked for marked in batch if isinstance(marked.document.content, Rollout)]
+    others = [marked for marked in batch if not isinstance(marked.document.content, Rollout)]
+    made = iter(_of_rollouts(written, tokenizer)), iter(_of_texts(others, tokenizer))
+    return [next(made[0 if isinstance(m.document.content, Rollout) else 1]) for m in batch]
+
+
+def _of_rollouts(batch: Sequence[Marked], tokenizer: Tokenizer) -> Iterator[Segment]:
+    contents = [m.document.content for m in batch if isinstance(m.document.content, Rollout)]
+    for marked, made in zip(batch, tokens_of(contents, tokenizer), strict=True):
+        place = marked.document.place
+        yield Segment(made.tokens, made.counted, place.source, place.offset, 0, made.logprobs)
+
+
+def _of_texts(batch: Sequence[Marked], tokenizer: Tokenizer) -> list[Segment]:
     texts = [str(marked.text) for marked in batch]
     if all(marked.learned is None for marked in batch):
         counted = [(ids, np.ones(len(ids), bool)) for ids in tokenizer.encode_batch(texts)]

@@ -22,7 +22,7 @@ def pieces(document: Segment | LongSegment, *, length: int) -> Iterator[Segment]
     start = 0
     while start + 1 < len(document.tokens):
         piece = slice(start, start + length)
-        counted = document.counted[piece]
+        counted, logprobs = document.counted[piece], document.logprobs
         if counted[1:].any():
             yield Segment(
                 document.tokens[piece],
@@ -30,6 +30,7 @@ def pieces(document: Segment | LongSegment, *, length: int) -> Iterator[Segment]
                 document.source,
                 document.document,
                 document.start + start,
+                None if logprobs is None else logprobs[piece],
             )
         start += length - 1
 

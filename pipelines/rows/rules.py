@@ -12,6 +12,9 @@ from decant.pipelines.rows.marking import marking_rules
 from decant.pipelines.rows.packing import VERSION as PACKING_VERSION
 from decant.pipelines.rows.sources import Kind, SourceFile
 
+_BYTES_A_TOKEN: dict[Kind, int] = {"rollout": 24}
+"""About; rollouts have a number and perhaps an id beside each token. Of other kinds, 4."""
+
 
 def row_rules(
     corpus: Corpus,
@@ -68,7 +71,7 @@ def choose_unit_rows(sources: Sequence[SourceFile], *, length: int, batch_rows: 
     """U, rows per unit, for rows of `length` tokens: a power of two of at most about 4M tokens and
     4,096 rows, and small enough that the corpus gives 16 units; but no less than a batch of
     `batch_rows`, because no batch spans two units and the teacher would run on padding."""
-    rows = sum(source.bytes for source in sources) / 4 / length  # about four bytes a token
+    rows = sum(s.bytes / _BYTES_A_TOKEN.get(s.kind, 4) for s in sources) / length
     most = max(1, min(4096, (4 << 20) // length))
     of_sixteen = 1 << (max(1, min(most, int(rows / 16))).bit_length() - 1)
     of_a_batch = 1 << (min(most, batch_rows) - 1).bit_length()

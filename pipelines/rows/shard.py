@@ -2,6 +2,7 @@
 
 import dataclasses
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from decant.pipelines.rows.long_text import LongSegment, LongText
 from decant.pipelines.rows.marking import Marked, long_segment, mark, segments
 from decant.pipelines.rows.packing import Packer
 from decant.pipelines.rows.records import Place
+from decant.pipelines.rows.rollouts import Rollout
 from decant.pipelines.rows.sources import InputShard, SourceFile
 from decant.pipelines.rows.unwritten import Unwritten, unwritten
 from decant.schemas.disk.array_record import as_json, write_records
@@ -122,7 +124,8 @@ def tokenise_shard(shard: InputShard, repeated: frozenset[Place], job: TokeniseJ
     writers = {split: UnitWriter(job, shard.number, split) for split in SPLITS}
     packers = {split: Packer(job.corpus.sequence_length, job.corpus.open_rows) for split in writers}
     lost: dict[str, Unwritten] = {}
-    for split, segment in _segments(kept, job, refuse=refuse, lost=lost):
+    writers: Counter[str] = Counter()
+    for split, segment in _segments(kept, job, refuse=refuse, lost=lost, writers=writers):
         for row in packers[split].add(segment):
             writers[split].add(row)
     for split, writer in writers.items():
@@ -140,6 +143,7 @@ def tokenise_shard(shard: InputShard, repeated: frozenset[Place], job: TokeniseJ
             "skipped": [dataclasses.asdict(item) for item in skipped],
             "duplicates": len(repeated),
             "unwritten": {name: [item.count, item.first] for name, item in lost.items()},
+            "writers": dict(sorted(writers.items())),
         },
         kind="shard",
         first=True,
@@ -152,6 +156,7 @@ def _segments(
     *,
     refuse: Refuse,
     lost: dict[str, Unwritten],
+    writers: Counter[str],
 ) -> Iterator[tuple[Split, Segment | LongSegment]]:
     tokenizer = Tokenizer.from_files(tokenizer_folder(job.tokenizer.parent))
 
@@ -178,7 +183,10 @@ def _segments(
     for batch in _batches(_mark_all(documents, job, tokenizer, refuse=refuse, lost=lost)):
         for marked, segment in tokenised(batch):
             digest, share = marked.document.content_hash, job.corpus.heldout or 0.0
-            if job.pieces and isinstance(marked.document.content, str | LongText):
+            content = marked.document.content
+            if isinstance(content, Rollout):
+                writers[content.writer] += 1
+            if job.pieces and isinstance(content, str | LongText):
                 length = job.corpus.sequence_length
                 yield from stretches(segment, digest, share, length=length)
             else:

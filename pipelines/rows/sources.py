@@ -33,8 +33,9 @@ _EMBEDDED_FILE_BYTES = range(2_000, 16_000)
 # Tables, tests and other people's packages: not code that anyone reads.
 _NOT_EMBEDDED = {"encodings", "test", "tests", "idlelib", "lib2to3", "site-packages", "turtledemo"}
 
-Kind = Literal["text", "chat", "completion"]
-"""What a file's documents are: texts, chats (lists of messages), or prompts with completions."""
+Kind = Literal["text", "chat", "completion", "rollout"]
+"""What a file's documents are: texts, chats (lists of messages), prompts with completions, or those
+with the log-probabilities of the model that wrote them."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import apache_beam as beam
 
 from decant.pipelines.rows.records import Place
+from decant.pipelines.rows.rollouts import MOST_WRITERS
 from decant.pipelines.rows.shard import (
     SAMPLE_ROWS,
     DocumentHash,
@@ -173,6 +174,7 @@ def _gather(
     sample: list[tuple[str, int, int]] = []
     duplicates = 0
     lost: Counter[str] = Counter()
+    writers: Counter[str] = Counter()
     commits = each_of(read_json, [shard_commit(job, s.number) for s in shards], cache=job.part)
     for shard, commit in zip(shards, commits, strict=True):
         first, counts = len(units), dict.fromkeys(SPLITS, 0)
@@ -192,10 +194,16 @@ def _gather(
         skipped += [Skipped(**item) for item in commit["skipped"]]
         duplicates += commit["duplicates"]
         lost.update({name: count for name, (count, _) in commit.get("unwritten", {}).items()})
+        writers.update(commit.get("writers", {}))
     if not any(unit.scored for unit in units):
         raise ValueError(
             f"the corpus of {len(job.sources)} files gave no row: no document has a token to "
             "predict"
+        )
+    if len(writers) > MOST_WRITERS:
+        raise ValueError(
+            f"the rollouts name {len(writers):,} writers; expected at most {MOST_WRITERS:,}. "
+            "`writer` names the model that wrote a rollout, and many rollouts have the same"
         )
     return PlannedRows(
         rows_id=rows_id,
@@ -206,6 +214,7 @@ def _gather(
         duplicates=duplicates,
         sample=tuple((unit, offset) for _, unit, offset in sorted(sample)[:SAMPLE_ROWS]),
         unwritten=dict(sorted(lost.items())),
+        writers=dict(sorted(writers.items())),
         weights=weights,
     )
 

@@ -30,7 +30,7 @@ from decant.pipelines.verification.tolerances import (
 from decant.progress import track
 from decant.schemas import Cache
 from decant.schemas.manifest.manifest import Part
-from decant.schemas.records.rows import next_tokens, stored_positions
+from decant.schemas.records.rows import WRITER_LOGPROBS, next_tokens, stored_positions
 from decant.schemas.signals import (
     MEAN,
     AttentionSignal,
@@ -95,7 +95,9 @@ def compare_rows(
         stored |= {LABELS: labels, STARTS: _counts_starts(cache, row, length=len(labels))}
         for at in segments_of(batch, 0):
             tokens = batch["tokens"][0, at]
-            spelling.see(tokens, length=batch["tokens"].shape[1])
+            # What a model wrote need not be how the tokenizer spells it.
+            if WRITER_LOGPROBS not in stored or np.isnan(stored[WRITER_LOGPROBS][at]).all():
+                spelling.see(tokens, length=batch["tokens"].shape[1])
             output = reference.run(tokens)
             logprobs, here = log_softmax(output.logits), scored[at]
             losses.append(-logprobs[here, labels[at][here]])
