@@ -542,6 +542,7 @@ def _contents(cache: "Cache") -> dict[str, Any]:
         "scored": sum(unit.scored for unit in units),
         "bytes": sum(entry.bytes for unit in units for entry in unit.files.values()),
         "parts": len(cache.manifest.parts),
+        **({"writers": cache.manifest.writers} if cache.manifest.writers else {}),
         "signals": list(cache.manifest.signals),
     }
 

@@ -28,6 +28,8 @@ from decant.schemas.signals import (
 
 _BAR_WIDTH = 20
 _LEAST_SHARE = 0.0005
+_WRITERS = 5
+"""Models that a line names."""
 ENTROPY_EDGES = np.arange(0, 11)
 TAIL_EDGES = np.linspace(0, 1, 11)
 
@@ -75,6 +77,14 @@ def group_lines(cache: Cache) -> list[str]:
         f"out; weight {weight:g}"
         for name, weight in cache.manifest.source_weights.items()
     ]
+
+
+def writer_lines(cache: Cache) -> list[str]:
+    """A line on the rollouts, with the models that wrote most of them; none without rollouts."""
+    writers = cache.manifest.writers
+    shown = [f"{count:,} by {name or 'a model without a name'}" for name, count in writers.items()]
+    more = [f"{len(shown) - _WRITERS} more writers"] if len(shown) > _WRITERS else []
+    return [f"rollouts: {', '.join([*shown[:_WRITERS], *more])}"] if shown else []
 
 
 def left_out(cache: Cache) -> list[str]:

@@ -77,7 +77,10 @@ def overview_page(shown: Overview) -> str:
         ),
         "teacher": _definitions(shown.teacher | _ids(shown.cache)),
         "splits": _splits(shown.cache),
-        "left_out": "".join(f"<p>{escaped(line)}</p>" for line in contents.left_out(shown.cache)),
+        "left_out": "".join(
+            f"<p>{escaped(line)}</p>"
+            for line in (*contents.writer_lines(shown.cache), *contents.left_out(shown.cache))
+        ),
         "sizes": _sizes(shown),
         "measured": escaped(
             f"From {shown.statistics.sample.words}: {len(shown.statistics.entropy):,} positions "

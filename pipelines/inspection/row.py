@@ -12,7 +12,7 @@ import numpy as np
 from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.inspection.entropy import entropies_of
 from decant.schemas import Cache
-from decant.schemas.records.rows import PADDING
+from decant.schemas.records.rows import PADDING, WRITER_LOGPROBS
 
 Arrays = Mapping[str, np.ndarray]
 """A student's predictions, by name: `trainer/judging/predictions.py` says which."""
@@ -54,6 +54,8 @@ class Prediction:
     """What the student gives to the token that follows."""
     kl: float | None = None
     """KL(teacher ‖ student) with the tail as one token: a lower bound."""
+    writer_probability: float | None = None
+    """What the model that wrote the text gave to the token that follows; None if none wrote it."""
 
     @property
     def surprise(self) -> float:
@@ -146,6 +148,7 @@ def _prediction(
         draws=_draws(batch, at, text=text, top=top),
         student_probability=float(np.exp(theirs["label_logprobs"][at])) if theirs else None,
         kl=float(theirs["kl_bound"][at]) if theirs else None,
+        writer_probability=_writer_probability(batch, at),
     )
 
 
@@ -155,6 +158,11 @@ def _probability(batch: Arrays, at: int, *, stored: float | None) -> float | Non
         return stored
     logprob = float(batch["label_logprobs"][at])
     return float(np.exp(logprob)) if np.isfinite(logprob) else None
+
+
+def _writer_probability(batch: Arrays, at: int) -> float | None:
+    logprob = float(batch[WRITER_LOGPROBS][at]) if WRITER_LOGPROBS in batch else np.nan
+    return None if np.isnan(logprob) else float(np.exp(logprob))
 
 
 def _draws(

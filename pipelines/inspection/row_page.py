@@ -19,6 +19,7 @@ import numpy as np
 
 from decant.foreign import escaped, page
 from decant.pipelines.inspection.row import Origin, Prediction, Token, visible
+from decant.pipelines.inspection.row_table import is_written
 from decant.schemas import Cache
 from decant.schemas.signals import AttentionSignal, HiddenSignal
 from decant.schemas.targets.attention import encode_log
@@ -75,12 +76,13 @@ def row_page(
     places = [token.position for token in tokens]
     attention, notes_on_maps = _attention(cache, row, places if maps else [])
     beside = any(t.prediction and t.prediction.kl is not None for t in tokens)
+    written = is_written(tokens)
     views = [ENTROPY, SURPRISE, TAIL, *([KL] if beside else [])]
     norms = _norms(cache, row, places)
-    data = {"student": beside, "norms": norms, "attention": attention}
+    data = {"student": beside, "writer": written, "norms": norms, "attention": attention}
     # "<" is escaped, so that "</script>" in a name does not end the script.
     embedded = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-    heads = _columns(beside=beside)
+    heads = _columns(beside=beside, written=written)
     name = cache.address if cache.mirror else cache.path.resolve().name
     values = {
         "title": escaped(f"Row {row:,} of {name}"),
@@ -95,7 +97,7 @@ def row_page(
         "after": "" if tokens else "<p>This row holds nothing.</p>",
         "columns": " ".join(f"<b>{name}</b> {what}" for name, what in heads.values() if what),
         "head": "<tr>" + "".join(f"<th>{name}" for name, _ in heads.values()),
-        "numbers": "\n".join(_line(token, beside=beside) for token in tokens),
+        "numbers": "\n".join(_line(token, beside=beside, written=written) for token in tokens),
         "data": embedded,
     }
     return page((_HERE / "row_page.html").read_text("utf-8"), values)
@@ -215,7 +217,7 @@ def _shades(prediction: Prediction, views: Sequence[View]) -> Iterator[str]:
                 yield f"{view.code}{shade}"
 
 
-def _columns(*, beside: bool) -> dict[str, tuple[str, str]]:
+def _columns(*, beside: bool, written: bool) -> dict[str, tuple[str, str]]:
     """Of each column of the table: its heading, and what it means."""
     whose = "both models', with both probabilities" if beside else "the teacher's"
     columns = {
@@ -231,15 +233,18 @@ def _columns(*, beside: bool) -> dict[str, tuple[str, str]]:
         columns["student"] = ("student", "is the student's probability of the token.")
         meaning = "is the divergence from teacher to student in nats, with the tail as one token."
         columns["kl"] = ("KL ≥", meaning)
+    if written:
+        meaning = "is the probability that the model gave to the token when it wrote it."
+        columns["writer"] = ("writer", meaning)
     return columns
 
 
-def _line(token: Token, *, beside: bool) -> str:
+def _line(token: Token, *, beside: bool, written: bool) -> str:
     """A line of the table. End tags are left out, as HTML allows: there may be thousands."""
     start = f'<tr><td class="n">{token.position}<td class="text">{escaped(visible(token.text))}'
     prediction = token.prediction
     if prediction is None:
-        return start + "<td>" * (7 if beside else 5)
+        return start + "<td>" * (5 + 2 * beside + written)
     likely = " ".join(
         _pair(one.text, one.teacher, *([one.student] if beside else []))
         for one in prediction.alternatives
@@ -249,6 +254,8 @@ def _line(token: Token, *, beside: bool) -> str:
     cells = [*numbers, f"{prediction.tail:.4f}", likely, draws]
     if beside:
         cells += [share(prediction.student_probability), f"{prediction.kl:.2f}"]
+    if written:
+        cells.append(share(prediction.writer_probability))
     return start + "".join(f"<td>{cell}" for cell in cells)
 
 

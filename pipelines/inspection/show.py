@@ -12,7 +12,7 @@ from decant.pipelines.inspection import contents
 from decant.pipelines.inspection.overview import next_commands
 from decant.pipelines.inspection.row import Student, row_origins, row_tokens
 from decant.pipelines.inspection.row_page import row_page
-from decant.pipelines.inspection.row_table import legend, origin_lines, row_table
+from decant.pipelines.inspection.row_table import is_written, legend, origin_lines, row_table
 from decant.pipelines.inspection.sampling import sample_rows
 from decant.pipelines.inspection.site import SUFFIX, split_of, write_site
 from decant.pipelines.inspection.statistics import statistics_of
@@ -73,7 +73,7 @@ def _show_cache(cache: Cache, console: Console, *, sampled: int | None) -> None:
     tell(f"{cache.address}: {size_text(size)}, cache_id {cache.manifest.cache_id[:16]}")
     console.print(f"teacher: {teacher_words(cache)}", markup=False)
     tell(f"rows of {cache.manifest.sequence_length:,} tokens, from {_sources(cache)}")
-    for line in contents.group_lines(cache):
+    for line in (*contents.group_lines(cache), *contents.writer_lines(cache)):
         tell(line)
     console.print(contents.splits_table(cache), contents.sizes_table(cache, sample), sep="")
     console.print(contents.histograms(statistics_of(cache, sample)), markup=False)
@@ -112,7 +112,7 @@ def _show_row(
     for line in origin_lines(origins):
         tell(line)
     console.print(row_table(tokens))
-    tell(legend(beside=student is not None))
+    tell(legend(beside=student is not None, written=is_written(tokens)))
 
 
 def _show_without_targets(cache: Cache, console: Console, *, asked: bool) -> None:
@@ -120,7 +120,7 @@ def _show_without_targets(cache: Cache, console: Console, *, asked: bool) -> Non
         raise ValueError(
             f"{cache.path}: holds rows without targets; leave out --row, --html and --run"
         )
-    for line in contents.group_lines(cache):
+    for line in (*contents.group_lines(cache), *contents.writer_lines(cache)):
         tell(line)
     console.print(contents.splits_table(cache))
     console.print("rows without targets: no teacher read them")

@@ -124,8 +124,8 @@ def tokenise_shard(shard: InputShard, repeated: frozenset[Place], job: TokeniseJ
     writers = {split: UnitWriter(job, shard.number, split) for split in SPLITS}
     packers = {split: Packer(job.corpus.sequence_length, job.corpus.open_rows) for split in writers}
     lost: dict[str, Unwritten] = {}
-    writers: Counter[str] = Counter()
-    for split, segment in _segments(kept, job, refuse=refuse, lost=lost, writers=writers):
+    written_by: Counter[str] = Counter()
+    for split, segment in _segments(kept, job, refuse=refuse, lost=lost, written_by=written_by):
         for row in packers[split].add(segment):
             writers[split].add(row)
     for split, writer in writers.items():
@@ -143,7 +143,7 @@ def tokenise_shard(shard: InputShard, repeated: frozenset[Place], job: TokeniseJ
             "skipped": [dataclasses.asdict(item) for item in skipped],
             "duplicates": len(repeated),
             "unwritten": {name: [item.count, item.first] for name, item in lost.items()},
-            "writers": dict(sorted(writers.items())),
+            "writers": dict(sorted(written_by.items())),
         },
         kind="shard",
         first=True,
@@ -156,7 +156,7 @@ def _segments(
     *,
     refuse: Refuse,
     lost: dict[str, Unwritten],
-    writers: Counter[str],
+    written_by: Counter[str],
 ) -> Iterator[tuple[Split, Segment | LongSegment]]:
     tokenizer = Tokenizer.from_files(tokenizer_folder(job.tokenizer.parent))
 
@@ -185,7 +185,7 @@ def _segments(
             digest, share = marked.document.content_hash, job.corpus.heldout or 0.0
             content = marked.document.content
             if isinstance(content, Rollout):
-                writers[content.writer] += 1
+                written_by[content.writer] += 1
             if job.pieces and isinstance(content, str | LongText):
                 length = job.corpus.sequence_length
                 yield from stretches(segment, digest, share, length=length)

@@ -1,0 +1,183 @@
+"""Rollouts through the whole house: captured, read, forgotten, merged, verified, shown."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from decant.models import open_checkpoint
+from decant.pipelines.__main__ import main
+from decant.pipelines.capture.job import precompute
+from decant.pipelines.config import Precompute
+from decant.pipelines.inspection.contents import writer_lines
+from decant.pipelines.upkeep.collect import collect
+from decant.pipelines.upkeep.forget import forget
+from decant.pipelines.upkeep.merge import merge
+from decant.pipelines.verification.verify import verify
+from decant.schemas import Cache, open_cache
+from decant.schemas.disk.atomic import read_json
+from decant.schemas.disk.identity import digest_memory
+from decant.schemas.disk.steps import Step
+from tests.killing import killer
+from tests.making.caches import tiny_cache, write_corpus
+from tests.making.rollouts import FILE, rollout_settings
+
+W = "writer_logprobs"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("rollouts")
+
+
+@pytest.fixture(scope="module")
+def cache(root) -> Cache:
+    config = rollout_settings(root)
+    precompute(config)
+    return open_cache(config.output)
+
+
+def written(root: Path) -> dict[int, dict]:
+    """The records of the corpus, by the byte at which they begin."""
+    records, at = {}, 0
+    for line in (root / "corpus" / FILE).read_bytes().splitlines(keepends=True):
+        records[at] = json.loads(line)
+        at += len(line)
+    return records
+
+
+def test_each_token_has_the_log_probability_in_the_file(root, cache):
+    tokenizer, records = open_checkpoint(str(root / "teacher")).tokenizer(), written(root)
+    for number in cache.rows().tolist():
+        row = {name: array[0] for name, array in cache.read([number]).items()}
+        assert row[W].dtype == np.float32
+        np.testing.assert_array_equal(np.isnan(row[W]), ~row["loss_mask"])
+        for segment, (_, document, start) in enumerate(cache.origins(number), start=1):
+            record = records[document]
+            prompt, completion = tokenizer.encode_batch([record["prompt"], record["completion"]])
+            ids = record.get("prompt_ids", prompt)
+            whole = np.array([*ids, *record.get("completion_ids", [*completion, tokenizer.eos_id])])
+            places = np.flatnonzero((row["segment_ids"] == segment) & row["loss_mask"])
+            # The token after position t of a piece is number start + t + 1 of its document.
+            follow = start + row["positions"][places] + 1
+            np.testing.assert_array_equal(row["tokens"][places + 1], whole[follow])
+            expected = np.array(record["logprobs"], np.float32)[follow - len(ids)]
+            np.testing.assert_array_equal(row[W][places], expected)
+    assert cache.manifest.writers == {"": 12, "writer-0": 12, "writer-1": 12}
+
+
+def test_the_teacher_scores_each_written_token(root, cache):
+    """Against one pass over the rows' first segments, which lie alone in a batch."""
+    rows = cache.read(cache.rows())
+    first = rows["segment_ids"] == 1
+    tokens = np.where(first, rows["tokens"], 0)  # causal: what follows a segment changes nothing
+    model = open_checkpoint(str(root / "teacher")).load()
+    time = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    states, _ = model(jnp.asarray(tokens), jnp.ones_like(time), time)
+    logits = np.asarray(states, np.float64) @ np.asarray(model.unembedding(), np.float64)
+    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    at = np.nonzero(first & rows["loss_mask"])
+    expected = logprobs[(*at, rows["tokens"][at[0], at[1] + 1])]
+    assert len(expected) > 500
+    np.testing.assert_allclose(rows["label_logprobs"][at], expected, atol=2e-3)
+
+
+def test_a_document_is_in_one_split_and_both_have_some(cache):
+    places = {
+        split: {origin[:2] for row in cache.rows(split) for origin in cache.origins(int(row))}
+        for split in ("train", "heldout")
+    }
+    assert not places["train"] & places["heldout"]
+    assert min(map(len, places.values())) > 1
+
+
+@pytest.mark.slow
+def test_killed_and_rerun_the_bytes_are_the_same(root, cache, tmp_path):
+    config = rollout_settings(root, output=tmp_path / "cache")
+    flags = command(config)
+    with killer(tmp_path / "log") as dying:
+        for step in (Step.ROWS_NAMED, Step.ROWS_GATHERED, Step.PLAN_NAMED, Step.COMMIT_NAMED):
+            dying.kill(step, flags)
+    assert main(flags) == 0
+    assert open_cache(config.output).manifest.cache_id == cache.manifest.cache_id
+    two = dataclasses.replace(config, output=tmp_path / "two", tokenise_workers=2)
+    assert precompute(two).cache_id == cache.manifest.cache_id
+
+
+def command(config: Precompute) -> list[str]:
+    logits = config.signals.logits
+    return [
+        "precompute",
+        *("--corpus.files", *config.corpus.files),
+        f"--corpus.sequence-length={config.corpus.sequence_length}",
+        f"--corpus.heldout={config.corpus.heldout}",
+        f"--corpus.shard-bytes={config.corpus.shard_bytes}",
+        f"--teacher.model={config.teacher.model}",
+        f"--teacher.batch-rows={config.teacher.batch_rows}",
+        f"--signals.logits.k={logits.k}",
+        f"--signals.logits.draws={logits.draws}",
+        f"--signals.logits.profile={logits.profile}",
+        f"--signals.logits.counts={logits.counts}",
+        f"--signals.logits.sketch.rank={logits.sketch.rank}",
+        f"--output={config.output}",
+    ]
+
+
+def test_what_is_forgotten_has_no_log_probability_before_and_after_gc(root, cache, tmp_path):
+    copy = Path(shutil.copytree(cache.path, tmp_path / "cache"))
+    row = int(cache.rows("train")[0])
+    (_, document, _), *_ = cache.origins(row)
+    before = cache.read([row])
+    gone = before["segment_ids"][0] == 1
+    assert np.isfinite(before[W][0, gone]).any()
+    forget(copy, source=FILE, documents=[document])
+    for _ in range(2):
+        after = open_cache(copy).read([row])
+        assert np.isnan(after[W][0, gone]).all()
+        np.testing.assert_array_equal(after[W][0, ~gone], before[W][0, ~gone])
+        collect(copy)
+    again = verify(copy, rows=4, teacher=str(root / "teacher"), memory=digest_memory())
+    assert again.status == 0
+
+
+def test_merged_with_a_cache_of_texts_its_rows_have_none(root, cache, tmp_path):
+    texts = {"output": tmp_path / "texts"}
+    write_corpus(tmp_path / "corpus", files=6, words=100)
+    shutil.copytree(root / "teacher", tmp_path / "teacher")
+    plain = tiny_cache(tmp_path, **texts)
+    assert W not in plain.read(plain.rows()[:1])
+    merge(tmp_path / "merged", [plain.path, cache.path])
+    merged = open_cache(tmp_path / "merged")
+    assert merged.manifest.writers == cache.manifest.writers
+    read = merged.read(merged.rows())[W]
+    assert np.isnan(read[: len(plain)]).all()
+    np.testing.assert_array_equal(read[len(plain) :], cache.read(cache.rows())[W])
+
+
+def test_only_a_cache_of_rollouts_has_a_format_that_older_releases_refuse(cache):
+    assert read_json(cache.path / "manifest.json")["version"] == 4
+
+
+def test_verify_finds_nothing_wrong_with_what_no_tokenizer_would_spell(root, cache):
+    result = verify(cache.path, rows=6, teacher=str(root / "teacher"), memory=digest_memory())
+    assert result.status == 0, result
+
+
+def test_inspect_names_the_writers_and_shows_their_probability(cache, tmp_path, capsys):
+    assert writer_lines(cache) == [
+        "rollouts: 12 by a model without a name, 12 by writer-0, 12 by writer-1"
+    ]
+    row = int(cache.rows()[0])
+    assert main(["inspect", str(cache.path), "--row", str(row)]) == 0
+    shown = capsys.readouterr().out
+    assert "writer: the probability that the model gave" in shown
+    first = float(np.exp(np.nanmax(cache.read([row])[W])))
+    assert f"{first:.3f}" in shown
+    assert main(["inspect", str(cache.path), "--html", str(tmp_path / "pages")]) == 0
+    assert "12 by writer-0" in (tmp_path / "pages" / "index.html").read_text()
+    page = next((tmp_path / "pages" / "rows").glob("*.html")).read_text()
+    assert "<th>writer" in page
