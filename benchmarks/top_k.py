@@ -17,7 +17,7 @@ from jax import lax
 from rich.console import Console
 from rich.table import Table
 
-from decant.pipelines.teacher.top_k import exact_top_k
+from decant.models.mesh.top_k import exact_top_k
 
 VOCABULARIES = (49_152, 131_072, 262_144)
 KS = (33, 65, 257, 1024)

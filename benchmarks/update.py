@@ -131,9 +131,8 @@ def dense_online(teacher):
 
 
 def _only(value, targets):
-    zero = jnp.float32(0)
     count = jnp.sum(targets.mask.astype(jnp.float32))
-    return HeadSums(zero, value, zero, count, taught=count, kl_uncorrected=zero)
+    return HeadSums.zero()._replace(ce=value, ce_taught=value, count=count, taught=count)
 
 
 def time_updates(lowered, model, options):

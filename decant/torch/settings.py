@@ -9,6 +9,8 @@ Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tv"]
 Tail = Literal["bucket", "sampled", "prior", "renormalize", "counts", "sketch"]
 TAILS = get_args(Tail)
 DIVERGENCES = get_args(Divergence)
+ONLY_IN_JAX = ("uld", "gold", "on_policy")
+"""Divergences of `decant train` that are not built here."""
 ONLY_FORWARD: tuple[Tail, ...] = ("renormalize", "sampled", "counts")
 """Tails that work with forward KL only."""
 
@@ -28,6 +30,11 @@ class Settings:
     def __post_init__(self) -> None:
         """ValueError for values out of range, or settings that contradict each other."""
         _require_one_of("tail", self.tail, TAILS)
+        if self.divergence in ONLY_IN_JAX:
+            raise ValueError(
+                f"divergence is {self.divergence}, which `decant train` has, but decant.torch does "
+                f"not; expected one of {', '.join(DIVERGENCES)}"
+            )
         _require_one_of("divergence", self.divergence, DIVERGENCES)
         for name, (least, most) in {"temperature": (1, 1000), "alpha": (0, 1)}.items():
             value = getattr(self, name)

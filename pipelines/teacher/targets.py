@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from decant.models.mesh.top_k import top_k
 from decant.models.mesh.vocabulary import Vocabulary
 from decant.pipelines.teacher.sharded_head import Head
 from decant.pipelines.teacher.tail_draws import draw
-from decant.pipelines.teacher.top_k import top_k
 from decant.schemas.signals import TargetSpec
 from decant.schemas.targets.targets import BETAS
 

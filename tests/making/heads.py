@@ -59,7 +59,9 @@ def prior_nodes(seed=0, *, vocabulary=V, spread=3.0):
     static_argnames="recipe",
     compiler_options={"xla_backend_optimization_level": 0},
 )
-def compiled_head(hidden, unembedding, targets, temperature, alpha, prior, sketch=None, *, recipe):
+def compiled_head(
+    hidden, unembedding, targets, temperature, alpha, prior, sketch=None, partners=None, *, recipe
+):
     def loss(hidden, unembedding):
         return distillation_loss(
             hidden,
@@ -69,6 +71,7 @@ def compiled_head(hidden, unembedding, targets, temperature, alpha, prior, sketc
             alpha=alpha,
             prior=prior,
             sketch=sketch,
+            partners=partners,
             recipe=recipe,
         )
 
@@ -84,11 +87,13 @@ def fused(
     alpha=1.0,
     prior=None,
     sketch=None,
+    partners=None,
     **recipe,
 ):
     """Loss, `HeadSums`, ∂/∂hidden and ∂/∂unembedding of the compiled head."""
+    tables = (prior, sketch, partners)
     (value, sums), (d_hidden, d_unembedding) = compiled_head(
-        hidden, unembedding, targets, temperature, alpha, prior, sketch, recipe=Recipe(**recipe)
+        hidden, unembedding, targets, temperature, alpha, *tables, recipe=Recipe(**recipe)
     )
     return float(value), sums, np.asarray(d_hidden), np.asarray(d_unembedding)
 

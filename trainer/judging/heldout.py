@@ -18,7 +18,8 @@ from decant.models.mesh.sharding import replicate, split_columns
 from decant.schemas import Cache
 from decant.trainer.config import Loss
 from decant.trainer.judging.headline import PREFIX, PRIOR, Estimate, estimate_of, with_headline
-from decant.trainer.judging.teacher_reference import teacher_on_labels
+from decant.trainer.judging.teacher_reference import taught_on_host, teacher_on_labels
+from decant.trainer.judging.text_bytes import bits_per_byte, bytes_of_ids, label_bytes
 from decant.trainer.loss.batch_fields import to_device
 from decant.trainer.loss.choice import tail_signals
 from decant.trainer.loss.chunk_loss import HeadSums
@@ -43,8 +44,9 @@ def make_evaluator(
     Metrics, in nats a token: heldout_kl, the headline, and heldout_kl_by, its name; the same KL
     under its own name, and heldout_kl_bound; heldout_ce; heldout_teacher_ce, the teacher's own
     (`teacher_on_labels`). Besides heldout_perplexity = exp(ce), heldout_agreement (share of
-    positions where student and teacher have the same likeliest token) and heldout_tokens. Raises
-    ValueError if the cache has no held-out rows.
+    positions where student and teacher have the same likeliest token) and heldout_tokens: all
+    these over positions with a target. heldout_bits_per_byte is over all positions with a label
+    (`judging/text_bytes.py`). Raises ValueError if the cache has no held-out rows.
     """
     mesh = objective.execution.mesh
     assert mesh is not None
@@ -65,8 +67,10 @@ def make_evaluator(
     elif estimate.tail == "sketch":
         heads = sketch_tables(cache.sketch_heads())
         tables = Tables(sketch=jax.tree.map(lambda table: split_columns(table, mesh), heads))
-    # The same at every evaluation, so it is computed at the first.
+    bytes_of = bytes_of_ids(cache)
+    # The same at every evaluation, so both are computed at the first.
     teacher: dict[str, float] = {}
+    text_bytes: list[int] = []
 
     @jax.jit
     def sums_of(params: Parameters, batch: dict, tables: Tables) -> HeadSums:
@@ -74,21 +78,22 @@ def make_evaluator(
         return totals.head
 
     def evaluate(params: Parameters) -> dict[str, Any]:
-        references, sums = [], []
+        references, sums, first = [], [], not text_bytes
         read = tail_signals(estimate.tail)
         for batch in heldout_batches(cache, numbers, batch_rows=batch_rows, targets=read):
             on_device = to_device(batch, mesh=mesh, tail=estimate.tail)
             sums.append([float(x) for x in sums_of(params, on_device, tables)])
-            if not teacher:
-                reference = teacher_on_labels(batch)
-                counted = batch["loss_mask"]
-                references.append({n: x[counted].sum() for n, x in reference.items()})
+            if first:
+                reference, taught = teacher_on_labels(batch), taught_on_host(batch)
+                references.append({n: x[taught].sum() for n, x in reference.items()})
+                text_bytes.append(label_bytes(batch, bytes_of))
         totals = HeadSums(*np.sum(sums, axis=0))
-        if not totals.count:
+        if not totals.taught:
             raise ValueError(NO_TARGETS)
         for name in references[0] if references else ():
-            teacher[PREFIX + name] = float(sum(x[name] for x in references) / totals.count)
-        return _metrics(totals, estimate) | teacher
+            teacher[PREFIX + name] = float(sum(x[name] for x in references) / totals.taught)
+        bits = bits_per_byte(float(totals.ce), sum(text_bytes), prefix=PREFIX)
+        return _metrics(totals, estimate) | bits | teacher
 
     return evaluate
 
@@ -130,8 +135,8 @@ def heldout_batches(
 
 
 def _metrics(totals: HeadSums, estimate: Estimate) -> dict[str, Any]:
-    count = float(totals.count)
-    ce = float(totals.ce) / count
+    count = float(totals.taught)
+    ce = float(totals.ce_taught) / count
     metrics = {
         estimate.metric: float(totals.kl) / count,
         "heldout_kl_bound": float(totals.kl_uncorrected) / count,

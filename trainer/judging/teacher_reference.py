@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from decant.schemas.records.rows import next_tokens
 from decant.schemas.targets.targets import nodes_of
@@ -54,6 +54,16 @@ def teacher_on_labels(
         "teacher_accuracy": stored[..., 0] & (batch["topk_ids"][..., 0] == labels[..., 0]),
     }
     return {name: np.asarray(values, np.float64) for name, values in measures.items()}
+
+
+def taught_on_host(
+    batch: Mapping[str, Shaped[np.ndarray, ...]],
+) -> Bool[np.ndarray, "row position"]:
+    """Counted positions with a teacher's targets, as `BatchTargets.taught`."""
+    there = np.isfinite(batch["topk_logprobs"]).any(-1)
+    if "counts" in batch:
+        there |= (batch["counts"] > 0).any(-1)
+    return there & batch["loss_mask"]
 
 
 def _beside_counts(

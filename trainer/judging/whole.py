@@ -37,7 +37,8 @@ from decant.trainer.judging.tally import (
     position_group,
     position_groups,
 )
-from decant.trainer.judging.teacher_reference import teacher_on_labels
+from decant.trainer.judging.teacher_reference import taught_on_host, teacher_on_labels
+from decant.trainer.judging.text_bytes import bits_per_byte, bytes_of_ids, label_bytes
 from decant.trainer.loss.sketches import sketch_tables
 
 MOST_ROWS = 4096
@@ -60,9 +61,11 @@ def judge_heldout(
     `measure` gives the measures [row, position] of a batch from `Cache.read`. `title` names the
     work in its progress; `quiet` shows none.
 
-    `heldout_…` are means over all positions, named as in `metrics.jsonl`; `heldout_kl` is the
-    headline (`judging/headline.py`), `heldout_kl_by` its name and `heldout_kl_error` its standard
-    error with rows as units. `by_frequency` and `by_position` give means for groups of positions.
+    `heldout_…` are means over all positions with a target, named as in `metrics.jsonl`.
+    `heldout_kl` is the headline (`judging/headline.py`), `heldout_kl_by` its name and
+    `heldout_kl_error` its standard error with rows as units. `heldout_bits_per_byte` is over all
+    positions with a label (`judging/text_bytes.py`); it is left out if the cache's tokenizer does
+    not tell bytes. `by_frequency` and `by_position` give means for groups of positions.
     `kl_by_row` has the headline's sum and the number of tokens of each row, for up to `MOST_ROWS`
     rows. KLs that need a tail prior or draws are left out if the cache has none. ValueError if no
     position has a target.
@@ -75,6 +78,7 @@ def judge_heldout(
     )
     shares, estimate = token_shares(cache), estimate_of(cache)
     sums_by_row, tokens_by_row = [], []
+    ce, text_bytes, bytes_of = 0.0, 0, bytes_of_ids(cache)
     batches = track(
         heldout_batches(cache, numbers, batch_rows=batch_rows),
         title,
@@ -92,7 +96,9 @@ def judge_heldout(
         elif estimate is TO_COUNTS:
             every[TO_COUNTS.measure] = every.pop(COUNTS.measure)
         every |= teacher_on_labels(batch)
-        counted = batch["loss_mask"]
+        ce += every["ce"][batch["loss_mask"]].sum(dtype=np.float64)
+        text_bytes += label_bytes(batch, bytes_of)
+        counted = taught_on_host(batch)
         measures = {name: values[counted] for name, values in every.items()}
         headline = np.where(counted, every[estimate.measure], 0.0)
         sums_by_row += headline.sum(-1, dtype=np.float64).tolist()
@@ -105,6 +111,7 @@ def judge_heldout(
     if not whole.means():
         raise ValueError(f"{cache.path}: {NO_TARGETS}")
     means = {f"{PREFIX}{name}": value for name, value in whole.means()[0].items()}
+    means |= bits_per_byte(float(ce), text_bytes, prefix=PREFIX)
     # Without the rows that fill up the last batch.
     by_row = {"sums": sums_by_row[: len(numbers)], "tokens": tokens_by_row[: len(numbers)]}
     return {

@@ -22,7 +22,8 @@ DRAWS = ("tail_ids", "tail_logprobs", "tail_logweights")
 COUNTS = ("count_ids", "counts")
 SKETCH = ("sketch", "sketch_basis")
 WRITTEN = ("label_logprobs", "writer_logprobs")
-TARGETS = (*ROWS, *TOPK, *DRAWS, *COUNTS, *SKETCH)
+UNMATCHED = "unmatched_logprobs"
+TARGETS = (*ROWS, *TOPK, *DRAWS, *COUNTS, *SKETCH, UNMATCHED)
 """Arrays that some loss or measure reads."""
 _OF_TAIL = {"sampled": DRAWS, "counts": COUNTS, "sketch": SKETCH}
 
@@ -64,7 +65,8 @@ def to_device(
     """
     read = loss_fields(tail, divergence)
     fields = [n for n in TARGETS if n in batch] if everything else read
-    needed = (*fields, *signal_fields(signals, batch))
+    others = [UNMATCHED] if UNMATCHED in batch else []
+    needed = dict.fromkeys((*fields, *others, *signal_fields(signals, batch)))
     if rows is None:
         rows = len(batch["tokens"])
         here = local_rows(mesh, rows)
@@ -86,6 +88,12 @@ def check_targets(cache: Cache, *, loss: Loss, mixed: bool = False) -> None:
     _check_aligned(cache, loss)
     if loss.divergence == "on_policy":
         _check_written(cache, mixed=mixed)
+    if loss.divergence == "gold" and not getattr(logits, "unmatched", 0):
+        raise ValueError(
+            f"{cache.path}: does not say which of the teacher's tokens the student has too, which "
+            "loss.divergence = gold compares apart. Use `decant align CACHE --tokenizer PATH "
+            "--targets matched`, or uld or forward_kl"
+        )
     for name, remedy in {COUNTED: ADD_COUNTS, SKETCHED: ADD_SKETCH}.items():
         if loss.tail == name and name not in cache.manifest.signals:
             raise ValueError(

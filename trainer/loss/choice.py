@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from decant.schemas import Cache
 from decant.schemas.disk.layout import COUNTS, SKETCH
-from decant.trainer.loss.settings import Loss, Tail
+from decant.trainer.loss.settings import BY_RANK, Loss, Tail
 
 ADD = "add it to this cache: the same precompute config with"
 ADD_COUNTS = f"{ADD} --signals.logits.counts 100"
@@ -70,12 +70,14 @@ class Held:
 def choose_tail(loss: Loss, held: Held) -> tuple[Loss, str | None]:
     """The loss with a tail, and a line about it: the reason of a choice, or a warning.
 
-    `on_policy` has no tail.
+    `on_policy` has no tail; `uld` and `gold` take it as one category.
     ValueError if no tail of these caches fits the loss.
     """
     highest = max(loss.schedules["temperature"].ends)
     if loss.divergence == "on_policy":
         return loss, None
+    if loss.divergence in BY_RANK and held.k:
+        return dataclasses.replace(loss, tail="bucket"), None
     if loss.tail is not None:
         return loss, _warning(loss.tail, highest, held)
     forward = loss.divergence == "forward_kl"

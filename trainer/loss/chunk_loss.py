@@ -5,7 +5,8 @@ divergence D the gradient with respect to the student's logits is
     stored v:  β·(g_v − G·q_v)            tail v:  β·(g_tail·q_v/τ − G·q_v)
 with τ the student's mass of the tail. For forward KL g = −p and G = −1, which gives β·(q − p) and
 β·q_v·(1 − t/τ). To a tail's gradient, `loss/tail_corrections.py`, `counts.py` and `sketches.py` add
-β·(w·q_v/τ − ρ_v). `loss/on_policy.py` has no categories: its gradient is a multiple of the label's.
+β·(w·q_v/τ − ρ_v). `loss/sorted_probabilities.py` has a gradient of its own, which is added.
+`loss/on_policy.py` has no categories: its gradient is a multiple of the label's.
 
 Logits and gradient are those of this device's columns ("here"); see `loss/student_view.py`.
 """
@@ -30,7 +31,7 @@ from decant.trainer.loss.divergences import (
     temperature_scale,
 )
 from decant.trainer.loss.on_policy import policy_terms
-from decant.trainer.loss.settings import Divergence, Tail
+from decant.trainer.loss.settings import BY_RANK, Divergence, Tail
 from decant.trainer.loss.sketches import (
     SketchTables,
     correction_from_sketch,
@@ -38,6 +39,7 @@ from decant.trainer.loss.sketches import (
     sketch_logits,
     with_shaped_tail,
 )
+from decant.trainer.loss.sorted_probabilities import Partners, distance_by_rank
 from decant.trainer.loss.student_view import (
     StudentView,
     set_columns,
@@ -64,6 +66,8 @@ class HeadSums(NamedTuple):
     `loss/counts.py` and `loss/sketches.py`."""
     ce: Float[Array, ""]
     """Hard-label cross-entropy at T = 1."""
+    ce_taught: Float[Array, ""]
+    """`ce` over the positions that `taught` counts."""
     agreement: Float[Array, ""]
     """Number of positions whose most likely token is the teacher's, as far as its targets tell."""
     count: Float[Array, ""]
@@ -105,6 +109,13 @@ class Recipe(NamedTuple):
     anchor: float = 0.0
 
     @property
+    def of_ids(self) -> Divergence:
+        """The divergence between the probabilities of the same ids. ULD has none: its forward KL is
+        reported, but not learned from."""
+        by_rank: dict[Divergence, Divergence] = {"uld": "forward_kl", "gold": "jsd"}
+        return by_rank.get(self.divergence, self.divergence)
+
+    @property
     def dense(self) -> bool:
         """Whether every token is a category: the divergence has no shortcut for this tail."""
         shortcut = self.divergence in ("forward_kl", "on_policy")
@@ -120,6 +131,8 @@ class LossInputs(NamedTuple):
     """log π at this temperature, −inf in padding columns; for tail = "prior"."""
     sketch: SketchTables | None = None
     """For tail = "sketch"."""
+    partners: Partners | None = None
+    """For divergence = "gold"."""
 
 
 class Slope(NamedTuple):
@@ -132,6 +145,8 @@ class Slope(NamedTuple):
     """Factor of the cross-entropy with the label."""
     log_shape: Float[Array, "*n here"] | None = None
     """Log of the tail's shape, which `correction.density` multiplies; without the factor."""
+    by_rank: Float[Array, "n here"] | None = None
+    """The gradient in the logits that sorted probabilities add."""
 
 
 def chunk_loss(
@@ -145,7 +160,8 @@ def chunk_loss(
     """The loss summed over a chunk's counted positions, and its parts."""
     inputs = _at_temperature(recipe, inputs)
     view = _view(logits, targets, recipe, inputs, vocabulary)
-    value, sums, _ = _loss(view, targets, recipe=recipe, inputs=inputs, vocabulary=vocabulary)
+    settings = {"recipe": recipe, "inputs": inputs, "vocabulary": vocabulary}
+    value, sums, _ = _loss(logits, view, targets, **settings)
     return value, sums
 
 
@@ -162,7 +178,8 @@ def chunk_loss_and_gradient(
     inputs = _at_temperature(recipe, inputs)
     beta = 1 / inputs.temperature
     view = _view(logits, targets, recipe, inputs, vocabulary)
-    value, sums, slope = _loss(view, targets, recipe=recipe, inputs=inputs, vocabulary=vocabulary)
+    settings = {"recipe": recipe, "inputs": inputs, "vocabulary": vocabulary}
+    value, sums, slope = _loss(logits, view, targets, **settings)
     if recipe.dense:
         gradient = _dense_gradient(logits, view, slope, beta=beta, vocabulary=vocabulary)
     else:
@@ -173,6 +190,8 @@ def chunk_loss_and_gradient(
         gradient = subtract_at_ids(gradient, drawn, omega, vocabulary=vocabulary)
     hard = slope.hard[:, None]
     gradient = subtract_at_ids(gradient, targets.labels[:, None], hard, vocabulary=vocabulary)
+    if slope.by_rank is not None:
+        gradient += slope.by_rank
     return value, sums, gradient
 
 
@@ -208,6 +227,7 @@ def _view(
 
 
 def _loss(
+    logits: Float[Array, "n here"],
     view: StudentView,
     targets: BatchTargets,
     *,
@@ -227,9 +247,9 @@ def _loss(
 
     # If every token is a category, each device holds its own; a divergence is a sum over them.
     total = vocabulary.sum_over_devices if recipe.dense else lambda x: x
-    soft, pull = jax.vjp(lambda logq: divergence_of(recipe.divergence, logq), logq)
+    soft, pull = jax.vjp(lambda logq: divergence_of(recipe.of_ids, logq), logq)
     soft = total(soft)
-    forward = recipe.divergence == "forward_kl"
+    forward = recipe.of_ids == "forward_kl"
     kl = uncorrected = soft if forward else total(divergence_of("forward_kl", logq))
     if correction is not None:
         soft += correction.value
@@ -242,6 +262,7 @@ def _loss(
     sums = HeadSums(
         kl=jnp.sum(counted * kl),
         ce=jnp.sum(counted * ce),
+        ce_taught=jnp.sum(jnp.where(taught, ce, 0.0)),
         agreement=jnp.sum(counted * agrees),
         count=jnp.sum(counted),
         taught=jnp.sum(taught.astype(jnp.float32)),
@@ -251,11 +272,25 @@ def _loss(
         clipped=jnp.float32(0),
     )
     alpha = jnp.where(taught, inputs.alpha, 0.0)
-    factor = alpha * temperature_scale(inputs.temperature, kind=recipe.divergence)
+    factor = alpha * temperature_scale(inputs.temperature, kind=recipe.of_ids)
+    others, by_rank = (1 - alpha) * ce, None
+    if recipe.divergence in BY_RANK:
+        share, distance = distance_by_rank(
+            logits,
+            view.z_soft,
+            targets,
+            temperature=inputs.temperature,
+            vocabulary=vocabulary,
+            partners=inputs.partners if recipe.divergence == "gold" else None,
+        )
+        of_ranks = alpha * share * temperature_scale(inputs.temperature, kind="uld")
+        factor = factor * (1 - share)
+        by_rank = (counted * of_ranks)[:, None] * distance.gradient
+        others += of_ranks * distance.value
     (categories,) = pull(counted * factor)
     scaled = correction and correction.scaled(counted * factor)
-    slope = Slope(categories, scaled, counted * (1 - alpha), shape)
-    return jnp.sum(counted * (factor * soft + (1 - alpha) * ce)), sums, slope
+    slope = Slope(categories, scaled, counted * (1 - alpha), shape, by_rank)
+    return jnp.sum(counted * (factor * soft + others)), sums, slope
 
 
 def _on_policy_loss(
@@ -284,6 +319,7 @@ def _on_policy_loss(
     sums = HeadSums(
         kl=zero,
         ce=jnp.sum(counted * ce),
+        ce_taught=jnp.sum(scored * ce),
         agreement=zero,
         count=jnp.sum(counted),
         taught=jnp.sum(scored),

@@ -73,14 +73,16 @@ def divergence(
     if kind == "jsd":
         middle = _log_mixture(logp, logq, mix)
         return mix * _kl(logp, middle) + (1 - mix) * _kl(logq, middle)
+    assert kind == "tv"
     return 0.5 * jnp.sum(jnp.abs(jnp.exp(logp) - jnp.exp(logq)), axis=-1)
 
 
 def temperature_scale(
     temperature: Float[Array, ""] | float, *, kind: Divergence
 ) -> Float[Array, ""] | float:
-    """The factor that keeps the gradient's size as T grows: T² (Hinton et al. 2015), T for TV."""
-    return temperature if kind == "tv" else temperature**2
+    """The factor that keeps the gradient's size as T grows: T² (Hinton et al. 2015). T for TV and
+    ULD, which are linear in the probabilities."""
+    return temperature if kind in ("tv", "uld") else temperature**2
 
 
 def _kl(

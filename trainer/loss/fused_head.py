@@ -30,6 +30,7 @@ from decant.trainer.loss.position_chunks import (
     positions_at_once,
 )
 from decant.trainer.loss.sketches import SketchTables
+from decant.trainer.loss.sorted_probabilities import Partners
 from decant.trainer.loss.tail_corrections import log_prior_at
 from decant.trainer.loss.targets import BatchTargets
 from decant.trainer.loss.vocabulary_split import VocabularySplit
@@ -44,6 +45,7 @@ def distillation_loss(
     alpha: Float[Array, ""] | float,
     prior: Float[Array, "nodes ids"] | None = None,
     sketch: SketchTables | None = None,
+    partners: Partners | None = None,
     recipe: Recipe = Recipe(),  # noqa: B008  (immutable)
     vocabulary: int | None = None,
     mesh: Mesh | None = None,
@@ -57,7 +59,8 @@ def distillation_loss(
 
     `temperature` must be at least 1, which the caller checks. `prior` is the tail prior at the
     nodes of `BETAS` (`Cache.tail_prior`), for tail = "prior"; `sketch` is for tail = "sketch", and
-    with tail = "counts" the temperature must be 1. `vocabulary` is the number of ids:
+    with tail = "counts" the temperature must be 1; `partners` are for divergence = "gold", whose
+    factors of T `loss/sorted_probabilities.py` gives. `vocabulary` is the number of ids:
     the unembedding's first columns, as a checkpoint may pad it (None: all columns). On a `mesh`
     rows are split over `data` and `fsdp`, and the vocabulary over `tensor`.
     """
@@ -74,7 +77,9 @@ def distillation_loss(
         log_prior = columns(log_prior_at(prior, beta=1 / temperature), fill=-jnp.inf)
     sketch = sketch.at(temperature) if sketch and recipe.tail == "sketch" else None
     sketch = jax.tree.map(lambda table: columns(table, fill=0.0), sketch)
-    inputs = LossInputs(jnp.float32(temperature), jnp.float32(alpha), log_prior, sketch)
+    if partners is not None:
+        partners = partners._replace(alone=columns(partners.alone, fill=0.0))
+    inputs = LossInputs(jnp.float32(temperature), jnp.float32(alpha), log_prior, sketch, partners)
     return _fused(recipe, split, hidden, split.columns(unembedding, fill=0.0), targets, inputs)
 
 
@@ -173,7 +178,8 @@ def _splits(split: VocabularySplit, inputs: LossInputs) -> tuple:
     everywhere = LossInputs(*[PartitionSpec()] * 2)  # type: ignore[arg-type]
     prior = None if inputs.log_prior is None else split.vocab
     sketch = jax.tree.map(lambda _: split.matrix, inputs.sketch)
-    tables = everywhere._replace(log_prior=prior, sketch=sketch)  # type: ignore[arg-type]
+    partners = inputs.partners and Partners(split.vocab, PartitionSpec())  # type: ignore[arg-type]
+    tables = everywhere._replace(log_prior=prior, sketch=sketch, partners=partners)  # type: ignore[arg-type]
     return split.rows, split.matrix, split.rows, tables
 
 

@@ -24,6 +24,7 @@ from decant.trainer.loss.layer_terms import Matrices, TermSums, term_sums
 from decant.trainer.loss.projections import PROJECTIONS, Parameters, without_projections
 from decant.trainer.loss.settings import Divergence, Loss
 from decant.trainer.loss.sketches import SketchTables
+from decant.trainer.loss.sorted_probabilities import Partners
 from decant.trainer.loss.targets import BatchTargets
 
 ScheduledValues = dict[str, Array]
@@ -55,6 +56,8 @@ class Tables(NamedTuple):
     """The tail prior at the nodes of `BETAS`, for tail = "prior"."""
     sketch: SketchTables | None = None
     """For tail = "sketch"."""
+    partners: Partners | None = None
+    """For divergence = "gold"."""
     directions: Matrices | None = None
     """Principal directions by signal, for the pairs with `directions`."""
     frozen: Parameters | None = None
@@ -115,6 +118,7 @@ def batch_sums(
         alpha=values["alpha"],
         prior=tables.prior,
         sketch=tables.sketch,
+        partners=tables.partners,
         recipe=Recipe(
             loss.divergence,
             loss.mix,

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from decant.command_line.checks import ANY, Bounds
 from decant.trainer.loss.schedules import Schedule, Shape, check_schedule
 
-Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tv", "on_policy"]
+Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tv", "uld", "gold", "on_policy"]
 Tail = Literal["bucket", "sampled", "prior", "renormalize", "counts", "sketch"]
 HiddenKind = Literal["mse", "cosine"]
 HiddenScale = Literal["mean", "sum"]
@@ -34,6 +34,8 @@ ONLY_FORWARD: dict[Tail, str] = {
     "as in forward KL",
 }
 """Tails that work with forward KL only, and the reason."""
+BY_RANK: tuple[Divergence, ...] = ("uld", "gold")
+"""Divergences that compare sorted probabilities, see `loss/sorted_probabilities.py`."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,8 @@ class AttentionLoss(Term):
 class Loss:
     """α · T² · D(teacher ‖ student) + (1 − α) · cross-entropy + Σ λ · term.
 
-    T² is T for `divergence = tv`. A file adds terms as `[[loss.hidden]]` and `[[loss.attention]]`;
-    the command line numbers them, as in `--loss.hidden.0.weight 0.5`.
+    T² is T for `divergence = tv` and `uld`. A file adds terms as `[[loss.hidden]]` and
+    `[[loss.attention]]`; the command line numbers them, as in `--loss.hidden.0.weight 0.5`.
     """
 
     alpha: Annotated[float | None, SHARE] = None
@@ -159,14 +161,19 @@ class Loss:
     """The path of T from first to last update, as for `alpha_schedule`."""
     divergence: Divergence = "forward_kl"
     """D, between the teacher p and the student q. `forward_kl`: KL(p‖q). `reverse_kl`: KL(q‖p).
-    `jsd`: generalised Jensen–Shannon divergence, see `mix`. `tv`: total variation. `on_policy`: for
+    `jsd`: generalised Jensen–Shannon divergence, see `mix`. `tv`: total variation. For students
+    with another tokenizer: `uld` compares the sorted probabilities of both, whichever tokens they
+    belong to; `gold` is w·`jsd` over the tokens that both vocabularies have, and 1−w times `uld`
+    over all others, with w their share of the teacher's vocabulary. `gold` needs a cache by
+    `decant align CACHE --targets matched`.
+    `on_policy`: for
     caches of rollouts (docs/on-policy.md): −min(ρA, clip(ρ)A) at every token that a student wrote,
     with A = log p − log q of that token and ρ the ratio of q to its writer's probability. It reads
     no top-k and no tail; T is 1."""
     mix: Annotated[float, Bounds(1e-6, 1 - 1e-6)] = 0.5
-    """For `jsd`: mix·KL(p‖m) + (1−mix)·KL(q‖m) with m = mix·p + (1−mix)·q. It is zero for mix = 0
-    and for mix = 1. Near 0 its gradient is that of forward KL times mix; near 1 it is that of
-    reverse KL times 1−mix."""
+    """For `jsd` and `gold`: mix·KL(p‖m) + (1−mix)·KL(q‖m) with m = mix·p + (1−mix)·q. It is zero
+    for mix = 0 and for mix = 1. Near 0 its gradient is that of forward KL times mix; near 1 it is
+    that of reverse KL times 1−mix."""
     clip: Annotated[float, Bounds(1e-6, 1_000_000)] = 0.2
     """For `on_policy`: ε; ρ is clipped to 1 − ε … 1 + ε, as in PPO. A token whose probability has
     moved that far in the direction of its advantage is no longer learned from."""
@@ -231,6 +238,11 @@ class Loss:
             )
         if self.divergence == "on_policy":
             self._check_on_policy(highest)
+        if self.divergence in BY_RANK and self.tail not in (None, "bucket"):
+            raise ValueError(
+                f"loss.divergence is {self.divergence} with tail = {self.tail}: sorted "
+                "probabilities have no ids, so the tail is one category. Leave loss.tail out"
+            )
         if self.tail in ONLY_FORWARD and self.divergence != "forward_kl":
             raise ValueError(
                 f"loss.divergence is {self.divergence} with tail = {self.tail}: "

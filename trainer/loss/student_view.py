@@ -76,7 +76,7 @@ def summarise_logits(
             topk_ids=targets.topk_ids[:, :0], topk_logprobs=targets.topk_logprobs[:, :0]
         )
     kept, width = targets.stored, logits.shape[-1]
-    here, columns = _local_columns(targets.topk_ids, width=width, vocabulary=vocabulary)
+    here, columns = local_columns(targets.topk_ids, width=width, vocabulary=vocabulary)
     # Out-of-range indices differ from each other, because scatters promise unique indices.
     columns = jnp.where(kept & here, columns, width + jnp.arange(kept.shape[-1]))
     labels, optional = targets.labels[:, None], (targets.tail_ids, targets.count_ids)
@@ -86,6 +86,7 @@ def summarise_logits(
     assert label is not None
     assert own is not None
     assert topk is not None
+    own = jnp.where(teachers < 0, -jnp.inf, own)  # the student has no such token
     head = jnp.where(kept, topk, -jnp.inf)
     expected = None
     if log_prior is not None:
@@ -145,7 +146,7 @@ def subtract_at_ids(
     """`x` minus `values` at the columns of `ids`, which may repeat. None: `x` unchanged."""
     if ids is None or values is None:
         return x
-    here, columns = _local_columns(ids, width=x.shape[-1], vocabulary=vocabulary)
+    here, columns = local_columns(ids, width=x.shape[-1], vocabulary=vocabulary)
     columns = jnp.where(here, columns, x.shape[-1])
     return x.at[jnp.arange(len(ids))[:, None], columns].add(-values, mode="drop")
 
@@ -158,7 +159,7 @@ def _gather_logits(
 ) -> list[Float[Array, "n _"] | None]:
     """Logits of each array of ids (None: None), with one sum over devices for all of them."""
     there = [each for each in ids if each is not None]
-    here, columns = _local_columns(
+    here, columns = local_columns(
         jnp.concatenate(there, axis=-1), width=logits.shape[-1], vocabulary=vocabulary
     )
     gathered = jnp.take_along_axis(logits, columns, axis=-1)
@@ -169,7 +170,7 @@ def _gather_logits(
     return [None if each is None else next(parts) for each in ids]
 
 
-def _local_columns(
+def local_columns(
     ids: Int[Array, "n ids"], *, width: int, vocabulary: Vocabulary
 ) -> tuple[Bool[Array, "n ids"], Int[Array, "n ids"]]:
     """Whether each id's column is on this device, and its local number (0 if it is not)."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from decant.schemas.records.rows import next_tokens
-from decant.trainer.loss.batch_fields import COUNTS, DRAWS, TOPK, WRITTEN
+from decant.trainer.loss.batch_fields import COUNTS, DRAWS, TOPK, UNMATCHED, WRITTEN
 
 
 class BatchTargets(NamedTuple):
@@ -41,6 +41,10 @@ class BatchTargets(NamedTuple):
     are None unless divergence = "on_policy"."""
     writer_logprobs: Float[Array, "*position"] | None = None
     """The log-probability that the label's writer gave it; NaN where no model wrote the label."""
+    unmatched: Float[Array, "*position k"] | None = None
+    """Log-probabilities of the teacher's tokens without a partner in the student's vocabulary, as
+    `topk_logprobs`, descending. `tail_logmass` holds their mass. None: the cache was not made by
+    `decant align --targets matched`."""
 
     @classmethod
     def of(cls, batch: Mapping[str, Array]) -> BatchTargets:
@@ -51,6 +55,8 @@ class BatchTargets(NamedTuple):
         if TOPK[0] not in arrays:
             nothing = jnp.zeros((*labels.shape, 0))
             arrays |= dict(zip(TOPK, (nothing.astype(jnp.int32), nothing, nothing), strict=True))
+        if UNMATCHED in batch:
+            arrays["unmatched"] = batch[UNMATCHED]
         if "sketch" in batch:
             basis = jnp.broadcast_to(batch["sketch_basis"][:, None], labels.shape)
             arrays |= {"sketch": batch["sketch"], "sketch_basis": basis}
@@ -71,6 +77,8 @@ class BatchTargets(NamedTuple):
         if self.counts is not None:
             # A cache may hold counts and no top-k.
             taught |= jnp.any(self.counts > 0, axis=-1) & self.mask
+        if self.unmatched is not None:
+            taught |= jnp.isfinite(self.unmatched[..., 0]) & self.mask
         return taught
 
     @property
@@ -83,9 +91,11 @@ class BatchTargets(NamedTuple):
     @property
     def likeliest(self) -> Int[Array, "*position"]:
         """The teacher's likeliest token, or that with the largest count if there is no top-k; −1
-        where there is no target."""
+        where there is no target, or where that token is not in the student's vocabulary."""
         if self.topk_ids.shape[-1]:
             ids = self.topk_ids[..., 0]
+            if self.unmatched is not None:
+                ids = jnp.where(self.unmatched[..., 0] > self.topk_logprobs[..., 0], -1, ids)
         elif self.count_ids is not None and self.counts is not None:
             largest = jnp.argmax(self.counts, axis=-1, keepdims=True)
             ids = jnp.take_along_axis(self.count_ids, largest, axis=-1)[..., 0]

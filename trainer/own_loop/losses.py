@@ -233,6 +233,11 @@ def _checked_tables(
     an array."""
     named = ("divergence", "mix", "tail", "clip", "anchor")
     check_values(Loss(**{name: getattr(recipe, name) for name in named}))
+    if recipe.divergence == "gold":
+        raise ValueError(
+            'divergence="gold" needs the partners of a cache by `decant align`, which only '
+            '`decant train` reads. Use divergence="uld", or loss.divergence = gold there'
+        )
     _check_number("temperature", temperature, TEMPERATURE)
     _check_number("alpha", alpha, SHARE)
     if recipe.divergence == "on_policy":

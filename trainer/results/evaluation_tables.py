@@ -52,6 +52,8 @@ def as_table(evaluation: dict[str, Any]) -> Table:
         add(f"next token {means['frequency']}", means, end_section=last)
     for means in evaluation["by_position"]:
         add(f"at {position_range(means)}", means)
+    if "bits_per_byte" in whole:
+        table.caption = f"all labels: {whole['bits_per_byte']:.4f} bits per byte of text"
     return table
 
 

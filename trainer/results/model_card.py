@@ -37,6 +37,7 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
 MEASURES = {
     "heldout_ce": "cross-entropy, nats a token",
     "heldout_perplexity": "perplexity",
+    "heldout_bits_per_byte": "cross-entropy, bits per byte of text",
     "heldout_agreement": "likeliest token is the teacher's",
     "heldout_top5_agreement": "share of the teacher's five likeliest tokens in the student's five",
     "heldout_accuracy": "likeliest token is the next token",

@@ -52,6 +52,7 @@ ALL = (
     *map(_of, ESTIMATES),
     _metric("standard error", "of the headline", "heldout_kl_error", "{:.4f}", 0),
     CE,
+    _metric("bits/byte", "of text", "heldout_bits_per_byte", "{:.4f}", -1),
     _metric("perplexity", "", "heldout_perplexity", "{:,.1f}", -1),
     AGREEMENT,
     _metric("top-5", "shared with it", "heldout_top5_agreement", "{:.1%}", 1),

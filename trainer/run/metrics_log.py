@@ -153,12 +153,14 @@ class MetricsLog:
         self._write(metrics)
         if self._shows_bar or self._is_due("held out", metrics["step"]):
             estimate, teacher = common_estimate([metrics]), teacher_ce(metrics)
+            bits = metrics.get("heldout_bits_per_byte")
             self.say(
                 f"step {metrics['step']:>6} of {self._steps:,}  held out: "
                 f"{estimate.title} {metrics[estimate.metric]:.4f}, "
                 f"agreement {metrics['heldout_agreement']:.1%}, CE {metrics['heldout_ce']:.4f}"
                 + (f" (the teacher's {teacher})" if teacher else "")
                 + f", perplexity {metrics['heldout_perplexity']:,.1f}"
+                + (f", {bits:.4f} bits/byte" if bits is not None else "")
             )
 
     def say(self, text: str) -> None:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from decant.pipelines.teacher.top_k import exact_top_k
+from decant.models.mesh.top_k import exact_top_k
 
 
 @pytest.mark.parametrize("k", [1, 5, 65, 300, 1024, 1025])

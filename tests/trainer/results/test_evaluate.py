@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from decant.models.text.tokenizer import tokenizer_of
 from decant.pipelines.capture.rows_only import tokenise_only
 from decant.pipelines.config import Corpus, Tokenise
 from decant.schemas import open_cache
@@ -144,7 +145,7 @@ def whole(evaluation):
 def same(got, wanted, *, rtol=2e-5):
     """Of a student's measures. Those of the teacher have tests of their own."""
     wanted = {name: value for name, value in wanted.items() if value is not None}
-    later = ("teacher_", "kl_by", "kl_error")
+    later = ("teacher_", "kl_by", "kl_error", "bits_per_byte")
     got = {name: value for name, value in got.items() if not name.startswith(later)}
     wanted = {name: value for name, value in wanted.items() if not name.startswith(later)}
     assert got.keys() == wanted.keys()
@@ -218,10 +219,31 @@ def test_groups_by_frequency_are_the_formulas_over_these_labels(evaluation, coun
         same(group, expected(counted, k=8, prior=pi(drawn_cache), chosen=chosen), rtol=1e-4)
 
 
+def test_bits_per_byte_are_those_of_the_text_that_the_labels_spell(
+    evaluation, counted, drawn_cache
+):
+    tokenizer = tokenizer_of(drawn_cache)
+    labels = counted["labels"].tolist()
+    text = "".join(tokenizer.decode([i]) for i in labels if i != tokenizer.eos_id)
+    assert tokenizer.eos_id in labels  # it has no bytes, but it has to be predicted
+    nats = expected(counted, k=8, prior=pi(drawn_cache))["ce"] * len(labels)
+    bits = nats / np.log(2) / len(text.encode())
+    assert evaluation["heldout_bits_per_byte"] == pytest.approx(bits, rel=1e-4)
+
+
 def test_the_training_loops_held_out_metrics_agree(evaluation, run):
     last = [line for line in read_metrics(run) if "heldout_ce" in line][-1]
     assert last["step"] == evaluation["step"] == 2
-    names = ("kl", "kl_unbiased", "kl_bound", "ce", "perplexity", "agreement", "tokens")
+    names = (
+        "kl",
+        "kl_unbiased",
+        "kl_bound",
+        "ce",
+        "perplexity",
+        "agreement",
+        "tokens",
+        "bits_per_byte",
+    )
     for name in (*names, "teacher_ce", "teacher_ce_bound", "teacher_known", "teacher_accuracy"):
         np.testing.assert_allclose(
             evaluation[f"heldout_{name}"], last[f"heldout_{name}"], rtol=1e-6
