@@ -460,6 +460,7 @@ def test_no_array_has_the_size_of_all_logits(tail):
         ({"tail": "prior", "prior": None}, "needs prior=cache.tail_prior()"),
         ({"tail": "sampled", "temperature": 3.0}, "drawn from at T up to 2"),
         ({"vocabulary": V + 1}, f"the student has {V} tokens"),
+        ({"tail": "bucket", "divergence": "uld"}, "`decant train` has, but decant.torch does not"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, says):

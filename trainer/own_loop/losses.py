@@ -19,7 +19,7 @@ from decant.trainer.loss.fused_head import distillation_loss
 from decant.trainer.loss.given_logits import loss_of_logits
 from decant.trainer.loss.layer_terms import TermSums
 from decant.trainer.loss.objective import Totals, means
-from decant.trainer.loss.settings import SHARE, TEMPERATURE, Divergence, Loss, Tail
+from decant.trainer.loss.settings import BY_RANK, SHARE, TEMPERATURE, Divergence, Loss, Tail
 from decant.trainer.loss.sketches import SketchTables, sketch_tables
 from decant.trainer.loss.targets import BatchTargets
 
@@ -177,6 +177,8 @@ def _best_tail(
     """
     if divergence == "on_policy":
         return None
+    if divergence in BY_RANK and batch["topk_ids"].shape[-1]:
+        return "bucket"
     known = float(temperature) if _is_known(temperature) else None
     highest = getattr(batch, "highest_temperature", None)
     counts = "counts" in batch and known == 1 and divergence == "forward_kl"

@@ -36,6 +36,21 @@ def test_the_tail_is_the_best_that_cache_temperature_and_divergence_allow(held, 
     assert line.startswith(f"loss.tail is {tail}, for T = ")
 
 
+def test_sorted_probabilities_take_the_tail_as_one_category():
+    for kind in ("uld", "gold"):
+        assert choose_tail(Loss(divergence=kind), ALL) == (
+            Loss(divergence=kind, tail="bucket"),
+            None,
+        )
+    with pytest.raises(ValueError, match="this loss is uld"):
+        choose_tail(Loss(divergence="uld"), Held(k=0, counts=True))
+
+
+def test_gold_needs_a_cache_that_knows_partners(cache):
+    with pytest.raises(ValueError, match=r"decant align .* --targets matched"):
+        check_targets(cache, loss=Loss(divergence="gold"))
+
+
 def test_an_explicit_tail_stays_and_a_weak_one_is_told():
     assert choose_tail(Loss(tail="bucket"), ALL) == (Loss(tail="bucket"), None)
     loss = Loss(tail="renormalize", temperature=4.0)
