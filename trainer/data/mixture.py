@@ -206,7 +206,7 @@ class MixtureReader:
 def _absent(name: str) -> float:
     if name == WRITER_LOGPROBS:
         return np.nan
-    return -np.inf if name in _INFINITE_IF_ABSENT else 0
+    return -np.inf if name in _INFINITE_IF_ABSENT else 0.0
 
 
 def _common_shapes(first: Sequence[Arrays]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

@@ -171,7 +171,7 @@ def zero_totals(loss: Loss) -> Totals:
     return Totals(HeadSums.zero(), terms)
 
 
-def means(totals: Totals, divergence: Divergence) -> dict[str, Array]:
+def means(totals: Totals, divergence: Divergence = "forward_kl") -> dict[str, Array]:
     """The sums as metrics: means over positions, and `tokens`, the number of positions."""
     sums, terms = totals
     count, taught = jnp.maximum(sums.count, 1), jnp.maximum(sums.taught, 1)

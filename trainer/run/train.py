@@ -51,6 +51,7 @@ from decant.trainer.run.processes import (
     is_first_process,
     join_processes,
 )
+from decant.trainer.run.rollout_writers import about_writers
 from decant.trainer.run.speed import Clock, peak_flops, update_flops
 from decant.trainer.run.student_parameters import graph_and_all_parameters
 from decant.trainer.run.trackers import check_trackers, trackers
@@ -104,6 +105,7 @@ def _train(config: Train, callbacks: Sequence[Callback], place: Place | None) ->
         length=cache.manifest.sequence_length,
         frozen=bool(frozen),
     )
+    about_rollouts = about_writers([cache, *others], loss=config.loss, first=student)
     del student
     objective = Objective(
         graph,
@@ -145,7 +147,7 @@ def _train(config: Train, callbacks: Sequence[Callback], place: Place | None) ->
                 callbacks=(*stack.enter_context(tracked), *callbacks),
             )
         stack.callback(metrics.close)
-        for notice in filter(None, (unused_accelerator(), about_tail)):
+        for notice in filter(None, (unused_accelerator(), about_tail, about_rollouts)):
             metrics.say(notice)
         loop = TrainingLoop(
             config=config,
