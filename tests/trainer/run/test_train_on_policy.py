@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tests.making.rollouts import rollout_settings
 
 from decant.models import open_checkpoint
 from decant.pipelines.capture.job import precompute
@@ -16,6 +15,7 @@ from decant.trainer.run.rollout_writers import about_writers
 from decant.trainer.run.train import train
 from decant.trainer.run.trained_student import student_digest
 from tests.making.caches import tiny_cache
+from tests.making.rollouts import rollout_settings
 
 
 @pytest.fixture(scope="module")
