@@ -31,6 +31,8 @@ CUT = {
     "deepseek_v2": (0, 2),
     "deepseek_v3": (1, 2),
     "youtu": (2, 0),
+    "glm": (1,),
+    "glm4": (2, 0),
     "gpt_oss": (1, 2),
     "gemma2": (0, 2),
     "gemma3": (0, 5, 6),

@@ -91,6 +91,7 @@ TEACHERS |= {
     },
     "glm4_moe_lite": DEEPSEEK,
     "youtu": LATENT,
+    "glm4": {"rotary_dim": 4, "rotary_neighbours": True, "post_norms": True},
 }
 SCRIPT = """
 import json, sys

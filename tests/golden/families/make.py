@@ -28,8 +28,10 @@ from transformers import (
     Gemma3Config,
     Gemma3TextConfig,
     GemmaConfig,
+    Glm4Config,
     Glm4MoeConfig,
     Glm4MoeLiteConfig,
+    GlmConfig,
     GPT2Config,
     GPTNeoXConfig,
     GptOssConfig,
@@ -360,6 +362,17 @@ CASES |= {
         rope_parameters=PLAIN,
     ),
     "youtu": YoutuConfig(**LATENT, rope_parameters=PLAIN, **NO_TOKENS),
+    "glm": GlmConfig(
+        **(SIZES | {"num_hidden_layers": 2}),
+        rope_parameters=PLAIN | {"partial_rotary_factor": 0.5},
+        **NO_TOKENS,
+    ),
+    "glm4": Glm4Config(
+        **SIZES,
+        attention_bias=False,
+        rope_parameters=PLAIN | {"partial_rotary_factor": 0.5},
+        **NO_TOKENS,
+    ),
 }
 ROUTED = ("gpt_oss", "glm4_moe", "glm4_moe_lite", "deepseek_v2", "deepseek_v3")
 """Model types whose experts' matrices lie in one parameter."""

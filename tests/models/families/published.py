@@ -249,8 +249,30 @@ DEEPSEEK = [
     ),
 ]
 
+GLM = {
+    "head_dim": 128,
+    "partial_rotary_factor": 0.5,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-5,
+    "attention_bias": False,
+}
+GLM_MEANS = {"rotary_dim": 64, "rotary_neighbours": True}
+
 TABLE = [
     *DEEPSEEK,
+    Row(
+        *("GLM 4 9B 0414", "glm4", Sizes(4096, 13696, 40, 32, 2, 151552, 32768), 9.400),
+        *(GLM, GLM_MEANS | {"post_norms": True}),
+    ),
+    Row(
+        *("GLM 4 32B 0414", "glm4", Sizes(6144, 23040, 61, 48, 2, 151552, 32768), 32.566),
+        *(GLM, GLM_MEANS | {"post_norms": True}),
+    ),
+    Row(
+        *("GLM 4 9B Chat", "glm", Sizes(4096, 13696, 40, 32, 2, 151552, 131072), 9.400),
+        GLM | {"rms_norm_eps": 1.5625e-07, "attention_bias": True},
+        GLM_MEANS | {"qkv_bias": True},
+    ),
     Row(*("Llama 2 7B", "llama"), Sizes(4096, 11008, 32, 32, 32, 32000, 4096), 6.738, {}, {}),
     Row(*("Llama 2 13B", "llama"), Sizes(5120, 13824, 40, 40, 40, 32000, 4096), 13.016, {}, {}),
     Row(*("Llama 2 70B", "llama"), Sizes(8192, 28672, 80, 64, 8, 32000, 4096), 68.977, {}, {}),
