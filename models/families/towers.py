@@ -18,7 +18,7 @@ _SIZES = (
 )
 
 
-def _sizes(*values: int) -> dict[str, int]:
+def _sizes(*values: int | None) -> dict[str, Any]:
     return dict(zip(_SIZES, values, strict=True))
 
 
@@ -29,6 +29,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "ministral3": _sizes(131072, 4096, 14336, 34, 32, 8, 128, 262144) | {"rms_norm_eps": 1e-5},
     # Not rope_theta: it has had two defaults, 5e6 and 5e5.
     "qwen3_vl_text": _sizes(151936, 4096, 22016, 32, 32, 32, 128, 128000) | {"rope_theta": ...},
+    "qwen2_5_vl_text": _sizes(152064, 8192, 29568, 80, 64, 8, None, 32768)
+    | {"rms_norm_eps": 1e-5, "rope_theta": 1e6},
 }
 
 
@@ -40,6 +42,8 @@ class Tower:
     """Values of `text_config.model_type`; the first if there is none."""
     same_as: str | None = None
     """The model_type of which the text model is one by another name. None: its own."""
+    flat: bool = False
+    """The fields of the text may stand beside those of the whole model, without `text_config`."""
 
 
 TOWERS = {
@@ -47,6 +51,7 @@ TOWERS = {
     "mistral3": Tower(("mistral", "ministral3")),
     # With deep layers of its image part switched off, as without images, it is Qwen 3.
     "qwen3_vl": Tower(("qwen3_vl_text",), same_as="qwen3"),
+    "qwen2_5_vl": Tower(("qwen2_5_vl_text",), same_as="qwen2", flat=True),
 }
 """By `model_type` of the whole model."""
 
@@ -70,7 +75,11 @@ def text_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     if not is_tower(fields):
         return fields
-    tower, reader = TOWERS[fields["model_type"]], FieldReader("config.json", fields)
+    tower = TOWERS[fields["model_type"]]
+    if tower.flat and fields.get("text_config") is None:
+        own = {n: v for n, v in fields.items() if n != "model_type" and not _IMAGES.fullmatch(n)}
+        fields = {**fields, "text_config": own}
+    reader = FieldReader("config.json", fields)
     text = reader.section("text_config")
     if not text.fields:
         raise ValueError("config.json: text_config is missing, which describes the text model.")
@@ -100,7 +109,9 @@ def _without_grid(rope: Any, whole: dict[str, Any]) -> Any:
         return rope
     if "rope_theta" in rope and whole.get("rope_theta") is ...:
         del whole["rope_theta"]
-    return {n: v for n, v in rope.items() if n not in ("mrope_section", "mrope_interleaved")}
+    grid = ("mrope_section", "mrope_interleaved")
+    kinds = [n for n in ("type", "rope_type") if rope.get(n) == "mrope"]
+    return {n: v for n, v in rope.items() if n not in (*grid, *kinds)}
 
 
 def text_name(name: str) -> str:

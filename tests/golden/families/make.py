@@ -45,6 +45,7 @@ from transformers import (
     Olmo2Config,
     Olmo3Config,
     Phi3Config,
+    Qwen2_5_VLConfig,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
@@ -303,6 +304,21 @@ CASES = {
         },
         **{f"{name}_token_id": 79 for name in ("image", "video", "vision_start", "vision_end")},
     ),
+}
+CASES |= {
+    "tower_qwen2_5_vl": Qwen2_5_VLConfig(
+        text_config={name: size for name, size in SIZES.items() if name != "head_dim"}
+        | {"num_hidden_layers": 2, "rope_parameters": PLAIN | {"mrope_section": [1, 1, 2]}},
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_heads": 2,
+            "patch_size": 4,
+            "out_hidden_size": 32,
+        },
+        **{f"{name}_token_id": 79 for name in ("image", "video", "vision_start", "vision_end")},
+    )
 }
 # One block without experts; a token chooses two of four groups, then two experts.
 GLM4_MOE = Glm4MoeConfig(

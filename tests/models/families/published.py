@@ -580,6 +580,13 @@ def qwen3_vl(sizes: Sizes, **others: Any) -> dict[str, Any]:
     return fields | {"head_dim": 128, "rope_theta": 5000000, "rope_scaling": VL_ROPE}
 
 
+def qwen25_vl(s: Sizes, **others: Any) -> dict[str, Any]:
+    fields = fields_of(Row("", "qwen2_5_vl_text", s, 0, {}, {})) | others
+    rope = {"type": "mrope", "mrope_section": [16, 24, 24]}
+    window = {"use_sliding_window": False, "sliding_window": 32768, "max_window_layers": 28}
+    return fields | window | {"rope_theta": 1000000.0, "rope_scaling": rope}
+
+
 def fields_of(row: Row) -> dict[str, Any]:
     """The row's config.json."""
     s = row.sizes
@@ -610,6 +617,7 @@ MISTRAL_SMALL_31 = {
     "sliding_window": None,
     "vocab_size": 131072,
 }
+VL25 = {"family": "qwen2", "rope_theta": 1e6, "rope_scaling": None, "qkv_bias": True}
 GEMMA3_TEXT = {"family": "gemma3", "windows": (*[1024] * 5, None), "tie_embeddings": True}
 GROWTH = {"family": "ministral3", "query_growth": (0.1, 16384), "rope_theta": 1e6}
 VL = {"family": "qwen3", "rope_theta": 5e6, "rope_scaling": None, "qk_norm": True}
@@ -642,6 +650,15 @@ TOWERS: list[Tower] = [
     ("Ministral 3 8B", "mistral3", ministral3(4096, 14336, 34), GROWTH, 8.49),
     ("Ministral 3 14B", "mistral3", ministral3(5120, 16384, 40), GROWTH, 13.51),
     (
+        *("Qwen2.5 VL 3B", "qwen2_5_vl"),
+        qwen25_vl(Sizes(2048, 11008, 36, 16, 2, 151936, 128000), tie_word_embeddings=True),
+        *(VL25 | {"tie_embeddings": True}, 3.086),
+    ),
+    (
+        *("Qwen2.5 VL 7B", "qwen2_5_vl"),
+        *(qwen25_vl(Sizes(3584, 18944, 28, 28, 4, 152064, 128000)), VL25, 7.616),
+    ),
+    (
         *("Qwen3 VL 2B", "qwen3_vl"),
         qwen3_vl(Sizes(2048, 6144, 28, 16, 8, 151936, 262144), tie_word_embeddings=True),
         *(VL, 1.721),
@@ -661,7 +678,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
             "DeepSeek V3.2": "deepseek_v32",
             "Llama 4 Scout": "llama4",
             "Qwen3 Next 80B": "qwen3_next",
-            "Qwen2.5 VL 7B": "qwen2_5_vl",
             "Phi 3.5 MoE": "phimoe",
             "Gemma 3n E4B": "gemma3n",
             "Command R7B": "cohere2",

@@ -21,11 +21,17 @@ TOWERS = {
     "tower_mistral3": "MistralForCausalLM",
     "tower_ministral3": "Ministral3ForCausalLM",
     "tower_qwen3_vl": "Qwen3ForCausalLM",
+    "tower_qwen2_5_vl": "Qwen2ForCausalLM",
 }
+
+
+FLAT = ("model.layers.", "model.embed_tokens.", "model.norm.")
 
 
 def older(name):
     """A tensor's name as transformers 4.50 wrote it."""
+    if name.startswith(FLAT):  # as of Qwen2.5-VL in any version
+        return "language_model." + name
     if name.startswith("model.language_model."):
         return "language_model.model." + name.removeprefix("model.language_model.")
     return "language_model." + name if name.startswith("lm_head") else name.removeprefix("model.")
@@ -35,6 +41,8 @@ def newer(name):
     """A tensor's name as transformers 4.52 began to write it."""
     if name.startswith("language_model.model."):
         return "model.language_model." + name.removeprefix("language_model.model.")
+    if name.startswith(FLAT):
+        return "model.language_model." + name.removeprefix("model.")
     text = name.removeprefix("language_model.")
     return text if text.startswith(("lm_head", "model.")) else "model." + text
 
@@ -126,6 +134,18 @@ def test_a_field_of_the_text_may_be_repeated_outside():
     assert config_from_json(whole | {"hidden_size": 32, "vocab_size": 80}) == config_from_json(
         whole
     )
+
+
+def test_fields_of_the_text_may_stand_beside_those_of_the_whole_model():
+    """Qwen2.5-VL's published config.json has no text_config, and calls its rotation mrope."""
+    whole = fields("tower_qwen2_5_vl")
+    text = whole.pop("text_config")
+    rope = text.pop("rope_parameters")
+    old = {"rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]}}
+    flat = text | whole | old | {"rope_theta": rope["rope_theta"]}
+    assert config_from_json(flat) == config_from_json(fields("tower_qwen2_5_vl"))
+    with pytest.raises(ValueError, match="attention_sinks = 4"):
+        config_from_json(flat | {"attention_sinks": 4})
 
 
 def test_a_text_config_that_leaves_its_classs_defaults_out_is_read():
