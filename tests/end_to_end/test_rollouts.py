@@ -22,9 +22,12 @@ from decant.schemas import Cache, open_cache
 from decant.schemas.disk.atomic import read_json
 from decant.schemas.disk.identity import digest_memory
 from decant.schemas.disk.steps import Step
+from decant.trainer.data.mixture import MixtureReader
+from decant.trainer.own_loop.batches import batches
 from tests.killing import killer
 from tests.making.caches import tiny_cache, write_corpus
 from tests.making.rollouts import FILE, rollout_settings
+from tests.schemas import page_reader
 
 W = "writer_logprobs"
 
@@ -39,6 +42,15 @@ def cache(root) -> Cache:
     config = rollout_settings(root)
     precompute(config)
     return open_cache(config.output)
+
+
+@pytest.fixture(scope="module")
+def texts(root, tmp_path_factory) -> Cache:
+    """A cache of texts by the same teacher."""
+    place = tmp_path_factory.mktemp("texts")
+    write_corpus(place / "corpus", files=4, words=60)
+    shutil.copytree(root / "teacher", place / "teacher")
+    return tiny_cache(place, batch_rows=8)
 
 
 def written(root: Path) -> dict[int, dict]:
@@ -144,18 +156,30 @@ def test_what_is_forgotten_has_no_log_probability_before_and_after_gc(root, cach
     assert again.status == 0
 
 
-def test_merged_with_a_cache_of_texts_its_rows_have_none(root, cache, tmp_path):
-    texts = {"output": tmp_path / "texts"}
-    write_corpus(tmp_path / "corpus", files=6, words=100)
-    shutil.copytree(root / "teacher", tmp_path / "teacher")
-    plain = tiny_cache(tmp_path, **texts)
-    assert W not in plain.read(plain.rows()[:1])
-    merge(tmp_path / "merged", [plain.path, cache.path])
+def test_merged_with_a_cache_of_texts_its_rows_have_none(cache, texts, tmp_path):
+    assert W not in texts.read(texts.rows()[:1])
+    merge(tmp_path / "merged", [texts.path, cache.path])
     merged = open_cache(tmp_path / "merged")
     assert merged.manifest.writers == cache.manifest.writers
     read = merged.read(merged.rows())[W]
-    assert np.isnan(read[: len(plain)]).all()
-    np.testing.assert_array_equal(read[len(plain) :], cache.read(cache.rows())[W])
+    assert np.isnan(read[: len(texts)]).all()
+    np.testing.assert_array_equal(read[len(texts) :], cache.read(cache.rows())[W])
+
+
+def test_a_mixture_and_a_loop_of_ones_own_have_them(cache, texts):
+    reader = MixtureReader([texts, cache], signals=())
+    read = reader.read(np.array([1, 0]), np.array([0, 0]))[W]
+    np.testing.assert_array_equal(read[0], cache.read([0])[W][0])
+    assert np.isnan(read[1]).all()
+    with batches(cache, batch_rows=4, shuffle="global") as loop:
+        batch = next(loop)
+    assert np.isfinite(np.asarray(batch[W])[np.asarray(batch["loss_mask"])]).all()
+
+
+def test_a_reader_written_from_the_format_page_reads_them(cache):
+    ours, theirs = cache.read(cache.rows()), page_reader.read_cache(cache.path)
+    np.testing.assert_array_equal(theirs[W], ours[W])
+    np.testing.assert_array_equal(theirs["tokens"], ours["tokens"])
 
 
 def test_only_a_cache_of_rollouts_has_a_format_that_older_releases_refuse(cache):

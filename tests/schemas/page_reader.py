@@ -111,6 +111,13 @@ def row(data):
     out["segment_ids"] = np.array(segments, np.int32)
     out["positions"] = np.array([*positions, *[0] * padding], np.int32)
     hashed = out["tokens"].tobytes() + out["segment_ids"].tobytes() + blocks[3][1]
+    if 5 in blocks:
+        codec, payload = blocks[5]
+        assert codec == 3
+        planes = np.frombuffer(zstandard.decompress(payload), np.uint8).reshape(4, -1)
+        out["writer_logprobs"] = np.full(length, np.nan, np.float32)
+        out["writer_logprobs"][out["loss_mask"]] = planes.T.copy().view("<f4")[:, 0]
+        hashed += planes.T.tobytes()
     assert hashlib.sha256(hashed).digest()[:16] == key
     return key, out, np.frombuffer(blocks[4][1], "<i8").reshape(-1, 3)
 
@@ -531,10 +538,14 @@ def signal_array(part, name, signal):
 def read_cache(cache: Path):
     """All rows of a cache whose parts are its own, as `open_cache(cache).read` names them."""
     manifest = read_json(cache / "manifest.json")
-    assert manifest["version"] in (1, 2)
+    assert manifest["version"] in (1, 2, 4)
+    assert (manifest["version"] == 4) == any(p.get("writers") for p in manifest["parts"])
     without = {k: v for k, v in manifest.items() if k not in ("cache_id", "checksum")}
     assert digest(without) == manifest["cache_id"]
     rows = [r for part in manifest["parts"] for r in read_part(cache, part, manifest)]
+    if manifest["version"] == 4:
+        nothing = np.full(manifest["sequence_length"], np.nan, np.float32)
+        rows = [{"writer_logprobs": nothing} | r for r in rows]
     return {name: np.stack([r[name] for r in rows]) for name in rows[0]}
 
 
@@ -577,6 +588,8 @@ def read_part(cache, part, manifest):
                 part["signals"]["logits"],
             )
             out["loss_mask"] &= scored & (offset not in unit["skipped_rows"])
+            if "writer_logprobs" in out:
+                out["writer_logprobs"][~out["loss_mask"]] = np.nan
             for name, values in of_row.items():
                 absent = 0 if name.endswith("ids") else -np.inf
                 out[name] = np.full((len(scored), *values.shape[1:]), absent, values.dtype)
@@ -628,6 +641,8 @@ def forget(out, origins, gone):
                     array[:, here] = 0
                 elif name == "sketch_basis":
                     continue
+                elif name == "writer_logprobs":
+                    array[here] = np.nan
                 else:
                     array[here] = -np.inf if "_log" in name else 0
 
