@@ -17,7 +17,7 @@ from decant.pipelines.capture.unit import is_committed
 from decant.pipelines.runners.run_pipeline import Build
 from decant.schemas.arrays.spec import create_array
 from decant.schemas.disk.layout import PartLayout
-from decant.schemas.disk.stand_in import Travels, each_of, names_in
+from decant.schemas.disk.stand_in import Travels, by_address, each_of, names_in
 from decant.schemas.manifest.manifest import Unit
 from decant.schemas.manifest.plan import Plan
 from decant.schemas.signals import HiddenSignal, Signal, SketchSignal
@@ -35,7 +35,8 @@ class CaptureUnits(Travels, beam.DoFn):
 
     def process(self, number: int) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Capture a unit, here or in the process of this host that has the teacher."""
-        capture_on_host(number, self._part, self._plan)
+        with by_address(self._part):  # here: who hears the error may be on another machine
+            capture_on_host(number, self._part, self._plan)
 
 
 def capture_remaining(

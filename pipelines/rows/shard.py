@@ -22,7 +22,7 @@ from decant.pipelines.rows.unwritten import Unwritten, unwritten
 from decant.schemas.disk.array_record import as_json, write_records
 from decant.schemas.disk.atomic import write_json
 from decant.schemas.disk.layout import ROWS, PartLayout
-from decant.schemas.disk.stand_in import Travels, exists
+from decant.schemas.disk.stand_in import Travels, by_address, exists
 from decant.schemas.manifest.manifest import SPLITS, Skipped, Split, Unit
 from decant.schemas.manifest.tokenizer_files import tokenizer_folder
 from decant.schemas.records.rows import Row, Segment, encode_row
@@ -105,8 +105,14 @@ def tokenise_shard(shard: InputShard, repeated: frozenset[Place], job: TokeniseJ
     be read and `on_error` is "fail", or if a file changed while it was read.
     """
     commit = shard_commit(job, shard.number)
-    if exists(commit):
-        return
+    with by_address(job.part):  # here: who hears the error may be on another machine
+        if not exists(commit):
+            _tokenise_shard(shard, repeated, job, commit)
+
+
+def _tokenise_shard(
+    shard: InputShard, repeated: frozenset[Place], job: TokeniseJob, commit: Path
+) -> None:
     skipped: list[Skipped] = []
 
     def refuse(place: Place, problem: str) -> None:

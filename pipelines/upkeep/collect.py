@@ -19,7 +19,7 @@ from decant.pipelines.upkeep.overwrite import overwrite_forgotten
 from decant.schemas.disk import inside
 from decant.schemas.disk.locks import changing, uncaptured
 from decant.schemas.disk.stand_in import bucket_of
-from decant.schemas.manifest.manifest import read_manifest
+from decant.schemas.manifest.manifest import read_manifest, until_agreed
 
 
 @dataclass
@@ -57,7 +57,7 @@ def collect(
     link, or if an earlier `gc` can neither be finished nor undone.
     """
     if bucket_of(cache):
-        return _collect_in_bucket(cache, dry_run, grace_hours, console)
+        return until_agreed(cache, lambda: _collect_in_bucket(cache, dry_run, grace_hours, console))
     if dry_run:
         result = Collected(overwrite_forgotten(cache, dry_run=True))
         for path, size in unnamed(cache):

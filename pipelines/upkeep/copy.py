@@ -17,11 +17,12 @@ from typing import TypeVar
 
 from rich.console import Console
 
+from decant.pipelines.upkeep.read_ahead import ReadAhead
 from decant.progress import progress
 from decant.schemas.disk.atomic import json_bytes
 from decant.schemas.disk.layout import MANIFEST, ROWS, TOKENIZER, TOKENIZER_FILES
 from decant.schemas.disk.locks import changing
-from decant.schemas.manifest.cache_files import CacheFile, cache_files, claims
+from decant.schemas.manifest.cache_files import CacheFile, cache_files, claims, commit_keys
 from decant.schemas.manifest.manifest import (
     Manifest,
     manifest_named,
@@ -34,6 +35,7 @@ from decant.store.posix import PosixStore
 Item = TypeVar("Item")
 _AT_ONCE = 4
 """Files under way. Each is held in memory, and a unit may have 300 MB."""
+_COMMITS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,12 @@ class _Copy:
         return None if is_there else len(data)
 
     def _files(self) -> Iterator[CacheFile]:
-        yield from cache_files(self.manifest, self._read)
+        with ThreadPoolExecutor(_COMMITS_AT_ONCE) as pool:
+            read = ReadAhead(self._read, commit_keys(self.manifest), pool)
+            try:
+                yield from cache_files(self.manifest, read)
+            finally:
+                pool.shutdown(cancel_futures=True)
         yield from self._unnamed_tokenizer
 
     @cached_property

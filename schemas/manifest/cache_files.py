@@ -61,6 +61,14 @@ def cache_files(manifest: Manifest, read: Read) -> Iterator[CacheFile]:
                 yield file
 
 
+def commit_keys(manifest: Manifest) -> Iterator[str]:
+    """Keys of the commits of the captures, in the order in which `cache_files` reads them."""
+    for part in manifest.parts:
+        for number, _ in part.numbered_units:
+            for name in part.signals:
+                yield _key(_layout(part).commit(name, number))
+
+
 def _of_part(part: Part, manifest: Manifest, read: Read) -> Iterator[CacheFile]:
     layout, length, by_content = _layout(part), manifest.sequence_length, manifest.by_content
     if part.signals:  # `decant tokenise` writes rows without a plan

@@ -199,7 +199,7 @@ ADDRESSES = [
     (["precompute", "--output", "az://b/c"], "output"),
     (["precompute", "--corpus.files", "a.txt", "ftp://b/*.txt"], "corpus.files"),
     (["plan", "--teacher.model", "https://host/owner/name"], "teacher.model"),
-    (["tokenise", "--like", "gs://b"], "like"),
+    (["tokenise", "--like", "az://b"], "like"),
     (["verify", "az://b/c"], "cache"),
     (["verify", "here", "--teacher", "hf://b/c"], "teacher"),
     (["inspect", "here", "--html", "file:///tmp/row.html"], "html"),

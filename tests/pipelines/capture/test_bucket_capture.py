@@ -8,6 +8,7 @@ import pytest
 
 from decant.pipelines.capture import unit
 from decant.pipelines.capture.job import precompute
+from decant.pipelines.capture.remaining_units import CaptureUnits
 from decant.pipelines.config import Attention, Hidden, Precompute, Sketch
 from decant.pipelines.upkeep.copy import copy
 from decant.schemas import Cache, open_cache
@@ -150,3 +151,15 @@ def forget_buckets(monkeypatch, mirror: Path) -> None:
     """What another machine knows: nothing, with another folder for its scratch."""
     monkeypatch.setattr(stand_in, "_buckets", {})
     monkeypatch.setenv("DECANT_MIRROR", str(mirror))
+
+
+def test_an_error_of_a_worker_names_the_address_and_not_the_folder_of_its_machine(
+    bucket, monkeypatch
+):
+    def broken(number: int, part: Path, plan: Path) -> None:
+        raise ValueError(f"{plan}: broken")
+
+    monkeypatch.setattr("decant.pipelines.capture.remaining_units.capture_on_host", broken)
+    part = stand_in.working_folder(bucket) / "parts/0000"
+    with pytest.raises(ValueError, match=f"^{bucket}/parts/0000/plan.json: broken"):
+        CaptureUnits(part, part / "plan.json").process(0)

@@ -10,6 +10,7 @@ import pytest
 from decant.pipelines.__main__ import main
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Attention, Hidden
+from decant.pipelines.upkeep.collect import collect
 from decant.pipelines.upkeep.copy import copy
 from decant.pipelines.upkeep.forget import forget
 from decant.pipelines.upkeep.remove import remove_signals
@@ -157,3 +158,20 @@ def test_of_two_machines_that_change_it_at_once_the_second_builds_on_the_first(b
     manifest = open_cache(both[1]).manifest
     assert manifest.forgotten_id
     assert "attention/1" not in manifest.signals
+
+
+def test_gc_that_finds_another_manifest_after_its_work_does_it_again_on_that(both, monkeypatch):
+    capture(both, places=(1,), **ARRAYS)
+    cache = working_folder(both[1])
+    forget(cache, source="document-001.txt")
+    first = [lambda: remove_signals(cache, ["attention/1"])]
+
+    def locked(step: Step) -> None:
+        if step is Step.MANIFEST_LOCKED and first:
+            first.pop()()
+
+    monkeypatch.setattr("decant.schemas.disk.steps.reached", locked)
+    assert collect(cache, grace_hours=0).units > 0
+    manifest = open_cache(both[1]).manifest
+    assert "attention/1" not in manifest.signals
+    assert collect(cache, dry_run=True).units == 0
