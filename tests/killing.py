@@ -60,12 +60,20 @@ class Killer:
 
         AssertionError if the step is not visited so often.
         """
+        status = self.run(step, arguments, visit=visit)
+        assert status == -signal.SIGKILL, f"{step} not visited\n{self.said()}"
+
+    def run(self, step: Step | None, arguments: list[str], *, visit: int = 1) -> int:
+        """As `kill`, but returns the exit status: −9 if it was killed."""
         assert self._server.stdin
         assert self._server.stdout
         request = json.dumps([step, visit, arguments, str(self._log)])
         print(request, file=self._server.stdin, flush=True)
-        status = int(self._server.stdout.readline())
-        assert status == -signal.SIGKILL, f"{step} not visited\n{self._log.read_text()}"
+        return int(self._server.stdout.readline())
+
+    def said(self) -> str:
+        """What the last command printed."""
+        return self._log.read_text()
 
 
 @contextlib.contextmanager

@@ -41,6 +41,17 @@ def client_of(url: BucketUrl, *, tries: int = 1) -> Any:
     return kind(url.bucket, prefix=url.prefix or None, **settings)
 
 
+def region_of(url: BucketUrl) -> str:
+    """The region of an S3 bucket, in which requests are signed; empty if it is not known.
+
+    A bucket in another one refuses them.
+    """
+    if url.scheme != "s3":
+        return ""
+    config = client_settings("s3")["config"]
+    return config.get("region", "" if "endpoint" in config else "us-east-1")
+
+
 def _require_obstore() -> None:
     if not find_spec("obstore"):
         raise StoreError("buckets need another package: pip install 'decant-distill[remote]'")

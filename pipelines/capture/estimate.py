@@ -5,6 +5,7 @@ a temporary directory; the results are scaled up. Nothing is written to the outp
 """
 
 import dataclasses
+import functools
 import math
 import resource
 import sys
@@ -21,6 +22,7 @@ from rich.console import Console
 from decant.models import Checkpoint
 from decant.pipelines.calibration.companions import fewer_numbers
 from decant.pipelines.calibration.sample import sample_tokens
+from decant.pipelines.capture.bucket_cost import BucketCost, capture_requests, epoch_requests
 from decant.pipelines.capture.disk_space import free_bytes
 from decant.pipelines.capture.document_kinds import DocumentKind, documents_by_kind
 from decant.pipelines.capture.job import Capture
@@ -40,14 +42,24 @@ from decant.pipelines.rows.tokenise import tokenise_here
 from decant.pipelines.rows.unwritten import notices
 from decant.pipelines.teacher.batch_size import bytes_needed, device_bytes
 from decant.pipelines.teacher.outputs import OutputSpec
-from decant.schemas.disk.layout import COUNTS, LOGITS, RECORDS, ROWS, PartLayout, part_layout
+from decant.schemas.disk.layout import (
+    COUNTS,
+    LOGITS,
+    RECORDS,
+    ROWS,
+    SKETCH,
+    PartLayout,
+    part_layout,
+)
 from decant.schemas.disk.sizes import size_text
 from decant.schemas.disk.stand_in import by_address, working_folder
 from decant.schemas.host import memory_bytes
 from decant.schemas.manifest.manifest import Unit
 from decant.schemas.manifest.plan import PlannedRows
 from decant.schemas.signals import CountsSignal, LogitsSignal, RecordSignal
-from decant.store import is_url
+from decant.store import is_url, url_of
+from decant.store.clients import region_of
+from decant.store.urls import bucket_url
 
 _TOKENISED_BYTES = 8 << 20
 """Whole shards are tokenised until they hold this many bytes, or the corpus ends."""
@@ -113,6 +125,8 @@ class Estimate:
     """Largest resident size of this process during the trial, plus the buffers of a full unit."""
     host_has: int = 0
     """Memory of this host, or of the container that this process runs in, bytes."""
+    bucket: BucketCost | None = None
+    """If the output is in a bucket."""
     disk_free: int = 0
     """Free bytes on the output's disk; 0 if the output is in a bucket."""
     warnings: list[str] = field(default_factory=list)
@@ -148,6 +162,9 @@ def estimate(config: Precompute, *, console: Console) -> Estimate:
         trial.run()
         _add_costs(result, trial, rows.units, capture)
         _add_limits(result, config.output)
+        if url := url_of(config.output):
+            shards = cut_shards(job.sources, shard_bytes=job.shard_bytes)
+            _add_bucket(result, url, shards=len(shards))
         if not capture.manifest:
             _add_warning(result, share=job.corpus.heldout or 0.0)
         return result
@@ -271,6 +288,38 @@ def _add_costs(
     of_records = sum(result.signals[name].bytes for name in records)
     unit_bytes = buffers + of_records * result.unit_rows // result.rows
     _add_memory(result, trial, unit_bytes=unit_bytes)
+
+
+def _add_bucket(result: Estimate, url: str, *, shards: int) -> None:
+    """Add what the cache takes at an address."""
+    costs = result.signals
+    files, train = sum(cost.files for cost in costs.values()), result.rows - result.heldout_rows
+    arrays = [cost for name, cost in costs.items() if name not in (ROWS, *RECORDS)]
+    # A run reads counts or a sketch, not both.
+    read = [name for name in (ROWS, LOGITS, SKETCH, COUNTS) if name in costs][:3]
+    size = sum(cost.bytes for cost in (*arrays, *(costs[name] for name in read)))
+    epoch = functools.partial(
+        epoch_requests,
+        rows=train,
+        units=result.units,
+        records=len(read),
+        array_files=sum(cost.files for cost in arrays),
+        bytes=round(size * train / result.rows),
+    )
+    result.bucket = BucketCost(
+        address=url,
+        region=region_of(bucket_url(url)),
+        objects=result.files + shards,
+        capture=capture_requests(
+            units=result.units,
+            shards=shards,
+            files=files,
+            signals=len(costs) - 1,
+            bytes=result.bytes,
+        ),
+        epoch=epoch(in_blocks=False),
+        epoch_in_blocks=epoch(in_blocks=True),
+    )
 
 
 def _sampled_positions(result: Estimate) -> int:

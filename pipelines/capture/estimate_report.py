@@ -26,6 +26,7 @@ def print_estimate(total: Estimate, console: Console) -> None:
     each = f"{total.bytes / total.tokens:,.1f}"
     table.add_row("with commits", f"{total.files:,}", size_text(total.bytes), each)
     console.print(table)
+    _print_bucket(total, console)
     console.print(
         f"tokenising {_time(total.tokenise_hours)}, capture {_time(total.capture_hours)} at "
         f"{total.tokens_a_second:,.0f} tokens/s, as {total.measured_rows} rows took here"
@@ -38,6 +39,25 @@ def print_estimate(total: Estimate, console: Console) -> None:
     )
     for warning in total.warnings:
         console.print(warning)
+
+
+def _print_bucket(total: Estimate, console: Console) -> None:
+    """Two lines on a cache in a bucket."""
+    if (cost := total.bucket) is None:
+        return
+    region = f" (region {cost.region})" if cost.region else ""
+    console.print(
+        f"to {cost.address}{region}: {cost.objects:,} objects; the capture sends "
+        f"{size_text(cost.capture.bytes)} by {cost.capture.put:,} PUT, and looks by "
+        f"{cost.capture.get:,} GET or HEAD",
+        markup=False,
+    )
+    console.print(
+        f"a first epoch from there: {size_text(cost.epoch.bytes)} by at most {cost.epoch.get:,} "
+        f'GET; with data.shuffle = "blocks" {size_text(cost.epoch_in_blocks.bytes)} by '
+        f"{cost.epoch_in_blocks.get:,}. Later ones come from the mirror, as far as it holds them",
+        markup=False,
+    )
 
 
 def one_line(total: Estimate) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from decant.pipelines.upkeep.garbage import own_directories
 from decant.schemas.arrays.spec import METADATA
+from decant.schemas.disk import steps
 from decant.schemas.disk.inside import read_regular
 from decant.schemas.disk.layout import (
     MANIFEST,
@@ -23,6 +24,7 @@ from decant.schemas.disk.layout import (
     part_layout,
 )
 from decant.schemas.disk.stand_in import Bucket, bucket_of, each_of, exists, object_key
+from decant.schemas.disk.steps import Step
 from decant.schemas.manifest.commits import named_commit, sealed_commit, write_commit
 from decant.schemas.manifest.manifest import Manifest, Part
 from decant.schemas.signals import array_names
@@ -66,7 +68,12 @@ def delete_objects(cache: Path, manifest: Manifest, keys: list[str]) -> None:
     for part in _own(manifest):
         if part.forgotten:
             each_of(lambda pair, part=part: _settle(cache, part, *pair), _units(part), cache=cache)
-    each_of(bucket.store.delete, keys, cache=cache)
+
+    def delete(key: str) -> None:
+        bucket.store.delete(key)
+        steps.reached(Step.OBJECT_DELETED)
+
+    each_of(delete, keys, cache=cache)
 
 
 def _settle(cache: Path, part: Part, number: int, name: str) -> None:

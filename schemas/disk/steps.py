@@ -50,6 +50,8 @@ class Step(StrEnum):
     JOURNAL_NAMED = "journal named"
     FILE_MOVED = "file moved"
     OVERWRITTEN = "overwritten"
+    OBJECT_DELETED = "object deleted"
+    """Of a bucket."""
 
 
 def reached(step: Step) -> None:

@@ -1,9 +1,13 @@
 """Captures into a bucket that are killed, or run four at a time, end in one and the same cache."""
 
+import contextlib
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -141,6 +145,63 @@ def test_killed_while_it_changes_the_bucket_has_the_cache_that_the_disk_has(buck
             assert open_cache(bucket).manifest.cache_id == open_cache(places[1]).manifest.cache_id
     assert strays(bucket) == set()
     assert check(bucket, tmp_path / "back") == []
+
+
+EVERY_OF_FORGET = tuple(
+    Step(f"manifest {moment}") for moment in ("locked", "written", "flushed", "named")
+)
+EVERY_OF_GC = (
+    *(Step(f"{kind} {m}") for kind in ("logits", "array", "commit") for m in ("written", "named")),
+    *EVERY_OF_FORGET,
+    Step.OVERWRITTEN,
+    Step.OBJECT_DELETED,
+)
+
+
+@pytest.mark.slow
+def test_four_workers_at_once_are_killed_at_each_step_of_forget_and_gc(
+    bucket, tmp_path, monkeypatch
+):
+    """Each round four forget four documents, or tidy, and die at different steps if they reach
+    them. Then each command is run to its end."""
+    write_teacher(tmp_path / "teacher")
+    write_corpus(tmp_path / "corpus", files=12, words=60)
+    places = (bucket, str(tmp_path / "cache"))
+    for place in places:
+        assert main(command(tmp_path, Path(place))) == 0
+    documents = iter(range(12))
+    killed = Counter()
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(4) as pool:
+        workers = [stack.enter_context(killer(tmp_path / f"log{n}")) for n in range(4)]
+
+        def all_at_once(commands: list[list[str]], steps: Sequence[Step | None]) -> list[int]:
+            futures = [
+                pool.submit(worker.run, step, arguments)
+                for worker, step, arguments in zip(workers, steps, commands, strict=True)
+            ]
+            return [future.result() for future in futures]
+
+        for first in range(3):
+            names = [f"document-{next(documents):03d}.txt" for _ in range(4)]
+            forgets = [["forget", bucket, f"--source={name}"] for name in names]
+            gcs = [["gc", bucket, "--grace-hours=0"]] * 4
+            for commands, every in ((forgets, EVERY_OF_FORGET), (gcs, EVERY_OF_GC)):
+                for turn in range(-(-len(every) // 4)):
+                    steps = [every[(first + 4 * turn + n) % len(every)] for n in range(4)]
+                    for step, status in zip(steps, all_at_once(commands, steps), strict=True):
+                        assert status in (0, -signal.SIGKILL), [one.said() for one in workers]
+                        killed[step] += status != 0
+                    cache = open_cache(bucket)
+                    cache.read(cache.rows(), list(cache.manifest.signals))
+                assert all_at_once(commands, [None] * 4) == [0] * 4, [w.said() for w in workers]
+            for name in names:
+                assert main(["forget", places[1], f"--source={name}"]) == 0
+            assert main(["gc", places[1]]) == 0
+            assert open_cache(bucket).manifest.cache_id == open_cache(places[1]).manifest.cache_id
+    assert strays(bucket) == set()
+    assert check(bucket, tmp_path / "back") == []
+    assert set(killed) == {*EVERY_OF_FORGET, *EVERY_OF_GC}
+    assert min(killed.values()) > 0, killed
 
 
 def check(bucket: str, copied: Path) -> list:

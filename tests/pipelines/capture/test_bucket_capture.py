@@ -1,7 +1,9 @@
 """Captures into a bucket: the ids and the bytes of a capture on the disk."""
 
 import dataclasses
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ from decant.pipelines.capture import unit
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.capture.remaining_units import CaptureUnits
 from decant.pipelines.config import Attention, Hidden, Precompute, Sketch
+from decant.pipelines.upkeep.collect import collect
 from decant.pipelines.upkeep.copy import copy
+from decant.pipelines.upkeep.forget import forget
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk import stand_in
-from decant.store import open_store
+from decant.store import open_store, patience
 from tests.making.caches import tiny_settings, write_corpus
 from tests.making.fault_proxy import FaultProxy
 from tests.making.grown import hashes
@@ -134,17 +138,61 @@ def test_a_server_that_ignores_conditions_is_refused_before_anything_is_captured
         assert objects == {}
 
 
+VERBS = ("get", "head", "create", "swap", "put", "list", "delete")
+
+
 @pytest.mark.slow
-def test_spoiled_on_the_way_the_capture_has_the_same_bytes(
-    root, disk, bucket, s3_server, monkeypatch, tmp_path
+def test_a_thousand_faults_over_every_verb_during_captures_leave_the_bytes_of_the_disk(
+    root, bucket, s3_server, monkeypatch, tmp_path
 ):
-    proxy = FaultProxy(s3_server.endpoint, share=0.15)
+    """Capture, forget and tidy, again and again, until there were enough; then all is compared."""
+    hurried = SimpleNamespace(monotonic=time.monotonic, sleep=lambda s: time.sleep(s / 20))
+    monkeypatch.setattr(patience, "time", hurried)
+    here = tmp_path / "here"
+    precompute(dataclasses.replace(tiny_settings(root, **SIGNALS), output=here))
+    forget(here, source="document-001.txt")
+    collect(here)
+    proxy, rounds = FaultProxy(s3_server.endpoint, share=0.4), 0
     with proxy.serving() as address:
+        while sum(proxy.done.values()) < 1000 or min(by_verb(proxy).values()) < 20:
+            rounds += 1
+            url = f"{bucket}/{rounds}"
+            forget_buckets(monkeypatch, tmp_path / f"mirror{rounds}")
+            monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+            precompute(settings(root, url))
+            forget(stand_in.working_folder(url), source="document-001.txt")
+            collect(stand_in.working_folder(url), grace_hours=0)
+            monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
+            copy(url, tmp_path / f"back{rounds}")
+            assert files(tmp_path / f"back{rounds}") == files(here)
+    print(f"{sum(proxy.done.values()):,} faults in {rounds} captures: {by_verb(proxy)}")
+
+
+def by_verb(proxy: FaultProxy) -> dict[str, int]:
+    return {verb: sum(n for (of, _), n in proxy.done.items() if of == verb) for verb in VERBS}
+
+
+def test_credentials_that_expire_in_the_middle_end_the_capture_at_once_and_it_goes_on_with_new_ones(
+    root, disk, bucket, s3_server, monkeypatch
+):
+    class Expiring(FaultProxy):
+        def forward(self, request):
+            """Until the first unit's data were sent."""
+            left.pop() if left and request.verb == "put" and "/objects/" in request.path else None
+            if left:
+                return super().forward(request)
+            return 400, [], b"<Error><Code>ExpiredToken</Code></Error>"
+
+    left = [True] * (len(disk.manifest.parts[0].units) + 8)
+    with Expiring(s3_server.endpoint, share=0).serving() as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        assert precompute(settings(root, bucket)).cache_id == disk.manifest.cache_id
-        copy(bucket, tmp_path / "back")
-    assert {verb for verb, _ in proxy.done} >= {"get", "head", "create", "put"}
-    assert files(tmp_path / "back") == files(disk.path)
+        with pytest.raises((OSError, RuntimeError), match="the credentials have expired") as caught:
+            precompute(settings(root, bucket))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
+    assert "and run the command again: it goes on from here" in str(caught.value)
+    assert any(open_store(bucket).list("objects"))
+    monkeypatch.setattr(stand_in, "_buckets", {})
+    assert precompute(settings(root, bucket)).cache_id == disk.manifest.cache_id
 
 
 def forget_buckets(monkeypatch, mirror: Path) -> None:
