@@ -164,7 +164,7 @@ def _epoch(
 ) -> Epoch:
     """One epoch of updates, opening the cache's files included."""
     batches = Batches(cache, config=config, targets=tail_signals(loss.tail))
-    theirs, own = _processor_seconds(processes), time.process_time()
+    theirs, own = processor_seconds(processes), time.process_time()
     waited, begin = 0.0, time.perf_counter()
     for _ in range(len(cache.rows(split="train")) // config.batch_rows):
         asked = time.perf_counter()
@@ -178,7 +178,7 @@ def _epoch(
         seconds,
         waited,
         time.process_time() - own,
-        _processor_seconds(processes) - theirs,
+        processor_seconds(processes) - theirs,
         mirror.requests if mirror else 0,
         mirror.bytes if mirror else 0,
     )
@@ -236,7 +236,7 @@ def _expected_requests(cache: Cache, files: list[str], shuffle: str) -> int:
 def _cells(epochs: list[Epoch], disk: list[Epoch], rows: int, expected: int) -> list[str]:
     ratio = [base.seconds / epoch.seconds for base, epoch in zip(disk, epochs, strict=True)]
     return [
-        _with_interval(ratio) if epochs is not disk else "1",
+        with_interval(ratio) if epochs is not disk else "1",
         f"{statistics.median(rows / epoch.seconds for epoch in epochs):,.0f}",
         f"{statistics.median(epoch.waited / epoch.seconds for epoch in epochs):.1%}",
         f"{statistics.median(epoch.own for epoch in epochs) / rows * 1e3:.2f}",
@@ -246,7 +246,7 @@ def _cells(epochs: list[Epoch], disk: list[Epoch], rows: int, expected: int) -> 
     ]
 
 
-def _with_interval(values: list[float]) -> str:
+def with_interval(values: list[float]) -> str:
     """The median, and the order statistics that hold the true one 19 times out of 20 or more."""
     ordered, out = sorted(values), 0
     while binom_cdf(out, len(values)) <= 0.025:
@@ -260,7 +260,7 @@ def binom_cdf(most: int, count: int) -> float:
     return sum(math.comb(count, heads) for heads in range(most + 1)) / 2**count
 
 
-def _processor_seconds(processes: tuple[int, ...]) -> float:
+def processor_seconds(processes: tuple[int, ...]) -> float:
     """Processor time that these have used."""
     total = 0
     for process in processes:
@@ -314,7 +314,7 @@ def _copies(cache: Cache, bucket: Served, scratch: Path, options: argparse.Names
     for name, speeds in done.items():
         beside = done[name.replace("copy", "client")]
         ratio = [ours / theirs for ours, theirs in zip(speeds, beside, strict=True)]
-        told = _with_interval(ratio) if "copy" in name else ""
+        told = with_interval(ratio) if "copy" in name else ""
         table.add_row(name, f"{statistics.median(speeds):,.0f}", told)
     return table
 
