@@ -329,7 +329,7 @@ class Export(LongCommand):
     checkpoint: str = "last"
     """Checkpoint to use: `last`, `best` (by held-out KL), `best-ce` (by held-out cross-entropy), or
     a number of updates."""
-    cache: Path = field(default=Path("runs/cache"), metadata=IS_CACHE)
+    cache: Path = field(default=Path("runs/cache"), metadata=IS_CACHE | IN_BUCKETS)
     """Cache that the run learned from. Only for a run that began before version 0.5: newer runs
     have recorded it."""
     output: Path = field(default=Path("runs/exported"), metadata=IS_OUTPUT | IN_BUCKETS)

@@ -13,6 +13,7 @@ from decant.pipelines.capture.estimate import estimate
 from decant.pipelines.capture.estimate_report import print_estimate
 from decant.pipelines.capture.job import precompute
 from decant.schemas import open_cache
+from decant.schemas.disk import stand_in
 from decant.store import open_store
 from decant.store.clients import region_of
 from decant.store.urls import bucket_url
@@ -55,6 +56,7 @@ def test_a_capture_and_an_epoch_ask_as_often_as_the_plan_says(
     assert cost is not None
     assert (cost.address, cost.region) == (bucket, "us-east-1")
     proxy = Counting(s3_server.endpoint)
+    monkeypatch.setattr(stand_in, "_buckets", {})  # which know the server itself
     with proxy.serving() as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         precompute(config, console=QUIET)

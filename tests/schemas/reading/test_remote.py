@@ -205,7 +205,7 @@ def test_another_scheme_is_refused_with_those_that_work(tmp_path):
         open_cache("ftp://host/cache", mirror=tmp_path)
 
 
-def test_parts_of_other_caches_are_refused_by_name(on_disk, bucket, tmp_path):
+def test_a_part_of_another_cache_that_is_not_there_is_named(on_disk, bucket, tmp_path):
     part = dataclasses.replace(
         on_disk.manifest.parts[0], path="../other/parts/0000", plan_sha256="0" * 64
     )
@@ -213,7 +213,7 @@ def test_parts_of_other_caches_are_refused_by_name(on_disk, bucket, tmp_path):
     (tmp_path / "merged").mkdir()
     write_manifest(tmp_path / "merged", manifest, replaces=None)
     upload(tmp_path / "merged", bucket)
-    with pytest.raises(ValueError, match=r"part of another cache, \.\./other/parts/0000"):
+    with pytest.raises(ValueError, match=r"s3://tests/other/parts/0000, which is missing"):
         open_cache(bucket, mirror=tmp_path / "mirror")
 
 
