@@ -69,7 +69,7 @@ def test_a_capture_and_an_epoch_ask_as_often_as_the_plan_says(
         proxy.asked.clear()
         monkeypatch.setenv("DECANT_MIRROR", str(tmp_path / "reading"))
         cache = open_cache(bucket)
-        for row in cache.rows("train"):
+        for row in cache.rows("train").tolist():
             cache.read([row], targets=("sketch",))
         assert proxy.classes[1] <= cost.epoch.get
     told = StringIO()
