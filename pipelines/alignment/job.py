@@ -150,6 +150,7 @@ class _Alignment:
             rows_id=manifest.rows_id,
             cache_id=manifest.cache_id,
             tokenizer=manifest.tokenizer,
+            vocabulary=manifest.vocabulary_size,
             signals={
                 name: digest([part.signals[name].signal_id for part in manifest.parts])
                 for name in _MADE_FROM

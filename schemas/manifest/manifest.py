@@ -98,6 +98,8 @@ class Aligned:
     """`projected`: onto the ids of this cache. `matched`: see `LogitsSignal.unmatched`."""
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     """Special tokens of the teacher, and those of the student that take their places."""
+    vocabulary: int = 0
+    """Ids of the other cache's tokenizer; 0 if not recorded."""
     left_out: tuple[int, ...] = ()
     """Numbers of the other cache's units, over all its parts, that gave no row. All others gave one
     unit each, in order."""
@@ -498,6 +500,7 @@ def aligned_from_json(value: dict[str, Any] | None) -> Aligned | None:
     aligned = Aligned(**{**value, "left_out": tuple(value["left_out"])})
     for name in ("rows_id", "cache_id", "tokenizer"):
         bounds.require_sha256(f"{name} of the other cache", getattr(aligned, name))
+    bounds.require_number("vocabulary of the other cache", aligned.vocabulary, 0, bounds.POSITIONS)
     bounds.require_one_of("targets", aligned.targets, ("projected", "matched"))
     bounds.require_hashes("signals of the other cache", aligned.signals)
     bounds.require_offsets("left_out", aligned.left_out, bounds.UNITS)

@@ -23,6 +23,7 @@ from decant.schemas.records.logits import field_bytes
 from decant.schemas.records.rows import ROW_FIELDS, WRITER_LOGPROBS, decode_row
 from decant.schemas.targets.prior import COUNTS, SUMS, TailPrior, log_prior
 from decant.schemas.targets.sketch import SketchHead
+from decant.schemas.targets.unmatched import split_unmatched
 from decant.store.mirror import Mirror
 from decant.store.mirrored_file import wait_for
 from decant.store.urls import BUCKETS, is_url, require_scheme
@@ -167,6 +168,10 @@ class Cache:
         - `sketch`: sketch float32 [n, S, r], 0 at positions without one, and sketch_basis int32
           [n], the index of each row's head in `sketch_heads()`.
 
+        If the cache was made by `decant align --targets matched`, the top-k holds only ids that are
+        tokens of the teacher too, and `logits` also adds unmatched_logprobs float32 [n, S, k]: the
+        teacher's stored tokens that the vocabulary lacks, descending. tail_logmass includes them.
+
         `hidden/12` adds states [n, S, width]: bfloat16 if stored so, float32 if stored as int8. A
         signal with `directions` holds the states times those. `attention/3` adds maps
         [n, heads, S, S] (query, key): bfloat16 if stored so, float32 if stored as uint8-log.
@@ -292,6 +297,8 @@ class Cache:
             out |= finish()
         for slot, gone in forgotten.items():
             erase(out, slot, gone, signals=(ROWS, *signals))
+        if LOGITS in signals and self.manifest.logits.unmatched:
+            out |= split_unmatched(out, vocabulary=self.manifest.vocabulary_size)
         return out
 
     def row_key(self, row: int) -> bytes:

@@ -19,6 +19,7 @@ from decant.schemas import BETAS, Cache, open_cache
 from decant.schemas.records.rows import WRITER_LOGPROBS
 from decant.schemas.signals import AttentionSignal, HiddenSignal
 from decant.schemas.targets.targets import nodes_of
+from decant.schemas.targets.unmatched import UNMATCHED
 from decant.trainer.config import Data, Loss
 from decant.trainer.loss.batch_fields import COUNTS, DRAWS, SKETCH, TOPK, check_targets
 from decant.trainer.loss.layer_pairs import Pairs
@@ -29,10 +30,11 @@ _GOLDEN = 2654435769
 rows, however short, has about each cache's share of rows."""
 _INFINITE_IF_ABSENT = (
     *("topk_logprobs", "tail_logmass", "tail_logprobs", "tail_logweights", "label_logprobs"),
+    UNMATCHED,
 )
 """Arrays that are padded with −inf. `writer_logprobs` is padded with NaN, all others with 0."""
 
-_OPTIONAL = (*DRAWS, *COUNTS, *SKETCH, "label_logprobs")
+_OPTIONAL = (UNMATCHED, *DRAWS, *COUNTS, *SKETCH, "label_logprobs")
 
 Arrays = dict[str, np.ndarray]
 

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Shaped
 
 from decant.schemas.records.rows import next_tokens
 from decant.schemas.targets.targets import nodes_of
+from decant.schemas.targets.unmatched import UNMATCHED
 
 
 def teacher_on_labels(
@@ -63,6 +64,8 @@ def taught_on_host(
     there = np.isfinite(batch["topk_logprobs"]).any(-1)
     if "counts" in batch:
         there |= (batch["counts"] > 0).any(-1)
+    if UNMATCHED in batch:
+        there |= np.isfinite(batch[UNMATCHED]).any(-1)
     return there & batch["loss_mask"]
 
 

@@ -13,6 +13,7 @@ from decant.schemas import Cache
 from decant.schemas.disk.layout import COUNTS as COUNTED
 from decant.schemas.disk.layout import SKETCH as SKETCHED
 from decant.schemas.signals import scale_name
+from decant.schemas.targets.unmatched import UNMATCHED
 from decant.trainer.loss.choice import ADD_COUNTS, ADD_SKETCH, Held
 from decant.trainer.loss.settings import Divergence, Loss, Tail
 
@@ -22,13 +23,9 @@ DRAWS = ("tail_ids", "tail_logprobs", "tail_logweights")
 COUNTS = ("count_ids", "counts")
 SKETCH = ("sketch", "sketch_basis")
 WRITTEN = ("label_logprobs", "writer_logprobs")
-UNMATCHED = "unmatched_logprobs"
 TARGETS = (*ROWS, *TOPK, *DRAWS, *COUNTS, *SKETCH, UNMATCHED)
 """Arrays that some loss or measure reads."""
 _OF_TAIL = {"sampled": DRAWS, "counts": COUNTS, "sketch": SKETCH}
-
-COMPARES_MATCHED: tuple[str, ...] = ()
-"""Divergences that take the teacher's own tokens, `LogitsSignal.unmatched`."""
 
 Batch = dict[str, Array]
 """Arrays by their name in `Cache.read`, each with a row a sequence."""
@@ -88,12 +85,6 @@ def check_targets(cache: Cache, *, loss: Loss, mixed: bool = False) -> None:
     _check_aligned(cache, loss)
     if loss.divergence == "on_policy":
         _check_written(cache, mixed=mixed)
-    if loss.divergence == "gold" and not getattr(logits, "unmatched", 0):
-        raise ValueError(
-            f"{cache.path}: does not say which of the teacher's tokens the student has too, which "
-            "loss.divergence = gold compares apart. Use `decant align CACHE --tokenizer PATH "
-            "--targets matched`, or uld or forward_kl"
-        )
     for name, remedy in {COUNTED: ADD_COUNTS, SKETCHED: ADD_SKETCH}.items():
         if loss.tail == name and name not in cache.manifest.signals:
             raise ValueError(
@@ -142,11 +133,11 @@ def _check_written(cache: Cache, *, mixed: bool) -> None:
 def _check_aligned(cache: Cache, loss: Loss) -> None:
     """ValueError if targets that `decant align` made do not serve the loss."""
     logits = cache.manifest.logits
-    if logits.unmatched and loss.divergence not in COMPARES_MATCHED:
+    if loss.divergence == "gold" and not logits.unmatched:
         raise ValueError(
-            f"{cache.path}: its targets are of `decant align --targets matched`, whose ids are "
-            f"not all tokens of the student; loss.divergence = {loss.divergence} needs "
-            "`--targets projected`: align again into another output"
+            f"{cache.path}: does not say which of the teacher's tokens the student has too, which "
+            "loss.divergence = gold compares apart. Use `decant align CACHE --tokenizer PATH "
+            "--targets matched`, or uld or forward_kl"
         )
     highest = max(loss.schedules["temperature"].ends)
     lowest = min(loss.schedules["temperature"].ends)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from decant.schemas.records.rows import next_tokens
-from decant.trainer.loss.batch_fields import COUNTS, DRAWS, TOPK, UNMATCHED, WRITTEN
+from decant.schemas.targets.unmatched import UNMATCHED
+from decant.trainer.loss.batch_fields import COUNTS, DRAWS, TOPK, WRITTEN
 
 
 class BatchTargets(NamedTuple):

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from decant.command_line.checks import Bounds, check_values
 from decant.schemas.targets.sketch import SketchHead
+from decant.schemas.targets.unmatched import UNMATCHED
 from decant.trainer.loss.batch_fields import DRAWS, WRITTEN, loss_fields
 from decant.trainer.loss.choice import ADD_COUNTS, Held, choose_tail
 from decant.trainer.loss.chunk_loss import HeadSums, Recipe
@@ -158,7 +159,7 @@ def _mean(
 
 
 def _targets(batch: Mapping[str, Any], recipe: Recipe) -> BatchTargets:
-    read = loss_fields(recipe.tail, recipe.divergence)
+    read = (*loss_fields(recipe.tail, recipe.divergence), UNMATCHED)
     names = [name for name in ("labels", *read) if name in batch]
     return BatchTargets.of({name: jnp.asarray(batch[name]) for name in names})
 

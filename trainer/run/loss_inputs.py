@@ -19,6 +19,7 @@ from decant.trainer.loss.choice import Held, choose_tail
 from decant.trainer.loss.layer_pairs import NO_PAIRS, Pairs, layer_pairs, number_layers
 from decant.trainer.loss.layer_terms import Matrices
 from decant.trainer.loss.sketches import SketchTables, sketch_tables
+from decant.trainer.loss.sorted_probabilities import Partners
 from decant.trainer.run.binding import BINDING, read_run_settings, with_saved_layers
 from decant.trainer.run.initial_student import initial_config, teacher_config
 
@@ -46,6 +47,26 @@ def sketch_inputs(caches: Sequence[Cache], *, loss: Loss, mesh: Mesh) -> SketchT
         return None
     tables = sketch_tables([head for cache in caches for head in cache.sketch_heads()])
     return jax.tree.map(lambda table: split_columns(table, mesh), tables)
+
+
+def partners_of(caches: Sequence[Cache], *, loss: Loss, mesh: Mesh) -> Partners | None:
+    """Which of the student's tokens the teacher has too, on every device; None unless
+    `loss.divergence` is "gold".
+
+    ValueError if the caches, all by `decant align --targets matched`, differ in it.
+    """
+    if loss.divergence != "gold":
+        return None
+    masks = [cache.matched_ids() for cache in caches]
+    sizes = {part.aligned and part.aligned.vocabulary for c in caches for part in c.manifest.parts}
+    if len(sizes) > 1 or any(not np.array_equal(mask, masks[0]) for mask in masks):
+        raise ValueError(
+            "these caches were aligned from teachers with different tokenizers, so that "
+            "loss.divergence = gold has no one set of common tokens. Train from one of them"
+        )
+    share = masks[0].sum() / (sizes.pop() or len(masks[0]))
+    alone = split_columns(np.asarray(~masks[0], np.float32), mesh)
+    return Partners(alone, replicate(np.float32(share), mesh))
 
 
 def with_tail(

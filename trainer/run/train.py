@@ -38,6 +38,7 @@ from decant.trainer.run.full_disk import full_disk_told
 from decant.trainer.run.initial_student import INITIAL, initial_student
 from decant.trainer.run.loop import TrainingLoop
 from decant.trainer.run.loss_inputs import (
+    partners_of,
     principal_directions,
     resolve_layers,
     sketch_inputs,
@@ -92,6 +93,9 @@ def _train(config: Train, callbacks: Sequence[Callback], place: Place | None) ->
     tables = Tables(
         prior=tail_prior(cache, loss=config.loss, mesh=mesh, others=caches_with_targets(others)),
         sketch=sketch_inputs([cache, *caches_with_targets(others)], loss=config.loss, mesh=mesh),
+        partners=partners_of(
+            [cache, *caches_with_targets(others)], loss=config.loss, mesh=mesh
+        ),
         directions=principal_directions(cache, pairs=pairs, mesh=mesh),
     )
     binding, student, projections = first_then_others(
