@@ -93,9 +93,7 @@ def _train(config: Train, callbacks: Sequence[Callback], place: Place | None) ->
     tables = Tables(
         prior=tail_prior(cache, loss=config.loss, mesh=mesh, others=caches_with_targets(others)),
         sketch=sketch_inputs([cache, *caches_with_targets(others)], loss=config.loss, mesh=mesh),
-        partners=partners_of(
-            [cache, *caches_with_targets(others)], loss=config.loss, mesh=mesh
-        ),
+        partners=partners_of([cache, *caches_with_targets(others)], loss=config.loss, mesh=mesh),
         directions=principal_directions(cache, pairs=pairs, mesh=mesh),
     )
     binding, student, projections = first_then_others(
