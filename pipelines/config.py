@@ -372,7 +372,8 @@ class Align(LongCommand):
     targets: Literal["projected", "matched"] = "projected"
     """`projected`: each of the teacher's tokens gives its probability to the student's token that
     is the same, or that begins it; any loss learns from that. `matched`: the teacher's own
-    likeliest tokens, for loss.divergence = "uld" or "gold"."""
+    likeliest tokens, for loss.divergence = "uld" or "gold". Other losses see of them those that are
+    tokens of the student too, and all others as one."""
     k: Annotated[int | None, Bounds(1, 1 << 20)] = None
     """Tokens stored per position. Unset: as many as the cache has. Another number needs a
     sketch."""

@@ -24,6 +24,8 @@ def divergence(p, q, kind, mix=0.5):
     if kind == "jsd":
         middle = mix * p + (1 - mix) * q
         return mix * kl(p, middle) + (1 - mix) * kl(q, middle)
+    if kind == "uld":
+        return np.abs(np.sort(p) - np.sort(q)).sum(-1)
     return 0.5 * np.abs(p - q).sum(-1)
 
 
@@ -35,6 +37,10 @@ def _slope(p, q, kind, mix):
         return np.log(q / p) + 1
     if kind == "jsd":
         return (1 - mix) * np.log(q / (mix * p + (1 - mix) * q))
+    if kind == "uld":
+        order, slope = np.argsort(q), np.zeros(q.shape)
+        np.put_along_axis(slope, order, np.sign(np.sort(q) - np.sort(p)), -1)
+        return slope
     return 0.5 * np.sign(q - p)
 
 
@@ -111,7 +117,7 @@ def _assembled(
     value, kl, d_soft = soft(student, kind, mix)
     one_hot = np.eye(student.shape[-1])[labels]
     ce = -(one_hot * log_softmax(student)).sum(-1)
-    scale = alpha * (temperature if kind == "tv" else temperature**2)
+    scale = alpha * (temperature if kind in ("tv", "uld") else temperature**2)
     w = np.asarray(mask, np.float64)
     d_logits = scale * d_soft + (1 - alpha) * (np.exp(log_softmax(student)) - one_hot)
     d_logits *= w[..., None] * slope

@@ -66,7 +66,7 @@ def partners_of(caches: Sequence[Cache], *, loss: Loss, mesh: Mesh) -> Partners 
         )
     share = masks[0].sum() / (sizes.pop() or len(masks[0]))
     alone = split_columns(np.asarray(~masks[0], np.float32), mesh)
-    return Partners(alone, replicate(np.float32(share), mesh))
+    return Partners(alone, replicate(np.asarray(share, np.float32), mesh))
 
 
 def with_tail(

@@ -83,6 +83,7 @@ IDS = 509
 """Ids of the fused head alone. With four devices the last one has three columns of padding."""
 ROUTES = (
     ("bucket", "jsd"),
+    ("bucket", "uld"),
     ("sampled", "forward_kl"),
     ("prior", "forward_kl"),
     ("prior", "reverse_kl"),
