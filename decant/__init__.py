@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from decant.library import evaluate_run, precompute, train
+    from decant.library import evaluate_run, generate, precompute, train
     from decant.pipelines.config import Precompute as PrecomputeConfig
     from decant.schemas import Cache, open_cache
     from decant.trainer.config import Evaluate as EvaluateConfig
@@ -27,6 +27,7 @@ __all__ = [
     "batches",
     "evaluate",
     "evaluate_run",
+    "generate",
     "loss",
     "loss_on_logits",
     "open_cache",
@@ -43,6 +44,7 @@ _HOMES = {
     "batches": ("decant.trainer.own_loop.batches", "batches"),
     "evaluate": ("decant.trainer.own_loop.evaluate", "evaluate"),
     "evaluate_run": ("decant.library", "evaluate_run"),
+    "generate": ("decant.library", "generate"),
     "loss": ("decant.trainer.own_loop.losses", "loss"),
     "loss_on_logits": ("decant.trainer.own_loop.losses", "loss_on_logits"),
     "open_cache": ("decant.schemas", "open_cache"),

@@ -10,7 +10,7 @@ Modules of jax and Beam are imported when a function is called.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,7 +21,7 @@ from decant.schemas import Cache, open_cache
 
 if TYPE_CHECKING:
     from decant.pipelines.config import Precompute
-    from decant.trainer.config import Evaluate, Train
+    from decant.trainer.config import Evaluate, Generate, Train
     from decant.trainer.run.trained import Trained
 
 Settings = TypeVar("Settings")
@@ -100,6 +100,32 @@ def evaluate_run(config: Evaluate | str | Path | None = None, **settings: Any) -
     from decant.trainer.results.evaluate import evaluate
 
     return evaluate(_settings(Evaluate, config, settings))
+
+
+def generate(
+    prompts: Sequence[str | Mapping[str, Any]],
+    config: Generate | str | Path | None = None,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """What a run's student writes after each prompt, as records of `decant generate --jsonl`.
+
+    ```python
+    decant.generate(["The river"], run="runs/a", samples=4, logprobs=True)
+    ```
+
+    Args:
+        prompts: texts, or mappings with `prompt` or `messages`, as lines of `--prompts`.
+        config: a `Generate`, or the path of a config file.
+        settings: as `decant generate --help` lists them; `prompt`, `prompts` and `output` have no
+            effect.
+
+    Records are in the order of the prompts, one for each sample. ValueError for a prompt that is
+    none or too long.
+    """
+    from decant.trainer.config import Generate
+    from decant.trainer.results.generate import generate_records
+
+    return generate_records(_settings(Generate, config, {"jsonl": True, **settings}), prompts)
 
 
 def _settings(

@@ -127,10 +127,16 @@ def _report(arguments: list[str]) -> int:
 
 def _generate(arguments: list[str]) -> int:
     config = parse(Generate, arguments, program="decant generate", about=("run",))
-    from decant.trainer.results.generate import generate
+    from decant.trainer.results.generate import generate, generate_lines
 
+    if config.writes_records:
+        for line in generate_lines(config):
+            tell(line)
+        return 0
+    samples = config.sampling.samples
     for number, text in enumerate(generate(config)):
-        tell(f"── sample {number}, seed {config.seed} ──\n{text}\n")
+        prompt = "" if config.prompts is None else f"prompt {number // samples}, "
+        tell(f"── {prompt}sample {number % samples}, seed {config.seed} ──\n{text}\n")
     return 0
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from decant.command_line.checks import ANY, COUNT, DEVICES, TABLE, Bounds, Command
 from decant.command_line.local_paths import (
@@ -340,35 +340,86 @@ class Export(LongCommand):
     whole model in float32, the adapter added to its weights."""
 
 
+class Chosen(NamedTuple):
+    """Settings of `generate` with their values where they are unset."""
+
+    samples: int
+    temperature: float
+    top_p: float
+
+
 @dataclass(frozen=True)
 class Generate(Command):
-    """Print samples of text from a run's student."""
+    """Print samples of text from a run's student, or write its completions of many prompts."""
 
     run: Path = field(default=Path("runs/student"), metadata=IS_RUN)
     """Directory of the run."""
+    model: str | None = field(default=None, metadata=IS_MODEL)
+    """A model in place of a run's student: a Hugging Face directory, a GGUF file, a hub id or
+    `embedded`."""
     checkpoint: str = "last"
     """Checkpoint to use: `last`, `best` (by held-out KL), `best-ce` (by held-out cross-entropy), or
     a number of updates."""
     prompt: str = "The"
     """Text that every sample begins with."""
+    prompts: Path | None = None
+    """A file of JSON lines in place of `prompt`: each has `prompt`, a text or messages, or
+    `messages`, whose last one of the assistant is left out."""
     chat: bool = False
-    """Wrap the prompt as a user's message with the tokenizer's chat template."""
+    """Wrap a prompt that is text as a user's message with the tokenizer's chat template."""
     chat_date: str | None = None
     """Date that the chat template may insert, such as 2026-01-31."""
     chat_variables: tuple[str, ...] = field(default=(), metadata=TABLE)
     """Variables of the chat template, such as `enable_thinking=false`."""
-    samples: Annotated[int, Bounds(1, 1 << 20)] = 3
-    """Number of samples."""
+    samples: Annotated[int | None, Bounds(1, 1 << 20)] = None
+    """Number of samples of each prompt. Unset: 3, with `prompts` 1."""
     max_tokens: Annotated[int, COUNT] = 64
     """Most tokens of a sample after the prompt. An end-of-document token ends it earlier."""
-    temperature: Annotated[float, Bounds(0, 1_000_000)] = 0.8
-    """Logits are divided by this. 0: always take the likeliest token."""
-    top_p: Annotated[float, Bounds(above=0, most=1)] = 0.95
-    """Draw from the smallest set of tokens with at least this probability. 1: all tokens."""
+    temperature: Annotated[float | None, Bounds(0, 1_000_000)] = None
+    """Logits are divided by this. 0: always take the likeliest token. Unset: 0.8, for records 1."""
+    top_p: Annotated[float | None, Bounds(above=0, most=1)] = None
+    """Draw from the smallest set of tokens with at least this probability. 1: all tokens. Unset:
+    0.95, for records 1."""
     seed: Annotated[int, ANY] = 0
-    """Seed of the draws."""
+    """Seed of the draws. A sample depends on it and on the numbers of prompt and sample, not on
+    what else is written."""
+    jsonl: bool = False
+    """Print records: a line of JSON with `prompt` and `completion` for each sample."""
+    logprobs: bool = False
+    """Records are rollouts: also ids, the log-probability of each token that was written (at
+    temperature 1), and digests of the student and its tokenizer. `precompute` scores them."""
+    output: Path | None = field(default=None, metadata=IS_OUTPUT)
+    """File for the records. It appears when it is complete; the same command goes on after a kill.
+    Unset: they are printed."""
+    skip_long: bool = False
+    """Leave out prompts that are too long for the student, which are otherwise an error."""
+    batch_rows: Annotated[int, Bounds(1, 1 << 16)] = 32
+    """Samples in one batch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of matmul operands."""
+    mesh: StudentMesh = StudentMesh()
+    """Devices that share the work. Unset, each holds the whole student and writes its share."""
+
+    @property
+    def writes_records(self) -> bool:
+        """Whether records are written, rather than texts for people."""
+        return self.jsonl or self.logprobs or self.output is not None
+
+    @property
+    def sampling(self) -> Chosen:
+        """The settings whose defaults depend on others.
+
+        Records are drawn from the student's own distribution, whose log-probabilities they hold.
+        """
+
+        def chosen(value: Any, default: Any) -> Any:
+            return default if value is None else value
+
+        return Chosen(
+            chosen(self.samples, 3 if self.prompts is None else 1),
+            chosen(self.temperature, 1.0 if self.writes_records else 0.8),
+            chosen(self.top_p, 1.0 if self.writes_records else 0.95),
+        )
 
 
 @dataclass(frozen=True)

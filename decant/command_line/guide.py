@@ -191,9 +191,12 @@ GUIDE = {
         (
             ("decant generate runs/a --prompt 'def main('", "Three samples."),
             ("decant generate runs/a --prompt 'Hi!' --chat", "An answer to a user's message."),
-            ("decant generate runs/a --samples 1 --temperature 0", "The likeliest tokens."),
+            (
+                "decant generate runs/a --prompts prompts.jsonl --logprobs --output rollouts.jsonl",
+                "A completion of each prompt, with log-probabilities: a corpus for precompute.",
+            ),
         ),
-        ("prompt", "samples", "max-tokens", "temperature"),
+        ("prompt", "prompts", "samples", "max-tokens", "temperature", "logprobs", "output"),
     ),
     "export": Guide(
         (

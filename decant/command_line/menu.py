@@ -22,7 +22,7 @@ STUDENTS = {
     "train": "train a student, or a sweep of them, from a cache",
     "evaluate": "judge a run's student on held-out rows",
     "report": "compare runs on one page",
-    "generate": "sample text from a run's student",
+    "generate": "sample text from a run's student, or write rollouts",
     "export": "write a run's student as a Hugging Face directory",
 }
 """Commands of `decant.trainer`."""

@@ -240,15 +240,29 @@ class Blocks(nnx.Module):
             "sinks": self.sink_scores(),
         }
         if past is None:
-            named = (checkpoint_name(array, PRODUCTS) for array in (q, k, v))
-            mixed = attend(*named, segment_ids, pattern.window, **shape)
+            mixed = attend(
+                checkpoint_name(q, PRODUCTS),
+                checkpoint_name(k, PRODUCTS),
+                checkpoint_name(v, PRODUCTS),
+                segment_ids,
+                pattern.window,
+                **shape,
+            )
         else:
-            at, seen = past.length, past.segment_ids
-            whole = (
-                lax.dynamic_update_slice_in_dim(kept, new, at, axis=1)
+            keys, values = (
+                lax.dynamic_update_slice_in_dim(kept, new, past.length, axis=1)
                 for kept, new in zip(past.kept, (k, v), strict=True)
             )
-            mixed = attend_past(q, *whole, segment_ids, seen, pattern.window, offset=at, **shape)
+            mixed = attend_past(
+                q,
+                keys,
+                values,
+                segment_ids,
+                past.segment_ids,
+                pattern.window,
+                offset=past.length,
+                **shape,
+            )
         return self.project("bthk,hkd->btd", mixed, "output"), (k, v)
 
     def sink_scores(self) -> Array | None:

@@ -6,13 +6,15 @@ Needs the reference extra; see test_models_against_transformers.py for the inter
 import json
 import subprocess
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-from decant.trainer.config import Data, Export, Generate, Loss, Student, Train
+from decant.models.mesh.sharding import student_mesh
+from decant.trainer.config import Data, Export, Loss, Student, Train
 from decant.trainer.results.export import export
-from decant.trainer.results.generate import complete, make_sampler
+from decant.trainer.results.sampling import Request, Sampler, Sampling
 from decant.trainer.run.train import train
 from decant.trainer.run.trained_student import load_student
 from tests.making.caches import tiny_cache
@@ -72,11 +74,18 @@ def test_transformers_loads_a_student_with_equal_logits(both):
 
 def test_transformers_generates_the_same_text_and_knows_the_end_token(both):
     run, theirs = both
-    graph, params = load_student(run, dtype="float32")
-    sampler = make_sampler(graph, params, config=Generate(temperature=0.0), vocabulary=512)
-    (ours,) = complete(sampler, PROMPT, samples=1, max_tokens=12, stop={theirs["eos"]})
+    mesh = student_mesh(fsdp=jax.device_count())
+    sampler = Sampler(
+        *load_student(run, dtype="float32", mesh=mesh),
+        sampling=Sampling(max_tokens=12, temperature=0.0),
+        vocabulary=512,
+        stop={theirs["eos"]},
+        batch_rows=1,
+        mesh=mesh,
+    )
+    (ours,) = sampler.complete([Request(PROMPT, 0, 0)])
     assert theirs["eos"] == 0
-    assert theirs["greedy"] == ours
+    assert theirs["greedy"] == PROMPT + ours.ids.tolist()
 
 
 def test_transformers_reads_the_exported_tokenizer(both):

@@ -1,147 +1,170 @@
-"""The command `generate`: a few text samples from a run's student.
-
-Every new token costs one forward pass over whole rows of fixed length, without a key/value cache:
-one compiled program, fast enough for a few samples, too slow for serving. A token is drawn with a
-key made from the seed, the sample's number and the token's position.
-"""
+"""The command `generate`: what a student writes, as text for people or as records for a corpus."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from functools import partial
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
 
-from decant.models.numerics import logits as logits_of
+from decant import __version__
+from decant.models import open_checkpoint
+from decant.models.mesh.sharding import student_mesh
 from decant.models.text.tokenizer import Tokenizer
+from decant.progress import notices, progress
+from decant.schemas.disk.identity import digest, file_sha256
 from decant.trainer.config import Generate
-from decant.trainer.loss.projections import Parameters
+from decant.trainer.results.prompts import Prompt, as_prompts, prompts_of, that_fit
+from decant.trainer.results.rollouts import RecordFile, as_line, record_of, windows
+from decant.trainer.results.sampling import Completion, Request, Sampler, Sampling
 from decant.trainer.run.initial_student import open_initial
-from decant.trainer.run.trained_student import load_student
+from decant.trainer.run.student_parameters import graph_and_parameters
+from decant.trainer.run.trained_student import load_student, student_digest
 
-_COLDEST = 1e-6
-"""Logits divided by less could leave the range of float32."""
-Sampler = Callable[[Int[np.ndarray, "sample position"], int], Int[np.ndarray, " sample"]]
-"""(rows, length): the token that follows the first `length` tokens of each row."""
+_WINDOW = 16
+"""Batches between two writes of records. Prompts are sorted by length within so many."""
+
+
+class _Work(NamedTuple):
+    """A student at work."""
+
+    config: Generate
+    tokenizer: Tokenizer
+    prompts: list[Prompt]
+    sampler: Sampler
+    writer: str
+    """The student's `student_digest`; empty if nobody asks for it."""
+
+    @property
+    def window(self) -> int:
+        return _WINDOW * self.sampler.batch_rows
+
+    def complete(
+        self, pairs: Sequence[tuple[Prompt, int]], written: Callable[[Sequence[Completion]], object]
+    ) -> list[Completion]:
+        requests = [Request(prompt.ids, prompt.number, sample) for prompt, sample in pairs]
+        return self.sampler.complete(requests, written=written)
+
+    def records(self, *, after: int = 0) -> Iterator[list[dict[str, Any]]]:
+        """Records of all completions, in windows, without the first `after`; progress and speed go
+        to standard error."""
+        config, console = self.config, notices()
+        total, tokens, began = len(self.prompts) * config.sampling.samples, 0, time.monotonic()
+        writer = self.writer if config.logprobs else None
+        with progress(
+            "generate", total=total, unit="completions", console=console, before=after
+        ) as count:
+
+            def written(batch: Sequence[Completion]) -> None:
+                nonlocal tokens
+                tokens += sum(len(completion.ids) for completion in batch)
+                count.add(len(batch))
+
+            pairs = windows(self.prompts, samples=config.sampling.samples, size=self.window)
+            for number, window in enumerate(pairs):
+                if number * self.window < after:
+                    continue
+                made = self.complete(window, written)
+                yield [
+                    record_of(prompt, completion, tokenizer=self.tokenizer, writer=writer)
+                    for (prompt, _), completion in zip(window, made, strict=True)
+                ]
+        seconds = time.monotonic() - began
+        console.print(
+            f"wrote {total - after:,} completions of {tokens:,} tokens, "
+            f"{tokens / max(seconds, 1e-9):,.0f} tokens/s"
+        )
 
 
 def generate(config: Generate) -> list[str]:
-    """The samples as text, each with its prompt and with special tokens spelled out.
+    """The samples of each prompt as text, with the prompt and with special tokens spelled out.
 
-    Raises FileNotFoundError if the run does not exist, ValueError if prompt and `max_tokens`
-    exceed the student's positions, the tokenizer cannot make the prompt, or the student has no
-    embedding for one of its tokens.
+    Raises FileNotFoundError if there is no such run, model or file of prompts, ValueError for a
+    prompt that does not fit the student; see `prompts.py`.
     """
-    initial = open_initial(config.run)
-    tokenizer, longest = initial.tokenizer(), initial.config.longest_row
-    prompt, rows = prompt_ids(config, tokenizer), initial.config.vocab_size
-    if max(prompt) >= rows:
-        raise ValueError(
-            f"{config.run}: the prompt holds {tokenizer.decode([max(prompt)])!r}, token "
-            f"{max(prompt)}, but the student has embeddings for ids below {rows} only"
+    work = _begin(config)
+    (pairs,) = windows(work.prompts, samples=config.sampling.samples, size=1 << 62)
+    made = work.complete(pairs, lambda batch: None)
+    return [
+        work.tokenizer.decode([*prompt.ids, *completion.ids])
+        for (prompt, _), completion in zip(pairs, made, strict=True)
+    ]
+
+
+def generate_records(
+    config: Generate, prompts: Sequence[Any] | None = None
+) -> list[dict[str, Any]]:
+    """The records of all completions; `prompts` takes the place of those of the settings."""
+    given = None
+    if prompts is not None:
+        given = [(f"prompt {number}", prompt) for number, prompt in enumerate(prompts)]
+        config = dataclasses.replace(config, samples=config.samples or 1)
+    return [record for window in _begin(config, given).records() for record in window]
+
+
+def generate_lines(config: Generate) -> Iterator[str]:
+    """The records of all completions as lines, or none of them if they go to `config.output`."""
+    work = _begin(config)
+    if config.output is None:
+        for window in work.records():
+            yield from map(as_line, window)
+        return
+    file = RecordFile(config.output, asked=_asked(work))
+    for window in work.records(after=file.lines_kept(multiple=work.window)):
+        file.append(window)
+    file.finish()
+    notices().print(f"in {config.output}")
+
+
+def _begin(config: Generate, given: Sequence[tuple[str, Any]] | None = None) -> _Work:
+    """Check the prompts, then load the student."""
+    place = open_initial(config.run) if config.model is None else open_checkpoint(config.model)
+    tokenizer, shape = place.tokenizer(), place.config
+    if given is None:
+        asked = prompts_of(config, tokenizer)
+    else:
+        asked = as_prompts(given, config=config, tokenizer=tokenizer)
+    prompts = that_fit(asked, config=config, student=shape, tokenizer=tokenizer)
+    if not prompts:
+        raise ValueError(f"{config.prompts}: holds no prompts")
+    if skipped := len(asked) - len(prompts):
+        notices().print(f"left out {skipped:,} of {len(asked):,} prompts, which are too long")
+    mesh = student_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    if config.model is None:
+        graph, params = load_student(
+            config.run, dtype=config.dtype, checkpoint=config.checkpoint, mesh=mesh
         )
-    if len(prompt) + config.max_tokens > longest:
-        raise ValueError(
-            f"{config.run}: a prompt of {len(prompt)} tokens and max_tokens = {config.max_tokens} "
-            f"are more than the {longest} positions of this student; set max_tokens to at most "
-            f"{max(longest - len(prompt), 0)}"
-        )
-    graph, params = load_student(config.run, dtype=config.dtype, checkpoint=config.checkpoint)
-    samples = complete(
-        make_sampler(graph, params, config=config, vocabulary=tokenizer.size),
-        prompt,
-        samples=config.samples,
-        max_tokens=config.max_tokens,
+    else:
+        model = place.load(dtype=config.dtype, param_dtype="float32", mesh=mesh)
+        graph, params = graph_and_parameters(model)
+    chosen = config.sampling
+    sampler = Sampler(
+        graph,
+        params,
+        sampling=Sampling(config.max_tokens, chosen.temperature, chosen.top_p, config.seed),
+        vocabulary=tokenizer.size,
         stop=tokenizer.end_ids,
+        batch_rows=min(config.batch_rows, len(prompts) * chosen.samples),
+        mesh=mesh,
     )
-    return [tokenizer.decode(ids) for ids in samples]
+    needed = config.logprobs or config.output is not None
+    writer = student_digest(nnx.merge(graph, params)) if needed else ""
+    return _Work(config, tokenizer, prompts, sampler, writer)
 
 
-def prompt_ids(config: Generate, tokenizer: Tokenizer) -> list[int]:
-    """The prompt's ids, as a document begins in a row: BOS if the tokenizer has one, then text.
-
-    With `chat` the prompt is a user's message in the tokenizer's chat template.
-    """
-    if not config.chat:
-        (text_ids,) = tokenizer.encode_batch([config.prompt])
-        bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-        ids = [*bos, *text_ids.tolist()]
-        if not ids:
-            raise ValueError(
-                "the prompt is empty and the tokenizer has no BOS token; give --prompt some text"
-            )
-        return ids
-    template = tokenizer.chat_template(date=config.chat_date, variables=config.chat_variables)
-    if template is None:
-        raise ValueError(f"{config.run}: its tokenizer has no chat template; leave out --chat")
-    messages = [{"role": "user", "content": config.prompt}]
-    text = template.render(messages, add_generation_prompt=True).text
-    return tokenizer.encode_batch([text])[0].tolist()
-
-
-def complete(
-    sampler: Sampler,
-    prompt: list[int],
-    *,
-    samples: int,
-    max_tokens: int,
-    stop: Collection[int],
-) -> list[list[int]]:
-    """Ids of each sample: the prompt and up to `max_tokens` more, ending after a `stop` id."""
-    rows = np.zeros((samples, len(prompt) + max_tokens), np.int32)
-    rows[:, : len(prompt)] = prompt
-    ends = np.full(samples, rows.shape[1])
-    for at in range(len(prompt), rows.shape[1]):
-        rows[:, at] = sampler(rows, at)
-        unfinished = ends == rows.shape[1]
-        ends[unfinished & np.isin(rows[:, at], list(stop))] = at + 1
-        if (ends <= at + 1).all():
-            break
-    return [row[:end].tolist() for row, end in zip(rows, ends, strict=True)]
-
-
-def make_sampler(
-    graph: nnx.GraphDef, params: Parameters, *, config: Generate, vocabulary: int
-) -> Sampler:
-    """A sampler of this student by `config.temperature`, `top_p` and `seed`.
-
-    `vocabulary` is the tokenizer's size: ids above it, which a checkpoint may have as padding,
-    are never drawn.
-    """
-
-    @jax.jit
-    def next_ids(
-        params: Parameters, rows: Int[Array, "sample position"], length: Int[Array, ""]
-    ) -> Int[Array, " sample"]:
-        model = nnx.merge(graph, params)
-        # Attention is causal, so the zeros after `length` do not matter.
-        positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
-        hidden, _ = model(rows, jnp.ones_like(rows), positions)
-        last = jnp.take(hidden, length - 1, axis=1)
-        logits = logits_of(
-            last, model.unembedding()[:, :vocabulary], softcap=model.config.final_softcap
-        )
-        if config.temperature < _COLDEST:
-            return jnp.argmax(logits, axis=-1)
-        seed = jax.random.key(config.seed)
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(seed, i), length))(
-            jnp.arange(len(rows))
-        )
-        sample = partial(sample_top_p, top_p=config.top_p)
-        return jax.vmap(sample)(logits / config.temperature, keys)
-
-    return lambda rows, length: np.asarray(next_ids(params, rows, length))
-
-
-def sample_top_p(
-    logits: Float[Array, " vocab"], key: Array, *, top_p: Float[Array, ""] | float
-) -> Int[Array, ""]:
-    """A token drawn from the fewest likeliest ones whose probabilities add up to `top_p`."""
-    order = jnp.argsort(-logits)
-    falling = logits[order]
-    before = jnp.cumsum(jax.nn.softmax(falling)) - jax.nn.softmax(falling)
-    return order[jax.random.categorical(key, jnp.where(before < top_p, falling, -jnp.inf))]
+def _asked(work: _Work) -> str:
+    """A digest of all that decides the lines of a file."""
+    config, chosen = work.config, work.config.sampling
+    return digest(
+        {
+            "prompts": config.prompt if config.prompts is None else file_sha256(config.prompts),
+            "chat": [config.chat, config.chat_date, *config.chat_variables],
+            "sampling": [chosen.samples, chosen.temperature, chosen.top_p, config.seed],
+            "shape": [config.max_tokens, work.sampler.batch_rows, config.dtype, config.skip_long],
+            "logprobs": config.logprobs,
+            "student": [work.writer, work.tokenizer.digest],
+            "version": __version__,
+        }
+    )

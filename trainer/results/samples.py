@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from decant.models.mesh.sharding import student_mesh
 from decant.models.text.tokenizer import Tokenizer
 from decant.schemas import open_cache
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.trainer.config import Generate, Report
 from decant.trainer.judging.heldout import spread_rows
-from decant.trainer.results.generate import complete, make_sampler, prompt_ids
+from decant.trainer.results.prompts import prompts_of
+from decant.trainer.results.sampling import Request, Sampler, Sampling
 from decant.trainer.run.checkpoint import CHECKPOINTS, latest_step
 from decant.trainer.run.data_facts import main_cache
 from decant.trainer.run.initial_student import open_initial
@@ -75,8 +78,8 @@ def _prompts(run: Path, config: Report, tokenizer: Tokenizer) -> list[Prompt]:
     """The prompts of the settings, or the first tokens of documents of held-out rows."""
     if config.prompts:
         settings = [Generate(run=run, prompt=text) for text in config.prompts]
-        texts = zip(settings, config.prompts, strict=True)
-        return [Prompt(tuple(prompt_ids(one, tokenizer)), text, "") for one, text in texts]
+        found = [prompts_of(one, tokenizer)[0] for one in settings]
+        return [Prompt(tuple(one.ids), one.text, "") for one in found]
     path = main_cache(run)
     if path is None:
         raise ValueError(f"{run}: does not record its cache; give --prompts")
@@ -105,12 +108,16 @@ def _complete(
     run: Path, prompts: Sequence[Prompt], tokenizer: Tokenizer, *, seed: int
 ) -> list[str]:
     """The student's continuation of each prompt, without the prompt."""
-    graph, params = load_student(run, dtype="float32")
-    config = Generate(run=run, seed=seed, samples=1)
-    sampler = make_sampler(graph, params, config=config, vocabulary=tokenizer.size)
-    texts = []
-    for prompt in prompts:
-        ids = list(prompt.ids)
-        (row,) = complete(sampler, ids, samples=1, max_tokens=MAX_TOKENS, stop=tokenizer.end_ids)
-        texts.append(tokenizer.decode(row[len(ids) :]))
-    return texts
+    mesh = student_mesh(fsdp=jax.device_count())
+    graph, params = load_student(run, dtype="float32", mesh=mesh)
+    sampler = Sampler(
+        graph,
+        params,
+        sampling=Sampling(MAX_TOKENS, temperature=0.8, top_p=0.95, seed=seed),
+        vocabulary=tokenizer.size,
+        stop=tokenizer.end_ids,
+        batch_rows=len(prompts),
+        mesh=mesh,
+    )
+    made = sampler.complete([Request(prompt.ids, i, 0) for i, prompt in enumerate(prompts)])
+    return [tokenizer.decode(completion.ids) for completion in made]

@@ -22,10 +22,12 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from decant.models.decoder.decoder import Memory
+from decant.models.decoder.decoder import Decoder, Memory
 from decant.models.mesh.execution import Execution
 from decant.models.mesh.sharding import row_shard_count, shard_rows
 from decant.models.numerics import logits as logits_of
+from decant.models.parameters import parameters_by_path
+from decant.trainer.run.student_parameters import graph_and_parameters
 
 _COLDEST = 1e-6
 """Logits divided by less could leave the range of float32."""
@@ -94,8 +96,11 @@ class Sampler:
     ):
         shards = row_shard_count(mesh)
         self.batch_rows = -(-batch_rows // shards) * shards
-        self._params, self._sampling, self._mesh = params, sampling, mesh
-        self._longest = nnx.merge(graph, params).config.longest_row
+        model = nnx.merge(graph, params)
+        _round_matrices(model)
+        graph, self._params = graph_and_parameters(model)
+        self._sampling, self._mesh = sampling, mesh
+        self._longest = model.config.longest_row
         self._program = jax.jit(
             _program(
                 graph, sampling, vocabulary=vocabulary, stop=sorted(stop), execution=Execution(mesh)
@@ -103,9 +108,12 @@ class Sampler:
         )
 
     def complete(
-        self, requests: Sequence[Request], *, written: Callable[[int], None] = lambda tokens: None
+        self,
+        requests: Sequence[Request],
+        *,
+        written: Callable[[Sequence[Completion]], object] = lambda batch: None,
     ) -> list[Completion]:
-        """The completion of each request. `written` is told the tokens of each batch."""
+        """The completion of each request. `written` is called after each batch."""
         shapes: dict[int, list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
             shapes[self._columns(len(request.ids))].append(number)
@@ -115,7 +123,7 @@ class Sampler:
                 batch = numbers[start : start + self.batch_rows]
                 made = self._batch([requests[number] for number in batch], columns)
                 found |= zip(batch, made, strict=True)
-                written(sum(len(completion.ids) for completion in made))
+                written(made)
         return [found[number] for number in range(len(requests))]
 
     def _columns(self, length: int) -> int:
@@ -141,6 +149,15 @@ class Sampler:
             Completion(ids[row, : counts[row]], logprobs[row, : counts[row]])
             for row in range(len(requests))
         ]
+
+
+def _round_matrices(model: Decoder) -> None:
+    """Keep the blocks' matrices in the dtype of their products, which would round them anyway: for
+    every token once more."""
+    for path, parameter in parameters_by_path(model).items():
+        axes = parameter.get_metadata()["axes"]
+        if path.split(".")[0] in ("blocks", "first_blocks") and {"embed", "latent"} & {*axes}:
+            parameter.set_value(parameter.get_value().astype(model.dtype))
 
 
 class _Written(NamedTuple):
@@ -244,7 +261,7 @@ def likeliest(
     p = jnp.exp(logprobs)
     most = jnp.max(logprobs, axis=-1, keepdims=True)
 
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = (low + high) / 2
         mass = jnp.sum(jnp.where(logprobs >= middle, p, 0), axis=-1, keepdims=True)

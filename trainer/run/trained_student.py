@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from decant.models.checkpoints.adapters import merged_arrays
 from decant.models.decoder.decoder import Decoder
@@ -25,26 +26,27 @@ from decant.trainer.run.student_parameters import graph_and_all_parameters
 
 
 def load_student(
-    run: Path, *, dtype: str, checkpoint: str = "last"
+    run: Path, *, dtype: str, checkpoint: str = "last", mesh: Mesh | None = None
 ) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """Graph and parameters of a run's student, without projections; see `load_checkpoint`."""
-    graph, params, _ = load_checkpoint(run, dtype=dtype, checkpoint=checkpoint)
+    graph, params, _ = load_checkpoint(run, dtype=dtype, checkpoint=checkpoint, mesh=mesh)
     return graph, params
 
 
 def load_checkpoint(
-    run: Path, *, dtype: str, checkpoint: str = "last"
+    run: Path, *, dtype: str, checkpoint: str = "last", mesh: Mesh | None = None
 ) -> tuple[nnx.GraphDef, dict[str, Any], int]:
     """Graph and parameters of a run's student, and the number of updates that made them.
 
     `dtype` is the compute type; trained weights are float32. `checkpoint` is `last` (the newest
     good one, or the initial student if the run has none yet), `best`, `best-ce` or a number of
     updates.
-    Parameters are without projections and sharded over all devices. Raises ValueError if there is
-    no such checkpoint or it is damaged, FloatingPointError if the initial student is not finite.
+    Parameters are without projections, on `mesh` or sharded over all devices. Raises ValueError if
+    there is no such checkpoint or it is damaged, FloatingPointError if the initial student is not
+    finite.
     """
     # Sharded, because a student that a mesh has trained may not fit one device.
-    mesh = student_mesh(fsdp=jax.device_count())
+    mesh = mesh or student_mesh(fsdp=jax.device_count())
     model = load_initial_student(run, dtype=dtype, mesh=mesh)
     graph, params = graph_and_all_parameters(model, saved_projections(run), mesh=mesh)
     params, frozen = trained_and_frozen(params)
