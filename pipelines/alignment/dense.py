@@ -40,12 +40,10 @@ class DenseProjection:
         size: int,
         spec: LogitsSpec,
     ):
-        order = np.argsort(first, kind="stable")
         self._arrays = {
             "matrix": jnp.asarray(head.head),
             "bias": jnp.asarray(head.bias_at(1.0)),
             "first": jnp.asarray(np.where(first < 0, size, first).astype(np.int32)),
-            "order": jnp.asarray(order.astype(np.int32)),
         }
         self._program = jax.jit(partial(_targets, size=size, spec=spec, softcap=head.softcap))
 
@@ -91,9 +89,8 @@ def _targets(
     p = _probabilities(head, at, softcap=softcap)
     position = jnp.arange(p.shape[0])
     first = head["first"]
-    # By rows of all positions: a scatter of columns would be a hundred times as slow.
-    order = head["order"]
-    summed = jnp.zeros((size, p.shape[0])).at[first[order]].add(p.T[order], mode="drop")
+    # A scatter of rows: one of columns is slow, and so is a gather of rows in the order of `first`.
+    summed = jnp.zeros((size, p.shape[0])).at[first].add(p.T, mode="drop")
     to, label = first[at["following"]], at["label"]
     of_next = p[position, at["following"]]
     moved = of_next * at["moved"]
