@@ -91,7 +91,8 @@ class Verify(LongCommand):
     rows: Annotated[int, Bounds(0)] = 16
     """Rows that the teacher reads again, spread over the cache. 0 checks files only."""
     teacher: str | None = field(default=None, metadata=IS_MODEL)
-    """Where the teacher is now. Unset: where the cache's plan says."""
+    """Where the teacher is now, or for a cache of `decant align` the cache that it was made from.
+    Unset: where the cache's plan says."""
     fetch: bool = False
     """Fetch the teacher if the plan names a hub id that is not on this machine, or a bucket. A
     cache that somebody else made decides what that is."""

@@ -17,11 +17,12 @@ from decant.pipelines.alignment.rows import Other, aligner_for
 from decant.pipelines.rows.shard import SAMPLE_ROWS
 from decant.pipelines.runners.run_pipeline import Build
 from decant.pipelines.teacher.rows_done import rows_done
-from decant.schemas.disk import inside
+from decant.schemas.disk import inside, steps
 from decant.schemas.disk.array_record import as_json, write_records
 from decant.schemas.disk.atomic import read_json, write_json
 from decant.schemas.disk.layout import ROWS, PartLayout, cache_of, unit_name
 from decant.schemas.disk.stand_in import Travels, each_of, exists
+from decant.schemas.disk.steps import Step
 from decant.schemas.manifest.manifest import Unit, unit_from_json
 from decant.schemas.manifest.plan import PlannedRows, planned_rows_from_json
 from decant.schemas.records.rows import encode_row
@@ -73,6 +74,7 @@ def write_rows(job: RowsJob, *, rows_id: str, run: Callable[[Build], None]) -> R
             )
         made = _numbered(job, rows_id=rows_id, units=len(units))
         value = {"rows": as_json(made.rows), "left_out": list(made.left_out), "beside": made.beside}
+        steps.reached(Step.ROWS_GATHERED)
         write_json(work, value, first=True)
     value = read_json(work, holds="rows")
     rows = planned_rows_from_json(value["rows"])

@@ -73,6 +73,12 @@ def repair(
                 Repair(f"{part.path}, unit {number}", False, why) for number in sorted(damaged)
             ]
             continue
+        if part.aligned:
+            why = "no teacher made it: run `decant align` again, into another output"
+            done += [
+                Repair(f"{part.path}, unit {number}", False, why) for number in sorted(damaged)
+            ]
+            continue
         plan = read_plan(PartLayout(cache.path / part.path).plan)
         checkpoint = open_teacher_of(cache, part, plan.teacher, teacher, fetch=fetch, memory=memory)
         planned = dataclasses.replace(plan.teacher, model=checkpoint.name)

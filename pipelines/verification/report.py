@@ -1,6 +1,7 @@
 """The command `verify`: runs a verification, prints a table or JSON, returns the exit status."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +158,13 @@ def print_verification(result: Verification, console: Console) -> None:
             f"`decant gc {result.cache}` deletes them"
         )
     for part, content in result.content.items():
-        console.print(
-            f"{part}: {len(content.rows)} rows, {content.positions:,} positions read again by the "
-            f"teacher, a document at a time (its own cross-entropy {content.cross_entropy:.3f})"
+        how = (
+            "made again from the cache that it was aligned from"
+            if math.isnan(content.cross_entropy)
+            else "read again by the teacher, a document at a time (its own cross-entropy "
+            f"{content.cross_entropy:.3f})"
         )
+        console.print(f"{part}: {len(content.rows)} rows, {content.positions:,} positions {how}")
         console.print(_table(content))
         if not content.fine:
             console.print(

@@ -12,6 +12,7 @@ from decant.models import Checkpoint
 from decant.models.checkpoints.hf_layout import CONFIG
 from decant.models.families import config_from_file
 from decant.pipelines.teacher.identity import open_teacher_of
+from decant.pipelines.verification.aligned import compare_aligned
 from decant.pipelines.verification.content import Content, compare_rows
 from decant.pipelines.verification.reference import LAST, Reference
 from decant.pipelines.verification.repair import Repair
@@ -78,7 +79,10 @@ def verify(
                     f"{path / part.path}: its plan, statistics or metadata are damaged, so its "
                     "rows were not compared with the teacher"
                 )
-            if numbers:
+            if numbers and part.aligned:
+                content = compare_aligned(cache, part, numbers, place=teacher, console=console)
+                result.content[_part_label(part.path, result.content)] = content
+            elif numbers:
                 planned = read_plan(PartLayout(path / part.path).plan).teacher
                 checkpoint = open_teacher_of(
                     cache, part, planned, teacher, fetch=fetch, memory=memory

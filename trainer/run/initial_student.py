@@ -28,6 +28,7 @@ from decant.schemas.disk.identity import file_sha256
 from decant.trainer.config import Student
 from decant.trainer.run.adapter import AdapterRecord, base_identity, open_base, read_adapter
 from decant.trainer.run.binding import read_run_settings
+from decant.trainer.run.new_vocabulary import with_vocabulary
 
 INITIAL = "initial"
 CHECKSUMS = "checksums.json"
@@ -135,11 +136,31 @@ def build_student(
         types = {"dtype": dtype_named(dtype), "param_dtype": dtype_named(param_dtype)}
         make = nnx.jit(lambda: Decoder(shape, rngs=nnx.Rngs(seed), **types))
         return make()
+    if config.init == "cut" and is_aligned(cache):
+        return _cut_for_aligned(config, cache, dtype=dtype, param_dtype=param_dtype)
     source = _source(config, cache)
     if config.init == "checkpoint":
         return source.load(dtype=dtype, param_dtype=param_dtype)
     layers = _cut(config, source.config)
     return cut_layers(source, layers, dtype=dtype, param_dtype=param_dtype)
+
+
+def is_aligned(cache: Cache) -> bool:
+    """Whether `decant align` made the cache: its tokenizer need not be that of the teacher."""
+    return any(part.aligned for part in cache.manifest.parts)
+
+
+def _cut_for_aligned(config: Student, cache: Cache, *, dtype: str, param_dtype: str) -> Decoder:
+    """Blocks of a source, which may have another tokenizer than the cache."""
+    source, tokenizer = open_checkpoint(config.source), tokenizer_of(cache)
+    check_length(source.config, cache=cache, name=f"student.source {config.source!r}")
+    layers = _cut(config, source.config)
+    student = cut_layers(source, layers, dtype=dtype, param_dtype=param_dtype)
+    if tokenizer.difference(source.tokenizer()) is None:
+        check_covers_cache(source.config, cache=cache, name=f"student.source {config.source!r}")
+        return student
+    size = cache.manifest.vocabulary_size
+    return with_vocabulary(student, own=source.tokenizer(), new=tokenizer, size=size)
 
 
 def _source(config: Student, cache: Cache) -> Checkpoint:
@@ -166,6 +187,9 @@ def initial_config(
     if config.init == "checkpoint":
         return source, None
     layers = _cut(config, source)
+    if is_aligned(cache):  # no layer is compared with the teacher's
+        vocabulary = cache.manifest.vocabulary_size
+        return dataclasses.replace(source.with_layers(layers), vocab_size=vocabulary), layers
     same_depth = source.num_layers == teacher_config(cache).num_layers
     return source.with_layers(layers), layers if same_depth else None
 
@@ -185,7 +209,7 @@ def check_covers_cache(model: ModelConfig, *, cache: Cache, name: str) -> None:
 
     `name` names the model in the message.
     """
-    vocabulary, length = cache.manifest.vocabulary_size, cache.manifest.sequence_length
+    vocabulary = cache.manifest.vocabulary_size
     if model.vocab_size < vocabulary:
         raise ValueError(
             f"{cache.path}: captured with a vocabulary of {vocabulary} tokens, but {name} has only "
@@ -193,6 +217,12 @@ def check_covers_cache(model: ModelConfig, *, cache: Cache, name: str) -> None:
             "tokenizer (student.init = scratch without student.config has it), or capture again "
             "with a teacher that has the student's tokenizer"
         )
+    check_length(model, cache=cache, name=name)
+
+
+def check_length(model: ModelConfig, *, cache: Cache, name: str) -> None:
+    """Raise ValueError unless the model has every position of the cache; `name` as above."""
+    length = cache.manifest.sequence_length
     if model.longest_row < length:
         raise ValueError(
             f"{cache.path}: rows of {length} tokens, but {name} has "
