@@ -19,9 +19,11 @@ from apache_beam.runners.dask.dask_runner import DaskOptions
 from apache_beam.runners.runner import PipelineRunner
 from distributed import Client
 
+from decant.pipelines.alignment.job import align
 from decant.pipelines.capture.job import precompute
+from decant.pipelines.config import Align
 from decant.pipelines.runners.run_pipeline import run_pipeline
-from tests.making.caches import tiny_cache, tiny_settings
+from tests.making.caches import tiny_cache, tiny_settings, tokenizer_files
 from tests.making.uploaded import upload
 from tests.paths import environment
 
@@ -136,6 +138,23 @@ def test_a_dask_cluster_gives_the_same_cache_though_a_worker_is_killed_in_a_unit
     assert precompute(config).cache_id == in_process
     assert killed
     assert not Path(f"/proc/{killed[0]}").exists()
+
+
+def test_align_on_a_dask_cluster_gives_the_same_cache(root, in_process, dask, tmp_path):
+    (tmp_path / "student").mkdir()
+    for name, data in tokenizer_files(300).items():
+        (tmp_path / "student" / name).write_bytes(data)
+    here = Align(
+        cache=root / "cache",
+        tokenizer=str(tmp_path / "student"),
+        output=tmp_path / "here",
+        quiet=True,
+    )
+    options = (f"dask_client_address={dask[0]}",)
+    there = dataclasses.replace(
+        here, output=tmp_path / "there", runner="DaskRunner", runner_options=options
+    )
+    assert align(there).cache_id == align(here).cache_id
 
 
 def on_a_machine_of_its_own(base: str) -> None:
