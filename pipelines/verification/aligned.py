@@ -22,6 +22,7 @@ from decant.schemas.manifest.plan import read_plan
 from decant.schemas.records.rows import PADDING
 from decant.schemas.signals import CountsSignal
 from decant.schemas.targets.targets import Targets
+from decant.schemas.targets.unmatched import UNMATCHED, split_unmatched
 
 _OTHER_COUNTS = 0.01
 """Share of positions whose counts may differ: rounding of another machine moves a draw."""
@@ -119,8 +120,10 @@ class _Check:
         self.tokens += int(there.sum())
         self.other_tokens += int((stored["tokens"] != again.row.tokens)[there].sum())
         k = self.part.logits.k
-        held = stored["topk_logprobs"] if k else stored["counts"].astype(float) - 0.5
-        taught = (np.isfinite(held) & (held > 0 if not k else True)).any(-1)
+        taught = (stored["topk_logprobs"] > -np.inf).any(-1) if k else stored["counts"].any(-1)
+        if UNMATCHED in stored:
+            taught |= (stored[UNMATCHED] > -np.inf).any(-1)
+            head = _as_read(head, vocabulary=self.cache.manifest.vocabulary_size)
         mask = stored["loss_mask"]
         self.scored += int(mask.sum())
         self.other_places += int((taught != again.taught)[mask].sum())
@@ -162,6 +165,18 @@ class _Check:
             counts.append(Count(COUNTS, what, self.other_counts, self.counted, most))
         own = np.concatenate(self.labels) if self.labels else np.zeros(0)
         return Content(rows=list(rows), positions=len(own), figures=figures, counts=counts)
+
+
+def _as_read(head: Targets, *, vocabulary: int) -> Targets:
+    """A matched head as `Cache.read` gives it."""
+    arrays = {
+        "topk_ids": head.ids[None],
+        "topk_logprobs": head.logprobs[None],
+        "tail_logmass": head.tail_logmass[None],
+    }
+    split = split_unmatched(arrays, vocabulary=vocabulary)
+    ids, logprobs, masses = (split[name][0] for name in arrays)
+    return Targets(ids, logprobs, masses, label_logprobs=head.label_logprobs)
 
 
 def _kl(head: Targets, at: np.ndarray, stored, both: np.ndarray) -> np.ndarray:

@@ -144,16 +144,17 @@ def test_matched_targets_are_the_teachers_own(root, aligned):
     assert set(cache.manifest.signals) == {"logits"}
     batch, own = cache.read(cache.rows()), source.read(source.rows(), targets=())
     # Each head is one of the teacher's: its probabilities are unmerged.
-    heads = {row.tobytes() for row in own["topk_logprobs"][own["loss_mask"]]}
-    some = np.isfinite(batch["topk_logprobs"]).any(-1)
-    assert all(row.tobytes() in heads for row in batch["topk_logprobs"][some])
-    ids = batch["topk_ids"][some]
-    slots = np.broadcast_to(np.arange(6), ids.shape)
-    known = ids < 300
-    assert (ids == 300 + slots)[~known].all()
-    assert matched[ids[known]].all()
+    heads = {np.sort(row).tobytes() for row in own["topk_logprobs"][own["loss_mask"]]}
+    both = np.concatenate([batch["topk_logprobs"], batch["unmatched_logprobs"]], -1)
+    some = np.isfinite(both).any(-1)
+    stored = np.sort(both[some])[:, -6:]
+    assert all(row.tobytes() in heads for row in stored)
+    known = np.isfinite(batch["topk_logprobs"][some])
+    assert matched[batch["topk_ids"][some][known]].all()
     assert known.any()
     assert not known.all()
+    checked = verify(cache.path, rows=4, teacher=None, memory=root / "digests")
+    assert checked.status == 0, checked
     with pytest.raises(ValueError, match="no matched targets"):
         aligned.matched_ids()
 
