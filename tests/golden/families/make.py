@@ -351,12 +351,12 @@ SPARSE = {
     "num_experts_per_tok": 2,
     "first_k_dense_replace": 1,
 }
-GROUPS = {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5}
+GROUPS = {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.25}
 CASES |= {
     "deepseek_v2": DeepseekV2Config(
-        **LATENT,
+        **(LATENT | {"num_hidden_layers": 2}),
         **SPARSE,
-        **(GROUPS | {"routed_scaling_factor": 1.5}),
+        **GROUPS,
         n_shared_experts=2,
         topk_method="group_limited_greedy",
         rope_parameters=YARN | {"mscale": 0.9, "mscale_all_dim": 0.6},
