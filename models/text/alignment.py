@@ -79,7 +79,7 @@ def _matched(layout: Layout, counted: np.ndarray, made: PlacedTokens) -> Aligned
     starts, ends = layout.starts, layout.ends
     first = np.searchsorted(starts, made.starts)
     begins = made.kept & (np.append(starts, _NOWHERE)[first] == made.starts)
-    source = np.where(begins & (first > 0), first - 1, -1)
+    source = np.where(begins, first - 1, -1)
     last = np.searchsorted(ends, made.ends)
     whole = (source >= 0) & (np.append(ends, _NOWHERE)[last] == made.ends)
     spans = np.where(whole, last - first + 1, 0)

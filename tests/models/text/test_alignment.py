@@ -108,6 +108,8 @@ def test_a_token_is_counted_if_it_holds_a_counted_byte():
     made = aligned(teacher, student, ids_of(teacher, "abcd"), counted=[False, True])
     assert words(student, made) == ["a", "bc", "d"]
     assert made.counted.tolist() == [False, True, True]
+    other = aligned(teacher, student, ids_of(teacher, "abcd"), counted=[True, False])
+    assert other.counted.tolist() == [True, True, False]
 
 
 def test_the_space_in_front_is_not_the_texts():
@@ -155,6 +157,10 @@ def test_bos_is_the_students_own():
     begin = student.backend.ids[making.BEGIN]
     back = aligned(student, teacher, [begin, *ids_of(student, "ab")])
     assert words(teacher, back) == ["ab"]
+    # The text after it begins a document for the student.
+    first = making.unigram(scheme="first")
+    dropped = aligned(student, first, [begin, *ids_of(student, "ab ab")])
+    assert dropped.tokens.tolist() == ids_of(first, "ab ab")
     # Each has its own.
     both = aligned(student, pieces("▁ab", "c", **bos), [begin, *ids_of(student, "ab")])
     assert both.source.tolist() == [0, -1]
@@ -197,6 +203,9 @@ def test_a_part_of_a_character_at_an_end_is_left_out():
     made = aligned(teacher, student, [*ids_of(teacher, "ab"), ids[0], *ids_of(teacher, "ab")])
     assert words(student, made) == ["ab", "ab"]
     assert made.source.tolist() == [2, -1]
+    # Behind them no space is put in front.
+    spacing = pieces("▁ab", "ab")
+    assert words(spacing, aligned(teacher, spacing, ids_of(teacher, "中ab")[1:])) == ["ab"]
     assert len(aligned(teacher, student, ids[1:3]).tokens) == 0
     assert len(aligned(teacher, student, []).tokens) == 0
 

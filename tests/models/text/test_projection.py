@@ -84,6 +84,8 @@ def test_of_two_tokens_with_the_same_bytes_the_one_that_texts_have_is_meant():
     made = project_vocabulary(teacher, student)
     assert given_to(made, teacher, student, "a") == ("a", True)  # not <0x61>
     assert given_to(made, teacher, student, "b") == ("<0x62>", True)
+    lines = pieces("▁", "\n")
+    assert given_to(project_vocabulary(teacher, lines), teacher, lines, "Ċ") == ("\n", True)
     # With the same tokenizer each is its own partner.
     own = project_vocabulary(student, student)
     assert own.first.tolist() == [*range(student.size)]
@@ -131,6 +133,10 @@ def test_special_tokens_go_to_the_one_of_the_same_text_or_role_or_as_told():
         ids["<|end|>"]: theirs[making.END],
         ids[turn]: theirs[turn],
     }
+    # A token of the same text that ends no text of the student's is no partner of the end.
+    not_ending = pieces("a", special=(making.BEGIN, making.END, "<|end|>"))
+    end = special_partners(teacher, not_ending)[ids["<|end|>"]]
+    assert end == not_ending.backend.ids[making.END]
     told = project_vocabulary(teacher, student, mapping={call: making.BEGIN})
     assert told.first[ids[call]] == theirs[making.BEGIN]
     assert told.exact[ids[call]]
