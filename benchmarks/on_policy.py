@@ -3,9 +3,9 @@
     python -m benchmarks.on_policy FOLDER [--seeds 1] [--updates 60]
 
 The task: running sums of six digits, modulo 10, such as `573128=525686`. The teacher is a
-student of `decant train` that learned the task from hard labels. All students begin as the same
-smaller one, distilled from the teacher on the answers in the teacher's cache for `--start` updates,
-and then get three times `--updates` updates:
+student of `decant train` that learned the task from hard labels. All students begin as one of the
+same shape that is not done: it was distilled from the teacher on the texts of the teacher's cache
+for `--start` of as many updates as the teacher had. Then they get three times `--updates` updates:
 - `plain`: more of the same distillation (forward KL);
 - `on_policy`: in each of three rounds the student writes answers, the teacher scores them, and the
   student learns with `loss.divergence = "on_policy"`;
@@ -55,9 +55,7 @@ TEACHER = ModelConfig(
     max_positions=256,
     tie_embeddings=True,
 )
-STUDENT = ("--student.init", "scratch", "--student.layers", "2", "--student.hidden-size", "32")
-STUDENT += ("--student.intermediate-size", "64", "--student.num-heads", "2")
-STUDENT += ("--student.num-kv-heads", "2")
+STUDENT = ("--student.init", "scratch", "--student.layers", str(TEACHER.num_layers))
 
 
 def main():
@@ -85,8 +83,7 @@ def make_teacher(folder: Path, *, updates: int) -> Path:
     capture(blank, folder / "taught.jsonl", cache, *labels_alone)
     once(
         run,
-        *("train", "--cache", cache, "--run", run, "--student.init", "scratch"),
-        *("--student.layers", TEACHER.num_layers, "--loss.alpha", "0"),
+        *("train", "--cache", cache, "--run", run, *STUDENT, "--loss.alpha", "0"),
         *("--data.steps", updates, "--optimiser.learning-rate", FAST, *BATCH),
     )
     once(teacher, "export", run, teacher)
@@ -104,10 +101,11 @@ def compare(
     begun, start = here / "start-run", here / "start"
     once(
         begun,
-        *("train", "--cache", corpus, "--run", begun, *STUDENT, "--data.steps", options.start),
+        *("train", "--cache", corpus, "--run", begun, *STUDENT),
+        *("--data.steps", options.teacher_updates, "--keep.every", options.start),
         *("--data.seed", seed, "--optimiser.learning-rate", FAST, *BATCH),
     )
-    once(start, "export", begun, start)
+    once(start, "export", begun, start, "--checkpoint", options.start)
     first = exact_match(folder, start)
     shares = {arm: [first] for arm in ARMS}
     for arm in ARMS:
@@ -257,7 +255,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--updates", type=int, default=60, help="of each round")
-    parser.add_argument("--start", type=int, default=600, help="updates of the common start")
+    parser.add_argument("--start", type=int, default=1100, help="updates of the common start")
     parser.add_argument("--teacher-updates", type=int, default=1500)
     parser.add_argument("--rate", type=float, default=3e-4, help="learning rate of all arms")
     return parser.parse_args()
