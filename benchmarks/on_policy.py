@@ -181,8 +181,8 @@ def once(result: Path, *command: object) -> None:
 
 def write_tasks(folder: Path) -> None:
     """The files of prompts with their answers: `heldout.jsonl` and `taught.jsonl`."""
-    digits = np.random.default_rng(0).integers(0, 10, (HELDOUT + TAUGHT, DIGITS))
-    prompts = ["".join(map(str, row)) + "=" for row in digits]
+    numbers = np.random.default_rng(0).choice(10**DIGITS, HELDOUT + TAUGHT, replace=False)
+    prompts = [f"{number:0{DIGITS}d}=" for number in numbers]
     for name, some in {"heldout": prompts[:HELDOUT], "taught": prompts[HELDOUT:]}.items():
         path = folder / f"{name}.jsonl"
         if not path.exists():
