@@ -207,5 +207,7 @@ def test_what_does_not_fit_is_refused(cache):
         on_logits(logits[..., :500], drawn)
     with pytest.raises(ValueError, match=r"shape \(2, 63, 512\); .* shape \(2, 64\)"):
         on_logits(logits[:, 1:], drawn)
+    with pytest.raises(ValueError, match=r"gold.* only `decant train` reads"):
+        on_logits(logits, drawn, divergence="gold", tail="bucket")
     with pytest.raises(ValueError, match="has 500 logits a position"):
         decant.loss(jnp.zeros((2, 64, D)), jnp.zeros((D, 500)), drawn)
