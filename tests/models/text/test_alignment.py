@@ -110,6 +110,8 @@ def test_a_token_is_counted_if_it_holds_a_counted_byte():
     assert made.counted.tolist() == [False, True, True]
     other = aligned(teacher, student, ids_of(teacher, "abcd"), counted=[True, False])
     assert other.counted.tolist() == [True, True, False]
+    split = aligned(teacher, byte_level("cd"), ids_of(teacher, "abcd"), counted=[True, False])
+    assert split.counted.tolist() == [True, True, False]
 
 
 def test_the_space_in_front_is_not_the_texts():
