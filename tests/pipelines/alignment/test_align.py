@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from decant.pipelines.alignment import job
 from decant.pipelines.alignment.job import align
 from decant.pipelines.config import Align, Sketch
 from decant.pipelines.runners.worker_error import WorkerError
+from decant.pipelines.upkeep.copy import copy
 from decant.pipelines.upkeep.forget import forget
 from decant.pipelines.verification.verify import verify
 from decant.schemas import open_cache
@@ -43,8 +45,8 @@ def write_tokenizer(directory, vocabulary):
 
 def settings(root, output="aligned", **changes):
     given = {"cache": root / "cache", "tokenizer": str(root / "student"), "quiet": True}
-    given["sequence_length"] = LENGTH
-    return Align(**{**given, "output": root / output, **changes})
+    given |= {"sequence_length": LENGTH, **changes}
+    return Align(**given, output=root / output if isinstance(output, str) else output)
 
 
 @pytest.fixture(scope="module")
@@ -242,3 +244,13 @@ def test_students_are_trained_from_it(root, aligned, tmp_path, init, capsys):
 
 def tokenizer(root):
     return Tokenizer.from_files(root / "student")
+
+
+def test_from_a_bucket_and_into_one_gives_the_same_cache(root, aligned, bucket):
+    copy(str(root / "cache"), f"{bucket}/cache")
+    there = settings(root, cache=Path(f"{bucket}/cache"), output=Path(f"{bucket}/aligned"))
+    assert align(there).cache_id == aligned.manifest.cache_id
+    cache = open_cache(f"{bucket}/aligned")
+    ours, theirs = (one.read(one.rows()[:2]) for one in (aligned, cache))
+    for name, array in ours.items():
+        np.testing.assert_array_equal(theirs[name], array, err_msg=name)
