@@ -165,7 +165,7 @@ def _require_same_tokenizer(one: Rollout, tokenizer: Tokenizer) -> None:
 
 def _tokens(one: Rollout, encoded: Iterator[np.ndarray], tokenizer: Tokenizer) -> RolloutTokens:
     prompt = _prompt(one, encoded, tokenizer)
-    completion = _completion(one, encoded, tokenizer)
+    completion = _completion(one, encoded, tokenizer, prompt=prompt)
     if not len(prompt):
         raise ValueError(
             "the prompt is empty, and this tokenizer has no BOS: nothing stands before the "
@@ -190,11 +190,16 @@ def _prompt(one: Rollout, encoded: Iterator[np.ndarray], tokenizer: Tokenizer) -
     return ids if has_its_own else np.concatenate([[bos], ids])
 
 
-def _completion(one: Rollout, encoded: Iterator[np.ndarray], tokenizer: Tokenizer) -> np.ndarray:
+def _completion(
+    one: Rollout, encoded: Iterator[np.ndarray], tokenizer: Tokenizer, *, prompt: np.ndarray
+) -> np.ndarray:
     if one.completion_ids is not None:
-        ends = one.completion_ids[-1:].tolist()
-        rest = one.completion_ids[:-1] if ends[0] in tokenizer.special_ids else None
-        _require_spelt(one.completion_ids, rest, one.completion, tokenizer, name=COMPLETION_IDS)
+        last = int(one.completion_ids[-1])
+        ended = last in tokenizer.special_ids or last in tokenizer.end_ids
+        rest = one.completion_ids[:-1] if ended else None
+        _require_spelt(
+            one.completion_ids, rest, one.completion, tokenizer, name=COMPLETION_IDS, after=prompt
+        )
         return one.completion_ids
     ids = next(encoded)
     if len(one.logprobs) == len(ids) + 1:
@@ -209,10 +214,19 @@ def _completion(one: Rollout, encoded: Iterator[np.ndarray], tokenizer: Tokenize
 
 
 def _require_spelt(
-    ids: np.ndarray, inner: np.ndarray | None, text: str, tokenizer: Tokenizer, *, name: str
+    ids: np.ndarray,
+    inner: np.ndarray | None,
+    text: str,
+    tokenizer: Tokenizer,
+    *,
+    name: str,
+    after: np.ndarray | None = None,
 ) -> None:
-    """ValueError unless `ids` are those of `text`; `inner` are the ids without a special token at
-    the edge, which the text may lack."""
+    """ValueError unless `ids` are those of `text`.
+
+    `inner` are the ids without a special token at the edge, which the text may lack; `after` are
+    the ids in front, with which a tokenizer may decode others differently.
+    """
     if len(ids) and (largest := int(ids.max())) >= tokenizer.size:
         at = int(np.argmax(ids))
         raise ValueError(
@@ -222,6 +236,10 @@ def _require_spelt(
     # SentencePiece leaves out the space in front of what it decodes.
     if any(tokenizer.decode(one).removeprefix(" ") == text.removeprefix(" ") for one in possible):
         return
+    if after is not None:  # WordPiece writes a space, or ##, by what is in front
+        before = tokenizer.decode(after)
+        if any(tokenizer.decode([*after, *one]) == before + text for one in possible):
+            return
     # A tokenizer that changes letters does not decode to the text that it encoded.
     (again,) = tokenizer.encode_batch([text])
     if not any(np.array_equal(one, again) for one in possible):

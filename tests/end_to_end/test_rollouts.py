@@ -14,6 +14,7 @@ from decant.pipelines.__main__ import main
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Precompute
 from decant.pipelines.inspection.contents import writer_lines
+from decant.pipelines.rows.rollouts import rollout, tokens_of
 from decant.pipelines.upkeep.collect import collect
 from decant.pipelines.upkeep.forget import forget
 from decant.pipelines.upkeep.merge import merge
@@ -24,9 +25,13 @@ from decant.schemas.disk.identity import digest_memory
 from decant.schemas.disk.steps import Step
 from decant.trainer.data.mixture import MixtureReader
 from decant.trainer.own_loop.batches import batches
+from decant.trainer.results.prompts import Prompt
+from decant.trainer.results.rollouts import record_of
+from decant.trainer.results.sampling import Completion
 from tests.killing import killer
 from tests.making.caches import tiny_cache, write_corpus
 from tests.making.rollouts import FILE, rollout_settings
+from tests.making.tokenizers import byte_level, sentencepiece, unigram, word_piece
 from tests.schemas import page_reader
 
 W = "writer_logprobs"
@@ -105,6 +110,22 @@ def test_a_document_is_in_one_split_and_both_have_some(cache):
     }
     assert not places["train"] & places["heldout"]
     assert min(map(len, places.values())) > 1
+
+
+@pytest.mark.parametrize("kind", [byte_level, sentencepiece, unigram, word_piece])
+def test_what_generate_writes_of_any_tokenizer_is_read_as_it_was_written(kind):
+    """Completions that begin within a word, end within a character, or end with EOS."""
+    tokenizer = kind()
+    for text in ("the row keeps its key, the unit its rows ü", "a cache is written once  and read"):
+        (ids,) = (one.tolist() for one in tokenizer.encode_batch([text]))
+        for cut in range(1, len(ids) - 1):
+            prompt = Prompt(0, "here", tokenizer.decode(ids[:cut]), ids[:cut])
+            for written in (ids[cut:-1], [*ids[cut:], tokenizer.eos_id]):
+                done = Completion(np.array(written, np.int32), np.full(len(written), -1, "f4"))
+                record = record_of(prompt, done, tokenizer=tokenizer, writer="a")
+                one = rollout(record["prompt"], record["completion"], record)
+                (made,) = tokens_of([one], tokenizer)
+                assert made.tokens.tolist() == ids[:cut] + written
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def test_the_completion_is_learned_and_each_token_has_its_log_probability(tmp_pa
     segment = segment_of(tmp_path)
     assert segment.tokens.tolist() == ids("2+2=4!")
     assert segment.counted.tolist() == [False] * 4 + [True] * 2
-    np.testing.assert_array_equal(segment.logprobs, np.float32([NAN] * 4 + [-0.25, -1.5]))
+    np.testing.assert_array_equal(segment.logprobs, np.array([NAN] * 4 + [-0.25, -1.5], np.float32))
 
 
 def test_one_log_probability_more_is_that_of_eos(tmp_path):
