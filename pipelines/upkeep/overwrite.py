@@ -11,6 +11,7 @@ then deletes their files.
 
 import dataclasses
 from collections.abc import Container, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from decant.schemas.disk.array_record import FileEntry, RecordReaders, write_rec
 from decant.schemas.disk.inside import read_regular
 from decant.schemas.disk.layout import LOGITS, RECORDS, ROWS, PartLayout
 from decant.schemas.disk.shards import Shard
-from decant.schemas.disk.stand_in import bucket_of, exists
+from decant.schemas.disk.stand_in import again_if_damaged, bucket_of, exists
 from decant.schemas.disk.steps import Step
 from decant.schemas.manifest.commits import (
     Commit,
@@ -244,7 +245,10 @@ class _PartOverwrite:
             )
             writer = ArrayWriter(self.staged.array(array), spec, first=first)
             for offset, row in enumerate(rows):
-                (stored,) = reader.read([first + offset])
+                (stored,) = again_if_damaged(
+                    partial(reader.read, [first + offset]),
+                    partial(reader.forget, np.array([first + offset])),
+                )
                 out = {array: stored[None]}
                 erase(out, 0, self.forgetting.positions(row), signals=[array])
                 writer.append(stored)

@@ -24,7 +24,7 @@ from decant.schemas.disk import steps
 from decant.schemas.disk.atomic import replacing
 from decant.schemas.disk.identity import file_sha256
 from decant.schemas.disk.record_file import Bytes, LocalBytes, RecordFile
-from decant.schemas.disk.stand_in import bucket_of, named_in
+from decant.schemas.disk.stand_in import again_if_damaged, bucket_of, named_in
 from decant.store.mirror import Mirror
 from decant.store.mirrored_file import MirroredFile, wait_for
 
@@ -142,10 +142,17 @@ class RecordReaders:
 
     def read(self, path: Path, indices: Sequence[int], *, expected: FileEntry) -> list[bytes]:
         """The records of `path` at `indices`. ValueError if the file differs from `expected`."""
-        file = self._file(path, expected)
-        if bucket_of(path):  # by few requests, not one a record
+        if not bucket_of(path):
+            file = self._file(path, expected)
+            return [file.read(i) for i in indices]
+
+        def read() -> list[bytes]:
+            file = self._file(path, expected)
+            # By few requests, not one a record.
             wait_for(_data_of(path, expected).start(file.extents(indices)))
-        return [file.read(i) for i in indices]
+            return [file.read(i) for i in indices]
+
+        return again_if_damaged(read, lambda: self.forget(path, expected))
 
     def start(self, path: Path, indices: Sequence[int], *, expected: FileEntry) -> list[Future]:
         """Begin to fetch these records into the mirror; returns the requests to wait for."""
@@ -162,6 +169,8 @@ class RecordReaders:
         """Fetch the file again when it is read next."""
         if self._mirror is not None:
             self._mirrored(path, expected).forget()
+        elif bucket_of(path):
+            _data_of(path, expected).forget()
         with self._lock:
             self._open.pop(path, None)
             self._checked.discard(path)

@@ -37,6 +37,8 @@ _SHARD = re.compile(r"c(?:\.[0-9]+)+")
 _AT_ONCE = 16
 """Requests at once, where many small objects are asked for."""
 _LISTED_SECONDS = 10.0
+_TRIES = 4
+"""Of a range that has other bytes than it should."""
 
 
 def object_key(path: Path, sha256: str) -> str:
@@ -247,6 +249,17 @@ def names_in(folder: Path, ending: str) -> set[str]:
     bucket = bucket_of(folder)
     names = bucket.listed(folder) if bucket else {path.name for path in folder.glob(f"*{ending}")}
     return {name for name in names if name.endswith(ending)}
+
+
+def again_if_damaged(read: Callable[[], Result], forget: Callable[[], None]) -> Result:
+    """What `read` returns. A range has no hash by which the store could see that it changed on the
+    way: after a ValueError of `read` it is forgotten and fetched again, a few times."""
+    for _ in range(_TRIES - 1):
+        try:
+            return read()
+        except ValueError:
+            forget()
+    return read()
 
 
 def each_of(

@@ -150,12 +150,9 @@ def test_killed_while_it_changes_the_bucket_has_the_cache_that_the_disk_has(buck
 EVERY_OF_FORGET = tuple(
     Step(f"manifest {moment}") for moment in ("locked", "written", "flushed", "named")
 )
-EVERY_OF_GC = (
-    *(Step(f"{kind} {m}") for kind in ("logits", "array", "commit") for m in ("written", "named")),
-    *EVERY_OF_FORGET,
-    Step.OVERWRITTEN,
-    Step.OBJECT_DELETED,
-)
+OF_GC = (Step.ARRAY_WRITTEN, Step.ARRAY_NAMED, Step.COMMIT_WRITTEN, Step.COMMIT_NAMED)
+LATER_OF_GC = (EVERY_OF_FORGET, (Step.OVERWRITTEN,) * 4, (Step.OBJECT_DELETED,) * 4)
+"""Of each round: after one has replaced the manifest, the others do not get so far."""
 
 
 @pytest.mark.slow
@@ -181,13 +178,12 @@ def test_four_workers_at_once_are_killed_at_each_step_of_forget_and_gc(
             ]
             return [future.result() for future in futures]
 
-        for first in range(3):
+        for later in LATER_OF_GC:
             names = [f"document-{next(documents):03d}.txt" for _ in range(4)]
             forgets = [["forget", bucket, f"--source={name}"] for name in names]
             gcs = [["gc", bucket, "--grace-hours=0"]] * 4
-            for commands, every in ((forgets, EVERY_OF_FORGET), (gcs, EVERY_OF_GC)):
-                for turn in range(-(-len(every) // 4)):
-                    steps = [every[(first + 4 * turn + n) % len(every)] for n in range(4)]
+            for commands, turns in ((forgets, [EVERY_OF_FORGET]), (gcs, [OF_GC, later])):
+                for steps in turns:
                     for step, status in zip(steps, all_at_once(commands, steps), strict=True):
                         assert status in (0, -signal.SIGKILL), [one.said() for one in workers]
                         killed[step] += status != 0
@@ -200,7 +196,6 @@ def test_four_workers_at_once_are_killed_at_each_step_of_forget_and_gc(
             assert open_cache(bucket).manifest.cache_id == open_cache(places[1]).manifest.cache_id
     assert strays(bucket) == set()
     assert check(bucket, tmp_path / "back") == []
-    assert set(killed) == {*EVERY_OF_FORGET, *EVERY_OF_GC}
     assert min(killed.values()) > 0, killed
 
 

@@ -161,7 +161,7 @@ def test_a_thousand_faults_over_every_verb_during_captures_leave_the_bytes_of_th
             monkeypatch.setenv("AWS_ENDPOINT_URL", address)
             precompute(settings(root, url))
             forget(stand_in.working_folder(url), source="document-001.txt")
-            collect(stand_in.working_folder(url), grace_hours=0)
+            collect(stand_in.working_folder(url), grace_hours=0.0)
             monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
             copy(url, tmp_path / f"back{rounds}")
             assert files(tmp_path / f"back{rounds}") == files(here)

@@ -171,7 +171,7 @@ def test_gc_that_finds_another_manifest_after_its_work_does_it_again_on_that(bot
             first.pop()()
 
     monkeypatch.setattr("decant.schemas.disk.steps.reached", locked)
-    assert collect(cache, grace_hours=0).units > 0
+    assert collect(cache, grace_hours=0.0).units > 0
     manifest = open_cache(both[1]).manifest
     assert "attention/1" not in manifest.signals
     assert collect(cache, dry_run=True).units == 0
