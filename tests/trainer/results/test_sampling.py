@@ -18,7 +18,7 @@ from decant.trainer.results.sampling import Request, Sampler, Sampling, likelies
 from tests.formulas.dense import log_softmax
 from tests.trainer.update.test_step import student
 
-PROMPTS = [[5, 9, 300], [7] * 20, [400, 3], [1, 2, 3, 4, 5]]
+PROMPTS = [[5, 9, 300], [7] * 12, [400, 3], [1, 2, 3, 4, 5]]
 REQUESTS = [Request(ids, number, 0) for number, ids in enumerate(PROMPTS)]
 
 
@@ -57,7 +57,8 @@ def whole_pass(ids):
 
 
 def test_greedy_tokens_are_the_likeliest_and_their_logprobs_those_of_the_whole_row():
-    for request, made in zip(REQUESTS, sampler(temperature=0.0).complete(REQUESTS), strict=True):
+    requests = [*REQUESTS, Request([8] * 20, 4, 0)]  # the last one is a batch of another shape
+    for request, made in zip(requests, sampler(temperature=0.0).complete(requests), strict=True):
         expected = log_softmax(whole_pass([*request.ids, *made.ids]))[len(request.ids) - 1 : -1]
         np.testing.assert_array_equal(made.ids, expected.argmax(-1))
         logprobs = expected[np.arange(6), made.ids]
@@ -80,16 +81,15 @@ def test_a_completion_does_not_depend_on_the_rest_of_its_batch():
         np.testing.assert_array_equal(alone.logprobs, expected.logprobs)
 
 
-def test_the_same_seed_gives_the_same_samples_and_another_seed_or_number_others():
+def test_another_seed_prompt_or_sample_is_another_draw():
     def ids(request, **sampling):
-        (made,) = sampler(temperature=2.0, **sampling).complete([request])
+        (made,) = sampler(**sampling).complete([request])
         return made.ids.tolist()
 
-    first = ids(Request(PROMPTS[0], 0, 0), seed=1)
-    assert ids(Request(PROMPTS[0], 0, 0), seed=1) == first
+    first = ids(Request(PROMPTS[0], 0, 0))
     assert ids(Request(PROMPTS[0], 0, 0), seed=2) != first
-    assert ids(Request(PROMPTS[0], 0, 1), seed=1) != first
-    assert ids(Request(PROMPTS[0], 1, 0), seed=1) != first
+    assert ids(Request(PROMPTS[0], 0, 1)) != first
+    assert ids(Request(PROMPTS[0], 1, 0)) != first
 
 
 def test_a_completion_ends_with_the_first_token_that_stops_it():
