@@ -9,6 +9,7 @@ to q, so the targets serve every T.
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,7 @@ class DenseProjection:
         return {name: np.asarray(array)[:n] for name, array in out.items()}
 
 
-def _padded(array: np.ndarray) -> np.ndarray:
+def _padded(array: Any) -> Any:
     """With rows of zeros up to `CHUNK_TOKENS`, so that all batches have one shape."""
     return np.pad(array, [(0, CHUNK_TOKENS - len(array))] + [(0, 0)] * (array.ndim - 1))
 

@@ -1,6 +1,7 @@
 """Which targets an aligned cache gets: those that the other cache and the settings allow."""
 
 import dataclasses
+from typing import Any
 
 from decant.pipelines.config import Align, Logits
 from decant.schemas import Cache
@@ -47,7 +48,7 @@ def decided_logits(
     return _signal(own, spec), drawn
 
 
-def _signal(own: LogitsSignal, spec: TargetSpec, **more: int) -> LogitsSignal:
+def _signal(own: LogitsSignal, spec: TargetSpec, **more: Any) -> LogitsSignal:
     return LogitsSignal(
         signal_id="",
         teacher_id=own.teacher_id,
