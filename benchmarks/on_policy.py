@@ -40,7 +40,6 @@ HELDOUT, TAUGHT = 500, 3000
 """Prompts that no model learns from, and those that teacher and students learn from."""
 DIGITS = 6
 LENGTH = 128
-QUIET = ("--quiet",)
 FAST = 2e-3
 """Peak learning rate from random weights."""
 BATCH = ("--data.batch-rows", "4", "--heldout-rows", "0")
@@ -173,7 +172,7 @@ def once(result: Path, *command: object) -> None:
     if mark.exists():
         return
     start = time.perf_counter()
-    status = decant([*map(str, command), *QUIET])
+    status = decant([*map(str, command)])
     if status:
         raise SystemExit(f"decant {' '.join(map(str, command))}: status {status}")
     mark.write_text(f"{time.perf_counter() - start:.1f} s\n")
