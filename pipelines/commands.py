@@ -312,7 +312,7 @@ def _align(arguments: list[str]) -> int:
     output = url_of(config.output) or config.output
     cache = open_cache(output)
     share = taught_share(cache)
-    document = _contents(cache) | {"taught_share": share}
+    document = _contents(cache)
     line = (
         f"sealed {output}: {document['rows']:,} rows, {document['heldout_rows']:,} of them held "
         f"out, {document['scored']:,} scored positions, about {share:.0%} of them with a "
@@ -322,7 +322,7 @@ def _align(arguments: list[str]) -> int:
         ["decant", "inspect", output],
         ["decant", "train", "--cache", output, "--student.init", "scratch"],
     ]
-    return show(Result(line, document, next=following), config)
+    return show(Result(line, document | {"taught_share": share}, next=following), config)
 
 
 def _verify(arguments: list[str]) -> int:

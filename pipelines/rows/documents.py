@@ -194,7 +194,8 @@ def _content(value: Any, source: SourceFile, *, text_field: str) -> Content:
     for text in texts:
         _require_text(text)
     if kind == "rollout":
-        return rollouts.rollout(*texts, value)
+        prompt, completion = texts
+        return rollouts.rollout(prompt, completion, value)
     return texts[0] if kind == "text" else Completion(*texts)
 
 

@@ -186,8 +186,9 @@ def _prompt(one: Rollout, encoded: Iterator[np.ndarray], tokenizer: Tokenizer) -
         _require_spelt(one.prompt_ids, rest, one.prompt, tokenizer, name=PROMPT_IDS)
         return one.prompt_ids
     ids, bos = next(encoded), tokenizer.bos_id
-    has_its_own = bos is None or ids[:1].tolist() == [bos]
-    return ids if has_its_own else np.concatenate([[bos], ids])
+    if bos is None or ids[:1].tolist() == [bos]:
+        return ids
+    return np.concatenate([np.array([bos], ids.dtype), ids])
 
 
 def _completion(
