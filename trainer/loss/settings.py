@@ -165,11 +165,9 @@ class Loss:
     with another tokenizer: `uld` compares the sorted probabilities of both, whichever tokens they
     belong to; `gold` is w·`jsd` over the tokens that both vocabularies have, and 1−w times `uld`
     over all others, with w their share of the teacher's vocabulary. `gold` needs a cache by
-    `decant align CACHE --targets matched`.
-    `on_policy`: for
-    caches of rollouts (docs/on-policy.md): −min(ρA, clip(ρ)A) at every token that a student wrote,
-    with A = log p − log q of that token and ρ the ratio of q to its writer's probability. It reads
-    no top-k and no tail; T is 1."""
+    `decant align CACHE --targets matched`. `on_policy`, for caches of rollouts (docs/on-policy.md):
+    −min(ρA, clip(ρ)A) at every token that a student wrote, with A = log p − log q of that token and
+    ρ the ratio of q to its writer's probability. It reads no top-k and no tail; T is 1."""
     mix: Annotated[float, Bounds(1e-6, 1 - 1e-6)] = 0.5
     """For `jsd` and `gold`: mix·KL(p‖m) + (1−mix)·KL(q‖m) with m = mix·p + (1−mix)·q. It is zero
     for mix = 0 and for mix = 1. Near 0 its gradient is that of forward KL times mix; near 1 it is
