@@ -20,7 +20,7 @@ from flax import nnx
 from decant.models.mesh.sharding import student_mesh
 from decant.models.numerics import logits
 from decant.trainer.results.sampling import Request, Sampler, Sampling, draw
-from decant.trainer.run.initial_student import open_initial
+from decant.trainer.run.saved_initial import open_initial
 from decant.trainer.run.trained_student import load_student
 
 FEW = 8

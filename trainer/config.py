@@ -73,9 +73,9 @@ class Student:
     """`cut`: chosen blocks of `source`; `checkpoint`: all of `source`; `scratch`: random
     weights."""
     source: str = field(default="embedded", metadata=IS_MODEL)
-    """Checkpoint for `cut` and `checkpoint`: a Hugging Face directory or a `.gguf` file, here or
-    in a bucket (`s3://…`, `gs://…`), a hub id or `embedded`. It is read once; the run's directory
-    keeps the initial student."""
+    """Model for `cut` and `checkpoint`: a Hugging Face directory or a `.gguf` file, here or in a
+    bucket (`s3://…`, `gs://…`), a hub id, `embedded`, or the directory of another run, whose last
+    checkpoint is taken. It is read once; the run's directory keeps the initial student."""
     layers: Annotated[int | tuple[int, ...], Bounds(0)] = 8
     """For `cut`: the blocks of `source` to take, counted from 0. A single number is a count: that
     many blocks, spread evenly from the first to the last; in a file `[3]` is block 3 alone. For

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 from decant.models import open_checkpoint, save_directory
 from decant.models.parameters import parameters_by_path
 from decant.trainer.config import Data, Loss, Student, Train
-from decant.trainer.run.initial_student import INITIAL
 from decant.trainer.run.metrics_log import read_metrics
+from decant.trainer.run.saved_initial import INITIAL
 from decant.trainer.run.train import train
 from tests.making.caches import tiny_cache, write_teacher
 

@@ -16,7 +16,7 @@ from decant.trainer.loss.batch_fields import to_device
 from decant.trainer.loss.objective import Objective
 from decant.trainer.loss.settings import Loss
 from decant.trainer.results.judged_on import check_student, is_other_teacher
-from decant.trainer.run.initial_student import open_initial
+from decant.trainer.run.saved_initial import open_initial
 from decant.trainer.run.trained_student import load_checkpoint
 
 Predict = Callable[[Sequence[int]], dict[str, np.ndarray]]

@@ -21,7 +21,7 @@ from decant.trainer.loss.batch_fields import to_device
 from decant.trainer.loss.objective import Objective
 from decant.trainer.results.judged_on import cache_to_judge_on, check_student, is_other_teacher
 from decant.trainer.run.binding import read_run_settings
-from decant.trainer.run.initial_student import open_initial
+from decant.trainer.run.saved_initial import open_initial
 from decant.trainer.run.trained_student import load_checkpoint, weights_sha256
 
 FILE = "evaluation.json"

@@ -29,7 +29,7 @@ from decant.trainer.results.model_card import model_card
 from decant.trainer.run.adapter import AdapterRecord, open_base, read_adapter
 from decant.trainer.run.binding import cache_at_start, read_run_settings
 from decant.trainer.run.data_facts import cache_facts, read_data_facts
-from decant.trainer.run.initial_student import INITIAL, open_initial
+from decant.trainer.run.saved_initial import INITIAL, open_initial
 from decant.trainer.run.trained_student import load_checkpoint, weights_sha256
 
 CARD = "README.md"

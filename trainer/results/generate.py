@@ -19,7 +19,7 @@ from decant.trainer.config import Generate
 from decant.trainer.results.prompts import Prompt, as_prompts, prompts_of, that_fit
 from decant.trainer.results.rollouts import RecordFile, as_line, record_of, windows
 from decant.trainer.results.sampling import Completion, Request, Sampler, Sampling
-from decant.trainer.run.initial_student import open_initial
+from decant.trainer.run.saved_initial import open_initial
 from decant.trainer.run.student_parameters import graph_and_parameters
 from decant.trainer.run.trained_student import load_student, student_digest
 

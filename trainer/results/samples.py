@@ -24,7 +24,7 @@ from decant.trainer.results.prompts import prompts_of
 from decant.trainer.results.sampling import Request, Sampler, Sampling
 from decant.trainer.run.checkpoint import CHECKPOINTS, latest_step
 from decant.trainer.run.data_facts import main_cache
-from decant.trainer.run.initial_student import open_initial
+from decant.trainer.run.saved_initial import open_initial
 from decant.trainer.run.trained_student import load_student
 
 FILE = "samples.json"

@@ -12,8 +12,8 @@ from pathlib import Path
 from flax import nnx
 from jax.sharding import Mesh
 
-from decant.models import Checkpoint, Decoder, ModelConfig, open_checkpoint, save_directory
-from decant.models.checkpoints.adapters import adapted_matrices, add_adapter
+from decant.models import Decoder, ModelConfig, save_directory
+from decant.models.checkpoints.adapters import adapted_matrices
 from decant.models.checkpoints.cut import cut_layers, evenly_spaced
 from decant.models.checkpoints.hf_layout import CONFIG
 from decant.models.checkpoints.hub import without_commit
@@ -23,17 +23,13 @@ from decant.models.numerics import dtype_named
 from decant.models.text.tokenizer import tokenizer_of
 from decant.schemas import Cache
 from decant.schemas.disk import inside
-from decant.schemas.disk.atomic import read_json, write_json
+from decant.schemas.disk.atomic import write_json
 from decant.schemas.disk.identity import file_sha256
 from decant.trainer.config import Student
-from decant.trainer.run.adapter import AdapterRecord, base_identity, open_base, read_adapter
-from decant.trainer.run.binding import read_run_settings
+from decant.trainer.run.adapter import AdapterRecord, base_identity
 from decant.trainer.run.new_vocabulary import with_vocabulary
-
-INITIAL = "initial"
-CHECKSUMS = "checksums.json"
-"""In that directory: the sha256 of each of its files."""
-WEIGHTS_SUFFIX = ".safetensors"
+from decant.trainer.run.saved_initial import CHECKSUMS, INITIAL, load_initial_student, open_initial
+from decant.trainer.run.source import Source, StudentOfRun, open_source
 
 
 def initial_student(
@@ -63,6 +59,12 @@ def _write_initial(
     adapter, tokenizer = AdapterRecord.of(config, seed=seed), tokenizer_of(cache)
     if adapter and config.init == "checkpoint":
         base = _source(config, cache)
+        if isinstance(base, StudentOfRun):
+            raise ValueError(
+                f"student.source {config.source!r} is a run, whose student changes if the run goes "
+                f"on, so no adapter can stand on it. Use a copy: `decant export {config.source} "
+                "DIRECTORY`"
+            )
         adapted_matrices(base.abstract(), adapter.lora.targets)
         save_shape(base.config, directory, tokenizer.files())
         pinned = base.name if without_commit(base.name) else None
@@ -77,57 +79,10 @@ def _write_initial(
         adapter.write(directory)
 
 
-def load_initial_student(
-    run: Path, *, dtype: str, mesh: Mesh | None = None, source: str | None = None
-) -> Decoder:
-    """The initial student from a run's directory, with its new adapter if it has one.
-
-    `dtype` is the compute type; trained weights are float32. `source` is where an adapter's base
-    lies (None: where the run says). FileNotFoundError if `run` holds no run, ValueError for a base
-    that is not the run's.
-    """
-    checkpoint = open_initial(run)
-    _require_intact(run / INITIAL, weights=True)
-    adapter = read_adapter(run / INITIAL)
-    if adapter is None:
-        return checkpoint.load(dtype=dtype, param_dtype="float32", mesh=mesh)
-    if adapter.base:
-        source = source or str(read_run_settings(run)["student.source"])
-        checkpoint = open_base(adapter, source, run=run)
-    model = checkpoint.load(dtype=dtype, param_dtype=adapter.dtype, mesh=mesh)
-    add_adapter(model, adapter.lora, seed=adapter.seed, mesh=mesh)
-    return model
-
-
-def open_initial(run: Path) -> Checkpoint:
-    """The initial student's config and tokenizer; `load_initial_student` reads its weights.
-
-    FileNotFoundError if `run` holds no run, ValueError for a file that has changed.
-    """
-    directory = run / INITIAL
-    if not directory.is_dir():
-        raise FileNotFoundError(f"{directory}: not there; {run} is not the directory of a run")
-    _require_intact(directory, weights=False)
-    return open_checkpoint(directory)
-
-
-def _require_intact(directory: Path, *, weights: bool) -> None:
-    """ValueError if the weights, or all other files, are not those that were written.
-
-    Runs of 0.7 and older have no checksums.
-    """
-    if not (directory / CHECKSUMS).exists():
-        return
-    for name, sha256 in read_json(directory / CHECKSUMS).items():
-        path = directory / name
-        if (path.suffix == WEIGHTS_SUFFIX) == weights and file_sha256(path) != sha256:
-            raise ValueError(f"{path}: damaged or edited since the run began; bring a copy back")
-
-
 def build_student(
     config: Student, *, cache: Cache, dtype: str, seed: int, param_dtype: str = "float32"
 ) -> Decoder:
-    """A student by `config.init`: cut from a checkpoint, a whole checkpoint, or random weights."""
+    """A student by `config.init`: cut from a model, a whole model, or random weights."""
     if config.init == "scratch":
         shape = _scratch_config(config, cache)
         check_covers_cache(
@@ -142,7 +97,7 @@ def build_student(
     if config.init == "checkpoint":
         return source.load(dtype=dtype, param_dtype=param_dtype)
     layers = _cut(config, source.config)
-    return cut_layers(source, layers, dtype=dtype, param_dtype=param_dtype)
+    return cut_layers(source.load(dtype=dtype, param_dtype=param_dtype), layers)
 
 
 def is_aligned(cache: Cache) -> bool:
@@ -152,10 +107,10 @@ def is_aligned(cache: Cache) -> bool:
 
 def _cut_for_aligned(config: Student, cache: Cache, *, dtype: str, param_dtype: str) -> Decoder:
     """Blocks of a source, which may have another tokenizer than the cache."""
-    source, tokenizer = open_checkpoint(config.source), tokenizer_of(cache)
+    source, tokenizer = open_source(config.source), tokenizer_of(cache)
     check_length(source.config, cache=cache, name=f"student.source {config.source!r}")
     layers = _cut(config, source.config)
-    student = cut_layers(source, layers, dtype=dtype, param_dtype=param_dtype)
+    student = cut_layers(source.load(dtype=dtype, param_dtype=param_dtype), layers)
     if tokenizer.difference(source.tokenizer()) is None:
         check_covers_cache(source.config, cache=cache, name=f"student.source {config.source!r}")
         return student
@@ -163,9 +118,9 @@ def _cut_for_aligned(config: Student, cache: Cache, *, dtype: str, param_dtype: 
     return with_vocabulary(student, own=source.tokenizer(), new=tokenizer, size=size)
 
 
-def _source(config: Student, cache: Cache) -> Checkpoint:
-    """The checkpoint `config.source`. ValueError unless it fits the cache."""
-    source = open_checkpoint(config.source)
+def _source(config: Student, cache: Cache) -> Source:
+    """The model `config.source`. ValueError unless it fits the cache."""
+    source = open_source(config.source)
     check_covers_cache(source.config, cache=cache, name=f"student.source {config.source!r}")
     _check_tokenizer(source, cache)
     return source
@@ -183,15 +138,15 @@ def initial_config(
         return open_initial(run).config, None
     if config.init == "scratch":
         return _scratch_config(config, cache), None
-    source = open_checkpoint(config.source).config
+    source = open_source(config.source)
     if config.init == "checkpoint":
-        return source, None
-    layers = _cut(config, source)
+        return source.config, None
+    layers = _cut(config, source.config)
     if is_aligned(cache):  # no layer is compared with the teacher's
         vocabulary = cache.manifest.vocabulary_size
-        return dataclasses.replace(source.with_layers(layers), vocab_size=vocabulary), layers
-    same_depth = source.num_layers == teacher_config(cache).num_layers
-    return source.with_layers(layers), layers if same_depth else None
+        return dataclasses.replace(source.config.with_layers(layers), vocab_size=vocabulary), layers
+    same_depth = source.config.num_layers == teacher_config(cache).num_layers
+    return source.config.with_layers(layers), layers if same_depth else None
 
 
 def teacher_config(cache: Cache) -> ModelConfig:
@@ -231,7 +186,7 @@ def check_length(model: ModelConfig, *, cache: Cache, name: str) -> None:
         )
 
 
-def _check_tokenizer(source: Checkpoint, cache: Cache) -> None:
+def _check_tokenizer(source: Source, cache: Cache) -> None:
     if why := tokenizer_of(cache).difference(source.tokenizer()):
         raise ValueError(
             f"{cache.path}: captured with another tokenizer than student.source {source.name!r} "

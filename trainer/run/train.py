@@ -29,13 +29,13 @@ from decant.trainer.loss.frozen import joined, trained_and_frozen
 from decant.trainer.loss.layer_pairs import Pairs
 from decant.trainer.loss.objective import Objective, Tables
 from decant.trainer.loss.projections import Parameters, initial_projections
-from decant.trainer.run.binding import Binding, bind, cache_at_start
+from decant.trainer.run.binding import BINDING, Binding, bind, cache_at_start
 from decant.trainer.run.checkpoint import Checkpoints, latest_step
 from decant.trainer.run.checksums import require_finite, summarise
 from decant.trainer.run.compilation_cache import keep_compiled_programs
 from decant.trainer.run.data_facts import write_data_facts
 from decant.trainer.run.full_disk import full_disk_told
-from decant.trainer.run.initial_student import INITIAL, initial_student
+from decant.trainer.run.initial_student import initial_student
 from decant.trainer.run.loop import TrainingLoop
 from decant.trainer.run.loss_inputs import (
     partners_of,
@@ -53,6 +53,7 @@ from decant.trainer.run.processes import (
     join_processes,
 )
 from decant.trainer.run.rollout_writers import about_writers
+from decant.trainer.run.saved_initial import INITIAL
 from decant.trainer.run.speed import Clock, peak_flops, update_flops
 from decant.trainer.run.student_parameters import graph_and_all_parameters
 from decant.trainer.run.trackers import check_trackers, trackers
@@ -219,13 +220,17 @@ def _begin(
     if is_first_process():
         check_trackers(config.log)
     config.run.mkdir(parents=True, exist_ok=True)
+    latest = latest_step(config.run)
+    if not latest and is_first_process() and not (config.run / INITIAL).is_dir():
+        # Of a run whose first student could not be made: the mended settings may take its place.
+        (config.run / BINDING).unlink(missing_ok=True)
     binding = bind(
         config,
         cache=cache,
         others=others,
         steps=steps,
         signals=(*tail_signals(config.loss.tail), *pairs.signals),
-        after=latest_step(config.run),
+        after=latest,
     )
     if is_first_process():
         read = (*tail_signals(config.loss.tail), *pairs.signals)

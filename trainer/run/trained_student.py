@@ -21,7 +21,7 @@ from decant.trainer.loss.projections import (
 )
 from decant.trainer.run.checkpoint import Checkpoints
 from decant.trainer.run.checksums import require_finite, summarise
-from decant.trainer.run.initial_student import INITIAL, load_initial_student
+from decant.trainer.run.saved_initial import INITIAL, load_initial_student
 from decant.trainer.run.student_parameters import graph_and_all_parameters
 
 

@@ -18,7 +18,7 @@ from decant.pipelines.upkeep.copy import copy
 from decant.pipelines.upkeep.forget import forget
 from decant.pipelines.verification.verify import verify
 from decant.schemas import open_cache
-from decant.trainer.run.initial_student import open_initial
+from decant.trainer.run.saved_initial import open_initial
 from tests.making.caches import tiny_cache, tokenizer_files, write_corpus
 
 LENGTH = 192
