@@ -89,7 +89,13 @@ def with_value(settings: type, name: str, value: Any) -> Any:
     """Default settings but for one value; ValueError if it is refused."""
     first, _, rest = name.partition(".")
     if not rest:
-        needed = {"cache": Path("c"), "source": "a", "run": Path("r"), "students": {}}
+        needed = {
+            "cache": Path("c"),
+            "tokenizer": "t",
+            "source": "a",
+            "run": Path("r"),
+            "students": {},
+        }
         required = {
             f.name: needed[f.name]
             for f in dataclasses.fields(settings)
@@ -137,9 +143,10 @@ def test_a_number_outside_is_refused_before_any_file_is_touched(
 ):
     monkeypatch.chdir(tmp_path)
     called = {"CollectGarbage": "gc"}.get(command.__name__, command.__name__.lower())
-    of_a_cache = ("Verify", "Inspect", "Forget", "CollectGarbage")
+    of_a_cache = ("Verify", "Inspect", "Forget", "CollectGarbage", "Align")
     arguments = ["cache"] if command.__name__ in of_a_cache else []
-    arguments += ["--source=a"] if command.__name__ == "Forget" else []
+    needed = {"Forget": "--source=a", "Align": "--tokenizer=t"}
+    arguments += [needed[command.__name__]] if command.__name__ in needed else []
     flag = f"--{name.replace('_', '-')}={outside(hint)[0]}"
     assert main([called, *arguments, flag]) in (1, 2)
     assert f"error: {name.replace('.0.', '[0].')} is " in capsys.readouterr().err
@@ -160,7 +167,7 @@ def test_help_shows_bounds(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = re.sub(r"[^\w.;:()]+", " ", capsys.readouterr().out)
-    assert "(0 to 1; default: 0.9)" in text
+    assert "(0 to 1; default: 0.1)" in text
     assert "(above 0 at most 1; default: 0.2)" in text
 
 

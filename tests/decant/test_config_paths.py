@@ -110,12 +110,9 @@ def test_a_hub_id_stays_and_a_folder_of_its_name_wins(tree):
     assert parse(Precompute, [file], program="p").teacher.model == "configs/owner/name"
 
 
-def test_an_address_stays_and_is_refused(tree, capsys):
-    assert main(["tokenise", write(tree, 'output = "gs://b/c"\n')]) == 1
-    assert (
-        "error: output is gs://b/c: a cache cannot be made in a bucket yet"
-        in capsys.readouterr().err
-    )
+def test_an_address_stays_and_is_refused_where_it_does_not_work(tree, capsys):
+    assert main(["train", write(tree, 'run = "gs://bucket/run"\n')]) == 1
+    assert "error: run is gs://bucket/run: " in capsys.readouterr().err
 
 
 def test_a_tilde_in_a_file_is_the_home_directory(tree, monkeypatch):

@@ -109,7 +109,7 @@ def batch_sums(
         hidden_layers=pairs.hidden_layers,
         execution=objective.execution,
     )
-    targets = BatchTargets.of(batch)
+    targets = BatchTargets.of(batch, loss.divergence)
     value, head = distillation_loss(
         hidden,
         model.unembedding(),
@@ -134,7 +134,7 @@ def batch_sums(
         mesh=objective.execution.mesh,
     )
     matrices = {**params.get(PROJECTIONS, {}), **(tables.directions or {})}
-    compared = {**batch, "loss_mask": taught_positions(batch)}
+    compared = {**batch, "loss_mask": taught_positions(batch, loss.divergence)}
     terms = term_sums(
         model, states, compared, loss=loss, pairs=pairs, matrices=matrices, per_pair=per_pair
     )
@@ -144,12 +144,14 @@ def batch_sums(
     return value, Totals(head, terms)
 
 
-def taught_positions(batch: Batch) -> Bool[Array, "rows position"]:
-    """Counted positions with a teacher's targets.
+def taught_positions(
+    batch: Batch, divergence: Divergence = "forward_kl"
+) -> Bool[Array, "rows position"]:
+    """Counted positions with a teacher's targets of a loss with this `divergence`.
 
     Rows of a cache without a teacher's targets have no teacher's states either.
     """
-    return BatchTargets.of(batch).taught
+    return BatchTargets.of(batch, divergence).taught
 
 
 def positions_per_pair(loss: Loss, batch: Batch) -> Float[Array, ""] | None:
@@ -160,7 +162,7 @@ def positions_per_pair(loss: Loss, batch: Batch) -> Float[Array, ""] | None:
     """
     if all(term.scale != "pairs" for term in loss.attention):
         return None
-    taught = taught_positions(batch)
+    taught = taught_positions(batch, loss.divergence)
     return jnp.sum(taught) / jnp.maximum(pair_count(batch["segment_ids"], taught), 1)
 
 

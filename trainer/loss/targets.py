@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from decant.schemas.records.rows import next_tokens
 from decant.schemas.targets.unmatched import UNMATCHED
 from decant.trainer.loss.batch_fields import COUNTS, DRAWS, TOPK, WRITTEN
+from decant.trainer.loss.settings import Divergence
 
 
 class BatchTargets(NamedTuple):
@@ -48,10 +49,10 @@ class BatchTargets(NamedTuple):
     `decant align --targets matched`."""
 
     @classmethod
-    def of(cls, batch: Mapping[str, Array]) -> BatchTargets:
-        """The targets [row, position, …] of a batch."""
+    def of(cls, batch: Mapping[str, Array], divergence: Divergence = "forward_kl") -> BatchTargets:
+        """The targets [row, position, …] that a loss with this `divergence` has in a batch."""
         labels = batch["labels"] if "labels" in batch else next_tokens(batch["tokens"], xp=jnp)
-        held = (*TOPK, *DRAWS, *COUNTS, *WRITTEN)
+        held = (*TOPK, *DRAWS, *COUNTS, *(WRITTEN if divergence == "on_policy" else ()))
         arrays = {name: batch[name] for name in held if name in batch}
         if TOPK[0] not in arrays:
             nothing = jnp.zeros((*labels.shape, 0))
@@ -72,7 +73,7 @@ class BatchTargets(NamedTuple):
     @property
     def taught(self) -> Bool[Array, "*position"]:
         """Which positions have a teacher's targets."""
-        if self.label_logprobs is not None:
+        if self.label_logprobs is not None and self.writer_logprobs is not None:
             return self.written & jnp.isfinite(self.label_logprobs)
         taught = jnp.any(self.stored, axis=-1)
         if self.counts is not None:

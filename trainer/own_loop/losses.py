@@ -161,7 +161,8 @@ def _mean(
 def _targets(batch: Mapping[str, Any], recipe: Recipe) -> BatchTargets:
     read = (*loss_fields(recipe.tail, recipe.divergence), UNMATCHED)
     names = [name for name in ("labels", *read) if name in batch]
-    return BatchTargets.of({name: jnp.asarray(batch[name]) for name in names})
+    arrays = {name: jnp.asarray(batch[name]) for name in names}
+    return BatchTargets.of(arrays, recipe.divergence)
 
 
 def _best_tail(

@@ -115,11 +115,12 @@ def _move_files(source: Path, target: Path) -> None:
     Earlier weights are taken away first, and the new ones come last: a kill in between leaves a
     directory that cannot be loaded, and not weights beside another student's config.
     """
+    files = _weights_last(source)
     earlier = [name for name in _WEIGHTS if (target / name).exists()]
     for name in earlier:
         (target / name).replace(source / f".earlier-{name}")
     try:
-        for file in _weights_last(source):
+        for file in files:
             (target / file).parent.mkdir(parents=True, exist_ok=True)
             (source / file).replace(target / file)
     except OSError:

@@ -195,7 +195,7 @@ def test_a_gguf_file_without_an_output_matrix_is_tied(tmp_path):
         ({"logit_softcap": 30.0}, r"unknown field\(s\) logit_softcap"),
         (
             {"model_type": "mamba"},
-            "model_type is 'mamba', which we cannot run; known: gemma, gemma2, gemma3, gemma3_text",
+            "model_type is 'mamba', which we cannot run; known: deepseek_v2, deepseek_v3, gemma, ",
         ),
         ({"hidden_size": None}, "'hidden_size' is missing"),
         ({"num_key_value_heads": 3}, "4 query heads cannot share 3"),

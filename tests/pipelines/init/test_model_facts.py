@@ -31,6 +31,6 @@ def test_a_model_of_images_and_text_is_its_text_model(capsys):
 
 
 def test_a_model_that_cannot_be_run_is_an_error(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "deepseek_v3"}')
-    with pytest.raises(ValueError, match="model_type is 'deepseek_v3', which we cannot run"):
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(ValueError, match="model_type is 'mamba', which we cannot run"):
         COMMANDS["plan"]([str(tmp_path)])
