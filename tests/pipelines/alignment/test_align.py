@@ -193,6 +193,7 @@ def test_text_that_cannot_be_spelt_is_refused_with_its_document(root, tmp_path):
         align(settings(root, tokenizer=str(tmp_path / "few"), output=tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_what_was_forgotten_stays_out(root, tmp_path):
     shutil.copytree(root / "cache", tmp_path / "cache")
     name = open_cache(tmp_path / "cache").origins(0)[0][0]
@@ -246,6 +247,7 @@ def tokenizer(root):
     return Tokenizer.from_files(root / "student")
 
 
+@pytest.mark.slow
 def test_from_a_bucket_and_into_one_gives_the_same_cache(root, aligned, bucket):
     copy(str(root / "cache"), f"{bucket}/cache")
     there = settings(root, cache=Path(f"{bucket}/cache"), output=Path(f"{bucket}/aligned"))

@@ -44,6 +44,7 @@ class Counting(FaultProxy):
         )
 
 
+@pytest.mark.slow
 def test_a_capture_and_an_epoch_ask_as_often_as_the_plan_says(
     bucket, s3_server, monkeypatch, tmp_path
 ):

@@ -54,6 +54,7 @@ def test_the_next_run_begins_with_the_last_checkpoint_of_the_first(cache, first,
     assert not np.array_equal(first_begun["blocks.query"], begun["blocks.query"])
 
 
+@pytest.mark.slow
 def test_blocks_of_a_run_are_cut(cache, first, tmp_path):
     config = settings(cache, tmp_path / "b", Student(source=str(first), layers=(1,)))
     train(config)
@@ -62,6 +63,7 @@ def test_blocks_of_a_run_are_cut(cache, first, tmp_path):
     assert np.array_equal(last["blocks.query"][1:], begun["blocks.query"])
 
 
+@pytest.mark.slow
 def test_an_adapter_on_a_run_is_refused_and_mended_settings_take_its_place(cache, first, tmp_path):
     student = Student(init="checkpoint", source=str(first), adapter=Adapter(rank=2))
     config = settings(cache, tmp_path / "b", student)

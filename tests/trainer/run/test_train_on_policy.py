@@ -64,6 +64,7 @@ def test_a_run_logs_advantage_ratio_and_clipped_share_and_is_judged(rollouts, tm
     )
 
 
+@pytest.mark.slow
 def test_microbatches_change_nothing_but_rounding(rollouts, tmp_path):
     whole = settings(rollouts, tmp_path / "whole", alpha=0.8, anchor=0.1)
     cut = dataclasses.replace(
