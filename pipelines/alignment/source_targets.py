@@ -17,9 +17,9 @@ class SourceTargets:
         self._cache, self._targets = cache, tuple(targets)
         self._kept: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
 
-    def at(self, positions: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-        """The rows that hold the `positions`, as arrays [rows · S, …], where each position is in
-        them, and each position's row there."""
+    def at(self, positions: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The rows that hold the `positions`, as arrays [rows · S, …], and where each position is
+        in them."""
         length = self._cache.manifest.sequence_length
         rows, slot = np.unique(positions // length, return_inverse=True)
         self._read([row for row in rows.tolist() if row not in self._kept])
@@ -29,7 +29,7 @@ class SourceTargets:
             held.append(self._kept[row])
         arrays = {name: np.concatenate([row[name] for row in held]) for name in held[0]}
         self._drop(len(rows))
-        return arrays, slot * length + positions % length, slot
+        return arrays, slot * length + positions % length
 
     def _read(self, rows: list[int]) -> None:
         if not rows:

@@ -72,7 +72,7 @@ class TargetMaker:
         if not len(asked):
             yield from (self._empty(row.row) for row in rows)
             return
-        arrays, at, _ = self._source.at(source[asked])
+        arrays, at = self._source.at(source[asked])
         labels = np.concatenate([next_tokens(row.row.tokens) for row in rows])
         positions = positions_of(
             at,
@@ -86,6 +86,9 @@ class TargetMaker:
         if self._counted:
             there |= (arrays["counts"][at] > 0).any(-1)
         known = there & positions.known
+        if not known.any():
+            yield from (self._empty(row.row) for row in rows)
+            return
         asked, at, positions = asked[known], at[known], positions[known]
         batch = {name: array[at] for name, array in arrays.items()}
         starts = {

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from decant.store.mirrored_file import PAGE
 
 _BLOCK_ROWS = 64
-"""Rows of a block of `data.shuffle = "blocks"`."""
+"""Rows of a block of `data.shuffle = "blocks"`, as the trainer has them, which is not imported
+here."""
 _PUTS, _GETS = 30, 60
 """Of a capture, whatever its size: settings, tokenizer, plan, statistics, manifest."""
 _PUTS_A_SHARD, _GETS_A_SHARD = 1, 3

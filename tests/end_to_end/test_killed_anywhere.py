@@ -18,7 +18,13 @@ from decant.schemas import open_cache
 from decant.schemas.disk.layout import COUNTS, LOGITS, SKETCH
 from decant.schemas.disk.steps import Step
 from tests.killing import killer
-from tests.making.caches import tiny_cache, tiny_settings, write_corpus, write_teacher
+from tests.making.caches import (
+    command_of,
+    tiny_cache,
+    tiny_settings,
+    write_corpus,
+    write_teacher,
+)
 from tests.paths import environment
 
 SIGNALS = {
@@ -46,26 +52,12 @@ def command(root: Path, output: Path) -> list[str]:
     """The command with the flags of `tiny_settings`."""
     config = tiny_settings(root, **SIGNALS, output=output)
     return [
-        "precompute",
-        *("--corpus.files", *config.corpus.files),
-        f"--corpus.sequence-length={config.corpus.sequence_length}",
-        f"--corpus.heldout={config.corpus.heldout}",
-        f"--corpus.shard-bytes={config.corpus.shard_bytes}",
-        f"--teacher.model={config.teacher.model}",
-        f"--teacher.batch-rows={config.teacher.batch_rows}",
-        f"--signals.logits.k={config.signals.logits.k}",
-        f"--signals.logits.draws={config.signals.logits.draws}",
-        f"--signals.logits.profile={config.signals.logits.profile}",
-        f"--signals.logits.counts={config.signals.logits.counts}",
-        f"--signals.logits.sketch.rank={config.signals.logits.sketch.rank}",
+        *command_of(config),
         *("--signals.hidden.layers", *map(str, config.signals.hidden.layers)),
         f"--signals.hidden.dtype={config.signals.hidden.dtype}",
         f"--signals.hidden.width={config.signals.hidden.width}",
         f"--signals.attention.layers={config.signals.attention.layers}",
-        f"--signals.logits.counts={config.signals.logits.counts}",
-        f"--signals.logits.sketch.rank={config.signals.logits.sketch.rank}",
         "--signals.logits.sketch.dither=True",
-        f"--output={config.output}",
     ]
 
 

@@ -12,7 +12,6 @@ import pytest
 from decant.models import open_checkpoint
 from decant.pipelines.__main__ import main
 from decant.pipelines.capture.job import precompute
-from decant.pipelines.config import Precompute
 from decant.pipelines.inspection.contents import writer_lines
 from decant.pipelines.rows.rollouts import rollout, tokens_of
 from decant.pipelines.upkeep.collect import collect
@@ -29,7 +28,7 @@ from decant.trainer.results.prompts import Prompt
 from decant.trainer.results.rollouts import record_of
 from decant.trainer.results.sampling import Completion
 from tests.killing import killer
-from tests.making.caches import tiny_cache, write_corpus
+from tests.making.caches import command_of, tiny_cache, write_corpus
 from tests.making.rollouts import FILE, rollout_settings
 from tests.making.tokenizers import byte_level, sentencepiece, unigram, word_piece
 from tests.schemas import page_reader
@@ -131,7 +130,7 @@ def test_what_generate_writes_of_any_tokenizer_is_read_as_it_was_written(kind):
 @pytest.mark.slow
 def test_killed_and_rerun_the_bytes_are_the_same(root, cache, tmp_path):
     config = rollout_settings(root, output=tmp_path / "cache")
-    flags = command(config)
+    flags = command_of(config)
     with killer(tmp_path / "log") as dying:
         for step in (Step.ROWS_NAMED, Step.ROWS_GATHERED, Step.PLAN_NAMED, Step.COMMIT_NAMED):
             dying.kill(step, flags)
@@ -139,25 +138,6 @@ def test_killed_and_rerun_the_bytes_are_the_same(root, cache, tmp_path):
     assert open_cache(config.output).manifest.cache_id == cache.manifest.cache_id
     two = dataclasses.replace(config, output=tmp_path / "two", tokenise_workers=2)
     assert precompute(two).cache_id == cache.manifest.cache_id
-
-
-def command(config: Precompute) -> list[str]:
-    logits = config.signals.logits
-    return [
-        "precompute",
-        *("--corpus.files", *config.corpus.files),
-        f"--corpus.sequence-length={config.corpus.sequence_length}",
-        f"--corpus.heldout={config.corpus.heldout}",
-        f"--corpus.shard-bytes={config.corpus.shard_bytes}",
-        f"--teacher.model={config.teacher.model}",
-        f"--teacher.batch-rows={config.teacher.batch_rows}",
-        f"--signals.logits.k={logits.k}",
-        f"--signals.logits.draws={logits.draws}",
-        f"--signals.logits.profile={logits.profile}",
-        f"--signals.logits.counts={logits.counts}",
-        f"--signals.logits.sketch.rank={logits.sketch.rank}",
-        f"--output={config.output}",
-    ]
 
 
 def test_what_is_forgotten_has_no_log_probability_before_and_after_gc(root, cache, tmp_path):

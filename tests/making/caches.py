@@ -135,6 +135,26 @@ def tiny_settings(
     )
 
 
+def command_of(config: Precompute) -> list[str]:
+    """The command with settings like those of `tiny_settings`, without hidden states and maps."""
+    corpus, logits = config.corpus, config.signals.logits
+    return [
+        "precompute",
+        *("--corpus.files", *corpus.files),
+        f"--corpus.sequence-length={corpus.sequence_length}",
+        f"--corpus.heldout={corpus.heldout}",
+        f"--corpus.shard-bytes={corpus.shard_bytes}",
+        f"--teacher.model={config.teacher.model}",
+        f"--teacher.batch-rows={config.teacher.batch_rows}",
+        f"--signals.logits.k={logits.k}",
+        f"--signals.logits.draws={logits.draws}",
+        f"--signals.logits.profile={logits.profile}",
+        f"--signals.logits.counts={logits.counts}",
+        f"--signals.logits.sketch.rank={logits.sketch.rank}",
+        f"--output={config.output}",
+    ]
+
+
 def tiny_cache(root: Path, **settings) -> Cache:
     """Capture and open the cache of `tiny_settings(root, **settings)`."""
     config = tiny_settings(root, **settings)

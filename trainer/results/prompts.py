@@ -28,7 +28,8 @@ def prompts_of(config: Generate, tokenizer: Tokenizer) -> list[Prompt]:
     """The prompts of `config.prompts`, or the one of `config.prompt`, as a document begins in a
     row: BOS if the tokenizer has one, then text.
 
-    ValueError that names the line for a record that is no prompt.
+    ValueError that names the line for a record that is no prompt; FileNotFoundError without the
+    file.
     """
     if config.prompts is None:
         records: Sequence[tuple[str, Any]] = [("the prompt", {"prompt": config.prompt})]
@@ -98,6 +99,11 @@ def that_fit(
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
     """Each line's record, and its place."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"prompts: {path} is not a file; expected a file of JSON lines, each with 'prompt' or "
+            "'messages'"
+        )
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():

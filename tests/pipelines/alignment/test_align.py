@@ -1,5 +1,6 @@
 """`align` of a tiny capture, from the command to a trained student."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,8 @@ from decant.__main__ import main
 from decant.models.text.tokenizer import Tokenizer, tokenizer_of
 from decant.pipelines.alignment import job
 from decant.pipelines.alignment.job import align
+from decant.pipelines.alignment.rows import AlignedRow, Aligner
+from decant.pipelines.alignment.targets import TargetMaker
 from decant.pipelines.config import Align, Sketch
 from decant.pipelines.runners.worker_error import WorkerError
 from decant.pipelines.upkeep.copy import copy
@@ -136,6 +139,23 @@ def test_a_second_run_does_nothing_and_another_one_is_refused(root, aligned, cap
         align(settings(root, sequence_length=32))
     with pytest.raises(ValueError, match="targets: there projected, asked for matched"):
         align(settings(root, targets="matched"))
+
+
+def test_rows_of_which_no_label_is_known_have_no_target(root, aligned):
+    """The label ends inside a teacher's token, whose first student token is another one."""
+    cache, tokenizer = open_cache(root / "cache"), tokenizer_of(aligned)
+    aligner = Aligner(cache, tokenizer, length=LENGTH, special_tokens={})
+    maker = TargetMaker(aligner, logits=aligned.manifest.logits, draws=20)
+    one = aligner.rows(0)[0]
+    at = np.flatnonzero(one.source >= 0)[0]
+    row, place = divmod(int(one.source[at]), cache.manifest.sequence_length)
+    following = cache.read([row], signals=())["tokens"][0, place + 1]
+    tokens, source = one.row.tokens.copy(), np.full_like(one.source, -1)
+    tokens[at + 1], source[at] = (aligner.first[following] + 1) % 300, one.source[at]
+    changed = dataclasses.replace(one.row, tokens=tokens)
+    (made,) = maker.of_rows([AlignedRow(changed, source, np.zeros_like(one.spans))])
+    assert not made.taught.any()
+    assert len(made.targets) == len(made.counts) == 0
 
 
 def test_matched_targets_are_the_teachers_own(root, aligned):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from decant.pipelines.capture import bucket_cost
 from decant.pipelines.capture.bucket_cost import epoch_requests
 from decant.pipelines.capture.estimate import estimate
 from decant.pipelines.capture.estimate_report import print_estimate
@@ -17,6 +18,7 @@ from decant.schemas.disk import stand_in
 from decant.store import open_store
 from decant.store.clients import region_of
 from decant.store.urls import bucket_url
+from decant.trainer.data import block_order
 from tests.making.caches import tiny_settings, write_corpus
 from tests.making.fault_proxy import FaultProxy
 
@@ -79,6 +81,10 @@ def test_a_capture_and_an_epoch_ask_as_often_as_the_plan_says(
         f"to {bucket} (region us-east-1): {cost.objects:,} objects; the capture" in told.getvalue()
     )
     assert f"by at most {cost.epoch.get:,} GET" in told.getvalue()
+
+
+def test_blocks_are_as_long_as_those_of_the_trainer():
+    assert bucket_cost._BLOCK_ROWS == block_order.BLOCK_ROWS
 
 
 def test_twenty_billion_tokens_take_the_requests_of_the_arithmetic():

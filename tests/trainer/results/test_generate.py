@@ -107,6 +107,12 @@ def test_a_line_that_is_no_prompt_is_refused_by_its_number(tmp_path, line, messa
         prompts_of(Generate(prompts=path), chat_tokenizer())
 
 
+def test_a_file_of_prompts_that_is_not_there_is_named(tmp_path, tokenizer):
+    config = Generate(prompts=tmp_path / "none.jsonl")
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl is not a file; expected "):
+        prompts_of(config, tokenizer)
+
+
 def test_the_command_prints_samples(run, tokenizer, capsys):
     flags = [f"--run={run}", "--prompt=the row", "--samples=2", "--max-tokens=4", "--seed=3"]
     assert main(["generate", *flags]) == 0
