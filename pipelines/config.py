@@ -355,7 +355,7 @@ class Tokenise(LongCommand):
 
 @dataclass(frozen=True)
 class Align(LongCommand):
-    """Make of a sealed cache one for students with another tokenizer. No teacher runs again.
+    """Make a cache for students with another tokenizer from a sealed cache. No teacher runs again.
 
     Every text of the cache is tokenised by the other tokenizer. Where both tokenizers begin a token
     at the same byte, the teacher's stored distribution becomes the target of the student's token.
@@ -372,8 +372,8 @@ class Align(LongCommand):
     targets: Literal["projected", "matched"] = "projected"
     """`projected`: each of the teacher's tokens gives its probability to the student's token that
     is the same, or that begins it; any loss learns from that. `matched`: the teacher's own
-    likeliest tokens, for loss.divergence = "uld" or "gold". Other losses see of them those that are
-    tokens of the student too, and all others as one."""
+    likeliest tokens, for loss.divergence = "uld" or "gold". Other losses see those that the student
+    has too, and all others as one token."""
     k: Annotated[int | None, Bounds(1, 1 << 20)] = None
     """Tokens stored per position. Unset: as many as the cache has. Another number needs a
     sketch."""
