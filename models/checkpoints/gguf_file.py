@@ -15,6 +15,7 @@ from decant.models.checkpoints.file_bytes import LocalFile, RemoteFile, remote_s
 from decant.models.checkpoints.gguf_header import GgufHeader, GgufTensor, read_header
 from decant.models.config import ModelConfig
 from decant.models.families import config_from_gguf
+from decant.models.families.family import ROPE_TENSORS
 from decant.models.text.gguf_tokenizer import tokenizer_files
 from decant.models.text.tokenizer import Tokenizer
 from decant.schemas.disk.identity import remembered_sha256s
@@ -67,8 +68,9 @@ class GgufFile:
         metadata = dict(self._header.metadata)
         if isinstance(tokens := metadata.get("tokenizer.ggml.tokens"), list):
             metadata["tokens"] = len(tokens)
-        if "rope_freqs.weight" in self.shapes:
-            metadata["rope_freqs"] = self.read("rope_freqs.weight")
+        for name in ROPE_TENSORS:
+            if f"{name}.weight" in self.shapes:
+                metadata[name] = self.read(f"{name}.weight")
         try:
             return config_from_gguf(metadata, self.shapes.keys())
         except ValueError as error:

@@ -32,7 +32,7 @@ def check_tensors(
     present = {
         name: shape
         for name, shape in files.shapes.items()
-        if not any(re.fullmatch(pattern, name) for pattern in redundant)
+        if name in expected or not any(re.fullmatch(pattern, name) for pattern in redundant)
     }
     extra = [n for n in present if n not in expected and not _bias_of_zeros(files, n)]
     problems = [f"missing: {n} {expected[n]}" for n in expected if n not in present]

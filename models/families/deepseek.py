@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
 from decant.models.config import ModelConfig
+from decant.models.families.deepseek_gguf import DEEPSEEK_GGUF, OLDER_MAPS, with_maps_apart
 from decant.models.families.family import Family
 from decant.models.families.field_reader import FieldReader
 from decant.models.families.latent_attention import (
@@ -20,6 +21,7 @@ from decant.models.families.routed_experts import (
     routed_tensors,
     write_experts,
 )
+from decant.models.families.tensor_name import Naming, TensorName
 
 _GREEDY, _IN_GROUPS = "greedy", "group_limited_greedy"
 
@@ -127,14 +129,35 @@ def write_youtu(config: ModelConfig) -> dict[str, Any]:
 
 
 _tensors = partial(routed_tensors, others=latent_tensors)
-DEEPSEEK_V2 = Family("deepseek_v2", ("deepseek_v2",), read_v2, write_v2, _tensors)
+
+
+def tensors_in(
+    config: ModelConfig, naming: Naming, present: Collection[str]
+) -> dict[str, TensorName]:
+    """The tensors in these files, which may hold keys and values apart."""
+    names = _tensors(config) if config.num_experts else latent_tensors(config)
+    return with_maps_apart(names, present)
+
+
+DEEPSEEK_V2 = Family(
+    name="deepseek_v2",
+    model_types=("deepseek_v2",),
+    config_from_json=read_v2,
+    config_to_json=write_v2,
+    tensors=_tensors,
+    tensors_in=tensors_in,
+    gguf=DEEPSEEK_GGUF,
+    redundant=(*Family.redundant, OLDER_MAPS),
+)
 DEEPSEEK_V3 = Family(
     name="deepseek_v3",
     model_types=("deepseek_v3", "kimi_k2"),
     config_from_json=read_v3,
     config_to_json=write_v3,
     tensors=_tensors,
-    redundant=GUESSING_LAYERS,
+    tensors_in=tensors_in,
+    gguf=DEEPSEEK_GGUF,
+    redundant=(*GUESSING_LAYERS, OLDER_MAPS),
 )
 GLM4_MOE_LITE = Family(
     name="glm4_moe_lite",
@@ -144,4 +167,13 @@ GLM4_MOE_LITE = Family(
     tensors=_tensors,
     redundant=GUESSING_LAYERS,
 )
-YOUTU = Family("youtu", ("youtu",), read_youtu, write_youtu, latent_tensors)
+YOUTU = Family(
+    name="youtu",
+    model_types=("youtu",),
+    config_from_json=read_youtu,
+    config_to_json=write_youtu,
+    tensors=latent_tensors,
+    tensors_in=tensors_in,
+    gguf=DEEPSEEK_GGUF,
+    redundant=(*Family.redundant, OLDER_MAPS),
+)

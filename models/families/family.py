@@ -7,7 +7,10 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from decant.models.config import ModelConfig
-from decant.models.families.tensor_name import TensorName
+from decant.models.families.tensor_name import Naming, TensorName
+
+ROPE_TENSORS = ("rope_freqs", "rope_factors_long", "rope_factors_short")
+"""Tensors of GGUF files that describe rotary positions, without `.weight`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +21,7 @@ class GgufFormat:
     """The value of `general.architecture`."""
     config: Callable[[Mapping[str, Any], Collection[str]], ModelConfig]
     """(metadata, names of the file's tensors) → config. Beside the file's own metadata there may be
-    `tokens`, the tokenizer's size, and `rope_freqs`, the values of that tensor."""
+    `tokens`, the tokenizer's size, and the values of the tensors in `ROPE_TENSORS` by name."""
     interleaves_rotary: bool = False
     """Rows of the tensors marked `TensorName.rotary` are interleaved within each head."""
     norms_with_one: bool = False
@@ -41,6 +44,11 @@ class Family:
     redundant: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq", r"rope_freqs\.weight")
     """Regular expressions: tensors that a file may hold although the config determines them or the
     model's output does not depend on them. `{layers}` stands for the number of blocks."""
+    tensors_in: Callable[[ModelConfig, Naming, Collection[str]], dict[str, TensorName]] | None = (
+        None
+    )
+    """As `tensors`, for files with one naming whose tensors have these names. None: `tensors`,
+    whatever the files hold."""
     optional_prefix: str = ""
     """Names of tensors in Hugging Face files begin with it, unless the model was saved without its
     head."""

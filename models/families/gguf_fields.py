@@ -31,6 +31,7 @@ def read_common(
     tensors: Collection[str],
     *,
     eps: str = "attention.layer_norm_rms_epsilon",
+    partly: bool = False,
 ) -> dict[str, Any]:
     """Sizes, norms and rotary positions as ModelConfig arguments.
 
@@ -39,13 +40,17 @@ def read_common(
         metadata: all of the file's metadata.
         tensors: names of the file's tensors; without an output matrix the embedding is tied.
         eps: the field of the norms' epsilon.
+        partly: a part of each head may be turned, and the file must say how much.
     """
     heads = reader.size("attention.head_count", of="num_heads")
     width = reader.size("embedding_length", of="hidden_size")
     head_dim = reader.size("attention.key_length", max(1, width // heads), of="head_dim")
     reader.require("attention.causal", True)
     reader.require("attention.value_length", head_dim)
-    reader.require("rope.dimension_count", head_dim)
+    if partly:
+        turned = reader.size("rope.dimension_count", of="head_dim")
+    else:
+        reader.require("rope.dimension_count", turned := head_dim)
     theta = reader.number("rope.freq_base", 10_000.0)
     return {
         "vocab_size": reader.size("vocab_size", metadata.get("tokens", ...), of="vocab_size"),
@@ -55,9 +60,10 @@ def read_common(
         "num_heads": heads,
         "num_kv_heads": reader.size("attention.head_count_kv", heads, of="num_kv_heads"),
         "head_dim": head_dim,
+        "rotary_dim": turned,
         "rope_theta": theta,
         "rope_scaling": _stated_scaling(reader)
-        or _llama_3_scaling(metadata, head_dim=head_dim, theta=theta),
+        or _llama_3_scaling(metadata, head_dim=turned, theta=theta),
         "norm_eps": reader.number(eps),
         "max_positions": reader.size("context_length", of="max_positions"),
         "tie_embeddings": "output.weight" not in tensors,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from decant.models.config import ModelConfig
-from decant.models.families import json_fields
+from decant.models.families import gguf_fields, json_fields
 from decant.models.families.common_tensors import block_tensor, common_tensors
-from decant.models.families.family import Family
+from decant.models.families.family import Family, GgufFormat
 from decant.models.families.field_reader import FieldReader
-from decant.models.families.tensor_name import Part, TensorName
+from decant.models.families.tensor_name import Naming, Part, TensorName
 from decant.models.families.windows import FULL, SLIDING, read_windows, write_windows
+from decant.models.rotary import YarnScaling
 
 _ROPE = {
     "rope_type": "yarn",
@@ -20,6 +22,14 @@ _ROPE = {
     "beta_slow": 1.0,
     "truncate": False,
     "original_max_position_embeddings": 4096,
+}
+_ALWAYS: dict[str, Any] = {
+    "attention_sinks": True,
+    "normalise_experts": True,
+    "router_bias": True,
+    "mlp_bias": True,
+    "activation": "clamped_swish",
+    "family": "gpt_oss",
 }
 _LIMIT = 7.0
 """What the experts' gates and values are clamped to, see `decoder/activations.py`."""
@@ -47,14 +57,9 @@ def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
         ),
         qkv_bias=biases,
         output_bias=biases,
-        attention_sinks=True,
         num_experts=reader.size("num_local_experts", experts, of="num_experts"),
         experts_per_token=reader.size("num_experts_per_tok", 4, of="experts_per_token"),
-        normalise_experts=True,
-        router_bias=True,
-        mlp_bias=True,
-        activation="clamped_swish",
-        family="gpt_oss",
+        **_ALWAYS,
     )
     reader.finish()
     return config
@@ -74,15 +79,43 @@ def config_to_json(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def config_from_gguf(metadata: Mapping[str, Any], tensors: Collection[str]) -> ModelConfig:
+    """Read gpt-oss's GGUF metadata: a window in every other block, from the first.
+
+    They do not say that the ends of YaRN's ramp are no whole numbers, as in all published models.
+    """
+    reader = gguf_fields.architecture_fields(metadata)
+    fields = gguf_fields.read_common(reader, metadata, tensors)
+    if isinstance(fields["rope_scaling"], YarnScaling):
+        fields["rope_scaling"] = dataclasses.replace(fields["rope_scaling"], truncate=False)
+    fields["intermediate_size"] = reader.size("expert_feed_forward_length", of="intermediate_size")
+    reader.require("attention.sliding_window_pattern", 2)
+    config = ModelConfig(
+        **fields,
+        windows=(reader.size("attention.sliding_window", of="windows"), None),
+        qkv_bias=True,
+        output_bias=True,
+        num_experts=reader.size("expert_count", of="num_experts"),
+        experts_per_token=reader.size("expert_used_count", of="experts_per_token"),
+        **_ALWAYS,
+    )
+    reader.finish()
+    return config
+
+
 def tensors(config: ModelConfig) -> dict[str, TensorName]:
     """Llama's parameters with biases and sinks; one tensor has a matrix of all experts of a block.
 
     Gates and values take turns along the last axis of `gate_up_proj`.
     """
     names = common_tensors(config)
-    names["blocks.sink_bias"] = TensorName("model.layers.{layer}.self_attn.sinks", "")
-    names["blocks.router"] = block_tensor("mlp.router", in_axes=1)
-    names["blocks.router_bias"] = block_tensor("mlp.router", kind="bias")
+    norm = block_tensor("post_attention_layernorm", "post_attention_norm")
+    names["blocks.mlp_norm"] = norm
+    names["blocks.sink_bias"] = TensorName(
+        "model.layers.{layer}.self_attn.sinks", "blk.{layer}.attn_sinks.weight"
+    )
+    names["blocks.router"] = block_tensor("mlp.router", "ffn_gate_inp", in_axes=1)
+    names["blocks.router_bias"] = block_tensor("mlp.router", "ffn_gate_inp", kind="bias")
     width = config.intermediate_size
     for name, file, part in (
         ("gate", "gate_up_proj", Part(0, 1, 2, width)),
@@ -90,13 +123,24 @@ def tensors(config: ModelConfig) -> dict[str, TensorName]:
         ("down", "down_proj", None),
     ):
         path = f"model.layers.{{layer}}.mlp.experts.{file}"
+        gguf = f"blk.{{layer}}.ffn_{name}_exps"
         names[f"blocks.{name}"] = TensorName(
-            path, "", in_axes=1, experts=True, input_first=True, part=part
+            path, f"{gguf}.weight", in_axes=1, experts=True, input_first=True, part=part
         )
         names[f"blocks.{name}_bias"] = TensorName(
-            f"{path}_bias", "", in_axes=0, experts=True, part=part
+            f"{path}_bias", f"{gguf}.bias", in_axes=0, experts=True, part=part
         )
     return names
+
+
+def tensors_in(
+    config: ModelConfig, naming: Naming, present: Collection[str]
+) -> dict[str, TensorName]:
+    """The same; GGUF files have gates and values apart."""
+    names = tensors(config)
+    if naming == "hf":
+        return names
+    return {path: dataclasses.replace(name, part=None) for path, name in names.items()}
 
 
 GPT_OSS = Family(
@@ -105,4 +149,6 @@ GPT_OSS = Family(
     config_from_json=config_from_json,
     config_to_json=config_to_json,
     tensors=tensors,
+    tensors_in=tensors_in,
+    gguf=GgufFormat("gpt-oss", config_from_gguf),
 )

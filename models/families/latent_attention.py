@@ -90,16 +90,21 @@ def latent_tensors(config: ModelConfig) -> dict[str, TensorName]:
     names = common_tensors(config)
     latent, turned, heads = config.latent_dim, config.turned, config.num_heads
     still, width = config.head_dim - turned, config.head_dim - turned + config.value_width
-    for name, file, part in (
-        ("latent", "kv_a_proj_with_mqa", Part(0, latent, latent + turned)),
-        ("turned_key", "kv_a_proj_with_mqa", Part(latent, latent + turned, latent + turned)),
-        ("key", "kv_b_proj", Part(0, still, width, heads)),
-        ("value", "kv_b_proj", Part(still, width, width, heads)),
+    first, second = ("kv_a_proj_with_mqa", "attn_kv_a_mqa"), ("kv_b_proj", "attn_kv_b")
+    for name, (file, gguf), part in (
+        ("latent", first, Part(0, latent, latent + turned)),
+        ("turned_key", first, Part(latent, latent + turned, latent + turned)),
+        ("key", second, Part(0, still, width, heads)),
+        ("value", second, Part(still, width, width, heads)),
     ):
-        names[f"blocks.{name}"] = block_tensor(f"self_attn.{file}", in_axes=1, part=part)
-    names["blocks.latent_norm"] = block_tensor("self_attn.kv_a_layernorm")
+        names[f"blocks.{name}"] = block_tensor(f"self_attn.{file}", gguf, in_axes=1, part=part)
+    norms = {"latent_norm": ("kv_a_layernorm", "attn_kv_a_norm")}
+    matrices = {}
     if config.query_latent_dim:
-        names["blocks.query_latent"] = block_tensor("self_attn.q_a_proj", in_axes=1)
-        names["blocks.query_latent_norm"] = block_tensor("self_attn.q_a_layernorm")
-        names["blocks.query"] = block_tensor("self_attn.q_b_proj", in_axes=1)
+        norms["query_latent_norm"] = ("q_a_layernorm", "attn_q_a_norm")
+        matrices = {"query_latent": ("q_a_proj", "attn_q_a"), "query": ("q_b_proj", "attn_q_b")}
+    for name, (file, gguf) in norms.items():
+        names[f"blocks.{name}"] = block_tensor(f"self_attn.{file}", gguf)
+    for name, (file, gguf) in matrices.items():
+        names[f"blocks.{name}"] = block_tensor(f"self_attn.{file}", gguf, in_axes=1)
     return names

@@ -54,7 +54,8 @@ def tensor_names(
 ) -> dict[str, TensorName]:
     """Path of each parameter → its name in files of which the tensors are named `present`."""
     family = family_of(config)
-    names, prefix = family.tensors(config), family.optional_prefix
+    special, prefix = family.tensors_in, family.optional_prefix
+    names = special(config, naming, present) if special else family.tensors(config)
     if naming != "hf" or not prefix or any(name.startswith(prefix) for name in present):
         return names
     return {

@@ -67,10 +67,12 @@ def routed_tensors(
     *first, rest = config.stacks
     names = others(rest) | expert_tensors("mlp", _MATRICES)
     if config.router_correction:
-        correction = block_tensor("mlp.gate", kind="e_score_correction_bias")
-        names["blocks.router_correction_bias"] = correction
+        names["blocks.router_correction_bias"] = TensorName(
+            "model.layers.{layer}.mlp.gate.e_score_correction_bias", "blk.{layer}.exp_probs_b.bias"
+        )
     for name, file in _MATRICES.items():
-        names[f"blocks.shared_{name}"] = block_tensor(f"mlp.shared_experts.{file}", in_axes=1)
+        shared = block_tensor(f"mlp.shared_experts.{file}", f"ffn_{name}_shexp", in_axes=1)
+        names[f"blocks.shared_{name}"] = shared
     return _in_stacks(names, [others(stack) for stack in first], config.dense_layers)
 
 

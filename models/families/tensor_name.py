@@ -68,6 +68,9 @@ class TensorName:
     """Which outputs of the tensor are this parameter's. None: all."""
     first_layer: int = 0
     """The number in files of the parameter's first layer."""
+    order: tuple[int, ...] | None = None
+    """Files store the parameter's axes apart and in this order, without stacked ones. None: as
+    `in_axes` says."""
 
     def file_tensors(self, naming: Naming, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """Names of the file's tensors → their index along the stacked axes of our parameter.
@@ -87,6 +90,8 @@ class TensorName:
 
     def file_shape(self, shape: tuple[int, ...], naming: Naming) -> tuple[int, ...]:
         """Shape of one tensor in the file; `shape` is our parameter's without stacked axes."""
+        if self.order is not None:
+            return tuple(shape[axis] for axis in self.order)
         if self.in_axes is None:
             return shape
         count = self._expert_axes(naming)
@@ -105,6 +110,8 @@ class TensorName:
         `shape` and `index` are our parameter's without stacked axes. Where a `part` has several
         runs, it reads the other parameters' outputs between them too.
         """
+        if self.order is not None:
+            return tuple(index[axis] for axis in self.order)
         if self.in_axes is None:
             return index
         experts = self._expert_axes(naming)
@@ -119,6 +126,8 @@ class TensorName:
 
     def from_file(self, array: np.ndarray, shape: tuple[int, ...], naming: Naming) -> np.ndarray:
         """The file's array in our layout; `shape` is the result's, without stacked axes."""
+        if self.order is not None:
+            return array.transpose(np.argsort(self.order))
         if self.in_axes and not self._input_first(naming):
             array = array.swapaxes(-1, -2)
         if self.part and self.part.runs > 1:
@@ -132,6 +141,8 @@ class TensorName:
 
         `whole` is the file's tensor as far as other parameters have filled it, if there are any.
         """
+        if self.order is not None:
+            return np.ascontiguousarray(parameter.transpose(self.order))
         shape = self.file_shape(parameter.shape, naming)
         swapped = self.in_axes and not self._input_first(naming)
         ours = (*shape[:-2], shape[-1], shape[-2]) if swapped else shape
