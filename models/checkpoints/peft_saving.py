@@ -66,6 +66,14 @@ def save_adapter(
     write_tensors(tensors, path / ADAPTER_WEIGHTS, like=path / ADAPTER_CONFIG)
 
 
+def inseparable(model: Decoder, lora: Lora) -> list[str]:
+    """Our names of the adapted matrices that files hold together with others.
+
+    PEFT has no adapter for them, so `save_adapter` refuses the model.
+    """
+    return [ours for ours, name in _adapted(model, lora).items() if name.part is not None]
+
+
 def _adapted(model: Decoder, lora: Lora) -> dict[str, TensorName]:
     """Where each adapted matrix lies in Hugging Face files."""
     names = family_of(model.config).tensors(model.config)

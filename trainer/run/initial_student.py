@@ -13,7 +13,6 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from decant.models import Decoder, ModelConfig, save_directory
-from decant.models.checkpoints.adapters import adapted_matrices
 from decant.models.checkpoints.cut import cut_layers, evenly_spaced
 from decant.models.checkpoints.hf_layout import CONFIG
 from decant.models.checkpoints.hub import without_commit
@@ -65,15 +64,12 @@ def _write_initial(
                 f"on, so no adapter can stand on it. Use a copy: `decant export {config.source} "
                 "DIRECTORY`"
             )
-        adapted_matrices(base.abstract(), adapter.lora.targets)
         save_shape(base.config, directory, tokenizer.files())
         pinned = base.name if without_commit(base.name) else None
         adapter = dataclasses.replace(adapter, base=base_identity(base), pinned=pinned)
     else:
         kept = adapter.dtype if adapter else "float32"
         student = build_student(config, cache=cache, dtype=dtype, seed=seed, param_dtype=kept)
-        if adapter:
-            adapted_matrices(student, adapter.lora.targets)
         save_directory(student, directory, tokenizer.files())
     if adapter:
         adapter.write(directory)

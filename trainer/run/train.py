@@ -29,6 +29,7 @@ from decant.trainer.loss.frozen import joined, trained_and_frozen
 from decant.trainer.loss.layer_pairs import Pairs
 from decant.trainer.loss.objective import Objective, Tables
 from decant.trainer.loss.projections import Parameters, initial_projections
+from decant.trainer.run.adapter_check import check_adapter
 from decant.trainer.run.binding import BINDING, Binding, bind, cache_at_start
 from decant.trainer.run.checkpoint import Checkpoints, latest_step
 from decant.trainer.run.checksums import require_finite, summarise
@@ -86,6 +87,7 @@ def _train(config: Train, callbacks: Sequence[Callback], place: Place | None) ->
     _check_batch(config, steps=steps, row_shards=row_shard_count(mesh))
     check_targets(cache, loss=config.loss)
     _check_judging(config, cache)
+    about_adapter = check_adapter(config.student, cache=cache, run=config.run)
     others = open_others(config.data)
     config, about_tail = with_tail(config, cache=cache, others=others)
     check_targets(cache, loss=config.loss)
@@ -150,7 +152,9 @@ def _train(config: Train, callbacks: Sequence[Callback], place: Place | None) ->
                 callbacks=(*stack.enter_context(tracked), *callbacks),
             )
         stack.callback(metrics.close)
-        for notice in filter(None, (unused_accelerator(), about_tail, about_rollouts)):
+        for notice in filter(
+            None, (unused_accelerator(), about_tail, about_rollouts, about_adapter)
+        ):
             metrics.say(notice)
         loop = TrainingLoop(
             config=config,

@@ -18,6 +18,7 @@ from decant.models import open_checkpoint
 from decant.models.checkpoints.safetensors_files import SafetensorsFiles
 from decant.models.families import config_from_gguf
 from decant.models.numerics import logits
+from decant.models.rotary import attention_factor
 from tests.models.checkpoints.test_gguf_file import write_out
 from tests.paths import GOLDEN
 
@@ -383,7 +384,8 @@ def test_a_deepseek_file_that_does_not_name_its_router_has_a_sigmoid_if_it_has_a
 def test_phi_3s_divisors_must_all_be_in_the_file():
     factor = ("rope.scaling.attn_factor",)
     assert config_of("phi3", less=factor).rope_scaling is None
-    assert config_of("phi3", tensors=FACTORS).rope_scaling.attention_factor == PHI3_FACTOR
+    scaling = config_of("phi3", tensors=FACTORS).rope_scaling
+    assert attention_factor(scaling) == PHI3_FACTOR
     with pytest.raises(ValueError, match=r"field 'rope.scaling.attn_factor' is missing"):
         config_of("phi3", tensors=FACTORS, less=factor)
     with pytest.raises(ValueError, match=r"rope_factors_short\.weight is missing"):

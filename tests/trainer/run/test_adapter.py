@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from decant.models import open_checkpoint
 from decant.models.checkpoints.adapters import Lora, add_adapter, merged
+from decant.models.families import config_to_json
 from decant.trainer.config import (
     Adapter,
     AttentionLoss,
@@ -31,13 +32,14 @@ from decant.trainer.loss.objective import Objective, Tables, scheduled_values
 from decant.trainer.results.evaluate import evaluate
 from decant.trainer.results.export import export
 from decant.trainer.results.generate import generate
+from decant.trainer.run.adapter_check import check_adapter
 from decant.trainer.run.metrics_log import read_metrics
 from decant.trainer.run.student_parameters import graph_and_parameters
 from decant.trainer.run.train import train
 from decant.trainer.run.trained_student import load_student, student_digest
 from decant.trainer.update.step import mean_gradient
 from tests.making.caches import write_teacher
-from tests.making.models import final_states
+from tests.making.models import CONFIG, final_states
 
 RANK = 4
 
@@ -317,6 +319,56 @@ def test_settings_that_make_no_adapter_are_refused(
 ):
     with pytest.raises(ValueError, match=expected):
         train(settings(drawn_cache, tmp_path / "run", source, adapter=adapter))
+
+
+def student_of(tmp_path, *targets, **changes):
+    """A student from scratch of this shape, with an adapter on the targets."""
+    shape = dataclasses.replace(CONFIG, max_positions=256, **changes)
+    (tmp_path / "config.json").write_text(json.dumps(config_to_json(shape)))
+    adapter = Adapter(rank=RANK, targets=targets)
+    return Student(init="scratch", config=tmp_path / "config.json", adapter=adapter)
+
+
+FUSED = {"family": "phi3"}
+EXPERTS = {"family": "mixtral", "num_experts": 4, "experts_per_token": 2, "normalise_experts": True}
+DENSE_FIRST = {
+    "family": "glm4_moe",
+    "num_experts": 4,
+    "experts_per_token": 2,
+    "router": "sigmoid",
+    "router_correction": True,
+    "shared_intermediate_size": 64,
+    "dense_layers": 1,
+    "dense_intermediate_size": 64,
+}
+
+
+def test_an_adapter_that_can_only_be_exported_merged_is_named_when_training_begins(
+    drawn_cache, tmp_path
+):
+    student = student_of(tmp_path, "q_proj", "o_proj", "up_proj", **FUSED)
+    said = check_adapter(student, cache=drawn_cache, run=tmp_path / "run") or ""
+    assert "hold query, up together with other matrices" in said
+    assert f"`decant export {tmp_path / 'run'} --adapter merged`" in said
+    apart = student_of(tmp_path, "o_proj", "down_proj", **FUSED)
+    assert check_adapter(apart, cache=drawn_cache, run=tmp_path / "run") is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "target", "expected"),
+    [
+        (EXPERTS, "up_proj", r"'up_proj' is a matrix of each expert, which cannot be adapted"),
+        (DENSE_FIRST, "q_proj", r"the first 1 blocks of this model have no experts"),
+    ],
+)
+def test_students_that_cannot_have_the_adapter_are_refused_before_anything_is_written(
+    drawn_cache, tmp_path, shape, target, expected
+):
+    config = settings(drawn_cache, tmp_path / "run", "")
+    student = student_of(tmp_path, target, **shape)
+    with pytest.raises(ValueError, match=expected):
+        train(dataclasses.replace(config, student=student))
+    assert not (tmp_path / "run").exists()
 
 
 def test_joined_is_the_inverse_of_taking_apart():
