@@ -189,7 +189,7 @@ def _uncaptured_job(capture: Capture, cache: Path) -> TokeniseJob:
         sources,
         vocabulary=vocabulary,
         batch_rows=expected_batch_rows(capture.config.teacher, length=corpus.sequence_length),
-        pieces=left[0].pieces,
+        rules=left[0].rules,
     )
 
 

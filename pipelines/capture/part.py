@@ -6,7 +6,7 @@ Each step does only what no earlier run has done, so a rerun goes on where the l
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import apache_beam as beam
 from rich.console import Console
@@ -37,8 +37,12 @@ from decant.pipelines.capture.teacher_lease import with_teacher
 from decant.pipelines.config import Corpus, Precompute
 from decant.pipelines.rows.heldout_pieces import needs_pieces
 from decant.pipelines.rows.marking import VERSION as MARKING
-from decant.pipelines.rows.marking import VERSIONS as MARKINGS
-from decant.pipelines.rows.rules import row_rules, settings_of_rows
+from decant.pipelines.rows.rules import (
+    RowRules,
+    row_rules,
+    rules_of_releases,
+    settings_of_rows,
+)
 from decant.pipelines.rows.sources import SourceFile
 from decant.pipelines.rows.tokenise import local_processes, tokenise
 from decant.pipelines.rows.unwritten import notices
@@ -59,15 +63,6 @@ from decant.schemas.manifest.plan import (
 )
 from decant.schemas.manifest.request import Remote, claim
 from decant.schemas.manifest.tokenizer_files import tokenizer_folder
-
-
-class _RowRules(NamedTuple):
-    """The rules of rows that differ between releases or corpora."""
-
-    marking: int
-    """Version of the rules that mark what is learned."""
-    pieces: bool
-    """Whether pieces of texts are held out."""
 
 
 class PartCapture:
@@ -128,40 +123,35 @@ class PartCapture:
     @cached_property
     def rows_id(self) -> str:
         """Identity of the rows of all the part's files."""
-        return self._rows_id(self._rules)
-
-    @property
-    def pieces(self) -> bool:
-        """Whether pieces of texts are held out, because there are too few documents."""
-        return self._rules.pieces
+        return self._rows_id(self.rules)
 
     @cached_property
-    def _rules(self) -> "_RowRules":
+    def rules(self) -> RowRules:
         """The rules that the directory was begun with; for a new one the newest that fit it."""
         request = self.layout.request
         if exists(request):
             bound = read_json(request).get("corpus")
-            for rules in (_RowRules(m, p) for m in MARKINGS for p in (False, True)):
+            for rules in rules_of_releases():
                 if bound == self._described(self._rows_id(rules)):
                     return rules
         # Last, because it reads documents: it takes time, and replaced ones are there no more.
-        pieces = self.before[0].pieces if self.before else needs_pieces(self.sources, self.corpus)
-        return _RowRules(MARKING, pieces)
+        if self.before:
+            return RowRules(pieces=self.before[0].rules.pieces)
+        return RowRules(pieces=needs_pieces(self.sources, self.corpus))
 
-    def _rows_id(self, rules: "_RowRules") -> str:
+    def _rows_id(self, rules: RowRules) -> str:
         return identify_rows(
             self.corpus,
             self.sources,
             tokenizer=self.tokenizer,
             template=self._template,
             after=[earlier.rows_id for earlier in self.before],
-            marking=rules.marking,
-            pieces=rules.pieces,
+            rules=rules,
         )
 
     def _require_same_marking(self) -> None:
         """ValueError if rows made now would not be marked as those that the part has."""
-        if self._rules.marking != MARKING:
+        if self.rules.marking != MARKING:
             raise ValueError(
                 f"{self.cache}: begun by a release before 0.8, which decided by other rules which "
                 "tokens of chats and completions are learned, and its rows are not all there. "
@@ -274,7 +264,7 @@ class PartCapture:
             batch_rows=expected_batch_rows(config.teacher, length=config.corpus.sequence_length),
             # Rows that are made again must lie in the units of the plan.
             unit_rows=read_plan(plan).rows.unit_rows if exists(plan) else None,
-            pieces=self.pieces,
+            rules=self.rules,
             older=older,
         )
         with tokenise_progress(job, console=self.console):
@@ -290,7 +280,7 @@ class PartCapture:
         count, tokens = totals(rows.units)
         heldout = sum(unit.rows for unit in rows.units if unit.split == "heldout")
         more = "more " if self.before else ""
-        held = f"{heldout} rows {'of pieces of texts ' if self.pieces else ''}held out"
+        held = f"{heldout} rows {'of pieces of texts ' if self.rules.pieces else ''}held out"
         self.console.print(
             f"rows: {count:,} {more}of {self.config.corpus.sequence_length} tokens ({tokens:,} in "
             f"all, {held}) in {len(rows.units)} units, from {len(self.sources)} "
@@ -344,8 +334,7 @@ class PartCapture:
             self.corpus,
             self.sources,
             template=self._template,
-            marking=self._rules.marking,
-            pieces=self._rules.pieces,
+            rules=self.rules,
         )
         return settings_of_rows(rules, tokenizer=self.tokenizer) | {
             "teacher.quantize": self.config.teacher.quantize,

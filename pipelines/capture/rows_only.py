@@ -26,7 +26,7 @@ from decant.pipelines.capture.step_inputs import (
 from decant.pipelines.config import Corpus, Teacher, Tokenise
 from decant.pipelines.rows import unwritten
 from decant.pipelines.rows.heldout_pieces import needs_pieces
-from decant.pipelines.rows.rules import row_rules, settings_of_rows
+from decant.pipelines.rows.rules import RowRules, row_rules, rules_of_releases, settings_of_rows
 from decant.pipelines.rows.tokenise import local_processes, tokenise
 from decant.pipelines.runners.run_pipeline import run_pipeline
 from decant.progress import notices
@@ -62,30 +62,31 @@ def _tokenise(config: Tokenise, console: Console) -> Manifest:
         missing=f"there is no chat template in {like.tokenizer_path}; give the documents as prompt "
         "and completion",
     )
+    newest = RowRules(pieces=needs_pieces(sources, corpus))
+    older = (rules for rules in rules_of_releases() if rules.marking == newest.marking)
     rows_ids = {
-        pieces: identify_rows(
-            corpus, sources, tokenizer=like.manifest.tokenizer, template=template, pieces=pieces
+        rules: identify_rows(
+            corpus, sources, tokenizer=like.manifest.tokenizer, template=template, rules=rules
         )
-        for pieces in (needs_pieces(sources, corpus), False)
+        for rules in (newest, *older)
     }
 
-    def request(pieces: bool) -> dict[str, str]:
+    def request(rules: RowRules) -> dict[str, str]:
         return {
             "corpus": f"{len(sources)} files, rows of {corpus.sequence_length} without a teacher "
-            f"(rows_id {rows_ids[pieces][:12]})"
+            f"(rows_id {rows_ids[rules][:12]})"
         }
 
     begun = read_json(layout.request) if exists(layout.request) else {}
-    # A release before 0.9 held out no pieces.
-    before = (p for p in rows_ids if begun.get("corpus") == request(p)["corpus"])
-    pieces = next(before, next(iter(rows_ids)))
-    rules = row_rules(corpus, sources, template=template, pieces=pieces)
-    settings = settings_of_rows(rules, tokenizer=like.manifest.tokenizer)
+    before = (rules for rules in rows_ids if begun.get("corpus") == request(rules)["corpus"])
+    rules = next(before, newest)
+    named = row_rules(corpus, sources, template=template, rules=rules)
+    settings = settings_of_rows(named, tokenizer=like.manifest.tokenizer)
     bound = [Source(source.name, source.sha256) for source in sources]
     with changing(config.output):
         claim(
             layout.request,
-            request(pieces),
+            request(rules),
             sources=bound,
             settings=settings,
             cache=config.output,
@@ -103,12 +104,12 @@ def _tokenise(config: Tokenise, console: Console) -> Manifest:
         sources,
         vocabulary=like.manifest.vocabulary_size,
         batch_rows=expected_batch_rows(Teacher(), length=corpus.sequence_length),
-        pieces=pieces,
+        rules=rules,
     )
     with capturing(layout.root), tokenise_progress(job, console=console):
         rows = tokenise(
             job,
-            rows_id=rows_ids[pieces],
+            rows_id=rows_ids[rules],
             run=functools.partial(
                 run_pipeline, runner=config.runner, options=config.runner_options
             ),

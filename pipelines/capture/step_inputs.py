@@ -14,9 +14,8 @@ from decant.pipelines.calibration.known import Known
 from decant.pipelines.calibration.signal_specs import AddedSignal, describe_signals
 from decant.pipelines.config import Corpus, Precompute, SourceGroup, Teacher
 from decant.pipelines.rows.documents import with_kinds
-from decant.pipelines.rows.marking import VERSION as MARKING
 from decant.pipelines.rows.matching import fail
-from decant.pipelines.rows.rules import choose_unit_rows, row_rules
+from decant.pipelines.rows.rules import NEWEST, RowRules, choose_unit_rows, row_rules
 from decant.pipelines.rows.shard import TokeniseJob
 from decant.pipelines.rows.sources import (
     SourceFile,
@@ -138,21 +137,18 @@ def identify_rows(
     tokenizer: str,
     template: ChatTemplate | None,
     after: Sequence[str] = (),
-    marking: int = MARKING,
-    pieces: bool = False,
+    rules: RowRules = NEWEST,
 ) -> str:
     """rows_id of all rows of `sources`; `corpus` is decided, `tokenizer` is a digest.
 
-    `after` holds the rows_ids of earlier parts, whose documents are left out of this one; `marking`
-    is the version of the rules that mark what is learned; `pieces` says whether pieces of texts
-    are held out.
+    `after` holds the rows_ids of earlier parts, whose documents are left out of this one.
     """
-    rules = row_rules(corpus, sources, template=template, marking=marking, pieces=pieces)
+    named = row_rules(corpus, sources, template=template, rules=rules)
     if after:
-        rules["after"] = list(after)
+        named["after"] = list(after)
     return rows_id(
         tokenizer=tokenizer,
-        rules=rules,
+        rules=named,
         sources=[(source.name, source.sha256) for source in sources],
     )
 
@@ -173,15 +169,14 @@ def tokenise_job(
     vocabulary: int,
     batch_rows: int,
     unit_rows: int | None = None,
-    pieces: bool = False,
+    rules: RowRules = NEWEST,
     older: Sequence[SourceFile] = (),
 ) -> TokeniseJob:
     """The job that writes the rows of `sources` below `layout`; `corpus` is decided.
 
     `vocabulary` is the number of ids that the teacher predicts; `batch_rows` from
-    `expected_batch_rows`; `unit_rows` is U if an earlier run has fixed it; `pieces` says whether
-    pieces of texts are held out; `older` are the sources of earlier parts. The cache must have its
-    tokenizer when the job runs.
+    `expected_batch_rows`; `unit_rows` is U if an earlier run has fixed it; `older` are the sources
+    of earlier parts. The cache must have its tokenizer when the job runs.
     """
     length = corpus.sequence_length
     # Absolute, because workers may have another working directory.
@@ -192,7 +187,8 @@ def tokenise_job(
         corpus=corpus,
         unit_rows=unit_rows or choose_unit_rows(sources, length=length, batch_rows=batch_rows),
         vocabulary=vocabulary,
-        pieces=pieces,
+        pieces=rules.pieces,
+        by_prompt=rules.by_prompt,
         older=tuple(older),
     )
 

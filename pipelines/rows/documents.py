@@ -54,13 +54,21 @@ class Document:
 
     @property
     def content_hash(self) -> bytes:
-        """sha256 of the content: finds duplicates and chooses the held-out documents.
+        """sha256 of the content: finds duplicates.
 
         A chat is hashed before it is rendered, so that every teacher holds out the same chats.
         """
         if isinstance(self.content, LongText):
             return self.content.sha256
         return hashlib.sha256(self._data(self.content)).digest()
+
+    @property
+    def split_hash(self) -> bytes:
+        """sha256 that chooses the held-out documents: of a rollout its prompt's, so that no answer
+        to a held-out prompt is learned from; of others the content's."""
+        if isinstance(self.content, Rollout):
+            return hashlib.sha256(self.content.prompt.encode()).digest()
+        return self.content_hash
 
     @property
     def size(self) -> int:

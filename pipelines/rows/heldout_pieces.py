@@ -25,9 +25,9 @@ _LEAST = 64
 """Transitions of the shortest piece. A shorter text is held out as a whole."""
 
 
-def split_of(content_hash: bytes, heldout: float) -> Split:
+def split_of(split_hash: bytes, heldout: float) -> Split:
     """The split of a whole document."""
-    return "heldout" if int.from_bytes(content_hash[:8]) < heldout * 2**64 else "train"
+    return "heldout" if int.from_bytes(split_hash[:8]) < heldout * 2**64 else "train"
 
 
 def needs_pieces(sources: Sequence[SourceFile], corpus: Corpus) -> bool:
@@ -88,7 +88,7 @@ def stretches(
 
 
 def _documents(sources: Sequence[SourceFile], text_field: str) -> Iterator[tuple[bytes, int]]:
-    """(content hash, bytes) of each document. A file that is one document is not read."""
+    """(split hash, bytes) of each document. A file that is one document is not read."""
     for number, source in enumerate(sources):
         if source.forgotten:
             continue
@@ -99,7 +99,7 @@ def _documents(sources: Sequence[SourceFile], text_field: str) -> Iterator[tuple
         for document in read_documents(
             shard, sources, text_field=text_field, refuse=lambda place, problem: None
         ):
-            yield document.content_hash, document.size
+            yield document.split_hash, document.size
 
 
 def _is_plain_text(source: SourceFile) -> bool:

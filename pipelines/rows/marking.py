@@ -23,7 +23,6 @@ from decant.models.text.tokenizer import Tokenizer
 from decant.pipelines.rows.assistant_spans import Spans, assistant_spans
 from decant.pipelines.rows.documents import Chat, Completion, Content, Document
 from decant.pipelines.rows.long_text import LongArray, LongSegment, LongText
-from decant.pipelines.rows.rollouts import VERSION as ROLLOUTS
 from decant.pipelines.rows.rollouts import Rollout, tokens_of
 from decant.pipelines.rows.sources import Kind
 from decant.schemas.records.rows import Segment
@@ -69,8 +68,6 @@ def marking_rules(
     rules: dict[str, Any] = {}
     if {"chat", "completion"} & set(kinds):
         rules["learned"] = version
-    if "rollout" in kinds:
-        rules["rollouts"] = ROLLOUTS
     if template and "chat" in kinds:
         rules["chat_template"] = template.digest
     return rules

@@ -24,8 +24,11 @@ LOGPROBS, PROMPT_IDS, COMPLETION_IDS = "logprobs", "prompt_ids", "completion_ids
 WRITER, TOKENIZER = "writer", "tokenizer"
 FIELDS = (LOGPROBS, PROMPT_IDS, COMPLETION_IDS, WRITER, TOKENIZER)
 """The fields of a record besides `prompt` and `completion`."""
-VERSION = 1
-"""Part of the rows_id of corpora with rollouts. Raise it if their rows change."""
+VERSION = 2
+"""Part of the rows_id of corpora with rollouts. Raise it if their rows change.
+1, of release 0.13, held out rollouts one by one; now all rollouts of a prompt are in one split."""
+VERSIONS = (VERSION, 1)
+"""All versions that a cache may have been begun with, newest first."""
 MOST_WRITERS = 1000
 """The manifest lists their names."""
 _LONGEST_NAME = 200

@@ -1,19 +1,49 @@
 """The rules that decide how a corpus becomes rows and units."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from decant.models.text.chat_template import ChatTemplate
 from decant.pipelines.config import Corpus
 from decant.pipelines.rows.formats import format_before_0_9
 from decant.pipelines.rows.heldout_pieces import VERSION as PIECES
 from decant.pipelines.rows.marking import VERSION as MARKING
+from decant.pipelines.rows.marking import VERSIONS as MARKINGS
 from decant.pipelines.rows.marking import marking_rules
 from decant.pipelines.rows.packing import VERSION as PACKING_VERSION
+from decant.pipelines.rows.rollouts import VERSION as ROLLOUTS
+from decant.pipelines.rows.rollouts import VERSIONS as OF_ROLLOUTS
 from decant.pipelines.rows.sources import Kind, SourceFile
 
 _BYTES_A_TOKEN: dict[Kind, int] = {"rollout": 24}
 """About; rollouts have a number and perhaps an id beside each token. Of other kinds, 4."""
+
+
+class RowRules(NamedTuple):
+    """The rules of rows that differ between releases or corpora."""
+
+    marking: int = MARKING
+    """Version of the rules that mark what is learned."""
+    rollouts: int = ROLLOUTS
+    """Version of the rules of rollouts."""
+    pieces: bool = False
+    """Whether pieces of texts are held out, because there are too few documents."""
+
+    @property
+    def by_prompt(self) -> bool:
+        """Whether the prompt of a rollout decides if it is held out, not the whole rollout."""
+        return self.rollouts > 1
+
+
+NEWEST = RowRules()
+
+
+def rules_of_releases() -> Iterator[RowRules]:
+    """All rules that a cache may have been begun with, newest first."""
+    for marking in MARKINGS:
+        for rollouts in OF_ROLLOUTS:
+            for pieces in (False, True):
+                yield RowRules(marking, rollouts, pieces)
 
 
 def row_rules(
@@ -21,19 +51,18 @@ def row_rules(
     sources: Sequence[SourceFile],
     *,
     template: ChatTemplate | None = None,
-    marking: int = MARKING,
-    pieces: bool = False,
+    rules: RowRules = NEWEST,
 ) -> dict[str, Any]:
     """All settings that decide the rows, apart from text and tokenizer; part of rows_id.
 
-    `corpus` has its defaults resolved. `template` is the chat template, if there are chats, and
-    `marking` the version of the rules that mark what is learned. `pieces`: pieces of texts are
-    held out.
+    `corpus` has its defaults resolved. `template` is the chat template, if there are chats.
     """
     kinds: set[Kind] = {source.kind for source in sources}
-    cut = {"heldout_pieces": PIECES} if pieces else {}
+    written = {"rollouts": rules.rollouts} if "rollout" in kinds else {}
+    cut = {"heldout_pieces": PIECES} if rules.pieces else {}
     return (
-        marking_rules(kinds, template, version=marking)
+        marking_rules(kinds, template, version=rules.marking)
+        | written
         | cut
         | _own_rules(sources)
         | {

@@ -51,6 +51,8 @@ class TokeniseJob(Travels):
     """Number of ids that the teacher predicts. A document that has a larger id is refused."""
     pieces: bool = False
     """Whether pieces of texts are held out, as `needs_pieces` says, in place of documents."""
+    by_prompt: bool = True
+    """Whether the prompt of a rollout decides if it is held out, not the whole rollout."""
     older: tuple[SourceFile, ...] = ()
     """Files of the older parts. Documents that occur in them are left out of this part."""
 
@@ -188,8 +190,9 @@ def _segments(
 
     for batch in _batches(_mark_all(documents, job, tokenizer, refuse=refuse, lost=lost)):
         for marked, segment in tokenised(batch):
-            digest, share = marked.document.content_hash, job.corpus.heldout or 0.0
-            content = marked.document.content
+            document, share = marked.document, job.corpus.heldout or 0.0
+            content = document.content
+            digest = document.split_hash if job.by_prompt else document.content_hash
             if isinstance(content, Rollout):
                 written_by[content.writer] += 1
             if job.pieces and isinstance(content, str | LongText):

@@ -1,6 +1,7 @@
 """From chats to a student: only the assistant's words are stored and learned from."""
 
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -16,12 +17,13 @@ from rich.console import Console
 from decant.models import open_checkpoint, save_directory
 from decant.models.text.tokenizer import tokenizer_of
 from decant.pipelines.__main__ import main
+from decant.pipelines.capture import part
 from decant.pipelines.capture.estimate import estimate
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.capture.rows_only import tokenise_only
 from decant.pipelines.config import Attention, Corpus, Hidden, Tokenise
 from decant.pipelines.inspection.contents import left_out
-from decant.pipelines.rows import marking
+from decant.pipelines.rows.rules import RowRules
 from decant.pipelines.runners.worker_error import WorkerError
 from decant.progress import notices
 from decant.schemas import open_cache
@@ -245,8 +247,8 @@ def test_a_capture_begun_under_older_marking_rules_goes_on_if_it_has_its_rows(ro
     config = settings(root, output=root / "older")
     begun = root / "begun"
     with monkeypatch.context() as then:
-        then.setattr(marking, "VERSION", 1)
-        then.setattr("decant.pipelines.capture.part.MARKING", 1)
+        then.setattr(part, "MARKING", 1)
+        then.setattr(part, "RowRules", functools.partial(RowRules, marking=1))
         older = precompute(config)
     # Sealed: nothing is made anew. Its rows_id is the one it was begun with.
     assert precompute(config) == older

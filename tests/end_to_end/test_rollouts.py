@@ -1,6 +1,7 @@
 """Rollouts through the whole house: captured, read, forgotten, merged, verified, shown."""
 
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 
 from decant.models import open_checkpoint
 from decant.pipelines.__main__ import main
+from decant.pipelines.capture import part
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.inspection.contents import writer_lines
 from decant.pipelines.rows.rollouts import rollout, tokens_of
+from decant.pipelines.rows.rules import RowRules
 from decant.pipelines.upkeep.collect import collect
 from decant.pipelines.upkeep.forget import forget
 from decant.pipelines.upkeep.merge import merge
@@ -22,6 +25,7 @@ from decant.schemas import Cache, open_cache
 from decant.schemas.disk.atomic import read_json
 from decant.schemas.disk.identity import digest_memory
 from decant.schemas.disk.steps import Step
+from decant.schemas.manifest.manifest import SPLITS, Split
 from decant.trainer.data.mixture import MixtureReader
 from decant.trainer.own_loop.batches import batches
 from decant.trainer.results.prompts import Prompt
@@ -102,13 +106,32 @@ def test_the_teacher_scores_each_written_token(root, cache):
     np.testing.assert_allclose(rows["label_logprobs"][at], expected, atol=2e-3)
 
 
-def test_a_document_is_in_one_split_and_both_have_some(cache):
-    places = {
-        split: {origin[:2] for row in cache.rows(split) for origin in cache.origins(int(row))}
-        for split in ("train", "heldout")
-    }
-    assert not places["train"] & places["heldout"]
-    assert min(map(len, places.values())) > 1
+def prompts(root: Path, cache: Cache, split: Split) -> list[str]:
+    """Of the rollouts in a split."""
+    places = {origin[:2] for row in cache.rows(split) for origin in cache.origins(int(row))}
+    records = written(root)
+    return [records[at]["prompt"] for _, at in places]
+
+
+def test_all_answers_to_a_prompt_are_in_one_split_and_both_have_some(root, cache):
+    train, heldout = (prompts(root, cache, split) for split in SPLITS)
+    assert not set(train) & set(heldout)
+    assert min(len(train), len(heldout)) > 1
+
+
+def test_a_capture_that_0_13_began_is_finished_in_its_own_splits(root, tmp_path, monkeypatch):
+    begun, config = tmp_path / "begun", rollout_settings(root, output=tmp_path / "older")
+    with monkeypatch.context() as then:
+        then.setattr(part, "RowRules", functools.partial(RowRules, rollouts=1))
+        older = precompute(config)
+    train, heldout = (prompts(root, open_cache(config.output), split) for split in SPLITS)
+    assert set(train) & set(heldout)
+    assert precompute(config) == older  # sealed: nothing is made anew
+    shutil.copytree(config.output, begun)
+    for path in (begun / "manifest.json", begun / "parts" / "0000" / "plan.json"):
+        path.unlink()
+    shutil.rmtree(begun / "parts" / "0000" / "rows")
+    assert precompute(dataclasses.replace(config, output=begun)) == older
 
 
 @pytest.mark.parametrize("kind", [byte_level, sentencepiece, unigram, word_piece])

@@ -1,5 +1,6 @@
 """Rollouts: their tokens and log-probabilities, and what is refused of them."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import pyarrow.parquet
 import pytest
 
 from decant.models.text.tokenizer import Tokenizer
+from decant.pipelines.config import Corpus
 from decant.pipelines.rows.documents import Document, read_documents, with_kinds
-from decant.pipelines.rows.marking import mark, marking_rules, segments
+from decant.pipelines.rows.marking import mark, segments
 from decant.pipelines.rows.packing import Packer, pieces
 from decant.pipelines.rows.records import Place
-from decant.pipelines.rows.sources import cut_shards, find_sources
+from decant.pipelines.rows.rules import NEWEST, RowRules, row_rules
+from decant.pipelines.rows.sources import Kind, SourceFile, cut_shards, find_sources
 from tests.making.chats import chat_tokenizer
 
 NAN = float("nan")
@@ -234,7 +237,23 @@ def test_pieces_of_a_long_completion_keep_their_log_probabilities(tmp_path):
 
 
 def test_rollouts_are_a_rule_of_their_own_and_others_keep_theirs():
-    assert marking_rules({"text"}, None) == {}
-    assert marking_rules({"text", "completion"}, None) == {"learned": 2}
-    assert marking_rules({"rollout"}, None) == {"rollouts": 1}
-    assert marking_rules({"rollout", "chat"}, None) == {"learned": 2, "rollouts": 1}
+    names = ("version", "learned", "rollouts")
+
+    def rules(kind: Kind, *older: RowRules) -> list[Any]:
+        source = SourceFile("a", "/a", 1, "", kind=kind)
+        found = row_rules(Corpus(), [source], rules=older[0] if older else NEWEST)
+        return [found.get(name) for name in names]
+
+    assert rules("text") == [1, None, None]
+    assert rules("completion") == [1, 2, None]
+    assert rules("rollout") == [1, None, 2]
+    assert rules("rollout", RowRules(rollouts=1)) == [1, None, 1]
+    assert rules("text", RowRules(rollouts=1)) == [1, None, None]
+
+
+def test_the_prompt_alone_decides_whether_a_rollout_is_held_out(tmp_path):
+    other = record(prompt="3+3=")
+    documents, _ = read(tmp_path, record(), record(logprobs=[-1, -2], writer="a"), other)
+    hashes = [document.split_hash for document in documents]
+    assert hashes[0] == hashes[1] == hashlib.sha256(b"2+2=").digest()
+    assert hashes[2] != hashes[0]
