@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from decant.models.families import gguf_fields, json_fields
 from decant.models.families.common_tensors import common_tensors, expert_tensors
 from decant.models.families.family import Family, GgufFormat
 from decant.models.families.field_reader import FieldReader
-from decant.models.families.tensor_name import TensorName
+from decant.models.families.tensor_name import Naming, Part, TensorName
 
 
 def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
@@ -87,11 +88,31 @@ def tensors(config: ModelConfig) -> dict[str, TensorName]:
     return common_tensors(config) | expert_tensors("mlp", matrices)
 
 
+def tensors_in(
+    config: ModelConfig, naming: Naming, present: Collection[str]
+) -> dict[str, TensorName]:
+    """The same; files of Qwen3-VL have the matrices of all experts of a block in two tensors."""
+    names, width = tensors(config), config.intermediate_size
+    if naming == "gguf" or not any(name.endswith(".experts.gate_up_proj") for name in present):
+        return names
+    for name, file, part in (
+        ("gate", "gate_up_proj", Part(0, width, 2 * width)),
+        ("up", "gate_up_proj", Part(width, 2 * width, 2 * width)),
+        ("down", "down_proj", None),
+    ):
+        path = f"model.layers.{{layer}}.mlp.experts.{file}"
+        names[f"blocks.{name}"] = dataclasses.replace(
+            names[f"blocks.{name}"], hf=path, input_first=True, part=part
+        )
+    return names
+
+
 QWEN3_MOE = Family(
     name="qwen3_moe",
     model_types=("qwen3_moe",),
     config_from_json=config_from_json,
     config_to_json=config_to_json,
     tensors=tensors,
+    tensors_in=tensors_in,
     gguf=GgufFormat("qwen3moe", config_from_gguf),
 )

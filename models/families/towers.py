@@ -29,6 +29,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "ministral3": _sizes(131072, 4096, 14336, 34, 32, 8, 128, 262144) | {"rms_norm_eps": 1e-5},
     # Not rope_theta: it has had two defaults, 5e6 and 5e5.
     "qwen3_vl_text": _sizes(151936, 4096, 22016, 32, 32, 32, 128, 128000) | {"rope_theta": ...},
+    "qwen3_vl_moe_text": _sizes(151936, 2048, 5632, 24, 16, 16, None, 128000)
+    | {"moe_intermediate_size": 1408, "num_local_experts": 60, "num_experts_per_tok": 4}
+    | {"rope_theta": ...},
     "qwen2_5_vl_text": _sizes(152064, 8192, 29568, 80, 64, 8, None, 32768)
     | {"rms_norm_eps": 1e-5, "rope_theta": 1e6},
 }
@@ -44,6 +47,8 @@ class Tower:
     """The model_type of which the text model is one by another name. None: its own."""
     flat: bool = False
     """The fields of the text may stand beside those of the whole model, without `text_config`."""
+    always: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of `same_as` that the text model does not have, and their values in it."""
 
 
 TOWERS = {
@@ -51,15 +56,22 @@ TOWERS = {
     "mistral3": Tower(("mistral", "ministral3")),
     # With deep layers of its image part switched off, as without images, it is Qwen 3.
     "qwen3_vl": Tower(("qwen3_vl_text",), same_as="qwen3"),
+    "qwen3_vl_moe": Tower(
+        ("qwen3_vl_moe_text",), same_as="qwen3_moe", always={"norm_topk_prob": True}
+    ),
+    "kimi_k25": Tower(("deepseek_v3", "kimi_k2")),
     "qwen2_5_vl": Tower(("qwen2_5_vl_text",), same_as="qwen2", flat=True),
 }
 """By `model_type` of the whole model."""
 
 # Fields of the whole model that only images need.
-_IMAGES = re.compile(r".*(image|video|vision|projector|boi_token|eoi_token|mm_tokens|merge_size).*")
+_IMAGES = re.compile(
+    r".*(image|video|vision|project(or|ion)|boi_token|eoi_token|mm_tokens|merge_size).*"
+    r"|media_placeholder_token_id|ignore_index"
+)
 # Both spellings that transformers has used, the text's and the other parts'.
 _TEXT = re.compile(r"(?:language_model\.(?=model\.|lm_head\.)|(?<=^model\.)language_model\.)")
-_OTHERS = re.compile(r"(model\.)?(vision_tower|visual|multi_modal_projector)\..*")
+_OTHERS = re.compile(r"(model\.)?(vision_tower|visual|multi_modal_projector|mm_projector)\..*")
 
 
 def is_tower(fields: Mapping[str, Any]) -> bool:
@@ -84,6 +96,8 @@ def text_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     if not text.fields:
         raise ValueError("config.json: text_config is missing, which describes the text model.")
     text.require("model_type", *tower.text_types)
+    for name, value in tower.always.items():
+        text.require(name, value)
     kind = text.take("model_type", tower.text_types[0])
     reader.ignore("tie_word_embeddings", "quantization_config", "compression_config")
     reader.ignore(*filter(_IMAGES.fullmatch, fields))
@@ -92,7 +106,8 @@ def text_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     reader.finish()
     # The text model's own flag counts: what wraps it may have another default, unused.
     tied = {name: fields[name] for name in ("tie_word_embeddings",) if name in fields}
-    whole = {**_DEFAULTS[kind], **tied, **text.fields, "model_type": tower.same_as or kind}
+    whole = {**_DEFAULTS.get(kind, {}), **tied, **text.fields, **tower.always}
+    whole["model_type"] = tower.same_as or kind
     for name in ("rope_scaling", "rope_parameters"):
         whole[name] = _without_grid(whole.get(name), whole)
     if whole.get("rope_theta") is ...:

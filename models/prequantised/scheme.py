@@ -54,8 +54,9 @@ def read_scheme(fields: Mapping[str, Any]) -> Scheme | None:
 
     ValueError for a method that is not read here, with what to do.
     """
-    for name in FIELDS:
-        value = fields.get(name)
+    text = fields.get("text_config")  # of models of images and text, some of which say it there
+    inside = {f"text_config.{n}": text.get(n) for n in FIELDS} if isinstance(text, Mapping) else {}
+    for name, value in {**{n: fields.get(n) for n in FIELDS}, **inside}.items():
         if not value:
             continue
         where = f"config.json: {name}"

@@ -37,6 +37,7 @@ from transformers import (
     GptOssConfig,
     GraniteConfig,
     GraniteMoeHybridConfig,
+    Kimi_K25Config,
     LlamaConfig,
     Ministral3Config,
     Mistral3Config,
@@ -50,6 +51,7 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
     Qwen3VLConfig,
+    Qwen3VLMoeConfig,
     SmolLM3Config,
     YoutuConfig,
 )
@@ -390,13 +392,77 @@ CASES |= {
         **NO_TOKENS,
     ),
 }
-ROUTED = ("gpt_oss", "glm4_moe", "glm4_moe_lite", "deepseek_v2", "deepseek_v3")
+CASES |= {
+    "tower_qwen3_vl_moe": Qwen3VLMoeConfig(
+        text_config=SIZES
+        | EXPERTS
+        | {"num_hidden_layers": 2, "rope_parameters": PLAIN | MROPE, "tie_word_embeddings": False},
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_heads": 2,
+            "patch_size": 4,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0],
+        },
+        tie_word_embeddings=False,
+        **{f"{name}_token_id": 79 for name in ("image", "video", "vision_start", "vision_end")},
+    ),
+    "tower_kimi_k25": Kimi_K25Config(
+        text_config=LATENT
+        | SPARSE
+        | {
+            "model_type": "deepseek_v3",
+            "num_hidden_layers": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "rope_parameters": PLAIN,
+            "tie_word_embeddings": False,
+        },
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "patch_size": 4,
+            "pos_emb_height": 4,
+            "pos_emb_width": 4,
+        },
+        projection_hidden_size=16,
+        tie_word_embeddings=False,
+        **{f"{name}_token_id": 79 for name in ("image", "video", "vision_start", "vision_end")},
+    ),
+}
+ROUTED = (
+    "gpt_oss",
+    "glm4_moe",
+    "glm4_moe_lite",
+    "deepseek_v2",
+    "deepseek_v3",
+    "qwen3_vl_moe",
+    "kimi_k25",
+)
 """Model types whose experts' matrices lie in one parameter."""
 CASES |= {"gpt_oss": GPT_OSS, "gpt_oss_mxfp4": GPT_OSS}
 TABLES = ("embed", "lm_head", "wte", "wpe")
 """Parts of the names of embeddings and heads."""
 SHARDED = "mistral"
 MXFP4 = "gpt_oss_mxfp4"
+AS_PUBLISHED = {
+    # Transformers saves a new model's experts as [expert, output, input].
+    "tower_qwen3_vl_moe": lambda name, array: (
+        (name, array.mT.contiguous()) if ".experts." in name else (name, array)
+    ),
+    # Transformers 5.17 takes the text's layers for blocks of the part for images.
+    "tower_kimi_k25": lambda name, array: (
+        name.replace("language_model.model.blocks.", "language_model.model.layers."),
+        array,
+    ),
+}
+"""Cases whose published files spell tensors otherwise than `save_pretrained`: (name, tensor) → the
+same as published. `from_pretrained` reads both."""
 LARGEST_ID = {name: 79 if name.startswith("tower") else 80 for name in CASES}
 """Token 79 stands for an image there."""
 
@@ -407,6 +473,8 @@ def main() -> None:
         directory = HERE / name
         shutil.rmtree(directory, ignore_errors=True)
         save_checkpoint(CASES[name], directory, shard_size="20KB" if name == SHARDED else "1GB")
+        if name in AS_PUBLISHED:
+            respell(directory, AS_PUBLISHED[name])
         model = auto_class(CASES[name]).from_pretrained(
             directory, dtype=torch.float32, attn_implementation="eager"
         )
@@ -454,6 +522,13 @@ def save_checkpoint(config, directory: Path, *, shard_size: str) -> None:
             buffer.copy_(0.3 * torch.randn(buffer.shape))
     model.to(torch.bfloat16).save_pretrained(directory, max_shard_size=shard_size)
     (directory / "generation_config.json").unlink(missing_ok=True)
+
+
+def respell(directory: Path, published) -> None:
+    """Write a saved model's tensors as `published` says."""
+    weights = directory / "model.safetensors"
+    tensors = dict(published(name, array) for name, array in load_file(weights).items())
+    save_file(tensors, weights, metadata={"format": "pt"})
 
 
 def store_experts_in_mxfp4(directory: Path, model) -> None:

@@ -39,6 +39,7 @@ VARIANTS = {
     "qwen3_moe_unnormalised",
     "tower_ministral3",
     "tower_mistral3",
+    "tower_kimi_k25",
     "tower_qwen2_5_vl",
     "youtu",
 }

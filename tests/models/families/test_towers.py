@@ -22,6 +22,8 @@ TOWERS = {
     "tower_ministral3": "Ministral3ForCausalLM",
     "tower_qwen3_vl": "Qwen3ForCausalLM",
     "tower_qwen2_5_vl": "Qwen2ForCausalLM",
+    "tower_qwen3_vl_moe": "Qwen3MoeForCausalLM",
+    "tower_kimi_k25": "DeepseekV3ForCausalLM",
 }
 
 
@@ -122,6 +124,11 @@ def fields(name):
         ("tower_gemma3", {"text_config": {"model_type": "llama"}}, "model_type = 'llama'"),
         ("tower_qwen3_vl", {"text_config": {"hidden_size": 64}}, "'rope_theta' is missing"),
         ("tower_mistral3", {"text_config": {"attention_sinks": 4}}, "attention_sinks = 4"),
+        (
+            "tower_qwen3_vl_moe",
+            {"text_config": {"norm_topk_prob": False}},
+            "norm_topk_prob = False",
+        ),
     ],
 )
 def test_a_field_that_may_change_the_texts_function_is_refused(name, change, message):

@@ -224,6 +224,14 @@ def test_a_method_that_is_refused_comes_with_the_remedy():
         scheme({"quant_method": "bitsandbytes"})
 
 
+def test_the_text_of_a_model_of_images_may_say_itself_how_its_weights_are_stored():
+    """As Kimi K2.5's config.json does."""
+    own = {"quantization_config": {"quant_method": "bitsandbytes"}}
+    with pytest.raises(ValueError, match=r"text_config.quantization_config: quantised by bitsand"):
+        read_scheme({"model_type": "kimi_k25", "text_config": own})
+    assert read_scheme({"model_type": "kimi_k25", "text_config": {}}) is None
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
