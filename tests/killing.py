@@ -6,10 +6,11 @@ for the capture. The server must not import TensorStore or initialise JAX's devi
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from decant.schemas.disk.steps import Step
@@ -21,16 +22,17 @@ import apache_beam, flax.nnx, jax, optax, pyarrow.parquet, rich.progress, tokeni
 assert "tensorstore" not in sys.modules
 warnings.simplefilter("ignore")
 
-def run(step, visit, arguments, log):
+def run(stops, arguments, log):
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     os.dup2(1, 2)
     from decant.schemas.disk import steps
-    visits = 0
+    left = dict(stops)
     def dying(here):
-        nonlocal visits
-        visits += here == step
-        if visits == visit:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if here in left:
+            left[here] -= 1
+            if not left[here]:
+                os.write(1, f"killed at {here}\\n".encode())
+                os.kill(os.getpid(), signal.SIGKILL)
     steps.reached = dying
     from decant.pipelines.__main__ import main
     return main(arguments)
@@ -60,14 +62,17 @@ class Killer:
 
         AssertionError if the step is not visited so often.
         """
-        status = self.run(step, arguments, visit=visit)
+        status = self.run({step: visit}, arguments)
         assert status == -signal.SIGKILL, f"{step} not visited\n{self.said()}"
 
-    def run(self, step: Step | None, arguments: list[str], *, visit: int = 1) -> int:
-        """As `kill`, but returns the exit status: −9 if it was killed."""
+    def run(self, stops: Mapping[Step, int], arguments: list[str]) -> int:
+        """Run `decant` and kill it at the first of these steps that it has visited so often.
+
+        Returns the exit status: −9 if it was killed, and `killed_at` tells where.
+        """
         assert self._server.stdin
         assert self._server.stdout
-        request = json.dumps([step, visit, arguments, str(self._log)])
+        request = json.dumps([stops, arguments, str(self._log)])
         print(request, file=self._server.stdin, flush=True)
         return int(self._server.stdout.readline())
 
@@ -75,13 +80,22 @@ class Killer:
         """What the last command printed."""
         return self._log.read_text()
 
+    @property
+    def killed_at(self) -> Step | None:
+        """The step at which the last command was killed."""
+        found = re.search("killed at (.*)\n$", self.said())
+        return Step(found[1]) if found else None
+
 
 @contextlib.contextmanager
-def killer(log: Path) -> Iterator[Killer]:
-    """A `Killer` for the block. Output of the commands goes to `log`."""
+def killer(log: Path, own: Mapping[str, str] = {}) -> Iterator[Killer]:
+    """A `Killer` for the block. Output of the commands goes to `log`.
+
+    `own` are variables of its environment.
+    """
     server = subprocess.Popen(
         [sys.executable, "-c", _SERVER],
-        env=environment(),
+        env=environment() | dict(own),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -93,11 +93,9 @@ def test_four_captures_at_once_of_which_two_are_killed_make_one_cache(
 
 
 def start(flags: list[str], place: Path) -> subprocess.Popen:
-    place.mkdir()
-    own = {"DECANT_MIRROR": str(place / "mirror"), "TMPDIR": str(place)}
     return subprocess.Popen(
         [sys.executable, "-m", "decant.pipelines", *flags],
-        env=environment() | own,
+        env=environment() | machine(place),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -173,7 +171,7 @@ def test_four_workers_at_once_are_killed_at_each_step_of_forget_and_gc(
 
         def all_at_once(commands: list[list[str]], steps: Sequence[Step | None]) -> list[int]:
             futures = [
-                pool.submit(worker.run, step, arguments)
+                pool.submit(worker.run, {step: 1} if step else {}, arguments)
                 for worker, step, arguments in zip(workers, steps, commands, strict=True)
             ]
             return [future.result() for future in futures]
@@ -197,6 +195,68 @@ def test_four_workers_at_once_are_killed_at_each_step_of_forget_and_gc(
     assert strays(bucket) == set()
     assert check(bucket, tmp_path / "back") == []
     assert min(killed.values()) > 0, killed
+
+
+@pytest.mark.slow
+def test_four_workers_at_once_are_killed_at_each_step_of_a_capture_and_of_growing(bucket, tmp_path):
+    """Each round four processes that share the bucket alone die: each at its step, or at the next
+    one that it reaches, if another process did that work. Once sealed, they die after the manifest.
+    Then four run to their end."""
+    write_teacher(tmp_path / "teacher")
+    write_corpus(tmp_path / "corpus", files=8, words=120)
+    here, there = (command(tmp_path, place) for place in (tmp_path / "cache", Path(bucket)))
+    killed: Counter[tuple[str, Step | None]] = Counter()
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(4) as pool:
+        workers = [
+            stack.enter_context(killer(tmp_path / f"log{n}", machine(tmp_path / str(n))))
+            for n in range(4)
+        ]
+
+        def all_at_once(change: str, stops: Sequence[Sequence[Step]]) -> list[int]:
+            firsts = [dict.fromkeys(steps, 1) for steps in stops]
+            done = list(pool.map(lambda worker, of: worker.run(of, there), workers, firsts))
+            killed.update((change, w.killed_at) for w, of in zip(workers, done, strict=True) if of)
+            return done
+
+        for change, steps_a_round, last in (
+            ("capture", 2, Step.MANIFEST_NAMED),
+            ("growing", 4, Step.SEALED),
+        ):
+            before = open_cache(bucket).manifest if change == "growing" else None
+            for first in range(0, len(EVERY), steps_a_round):
+                at = [min(first + n % steps_a_round, len(EVERY) - 1) for n in range(4)]
+                done = all_at_once(change, [EVERY[n:] for n in at])
+                assert done == [-signal.SIGKILL] * 4, [worker.said() for worker in workers]
+                if before is None:
+                    with pytest.raises(ValueError, match="not a sealed cache"):
+                        open_cache(bucket)
+                else:
+                    cache = open_cache(bucket)
+                    assert cache.manifest == before
+                    cache.read(cache.rows(), list(before.signals))
+            assert set(all_at_once(change, [[last]] * 4)) <= {0, -signal.SIGKILL}
+            assert killed[change, last] > 0
+            assert all_at_once(change, [[]] * 4) == [0] * 4, [worker.said() for worker in workers]
+            assert main(here) == 0
+            sealed = open_cache(bucket)
+            assert sealed.manifest.cache_id == open_cache(tmp_path / "cache").manifest.cache_id
+            sealed.read(sealed.rows(), list(sealed.manifest.signals))
+            for number in range(6):  # several shards of text, for workers that are late
+                text = f"the part keeps promise {number} " * (200 + number)
+                (tmp_path / "corpus" / f"more-{number}.txt").write_text(text)
+    print(f"{killed.total()} kills: {killed}")
+    assert {step for _, step in killed} == {*EVERY, Step.MANIFEST_NAMED, Step.SEALED}
+    left = strays(bucket)
+    assert main(["gc", bucket, "--grace-hours=0"]) == 0
+    assert strays(bucket) == set()
+    print(f"{len(left)} strays, which gc deleted")
+    assert check(bucket, tmp_path / "back") == []
+
+
+def machine(place: Path) -> dict[str, str]:
+    """The environment of a machine of its own: folder for scratch, and temporary directory."""
+    place.mkdir()
+    return {"DECANT_MIRROR": str(place / "mirror"), "TMPDIR": str(place)}
 
 
 def check(bucket: str, copied: Path) -> list:

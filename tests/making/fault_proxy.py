@@ -36,7 +36,8 @@ class Request(NamedTuple):
     """One request as the proxy got it."""
 
     verb: str
-    """get, head, create, swap, put, list, delete, or post: of uploads in parts."""
+    """get, range (a get of a part), head, create, swap, put, list, delete, or post: of uploads
+    in parts."""
     path: str
     headers: dict[str, str]
     body: bytes
@@ -87,6 +88,13 @@ class FaultProxy:
         return serving(type("Handler", (_Handler,), {"proxy": self}))
 
 
+def faults_of(verb: str) -> tuple[str, ...]:
+    """The faults that can happen to a request of a verb, one with a body if it can have one."""
+    with_body = verb in ("put", "create", "swap", "post")
+    request = Request(verb, "", {}, b"xx" if with_body else b"", "")
+    return tuple(fault for fault in FAULTS if _fits(fault, request))
+
+
 def _fits(fault: str, request: Request) -> bool:
     """Whether such a fault can happen to the request, and can be noticed."""
     if fault in ("409", "412"):
@@ -94,9 +102,9 @@ def _fits(fault: str, request: Request) -> bool:
     if fault in ("cut request", "wrong request"):
         return len(request.body) > 1
     if fault == "cut answer":
-        return request.verb in ("get", "list")
+        return request.verb in ("get", "range", "list")
     if fault in ("short answer", "wrong answer"):
-        return request.verb == "get"  # a listing has no checksum, and decides nothing
+        return request.verb in ("get", "range")  # a listing has no checksum, and decides nothing
     return True
 
 
@@ -142,6 +150,8 @@ class _Handler(BaseHTTPRequestHandler):
             )
         if self.command == "GET" and "list-type" in self.path:
             return "list"
+        if self.command == "GET" and "range" in headers:
+            return "range"
         return {"GET": "get", "HEAD": "head", "POST": "post"}.get(self.command, "delete")
 
     def _answer(

@@ -14,7 +14,7 @@ from decant.store.patience import Patience
 from decant.store.urls import bucket_url
 from tests.making.fault_proxy import FAULTS, FaultProxy
 
-VERBS = ("get", "head", "create", "swap", "put", "list", "delete")
+VERBS = ("get", "range", "head", "create", "swap", "put", "list", "delete")
 QUICK = partial(Patience, pause=0.003)
 
 
