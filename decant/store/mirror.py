@@ -26,8 +26,8 @@ from decant.store.mirrored_file import MirroredFile
 from decant.store.opening import open_store
 from decant.store.whole_file import write_whole
 
-_REQUESTS = 16
-"""Requests at once."""
+_REQUESTS = 32
+"""Requests at once: at 20 ms each, 1,600 a second."""
 _ROOT, _FILES, _MAPS = "decant-mirror-{}", "files", "maps"
 
 

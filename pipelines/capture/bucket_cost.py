@@ -7,7 +7,7 @@ Constants are what a capture asks for; `tests/pipelines/capture/test_bucket_cost
 import math
 from dataclasses import dataclass
 
-from decant.store.mirrored_file import PAGE
+from decant.store.mirrored_file import PAGE, PIECE
 
 _BLOCK_ROWS = 64
 """Rows of a block of `data.shuffle = "blocks"`, as the trainer has them, which is not imported
@@ -59,12 +59,22 @@ def capture_requests(*, units: int, shards: int, files: int, signals: int, bytes
 
 
 def epoch_requests(
-    *, rows: int, units: int, records: int, array_files: int, bytes: int, in_blocks: bool
+    *,
+    rows: int,
+    units: int,
+    rows_bytes: int,
+    records: int,
+    array_files: int,
+    bytes: int,
+    in_blocks: bool,
 ) -> Requests:
-    """Of an epoch over `rows`, each of which has this many `records`, in files of `units`.
+    """Of an epoch over `rows`, each of which has this many `records` beside the row itself, in
+    files of `units`.
 
-    `bytes` are those of its records and arrays. An array's file is read once, whole.
+    Rows have `rows_bytes` and come in pieces of many, if the mirror has room for all of them.
+    `bytes` are those of rows, records and arrays. An array's file is read once, whole.
     """
-    runs = records * (math.ceil(rows / _BLOCK_ROWS) if in_blocks else rows)
-    get = runs + _OPENING * units * records + array_files
+    runs_a_file = math.ceil(rows / _BLOCK_ROWS) if in_blocks else rows
+    runs = min(math.ceil(rows_bytes / PIECE) + units, runs_a_file) + records * runs_a_file
+    get = runs + _OPENING * units * (records + 1) + array_files
     return Requests(put=0, get=get, bytes=bytes + PAGE * runs)

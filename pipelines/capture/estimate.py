@@ -302,7 +302,8 @@ def _add_bucket(result: Estimate, url: str, *, shards: int) -> None:
         epoch_requests,
         rows=train,
         units=result.units,
-        records=len(read),
+        rows_bytes=round(costs[ROWS].bytes * train / result.rows),
+        records=len(read) - 1,
         array_files=sum(cost.files for cost in arrays),
         bytes=round(size * train / result.rows),
     )

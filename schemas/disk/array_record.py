@@ -26,7 +26,7 @@ from decant.schemas.disk.identity import file_sha256
 from decant.schemas.disk.record_file import Bytes, LocalBytes, RecordFile
 from decant.schemas.disk.stand_in import again_if_damaged, bucket_of, named_in
 from decant.store.mirror import Mirror
-from decant.store.mirrored_file import MirroredFile, wait_for
+from decant.store.mirrored_file import MirroredFile, pieces_of, wait_for
 
 # group_size:1 so that one row can be read without decompressing its neighbours. Uncompressed,
 # because the payloads are compressed already.
@@ -154,12 +154,20 @@ class RecordReaders:
 
         return again_if_damaged(read, lambda: self.forget(path, expected))
 
-    def start(self, path: Path, indices: Sequence[int], *, expected: FileEntry) -> list[Future]:
-        """Begin to fetch these records into the mirror; returns the requests to wait for."""
+    def start(
+        self, path: Path, indices: Sequence[int], *, expected: FileEntry, in_pieces: bool = False
+    ) -> list[Future]:
+        """Begin to fetch these records into the mirror; returns the requests to wait for.
+
+        `in_pieces`: with the records around them, which one request brings.
+        """
         file = self._file(path, expected)
         if not isinstance(file.contents, MirroredFile):
             return []
-        return file.contents.start(file.extents(indices))
+        ranges = file.extents(indices)
+        if in_pieces:
+            ranges = list(dict.fromkeys(piece for span in ranges for piece in pieces_of(*span)))
+        return file.contents.start(ranges)
 
     def is_known(self, path: Path) -> bool:
         """Whether the file was opened before, so that opening it again reads nothing."""

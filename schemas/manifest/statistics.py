@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,16 @@ def load_statistic(
         return _read_npy(path)
     except (ValueError, EOFError, SyntaxError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not an array: {error}") from None
+
+
+def fetch_statistics(part: Path, files: Mapping[str, str], *, mirror: Mirror) -> list[Future]:
+    """Begin to fetch statistics (sha256 by file name) into the mirror; what to wait for."""
+    futures = []
+    for name, sha256 in files.items():
+        path = PartLayout(part).statistics / name
+        named = named_in(mirror, path, sha256)
+        futures.append(mirror.opening.submit(mirror.whole, path, sha256=sha256, named=named))
+    return futures
 
 
 def _read_npy(path: Path) -> np.ndarray:

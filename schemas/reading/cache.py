@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +30,9 @@ from decant.store.urls import BUCKETS, is_url, require_scheme
 
 if TYPE_CHECKING:
     from decant.schemas.reading.signal_arrays import SignalArrays
+
+_SHARE_OF_ROWS = 8
+"""Rows may take one in so many bytes of a mirror."""
 
 
 def open_cache(
@@ -219,13 +222,22 @@ class Cache:
     def _fetch(self, numbers: np.ndarray, signals: Sequence[str]) -> list[Future]:
         assert self.mirror is not None
         at, offsets = self._places(numbers)
-        futures, opening = [], []
-        for (path, numbers_in_file), expected in self._record_files(at, offsets, signals):
+        stored_in_records = [name for name in RECORDS if name in signals]
+        parts = {part.path: part for part, _, _ in (self._units[i] for i in np.unique(at))}
+        futures = self._record_signals.fetch_tables(stored_in_records, parts.values())
+        opening = []
+        for name, path, numbers_in_file, expected in self._record_files(at, offsets, signals):
+            start = partial(
+                self._readers.start,
+                path,
+                numbers_in_file,
+                expected=expected,
+                in_pieces=name == ROWS and self._rows_stay,
+            )
             if self._readers.is_known(path):
-                futures += self._readers.start(path, numbers_in_file, expected=expected)
+                futures += start()
             else:  # waits for requests, each in a thread
-                start = partial(self._readers.start, expected=expected)
-                opening.append(self.mirror.opening.submit(start, path, numbers_in_file))
+                opening.append(self.mirror.opening.submit(start))
         futures += [future for opened in opening for future in opened.result()]
         for name in signals:
             if "/" in name:
@@ -234,7 +246,7 @@ class Cache:
 
     def _forget(self, numbers: np.ndarray, signals: Sequence[str]) -> None:
         at, offsets = self._places(numbers)
-        for (path, _), expected in self._record_files(at, offsets, signals):
+        for _, path, _, expected in self._record_files(at, offsets, signals):
             self._readers.forget(path, expected)
         for name in signals:
             if "/" in name:
@@ -242,14 +254,25 @@ class Cache:
 
     def _record_files(
         self, at: np.ndarray, offsets: np.ndarray, signals: Sequence[str]
-    ) -> Iterator[tuple[tuple[Path, list[int]], FileEntry]]:
-        """((file, numbers of its records), its entry) of the records that rows need."""
+    ) -> Iterator[tuple[str, Path, list[int], FileEntry]]:
+        """(signal or `ROWS`, file, numbers of its records, its entry) of what rows need."""
         logits = [LOGITS] if any(name in RECORDS for name in signals) else []
         for name in dict.fromkeys([ROWS, *logits, *(n for n in RECORDS if n in signals)]):
             for index in np.unique(at).tolist():
                 *_, unit = self._units[index]
                 numbers = offsets[at == index].tolist()
-                yield (self._record_file(index, name), numbers), unit.files[name]
+                yield name, self._record_file(index, name), numbers, unit.files[name]
+
+    @cached_property
+    def _rows_stay(self) -> bool:
+        """Whether the mirror has room for the rows of all units, which are small.
+
+        They are then fetched in pieces of many rows, by few requests. In a mirror with less room
+        they would not stay until the others of a piece are read.
+        """
+        assert self.mirror is not None
+        size = sum(unit.files[ROWS].bytes for _, _, unit in self._units)
+        return size <= self.mirror.most_bytes // _SHARE_OF_ROWS
 
     def _places(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The unit of each row, and its offset there."""

@@ -1,6 +1,7 @@
 """Read the signals that are stored in records: `logits`, `counts` and `sketch`."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from decant.schemas.codecs import Tables
 from decant.schemas.disk.frames import Kind, require_same_key
 from decant.schemas.disk.layout import COUNTS, LOGITS, SKETCH
 from decant.schemas.manifest.manifest import Manifest, Part
-from decant.schemas.manifest.statistics import load_tables
+from decant.schemas.manifest.statistics import fetch_statistics, load_tables, table_hashes
 from decant.schemas.reading.sketch_heads import SketchHeads
 from decant.schemas.records.companion import (
     Companion,
@@ -53,6 +54,7 @@ class RecordSignals:
         self._cache, self._mirror = cache, mirror
         self._manifest = manifest
         self._tables_of: dict[tuple[str, str], Tables] = {}
+        self._fetched: dict[tuple[str, str], list[Future]] = {}
         self.heads = SketchHeads(cache, manifest, mirror)
 
     def allocate(self, n: int, names: Collection[str]) -> dict[str, np.ndarray]:
@@ -218,6 +220,26 @@ class RecordSignals:
             vocabulary=self._manifest.vocabulary_size,
         )
 
+    def fetch_tables(self, names: Collection[str], parts: Iterable[Part]) -> list[Future]:
+        """Begin to fetch what decoding the signals `names` needs beside records: all at once, not
+        one after the other when it is needed. Returns what to wait for."""
+        assert self._mirror is not None
+        waiting: list[Future] = []
+        for part in parts:
+            for name in names:
+                started = self._fetched.get((part.path, name))
+                if started is None or any(map(_has_failed, started)):
+                    root, files = (
+                        self._cache / part.path,
+                        table_hashes(part.statistics, signal=name),
+                    )
+                    if name == SKETCH:
+                        files |= self.heads.files_of_deviations(part)
+                    started = fetch_statistics(root, files, mirror=self._mirror)
+                    self._fetched[part.path, name] = started
+                waiting += (future for future in started if not future.done())
+        return waiting
+
     def tables(self, part: Part, name: str) -> Tables:
         """The codec tables of a part's signal `name`."""
         if (part.path, name) not in self._tables_of:
@@ -229,6 +251,10 @@ class RecordSignals:
                 mirror=self._mirror,
             )
         return self._tables_of[part.path, name]
+
+
+def _has_failed(future: Future) -> bool:
+    return future.cancelled() or (future.done() and future.exception() is not None)
 
 
 def _counts_of(part: Part) -> CountsSignal:

@@ -52,6 +52,11 @@ class SketchHeads:
             self._deviations[part.path] = values
         return self._deviations[part.path]
 
+    def files_of_deviations(self, part: Part) -> dict[str, str]:
+        """sha256 by name of the statistic that `deviations` reads."""
+        file = f"{DEVIATIONS}.npy"
+        return {file: part.statistics[file]} if file in part.statistics else {}
+
     def _load(self, part: Part) -> SketchHead:
         signal, vocabulary = _signal(part), self._manifest.vocabulary_size
         stored = self._statistic(part, HEAD, (signal.rank, vocabulary), (np.float16, np.float32))

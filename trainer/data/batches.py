@@ -171,27 +171,30 @@ class Batches:
         ]
         with_targets = caches_with_targets(self._caches)
 
-        def fetch(batch: int) -> list[Future]:
-            arrays = cast(tuple[np.ndarray, ...], numbers[batch])
-            *owners, rows = map(self._of_this_process, arrays)
-            owner = owners[0] if owners else np.zeros(len(rows), np.int64)
+        def fetch(some: range) -> list[Future]:
+            needed: list[list[np.ndarray]] = [[] for _ in self._caches]
+            for batch in some:
+                arrays = cast(tuple[np.ndarray, ...], numbers[batch])
+                *owners, rows = map(self._of_this_process, arrays)
+                owner = owners[0] if owners else np.zeros(len(rows), np.int64)
+                for number, mine in enumerate(needed):
+                    mine.append(rows[owner == number])
+                    if blocks:
+                        first = batch * self._config.batch_rows
+                        mine[-1:] = [p.of(mine[-1], position=first) for p in parts[number]]
             futures = []
-            for number, cache in enumerate(self._caches):
-                mine = rows[owner == number]
-                if not cache.mirror or not len(mine):
-                    continue
-                if blocks:
-                    first = batch * self._config.batch_rows
-                    mine = np.concatenate([p.of(mine, position=first) for p in parts[number]])
-                signals = ("logits", *self._signals) if cache in with_targets else ()
-                futures += cache.fetch(mine, signals, targets=self._targets)
+            for cache, mine in zip(self._caches, map(np.concatenate, needed), strict=True):
+                if cache.mirror and len(mine):
+                    signals = ("logits", *self._signals) if cache in with_targets else ()
+                    futures += cache.fetch(np.unique(mine), signals, targets=self._targets)
             return futures
 
         return FetchAhead(
             fetch,
             first=self._iterator.get_state()["next_index"],
             batch_rows=self._config.batch_rows,
-            most_rows=most_rows,
+            # Of more than an epoch all is here already, if the mirror holds it.
+            most_rows=min(most_rows, sum(map(len, self._caches))),
         )
 
     def _of_this_process(self, values: np.ndarray) -> np.ndarray:

@@ -20,8 +20,8 @@ _SHARE = 4
 _PAUSE = 1.0
 """Seconds to wait after a failure, which the reader meets too."""
 
-Fetch = Callable[[int], list[Future]]
-"""Begins to fetch the batch of a number."""
+Fetch = Callable[[range], list[Future]]
+"""Begins to fetch the batches of these numbers."""
 
 
 class FetchAhead:
@@ -57,6 +57,7 @@ class FetchAhead:
             future.cancel()
 
     def _run(self) -> None:
+        group = 1  # the first batch waits for few requests
         while True:
             with self._changed:
                 while not self._closed and self._next >= self._taken + self._ahead:
@@ -66,15 +67,15 @@ class FetchAhead:
                 if self._closed:
                     return
             try:
-                numbers = range(self._next, self._next + self._group)
-                self._futures = [f for number in numbers for f in self._fetch(number)]
+                self._futures = self._fetch(range(self._next, self._next + group))
                 wait_for(self._futures)
             except (OSError, ValueError):
                 # The reader has the same trouble, and says it.
                 self._cancel()
                 with self._changed:
                     self._changed.wait_for(lambda: self._closed, timeout=_PAUSE)
-            self._next += self._group
+            self._next += group
+            group = min(2 * group, self._group)
 
 
 def most_rows_ahead(caches: Sequence[Cache], *, signals: Sequence[str]) -> int:

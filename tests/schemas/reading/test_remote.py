@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import pickle
 import shutil
+from threading import Event
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from decant.schemas import Cache, open_cache
 from decant.schemas.disk.layout import MANIFEST, PartLayout
 from decant.schemas.manifest.manifest import write_manifest
 from decant.store import StoreError, open_store
-from decant.store.mirror import open_mirror
+from decant.store.mirror import Mirror, open_mirror
 from tests.making.caches import tiny_cache
 from tests.making.fault_proxy import FaultProxy
 from tests.making.uploaded import upload
@@ -99,6 +100,43 @@ def test_a_cache_of_ten_thousand_units_is_opened_by_few_requests(
         assert not any(asked.verb == "list" for asked in forwarded)
         rows = on_disk.rows()[:2]
         require_equal(cache.read(rows), on_disk.read(rows))
+
+
+def test_what_decoding_needs_beside_records_is_fetched_at_once(on_disk, tmp_path, monkeypatch):
+    """Each file of statistics comes when all were asked for."""
+    plain, asked, several = Mirror._get, set(), Event()
+
+    def waiting(self, key, *arguments, **named):
+        if "/statistics/" in key:
+            asked.add(key)
+            several.set() if len(asked) == 4 else None
+            assert several.wait(timeout=20)
+        return plain(self, key, *arguments, **named)
+
+    monkeypatch.setattr(Mirror, "_get", waiting)
+    there = from_directory(on_disk, tmp_path)
+    require_equal(there.read([0]), on_disk.read([0]))
+    monkeypatch.setattr(Mirror, "_get", plain)
+    assert there.mirror is not None
+    before = there.mirror.requests
+    require_equal(there.read([0]), on_disk.read([0]))
+    assert there.mirror.requests == before
+
+
+def test_statistics_that_did_not_come_are_asked_for_again(on_disk, tmp_path, monkeypatch):
+    plain = Mirror._get
+
+    def failing(self, key, *arguments, **named):
+        if "/statistics/" in key:
+            raise StoreError(f"{key}: the server is busy")
+        return plain(self, key, *arguments, **named)
+
+    there = from_directory(on_disk, tmp_path)
+    with monkeypatch.context() as broken:
+        broken.setattr(Mirror, "_get", failing)
+        with pytest.raises(StoreError, match=r"statistics/.*: the server is busy"):
+            there.read([0])
+    require_equal(there.read([0]), on_disk.read([0]))
 
 
 def test_what_is_not_read_is_not_fetched(on_disk, remote):

@@ -9,6 +9,7 @@ from decant.schemas import Cache
 from decant.schemas.disk.array_record import RecordReaders, write_records
 from decant.store import StoreError
 from decant.store.mirror import Mirror, open_mirror
+from decant.store.mirrored_file import PIECE
 from decant.trainer.config import Data, MixedCache
 from decant.trainer.data.batches import Batches
 from decant.trainer.data.block_order import WINDOW_ROWS, BlockOrder
@@ -84,12 +85,75 @@ def test_a_bucket_that_fails_is_one_error_and_the_next_run_goes_on(cache, tmp_pa
 
 def test_it_stays_ahead_by_its_number_of_rows_and_ends_when_closed():
     fetched = []
-    ahead = FetchAhead(lambda n: fetched.append(n) or [], first=5, batch_rows=128, most_rows=1024)
+
+    def fetch(batches):
+        fetched.append(batches)
+        return []
+
+    ahead = FetchAhead(fetch, first=5, batch_rows=128, most_rows=1024)
+    # The first batch alone, so that it comes soon; then those of 256 rows together.
+    groups = [range(5, 6), *(range(at, at + 2) for at in range(6, 20, 2))]
     for taken in range(4):
         time.sleep(0.1)
-        assert fetched == list(range(5, 13 + 2 * -(-taken // 2)))
+        assert fetched == [group for group in groups if group[0] < 5 + taken + 8]
         ahead.taken()
     ahead.close()
+
+
+def test_batches_to_come_are_fetched_by_one_call_that_sees_neighbours(cache, tmp_path, monkeypatch):
+    config, calls = Data(batch_rows=3), []
+    taken = read_all(Batches(cache, config=config), 15)
+    monkeypatch.setattr(Cache, "fetch", lambda _, rows, *__, **___: calls.append(rows) or [])
+    batches = Batches(remote(cache, tmp_path, most_bytes=1 << 30), config=config)
+    batches.next()
+    while len(calls) < 4:
+        time.sleep(0.01)
+    batches.close()
+    for got, first, last in zip(calls, (0, 1, 3, 7), (1, 3, 7, 15), strict=False):
+        rows = np.concatenate([batch["rows"] for batch in taken[first:last]])
+        assert got.tolist() == np.unique(rows).tolist()
+
+
+def test_of_a_small_cache_an_epoch_is_fetched_ahead_and_not_many(cache, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(Cache, "fetch", lambda _, rows, *__, **___: calls.append(rows) or [])
+    batches = Batches(remote(cache, tmp_path, most_bytes=1 << 30), config=Data(batch_rows=3))
+    batches.next()
+    time.sleep(0.5)
+    batches.close()
+    assert sum(map(len, calls)) <= 2 * len(cache)
+
+
+def test_rows_come_in_pieces_of_many_if_the_mirror_keeps_them(tmp_path):
+    folder = tmp_path / "bucket"
+    folder.mkdir()
+    data = [np.random.default_rng(n).bytes(4000) for n in range(1024)]
+    entry = write_records(folder / "unit", data)
+    (folder / "first").write_bytes(b"")
+    mirror = open_mirror(str(folder), first="first", place=tmp_path, most_bytes=1 << 30)
+    readers, path = RecordReaders(mirror=mirror), mirror.files / "unit"
+    for number in np.random.default_rng(0).permutation(1024).tolist():
+        for future in readers.start(path, [number], expected=entry, in_pieces=True):
+            future.result()
+        assert readers.read(path, [number], expected=entry) == [data[number]]
+    assert mirror.requests <= 2 + -(-entry.bytes // PIECE)
+    assert mirror.bytes < entry.bytes + 300_000
+
+
+@pytest.mark.parametrize(("room", "in_pieces"), [(8, True), (7, False)])
+def test_rows_may_take_an_eighth_of_the_mirror(cache, tmp_path, monkeypatch, room, in_pieces):
+    asked, start = {}, RecordReaders.start
+
+    def noting(self, path, *arguments, in_pieces, **named):
+        asked.setdefault(path.parent.name, set()).add(in_pieces)
+        return start(self, path, *arguments, in_pieces=in_pieces, **named)
+
+    monkeypatch.setattr(RecordReaders, "start", noting)
+    units = [unit for part in cache.manifest.parts for unit in part.units]
+    rows = sum(unit.files["rows"].bytes for unit in units)
+    there = remote(cache, tmp_path, most_bytes=room * rows)
+    require_equal([there.read([0, 5])], [cache.read([0, 5])])
+    assert asked == {"rows": {in_pieces}, "logits": {False}}
 
 
 def test_rows_ahead_take_at_most_a_quarter_of_the_mirror(cache, tmp_path):
