@@ -8,21 +8,26 @@
 
 CACHE is stretched: its records, repeated in more and larger units. The bucket is a SeaweedFS on
 this machine, behind a proxy that delays and slows answers as the link would. A round is an epoch
-from the disk, one from an empty mirror (`cold`) and one from what that left (`warm`). The ratio is
-the time of the disk's epoch divided by the mirror's, so 1 means that training is no slower. An
-epoch's time is its updates and the waits for their batches; the share of waits is beside it.
-Server and proxy run on the same cores: their processor time is shown apart (`theirs`), beside this
-process's own (`CPU`), both in milliseconds a row. On a busy machine compare the own one.
+from the disk, in the first of the orders, then for each order one from an empty mirror (`cold`) and
+one from what that left (`warm`). The ratio `÷ disk` is the time of the disk's epoch divided by the
+mirror's, so 1 means that training is no slower. An epoch's time is all from opening the cache to
+the last update. `first` are the seconds of it until the first batch is there, and `then ÷ disk` is
+the ratio of what follows: that of a long epoch, which more `--units` make. `waits` is the share of
+what follows that is spent waiting for batches. Server and proxy run on the same cores: their
+processor time is shown apart (`theirs`), beside this process's own (`CPU`), both in milliseconds a
+row. On a busy machine compare the own one.
 
 `requests` and `MB` are those of the cold epoch; `expected` is the arithmetic of one request for
 each record (`global`), or for each block of 64 rows in each file (`blocks`), and two to open a
-file. Neighbours that lie less than 256 KiB apart come by one request, so there may be fewer.
+file. Neighbours that lie less than 256 KiB apart come by one request, and so do those in 256 KiB of
+the file of rows, so there may be fewer.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import math
 import os
 import shutil
@@ -64,7 +69,7 @@ from tests.making.stretched import stretched
 Learn = Callable[[dict[str, np.ndarray]], None]
 """Takes a batch; returns when the student has learned from it."""
 _COLUMNS = (
-    *("rows", "from", "÷ disk", "rows/s", "waits", "CPU", "theirs"),
+    *("rows", "from", "÷ disk", "first", "then ÷ disk", "rows/s", "waits", "CPU", "theirs"),
     *("requests", "expected", "MB"),
 )
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -84,8 +89,10 @@ class Epoch(NamedTuple):
     """One epoch; seconds."""
 
     seconds: float
+    first: float
+    """Of them, until the first batch was there."""
     waited: float
-    """Of them, for batches."""
+    """Of the others, for batches."""
     own: float
     """Processor time of this process."""
     theirs: float
@@ -108,9 +115,9 @@ def main() -> None:
         )
         with _served(scratch, options) as bucket:
             if options.copy:
-                Console().print(_copies(cache, bucket, scratch, options))
+                Console(width=150).print(_copies(cache, bucket, scratch, options))
             else:
-                Console().print(_epochs(cache, bucket, scratch, options))
+                Console(width=150).print(_epochs(cache, bucket, scratch, options))
 
 
 @contextlib.contextmanager
@@ -138,44 +145,55 @@ def _epochs(cache: Cache, bucket: Served, scratch: Path, options: argparse.Names
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column in ("rows", "from") else "right")
     files = [ROWS, LOGITS, *tail_signals(loss.tail)]
-    for shuffle in options.shuffle:
-        config = Data(batch_rows=options.rows, shuffle=shuffle)
-        done: dict[str, list[Epoch]] = {"disk": [], "cold": [], "warm": []}
-        for number in range(-1, options.rounds):
-            mirror = scratch / f"mirror-{number}"
-            order = ("disk", "cold", "warm") if number % 2 else ("cold", "warm", "disk")
-            epochs = {}
-            for source in order:
-                opened = cache if source == "disk" else open_cache(bucket.url, mirror=mirror)
-                epochs[source] = _epoch(opened, config, loss, learn, bucket.processes)
-            shutil.rmtree(mirror)
-            if number >= 0:  # the first round compiles
-                for source, epoch in epochs.items():
-                    done[source].append(epoch)
-        for source, epochs in done.items():
-            expected = _expected_requests(cache, files, shuffle) if source == "cold" else 0
-            cells = _cells(epochs, done["disk"], len(cache), expected)
-            table.add_row(shuffle, source, *cells)
+    runs = [(shuffle, source) for shuffle in options.shuffle for source in ("cold", "warm")]
+    runs.insert(0, (options.shuffle[0], "disk"))
+    done: dict[tuple[str, str], list[Epoch]] = {run: [] for run in runs}
+    updates = len(cache.rows(split="train")) // options.rows
+    for number in range(-1, options.rounds):
+        mirrors = scratch / f"mirrors-{number}"
+        # `cold` before its `warm`, the disk first and last in turns.
+        for shuffle, source in runs if number % 2 else [*runs[1:], runs[0]]:
+            config = Data(batch_rows=options.rows, shuffle=shuffle)
+            opening = functools.partial(open_cache, bucket.url, mirror=mirrors / shuffle)
+            if source == "disk":
+                opening = functools.partial(open_cache, cache.path)
+            count = updates if number >= 0 else 4  # the first round compiles
+            epoch = _epoch(opening, config, loss, learn, bucket.processes, updates=count)
+            done[shuffle, source] += [epoch] if number >= 0 else []
+        shutil.rmtree(mirrors)
+    for (shuffle, source), epochs in done.items():
+        expected = _expected_requests(cache, files, shuffle) if source == "cold" else 0
+        table.add_row(shuffle, source, *_cells(epochs, done[runs[0]], len(cache), expected))
     return table
 
 
 def _epoch(
-    cache: Cache, config: Data, loss: Loss, learn: Learn, processes: tuple[int, ...]
+    opening: Callable[[], Cache],
+    config: Data,
+    loss: Loss,
+    learn: Learn,
+    processes: tuple[int, ...],
+    *,
+    updates: int,
 ) -> Epoch:
-    """One epoch of updates, opening the cache's files included."""
+    """Open a cache and do an epoch of updates."""
+    theirs, own, begin = processor_seconds(processes), time.process_time(), time.perf_counter()
+    cache = opening()
     batches = Batches(cache, config=config, targets=tail_signals(loss.tail))
-    theirs, own = processor_seconds(processes), time.process_time()
-    waited, begin = 0.0, time.perf_counter()
-    for _ in range(len(cache.rows(split="train")) // config.batch_rows):
-        asked = time.perf_counter()
-        batch = batches.next()
-        waited += time.perf_counter() - asked
+    batch = batches.next()
+    first, waited = time.perf_counter() - begin, 0.0
+    for number in range(updates):
+        if number:
+            asked = time.perf_counter()
+            batch = batches.next()
+            waited += time.perf_counter() - asked
         learn(batch)
     seconds = time.perf_counter() - begin
     batches.close()
     mirror = cache.mirror
     return Epoch(
         seconds,
+        first,
         waited,
         time.process_time() - own,
         processor_seconds(processes) - theirs,
@@ -234,11 +252,18 @@ def _expected_requests(cache: Cache, files: list[str], shuffle: str) -> int:
 
 
 def _cells(epochs: list[Epoch], disk: list[Epoch], rows: int, expected: int) -> list[str]:
-    ratio = [base.seconds / epoch.seconds for base, epoch in zip(disk, epochs, strict=True)]
+    pairs = list(zip(disk, epochs, strict=True))
+    ratios = (
+        [base.seconds / epoch.seconds for base, epoch in pairs],
+        [(base.seconds - base.first) / (epoch.seconds - epoch.first) for base, epoch in pairs],
+    )
+    whole, then = (with_interval(ratio) if epochs is not disk else "1" for ratio in ratios)
     return [
-        with_interval(ratio) if epochs is not disk else "1",
+        whole,
+        f"{statistics.median(epoch.first for epoch in epochs):.2f}",
+        then,
         f"{statistics.median(rows / epoch.seconds for epoch in epochs):,.0f}",
-        f"{statistics.median(epoch.waited / epoch.seconds for epoch in epochs):.1%}",
+        f"{statistics.median(e.waited / (e.seconds - e.first) for e in epochs):.1%}",
         f"{statistics.median(epoch.own for epoch in epochs) / rows * 1e3:.2f}",
         f"{statistics.median(epoch.theirs for epoch in epochs) / rows * 1e3:.2f}",
         *([f"{epochs[0].requests:,}", f"{expected:,}"] if expected else ["", ""]),
