@@ -26,8 +26,8 @@ PAGE = 4096
 _MOST_PAGES = (8 << 20) // PAGE
 """Pages of one request, so that a long range comes in parallel and little lies in memory."""
 PIECE = 256 << 10
-"""Bytes that take about as long as one more request: a link of 200 MB/s carries them in 1.3 ms, and
-16 requests at once that wait 20 ms for their answers take 1.3 ms each."""
+"""Bytes that cost about as much as one more request: a link of 200 MB/s carries them in 1.3 ms, and
+32 requests at once that wait 20 ms for their answers take 0.6 ms each."""
 _GAP_PAGES = PIECE // PAGE
 """Pages that may lie between two ranges that one request fetches."""
 _TOUCHED_EVERY = 1.0
