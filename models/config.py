@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from decant.models.rotary import (
     DynamicScaling,
@@ -36,6 +36,11 @@ MOST = {
     "value_dim": 2**12,
     "latent_dim": 2**16,
     "query_latent_dim": 2**16,
+    "linear_key_heads": 2**12,
+    "linear_value_heads": 2**12,
+    "linear_key_dim": 2**12,
+    "linear_value_dim": 2**12,
+    "convolution": 2**8,
     "max_positions": _POSITIONS,
     "windows": _POSITIONS,
     "num_experts": 2**12,
@@ -45,7 +50,11 @@ MOST = {
 on a size alone, before any weights are read, then ends soon."""
 _MOST_EXPERTS = 2**18
 """Experts of all layers: each is three tensors of a checkpoint."""
-_OPTIONAL = ("value_dim", "latent_dim", "query_latent_dim")
+_LINEAR = (
+    *("linear_key_heads", "linear_value_heads", "linear_key_dim", "linear_value_dim"),
+    "convolution",
+)
+_OPTIONAL = ("value_dim", "latent_dim", "query_latent_dim", *_LINEAR)
 """Sizes that may be 0."""
 _SIZES = tuple(name for name in MOST if name not in ("windows", "num_experts", "experts_per_token"))
 
@@ -176,6 +185,24 @@ class ModelConfig:
     """The same for queries, whose turned coordinates are made of the vector, too."""
     yarn_score_scale: float = 0.0
     """m: with YaRN of factor f, attention scores are multiplied by (1 + 0.1 · m · ln f)²."""
+    attention_gate: bool = False
+    """The outputs of attention's heads are multiplied by the sigmoid of gates, one for each of
+    their coordinates, which are made of the block's input."""
+    shared_expert_gate: bool = False
+    """The output of the MLP that every token passes besides its experts is multiplied by the
+    sigmoid of one number, which is made of the MLP's input."""
+    linear_layers: tuple[bool, ...] = (False,)
+    """Which blocks have linear attention (`decoder/linear_attention.py`) in place of attention.
+    Block i takes entry i modulo the length. The next five fields are 0 if there are none."""
+    linear_key_heads: int = 0
+    """Heads of queries and keys of linear attention."""
+    linear_value_heads: int = 0
+    """Heads of values; linear_value_heads / linear_key_heads of them share a query and a key."""
+    linear_key_dim: int = 0
+    linear_value_dim: int = 0
+    convolution: int = 0
+    """Positions, the own one included, over which queries, keys and values of linear attention are
+    weighted sums."""
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -193,6 +220,7 @@ class ModelConfig:
             )
         self._check_rotary()
         self._check_latents()
+        self._check_linear()
         if not self.windows or any(w is not None and w < 1 for w in self.windows):
             raise ValueError(
                 f"ModelConfig.windows is {self.windows}; expected at least one entry, each a "
@@ -227,6 +255,7 @@ class ModelConfig:
         if self.value_dim == self.head_dim:
             object.__setattr__(self, "value_dim", 0)
         object.__setattr__(self, "rotary_layers", shortest_cycle(self.layers_rotate))
+        object.__setattr__(self, "linear_layers", shortest_cycle(self.layers_linear))
 
     def _check_groups(self) -> None:
         groups, chosen = self.expert_groups, self.groups_per_token
@@ -250,6 +279,26 @@ class ModelConfig:
             raise ValueError(
                 f"ModelConfig.latent_dim is {self.latent_dim}; expected as many key as query "
                 "heads, of which only a part is turned, without norms of their own."
+            )
+
+    def _check_linear(self) -> None:
+        if not self.linear_layers:
+            raise ValueError("ModelConfig.linear_layers is empty; expected at least one entry.")
+        if not any(self.layers_linear):
+            for name in _LINEAR:
+                object.__setattr__(self, name, 0)
+            return
+        keys, values = self.linear_key_heads, self.linear_value_heads
+        if not all(getattr(self, name) for name in _LINEAR) or values % keys:
+            raise ValueError(
+                "ModelConfig: blocks of linear attention need sizes, of which linear_value_heads "
+                "is a multiple of linear_key_heads; got "
+                + ", ".join(f"{name} {getattr(self, name)}" for name in _LINEAR)
+            )
+        if self.dense_layers:
+            raise ValueError(
+                f"ModelConfig.dense_layers is {self.dense_layers}; a model that has blocks of "
+                "linear attention has experts in all blocks or in none."
             )
 
     def _check_rotary(self) -> None:
@@ -311,11 +360,18 @@ class ModelConfig:
             self.rotary_layers[i % len(self.rotary_layers)] for i in range(self.num_layers)
         )
 
+    @property
+    def layers_linear(self) -> tuple[bool, ...]:
+        """Whether each block has linear attention, num_layers entries."""
+        return tuple(
+            self.linear_layers[i % len(self.linear_layers)] for i in range(self.num_layers)
+        )
+
     def with_layers(self, layers: Sequence[int]) -> ModelConfig:
         """The config of a model with these blocks only, in this order.
 
-        Each keeps its window and its kind of positions. ValueError unless blocks without experts
-        come first.
+        Each keeps its window, its kind of positions and its kind of attention. ValueError unless
+        blocks without experts come first.
         """
         dense = [layer < self.dense_layers for layer in layers]
         if dense != sorted(dense, reverse=True):
@@ -330,16 +386,34 @@ class ModelConfig:
             num_layers=len(layers),
             windows=windows,
             rotary_layers=rotate,
+            linear_layers=tuple(self.layers_linear[layer] for layer in layers),
             dense_layers=sum(dense),
         )
 
     @property
-    def stacks(self) -> tuple[ModelConfig, ...]:
-        """The config of each run of blocks that have the same parameters: one or two."""
-        if not self.dense_layers:
-            return (self,)
+    def blocks_with_maps(self) -> tuple[int, ...]:
+        """The numbers of the blocks that have attention maps: linear attention has none."""
+        return tuple(i for i, linear in enumerate(self.layers_linear) if not linear)
+
+    @property
+    def stacks(self) -> dict[str, Stack]:
+        """Each set of blocks that have the same parameters, by the decoder's name for it."""
         layers = range(self.num_layers)
-        first = dataclasses.replace(
+        if self.dense_layers:
+            first = self._without_experts()
+            rest = tuple(layers[self.dense_layers :])
+            return {
+                "first_blocks": Stack(first, tuple(layers[: self.dense_layers])),
+                "blocks": Stack(self.with_layers(rest), rest),
+            }
+        linear = tuple(layer for layer in layers if self.layers_linear[layer])
+        others = tuple(layer for layer in layers if not self.layers_linear[layer])
+        both = {"linear_blocks": linear, "blocks": others}
+        return {name: Stack(self.with_layers(of), of) for name, of in both.items() if of}
+
+    def _without_experts(self) -> ModelConfig:
+        """The config of the first blocks, which have no experts."""
+        return dataclasses.replace(
             self,
             num_layers=self.dense_layers,
             windows=self.layer_windows[: self.dense_layers],
@@ -354,7 +428,6 @@ class ModelConfig:
             shared_intermediate_size=0,
             dense_layers=0,
         )
-        return first, self.with_layers(layers[self.dense_layers :])
 
     def identity(self) -> dict[str, Any]:
         """The fields that enter ids such as teacher_id: equal for equal functions.
@@ -368,6 +441,15 @@ class ModelConfig:
             for name, value in dataclasses.asdict(self).items()
             if name in _ALWAYS_IN_IDENTITY or getattr(self, name) != defaults[name]
         }
+
+
+class Stack(NamedTuple):
+    """Blocks whose parameters lie in common arrays, with a leading axis of layers."""
+
+    config: ModelConfig
+    """Of these blocks alone."""
+    layers: tuple[int, ...]
+    """Their numbers, ascending."""
 
 
 def shortest_cycle(items: Sequence[Item]) -> tuple[Item, ...]:

@@ -144,9 +144,8 @@ class Checkpoint:
             lambda: Decoder(self.config, rngs=nnx.Rngs(0), dtype=compute, param_dtype=kept)
         )
         if quantize == "int8":
-            stacks = [model.first_blocks] if self.config.dense_layers else []
-            for blocks in (*stacks, model.blocks):
-                abstract_int8(blocks, self._inputs)
+            for name in self.config.stacks:
+                abstract_int8(getattr(model, name), self._inputs)
         return model
 
     def load(
@@ -198,7 +197,8 @@ class Checkpoint:
     @cached_property
     def _inputs(self) -> dict[str, int]:
         """Matrix of the blocks ("query") → how many axes its input has."""
-        matrices = {name: self._names.get(f"blocks.{name}") for name in MATRICES}
+        of_blocks = {path.rpartition(".")[2]: tensor for path, tensor in self._names.items()}
+        matrices = {name: of_blocks.get(name) for name in MATRICES}
         return {name: tensor.in_axes or 0 for name, tensor in matrices.items() if tensor}
 
     def _share(

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from decant.models.checkpoints.checkpoint import Checkpoint
+from decant.models.config import ModelConfig
 from decant.models.decoder.decoder import Decoder
 from decant.models.parameters import parameters_by_path
 
@@ -27,6 +28,20 @@ def evenly_spaced(count: int, total: int) -> tuple[int, ...]:
     if count == 1:
         return (0,)
     return tuple((2 * i * (total - 1) + count - 1) // (2 * (count - 1)) for i in range(count))
+
+
+def spread_layers(count: int, config: ModelConfig) -> tuple[int, ...]:
+    """The numbers of `count` blocks of a model, spread evenly.
+
+    Of a model that repeats a period of several kinds of blocks, whole periods are spread, because
+    its blocks were trained to follow each other so; only the first may lack its first blocks. So a
+    student of a model with linear attention ends with full attention, as its source does.
+    """
+    total, period = config.num_layers, len(config.linear_layers)
+    if period == 1 or total % period or period == total or not 1 <= count <= total:
+        return evenly_spaced(count, total)
+    periods = evenly_spaced(-(-count // period), total // period)
+    return tuple(i for at in periods for i in range(at * period, (at + 1) * period))[-count:]
 
 
 def cut_layers(
@@ -65,12 +80,10 @@ def cut_layers(
     for path, parameter in parameters_by_path(student).items():
         array = source_parameters[path].get_value()
         # Copies, not views: the student is trained while its source is still in use.
-        first = source.config.dense_layers
-        if path.startswith("first_blocks."):
-            array = array[np.asarray([layer for layer in layers if layer < first])]
-        elif path.startswith("blocks."):
-            array = array[np.asarray([layer - first for layer in layers if layer >= first])]
+        stack = source.config.stacks.get(path.split(".")[0])
+        if stack is None:
+            parameter.set_value(array.copy())
         else:
-            array = array.copy()
-        parameter.set_value(array)
+            places = [stack.layers.index(layer) for layer in layers if layer in stack.layers]
+            parameter.set_value(array[np.asarray(places)])
     return student

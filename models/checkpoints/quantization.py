@@ -16,7 +16,8 @@ from decant.models.decoder.blocks import Blocks
 MATRICES = (
     *("query", "key", "value", "output", "gate", "up", "down"),
     *("shared_gate", "shared_up", "shared_down"),
-    *("query_latent", "latent", "turned_key"),
+    *("query_latent", "latent", "turned_key", "output_gate"),
+    *("linear_query", "linear_key", "linear_value", "linear_gate", "linear_output"),
 )
 SCALE = "_scale"
 _STACKED = ("layers", "experts")

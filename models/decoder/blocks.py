@@ -1,4 +1,5 @@
-"""The decoder's blocks: attention, and an MLP or experts, added to the residual stream."""
+"""The decoder's blocks: attention of either kind, and an MLP or experts, added to the residual
+stream."""
 
 from typing import NamedTuple
 
@@ -14,6 +15,13 @@ from decant.models.decoder.activations import activated
 from decant.models.decoder.attention import attend, attend_past
 from decant.models.decoder.experts import choose_experts, mixture_of_experts
 from decant.models.decoder.initializer import Initializer
+from decant.models.decoder.linear_attention import (
+    LinearState,
+    convolve,
+    gated_delta_rule,
+    gated_norm,
+    unit_length,
+)
 from decant.models.decoder.norms import BIAS, add_norm, norm, norm_parameters
 from decant.models.mesh.execution import PRODUCTS
 from decant.models.numerics import contract
@@ -64,8 +72,8 @@ KeysAndValues = tuple[Array, Array]
 class Past(NamedTuple):
     """The slots that new tokens see in one block, and where they stand among them."""
 
-    kept: KeysAndValues
-    """Those of the tokens so far. What the slots from `length` on hold does not matter."""
+    kept: KeysAndValues | LinearState
+    """Of the tokens so far. What keys' slots from `length` on hold does not matter."""
     segment_ids: Array
     """int [batch, slots]."""
     length: Array
@@ -91,13 +99,19 @@ class Blocks(nnx.Module):
         wide, narrow = {"mlp": c.intermediate_size}, {"embed": c.hidden_size}
         # Each block adds twice to the residual stream; this scale keeps the sum's size.
         residual_scale = (2 * layers) ** -0.5
-        if c.latent_dim:
+        self.linear = c.linear_layers[0]  # of all blocks, which are alike
+        if self.linear:
+            self._add_linear(new, into, scale=residual_scale)
+        elif c.latent_dim:
             self._add_latents(new, into)
         else:
             self.query = new.normal(**into, **heads)
             self.key = new.normal(**into, **kv)
             self.value = new.normal(**into, **kv | {"head_dim": c.value_width})
-        self.output = new.normal(layers=layers, **mixed, **narrow, scale=residual_scale)
+        if not self.linear:
+            self.output = new.normal(layers=layers, **mixed, **narrow, scale=residual_scale)
+        if c.attention_gate and not self.linear:
+            self.output_gate = new.normal(**into, **mixed)
         if c.num_experts:
             self.router = new.normal(**into, **experts)
         if c.router_correction:
@@ -107,13 +121,15 @@ class Blocks(nnx.Module):
             self.shared_gate = new.normal(**into, **shared)
             self.shared_up = new.normal(**into, **shared)
             self.shared_down = new.normal(layers=layers, **shared, **narrow, scale=residual_scale)
+        if c.shared_expert_gate:
+            self.shared_expert_gate = new.normal(**into)
         if c.gated_mlp:
             self.gate = new.normal(layers=layers, **experts, **narrow, **wide)
         self.up = new.normal(layers=layers, **experts, **narrow, **wide)
         self.down = new.normal(layers=layers, **experts, **wide, **narrow, scale=residual_scale)
         for matrix, axes in self._biases(heads=heads, kv=kv, wide=wide, experts=experts).items():
             setattr(self, matrix + BIAS, new.zeros(layers=layers, **axes))
-        if c.attention_sinks:
+        if c.attention_sinks and not self.linear:
             self.sink_bias = new.zeros(layers=layers, heads=c.num_heads)
         for name, axes in self._norms(heads=heads, kv=kv).items():
             add_norm(self, name, new=new, config=c, layers=layers, **axes)
@@ -136,11 +152,34 @@ class Blocks(nnx.Module):
         self.key = new.normal(**source, kv_heads=c.num_heads, head_dim=c.head_dim - c.turned)
         self.value = new.normal(**source, kv_heads=c.num_heads, head_dim=c.value_width)
 
+    def _add_linear(self, new: Initializer, into: Axes, *, scale: float) -> None:
+        """The parameters of linear attention."""
+        c, layers = self.config, {"layers": self.config.num_layers}
+        taps = layers | {"taps": c.convolution}
+        groups = {"kv_heads": c.linear_key_heads}
+        heads = groups | {"shared_heads": c.linear_value_heads // c.linear_key_heads}
+        keys = groups | {"head_dim": c.linear_key_dim}
+        values = heads | {"head_dim": c.linear_value_dim}
+        for name, axes in (("query", keys), ("key", keys), ("value", values)):
+            setattr(self, f"linear_{name}", new.normal(**into, **axes))
+            # Convolutions begin with sums of normed states, of any size: 0.5 is a usual one.
+            setattr(self, f"{name}_taps", new.normal(**taps, **axes, scale=25.0))
+        self.linear_gate = new.normal(**into, **values)
+        self.linear_rate = new.normal(**into, **heads)
+        self.linear_decay = new.normal(**into, **heads)
+        self.linear_decay_bias = new.ones(**layers, **heads)
+        # From heads that hardly forget to heads that see little but the last position.
+        decays = jnp.log(jnp.linspace(0.01, 16.0, c.linear_value_heads))
+        self.log_decay_bias = new.filled(decays, **layers, **heads)
+        self.linear_norm = new.ones(**layers, head_dim=c.linear_value_dim)
+        self.linear_output = new.normal(**layers, **values, embed=c.hidden_size, scale=scale)
+
     def _biases(self, *, heads: Axes, kv: Axes, wide: Axes, experts: Axes) -> dict[str, Axes]:
         """Matrices that have a bias, and the bias's axes."""
         c, norm_axis = self.config, {"norm": self.config.hidden_size}
-        biases = {"query": heads, "key": kv, "value": kv} if c.qkv_bias else {}
-        if c.output_bias:
+        attention = not self.linear
+        biases = {"query": heads, "key": kv, "value": kv} if c.qkv_bias and attention else {}
+        if c.output_bias and attention:
             biases |= {"output": norm_axis}
         if c.mlp_bias:
             into = experts | wide
@@ -156,7 +195,7 @@ class Blocks(nnx.Module):
         norms = {"attention_norm": whole, "mlp_norm": whole} if c.pre_norms else {}
         if c.post_norms:
             norms |= {"attention_post_norm": whole, "mlp_post_norm": whole}
-        if c.qk_norm:
+        if c.qk_norm and not self.linear:
             one = {"head_dim": c.head_dim}
             over = (heads, kv) if c.qk_norm_whole else (one, one)
             norms |= zip(("query_norm", "key_norm"), over, strict=True)
@@ -169,14 +208,17 @@ class Blocks(nnx.Module):
         rotations: Rotations,
         pattern: BlockPattern,
         past: Past | None = None,
-    ) -> tuple[Float[Array, "batch time embed"], KeysAndValues]:
+    ) -> tuple[Float[Array, "batch time embed"], KeysAndValues | LinearState]:
         """The residual stream after one block, float32, and the tokens' keys and values.
 
-        `pattern` holds that block's scalars. With `past` the tokens go on from it.
+        In their place, linear attention gives its state after the tokens. `pattern` holds that
+        block's scalars. With `past` the tokens go on from it.
         """
-        attended, made = self.attention(
-            self.before(x, "attention_norm"), segment_ids, rotations, pattern, past
-        )
+        normed = self.before(x, "attention_norm")
+        if self.linear:
+            attended, made = self.linear_attention(normed, segment_ids, past)
+        else:
+            attended, made = self.attention(normed, segment_ids, rotations, pattern, past)
         mixed = x + self.after(attended, "attention_post_norm")
         passed = self.mlp(self.before(x if self.config.parallel_blocks else mixed, "mlp_norm"))
         return mixed + self.after(passed, "mlp_post_norm"), made
@@ -263,7 +305,42 @@ class Blocks(nnx.Module):
                 offset=past.length,
                 **shape,
             )
+        if self.config.attention_gate:
+            gate = nnx.sigmoid(self.project("btd,dhk->bthk", x, "output_gate"))
+            mixed = (mixed * gate).astype(self.dtype)
         return self.project("bthk,hkd->btd", mixed, "output"), (k, v)
+
+    def linear_attention(
+        self, x: Array, segment_ids: Array, past: Past | None = None
+    ) -> tuple[Array, LinearState]:
+        """The gated delta rule of normed states, float32; and the state after these tokens."""
+        kept = past.kept if past else None
+        assert kept is None or isinstance(kept, LinearState)
+        into_heads = {"query": "dgk->btgk", "key": "dgk->btgk", "value": "dgrk->btgrk"}
+        inputs = [
+            checkpoint_name(self.project(f"btd,{axes}", x, f"linear_{name}"), PRODUCTS)
+            for name, axes in into_heads.items()
+        ]
+        (q, queries), (k, keys), (v, values) = (
+            convolve(each, getattr(self, f"{name}_taps")[...], segment_ids, before)
+            for name, each, before in zip(
+                into_heads, inputs, kept[:3] if kept else (None,) * 3, strict=True
+            )
+        )
+        steps = jax.nn.softplus(self.project("btd,dgr->btgr", x, "linear_decay"))
+        out, matrix = gated_delta_rule(
+            unit_length(q) * self.config.linear_key_dim**-0.5,
+            unit_length(k),
+            v,
+            -jnp.exp(self.log_decay_bias[...].astype(jnp.float32)) * steps,
+            nnx.sigmoid(self.project("btd,dgr->btgr", x, "linear_rate")),
+            segment_ids,
+            kept.matrix if kept else None,
+        )
+        gate = self.project("btd,dgrk->btgrk", x, "linear_gate")
+        out = gated_norm(out, gate, self.linear_norm[...], eps=self.config.norm_eps)
+        out = self.project("btgrk,grkd->btd", out.astype(self.dtype), "linear_output")
+        return out, LinearState(queries, keys, values, matrix)
 
     def sink_scores(self) -> Array | None:
         """The score of each head that belongs to no key; None if heads have none."""
@@ -331,7 +408,12 @@ class Blocks(nnx.Module):
         mixed = mixture_of_experts(x, ids, weights, num_experts=c.num_experts, expert=every_expert)
         if not c.shared_intermediate_size:
             return mixed
-        return mixed + self.one_mlp(x, into="btd,df->btf", out="btf,fd->btd", of="shared_")
+        shared = self.one_mlp(x, into="btd,df->btf", out="btf,fd->btd", of="shared_")
+        if c.shared_expert_gate:
+            shared = (
+                shared * nnx.sigmoid(self.project("btd,d->bt", x, "shared_expert_gate"))[..., None]
+            )
+        return mixed + shared
 
     def one_mlp(self, x: Array, *, into: str, out: str, of: str = "") -> Array:
         """down(activation(gate(x)) · up(x)), or down(activation(up(x))); float32.

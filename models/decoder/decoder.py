@@ -1,9 +1,11 @@
 """The decoder: embedding, L blocks of attention and MLP, a final norm, a head.
 
 Blocks are stacked: each parameter has a leading `layers` axis, over which the forward pass scans.
-Compared with 30 unrolled blocks this runs as fast and compiles in less than half the time. The
-scan also goes over the settings that differ between blocks (`BlockPattern`). Norms, softmax and
-the residual stream are float32; matrix products take operands in `dtype` and sum in float32.
+Compared with 30 unrolled blocks this runs as fast and compiles in less than half the time. Blocks
+of two kinds lie in two stacks; if the kinds repeat, an outer scan goes over the repetitions
+(`decoder/schedule.py`). The scan also goes over the settings that differ between blocks
+(`BlockPattern`). Norms, softmax and the residual stream are float32; matrix products take operands
+in `dtype` and sum in float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +29,9 @@ from decant.models.decoder.blocks import (
     Rotations,
 )
 from decant.models.decoder.initializer import Initializer
+from decant.models.decoder.linear_attention import LinearState
 from decant.models.decoder.norms import add_norm, norm, norm_parameters
+from decant.models.decoder.schedule import schedule
 from decant.models.mesh.execution import WITHOUT_MESH, Execution
 from decant.models.rotary import attention_factor, cos_and_sin, frequencies, grown
 
@@ -42,8 +46,9 @@ class Memory(NamedTuple):
     shorter ones begin with padding.
     """
 
-    kept: tuple[KeysAndValues, ...]
-    """Of each run of alike blocks: [layers, batch, slots, kv_heads, head_dim] each."""
+    kept: dict[str, KeysAndValues | LinearState]
+    """Of each stack of blocks: keys and values [layers, batch, slots, kv_heads, head_dim], or of
+    linear attention the state after the last token, [layers, batch, …]."""
     segment_ids: Int[Array, "batch slots"]
     """0 is padding; all slots that are still to be filled have 1."""
     length: Int[Array, ""]
@@ -62,6 +67,10 @@ class Decoder(nnx.Module):
         param_dtype: in which weights are kept.
     """
 
+    blocks: Blocks
+    first_blocks: Blocks
+    linear_blocks: Blocks
+
     def __init__(
         self,
         config: ModelConfig,
@@ -78,9 +87,8 @@ class Decoder(nnx.Module):
         self.embedding = new.normal(vocab=c.vocab_size, embed=c.hidden_size)
         if c.learned_positions:
             self.positions = new.normal(positions=c.max_positions, embed=c.hidden_size)
-        if c.dense_layers:
-            self.first_blocks = Blocks(c.stacks[0], new=new, dtype=self.dtype)
-        self.blocks = Blocks(c.stacks[-1], new=new, dtype=self.dtype)
+        for name, stack in c.stacks.items():
+            setattr(self, name, Blocks(stack.config, new=new, dtype=self.dtype))
         add_norm(self, "final_norm", new=new, config=c, norm=c.hidden_size)
         if not c.tie_embeddings:
             self.head = new.normal(embed=c.hidden_size, vocab=c.vocab_size)
@@ -156,7 +164,12 @@ class Decoder(nnx.Module):
         free = ((0, 0), (0, 0), (0, slots - time), (0, 0), (0, 0))
         still = jnp.ones((batch, slots - time), segment_ids.dtype)
         memory = Memory(
-            kept=jax.tree.map(lambda array: jnp.pad(array, free), tuple(made)),
+            kept={
+                stack: of
+                if isinstance(of, LinearState)
+                else jax.tree.map(lambda kept: jnp.pad(kept, free), of)
+                for stack, of in made.items()
+            },
             segment_ids=jnp.concatenate([segment_ids, still], axis=1),
             length=jnp.asarray(time, jnp.int32),
         )
@@ -183,11 +196,15 @@ class Decoder(nnx.Module):
             remember=True,
             memory=memory,
         )
-        kept = jax.tree.map(
-            lambda all_slots, new: lax.dynamic_update_slice_in_dim(all_slots, new, at, axis=2),
-            memory.kept,
-            tuple(made),
-        )
+        kept = {
+            stack: of
+            if isinstance(of, LinearState)
+            else tuple(
+                lax.dynamic_update_slice_in_dim(all_slots, new, at, axis=2)
+                for all_slots, new in zip(memory.kept[stack], of, strict=True)
+            )
+            for stack, of in made.items()
+        }
         x = norm(x, norm_parameters(self, "final_norm"), config=self.config)
         return self._for_head(x)[:, 0], memory._replace(kept=kept, length=at + 1)
 
@@ -211,10 +228,16 @@ class Decoder(nnx.Module):
             states: the block's input, hidden layer `layer` as `__call__` returns it.
             segment_ids: as for `__call__`.
             positions: as for `__call__`.
-            layer: number of the block, from 0; an array if the caller scans over blocks.
+            layer: number of the block, from 0; an array if the caller scans over blocks. ValueError
+                for a block of linear attention, which has no map; an array must not name one.
             heads: which heads, in this order; None is all.
             keep: see `decoder.attention.attention_probabilities`.
         """
+        if not isinstance(layer, jax.Array) and self.config.layers_linear[layer]:
+            raise ValueError(
+                f"block {layer} has linear attention, which has no attention maps; those of blocks "
+                f"{', '.join(map(str, self.config.blocks_with_maps))} exist."
+            )
         segment_ids, positions = jnp.asarray(segment_ids), jnp.asarray(positions)
         every = range(self.config.num_heads)
         pattern = jax.tree.map(lambda x: x[layer], self._patterns(states.shape[1]))
@@ -340,7 +363,10 @@ class Decoder(nnx.Module):
         graph, stacked = nnx.split(self.blocks)
         count = self.config.dense_layers
         if not count:
-            return nnx.merge(graph, jax.tree.map(lambda x: x[layer], stacked))
+            # Where it lies in the stack of the blocks that have maps.
+            places = np.cumsum(np.logical_not(self.config.layers_linear)) - 1
+            at = jnp.asarray(places)[layer] if isinstance(layer, jax.Array) else places[layer]
+            return nnx.merge(graph, jax.tree.map(lambda x: x[at], stacked))
         # Blocks of both stacks have equal attention; `layer` may be traced.
         _, first = nnx.split(self.first_blocks)
         others = {path: parameter.get_value() for path, parameter in nnx.to_flat_state(first)}
@@ -366,10 +392,11 @@ class Decoder(nnx.Module):
         execution: Execution,
         remember: bool = False,
         memory: Memory | None = None,
-    ) -> tuple[Array, list[Array], list[KeysAndValues]]:
+    ) -> tuple[Array, list[Array], dict[str, Any]]:
         """The last block's output, and those of the blocks whose numbers (from 1) `keep` lists.
 
-        With `remember`, also the tokens' keys and values of each run of alike blocks, stacked.
+        With `remember`, also what the blocks of each stack made of the tokens, stacked: keys and
+        values, or states.
         """
         # One slot per kept layer, and a spare slot that all other layers overwrite, so that the
         # outputs of all L blocks never exist together.
@@ -378,8 +405,8 @@ class Decoder(nnx.Module):
         slots[[layer - 1 for layer in keep]] = np.arange(spare)
         kept = jnp.zeros((spare + 1, *x.shape), x.dtype) if keep else None
 
-        def through(blocks: Blocks, carry: Any, settings: Any, past: Any) -> Any:
-            graph, stacked = nnx.split(blocks)
+        def through(graph: nnx.GraphDef, carry: Any, per_layer: Any) -> Any:
+            """The carry after a run of alike blocks, and what they made."""
 
             @execution.remat_block
             def block(weights, x, pattern, past):
@@ -390,22 +417,49 @@ class Decoder(nnx.Module):
                 return execution.split_rows(x), made if remember else None
 
             def step(carry, per_layer):
-                (x, kept), (weights, pattern, slot, past) = carry, per_layer
+                (x, kept), (weights, (pattern, slot), past) = carry, per_layer
                 x, made = block(weights, x, pattern, past)
                 if kept is not None:
                     kept = lax.dynamic_update_index_in_dim(kept, x, slot, 0)
                 return (x, kept), made
 
-            return lax.scan(step, carry, (stacked, *settings, past))
+            return lax.scan(step, carry, per_layer)
 
         time = x.shape[1] if memory is None else memory.segment_ids.shape[1]
-        settings, carry, made = (self._patterns(time), slots), (x, kept), []
-        pasts = list(memory.kept) if memory else [None] * len(self.config.stacks)
-        if count := self.config.dense_layers:
-            early = jax.tree.map(lambda a: a[:count], settings)
-            carry, of_first = through(self.first_blocks, carry, early, pasts[0])
-            made.append(of_first)
-            settings = jax.tree.map(lambda a: a[count:], settings)
-        (x, kept), of_last = through(self.blocks, carry, settings, pasts[-1])
-        made.append(of_last)
-        return x, [] if kept is None else [kept[i] for i in range(spare)], made if remember else []
+        settings = self._patterns(time), jnp.asarray(slots)
+        stacks = self.config.stacks
+        graphs, weights = {}, {}
+        for name in stacks:
+            graphs[name], weights[name] = nnx.split(getattr(self, name))
+        pasts = memory.kept if memory else dict.fromkeys(stacks)
+        carry, made = (x, kept), {name: [] for name in stacks}
+        for part in schedule(stacks):
+            arrays = [
+                (
+                    part.of_stack(run, weights[run.stack]),
+                    part.of_model(run, settings),
+                    part.of_stack(run, pasts[run.stack]),
+                )
+                for run in part.runs
+            ]
+
+            def period(carry, arrays, part=part):
+                outputs = []
+                for run, per_layer in zip(part.runs, arrays, strict=True):
+                    carry, output = through(graphs[run.stack], carry, per_layer)
+                    outputs.append(output)
+                return carry, outputs
+
+            if part.repeats == 1:
+                carry, outputs = period(carry, jax.tree.map(lambda a: a[0], arrays))
+                outputs = jax.tree.map(lambda a: a[None], outputs)
+            else:
+                carry, outputs = lax.scan(period, carry, arrays)
+            for stack, of_part in part.by_stack(outputs).items():
+                made[stack].append(of_part)
+        x, kept = carry
+        every = {
+            stack: jax.tree.map(lambda *parts: jnp.concatenate(parts), *parts)
+            for stack, parts in made.items()
+        }
+        return x, [] if kept is None else [kept[i] for i in range(spare)], every

@@ -28,3 +28,9 @@ class Initializer:
     def zeros(self, **axes: int) -> nnx.Param:
         """Zeros."""
         return nnx.Param(jnp.zeros(tuple(axes.values()), self.dtype), axes=tuple(axes))
+
+    def filled(self, values: jax.Array, **axes: int) -> nnx.Param:
+        """`values`, shaped as the last axes and repeated along the others."""
+        shape = tuple(axes.values())
+        array = jnp.resize(values, shape).astype(self.dtype)
+        return nnx.Param(array, axes=tuple(axes))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from decant.models.config import ModelConfig
 from decant.models.families.tensor_name import Part, TensorName
 
@@ -97,3 +99,22 @@ def matrices_with_bias(config: ModelConfig) -> tuple[str, ...]:
         *(("output",) if config.output_bias else ()),
         *(mlp if config.mlp_bias else ()),
     )
+
+
+def in_stacks(
+    names: dict[str, dict[str, TensorName]], config: ModelConfig
+) -> dict[str, TensorName]:
+    """Names of all parameters of a model whose blocks lie in several stacks.
+
+    `names` has for each stack ("first_blocks") the names that a model of its blocks alone has,
+    where they begin with "blocks.". Those of other parameters may be in any of them.
+    """
+    placed: dict[str, TensorName] = {}
+    for stack, of_stack in names.items():
+        layers = config.stacks[stack].layers
+        for path, name in of_stack.items():
+            if path.startswith("blocks."):
+                path = f"{stack}.{path.removeprefix('blocks.')}"
+                name = dataclasses.replace(name, layers=layers)
+            placed[path] = name
+    return placed

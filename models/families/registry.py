@@ -29,6 +29,7 @@ from decant.models.families.phi3 import PHI3
 from decant.models.families.qwen2 import QWEN2
 from decant.models.families.qwen3 import QWEN3
 from decant.models.families.qwen3_moe import QWEN3_MOE
+from decant.models.families.qwen3_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from decant.models.families.smollm3 import SMOLLM3
 from decant.models.families.tensor_name import Naming, TensorName
 from decant.models.families.towers import TOWERS, text_fields
@@ -40,7 +41,7 @@ FAMILIES: tuple[Family, ...] = (
     *(LLAMA, SMOLLM3, MISTRAL, MINISTRAL3, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE),
     *(GEMMA, GEMMA2, GEMMA3, OLMO2, OLMO3, PHI3, GRANITE, GRANITE_HYBRID),
     *(GPT2, GPT_NEOX, GPT_OSS, GLM4_MOE, GLM4_MOE_LITE),
-    *(DEEPSEEK_V2, DEEPSEEK_V3, YOUTU, GLM, GLM4),
+    *(DEEPSEEK_V2, DEEPSEEK_V3, YOUTU, GLM, GLM4, QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE),
 )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from decant.models.config import ModelConfig
-from decant.models.families.common_tensors import block_tensor, expert_tensors
+from decant.models.families.common_tensors import block_tensor, expert_tensors, in_stacks
 from decant.models.families.family import Family
 from decant.models.families.field_reader import FieldReader
 from decant.models.families.tensor_name import TensorName
@@ -64,8 +63,8 @@ def routed_tensors(
     config: ModelConfig, others: Callable[[ModelConfig], dict[str, TensorName]]
 ) -> dict[str, TensorName]:
     """Experts with a shared one in all blocks but the first; `others` names what is no expert's."""
-    *first, rest = config.stacks
-    names = others(rest) | expert_tensors("mlp", _MATRICES)
+    stacks = config.stacks
+    names = others(stacks["blocks"].config) | expert_tensors("mlp", _MATRICES)
     if config.router_correction:
         names["blocks.router_correction_bias"] = TensorName(
             "model.layers.{layer}.mlp.gate.e_score_correction_bias", "blk.{layer}.exp_probs_b.bias"
@@ -73,16 +72,7 @@ def routed_tensors(
     for name, file in _MATRICES.items():
         shared = block_tensor(f"mlp.shared_experts.{file}", f"ffn_{name}_shexp", in_axes=1)
         names[f"blocks.shared_{name}"] = shared
-    return _in_stacks(names, [others(stack) for stack in first], config.dense_layers)
-
-
-def _in_stacks(
-    names: dict[str, TensorName], first: list[dict[str, TensorName]], count: int
-) -> dict[str, TensorName]:
-    """Names whose blocks begin at layer `count`, and those of the blocks before them."""
-    blocks = {
-        path: dataclasses.replace(name, first_layer=count) if path.startswith("blocks.") else name
-        for path, name in names.items()
-    }
-    early = [(p, n) for stack in first for p, n in stack.items() if p.startswith("blocks.")]
-    return blocks | {f"first_{path}": name for path, name in early}
+    each = {"blocks": names}
+    if "first_blocks" in stacks:
+        each["first_blocks"] = others(stacks["first_blocks"].config)
+    return in_stacks(each, config)

@@ -66,11 +66,14 @@ class TensorName:
     """Hugging Face files store this linear map as [input, output]."""
     part: Part | None = None
     """Which outputs of the tensor are this parameter's. None: all."""
-    first_layer: int = 0
-    """The number in files of the parameter's first layer."""
     order: tuple[int, ...] | None = None
     """Files store the parameter's axes apart and in this order, without stacked ones. None: as
     `in_axes` says."""
+    layers: tuple[int, ...] | None = None
+    """The numbers in files of the parameter's layers. None: from 0 on."""
+    by_channel: bool = False
+    """A convolution of each channel by itself: its taps count as the input of a linear map. Files
+    have an axis of length 1 between output and input."""
 
     def file_tensors(self, naming: Naming, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """Names of the file's tensors → their index along the stacked axes of our parameter.
@@ -82,8 +85,8 @@ class TensorName:
 
         def named(at: tuple[int, ...]) -> str:
             numbers = dict(zip(axes, at, strict=True))
-            if "layer" in numbers:
-                numbers["layer"] += self.first_layer
+            if "layer" in numbers and self.layers is not None:
+                numbers["layer"] = self.layers[numbers["layer"]]
             return pattern.format(**numbers)
 
         return {named(at): at for at in np.ndindex(*shape[: len(axes)])}
@@ -100,7 +103,7 @@ class TensorName:
         flat = [outputs if self.part is None else self.part.size * self.part.runs]
         if self.in_axes:
             flat.append(math.prod(shape[: self.in_axes]))
-        return (*experts, *self._in_order(flat, naming))
+        return (*experts, *self._in_order(flat, naming, 1))
 
     def file_index(
         self, shape: tuple[int, ...], index: tuple[slice, ...], naming: Naming
@@ -122,12 +125,14 @@ class TensorName:
             flat = [self.part.covering(flat[0])]
         if self.in_axes:
             flat.append(_flatten(shape[inputs], index[inputs]))
-        return (*index[:experts], *self._in_order(flat, naming))
+        return (*index[:experts], *self._in_order(flat, naming, slice(0, 1)))
 
     def from_file(self, array: np.ndarray, shape: tuple[int, ...], naming: Naming) -> np.ndarray:
         """The file's array in our layout; `shape` is the result's, without stacked axes."""
         if self.order is not None:
             return array.transpose(np.argsort(self.order))
+        if self.by_channel:
+            array = array.squeeze(-2)
         if self.in_axes and not self._input_first(naming):
             array = array.swapaxes(-1, -2)
         if self.part and self.part.runs > 1:
@@ -144,6 +149,10 @@ class TensorName:
         if self.order is not None:
             return np.ascontiguousarray(parameter.transpose(self.order))
         shape = self.file_shape(parameter.shape, naming)
+        if self.by_channel:
+            flat = dataclasses.replace(self, by_channel=False)
+            array = flat.to_file(parameter, naming, None if whole is None else whole.squeeze(-2))
+            return array.reshape(shape)
         swapped = self.in_axes and not self._input_first(naming)
         ours = (*shape[:-2], shape[-1], shape[-2]) if swapped else shape
         if self.part is None:
@@ -154,8 +163,10 @@ class TensorName:
         own[...] = parameter.reshape(own.shape)
         return whole
 
-    def _in_order(self, flat: list[Any], naming: Naming) -> list[Any]:
-        """[output, input] in the order of the file's axes."""
+    def _in_order(self, flat: list[Any], naming: Naming, one: Any) -> list[Any]:
+        """[output, input] in the order of the file's axes; `one` stands for an axis of length 1."""
+        if self.by_channel:
+            return [flat[0], one, flat[1]]
         return flat[::-1] if self._input_first(naming) else flat
 
     def _input_first(self, naming: Naming) -> bool:
@@ -168,6 +179,8 @@ class TensorName:
 
 def _flatten(shape: tuple[int, ...], index: tuple[slice, ...]) -> slice:
     """`index` of axes that files flatten into one; only the first axis may be split."""
+    if not shape:  # one number
+        return slice(0, 1)
     row = math.prod(shape[1:])
     whole = [at.stop - at.start == length for at, length in zip(index[1:], shape[1:], strict=True)]
     assert all(whole), f"{index} of {shape} is not one piece of the file"

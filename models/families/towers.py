@@ -32,6 +32,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen3_vl_moe_text": _sizes(151936, 2048, 5632, 24, 16, 16, None, 128000)
     | {"moe_intermediate_size": 1408, "num_local_experts": 60, "num_experts_per_tok": 4}
     | {"rope_theta": ...},
+    "qwen3_5_text": _sizes(248320, 4096, 12288, 32, 16, 4, 256, 32768),
+    "qwen3_5_moe_text": _sizes(248320, 2048, None, 40, 16, 2, 256, 32768),
     "qwen2_5_vl_text": _sizes(152064, 8192, 29568, 80, 64, 8, None, 32768)
     | {"rms_norm_eps": 1e-5, "rope_theta": 1e6},
 }
@@ -60,6 +62,8 @@ TOWERS = {
         ("qwen3_vl_moe_text",), same_as="qwen3_moe", always={"norm_topk_prob": True}
     ),
     "kimi_k25": Tower(("deepseek_v3", "kimi_k2")),
+    "qwen3_5": Tower(("qwen3_5_text",)),
+    "qwen3_5_moe": Tower(("qwen3_5_moe_text",)),
     "qwen2_5_vl": Tower(("qwen2_5_vl_text",), same_as="qwen2", flat=True),
 }
 """By `model_type` of the whole model."""
@@ -71,7 +75,8 @@ _IMAGES = re.compile(
 )
 # Both spellings that transformers has used, the text's and the other parts'.
 _TEXT = re.compile(r"(?:language_model\.(?=model\.|lm_head\.)|(?<=^model\.)language_model\.)")
-_OTHERS = re.compile(r"(model\.)?(vision_tower|visual|multi_modal_projector|mm_projector)\..*")
+# Beside images, layers that guess further tokens.
+_OTHERS = re.compile(r"(model\.)?(vision_tower|visual|multi_modal_projector|mm_projector|mtp)\..*")
 
 
 def is_tower(fields: Mapping[str, Any]) -> bool:
@@ -100,6 +105,7 @@ def text_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
         text.require(name, value)
     kind = text.take("model_type", tower.text_types[0])
     reader.ignore("tie_word_embeddings", "quantization_config", "compression_config")
+    reader.ignore("language_model_only")
     reader.ignore(*filter(_IMAGES.fullmatch, fields))
     # Some programs repeat the text's fields.
     reader.ignore(*(n for n, value in text.fields.items() if fields.get(n) == value))
@@ -109,13 +115,13 @@ def text_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     whole = {**_DEFAULTS.get(kind, {}), **tied, **text.fields, **tower.always}
     whole["model_type"] = tower.same_as or kind
     for name in ("rope_scaling", "rope_parameters"):
-        whole[name] = _without_grid(whole.get(name), whole)
+        whole[name] = without_grid(whole.get(name), whole)
     if whole.get("rope_theta") is ...:
         raise ValueError("config.json: text_config: field 'rope_theta' is missing.")
     return whole
 
 
-def _without_grid(rope: Any, whole: dict[str, Any]) -> Any:
+def without_grid(rope: Any, whole: dict[str, Any]) -> Any:
     """A rotation's fields without those that share the pairs among time, height and width.
 
     A text's three positions are one, so each pair turns by it.

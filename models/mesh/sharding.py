@@ -30,6 +30,8 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "head_dim": None,
     "experts": EXPERT,
     "rank": None,
+    "taps": None,
+    "shared_heads": None,
     "batch": (DATA, FSDP),
     "time": None,
 }

@@ -188,12 +188,18 @@ def _check_width(hidden: Hidden, model: ModelConfig) -> None:
 def _blocks(attention: Attention, model: ModelConfig) -> list[int]:
     blocks = model.num_layers
     if attention.layers == "all":
-        return list(range(blocks))
+        return list(model.blocks_with_maps)
     for layer in attention.layers:
         if not -blocks <= layer < blocks:
             raise ValueError(
                 f"signals.attention.layers is {list(attention.layers)}: there is no block {layer}; "
                 f"this teacher has 0 to {blocks - 1} (negative ones count from the last)"
+            )
+        if model.layers_linear[layer]:
+            raise ValueError(
+                f"signals.attention.layers is {list(attention.layers)}: block {layer % blocks} has "
+                "linear attention, which has no maps; those with maps are "
+                f"{', '.join(map(str, model.blocks_with_maps)) or 'none'}"
             )
     return _unique(
         [layer % blocks for layer in attention.layers],

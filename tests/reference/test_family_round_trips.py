@@ -93,6 +93,23 @@ TEACHERS |= {
     "youtu": LATENT,
     "glm4": {"rotary_dim": 4, "rotary_neighbours": True, "post_norms": True},
 }
+HYBRID = {
+    "num_layers": 3,
+    "linear_layers": (True, True, False),
+    "linear_key_heads": 2,
+    "linear_value_heads": 4,
+    "linear_key_dim": 8,
+    "linear_value_dim": 6,
+    "convolution": 4,
+    "norm_adds_one": True,
+    "qk_norm": True,
+    "attention_gate": True,
+    "rotary_dim": 4,
+}
+TEACHERS |= {
+    "qwen3_5": HYBRID,
+    "qwen3_next": HYBRID | EXPERTS | {"shared_intermediate_size": 20, "shared_expert_gate": True},
+}
 SCRIPT = """
 import json, sys
 import torch

@@ -85,7 +85,13 @@ def number_layers(
     if not loss.terms:
         return loss
     ours, theirs = student.num_layers, teacher.num_layers
-    maps = nearest_blocks(stored_blocks(cache), ours=ours, theirs=theirs, cut_from=cut_from)
+    maps = nearest_blocks(
+        stored_blocks(cache) if student.blocks_with_maps else [],
+        ours=ours,
+        theirs=theirs,
+        cut_from=cut_from,
+        among=student.blocks_with_maps,
+    )
     if not maps and any(not term.teacher_layers for term in loss.attention):
         raise ValueError(_missing(cache, "attention maps"))
     return dataclasses.replace(
@@ -109,14 +115,19 @@ def stored_blocks(cache: Cache) -> list[int]:
 
 
 def nearest_blocks(
-    layers: Sequence[int], *, ours: int, theirs: int, cut_from: Sequence[int] | None = None
+    layers: Sequence[int],
+    *,
+    ours: int,
+    theirs: int,
+    cut_from: Sequence[int] | None = None,
+    among: Sequence[int] | None = None,
 ) -> list[tuple[int, int]]:
     """(student's block, teacher's block) for each teacher block of `layers`.
 
     The student's block is the one that was cut from the teacher's, or else the nearest in depth (of
     two, the earlier). If `cut_from` is None, the student's blocks count as spread evenly over the
     teacher's depth, from its first block to its last. `ours` and `theirs` are the numbers of blocks
-    of student and teacher.
+    of student and teacher; `among` lists the student's blocks that may be chosen, None: all.
 
     >>> nearest_blocks([0, 3, 9], ours=4, theirs=10)
     [(0, 0), (1, 3), (3, 9)]
@@ -124,7 +135,13 @@ def nearest_blocks(
     evenly = [block * (theirs - 1) / max(ours - 1, 1) for block in range(ours)]
     places = evenly if cut_from is None else cut_from
     return [
-        (min(range(ours), key=lambda block, at=layer: abs(places[block] - at)), layer)
+        (
+            min(
+                range(ours) if among is None else among,
+                key=lambda block, at=layer: abs(places[block] - at),
+            ),
+            layer,
+        )
         for layer in layers
     ]
 
@@ -181,6 +198,12 @@ def _attention_pair(
     if not isinstance(signal, AttentionSignal):
         raise ValueError(_missing(cache, signal_name))
     pair = AttentionPair(term.student_layers[pair_number], signal_name)
+    if student.layers_linear[pair.student]:
+        raise ValueError(
+            f"loss.attention[{number}].student_layers: block {pair.student} has linear attention, "
+            "which has no maps; the student's blocks with maps are "
+            f"{', '.join(map(str, student.blocks_with_maps)) or 'none'}"
+        )
     if signal.heads != MEAN and student.num_heads == signal.teacher_heads:
         pair = pair._replace(heads=signal.heads)
     compared = student.num_heads if pair.heads is None else len(pair.heads)

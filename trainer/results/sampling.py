@@ -156,7 +156,7 @@ def _round_matrices(model: Decoder) -> None:
     every token once more."""
     for path, parameter in parameters_by_path(model).items():
         axes = parameter.get_metadata()["axes"]
-        if path.split(".")[0] in ("blocks", "first_blocks") and {"embed", "latent"} & {*axes}:
+        if path.split(".")[0] in model.config.stacks and {"embed", "latent"} & {*axes}:
             parameter.set_value(parameter.get_value().astype(model.dtype))
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from decant.models import Decoder, ModelConfig, save_directory
-from decant.models.checkpoints.cut import cut_layers, evenly_spaced
+from decant.models.checkpoints.cut import cut_layers, spread_layers
 from decant.models.checkpoints.hf_layout import CONFIG
 from decant.models.checkpoints.hub import without_commit
 from decant.models.checkpoints.saving import save_shape
@@ -152,7 +152,7 @@ def teacher_config(cache: Cache) -> ModelConfig:
 
 def _cut(config: Student, source: ModelConfig) -> tuple[int, ...]:
     layers = config.layers
-    return evenly_spaced(layers, source.num_layers) if isinstance(layers, int) else layers
+    return spread_layers(layers, source) if isinstance(layers, int) else layers
 
 
 def check_covers_cache(model: ModelConfig, *, cache: Cache, name: str) -> None:

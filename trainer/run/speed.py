@@ -72,12 +72,17 @@ def update_flops(config: ModelConfig, *, rows: int, length: int, frozen: bool = 
     Each position costs 6 FLOPs a multiplying parameter, 4 if weights are `frozen` under an adapter
     (its own are not counted), and in each block 6 · heads · (head_dim + value width) a visible
     key. Every key of a row (or window) counts as visible although half are masked, as is usual for
-    MFU.
+    MFU. Linear attention costs 6 · 3 FLOPs an entry of its heads' matrices: it is multiplied by the
+    key, by what is written for it, and by the query.
     """
-    keys = sum(min(window or length, length) for window in config.layer_windows)
-    attention = 6 * config.num_heads * (config.head_dim + config.value_width) * keys
+    c = config
+    seen = zip(c.layer_windows, c.layers_linear, strict=True)
+    keys = sum(min(window or length, length) for window, linear in seen if not linear)
+    attention = 6 * c.num_heads * (c.head_dim + c.value_width) * keys
+    entries = c.linear_value_heads * c.linear_key_dim * c.linear_value_dim
+    attention += 18 * entries * sum(c.layers_linear)
     each = 4 if frozen else 6
-    return float(rows * length * (each * multiplying_parameters(config) + attention))
+    return float(rows * length * (each * multiplying_parameters(c) + attention))
 
 
 def multiplying_parameters(config: ModelConfig) -> int:
@@ -86,14 +91,16 @@ def multiplying_parameters(config: ModelConfig) -> int:
     They include the chosen experts and the head, but not the embedding, which is looked up.
     """
     c = config
-    attention = _of_attention(c)
+    linear = sum(c.layers_linear)
+    attention = (c.num_layers - linear) * _of_attention(c) + linear * _of_linear_attention(c)
     experts = c.experts_per_token if c.num_experts else 1
     matrices = 3 if c.gated_mlp else 2
     width = experts * c.intermediate_size + c.shared_intermediate_size
-    mlp = matrices * c.hidden_size * width + c.hidden_size * c.num_experts
+    routers = c.num_experts + c.shared_expert_gate
+    mlp = c.hidden_size * (matrices * width + routers)
     dense = matrices * c.hidden_size * c.dense_intermediate_size
     later = c.num_layers - c.dense_layers
-    blocks = c.num_layers * attention + later * mlp + c.dense_layers * dense
+    blocks = attention + later * mlp + c.dense_layers * dense
     return blocks + c.hidden_size * c.vocab_size
 
 
@@ -102,11 +109,19 @@ def _of_attention(c: ModelConfig) -> int:
     queries, values = c.num_heads * c.head_dim, c.num_heads * c.value_width
     if not c.latent_dim:
         keys = c.num_kv_heads * (c.head_dim + c.value_width)
-        return c.hidden_size * (queries + keys + values)
+        gates = values if c.attention_gate else 0
+        return c.hidden_size * (queries + keys + values + gates)
     made = c.query_latent_dim + c.latent_dim + c.turned
     still = c.num_heads * (c.head_dim - c.turned)
     read = (c.query_latent_dim or c.hidden_size) * queries + c.latent_dim * (still + values)
     return c.hidden_size * (made + values) + read
+
+
+def _of_linear_attention(c: ModelConfig) -> int:
+    """Matrix entries and taps of one block's linear attention."""
+    keys, values = c.linear_key_heads * c.linear_key_dim, c.linear_value_heads * c.linear_value_dim
+    made = 2 * keys + 2 * values + 2 * c.linear_value_heads
+    return c.hidden_size * (made + values) + c.convolution * (2 * keys + values)
 
 
 def peak_flops(devices: Sequence[Any] | None = None) -> float | None:

@@ -31,6 +31,7 @@ learning rate (Liu et al. 2025, "Muon is Scalable for LLM Training")."""
 
 _IN_LAST_BUT_ONE = MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
 _INTO_HEADS = MuonDimensionNumbers(reduction_axis=-3, output_axis=(-2, -1))
+_INTO_GROUPS = MuonDimensionNumbers(reduction_axis=-4, output_axis=(-3, -2, -1))
 _MATRICES = {
     "query": _INTO_HEADS,
     "key": _INTO_HEADS,
@@ -43,6 +44,12 @@ _MATRICES = {
     "shared_gate": _IN_LAST_BUT_ONE,
     "shared_up": _IN_LAST_BUT_ONE,
     "shared_down": _IN_LAST_BUT_ONE,
+    "output_gate": _INTO_HEADS,
+    "linear_query": _INTO_HEADS,
+    "linear_key": _INTO_HEADS,
+    "linear_value": _INTO_GROUPS,
+    "linear_gate": _INTO_GROUPS,
+    "linear_output": MuonDimensionNumbers(reduction_axis=(-4, -3, -2), output_axis=-1),
 }
 """Input and output axes of a block's matrices, counted from the last. Axes before them are layers
 and experts."""

@@ -5,7 +5,7 @@ Run `make golden`, or `python make.py [CASE …]` with an interpreter that has t
 A case is a tiny checkpoint and golden.npz. `save_pretrained` writes the checkpoint, in bfloat16, so
 that it is small and both sides read the same values. golden.npz has, for each document i run
 *alone* in float32 with eager attention: `tokens_i` [T], `logits_i` [T, V],
-`hidden_i` [L + 1, T, D], `maps_i` [L, H, T, T].
+`hidden_i` [L + 1, T, D], `maps_i` [L, H, T, T] (only of blocks that have maps).
 
 Documents are longer than the windows. Weights are large, norms and biases far from their initial
 values, and caps low, so that a missing step changes results visibly.
@@ -48,8 +48,12 @@ from transformers import (
     Phi3Config,
     Qwen2_5_VLConfig,
     Qwen2Config,
+    Qwen3_5Config,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
     Qwen3VLConfig,
     Qwen3VLMoeConfig,
     SmolLM3Config,
@@ -435,14 +439,51 @@ CASES |= {
         **{f"{name}_token_id": 79 for name in ("image", "video", "vision_start", "vision_end")},
     ),
 }
+# Two value heads share a query and a key. Periods of four blocks, and blocks that fill none. Heads'
+# outputs are normed where they are small, too: a larger eps keeps rounding errors small.
+HYBRID = SIZES | {"rms_norm_eps": 1e-2}
+LINEAR_ATTENTION = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+}
+SHARED = EXPERTS | {"shared_expert_intermediate_size": 20}
+CASES |= {
+    "qwen3_next": Qwen3NextConfig(
+        **(HYBRID | {"num_hidden_layers": 5}), **SHARED, **LINEAR_ATTENTION, rope_parameters=PLAIN
+    ),
+    "qwen3_5": Qwen3_5TextConfig(
+        **(HYBRID | {"num_hidden_layers": 10}),
+        **LINEAR_ATTENTION,
+        rope_parameters=PLAIN | {"mrope_section": [1, 1, 0]},
+        tie_word_embeddings=True,
+    ),
+    "qwen3_5_moe": Qwen3_5MoeTextConfig(
+        **{n: s for n, s in HYBRID.items() if n != "intermediate_size"} | {"num_hidden_layers": 4},
+        **SHARED,
+        **LINEAR_ATTENTION,
+        rope_parameters=PLAIN | {"mrope_section": [1, 1, 0]},
+    ),
+    "tower_qwen3_5": Qwen3_5Config(
+        text_config=HYBRID
+        | LINEAR_ATTENTION
+        | {"num_hidden_layers": 4, "rope_parameters": PLAIN | {"mrope_section": [1, 1, 0]}},
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_heads": 2,
+            "patch_size": 4,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 16,
+        },
+        **{f"{name}_token_id": 79 for name in ("image", "video", "vision_start", "vision_end")},
+    ),
+}
 ROUTED = (
-    "gpt_oss",
-    "glm4_moe",
-    "glm4_moe_lite",
-    "deepseek_v2",
-    "deepseek_v3",
-    "qwen3_vl_moe",
-    "kimi_k25",
+    *("gpt_oss", "glm4_moe", "glm4_moe_lite", "deepseek_v2", "deepseek_v3"),
+    *("qwen3_vl_moe", "kimi_k25", "qwen3_next", "qwen3_5_moe_text"),
 )
 """Model types whose experts' matrices lie in one parameter."""
 CASES |= {"gpt_oss": GPT_OSS, "gpt_oss_mxfp4": GPT_OSS}
@@ -505,8 +546,11 @@ def save_checkpoint(config, directory: Path, *, shard_size: str) -> None:
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape)
         if "norm" in name or ".ln_" in name:
-            # Gemma multiplies by 1 + weight.
-            parameter.copy_(0.3 * noise + (0 if "gemma" in config.model_type else 1))
+            # Gemma and hybrid Qwens multiply by 1 + weight, but for one norm.
+            around = any(kind in config.model_type for kind in ("gemma", "qwen3_next", "qwen3_5"))
+            parameter.copy_(0.3 * noise + (0 if around and "linear_attn" not in name else 1))
+        elif name.endswith("A_log"):
+            parameter.copy_(noise - 1.5)
         elif name.endswith("sinks"):
             parameter.copy_(noise)
         elif config.model_type in ROUTED and name.endswith("gate_up_proj"):

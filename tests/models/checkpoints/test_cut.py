@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from decant.models.checkpoints.cut import cut_layers, evenly_spaced
+from decant.models.checkpoints.cut import cut_layers, evenly_spaced, spread_layers
+from decant.models.config import ModelConfig
 from decant.models.parameters import parameters_by_path
 from tests.models.decoder.test_decoder import TINY, build, rows, run
 
@@ -51,3 +52,25 @@ def test_layers_that_do_not_exist_cannot_be_cut():
         cut_layers(build(), (0, 3))
     with pytest.raises(ValueError, match="cannot take 6 layers out of 5"):
         evenly_spaced(6, 5)
+
+
+def test_whole_periods_of_a_model_with_linear_attention_are_spread():
+    sizes = dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "head_dim"), 8)
+    linear = ("linear_key_heads", "linear_value_heads", "linear_key_dim", "linear_value_dim")
+    model = ModelConfig(
+        **sizes,
+        num_layers=32,
+        num_heads=1,
+        num_kv_heads=1,
+        **dict.fromkeys(linear, 2),
+        convolution=4,
+        linear_layers=(True, True, True, False),
+    )
+    assert spread_layers(8, model) == (*range(4), *range(28, 32))
+    assert spread_layers(6, model) == (2, 3, *range(28, 32))
+    assert spread_layers(12, model) == (*range(4), *range(16, 20), *range(28, 32))
+    assert spread_layers(1, model) == (3,)
+    # Blocks that follow no period are spread one by one.
+    assert spread_layers(2, model.with_layers((0, 3, 4, 5, 6, 8))) == (0, 5)
+    with pytest.raises(ValueError, match="cannot take 33 layers out of 32"):
+        spread_layers(33, model)

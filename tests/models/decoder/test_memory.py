@@ -15,15 +15,16 @@ from flax import nnx
 
 from decant.models import open_checkpoint
 from decant.models.numerics import logits
-from tests.models.families.test_families import CASES, GOLDEN
+from tests.models.families.test_families import CASES, GOLDEN, close
 
 LENGTHS = (5, 9)
 PROMPT, ROW = 12, 24
 # One of each switch: learned positions, windows, sinks and experts, two runs of blocks, softcaps,
-# blocks without rotation, a scaling by the row's length, queries that grow, blocks in parallel.
+# blocks without rotation, a scaling by the row's length, queries that grow, blocks in parallel,
+# linear attention.
 FEW = (
     *("gpt2", "gpt_oss", "glm4_moe", "gemma2", "smollm3", "llama_longrope", "ministral3"),
-    "gpt_neox",
+    *("gpt_neox", "qwen3_next"),
 )
 
 
@@ -71,7 +72,7 @@ def both(name, **dtype):
 def test_logits_after_each_token_are_those_of_transformers_on_the_whole_row(name):
     ours, theirs = both(name)
     # Twice the tolerance of whole rows: two orders of summing instead of one.
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=6e-5)
+    close(name, ours, theirs, atol=6e-5)
 
 
 def test_in_bfloat16_it_is_the_same_model_but_for_rounding():

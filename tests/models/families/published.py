@@ -258,7 +258,56 @@ GLM = {
 }
 GLM_MEANS = {"rotary_dim": 64, "rotary_neighbours": True}
 
+HYBRID = {
+    "head_dim": 256,
+    "rope_theta": 10000000,
+    "partial_rotary_factor": 0.25,
+    "full_attention_interval": 4,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_value_head_dim": 128,
+}
+HYBRID_MEANS = {
+    "head_dim": 256,
+    "rotary_dim": 64,
+    "linear_layers": (True, True, True, False),
+    "linear_key_heads": 16,
+    "linear_key_dim": 128,
+    "linear_value_dim": 128,
+    "convolution": 4,
+    "norm_adds_one": True,
+    "qk_norm": True,
+    "attention_gate": True,
+}
+QWEN3_NEXT = Row(
+    *("Qwen3 Next 80B A3B", "qwen3_next"),
+    *(Sizes(2048, 5120, 48, 16, 2, 151936, 262144), 79.674),
+    HYBRID
+    | {
+        "linear_num_value_heads": 32,
+        "num_experts": 512,
+        "num_experts_per_tok": 10,
+        "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    },
+    HYBRID_MEANS
+    | {
+        "linear_value_heads": 32,
+        "intermediate_size": 512,
+        "num_experts": 512,
+        "experts_per_token": 10,
+        "normalise_experts": True,
+        "shared_intermediate_size": 512,
+        "shared_expert_gate": True,
+    },
+)
+
 TABLE = [
+    QWEN3_NEXT,
     *DEEPSEEK,
     Row(
         *("GLM 4 9B 0414", "glm4", Sizes(4096, 13696, 40, 32, 2, 151552, 32768), 9.400),
@@ -621,7 +670,59 @@ VL25 = {"family": "qwen2", "rope_theta": 1e6, "rope_scaling": None, "qkv_bias": 
 GEMMA3_TEXT = {"family": "gemma3", "windows": (*[1024] * 5, None), "tie_embeddings": True}
 GROWTH = {"family": "ministral3", "query_growth": (0.1, 16384), "rope_theta": 1e6}
 VL = {"family": "qwen3", "rope_theta": 5e6, "rope_scaling": None, "qk_norm": True}
+
+
+def qwen35(sizes: Sizes, *, value_heads: int, kind: str = "qwen3_5", **more: Any) -> dict[str, Any]:
+    text = fields_of(Row("", f"{kind}_text", sizes, 0, HYBRID, {}))
+    for absent in ("rope_theta", "partial_rotary_factor"):
+        del text[absent]
+    return text | {
+        "linear_num_value_heads": value_heads,
+        "attn_output_gate": True,
+        "mamba_ssm_dtype": "float32",
+        "mlp_only_layers": [],
+        "mtp_num_hidden_layers": 1,
+        "mtp_use_dedicated_embeddings": False,
+        "rope_parameters": {
+            "mrope_interleaved": True,
+            "mrope_section": [11, 11, 10],
+            "partial_rotary_factor": 0.25,
+            "rope_theta": 10000000,
+            "rope_type": "default",
+        },
+        **more,
+    }
+
+
 TOWERS: list[Tower] = [
+    *(
+        (
+            *(f"Qwen3.5 {name}", "qwen3_5"),
+            qwen35(sizes, value_heads=heads, tie_word_embeddings=tied),
+            HYBRID_MEANS | {"linear_value_heads": heads, "tie_embeddings": tied},
+            stated,
+        )
+        for name, sizes, heads, tied, stated in (
+            ("0.8B", Sizes(1024, 3584, 24, 8, 2, 248320, 262144), 16, True, 0.752),
+            ("4B", Sizes(2560, 9216, 32, 16, 4, 248320, 262144), 32, True, 4.206),
+            ("9B", Sizes(4096, 12288, 32, 16, 4, 248320, 262144), 32, False, 8.954),
+            ("27B", Sizes(5120, 17408, 64, 24, 4, 248320, 262144), 48, False, 26.896),
+        )
+    ),
+    (
+        *("Qwen3.5 35B A3B", "qwen3_5_moe"),
+        qwen35(
+            Sizes(2048, 512, 40, 16, 2, 248320, 262144),
+            kind="qwen3_5_moe",
+            value_heads=32,
+            num_experts=256,
+            num_experts_per_tok=8,
+            moe_intermediate_size=512,
+            shared_expert_intermediate_size=512,
+        ),
+        HYBRID_MEANS | {"num_experts": 256, "experts_per_token": 8, "shared_expert_gate": True},
+        34.661,
+    ),
     ("Gemma 3 4B", "gemma3", gemma3(2560, 10240, 34), GEMMA3_TEXT, 3.880),
     (
         *("Gemma 3 12B", "gemma3"),
@@ -677,7 +778,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         for name, kind in {
             "DeepSeek V3.2": "deepseek_v32",
             "Llama 4 Scout": "llama4",
-            "Qwen3 Next 80B": "qwen3_next",
             "Phi 3.5 MoE": "phimoe",
             "Gemma 3n E4B": "gemma3n",
             "Command R7B": "cohere2",

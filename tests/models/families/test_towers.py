@@ -24,6 +24,7 @@ TOWERS = {
     "tower_qwen2_5_vl": "Qwen2ForCausalLM",
     "tower_qwen3_vl_moe": "Qwen3MoeForCausalLM",
     "tower_kimi_k25": "DeepseekV3ForCausalLM",
+    "tower_qwen3_5": "Qwen3_5ForCausalLM",
 }
 
 
@@ -75,6 +76,17 @@ def test_tensors_of_other_parts_are_counted_and_not_read(name):
     assert checkpoint.files.unread == sorted(others) != []
     assert f"{len(others)} tensors of other parts are not read" in checkpoint.left_out
     assert open_checkpoint(FAMILIES / "llama").left_out == ""
+
+
+def test_layers_of_qwen35_that_guess_further_tokens_are_counted_and_not_read(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(FAMILIES / "tower_qwen3_5", folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["mtp.fc.weight"] = np.zeros((32, 64), np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    checkpoint = open_checkpoint(folder)
+    checkpoint.load()
+    assert "mtp.fc.weight" in checkpoint.files.unread
 
 
 def test_a_tensor_that_is_of_no_known_part_is_refused(tmp_path):

@@ -47,6 +47,27 @@ def test_narrow_vectors_that_keys_and_values_are_made_of_multiply_instead():
     assert update_flops(narrow, rows=2, length=64) == 128 * (matrices + 6 * 4 * (6 + 5) * 3 * 64)
 
 
+def test_linear_attention_multiplies_its_heads_matrices_and_sees_no_keys():
+    linear = dataclasses.replace(
+        CONFIG,
+        linear_layers=(True, True, False),
+        linear_key_heads=2,
+        linear_value_heads=4,
+        linear_key_dim=3,
+        linear_value_dim=5,
+        convolution=4,
+        attention_gate=True,
+    )
+    # Queries, keys, values, gates, decays, rates; the output; taps of queries, keys and values.
+    block = 10 * (6 + 6 + 20 + 20 + 4 + 4) + 20 * 10 + 4 * (6 + 6 + 20) + 3 * 10 * 20
+    full = multiplying_parameters(CONFIG) + 10 * 24  # gates of attention's outputs
+    usual = 10 * 24 + 2 * 10 * 12 + 24 * 10 + 3 * 10 * 20
+    assert multiplying_parameters(linear) == full + 2 * (block - usual)
+    matrices = 6 * multiplying_parameters(linear)
+    attention = 12 * 24 * 64 + 2 * 18 * 4 * 3 * 5
+    assert update_flops(linear, rows=2, length=64) == 128 * (matrices + attention)
+
+
 def test_flops_of_an_update_count_only_keys_inside_the_window():
     windowed = dataclasses.replace(CONFIG, windows=(16, None, 1000))
     matrices = 6 * multiplying_parameters(CONFIG)
