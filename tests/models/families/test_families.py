@@ -17,6 +17,7 @@ import shutil
 from functools import cache
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -276,7 +277,7 @@ def test_blocks_of_linear_attention_have_no_maps_and_no_adapters():
     model = open_checkpoint(GOLDEN / "qwen3_next").abstract()
     row = np.zeros((1, 4), np.int32)
     with pytest.raises(ValueError, match=r"block 1 has linear attention.* of blocks 3 exist"):
-        model.attention_maps(np.zeros((1, 4, 32), np.float32), row, row, layer=1)
+        model.attention_maps(jnp.zeros((1, 4, 32)), row, row, layer=1)
     with pytest.raises(ValueError, match=r"student.adapter: this model has blocks of linear"):
         adapted_matrices(model, ("q_proj",))
 
