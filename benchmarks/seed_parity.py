@@ -42,11 +42,12 @@ from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Attention, Corpus, Hidden, Precompute, Signals, Teacher
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk.atomic import replacing
+from decant.schemas.reading.held import held_by
 from decant.schemas.records.rows import next_tokens
 from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Optimiser, Student, Train
 from decant.trainer.data.batches import Batches
 from decant.trainer.loss.batch_fields import ROWS
-from decant.trainer.loss.choice import Held, choose_tail
+from decant.trainer.loss.choice import choose_tail
 from decant.trainer.run.initial_student import initial_student
 from decant.trainer.run.loss_inputs import resolve_layers
 from decant.trainer.run.metrics_log import read_metrics
@@ -119,7 +120,7 @@ def settings(options: argparse.Namespace, cache: Cache, name: str) -> Train:
         else (),
         **tail,
     )
-    loss, _ = choose_tail(loss, Held.by([cache]))
+    loss, _ = choose_tail(loss, held_by([cache]))
     config = Train(
         cache=cache.path,
         run=options.work / name,

@@ -8,7 +8,7 @@ from tests.paths import ROOT
 
 PACKAGES = (
     *("schemas", "models", "pipelines", "trainer"),
-    *("decant/command_line", "decant/store", "decant/foreign.py"),
+    *("decant/command_line", "decant/store", "decant/foreign.py", "decant/serving.py"),
 )
 ENTRY = re.compile(r"^- (`.+?`): ", re.M | re.S)
 QUOTED = re.compile(r"`((?:[^`]|`\w+`)+?)`(?=,|$)")

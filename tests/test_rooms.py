@@ -17,7 +17,7 @@ LEVELS = {
     "decant": [
         ["__init__", "foreign"],
         ["store"],
-        ["command_line", "progress"],
+        ["command_line", "progress", "serving"],
         ["schemas"],
         ["models", "torch"],
         ["pipelines", "trainer"],
@@ -83,11 +83,12 @@ LEVELS = {
         ["__init__"],
     ],
     "torch": [
-        ["settings", "packing", "rows"],
+        ["settings", "packing", "rows", "on_policy"],
         ["targets", "layer_terms", "batching"],
         ["tail_prior", "sketches", "tail_choice", "counts"],
         ["student_view"],
         ["divergences"],
+        ["sorted_probabilities"],
         ["chunks"],
         ["losses"],
         ["judging"],

@@ -8,9 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from decant.schemas.targets.unmatched import Partners
+from decant.serving import BY_RANK
 from decant.torch.divergences import Parts, dense_losses, position_losses
 from decant.torch.settings import Settings
 from decant.torch.sketches import SketchShape, SketchTables
+from decant.torch.sorted_probabilities import distance_by_rank
 from decant.torch.student_view import TailShape, logits_gradient, summarise_logits
 from decant.torch.tail_prior import Prior
 from decant.torch.targets import Targets
@@ -27,7 +30,10 @@ class Call:
         sketch: SketchTables | None,
         softcap: float | None,
         vocabulary: int,
+        partners: Partners | None = None,
     ):
+        """`partners` is for "gold", on the device."""
+        self.partners = partners
         self.targets, self.settings, self.prior, self.sketch = targets, settings, prior, sketch
         self.softcap, self.vocabulary = softcap, vocabulary
 
@@ -102,6 +108,9 @@ def _chunk(
     slope = None
     if call.softcap is not None and wanted:
         slope = 1 - (logits / call.softcap) ** 2
+    ranks = None
+    if settings.divergence in BY_RANK:
+        ranks = distance_by_rank(logits, targets, settings=settings, partners=call.partners)
     kept = logits.clone() if settings.dense else logits
     view, exponentials = summarise_logits(kept, targets, settings=settings, shape=shape)
     view, fields = view.leaves()
@@ -111,7 +120,9 @@ def _chunk(
             values, parts = dense_losses(logits, view, targets, settings=settings, shape=shape)
             fields = [*fields, logits]
         else:
-            values, parts = position_losses(view, targets, settings=settings, shape=shape)
+            values, parts = position_losses(
+                view, targets, settings=settings, shape=shape, ranks=ranks and ranks.term
+            )
         if not wanted:
             return values, parts, None
         gradients = list(torch.autograd.grad(values.sum(), fields, allow_unused=True))
@@ -121,6 +132,9 @@ def _chunk(
     )
     if direct is not None:
         gradient += direct
+    if ranks is not None:
+        share = settings.teachers_share * settings.temperature * ranks.term.weight
+        gradient += ranks.gradient.mul_((share * parts.taught)[:, None])
     return values.detach(), parts, gradient if slope is None else gradient.mul_(slope)
 
 

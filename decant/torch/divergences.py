@@ -14,6 +14,7 @@ from torch import Tensor
 
 from decant.schemas.targets.targets import tail_logmass_at
 from decant.torch.counts import kl_to_counts
+from decant.torch.on_policy import policy_terms
 from decant.torch.settings import Settings
 from decant.torch.student_view import StudentView, TailShape
 from decant.torch.targets import Targets, set_stored
@@ -34,6 +35,19 @@ class Parts(NamedTuple):
     """1 where the student's likeliest token is the teacher's."""
     taught: Float[Tensor, " n"]
     """1 where the teacher's targets are stored. Elsewhere the label alone is learned from."""
+    advantage: Float[Tensor, " n"]
+    """This and the next two are for "on_policy" (`PolicyTerms`), and 0 for others and elsewhere;
+    KLs and agreement are 0 for "on_policy"."""
+    ratio: Float[Tensor, " n"]
+    clipped: Float[Tensor, " n"]
+
+
+class RankTerm(NamedTuple):
+    """What sorted probabilities add to the loss, with a gradient of its own."""
+
+    weight: Float[Tensor, ""]
+    """Its share of the teacher's part; the divergence between ids has the rest."""
+    distance: Float[Tensor, " n"]
 
 
 class Teacher(NamedTuple):
@@ -48,34 +62,45 @@ class Teacher(NamedTuple):
 
 def teacher_categories(targets: Targets, settings: Settings) -> Teacher:
     """The teacher's k stored tokens and its tail at the temperature of `settings`."""
-    taught = targets.stored.any(-1, keepdim=True)
+    taught = targets.has_head[:, None]
     mass = tail_logmass_at(targets.tail_logmass, settings.beta, xp=torch)
     if settings.tail == "renormalize":
         mass = torch.full_like(mass, -torch.inf)
     mass = mass.where(taught[:, 0], -torch.inf)
     unnormalised = torch.cat([settings.beta * targets.logprobs, mass[:, None]], -1)
-    normaliser = torch.logsumexp(unnormalised, -1).where(taught[:, 0], 0.0)
+    normaliser = torch.logsumexp(unnormalised, -1)
+    normaliser = normaliser.where(torch.isfinite(normaliser), 0.0)
     return Teacher(unnormalised - normaliser[:, None], normaliser, mass)
 
 
 def position_losses(
-    view: StudentView, targets: Targets, *, settings: Settings, shape: TailShape | None
+    view: StudentView,
+    targets: Targets,
+    *,
+    settings: Settings,
+    shape: TailShape | None,
+    ranks: RankTerm | None = None,
 ) -> tuple[Float[Tensor, " n"], Parts]:
-    """α·T²·D + (1 − α)·CE of each position, differentiable in `view`; and its parts."""
+    """α·T²·D + (1 − α)·CE of each position, differentiable in `view`; and its parts.
+
+    `ranks` is for `uld` and `gold`. Its gradient is not in that of `view`.
+    """
+    if settings.divergence == "on_policy":
+        return _on_policy_losses(view, targets, settings)
     if settings.tail == "counts":
         return _counts_losses(view, targets, settings)
     teacher, beta = teacher_categories(targets, settings), settings.beta
     logq = torch.cat([beta * view.head, view.tail_soft[:, None]], -1)
     logq = logq - torch.logsumexp(logq, -1, keepdim=True)
-    logq = logq.where(torch.isfinite(teacher.logp[:, :1]), -torch.inf)
-    soft = divergence(teacher.logp, logq, kind=settings.divergence, mix=settings.mix)
+    logq = logq.where(targets.has_head[:, None], -torch.inf)
+    soft = divergence(teacher.logp, logq, kind=settings.of_ids, mix=settings.mix)
     bound = _kl(teacher.logp, logq)
     kl = bound
     if settings.tail == "sampled":
         soft = kl = bound + _from_draws(view, targets, teacher, beta=beta)
     elif shape is not None:
         soft = kl = bound + _from_shape(view, targets, teacher, shape, beta=beta)
-    return _position_loss(soft, kl, bound, view, targets, settings)
+    return _position_loss(soft, kl, bound, view, targets, settings, ranks)
 
 
 def dense_losses(
@@ -94,7 +119,7 @@ def dense_losses(
     logp = shape.spread(teacher.logp[:, -1], targets)
     logp = set_stored(logp, targets, teacher.logp[:, :-1])
     logq = torch.log_softmax(settings.beta * logits, -1)
-    logq = logq.where(torch.isfinite(teacher.logp[:, :1]), -torch.inf)
+    logq = logq.where(targets.has_head[:, None], -torch.inf)
     soft = divergence(logp, logq, kind=settings.divergence, mix=settings.mix)
     bound = torch.cat([settings.beta * view.head, view.tail_soft[:, None]], -1)
     bound = _kl(teacher.logp, bound - torch.logsumexp(bound, -1, keepdim=True))
@@ -122,12 +147,18 @@ def _position_loss(
     view: StudentView,
     targets: Targets,
     settings: Settings,
+    ranks: RankTerm | None = None,
 ) -> tuple[Float[Tensor, " n"], Parts]:
     hard = torch.cat([view.head, view.tail_hard[:, None]], -1)
     ce = torch.logsumexp(hard, -1) - view.label
     taught = targets.taught.float()
-    alpha = settings.alpha * taught
-    loss = alpha * settings.scale * soft + (1 - alpha) * ce
+    alpha = settings.teachers_share * taught
+    others = (1 - alpha) * ce
+    if ranks is not None:
+        others = others + alpha * settings.temperature * ranks.weight * ranks.distance
+        alpha = alpha * (1 - ranks.weight)
+    loss = alpha * settings.scale * soft + others
+    zero = torch.zeros_like(taught)
     return loss, Parts(
         loss=loss.detach(),
         kl=kl.detach(),
@@ -135,6 +166,46 @@ def _position_loss(
         ce=ce.detach(),
         agreement=view.agrees.float(),
         taught=taught,
+        advantage=zero,
+        ratio=zero,
+        clipped=zero,
+    )
+
+
+def _on_policy_losses(
+    view: StudentView, targets: Targets, settings: Settings
+) -> tuple[Float[Tensor, " n"], Parts]:
+    """As `position_losses`: written tokens have their terms, all others their cross-entropy.
+
+    Nothing is learned from a written token that the teacher gave no probability.
+    """
+    assert targets.label_logprobs is not None
+    assert targets.writer_logprobs is not None
+    ce = view.tail_hard - view.label
+    taught, own = targets.taught, -ce.detach()
+    # The double where: NaN and −inf at other positions must not reach the sums.
+    terms = policy_terms(
+        own,
+        targets.label_logprobs.where(taught, own),
+        targets.writer_logprobs.where(taught, own),
+        clip=settings.clip,
+        anchor=settings.anchor,
+    )
+    scored, alpha = taught.float(), settings.teachers_share
+    hard = (1 - alpha) * scored + (~targets.written).float()
+    policy = terms.value + terms.weight * (ce - ce.detach())
+    loss = alpha * scored * policy + hard * ce
+    zero = torch.zeros_like(scored)
+    return loss, Parts(
+        loss=loss.detach(),
+        kl=zero,
+        kl_bound=zero,
+        ce=ce.detach(),
+        agreement=zero,
+        taught=scored,
+        advantage=scored * terms.advantage,
+        ratio=scored * terms.ratio,
+        clipped=scored * terms.clipped,
     )
 
 

@@ -17,12 +17,14 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import get_logger
 
 from decant.schemas import Cache, open_cache
+from decant.schemas.reading.held import held_by
+from decant.serving import Divergence, Tail
 from decant.torch.batching import fingerprint
 from decant.torch.judging import Judge, row_sums
 from decant.torch.losses import loss_sum
 from decant.torch.packing import packed_inputs, require_separate_segments
 from decant.torch.rows import Rows
-from decant.torch.settings import Divergence, Settings, Tail
+from decant.torch.settings import Settings
 from decant.torch.sketches import sketch_tables
 from decant.torch.tail_choice import choose_tail, held_by_cache, weakness
 from decant.torch.targets import require_targets
@@ -57,10 +59,12 @@ class DistillationTrainer(Trainer):
         train_dataset: Cache | str | Path | Rows,
         eval_dataset: Cache | str | Path | Rows | None = None,
         temperature: float = 1.0,
-        alpha: float = 0.9,
+        alpha: float | None = None,
         tail: Tail | None = None,
         divergence: Divergence = "forward_kl",
         mix: float = 0.5,
+        clip: float = 0.2,
+        anchor: float = 0.0,
         chunk_tokens: int | None = None,
         **kwargs: Any,
     ):
@@ -73,8 +77,8 @@ class DistillationTrainer(Trainer):
             train_dataset: a cache, its path, or `Rows` of it.
             eval_dataset: as `train_dataset`; a cache stands for its held-out rows. None: the
                 held-out rows of `train_dataset`, if there are any.
-            temperature, alpha, tail, divergence, mix, chunk_tokens: as in `loss`. The choice for
-                an unset `tail` is logged, and is `trainer.distillation.tail`.
+            temperature, alpha, tail, divergence, mix, clip, anchor, chunk_tokens: as in `loss`. The
+                choice for an unset `tail` is logged, and is `trainer.distillation.tail`.
 
         ValueError if student and cache do not fit, or if the model lets the documents of a packed
         row see each other.
@@ -84,10 +88,15 @@ class DistillationTrainer(Trainer):
             tail = _chosen(cache, temperature=temperature, divergence=divergence)
         if weak := weakness(tail, temperature):
             _LOG.warning(weak)
-        self.distillation = Settings(temperature, alpha, tail, divergence, mix, chunk_tokens)
+        self.distillation = Settings(
+            temperature, alpha, tail, divergence, mix, chunk_tokens, clip, anchor
+        )
         rows = _rows(train_dataset, cache, split="train", tails=(tail,))
         require_targets(rows[[0]], self.distillation)
+        self.distillation.asked.require_held(held_by([cache]), where=str(cache.path))
         judged = cache if eval_dataset is None else _cache_of(eval_dataset)
+        # `eval_loss` is at the training's settings.
+        self.distillation.asked.require_held(held_by([judged]), where=str(judged.path))
         self._judge = Judge(judged)
         if eval_dataset is not None or len(cache.rows(split="heldout")):
             tails = (tail, self._judge.headline.tail)
@@ -109,6 +118,7 @@ class DistillationTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self._rows = rows
         self._prior = cache.tail_prior() if tail == "prior" else None
+        self._partners = cache.partners() if divergence == "gold" else None
         self._sketch = None
         if tail == "sketch":
             self._sketch = sketch_tables(cache.sketch_heads(), device=arguments.device)
@@ -189,6 +199,7 @@ class DistillationTrainer(Trainer):
             settings=self.distillation,
             prior=self._prior,
             sketch=self._sketch,
+            partners=self._partners,
             vocabulary=self._rows.vocabulary,
             softcap=self._softcap,
         )
@@ -254,7 +265,7 @@ def _cache_of(dataset: Cache | str | Path | Rows) -> Cache:
 
 
 def _rows(
-    dataset: Any, cache: Cache, *, split: Literal["train", "heldout"], tails: Sequence[Tail]
+    dataset: Any, cache: Cache, *, split: Literal["train", "heldout"], tails: Sequence[Tail | None]
 ) -> Rows:
     """The given rows; or those of the cache, with the targets that `tails` learn from."""
     if isinstance(dataset, Rows):
@@ -262,7 +273,7 @@ def _rows(
     return Rows(cache, split=split, targets=held_by_cache(cache) & {"counts", "sketch"} & {*tails})
 
 
-def _chosen(cache: Cache, *, temperature: float, divergence: Divergence) -> Tail:
+def _chosen(cache: Cache, *, temperature: float, divergence: Divergence) -> Tail | None:
     draws = cache.manifest.logits.draw_betas
     tail = choose_tail(
         held_by_cache(cache),

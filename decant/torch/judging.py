@@ -14,10 +14,11 @@ from torch import Tensor
 
 from decant.schemas import Cache, open_cache
 from decant.schemas.signals import SketchSignal
+from decant.serving import Tail
 from decant.torch.divergences import Parts
 from decant.torch.losses import loss_sum
 from decant.torch.rows import Batch, Rows
-from decant.torch.settings import Settings, Tail
+from decant.torch.settings import Settings
 from decant.torch.sketches import sketch_tables
 from decant.torch.targets import counted_positions
 
@@ -141,7 +142,8 @@ class Judge:
     def means(self, totals: Sequence[float]) -> dict[str, Any]:
         """Means by name from the sums over all rows. ValueError if no position counts."""
         sums = dict(zip(SUMS, totals, strict=True))
-        sums.pop("loss")
+        for name in ("loss", "advantage", "ratio", "clipped"):
+            sums.pop(name)
         tokens = sums.pop("tokens")
         if not tokens:
             raise ValueError("no position of the held-out rows has a target to judge by")

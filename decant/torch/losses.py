@@ -16,9 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from decant.schemas.targets.sketch import SketchHead
+from decant.schemas.targets.unmatched import Partners
+from decant.serving import Divergence, Tail
 from decant.torch.chunks import Call, Chunks
 from decant.torch.divergences import Parts
-from decant.torch.settings import Divergence, Settings, Tail
+from decant.torch.settings import Settings
 from decant.torch.sketches import SketchTables, sketch_tables
 from decant.torch.tail_choice import choose_tail, held_by_batch
 from decant.torch.tail_prior import Prior
@@ -33,12 +35,15 @@ def loss(
     batch: Mapping[str, Tensor],
     *,
     temperature: float = 1.0,
-    alpha: float = 0.9,
+    alpha: float | None = None,
     tail: Tail | None = None,
     divergence: Divergence = "forward_kl",
     mix: float = 0.5,
+    clip: float = 0.2,
+    anchor: float = 0.0,
     prior: Tensor | np.ndarray | None = None,
     sketch: Sketch = None,
+    partners: Partners | None = None,
     vocabulary: int | None = None,
     softcap: float | None = None,
     count: Tensor | float | None = None,
@@ -61,7 +66,7 @@ def loss(
         unembedding: the head's matrix, as `torch.nn.Linear` and `torch.nn.Embedding` store it.
         batch: from `batches`, `Rows` or a DataLoader, on the device of `hidden`.
         temperature: T ≥ 1 of both distributions.
-        alpha: α in [0, 1], the teacher's share of the loss.
+        alpha: α in [0, 1], the teacher's share of the loss. None: 0.9, or 1 for on_policy.
         tail: how the teacher's tail, the vocabulary outside the stored top-k, is represented.
             `sketch`: by each position's sketch. `sampled`: by draws. `prior`: by the corpus's mean
             tail. `bucket`: as one category. `renormalize`: not at all. `counts`: counts of draws
@@ -69,10 +74,14 @@ def loss(
             else sketch, else sampled; at higher T sketch, else sampled; each if the batch holds it
             and the settings allow it. Else prior if it is given, else bucket.
         divergence: D. `forward_kl`, `reverse_kl`, `jsd`, or `tv`, whose factor is T and not T².
-        mix: for `jsd`: mix·KL(p‖m) + (1−mix)·KL(q‖m) with m = mix·p + (1−mix)·q.
+            `uld` and `gold` compare sorted probabilities (docs/other-tokenizer.md), `on_policy`
+            learns from label_logprobs and writer_logprobs of rollouts (docs/on-policy.md).
+        mix: for `jsd` and `gold`: mix·KL(p‖m) + (1−mix)·KL(q‖m) with m = mix·p + (1−mix)·q.
+        clip, anchor: for `on_policy`: ε, the clipping of its ratio, and λ, the pull to the writer.
         prior: for tail = "prior": `cache.tail_prior()`.
         sketch: for tail = "sketch": `cache.sketch_heads()`; or `sketch_tables` of them, which are
             moved to the device once and not at every call.
+        partners: for divergence = "gold": `cache.partners()`.
         vocabulary: token ids of the cache's tokenizer. None: `batch.vocabulary`, or all of the
             student's if the batch has been copied into a plain dict. The student's other columns
             are left out: a checkpoint may pad its vocabulary.
@@ -82,14 +91,15 @@ def loss(
         chunk_tokens: positions whose logits exist at once. None: 256 on a CPU; elsewhere the
             number whose logits take 512 MiB.
         return_metrics: return (loss, metrics) instead. Metrics are means over the batch, named as
-            in `metrics.jsonl`: kl_loss (at T), ce_loss, agreement, and tokens, their number.
+            in `metrics.jsonl`: kl_loss (at T), ce_loss, agreement, and tokens, their number; for
+            on_policy advantage, ratio and clipped in place of kl_loss and agreement.
 
     Logits are computed in the dtype of `hidden` (of autocast, inside of it), sums in float32.
     ValueError if the batch lacks what the settings need, or settings contradict each other.
     """
     if tail is None:
         tail = _chosen(batch, temperature=temperature, divergence=divergence, prior=prior)
-    settings = Settings(temperature, alpha, tail, divergence, mix, chunk_tokens)
+    settings = Settings(temperature, alpha, tail, divergence, mix, chunk_tokens, clip, anchor)
     if hidden.shape[-1] != unembedding.shape[-1]:
         raise ValueError(
             f"hidden has width {hidden.shape[-1]} and unembedding has shape "
@@ -102,10 +112,11 @@ def loss(
         settings=settings,
         prior=prior,
         sketch=sketch,
+        partners=partners,
         vocabulary=vocabulary,
         softcap=softcap,
     )
-    return _mean(total, parts, batch, count=count, return_metrics=return_metrics)
+    return _mean(total, parts, batch, settings, count=count, return_metrics=return_metrics)
 
 
 def loss_on_logits(
@@ -113,12 +124,15 @@ def loss_on_logits(
     batch: Mapping[str, Tensor],
     *,
     temperature: float = 1.0,
-    alpha: float = 0.9,
+    alpha: float | None = None,
     tail: Tail | None = None,
     divergence: Divergence = "forward_kl",
     mix: float = 0.5,
+    clip: float = 0.2,
+    anchor: float = 0.0,
     prior: Tensor | np.ndarray | None = None,
     sketch: Sketch = None,
+    partners: Partners | None = None,
     vocabulary: int | None = None,
     count: Tensor | float | None = None,
     chunk_tokens: int | None = None,
@@ -130,7 +144,7 @@ def loss_on_logits(
     """
     if tail is None:
         tail = _chosen(batch, temperature=temperature, divergence=divergence, prior=prior)
-    settings = Settings(temperature, alpha, tail, divergence, mix, chunk_tokens)
+    settings = Settings(temperature, alpha, tail, divergence, mix, chunk_tokens, clip, anchor)
     total, parts = loss_sum(
         logits,
         None,
@@ -138,9 +152,10 @@ def loss_on_logits(
         settings=settings,
         prior=prior,
         sketch=sketch,
+        partners=partners,
         vocabulary=vocabulary,
     )
-    return _mean(total, parts, batch, count=count, return_metrics=return_metrics)
+    return _mean(total, parts, batch, settings, count=count, return_metrics=return_metrics)
 
 
 def loss_sum(
@@ -151,6 +166,7 @@ def loss_sum(
     settings: Settings,
     prior: Tensor | np.ndarray | None = None,
     sketch: Sketch = None,
+    partners: Partners | None = None,
     vocabulary: int | None = None,
     softcap: float | None = None,
 ) -> tuple[Float[Tensor, ""], Parts]:
@@ -167,9 +183,11 @@ def loss_sum(
             f'tail = "sketch" (the choice for this batch at T = {settings.temperature:.4g}, if '
             "none is given) needs sketch=cache.sketch_heads()"
         )
+    if settings.divergence == "gold" and partners is None:
+        raise ValueError('divergence = "gold" needs partners=cache.partners()')
     device = states.device
     counted = counted_positions(batch, device)
-    targets = targets_of(batch, counted, tail=settings.tail)
+    targets = targets_of(batch, counted, settings=settings)
     columns = states if unembedding is None else unembedding.T
     ids = vocabulary or getattr(batch, "vocabulary", None) or columns.shape[-1]
     if columns.shape[-1] < ids:
@@ -184,6 +202,14 @@ def loss_sum(
     if settings.tail == "sketch" and sketch is not None:
         tables = sketch if isinstance(sketch, SketchTables) else sketch_tables(sketch)
         tables = tables.to(device)
+    common = None
+    if settings.divergence == "gold" and partners is not None:
+        common = Partners(*(torch.as_tensor(x, device=device) for x in partners))
+        if len(common.alone) != ids:
+            raise ValueError(
+                f"partners has {len(common.alone)} columns, but the cache's tokenizer has {ids} "
+                "ids; take it from the cache that the batches come from"
+            )
     kind = device.type
     if unembedding is not None and torch.is_autocast_enabled(kind):
         states = states.to(torch.get_autocast_dtype(kind))
@@ -199,6 +225,7 @@ def loss_sum(
                 tables,
                 None if unembedding is None else softcap,
                 ids,
+                common,
             ),
         )
     return total, Parts(*parts)
@@ -210,7 +237,7 @@ def _chosen(
     temperature: float,
     divergence: Divergence,
     prior: Tensor | np.ndarray | None,
-) -> Tail:
+) -> Tail | None:
     return choose_tail(
         held_by_batch(batch),
         temperature=temperature,
@@ -224,6 +251,7 @@ def _mean(
     total: Float[Tensor, ""],
     parts: Parts,
     batch: Mapping[str, Tensor],
+    settings: Settings,
     *,
     count: Tensor | float | None,
     return_metrics: bool,
@@ -233,9 +261,8 @@ def _mean(
     if not return_metrics:
         return loss
     taught = parts.taught.sum().clamp(min=1)
-    return loss, {
-        "kl_loss": parts.kl.sum() / taught,
-        "ce_loss": parts.ce.sum() / tokens.clamp(min=1),
-        "agreement": parts.agreement.sum() / taught,
-        "tokens": tokens,
-    }
+    names = {"kl_loss": parts.kl, "agreement": parts.agreement}
+    if settings.divergence == "on_policy":
+        names = {name: getattr(parts, name) for name in ("advantage", "ratio", "clipped")}
+    metrics = {name: values.sum() / taught for name, values in names.items()}
+    return loss, {**metrics, "ce_loss": parts.ce.sum() / tokens.clamp(min=1), "tokens": tokens}

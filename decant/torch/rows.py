@@ -24,7 +24,8 @@ class Batch(dict[str, torch.Tensor]):
 
     `vocabulary` is the number of token ids of the cache's tokenizer. A student may pad its logits
     with more columns, which the losses leave out. `highest_temperature` is the highest T that the
-    cache's tail draws are made for; None if it holds none.
+    cache's tail draws are made for; None if it holds none. `tail_at_1` says that the tail's mass is
+    known at T = 1 only, as in a cache that was aligned from one without a sketch.
     """
 
     def __init__(
@@ -33,27 +34,34 @@ class Batch(dict[str, torch.Tensor]):
         *,
         vocabulary: int | None = None,
         highest_temperature: float | None = None,
+        tail_at_1: bool = False,
     ):
         super().__init__(tensors)
         self.vocabulary, self.highest_temperature = vocabulary, highest_temperature
+        self.tail_at_1 = tail_at_1
 
     def __reduce__(self) -> tuple:
         # dict's own way calls __init__ without arguments.
-        return _batch, (dict(self), self.vocabulary, self.highest_temperature)
+        return _batch, (dict(self), *self._facts)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch on another device."""
         moved = {name: x.to(device, non_blocking=non_blocking) for name, x in self.items()}
-        return _batch(moved, self.vocabulary, self.highest_temperature)
+        return _batch(moved, *self._facts)
 
     def row(self, index: int) -> Batch:
         """One row, whose tensors lack the first axis."""
-        tensors = {name: x[index] for name, x in self.items()}
-        return _batch(tensors, self.vocabulary, self.highest_temperature)
+        return _batch({name: x[index] for name, x in self.items()}, *self._facts)
+
+    @property
+    def _facts(self) -> tuple[int | None, float | None, bool]:
+        return self.vocabulary, self.highest_temperature, self.tail_at_1
 
 
-def _batch(tensors: dict, vocabulary: int | None, highest: float | None) -> Batch:
-    return Batch(tensors, vocabulary=vocabulary, highest_temperature=highest)
+def _batch(
+    tensors: dict, vocabulary: int | None, highest: float | None, tail_at_1: bool = False
+) -> Batch:
+    return Batch(tensors, vocabulary=vocabulary, highest_temperature=highest, tail_at_1=tail_at_1)
 
 
 class Rows(Dataset):
@@ -70,6 +78,8 @@ class Rows(Dataset):
       older than release 0.10.
     - if the cache has rollouts: writer_logprobs, float32 [S]: the log-probability that the text's
       writer gave to the label; NaN where it wrote nothing.
+    - from `decant align --targets matched`: unmatched_logprobs, float32 [S, k], of the teacher's
+      tokens that the student lacks.
     - if the cache has counts: count_ids and counts, int32 [S, N].
     - if it has sketches: sketch, float32 [S, r]; and sketch_basis, int32, which tells the row's
       basis among those of `sketch_tables(cache.sketch_heads())`.
@@ -151,7 +161,8 @@ class Rows(Dataset):
         arrays = self.cache.read(numbers, signals=self.signals, targets=self._targets)
         arrays["labels"] = next_tokens(arrays["tokens"])
         tensors = {name: _tensor(name, array) for name, array in arrays.items()}
-        return _batch(tensors, self.vocabulary, self.highest_temperature)
+        logits = self._cache.manifest.logits
+        return _batch(tensors, self.vocabulary, self.highest_temperature, logits.tail_at_1)
 
     def _require(self) -> None:
         held = self._cache.manifest.signals

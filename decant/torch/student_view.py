@@ -78,8 +78,9 @@ def summarise_logits(
     head = logits.gather(1, targets.ids).where(targets.stored, -torch.inf)
     label = logits.gather(1, targets.labels[:, None])[:, 0]
     drawn = None if targets.drawn_ids is None else logits.gather(1, targets.drawn_ids)
-    likeliest = logits.gather(1, targets.likeliest[:, None])[:, 0]
-    agrees = targets.taught & (likeliest >= logits.amax(-1))
+    teachers = targets.likeliest
+    likeliest = logits.gather(1, teachers.clamp(min=0)[:, None])[:, 0]
+    agrees = targets.taught & (teachers >= 0) & (likeliest >= logits.amax(-1))
     expected = None
     if shape is not None:
         expected = shape.expected(set_stored(logits, targets, 0.0))

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from torch import Tensor
 
 from decant.schemas import Cache
-from decant.torch.settings import ONLY_FORWARD, Divergence, Tail
+from decant.serving import BY_RANK, ONLY_FORWARD, Divergence, Tail
 
 ARRAYS: dict[str, Tail] = {"counts": "counts", "sketch": "sketch", "tail_ids": "sampled"}
 """The array of a batch that each tail learns from."""
@@ -20,14 +20,18 @@ def choose_tail(
     divergence: Divergence = "forward_kl",
     highest: float | None = None,
     prior: bool = False,
-) -> Tail:
-    """The tail that `decant train` chooses for a constant T.
+) -> Tail | None:
+    """The tail that `decant train` chooses for a constant T; None for on_policy.
 
     At T = 1 counts, else sketches, else draws; at higher T sketches, else draws up to the T that
     they were made for. Where none of these is held or the divergence allows none: the prior if
     there is one, else bucket. `held` are the tails that a cache or batch has arrays for; `highest`
     is the highest T of its draws, None if it is not known.
     """
+    if divergence == "on_policy":
+        return None
+    if divergence in BY_RANK:
+        return "bucket"
     for tail in ("counts", "sketch", "sampled"):
         if tail not in held or (divergence != "forward_kl" and tail in ONLY_FORWARD):
             continue
@@ -39,9 +43,9 @@ def choose_tail(
     return "prior" if prior else "bucket"
 
 
-def weakness(tail: Tail, temperature: float) -> str | None:
+def weakness(tail: Tail | None, temperature: float) -> str | None:
     """What to say about a tail that teaches little at this T, if it does."""
-    if temperature < _WEAK.get(tail, float("inf")):
+    if tail is None or temperature < _WEAK.get(tail, float("inf")):
         return None
     return (
         f"tail = {tail}: at T = {temperature:.4g} a student learns little from it "

@@ -10,7 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from decant.schemas.records.rows import next_tokens
-from decant.torch.settings import Settings, Tail
+from decant.schemas.targets.unmatched import UNMATCHED
+from decant.serving import Held
+from decant.torch.settings import Settings
 
 
 class Targets(NamedTuple):
@@ -34,6 +36,14 @@ class Targets(NamedTuple):
     """This and the next are for tail = "sketch"."""
     sketch_basis: Int[Tensor, " n"] | None = None
     """Which of the bases of `SketchTables` the sketch refers to."""
+    label_logprobs: Float[Tensor, " n"] | None = None
+    """The teacher's log-probability of the label; −inf where unknown. This and the next are for
+    divergence = "on_policy"."""
+    writer_logprobs: Float[Tensor, " n"] | None = None
+    """The log-probability that the label's writer gave it; NaN where no model wrote the label."""
+    unmatched: Float[Tensor, "n k"] | None = None
+    """Log-probabilities of the teacher's tokens without a partner in the student's vocabulary,
+    descending. `tail_logmass` holds their mass. None: not made by `--targets matched`."""
 
     @property
     def stored(self) -> Bool[Tensor, "n k"]:
@@ -43,16 +53,34 @@ class Targets(NamedTuple):
     @property
     def taught(self) -> Bool[Tensor, " n"]:
         """Which positions have a teacher's targets."""
-        taught = self.stored.any(-1)
+        if self.label_logprobs is not None:
+            return self.written & torch.isfinite(self.label_logprobs)
+        taught = self.has_head
         return taught if self.counts is None else taught | (self.counts > 0).any(-1)
 
     @property
+    def has_head(self) -> Bool[Tensor, " n"]:
+        """Which positions have stored tokens, with or without a partner, and a tail's mass."""
+        stored = self.stored.any(-1)
+        return stored if self.unmatched is None else stored | (self.unmatched > -torch.inf).any(-1)
+
+    @property
+    def written(self) -> Bool[Tensor, " n"]:
+        """Which positions have a label that a model wrote."""
+        assert self.writer_logprobs is not None
+        return torch.isfinite(self.writer_logprobs)
+
+    @property
     def likeliest(self) -> Int[Tensor, " n"]:
-        """The teacher's likeliest token, or that with the largest count if no head is stored."""
+        """The teacher's likeliest token, or that with the largest count if no head is stored; −1
+        where none is known, or the student has no such token."""
         if self.ids.shape[-1]:
-            return self.ids[:, 0]
-        assert self.drawn_ids is not None
-        assert self.counts is not None
+            ids = self.ids[:, 0]
+            if self.unmatched is None:
+                return ids
+            return ids.where(self.unmatched[:, 0] <= self.logprobs[:, 0], -1)
+        if self.drawn_ids is None or self.counts is None:
+            return torch.full_like(self.labels, -1)
         return self.drawn_ids.gather(1, self.counts.argmax(-1, keepdim=True))[:, 0]
 
     def chunks(self, length: int) -> Iterator[tuple[slice, Targets]]:
@@ -85,9 +113,18 @@ _BY_TAIL = {
 """Field of `Targets` for each array of a batch that a tail needs."""
 
 
-def targets_of(batch: Mapping[str, Tensor], counted: Int[Tensor, " n"], *, tail: Tail) -> Targets:
+_WRITTEN = {name: name for name in ("labels", "label_logprobs", "writer_logprobs")}
+
+
+def targets_of(
+    batch: Mapping[str, Tensor], counted: Int[Tensor, " n"], *, settings: Settings
+) -> Targets:
     """The targets of the positions `counted`. ValueError if the batch lacks an array."""
-    names = _ALWAYS | _BY_TAIL.get(tail, {})
+    names = _ALWAYS | _BY_TAIL.get(settings.tail or "", {})
+    if settings.divergence == "on_policy":
+        names = _WRITTEN
+    elif UNMATCHED in batch:
+        names = names | {UNMATCHED: "unmatched"}
     if "labels" not in batch and "tokens" in batch:  # arrays of `Cache.read`
         batch = {**batch, "labels": next_tokens(batch["tokens"], xp=torch)}
     for name in names:
@@ -101,7 +138,11 @@ def targets_of(batch: Mapping[str, Tensor], counted: Int[Tensor, " n"], *, tail:
         array = array[counted // length] if name == "sketch_basis" else array.flatten(0, 1)[counted]
         return array if array.is_floating_point() else array.long()
 
-    return Targets(**{field: chosen(name) for name, field in names.items()})
+    fields = {field: chosen(name) for name, field in names.items()}
+    if "ids" not in fields:
+        nothing = torch.zeros((len(counted), 0), device=counted.device)
+        fields |= {"ids": nothing.long(), "logprobs": nothing, "tail_logmass": nothing}
+    return Targets(**fields)
 
 
 def set_stored(
@@ -122,41 +163,16 @@ def set_stored(
 
 def require_targets(batch: Mapping[str, Tensor], settings: Settings) -> None:
     """ValueError if the batch lacks what `settings` learns from, or a lower T made its draws."""
-    if settings.tail != "counts" and "topk_ids" in batch and not batch["topk_ids"].shape[-1]:
-        raise ValueError(
-            f"this cache has counts and no top-k, so tail = {settings.tail} has nothing to learn "
-            "from. Use tail = counts at T = 1, or capture with --signals.logits.k 8"
-        )
-    for tail, name, what, add in _NEEDED:
-        if settings.tail == tail and name not in batch:
-            raise ValueError(
-                f"this cache has no {what}, which tail = {tail} learns from. Use tail = prior or "
-                f"bucket, or {add}"
-            )
-    highest = getattr(batch, "highest_temperature", None)
-    if settings.tail != "sampled" or highest is None:
-        return
-    if settings.temperature > highest + 1e-6:
-        raise ValueError(
-            f"temperature is {settings.temperature:.4g}, but the tails were drawn from at T up to "
-            f"{highest:.4g}: a few draws would weigh more than all others. Use tail = sketch, "
-            "prior or bucket"
-        )
-
-
-_NEEDED = (
-    ("sampled", "tail_ids", "draws from the tail", "capture with --signals.logits.draws 16"),
-    (
-        "counts",
-        "counts",
-        "counts",
-        "add them: run `decant precompute` again with --signals.logits.counts 100",
-    ),
-    (
-        "sketch",
-        "sketch",
-        "sketch",
-        "add one: run `decant precompute` again with --signals.logits.sketch.rank 64",
-    ),
-)
-"""Tails, the array that each needs, its name in words, and how a cache gets it."""
+    drawn = all(name in batch for name in _BY_TAIL["sampled"])
+    held = Held(
+        k=batch["topk_ids"].shape[-1] if "topk_ids" in batch else 0,
+        counts="counts" in batch,
+        sketch="sketch" in batch,
+        # Draws of a batch that does not say their T are taken to serve any.
+        drawn_at=(getattr(batch, "highest_temperature", None) or torch.inf) if drawn else None,
+        labels="label_logprobs" in batch,
+        writers="writer_logprobs" in batch,
+        unmatched=UNMATCHED in batch,
+        tail_at_1=getattr(batch, "tail_at_1", False),
+    )
+    settings.asked.require_held(held, where="this batch")

@@ -23,7 +23,7 @@ from decant.schemas.records.logits import field_bytes
 from decant.schemas.records.rows import ROW_FIELDS, WRITER_LOGPROBS, decode_row
 from decant.schemas.targets.prior import COUNTS, SUMS, TailPrior, log_prior
 from decant.schemas.targets.sketch import SketchHead
-from decant.schemas.targets.unmatched import split_unmatched
+from decant.schemas.targets.unmatched import Partners, split_unmatched
 from decant.store.mirror import Mirror
 from decant.store.mirrored_file import wait_for
 from decant.store.urls import BUCKETS, is_url, require_scheme
@@ -528,6 +528,21 @@ class Cache:
         if any(m.shape != shape or not np.array_equal(m, masks[0]) for m in masks):
             raise ValueError(f"{self.path}: its parts do not have one {MATCHED} of {shape[0]} ids")
         return masks[0].astype(bool)
+
+    def partners(self) -> Partners:
+        """Which ids of this cache's vocabulary the teacher has too, for `divergence="gold"`.
+
+        ValueError unless the cache has matched targets of one teacher's tokenizer.
+        """
+        mask = self.matched_ids()
+        sizes = {part.aligned.vocabulary if part.aligned else 0 for part in self.manifest.parts}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"{self.path}: its parts were aligned from teachers with {sorted(sizes)} tokens, "
+                "which have no one share in common with the student's"
+            )
+        share = mask.sum() / (sizes.pop() or len(mask))
+        return Partners((~mask).astype(np.float32), np.float32(share))
 
     def _allocate(self, n: int) -> dict[str, np.ndarray]:
         length = self.manifest.sequence_length

@@ -7,6 +7,7 @@ log-probabilities of the others apart.
 """
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
@@ -14,6 +15,15 @@ from jaxtyping import Shaped
 from decant.schemas.targets.targets import nodes_of
 
 UNMATCHED = "unmatched_logprobs"
+
+
+class Partners(NamedTuple):
+    """Which of the student's tokens the teacher has too: arrays of numpy, JAX or PyTorch."""
+
+    alone: Any
+    """float32 [V]: 1 for a token without a partner in the teacher's vocabulary, 0 for others."""
+    share: Any
+    """float32: tokens with a partner, as a share of the teacher's vocabulary; GOLD's weight w."""
 
 
 def split_unmatched(

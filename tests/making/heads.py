@@ -6,13 +6,16 @@ import jax
 import numpy as np
 
 from decant.schemas.targets.sketch import SketchHead
+from decant.schemas.targets.unmatched import Partners
 from decant.trainer.loss.chunk_loss import Recipe
 from decant.trainer.loss.fused_head import distillation_loss
 from decant.trainer.loss.sketches import sketch_tables
 from decant.trainer.loss.targets import BatchTargets
-from tests.formulas import dense
+from tests.formulas import by_rank, dense
 
 V, D, B, T, M = 512, 16, 2, 24, 6
+SIZE, THEIRS = 40, 56
+"""Ids of the student and of the teacher in `matched_inputs`."""
 
 
 def head_inputs(seed=0, *, k=V, spread=3.0, vocabulary=V, batch=B, length=T):
@@ -31,6 +34,21 @@ def head_inputs(seed=0, *, k=V, spread=3.0, vocabulary=V, batch=B, length=T):
     ids, logprobs = np.where(mask[..., None], ids, 0), np.where(mask[..., None], logprobs, -np.inf)
     targets = BatchTargets(labels, mask, ids, logprobs, np.where(mask[..., None], mass, -np.inf))
     return teacher, hidden, unembedding, targets
+
+
+def matched_inputs(seed=0, *, k):
+    """`head_inputs` of a teacher with more tokens than the student; half of the student's have a
+    partner. Also the student's id of each of the teacher's tokens, or −1; and `Partners`."""
+    rng = np.random.default_rng(seed)
+    _, hidden, unembedding, targets = head_inputs(seed, k=4, vocabulary=SIZE, length=6)
+    teacher = rng.normal(size=(2, 6, THEIRS)) * 3
+    partner = np.full(THEIRS, -1)
+    partner[rng.permutation(THEIRS)[: SIZE // 2]] = rng.permutation(SIZE)[: SIZE // 2]
+    alone = np.ones(SIZE, np.float32)
+    alone[partner[partner >= 0]] = 0
+    partners = Partners(alone, np.float32((partner >= 0).mean()))
+    targets = by_rank.split_targets(targets, teacher, k=k, partner=partner)
+    return teacher, hidden, unembedding, targets, partner, partners
 
 
 def with_draws(targets, teacher, *, m=M, seed=0, betas=(1.0,)):

@@ -254,7 +254,7 @@ def test_in_bfloat16_the_student_learns_too(cache, checkpoint, tmp_path):
 
 
 def test_what_does_not_fit_is_refused(cache, checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="drawn from at T up to 1:"):
+    with pytest.raises(ValueError, match="drawn from at T up to 1, but temperature is"):
         trainer(student(checkpoint), cache, tmp_path, temperature=2.0, tail="sampled")
     small = student(checkpoint)
     small.resize_token_embeddings(500)

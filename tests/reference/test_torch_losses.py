@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from decant.schemas.targets.sketch import SketchHead
+from decant.schemas.targets.unmatched import Partners
 from decant.trainer.loss.attention_maps import attention_loss
 from decant.trainer.loss.chunk_loss import Recipe
 from decant.trainer.loss.fused_head import distillation_loss
@@ -299,7 +300,7 @@ def test_the_defaults_are_those_of_the_command_line():
     trainer = decant_torch.DistillationTrainer.__init__
     for function in (decant_torch.loss, decant_torch.loss_on_logits, trainer):
         parameters = inspect.signature(function).parameters
-        for name in ("temperature", "alpha", "tail", "divergence", "mix", "chunk_tokens"):
+        for name in ("temperature", "alpha", "tail", "divergence", "mix", "clip", "anchor"):
             assert parameters[name].default == getattr(Loss(), name), name
 
 
@@ -413,8 +414,14 @@ def test_in_bfloat16_the_loss_is_that_of_the_rounded_states():
     assert np.abs(d_hidden - exact[1]).max() < 2e-2 * np.abs(exact[1]).max()
 
 
-@pytest.mark.parametrize("tail", ["bucket", "counts", "sketch"])
-def test_no_array_has_the_size_of_all_logits(tail):
+@pytest.mark.parametrize(
+    ("tail", "divergence"),
+    [
+        *((tail, "forward_kl") for tail in ("bucket", "counts", "sketch")),
+        *((None, divergence) for divergence in ("uld", "gold", "on_policy")),
+    ],
+)
+def test_no_array_has_the_size_of_all_logits(tail, divergence):
     rows, length, vocabulary = 4, 64, 512
     shape = (rows, length)
     batch = {
@@ -427,7 +434,12 @@ def test_no_array_has_the_size_of_all_logits(tail):
         "counts": torch.ones((*shape, 20), dtype=torch.int32),
         "sketch": torch.randn(*shape, 4),
         "sketch_basis": torch.zeros(rows, dtype=torch.int32),
+        "unmatched_logprobs": torch.full((*shape, 8), -9.0),
+        "label_logprobs": torch.full(shape, -2.0),
+        "writer_logprobs": torch.full(shape, -2.0),
     }
+    alone = np.arange(vocabulary) % 2
+    others = {"partners": Partners(np.float32(alone), np.float32(0.5)), "divergence": divergence}
     head = SketchHead(np.ones((4, vocabulary), np.float32), np.ones(vocabulary, np.float32))
     tables = decant_torch.sketch_tables([head])
     largest = 0
@@ -444,7 +456,7 @@ def test_no_array_has_the_size_of_all_logits(tail):
     matrix = torch.randn(vocabulary, 4, requires_grad=True)
     with Sizes():
         decant_torch.loss(
-            hidden, matrix, batch, tail=tail, sketch=tables, chunk_tokens=16
+            hidden, matrix, batch, tail=tail, sketch=tables, chunk_tokens=16, **others
         ).backward()
     assert largest == 16 * vocabulary
 
@@ -452,15 +464,20 @@ def test_no_array_has_the_size_of_all_logits(tail):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"tail": "counts", "temperature": 2.0}, "say nothing about other temperatures"),
-        ({"tail": "counts", "divergence": "tv"}, "works with forward_kl only"),
+        ({"tail": "counts", "temperature": 2.0}, "say nothing about another T"),
+        ({"tail": "counts", "divergence": "tv"}, "right on average only where"),
         ({"tail": "sketch", "sketch": None}, "needs sketch=cache.sketch_heads"),
-        ({"temperature": 0.5}, "temperature is 0.5; expected 1 to 1000"),
-        ({"tail": "sampled", "divergence": "jsd"}, "works with forward_kl only"),
+        ({"temperature": 0.5}, "temperature is 0.5; expected 1 to 1,000"),
+        ({"tail": "sampled", "divergence": "jsd"}, "right on average only where"),
         ({"tail": "prior", "prior": None}, "needs prior=cache.tail_prior()"),
         ({"tail": "sampled", "temperature": 3.0}, "drawn from at T up to 2"),
         ({"vocabulary": V + 1}, f"the student has {V} tokens"),
-        ({"tail": "bucket", "divergence": "uld"}, "`decant train` has, but decant.torch does not"),
+        ({"tail": "sketch", "divergence": "uld"}, "sorted probabilities have no ids"),
+        ({"divergence": "gold"}, "does not say which of the teacher's tokens"),
+        ({"divergence": "on_policy"}, "holds no teacher's log-probabilities of the texts' own"),
+        ({"divergence": "on_policy", "temperature": 2.0}, "are those at T = 1"),
+        ({"divergence": "on_policy", "tail": "sketch"}, "reads no tail"),
+        ({"clip": 0.0}, "clip is 0.0; expected 1e-06 to 1,000,000"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, says):
@@ -471,12 +488,12 @@ def test_settings_that_do_not_fit_are_refused(settings, says):
 
 @pytest.mark.parametrize(
     ("tail", "says"),
-    [("counts", "this cache has no counts"), ("sketch", "no sketch, which tail = sketch learns")],
+    [("counts", "no counts, which tail = counts"), ("sketch", "no sketch, which tail = sketch")],
 )
 def test_a_tail_that_the_batch_lacks_is_refused_with_what_to_add(tail, says):
     batch = a_batch()
     del batch["counts"], batch["sketch"]
-    with pytest.raises(ValueError, match=rf"{says}[^.]*\. Use .* precompute` again with --signals"):
+    with pytest.raises(ValueError, match=rf"this batch: .*{says} .* config with --signals"):
         ours(batch, tail=tail)
 
 
@@ -486,7 +503,7 @@ def test_a_cache_without_a_head_can_teach_by_counts_only():
         batch["topk_ids"][..., :0],
         batch["topk_logprobs"][..., :0],
     )
-    with pytest.raises(ValueError, match="counts and no top-k, so tail = bucket has nothing"):
+    with pytest.raises(ValueError, match="and no top-k, which tail = bucket learns"):
         ours(batch, tail="bucket")
 
 

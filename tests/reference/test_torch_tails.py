@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import decant
+from decant.serving import Held
 from decant.trainer.judging.headline import ESTIMATES
-from decant.trainer.loss.choice import Held, choose_tail
+from decant.trainer.loss.choice import choose_tail
 from decant.trainer.loss.settings import Loss
 from tests.formulas import dense
 from tests.making.caches import tiny_cache, write_teacher

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from decant.models.mesh.vocabulary import Vocabulary
+from decant.schemas.targets.unmatched import Partners
+from decant.serving import BY_RANK, Divergence, Tail
 from decant.trainer.loss.counts import (
     correction_from_counts,
     whole_as_tail,
@@ -31,7 +33,6 @@ from decant.trainer.loss.divergences import (
     temperature_scale,
 )
 from decant.trainer.loss.on_policy import policy_terms
-from decant.trainer.loss.settings import BY_RANK, Divergence, Tail
 from decant.trainer.loss.sketches import (
     SketchTables,
     correction_from_sketch,
@@ -39,7 +40,7 @@ from decant.trainer.loss.sketches import (
     sketch_logits,
     with_shaped_tail,
 )
-from decant.trainer.loss.sorted_probabilities import Partners, distance_by_rank
+from decant.trainer.loss.sorted_probabilities import distance_by_rank
 from decant.trainer.loss.student_view import (
     StudentView,
     set_columns,

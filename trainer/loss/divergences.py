@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from decant.schemas.targets.targets import tail_logmass_at
-from decant.trainer.loss.settings import Divergence, Tail
+from decant.serving import Divergence, Tail
 
 
 class TeacherCategories(NamedTuple):

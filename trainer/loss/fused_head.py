@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from decant.models.numerics import contract, soft_cap_slope
 from decant.models.numerics import logits as logits_of
+from decant.schemas.targets.unmatched import Partners
 from decant.trainer.loss.chunk_loss import (
     HeadSums,
     LossInputs,
@@ -30,7 +31,6 @@ from decant.trainer.loss.position_chunks import (
     positions_at_once,
 )
 from decant.trainer.loss.sketches import SketchTables
-from decant.trainer.loss.sorted_probabilities import Partners
 from decant.trainer.loss.tail_corrections import log_prior_at
 from decant.trainer.loss.targets import BatchTargets
 from decant.trainer.loss.vocabulary_split import VocabularySplit

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from decant.models.mesh.vocabulary import Vocabulary
+from decant.schemas.targets.unmatched import Partners
 from decant.trainer.loss.chunk_loss import (
     HeadSums,
     LossInputs,
@@ -39,6 +40,7 @@ def loss_of_logits(
     alpha: Float[Array, ""] | float,
     prior: Float[Array, "nodes vocab"] | None = None,
     sketch: SketchTables | None = None,
+    partners: Partners | None = None,
     recipe: Recipe,
 ) -> tuple[Float[Array, ""], HeadSums]:
     """As `distillation_loss`, differentiable in `logits`; `recipe.softcap` is not applied."""
@@ -46,7 +48,7 @@ def loss_of_logits(
     if recipe.tail == "prior" and prior is not None:
         log_prior = log_prior_at(prior, beta=1 / temperature)
     sketch = sketch.at(temperature) if sketch and recipe.tail == "sketch" else None
-    inputs = LossInputs(jnp.float32(temperature), jnp.float32(alpha), log_prior, sketch)
+    inputs = LossInputs(jnp.float32(temperature), jnp.float32(alpha), log_prior, sketch, partners)
     return _of_logits(recipe, logits, targets, inputs)
 
 

@@ -14,6 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from decant.models.mesh.execution import WITHOUT_MESH, Execution
+from decant.schemas.targets.unmatched import Partners
+from decant.serving import Divergence
 from decant.trainer.loss.attention_maps import pair_count
 from decant.trainer.loss.batch_fields import Batch
 from decant.trainer.loss.chunk_loss import HeadSums, Recipe
@@ -22,9 +24,8 @@ from decant.trainer.loss.fused_head import distillation_loss
 from decant.trainer.loss.layer_pairs import NO_PAIRS, Pairs
 from decant.trainer.loss.layer_terms import Matrices, TermSums, term_sums
 from decant.trainer.loss.projections import PROJECTIONS, Parameters, without_projections
-from decant.trainer.loss.settings import Divergence, Loss
+from decant.trainer.loss.settings import Loss
 from decant.trainer.loss.sketches import SketchTables
-from decant.trainer.loss.sorted_probabilities import Partners
 from decant.trainer.loss.targets import BatchTargets
 
 ScheduledValues = dict[str, Array]

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from decant.command_line.checks import ANY, Bounds
+from decant.serving import Asked, Divergence, Tail
 from decant.trainer.loss.schedules import Schedule, Shape, check_schedule
 
-Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tv", "uld", "gold", "on_policy"]
-Tail = Literal["bucket", "sampled", "prior", "renormalize", "counts", "sketch"]
 HiddenKind = Literal["mse", "cosine"]
 HiddenScale = Literal["mean", "sum"]
 AttentionKind = Literal["mse", "kl"]
@@ -25,17 +24,6 @@ SHARE = Bounds(0, 1)
 WEIGHT = Bounds(0, 1_000_000)
 TEMPERATURE = Bounds(1, 1000)
 """A cache holds the tail's mass for T ≥ 1 only."""
-
-ONLY_FORWARD: dict[Tail, str] = {
-    "renormalize": "it gives the teacher no mass outside its top-k, where the student has some",
-    "sampled": "draws are right on average only where the teacher's probabilities enter linearly, "
-    "as in forward KL",
-    "counts": "counts are right on average only where the teacher's probabilities enter linearly, "
-    "as in forward KL",
-}
-"""Tails that work with forward KL only, and the reason."""
-BY_RANK: tuple[Divergence, ...] = ("uld", "gold")
-"""Divergences that compare sorted probabilities, see `loss/sorted_probabilities.py`."""
 
 
 @dataclass(frozen=True)
@@ -227,35 +215,10 @@ class Loss:
             check_schedule(f"loss.{name}", self.schedules[name])
         for name, term in self.terms.items():
             term.check(f"loss.{name}")
-        highest = max(self.schedules["temperature"].ends)
-        if self.tail == "counts" and highest != 1:
-            raise ValueError(
-                f"loss.temperature is up to {highest:.4g} with tail = counts: counts are drawn at "
-                "T = 1 and say nothing about another T. Use --loss.temperature 1, or "
-                "tail = sketch, which serves every T"
-            )
-        if self.divergence == "on_policy":
-            self._check_on_policy(highest)
-        if self.divergence in BY_RANK and self.tail not in (None, "bucket"):
-            raise ValueError(
-                f"loss.divergence is {self.divergence} with tail = {self.tail}: sorted "
-                "probabilities have no ids, so the tail is one category. Leave loss.tail out"
-            )
-        if self.tail in ONLY_FORWARD and self.divergence != "forward_kl":
-            raise ValueError(
-                f"loss.divergence is {self.divergence} with tail = {self.tail}: "
-                f"{ONLY_FORWARD[self.tail]}. Use tail = sketch, prior or bucket, or forward_kl"
-            )
+        self.asked.require_consistent()
 
-    def _check_on_policy(self, highest: float) -> None:
-        if highest != 1:
-            raise ValueError(
-                f"loss.temperature is up to {highest:.4g} with divergence = on_policy: the "
-                "log-probabilities of teacher and writer are those at T = 1. Use "
-                "--loss.temperature 1, or reverse_kl, which serves every T"
-            )
-        if self.tail is not None:
-            raise ValueError(
-                f"loss.tail is {self.tail} with divergence = on_policy, which reads no tail: only "
-                "the log-probability of the written token. Leave loss.tail out, or use reverse_kl"
-            )
+    @property
+    def asked(self) -> Asked:
+        """What the loss asks of a cache's targets."""
+        ends = self.schedules["temperature"].ends
+        return Asked(self.divergence, self.tail, tuple(dict.fromkeys(ends)), prefix="loss.")

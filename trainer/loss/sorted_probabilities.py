@@ -36,19 +36,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from decant.models.mesh.top_k import top_k
 from decant.models.mesh.vocabulary import Vocabulary
+from decant.schemas.targets.unmatched import Partners
 from decant.trainer.loss.divergences import teacher_categories
 from decant.trainer.loss.student_view import local_columns, set_columns
 from decant.trainer.loss.targets import BatchTargets
-
-
-class Partners(NamedTuple):
-    """Which of the student's tokens the teacher has too."""
-
-    alone: Float[Array, " here"]
-    """1 for each of this device's columns whose token has no partner in the teacher's vocabulary;
-    0 for the others and for padding."""
-    share: Float[Array, ""]
-    """Tokens with a partner, as a share of the teacher's vocabulary: GOLD's weight w."""
 
 
 class SortedDistance(NamedTuple):

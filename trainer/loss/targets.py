@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from decant.schemas.records.rows import next_tokens
 from decant.schemas.targets.unmatched import UNMATCHED
+from decant.serving import Divergence
 from decant.trainer.loss.batch_fields import COUNTS, DRAWS, TOPK, WRITTEN
-from decant.trainer.loss.settings import Divergence
 
 
 class BatchTargets(NamedTuple):

@@ -25,6 +25,8 @@ class DeviceBatch(Mapping[str, Any]):
     """Token ids of the cache's tokenizer. A student may pad its logits with more columns."""
     highest_temperature: float | None
     """Highest T that the tail draws are made for; None if the cache holds none."""
+    tail_at_1: bool = False
+    """The tail's mass is known at T = 1 only: the cache was aligned from one without a sketch."""
 
     def __getitem__(self, name: str) -> Any:
         if name in self.arrays:
@@ -43,5 +45,7 @@ class DeviceBatch(Mapping[str, Any]):
 
 
 jax.tree_util.register_dataclass(
-    DeviceBatch, data_fields=["arrays"], meta_fields=["vocabulary", "highest_temperature"]
+    DeviceBatch,
+    data_fields=["arrays"],
+    meta_fields=["vocabulary", "highest_temperature", "tail_at_1"],
 )

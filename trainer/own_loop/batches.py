@@ -17,6 +17,7 @@ from jaxtyping import Array
 from decant.command_line.checks import check_values
 from decant.models.mesh.sharding import place_rows, rows_of_process
 from decant.schemas import Cache, open_cache
+from decant.schemas.reading.held import held_by
 from decant.schemas.records.rows import WRITER_LOGPROBS, next_tokens
 from decant.schemas.signals import HiddenSignal, scale_name
 from decant.schemas.targets.attention import decode_log
@@ -154,11 +155,12 @@ class BatchIterator(Iterator[DeviceBatch]):
         arrays = {name: self._place(batch[name]) for name in held}
         arrays["labels"] = self._place(next_tokens(batch["tokens"]))
         arrays |= {name: self._decoded(name, batch) for name in self._signals}
-        logits = self._cache.manifest.logits
+        held = held_by([self._cache])
         return DeviceBatch(
             arrays,
             vocabulary=self._cache.manifest.vocabulary_size,
-            highest_temperature=1 / min(logits.draw_betas) if logits.draws else None,
+            highest_temperature=held.drawn_at,
+            tail_at_1=held.tail_at_1,
         )
 
     def _place(self, rows: np.ndarray) -> Array:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +14,29 @@ from jaxtyping import Array, Float
 
 from decant.command_line.checks import Bounds, check_values
 from decant.schemas.targets.sketch import SketchHead
-from decant.schemas.targets.unmatched import UNMATCHED
-from decant.trainer.loss.batch_fields import DRAWS, WRITTEN, loss_fields
-from decant.trainer.loss.choice import ADD_COUNTS, Held, choose_tail
+from decant.schemas.targets.unmatched import UNMATCHED, Partners
+from decant.serving import BY_RANK, Asked, Divergence, Held, Tail
+from decant.trainer.loss.batch_fields import DRAWS, TOPK, WRITTEN, loss_fields
 from decant.trainer.loss.chunk_loss import HeadSums, Recipe
 from decant.trainer.loss.fused_head import distillation_loss
 from decant.trainer.loss.given_logits import loss_of_logits
 from decant.trainer.loss.layer_terms import TermSums
 from decant.trainer.loss.objective import Totals, means
-from decant.trainer.loss.settings import BY_RANK, SHARE, TEMPERATURE, Divergence, Loss, Tail
+from decant.trainer.loss.settings import SHARE, TEMPERATURE, Loss
 from decant.trainer.loss.sketches import SketchTables, sketch_tables
 from decant.trainer.loss.targets import BatchTargets
 
 Scalar = Float[Array, ""] | float
 Sketch = SketchTables | Sequence[SketchHead] | None
 LossAndMetrics = tuple[Float[Array, ""], dict[str, Array]]
+
+
+class _Given(NamedTuple):
+    """Tables that the caller took from the cache."""
+
+    prior: Float[Array, "nodes vocab"] | np.ndarray | None
+    sketch: Sketch
+    partners: Partners | None
 
 
 def loss(
@@ -43,6 +53,7 @@ def loss(
     anchor: float = Loss.anchor,
     prior: Float[Array, "nodes vocab"] | np.ndarray | None = None,
     sketch: Sketch = None,
+    partners: Partners | None = None,
     softcap: float | None = None,
     chunk_tokens: int | None = Loss.chunk_tokens,
     has_aux: bool = False,
@@ -72,11 +83,13 @@ def loss(
             T = 1 the best that the batch holds; at another T sketches, else what `prior` or draws
             allow.
         divergence: D, `loss.divergence`. `on_policy` reads label_logprobs and writer_logprobs.
-        mix: for `divergence="jsd"`, `loss.mix`.
+        mix: for `divergence="jsd"` and `"gold"`, `loss.mix`.
         clip, anchor: for `divergence="on_policy"`, `loss.clip` and `loss.anchor`.
         prior: `cache.tail_prior()`, float32 [7, vocabulary]; only for `tail="prior"`.
         sketch: `cache.sketch_heads()`; for a large one pass `jit` an argument made by
             `decant.trainer.loss.sketches.sketch_tables`; for `tail="sketch"`.
+        partners: `cache.partners()`, of a cache by `decant align --targets matched`; for
+            `divergence="gold"`.
         softcap: the student's logits are softcap·tanh(logits/softcap), as in Gemma 2.
         chunk_tokens: tokens whose logits exist at once, `loss.chunk_tokens`.
         has_aux: return (loss, metrics) instead, for `jax.value_and_grad(…, has_aux=True)`. The
@@ -85,14 +98,14 @@ def loss(
 
     ValueError if the batch, the settings and the shapes do not fit each other. A T that is traced
     by JAX cannot be checked: for `tail="sampled"` it must not exceed `batch.highest_temperature`.
+    Losses that serve T = 1 only refuse it.
     """
     vocabulary = _check_batch(batch, hidden, columns=unembedding.shape[-1])
-    tail = tail or _best_tail(batch, temperature, divergence, prior=prior, sketch=sketch)
+    given = _Given(prior, sketch, partners)
+    tail = tail or _best_tail(batch, temperature, divergence, given)
     recipe = Recipe(divergence, mix, tail, chunk_tokens, softcap, clip=clip, anchor=anchor)
     alpha = Loss(divergence=divergence).first_alpha if alpha is None else alpha
-    tables = _checked_tables(
-        batch, recipe, temperature, alpha, prior=prior, sketch=sketch, vocabulary=vocabulary
-    )
+    tables = _checked_tables(batch, recipe, temperature, alpha, given, vocabulary=vocabulary)
 
     def sums(targets: BatchTargets, **inputs: Any) -> tuple[Array, HeadSums]:
         return distillation_loss(hidden, unembedding, targets, vocabulary=vocabulary, **inputs)
@@ -113,6 +126,7 @@ def loss_on_logits(
     anchor: float = Loss.anchor,
     prior: Float[Array, "nodes vocab"] | np.ndarray | None = None,
     sketch: Sketch = None,
+    partners: Partners | None = None,
     chunk_tokens: int | None = Loss.chunk_tokens,
     has_aux: bool = False,
 ) -> Float[Array, ""] | LossAndMetrics:
@@ -122,12 +136,11 @@ def loss_on_logits(
     are shifted already. All logits and their gradient exist at once; `loss` needs less memory.
     """
     vocabulary = _check_batch(batch, logits, columns=logits.shape[-1])
-    tail = tail or _best_tail(batch, temperature, divergence, prior=prior, sketch=sketch)
+    given = _Given(prior, sketch, partners)
+    tail = tail or _best_tail(batch, temperature, divergence, given)
     recipe = Recipe(divergence, mix, tail, chunk_tokens, clip=clip, anchor=anchor)
     alpha = Loss(divergence=divergence).first_alpha if alpha is None else alpha
-    tables = _checked_tables(
-        batch, recipe, temperature, alpha, prior=prior, sketch=sketch, vocabulary=vocabulary
-    )
+    tables = _checked_tables(batch, recipe, temperature, alpha, given, vocabulary=vocabulary)
 
     def sums(targets: BatchTargets, **inputs: Any) -> tuple[Array, HeadSums]:
         return loss_of_logits(logits[..., :vocabulary], targets, **inputs)
@@ -166,44 +179,47 @@ def _targets(batch: Mapping[str, Any], recipe: Recipe) -> BatchTargets:
 
 
 def _best_tail(
-    batch: Mapping[str, Any],
-    temperature: Scalar,
-    divergence: Divergence,
-    *,
-    prior: Any,
-    sketch: Sketch,
+    batch: Mapping[str, Any], temperature: Scalar, divergence: Divergence, given: _Given
 ) -> Tail | None:
     """The trainer's choice, of what the caller gave; None for on_policy.
 
     ValueError if something has to be given.
     """
-    if divergence == "on_policy":
-        return None
-    if divergence in BY_RANK and batch["topk_ids"].shape[-1]:
-        return "bucket"
-    known = float(temperature) if _is_known(temperature) else None
-    highest = getattr(batch, "highest_temperature", None)
-    counts = "counts" in batch and known == 1 and divergence == "forward_kl"
-    if "sketch" in batch and sketch is None and prior is None and not counts:
-        raise ValueError(
-            "this batch has sketches, which teach best here: give sketch=cache.sketch_heads(), "
-            'or choose another tail, such as tail="bucket"'
-        )
-    if prior is not None:
+    asked, held = _asked(divergence, None, temperature), _held(batch)
+    if divergence == "on_policy" or (divergence in BY_RANK and held.k):
+        return asked.best_tail(held)
+    if given.prior is not None:
         return "prior"
-    # A T that JAX traces is taken as one that the draws allow, as in `_check_draws`.
-    drawn = DRAWS[0] in batch and not (known and highest and known > highest + 1e-6)
-    held = Held(
-        k=batch["topk_ids"].shape[-1],
-        counts=counts,
-        sketch=sketch is not None,
-        drawn_at=(known or 1.0) if drawn else None,
+    if held.sketch and given.sketch is None:
+        held = dataclasses.replace(held, sketch=False)
+        if asked.best_tail(held) != "counts":
+            raise ValueError(
+                "this batch has sketches, which teach best here: give sketch=cache.sketch_heads(), "
+                'or choose another tail, such as tail="bucket"'
+            )
+    return asked.best_tail(held)
+
+
+def _asked(divergence: Divergence, tail: Tail | None, temperature: Scalar) -> Asked:
+    known = float(temperature) if _is_known(temperature) else None
+    return Asked(divergence, tail, (known,))
+
+
+def _held(batch: Mapping[str, Any]) -> Held:
+    """What the batch holds. Draws of a batch that does not say their T are taken to serve any."""
+    drawn = all(name in batch for name in DRAWS)
+    highest = getattr(batch, "highest_temperature", None) or math.inf
+    labels, writers = (name in batch for name in WRITTEN)
+    return Held(
+        k=batch[TOPK[0]].shape[-1] if TOPK[0] in batch else 0,
+        counts="counts" in batch,
+        sketch="sketch" in batch,
+        drawn_at=highest if drawn else None,
+        labels=labels,
+        writers=writers,
+        unmatched=UNMATCHED in batch,
+        tail_at_1=getattr(batch, "tail_at_1", False),
     )
-    # Counts serve T = 1 only, so a T that is not known stands for a higher one.
-    asked = 1.0 if counts or known is None else known
-    chosen, _ = choose_tail(Loss(temperature=asked, divergence=divergence), held)
-    assert chosen.tail is not None
-    return chosen.tail
 
 
 def _check_batch(batch: Mapping[str, Any], student: Array, *, columns: int) -> int:
@@ -228,89 +244,54 @@ def _checked_tables(
     recipe: Recipe,
     temperature: Scalar,
     alpha: Scalar,
+    given: _Given,
     *,
-    prior: Array | np.ndarray | None,
-    sketch: Sketch,
     vocabulary: int,
 ) -> dict[str, Any]:
-    """The tables of the recipe's tail. ValueError for settings that contradict each other or lack
-    an array."""
-    named = ("divergence", "mix", "tail", "clip", "anchor")
+    """The tables that the recipe needs. ValueError for settings that contradict each other, or
+    that neither batch nor tables serve."""
+    named = ("mix", "clip", "anchor", "chunk_tokens")
     check_values(Loss(**{name: getattr(recipe, name) for name in named}))
-    if recipe.divergence == "gold":
-        raise ValueError(
-            'divergence="gold" needs the partners of a cache by `decant align`, which only '
-            '`decant train` reads. Use divergence="uld", or loss.divergence = gold there'
-        )
+    for name, choice, choices in (
+        ("divergence", recipe.divergence, get_args(Divergence)),
+        ("tail", recipe.tail, (None, *get_args(Tail))),
+    ):
+        if choice not in choices:
+            expected = ", ".join(filter(None, choices))
+            raise ValueError(f"{name} is {choice!r}; expected one of {expected}")
     _check_number("temperature", temperature, TEMPERATURE)
     _check_number("alpha", alpha, SHARE)
-    if recipe.divergence == "on_policy":
-        _check_written(batch, temperature)
-    if recipe.tail == "sampled":
-        _check_draws(batch, temperature)
-    if recipe.tail == "counts":
-        _check_counts(batch, temperature)
-    if (recipe.tail == "prior") != (prior is not None):
+    asked = _asked(recipe.divergence, recipe.tail, temperature)
+    asked.require_consistent()
+    asked.require_held(_held(batch), where="this batch")
+    if (recipe.tail == "prior") != (given.prior is not None):
         raise ValueError(
             'tail="prior" needs prior=cache.tail_prior(), and no other tail takes a prior'
         )
-    if recipe.tail == "sketch" and (sketch is None or "sketch" not in batch):
-        raise ValueError(
-            'tail="sketch" needs sketch=cache.sketch_heads(), and batches of a cache with sketches'
-        )
+    if recipe.tail == "sketch" and given.sketch is None:
+        raise ValueError('tail="sketch" needs sketch=cache.sketch_heads()')
+    if recipe.divergence == "gold" and given.partners is None:
+        raise ValueError('divergence="gold" needs partners=cache.partners()')
+    sketch = given.sketch
     tables = sketch if isinstance(sketch, SketchTables | None) else sketch_tables(sketch)
-    widths = {"prior": prior, "sketch": None if tables is None else tables.bias}
+    partners = given.partners
+    widths = {
+        "prior": given.prior,
+        "sketch": None if tables is None else tables.bias,
+        "partners": None if partners is None else partners.alone,
+    }
     for name, table in widths.items():
         if table is not None and table.shape[-1] != vocabulary:
             raise ValueError(
                 f"{name} has {table.shape[-1]} columns, but the cache's tokenizer has {vocabulary} "
                 "ids; take it from the cache that the batches come from"
             )
-    given = {"prior": prior, "sketch": tables if recipe.tail == "sketch" else None}
-    return jax.tree.map(lambda table: jnp.asarray(table, jnp.float32), given)
-
-
-def _check_written(batch: Mapping[str, Any], temperature: Scalar) -> None:
-    if missing := [name for name in WRITTEN if name not in batch]:
-        raise ValueError(
-            f'this batch has no {missing[0]}, which divergence="on_policy" learns from. Its cache '
-            "must be a capture of rollouts (docs/on-policy.md)"
-        )
-    if not _is_known(temperature) or float(temperature) != 1:
-        raise ValueError(
-            f'temperature is {temperature} with divergence="on_policy": the log-probabilities of '
-            "teacher and writer are those at T = 1. Use temperature=1.0"
-        )
-
-
-def _check_counts(batch: Mapping[str, Any], temperature: Scalar) -> None:
-    if "counts" not in batch:
-        raise ValueError(
-            'this batch has no counts, which tail="counts" learns from. Leave tail out for the '
-            f"best that it holds, or {ADD_COUNTS}"
-        )
-    if not _is_known(temperature) or float(temperature) != 1:
-        raise ValueError(
-            f'temperature is {temperature} with tail="counts": counts are drawn at T = 1 and say '
-            'nothing about another T. Use temperature=1.0, or tail="sketch"'
-        )
-
-
-def _check_draws(batch: Mapping[str, Any], temperature: Scalar) -> None:
-    if missing := [name for name in DRAWS if name not in batch]:
-        raise ValueError(
-            f'this batch has no {missing[0]}, which tail="sampled" learns from: its cache was '
-            "captured without draws from the tail. Leave tail out for the best that it holds, or "
-            "capture with --signals.logits.draws 16"
-        )
-    highest = getattr(batch, "highest_temperature", None)
-    if highest and _is_known(temperature) and float(temperature) > highest + 1e-6:
-        raise ValueError(
-            f"temperature is {float(temperature):.4g}, but the cache's tails were drawn from at T "
-            f"up to {highest:.4g}; above it a few draws would weigh more than all others. Use "
-            'tail="bucket" or tail="prior", or capture with --signals.logits.draws 16 '
-            f"--signals.logits.draw-temperatures 1 {float(temperature):.4g}"
-        )
+    needed = {
+        "prior": given.prior,
+        "sketch": tables if recipe.tail == "sketch" else None,
+        "partners": partners if recipe.divergence == "gold" else None,
+    }
+    return jax.tree.map(lambda table: jnp.asarray(table, jnp.float32), needed)
 
 
 def _check_number(name: str, value: Scalar, bounds: Bounds) -> None:

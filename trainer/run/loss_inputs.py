@@ -12,14 +12,15 @@ from jaxtyping import Array, Float
 
 from decant.models.mesh.sharding import replicate, split_columns
 from decant.schemas import Cache
+from decant.schemas.reading.held import held_by
 from decant.schemas.targets.prior import log_prior
+from decant.schemas.targets.unmatched import Partners
 from decant.trainer.config import Loss, Train
 from decant.trainer.data.mixture import caches_with_targets
-from decant.trainer.loss.choice import Held, choose_tail
+from decant.trainer.loss.choice import choose_tail
 from decant.trainer.loss.layer_pairs import NO_PAIRS, Pairs, layer_pairs, number_layers
 from decant.trainer.loss.layer_terms import Matrices
 from decant.trainer.loss.sketches import SketchTables, sketch_tables
-from decant.trainer.loss.sorted_probabilities import Partners
 from decant.trainer.run.binding import BINDING, read_run_settings, with_saved_layers
 from decant.trainer.run.initial_student import initial_config, teacher_config
 
@@ -57,16 +58,14 @@ def partners_of(caches: Sequence[Cache], *, loss: Loss, mesh: Mesh) -> Partners 
     """
     if loss.divergence != "gold":
         return None
-    masks = [cache.matched_ids() for cache in caches]
-    sizes = {part.aligned and part.aligned.vocabulary for c in caches for part in c.manifest.parts}
-    if len(sizes) > 1 or any(not np.array_equal(mask, masks[0]) for mask in masks):
-        raise ValueError(
-            "these caches were aligned from teachers with different tokenizers, so that "
-            "loss.divergence = gold has no one set of common tokens. Train from one of them"
-        )
-    share = masks[0].sum() / (sizes.pop() or len(masks[0]))
-    alone = split_columns(np.asarray(~masks[0], np.float32), mesh)
-    return Partners(alone, replicate(np.asarray(share, np.float32), mesh))
+    first, *others = [cache.partners() for cache in caches]
+    for other in others:
+        if other.share != first.share or not np.array_equal(other.alone, first.alone):
+            raise ValueError(
+                "these caches were aligned from teachers with different tokenizers, so that "
+                "loss.divergence = gold has no one set of common tokens. Train from one of them"
+            )
+    return Partners(split_columns(first.alone, mesh), replicate(first.share, mesh))
 
 
 def with_tail(
@@ -81,7 +80,7 @@ def with_tail(
     if (config.run / BINDING).exists():
         tail = loss.tail or read_run_settings(config.run)["loss.tail"]
         return dataclasses.replace(config, loss=dataclasses.replace(loss, tail=tail)), None
-    loss, line = choose_tail(loss, Held.by([cache, *caches_with_targets(others)]))
+    loss, line = choose_tail(loss, held_by([cache, *caches_with_targets(others)]))
     return dataclasses.replace(config, loss=loss), line
 
 

@@ -19,6 +19,7 @@ from decant.pipelines.config import Align, Sketch
 from decant.pipelines.runners.worker_error import WorkerError
 from decant.pipelines.upkeep.copy import copy
 from decant.pipelines.upkeep.forget import forget
+from decant.pipelines.upkeep.merge import merge
 from decant.pipelines.verification.verify import verify
 from decant.schemas import open_cache
 from decant.trainer.run.saved_initial import open_initial
@@ -248,6 +249,21 @@ def test_without_a_sketch_the_tail_is_known_at_1_and_other_temperatures_are_refu
     assert main([*flags, "--loss.temperature", "2"]) == 1
     with pytest.raises(ValueError, match="a sketch"):
         align(settings(tmp_path, "other", draws=4))
+
+
+def test_it_is_copied_and_merged_as_any_cache(root, aligned, bucket, tmp_path):
+    expected = aligned.read(aligned.rows())
+    copy(aligned.path, tmp_path / "copy")
+    copy(str(aligned.path), f"{bucket}/copy")
+    made = merge(tmp_path / "merged", [aligned.path, tmp_path / "copy"])
+    assert len(made.left_out) == 1
+    for place in (tmp_path / "copy", f"{bucket}/copy", tmp_path / "merged"):
+        cache = open_cache(place)
+        assert cache.manifest.parts[0].aligned == aligned.manifest.parts[0].aligned
+        for name, array in cache.read(cache.rows()).items():
+            np.testing.assert_array_equal(array, expected[name], err_msg=f"{place} {name}")
+        checked = verify(Path(place), rows=1, teacher=None, memory=tmp_path / "digests")
+        assert checked.status == 0, checked
 
 
 @pytest.mark.parametrize("init", ["scratch", "cut"])

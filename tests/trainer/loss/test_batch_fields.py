@@ -28,7 +28,7 @@ def test_tail_sampled_needs_a_cache_with_draws(cache, drawn_cache):
 @pytest.mark.parametrize("temperatures", [{"temperature": 2.5}, {"temperature_end": 4.0}])
 def test_temperatures_above_those_of_the_draws_are_refused(temperatures, drawn_cache):
     check_targets(drawn_cache, loss=Loss(temperature=2.0, temperature_end=1.0))
-    with pytest.raises(ValueError, match=r"at T up to 2, but loss.temperature goes up to"):
+    with pytest.raises(ValueError, match=r"at T up to 2, but loss.temperature is up to"):
         check_targets(drawn_cache, loss=Loss(tail="sampled", **temperatures))
     check_targets(drawn_cache, loss=Loss(tail="prior", **temperatures))
 

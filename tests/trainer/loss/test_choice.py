@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from decant.schemas.reading.held import held_by
+from decant.serving import Held
 from decant.trainer.config import Loss
 from decant.trainer.loss.batch_fields import check_targets
-from decant.trainer.loss.choice import Held, choose_tail
+from decant.trainer.loss.choice import choose_tail
 from tests.making.companions import with_companions
 
 ALL = Held(k=8, counts=True, sketch=True, drawn_at=1.0, prior=True)
@@ -77,6 +79,6 @@ def test_a_tail_that_the_cache_lacks_says_what_it_holds_and_what_to_add(cache):
 
 def test_what_a_cache_with_counts_and_sketches_holds(cache, tmp_path):
     richer = with_companions(Path(shutil.copytree(cache.path, tmp_path / "cache")))
-    held = Held.by([richer])
+    held = held_by([richer])
     assert (held.counts, held.sketch, held.prior, held.k) == (True, True, True, 8)
-    assert Held.by([cache, richer]).counts is False
+    assert held_by([cache, richer]).counts is False

@@ -2,37 +2,21 @@
 
 from functools import partial
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decant.trainer.config import Loss
-from decant.trainer.loss.sorted_probabilities import Partners
 from decant.trainer.loss.targets import BatchTargets
 from tests.formulas import by_rank, dense
-from tests.making.heads import fused, head_inputs
-
-SIZE, THEIRS = 40, 56
-"""Ids of the student and of the teacher."""
-SHAPE = {"vocabulary": SIZE, "batch": 2, "length": 6}
+from tests.making.heads import SIZE, THEIRS, fused, head_inputs, matched_inputs
 
 
 def inputs(kind, k, seed=0):
-    """A teacher with more tokens than the student; half of the student's have a partner."""
-    rng = np.random.default_rng(seed)
-    _, hidden, unembedding, targets = head_inputs(seed, k=4, **SHAPE)
-    teacher = rng.normal(size=(2, 6, THEIRS)) * 3
-    partner = np.full(THEIRS, -1)
-    partner[rng.permutation(THEIRS)[: SIZE // 2]] = rng.permutation(SIZE)[: SIZE // 2]
-    partners = None
-    if kind == "gold":
-        alone = np.ones(SIZE, np.float32)
-        alone[partner[partner >= 0]] = 0
-        partners = Partners(jnp.asarray(alone), jnp.float32((partner >= 0).mean()))
-    targets = by_rank.split_targets(targets, teacher, k=k, partner=partner)
-    return teacher, hidden, unembedding, targets, partner, partners
+    """As `matched_inputs`, whose partners only GOLD takes."""
+    *given, partners = matched_inputs(seed, k=k)
+    return *given, partners if kind == "gold" else None
 
 
 def head(kind, hidden, unembedding, targets, **inputs):
@@ -90,7 +74,7 @@ def test_with_few_tokens_stored_uld_is_a_lower_bound(seed):
 
 
 def test_uld_on_the_same_vocabulary_does_not_look_at_ids():
-    _, hidden, unembedding, targets = head_inputs(k=4, **SHAPE)
+    _, hidden, unembedding, targets = head_inputs(k=4, vocabulary=SIZE, length=6)
     other = targets._replace(topk_ids=(targets.topk_ids + 7) % SIZE)
     values = [head("uld", hidden, unembedding, each)[0] for each in (targets, other)]
     assert values[0] == pytest.approx(values[1], rel=1e-6)

@@ -12,14 +12,15 @@ import pytest
 from flax import nnx
 
 import decant
+from decant.schemas.targets.unmatched import UNMATCHED
 from decant.trainer.config import Data, Loss
 from decant.trainer.loss.batch_fields import loss_fields
 from decant.trainer.loss.objective import Objective, Tables, means, scheduled_values
 from decant.trainer.own_loop.batch import DeviceBatch
 from decant.trainer.run.student_parameters import graph_and_parameters
 from decant.trainer.update.step import mean_gradient
-from tests.formulas import dense
-from tests.making.heads import D, V, head_inputs_with_tail, relative
+from tests.formulas import by_rank, dense
+from tests.making.heads import SIZE, D, V, head_inputs_with_tail, matched_inputs, relative
 from tests.making.models import CONFIG, random_decoder
 
 TAILS = ("bucket", "sampled", "prior", "renormalize")
@@ -30,6 +31,8 @@ def device_batch(targets, **facts):
     arrays = {"tokens": np.zeros_like(targets.labels), "labels": targets.labels}
     arrays |= {"loss_mask": targets.mask}
     there = {n: a for n, a in targets._asdict().items() if a is not None}
+    if "unmatched" in there:
+        there[UNMATCHED] = there.pop("unmatched")
     arrays |= {name: there[name] for name in there if name not in ("labels", "mask")}
     return DeviceBatch(
         {name: jnp.asarray(array) for name, array in arrays.items()},
@@ -133,6 +136,53 @@ def test_the_defaults_are_those_of_the_command_line():
         assert len(shared) >= 3
 
 
+@pytest.mark.parametrize("kind", ["uld", "gold"])
+def test_sorted_probabilities_are_the_formula_in_float64(kind):
+    teacher, hidden, matrix, targets, partner, partners = matched_inputs(k=5)
+    batch = device_batch(targets, vocabulary=SIZE)
+    own = {"divergence": kind, "mix": 0.3, "temperature": 2.0, "alpha": 0.7}
+    if kind == "gold":
+        own["partners"] = partners
+        soft = partial(by_rank.known_gold, k=5, partner=partner, mix=0.3, temperature=2.0)
+    else:
+        soft = lambda p, q: 2 * by_rank.known_uld(p, q, 5)  # noqa: E731
+
+    def exact(hidden, matrix):
+        total = by_rank.loss(teacher, hidden, matrix, targets, soft, temperature=2.0, alpha=0.7)
+        return total / targets.mask.sum()
+
+    value, gradients = of_hidden(hidden, matrix, batch, **own)
+    assert float(value) == pytest.approx(exact(hidden, matrix), rel=1e-5)
+    on_logits, d_logits = of_logits(hidden @ matrix, batch, **own)
+    assert float(on_logits) == pytest.approx(float(value), rel=1e-6)
+    assert relative(np.asarray(d_logits) @ matrix.T, gradients[0]) < 1e-4
+    rng = np.random.default_rng(1)
+    along = [rng.normal(size=x.shape) * 1e-6 for x in (hidden, matrix)]
+    ends = [exact(hidden + s * along[0], matrix + s * along[1]) for s in (1, -1)]
+    slope = sum((d * x).sum() for d, x in zip(gradients, along, strict=True))
+    assert float(slope) == pytest.approx((ends[0] - ends[1]) / 2, rel=2e-3)
+
+
+def test_gold_needs_the_partners_of_its_cache():
+    *_, targets, _, partners = matched_inputs(k=5)
+    batch, logits = device_batch(targets, vocabulary=SIZE), jnp.zeros((*targets.mask.shape, SIZE))
+    with pytest.raises(ValueError, match=r"needs partners=cache\.partners\(\)"):
+        decant.loss_on_logits(logits, batch, divergence="gold")
+    other = partners._replace(alone=partners.alone[1:])
+    with pytest.raises(ValueError, match=r"partners has 39 columns, but .* 40 ids"):
+        decant.loss_on_logits(logits, batch, divergence="gold", partners=other)
+
+
+def test_tails_that_are_known_at_1_only_serve_no_other_temperature():
+    *_, targets, _ = head_inputs_with_tail("bucket", k=8)
+    batch = device_batch(targets, tail_at_1=True)
+    logits = jnp.zeros((*targets.mask.shape, V))
+    decant.loss_on_logits(logits, batch, tail="bucket")
+    for temperature, said in ((2.0, "temperature is 2"), (jnp.float32(1), "is a JAX array")):
+        with pytest.raises(ValueError, match=rf"at T = 1 only, but .*{said}"):
+            decant.loss_on_logits(logits, batch, tail="bucket", temperature=temperature)
+
+
 def test_an_optax_loop_learns(cache):
     optimiser = optax.adam(1e-2)
     draw = np.random.default_rng(0).normal
@@ -185,13 +235,13 @@ def test_what_does_not_fit_is_refused(cache):
     plain = {name: array for name, array in drawn.items() if not name.startswith("tail_i")}
     logits = jnp.zeros((2, 64, 512))
     on_logits = decant.loss_on_logits
-    with pytest.raises(ValueError, match=r'no tail_ids, which tail="sampled" learns from'):
+    with pytest.raises(ValueError, match="no draws from the tail, which tail = sampled"):
         on_logits(logits, plain, tail="sampled")
-    with pytest.raises(ValueError, match=r"temperature is 4, but .* at T up to 2"):
+    with pytest.raises(ValueError, match=r"at T up to 2, but temperature is 4, where"):
         on_logits(logits, drawn, temperature=4.0, tail="sampled")
     with pytest.raises(ValueError, match=r"no counts, .* --signals\.logits\.counts 100"):
         on_logits(logits, drawn, tail="counts")
-    with pytest.raises(ValueError, match=r"needs sketch=cache\.sketch_heads\(\)"):
+    with pytest.raises(ValueError, match="no sketch, which tail = sketch learns"):
         on_logits(logits, drawn, tail="sketch")
     with pytest.raises(ValueError, match=r"temperature is 0\.5; expected a number, 1 to 1,000"):
         on_logits(logits, drawn, temperature=0.5)
@@ -207,7 +257,15 @@ def test_what_does_not_fit_is_refused(cache):
         on_logits(logits[..., :500], drawn)
     with pytest.raises(ValueError, match=r"shape \(2, 63, 512\); .* shape \(2, 64\)"):
         on_logits(logits[:, 1:], drawn)
-    with pytest.raises(ValueError, match=r"gold.* only `decant train` reads"):
-        on_logits(logits, drawn, divergence="gold", tail="bucket")
+    with pytest.raises(ValueError, match=r"this batch: does not say .* --targets matched"):
+        on_logits(logits, drawn, divergence="gold")
+    with pytest.raises(ValueError, match="divergence is 'kl'; expected one of forward_kl"):
+        # Unwrapped, because in tests jaxtyping would refuse it first.
+        inspect.unwrap(on_logits)(logits, drawn, divergence="kl", tail="bucket")
+    with pytest.raises(ValueError, match=r"chunk_tokens is 0; expected"):
+        on_logits(logits, drawn, chunk_tokens=0)
+    headless = drawn.replace(**{n: drawn[n][..., :0] for n in ("topk_ids", "topk_logprobs")})
+    with pytest.raises(ValueError, match=r"no top-k, which tail = bucket .* tail='counts'"):
+        on_logits(logits, headless, tail="bucket")
     with pytest.raises(ValueError, match="has 500 logits a position"):
         decant.loss(jnp.zeros((2, 64, D)), jnp.zeros((D, 500)), drawn)
