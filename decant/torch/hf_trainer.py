@@ -20,7 +20,7 @@ from decant.schemas import Cache, open_cache
 from decant.schemas.reading.held import held_by
 from decant.serving import Divergence, Tail
 from decant.torch.batching import fingerprint
-from decant.torch.judging import Judge, row_sums
+from decant.torch.judging import SUMS, Judge, row_sums
 from decant.torch.losses import loss_sum
 from decant.torch.packing import packed_inputs, require_separate_segments
 from decant.torch.rows import Rows
@@ -189,7 +189,7 @@ class DistillationTrainer(Trainer):
         *sums, trained = np.asarray(prediction.predictions, np.float64).sum(0).tolist()
         means = self._judge.means(sums)
         means.pop("kl_by")  # loggers take numbers only
-        return {"loss": trained / means["tokens"], **means}
+        return {"loss": trained / max(sums[SUMS.index("tokens")], 1), **means}
 
     def _loss_sum(self, states: Tensor, unembedding: Tensor | None, batch: dict) -> Any:
         return loss_sum(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from decant.torch.targets import counted_positions
 Student = Callable[[Batch], Tensor | tuple[Tensor, Tensor]]
 """From a batch to logits [rows, S, vocab], or to hidden states and unembedding, as in `loss`."""
 
-SUMS = (*Parts._fields, "tokens")
+SUMS = (*Parts._fields, "ce_taught", "tokens", "bytes")
 
 
 class Headline(NamedTuple):
@@ -75,7 +76,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     softcap: float | None = None,
 ) -> dict[str, Any]:
-    """Means over all held-out positions of a cache, at T = 1.
+    """Means over the held-out positions of a cache that have a teacher's target, at T = 1.
 
     ```python
     decant.torch.evaluate(lambda batch: model(**packed_inputs(batch)).logits, "runs/cache")
@@ -84,8 +85,10 @@ def evaluate(
     Returns what `decant train` reports on held-out rows: heldout_kl in nats, the best estimate that
     the cache allows, and heldout_kl_by, its name; heldout_kl_bound, a lower bound, if the cache has
     a top-k; heldout_ce; heldout_perplexity; heldout_agreement, the share of positions where student
-    and teacher have the same likeliest token; heldout_tokens. Put the student into its evaluation
-    mode first. `softcap` is as in `loss`. ValueError if the cache has no held-out rows.
+    and teacher have the same likeliest token; heldout_tokens. heldout_bits_per_byte is over all
+    labels (`models/text/text_bytes.py`); it is left out if the package tokenizers is missing, or
+    the tokenizer does not tell bytes. Put the student into its evaluation mode first. `softcap` is
+    as in `loss`. ValueError if the cache has no held-out rows.
     """
     opened = open_cache(cache) if isinstance(cache, str | Path) else cache
     judge, totals = Judge(opened), np.zeros(len(SUMS))
@@ -110,6 +113,7 @@ class Judge:
         if self.headline.tail == "sketch":
             self._sketch = sketch_tables(cache.sketch_heads())
         self._vocabulary = cache.manifest.vocabulary_size
+        self._bytes = _bytes_of_ids(cache)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -137,33 +141,50 @@ class Judge:
             vocabulary=self._vocabulary,
             softcap=softcap,
         )
-        return row_sums(batch, parts)
+        spelled = torch.zeros_like(batch["labels"])
+        if self._bytes is not None:
+            self._bytes = self._bytes.to(spelled.device)
+            spelled = self._bytes[batch["labels"]] * batch["loss_mask"]
+        return torch.cat([row_sums(batch, parts), spelled.sum(-1, keepdim=True)], -1)
 
     def means(self, totals: Sequence[float]) -> dict[str, Any]:
         """Means by name from the sums over all rows. ValueError if no position counts."""
         sums = dict(zip(SUMS, totals, strict=True))
         for name in ("loss", "advantage", "ratio", "clipped"):
             sums.pop(name)
-        tokens = sums.pop("tokens")
-        if not tokens:
+        sums.pop("tokens")
+        whole, spelled = sums.pop("ce"), sums.pop("bytes")
+        sums["ce"] = sums.pop("ce_taught")
+        taught = sums.pop("taught")
+        if not taught:
             raise ValueError("no position of the held-out rows has a target to judge by")
-        taught = sums.pop("taught") or 1
         if self.headline == TO_COUNTS:
             del sums["kl_bound"]  # no top-k is stored
-        means = {n: x / (tokens if n == "ce" else taught) for n, x in sums.items()}
+        means = {name: x / taught for name, x in sums.items()}
         return {
             "kl": means["kl"],
             "kl_by": self.headline.name,
             self.headline.measure: means["kl"],
             **means,
             "perplexity": math.exp(min(means["ce"], 700.0)),
-            "tokens": int(tokens),
+            "tokens": int(taught),
+            **({"bits_per_byte": whole / (math.log(2) * spelled)} if spelled else {}),
         }
 
 
 def row_sums(batch: Mapping[str, Tensor], parts: Parts) -> Float[Tensor, "rows sums"]:
-    """Sums over each row's counted positions: `parts`, and the number of positions."""
+    """Sums over each row's counted positions: `SUMS` without bytes."""
     mask = batch["loss_mask"]
     rows = counted_positions(batch, parts.kl.device) // mask.shape[1]
-    values = torch.stack([*parts, torch.ones_like(parts.kl)], -1)
-    return values.new_zeros(len(mask), len(SUMS)).index_add(0, rows, values)
+    values = torch.stack([*parts, parts.ce * parts.taught, torch.ones_like(parts.kl)], -1)
+    return values.new_zeros(len(mask), values.shape[-1]).index_add(0, rows, values)
+
+
+def _bytes_of_ids(cache: Cache) -> Tensor | None:
+    """The bytes that each id spells; None if they are not known."""
+    if find_spec("tokenizers") is None:
+        return None
+    from decant.models.text.text_bytes import bytes_of_ids
+
+    sizes = bytes_of_ids(cache)
+    return None if sizes is None else torch.from_numpy(sizes)

@@ -182,7 +182,8 @@ def test_students_are_judged_by_the_estimate_and_value_of_the_trainer(judged, na
     assert got["heldout_kl_by"] == expected["heldout_kl_by"] == name
     assert got["heldout_kl"] == got[f"heldout_{judging.headline(cache).measure}"]
     shared = got.keys() & expected.keys() - {"heldout_kl_by"}
-    assert {"heldout_kl", "heldout_ce", "heldout_agreement"} <= shared
+    bits = "heldout_bits_per_byte"
+    assert {"heldout_kl", "heldout_ce", "heldout_agreement", bits} <= shared
     assert ("heldout_kl_bound" in got) == (name != "to counts")
     for key in shared:
         assert got[key] == pytest.approx(expected[key], rel=1e-5), key

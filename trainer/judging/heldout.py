@@ -15,11 +15,11 @@ import numpy as np
 
 from decant.models.mesh.execution import Execution
 from decant.models.mesh.sharding import replicate, split_columns
+from decant.models.text.text_bytes import bits_per_byte, bytes_of_ids, label_bytes
 from decant.schemas import Cache
 from decant.trainer.config import Loss
 from decant.trainer.judging.headline import PREFIX, PRIOR, Estimate, estimate_of, with_headline
 from decant.trainer.judging.teacher_reference import taught_on_host, teacher_on_labels
-from decant.trainer.judging.text_bytes import bits_per_byte, bytes_of_ids, label_bytes
 from decant.trainer.loss.batch_fields import to_device
 from decant.trainer.loss.choice import tail_signals
 from decant.trainer.loss.chunk_loss import HeadSums
@@ -46,7 +46,7 @@ def make_evaluator(
     (`teacher_on_labels`). Besides heldout_perplexity = exp(ce), heldout_agreement (share of
     positions where student and teacher have the same likeliest token) and heldout_tokens: all
     these over positions with a target. heldout_bits_per_byte is over all positions with a label
-    (`judging/text_bytes.py`). Raises ValueError if the cache has no held-out rows.
+    (`models/text/text_bytes.py`). Raises ValueError if the cache has no held-out rows.
     """
     mesh = objective.execution.mesh
     assert mesh is not None

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from decant.models.text.text_bytes import bits_per_byte, bytes_of_ids, label_bytes
 from decant.progress import notices, track
 from decant.schemas import Cache
 from decant.schemas.records.rows import next_tokens
@@ -38,7 +39,6 @@ from decant.trainer.judging.tally import (
     position_groups,
 )
 from decant.trainer.judging.teacher_reference import taught_on_host, teacher_on_labels
-from decant.trainer.judging.text_bytes import bits_per_byte, bytes_of_ids, label_bytes
 from decant.trainer.loss.sketches import sketch_tables
 
 MOST_ROWS = 4096
@@ -64,8 +64,8 @@ def judge_heldout(
     `heldout_…` are means over all positions with a target, named as in `metrics.jsonl`.
     `heldout_kl` is the headline (`judging/headline.py`), `heldout_kl_by` its name and
     `heldout_kl_error` its standard error with rows as units. `heldout_bits_per_byte` is over all
-    positions with a label (`judging/text_bytes.py`); it is left out if the cache's tokenizer does
-    not tell bytes. `by_frequency` and `by_position` give means for groups of positions.
+    positions with a label (`models/text/text_bytes.py`); it is left out if the cache's tokenizer
+    does not tell bytes. `by_frequency` and `by_position` give means for groups of positions.
     `kl_by_row` has the headline's sum and the number of tokens of each row, for up to `MOST_ROWS`
     rows. KLs that need a tail prior or draws are left out if the cache has none. ValueError if no
     position has a target.
@@ -136,8 +136,9 @@ def measure_inputs(
     sketch = None
     if SKETCH.tail in cache.manifest.signals:
         sketch = jax.tree.map(place, sketch_tables(cache.sketch_heads()))
-    # Counts alone know no other T.
-    warm = temperature != 1 and cache.manifest.logits.k > 0
+    # Counts alone know no other T, nor do tails that were aligned without a sketch.
+    logits = cache.manifest.logits
+    warm = temperature != 1 and logits.k > 0 and not logits.tail_at_1
     return MeasureInputs(
         place(np.asarray(temperature, np.float32)) if warm else None,
         None if prior is None else place(np.asarray(prior, np.float32)),

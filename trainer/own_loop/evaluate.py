@@ -13,6 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from decant.command_line.checks import check_values
 from decant.schemas import Cache, open_cache
+from decant.schemas.reading.held import held_by
+from decant.serving import Asked
 from decant.trainer.config import Evaluate
 from decant.trainer.judging.measures import MeasureInputs, Measures, chunk_measures
 from decant.trainer.judging.whole import judge_heldout, measure_inputs
@@ -68,6 +70,8 @@ def evaluate(
     check_targets(cache, loss=Loss())
     check_values(Evaluate(heldout_rows=heldout_rows, batch_rows=batch_rows))
     check_values(Loss(temperature=temperature))
+    asked = Asked("forward_kl", None, (float(temperature),))
+    asked.require_held(held_by([cache]), where=str(cache.path))
     vocabulary, inputs = (
         cache.manifest.vocabulary_size,
         measure_inputs(cache, temperature=temperature),
