@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tokenizers
 
+import decant
 from decant.__main__ import main
 from decant.models.text.tokenizer import Tokenizer, tokenizer_of
 from decant.pipelines.alignment import job
@@ -247,6 +248,10 @@ def test_without_a_sketch_the_tail_is_known_at_1_and_other_temperatures_are_refu
     flags = ["train", "--cache", str(cache.path), "--student.init", "scratch", "--quiet"]
     flags += ["--run", str(tmp_path / "run"), "--data.steps", "1"]
     assert main([*flags, "--loss.temperature", "2"]) == 1
+    with pytest.raises(ValueError, match="at T = 1 only, but temperature is 2"):
+        decant.evaluate(cache, lambda *_: None, temperature=2.0)
+    with decant.batches(cache, batch_rows=1) as batches:
+        assert next(batches).tail_at_1
     with pytest.raises(ValueError, match="a sketch"):
         align(settings(tmp_path, "other", draws=4))
 
@@ -262,7 +267,8 @@ def test_it_is_copied_and_merged_as_any_cache(root, aligned, bucket, tmp_path):
         assert cache.manifest.parts[0].aligned == aligned.manifest.parts[0].aligned
         for name, array in cache.read(cache.rows()).items():
             np.testing.assert_array_equal(array, expected[name], err_msg=f"{place} {name}")
-        checked = verify(Path(place), rows=1, teacher=None, memory=tmp_path / "digests")
+    for place in (tmp_path / "copy", tmp_path / "merged"):
+        checked = verify(place, rows=1, teacher=None, memory=tmp_path / "digests")
         assert checked.status == 0, checked
 
 

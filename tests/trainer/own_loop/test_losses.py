@@ -261,7 +261,7 @@ def test_what_does_not_fit_is_refused(cache):
         on_logits(logits, drawn, divergence="gold")
     with pytest.raises(ValueError, match="divergence is 'kl'; expected one of forward_kl"):
         # Unwrapped, because in tests jaxtyping would refuse it first.
-        inspect.unwrap(on_logits)(logits, drawn, divergence="kl", tail="bucket")
+        inspect.unwrap(on_logits)(logits, drawn, divergence="kl", tail="bucket", alpha=0.9)
     with pytest.raises(ValueError, match=r"chunk_tokens is 0; expected"):
         on_logits(logits, drawn, chunk_tokens=0)
     headless = drawn.replace(**{n: drawn[n][..., :0] for n in ("topk_ids", "topk_logprobs")})
