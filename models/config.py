@@ -41,6 +41,10 @@ MOST = {
     "linear_key_dim": 2**12,
     "linear_value_dim": 2**12,
     "convolution": 2**8,
+    "full_head_dim": 2**12,
+    "full_kv_heads": 2**12,
+    "reading_layers": 2**12,
+    "layer_input_dim": 2**12,
     "max_positions": _POSITIONS,
     "windows": _POSITIONS,
     "num_experts": 2**12,
@@ -54,7 +58,10 @@ _LINEAR = (
     *("linear_key_heads", "linear_value_heads", "linear_key_dim", "linear_value_dim"),
     "convolution",
 )
-_OPTIONAL = ("value_dim", "latent_dim", "query_latent_dim", *_LINEAR)
+_OPTIONAL = (
+    *("value_dim", "latent_dim", "query_latent_dim", *_LINEAR),
+    *("full_head_dim", "full_kv_heads", "reading_layers", "layer_input_dim"),
+)
 """Sizes that may be 0."""
 _SIZES = tuple(name for name in MOST if name not in ("windows", "num_experts", "experts_per_token"))
 
@@ -185,6 +192,27 @@ class ModelConfig:
     """The same for queries, whose turned coordinates are made of the vector, too."""
     yarn_score_scale: float = 0.0
     """m: with YaRN of factor f, attention scores are multiplied by (1 + 0.1 · m · ln f)²."""
+    full_head_dim: int = 0
+    """Size of a head in blocks without a window. 0: head_dim."""
+    full_kv_heads: int = 0
+    """Heads of keys and values in blocks without a window. 0: num_kv_heads."""
+    full_keys_are_values: bool = False
+    """Blocks without a window have no matrix of values: these are the keys before their norm."""
+    value_norm: bool = False
+    """Each head's values are divided by their root mean square."""
+    reading_layers: int = 0
+    """The last blocks, which make no keys and values. They read those of the last block before all
+    of them that has a window as they have, or none as they have."""
+    reading_mlp_factor: int = 1
+    """The MLP of these blocks is this many times as wide."""
+    layer_input_dim: int = 0
+    """Width of a vector that each block gets for each token besides the residual stream. It is made
+    of the token's id and of its embedding. 0: there is none."""
+    layer_factors: bool = False
+    """Each block's output is multiplied by a number of the block."""
+    expert_norms: bool = False
+    """The experts, and the MLP that every token passes besides them, have norms of their own inputs
+    and outputs. The router reads the block's normed states, and each expert has a factor."""
     attention_gate: bool = False
     """The outputs of attention's heads are multiplied by the sigmoid of gates, one for each of
     their coordinates, which are made of the block's input."""
@@ -221,6 +249,7 @@ class ModelConfig:
         self._check_rotary()
         self._check_latents()
         self._check_linear()
+        self._check_reading()
         if not self.windows or any(w is not None and w < 1 for w in self.windows):
             raise ValueError(
                 f"ModelConfig.windows is {self.windows}; expected at least one entry, each a "
@@ -280,6 +309,31 @@ class ModelConfig:
                 f"ModelConfig.latent_dim is {self.latent_dim}; expected as many key as query "
                 "heads, of which only a part is turned, without norms of their own."
             )
+
+    def _check_reading(self) -> None:
+        if self.full_head_dim == self.head_dim:
+            object.__setattr__(self, "full_head_dim", 0)
+        if self.full_kv_heads == self.num_kv_heads:
+            object.__setattr__(self, "full_kv_heads", 0)
+        if not self.reading_layers:
+            object.__setattr__(self, "reading_mlp_factor", 1)
+        if self.full_head_dim and (self.window_rope_theta is None or self.rotary_dim is not None):
+            raise ValueError(
+                "ModelConfig.full_head_dim needs window_rope_theta, and heads that turn as a whole."
+            )
+        if self.num_heads % (self.full_kv_heads or self.num_kv_heads):
+            raise ValueError(
+                f"ModelConfig: {self.num_heads} query heads cannot share {self.full_kv_heads} "
+                "key/value heads evenly."
+            )
+        if self.several_attentions and (self.dense_layers or any(self.layers_linear)):
+            raise ValueError(
+                "ModelConfig: blocks whose attention differs by window need experts in all blocks "
+                "or in none, and no linear attention."
+            )
+        # A stack's config has blocks of one kind only.
+        if 0 < self.reading_layers < self.num_layers:
+            self.key_sources  # noqa: B018
 
     def _check_linear(self) -> None:
         if not self.linear_layers:
@@ -379,6 +433,12 @@ class ModelConfig:
                 f"layers {list(layers)}: the first {self.dense_layers} blocks have no experts; "
                 "they must come before the others"
             )
+        reads = [layer >= self.num_layers - self.reading_layers for layer in layers]
+        if reads != sorted(reads) or (layers and all(reads)):
+            raise ValueError(
+                f"layers {list(layers)}: the last {self.reading_layers} blocks read keys and "
+                "values of earlier ones, so some of those must be kept and come before them"
+            )
         windows = tuple(self.layer_windows[layer] for layer in layers)
         rotate = tuple(self.layers_rotate[layer] for layer in layers)
         return dataclasses.replace(
@@ -388,12 +448,48 @@ class ModelConfig:
             rotary_layers=rotate,
             linear_layers=tuple(self.layers_linear[layer] for layer in layers),
             dense_layers=sum(dense),
+            reading_layers=sum(reads),
         )
 
     @property
     def blocks_with_maps(self) -> tuple[int, ...]:
-        """The numbers of the blocks that have attention maps: linear attention has none."""
-        return tuple(i for i, linear in enumerate(self.layers_linear) if not linear)
+        """The blocks whose attention maps follow from their own input: linear attention has none,
+        and other blocks read the keys of another."""
+        own = self.num_layers - self.reading_layers
+        return tuple(i for i, linear in enumerate(self.layers_linear) if not linear and i < own)
+
+    def why_no_maps(self, block: int) -> str:
+        """The end of a message about a block that `blocks_with_maps` lacks."""
+        if self.layers_linear[block]:
+            return "has linear attention, which has no maps"
+        return "reads the keys of another block, which its maps would need"
+
+    @property
+    def several_attentions(self) -> bool:
+        """Whether the parameters of attention differ between blocks."""
+        return bool(
+            self.full_head_dim
+            or self.full_kv_heads
+            or self.full_keys_are_values
+            or self.reading_layers
+        )
+
+    @property
+    def key_sources(self) -> tuple[int, ...]:
+        """The block whose keys and values each block sees. ValueError if one has no source."""
+        own = self.num_layers - self.reading_layers
+        last = {window is None: i for i, window in enumerate(self.layer_windows[:own])}
+        lacking = [i for i in range(own, self.num_layers) if self._full(i) not in last]
+        if lacking:
+            kind = "without" if self._full(lacking[0]) else "with"
+            raise ValueError(
+                f"ModelConfig: block {lacking[0]} reads keys and values, but none of the first "
+                f"{own} blocks, which make them, is {kind} a window like it. Keep one that is."
+            )
+        return tuple(i if i < own else last[self._full(i)] for i in range(self.num_layers))
+
+    def _full(self, layer: int) -> bool:
+        return self.layer_windows[layer] is None
 
     @property
     def stacks(self) -> dict[str, Stack]:
@@ -406,10 +502,42 @@ class ModelConfig:
                 "first_blocks": Stack(first, tuple(layers[: self.dense_layers])),
                 "blocks": Stack(self.with_layers(rest), rest),
             }
+        if self.several_attentions:
+            return self._stacks_by_attention()
         linear = tuple(layer for layer in layers if self.layers_linear[layer])
         others = tuple(layer for layer in layers if not self.layers_linear[layer])
         both = {"linear_blocks": linear, "blocks": others}
         return {name: Stack(self.with_layers(of), of) for name, of in both.items() if of}
+
+    def _stacks_by_attention(self) -> dict[str, Stack]:
+        """Blocks with a window, those without, and of either those that read keys and values."""
+        found: dict[str, list[int]] = {}
+        for layer, source in enumerate(self.key_sources):
+            name = ("full_" if self._full(layer) else "window_") + (
+                "reading_blocks" if source != layer else "blocks"
+            )
+            found.setdefault(name, []).append(layer)
+        return {name: Stack(self._of_kind(name, of), tuple(of)) for name, of in found.items()}
+
+    def _of_kind(self, name: str, layers: Sequence[int]) -> ModelConfig:
+        """The config of blocks that are alike, without fields that tell them from others."""
+        full, reading = name.startswith("full_"), name.endswith("reading_blocks")
+        factor = self.reading_mlp_factor if reading else 1
+        wide = "shared_intermediate_size" if self.expert_norms else "intermediate_size"
+        return dataclasses.replace(
+            self,
+            num_layers=len(layers),
+            windows=tuple(self.layer_windows[layer] for layer in layers),
+            rotary_layers=tuple(self.layers_rotate[layer] for layer in layers),
+            head_dim=self.full_head_dim or self.head_dim if full else self.head_dim,
+            num_kv_heads=self.full_kv_heads or self.num_kv_heads if full else self.num_kv_heads,
+            full_head_dim=0,
+            full_kv_heads=0,
+            full_keys_are_values=full and self.full_keys_are_values,
+            reading_layers=len(layers) if reading else 0,
+            reading_mlp_factor=1,
+            **{wide: getattr(self, wide) * factor},
+        )
 
     def _without_experts(self) -> ModelConfig:
         """The config of the first blocks, which have no experts."""

@@ -125,7 +125,30 @@ class LongRopeScaling:
         return frequencies / np.array(factors, np.float32)
 
 
-Scaling = LinearScaling | Llama3Scaling | DynamicScaling | YarnScaling | LongRopeScaling
+@dataclasses.dataclass(frozen=True)
+class ProportionalScaling:
+    """Gemma 4's: only the first pairs turn, with the frequencies that they have in a whole head.
+
+    So the pairs are (i, i + half of the head), unlike those of `ModelConfig.rotary_dim`.
+    """
+
+    share: float
+    """⌊share · pairs⌋ pairs turn."""
+
+    def apply(self, frequencies: np.ndarray, *, theta: float, length: int) -> np.ndarray:
+        """The scaled frequencies, float32; 0 for pairs that stay."""
+        turning = int(self.share * 2 * len(frequencies) // 2)
+        return np.where(np.arange(len(frequencies)) < turning, frequencies, np.float32(0))
+
+
+Scaling = (
+    LinearScaling
+    | Llama3Scaling
+    | DynamicScaling
+    | YarnScaling
+    | LongRopeScaling
+    | ProportionalScaling
+)
 
 
 def frequencies(

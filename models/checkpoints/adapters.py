@@ -87,6 +87,11 @@ def _new_matrices(
 
 def adapted_matrices(model: Decoder, targets: tuple[str, ...]) -> list[str]:
     """Our names of the targets. ValueError for a target that this model lacks."""
+    if model.config.several_attentions:
+        raise ValueError(
+            "student.adapter: attention of this model has other sizes in some blocks, and adapters "
+            "need blocks that are alike. Train without an adapter"
+        )
     if any(model.config.layers_linear):
         raise ValueError(
             "student.adapter: this model has blocks of linear attention, and adapters need blocks "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -81,7 +82,10 @@ def cut_layers(
         array = source_parameters[path].get_value()
         # Copies, not views: the student is trained while its source is still in use.
         stack = source.config.stacks.get(path.split(".")[0])
-        if stack is None:
+        axes = parameter.get_metadata()["axes"]
+        if stack is None and "layers" in axes:  # what a parameter outside holds for each block
+            parameter.set_value(jnp.take(array, np.asarray(layers), axis=axes.index("layers")))
+        elif stack is None:
             parameter.set_value(array.copy())
         else:
             places = [stack.layers.index(layer) for layer in layers if layer in stack.layers]

@@ -63,6 +63,8 @@ class BlockPattern(NamedTuple):
     """int [*layers]: how many positions a query sees, itself included."""
     rotation: Array | None
     """int [*layers]: which of the rotations the block uses. None: the only one."""
+    layer_input: Array | None = None
+    """[*layers, batch, time, layer_input_dim], in float32."""
 
 
 KeysAndValues = tuple[Array, Array]
@@ -100,14 +102,17 @@ class Blocks(nnx.Module):
         # Each block adds twice to the residual stream; this scale keeps the sum's size.
         residual_scale = (2 * layers) ** -0.5
         self.linear = c.linear_layers[0]  # of all blocks, which are alike
+        self.reads = c.reading_layers > 0
         if self.linear:
             self._add_linear(new, into, scale=residual_scale)
         elif c.latent_dim:
             self._add_latents(new, into)
         else:
             self.query = new.normal(**into, **heads)
-            self.key = new.normal(**into, **kv)
-            self.value = new.normal(**into, **kv | {"head_dim": c.value_width})
+            if not self.reads:
+                self.key = new.normal(**into, **kv)
+            if not self.reads and not c.full_keys_are_values:
+                self.value = new.normal(**into, **kv | {"head_dim": c.value_width})
         if not self.linear:
             self.output = new.normal(layers=layers, **mixed, **narrow, scale=residual_scale)
         if c.attention_gate and not self.linear:
@@ -133,6 +138,15 @@ class Blocks(nnx.Module):
             self.sink_bias = new.zeros(layers=layers, heads=c.num_heads)
         for name, axes in self._norms(heads=heads, kv=kv).items():
             add_norm(self, name, new=new, config=c, layers=layers, **axes)
+        # Called biases because they have no weight decay either.
+        if c.layer_factors:
+            self.layer_factor_bias = new.ones(layers=layers, norm=1)
+        if c.expert_norms:
+            self.expert_factor_bias = new.ones(layers=layers, **experts)
+        if c.layer_input_dim:
+            self.input_gate = new.normal(**into, rank=c.layer_input_dim)
+            rank = {"rank": c.layer_input_dim}
+            self.input_output = new.normal(layers=layers, **rank, **narrow, scale=residual_scale)
 
     def _add_latents(self, new: Initializer, into: Axes) -> None:
         """The matrices of queries, keys and values that are made of narrow vectors."""
@@ -199,6 +213,13 @@ class Blocks(nnx.Module):
             one = {"head_dim": c.head_dim}
             over = (heads, kv) if c.qk_norm_whole else (one, one)
             norms |= zip(("query_norm", "key_norm"), over, strict=True)
+        if self.reads:
+            norms.pop("key_norm", None)
+        if c.layer_input_dim:
+            norms |= {"input_post_norm": whole}
+        if c.expert_norms:
+            more = ("router_norm", "expert_norm", "expert_post_norm", "shared_post_norm")
+            norms |= dict.fromkeys(more, whole)
         return norms
 
     def __call__(
@@ -208,20 +229,43 @@ class Blocks(nnx.Module):
         rotations: Rotations,
         pattern: BlockPattern,
         past: Past | None = None,
-    ) -> tuple[Float[Array, "batch time embed"], KeysAndValues | LinearState]:
-        """The residual stream after one block, float32, and the tokens' keys and values.
+        read: KeysAndValues | None = None,
+    ) -> tuple[
+        Float[Array, "batch time embed"],
+        KeysAndValues | LinearState | None,
+        KeysAndValues | None,
+    ]:
+        """The residual stream after one block, float32; the tokens' keys and values; and all the
+        keys and values that the block saw.
 
-        In their place, linear attention gives its state after the tokens. `pattern` holds that
-        block's scalars. With `past` the tokens go on from it.
+        In the second's place, linear attention gives its state after the tokens, and a block that
+        reads another's keys and values (`read`) gives None. `pattern` holds that block's settings.
+        With `past` the tokens go on from it.
         """
         normed = self.before(x, "attention_norm")
+        seen = None
         if self.linear:
             attended, made = self.linear_attention(normed, segment_ids, past)
         else:
-            attended, made = self.attention(normed, segment_ids, rotations, pattern, past)
+            attended, made, seen = self.attention(
+                normed, segment_ids, rotations, pattern, past, read
+            )
         mixed = x + self.after(attended, "attention_post_norm")
-        passed = self.mlp(self.before(x if self.config.parallel_blocks else mixed, "mlp_norm"))
-        return mixed + self.after(passed, "mlp_post_norm"), made
+        source = x if self.config.parallel_blocks else mixed
+        passed = self.mlp(self.before(source, "mlp_norm"), source)
+        x = mixed + self.after(passed, "mlp_post_norm")
+        if pattern.layer_input is not None:
+            x = x + self.from_layer_input(x, pattern.layer_input)
+        if self.config.layer_factors:
+            x = x * self.layer_factor_bias[...].astype(jnp.float32)
+        return x, made, seen
+
+    def from_layer_input(self, x: Array, layer_input: Array) -> Array:
+        """What the block's own input of each token adds to the residual stream."""
+        gate = self.project("btd,dr->btr", x.astype(self.dtype), "input_gate")
+        gated = activated(gate, layer_input, activation=self.config.activation, dtype=self.dtype)
+        out = self.project("btr,rd->btd", gated, "input_output")
+        return norm(out, norm_parameters(self, "input_post_norm"), config=self.config)
 
     def project(self, equation: str, x: Array, name: str) -> Array:
         """The einsum of activations with the parameter called `name`, plus its bias; float32."""
@@ -271,11 +315,20 @@ class Blocks(nnx.Module):
         rotations: Rotations,
         pattern: BlockPattern,
         past: Past | None = None,
-    ) -> tuple[Array, KeysAndValues]:
-        """Grouped-query attention with rotary positions, of normed states, float32; and the keys
-        and values of these tokens."""
-        q, k = self.queries_and_keys(x, rotations, pattern)
-        v = self.project("btd,dhk->bthk", self.narrow(x, "latent"), "value").astype(self.dtype)
+        read: KeysAndValues | None = None,
+    ) -> tuple[Array, KeysAndValues | None, KeysAndValues]:
+        """Grouped-query attention with rotary positions, of normed states, float32; the keys and
+        values of these tokens, None if the block has `read` others; and all that it saw."""
+        q, made = self.queries(x, rotations, pattern), None
+        if read is None:
+            read = made = self.keys(x, rotations, pattern), self.values(x)
+            if past is not None:
+                new_k, new_v = (
+                    lax.dynamic_update_slice_in_dim(kept, new, past.length, axis=1)
+                    for kept, new in zip(past.kept, made, strict=True)
+                )
+                read = new_k, new_v
+        k, v = read
         shape = {
             "scale": self.config.score_scale,
             "softcap": self.config.attention_softcap,
@@ -291,14 +344,10 @@ class Blocks(nnx.Module):
                 **shape,
             )
         else:
-            keys, values = (
-                lax.dynamic_update_slice_in_dim(kept, new, past.length, axis=1)
-                for kept, new in zip(past.kept, (k, v), strict=True)
-            )
             mixed = attend_past(
                 q,
-                keys,
-                values,
+                k,
+                v,
                 segment_ids,
                 past.segment_ids,
                 pattern.window,
@@ -308,7 +357,7 @@ class Blocks(nnx.Module):
         if self.config.attention_gate:
             gate = nnx.sigmoid(self.project("btd,dhk->bthk", x, "output_gate"))
             mixed = (mixed * gate).astype(self.dtype)
-        return self.project("bthk,hkd->btd", mixed, "output"), (k, v)
+        return self.project("bthk,hkd->btd", mixed, "output"), made, read
 
     def linear_attention(
         self, x: Array, segment_ids: Array, past: Past | None = None
@@ -346,28 +395,40 @@ class Blocks(nnx.Module):
         """The score of each head that belongs to no key; None if heads have none."""
         return self.sink_bias[...] if self.config.attention_sinks else None
 
-    def queries_and_keys(
-        self, x: Array, rotations: Rotations, pattern: BlockPattern
-    ) -> tuple[Array, Array]:
-        """Queries and keys of normed states, rotated by position.
-
-        Shapes: [batch, time, heads, head_dim] and [batch, time, kv_heads, head_dim].
-        """
+    def queries(self, x: Array, rotations: Rotations, pattern: BlockPattern) -> Array:
+        """Queries of normed states, rotated by position: [batch, time, heads, head_dim]."""
         q = self.project("btd,dhk->bthk", self.narrow(x, "query_latent"), "query")
+        if self.config.qk_norm:
+            q = norm(q, norm_parameters(self, "query_norm"), config=self.config)
+        if rotations:
+            rotation = _chosen(rotations, pattern.rotation)
+            q = self._turn(q, (rotation.cos, rotation.sin))
+            if rotation.query_factor is not None:
+                q = q * rotation.query_factor
+        return q.astype(self.dtype)
+
+    def keys(self, x: Array, rotations: Rotations, pattern: BlockPattern) -> Array:
+        """Keys of normed states, rotated by position: [batch, time, kv_heads, head_dim]."""
         k = self.project("btd,dhk->bthk", self.narrow(x, "latent"), "key")
         if self.config.latent_dim:
             shared = self.project("btd,dr->btr", x, "turned_key")[:, :, None]
             turned = jnp.broadcast_to(shared, (*k.shape[:-1], shared.shape[-1]))
             k = jnp.concatenate([k, turned], axis=-1)
         if self.config.qk_norm:
-            q = norm(q, norm_parameters(self, "query_norm"), config=self.config)
             k = norm(k, norm_parameters(self, "key_norm"), config=self.config)
         if rotations:
             rotation = _chosen(rotations, pattern.rotation)
-            q, k = (self._turn(x, (rotation.cos, rotation.sin)) for x in (q, k))
-            if rotation.query_factor is not None:
-                q = q * rotation.query_factor
-        return q.astype(self.dtype), k.astype(self.dtype)
+            k = self._turn(k, (rotation.cos, rotation.sin))
+        return k.astype(self.dtype)
+
+    def values(self, x: Array) -> Array:
+        """Values of normed states: [batch, time, kv_heads, value width]."""
+        name = "key" if self.config.full_keys_are_values else "value"
+        v = self.project("btd,dhk->bthk", self.narrow(x, "latent"), name)
+        if self.config.value_norm:
+            mean = jnp.mean(v * v, axis=-1, keepdims=True)
+            v = v * lax.rsqrt(mean + self.config.norm_eps)
+        return v.astype(self.dtype)
 
     def narrow(self, x: Array, name: str) -> Array:
         """What a matrix reads: x, or the normed vector that the parameter `name` makes of it."""
@@ -384,13 +445,22 @@ class Blocks(nnx.Module):
         turned = rotate(x[..., still:], rotation, neighbours=c.rotary_neighbours)
         return jnp.concatenate([x[..., :still], turned], axis=-1) if still else turned
 
-    def mlp(self, x: Array) -> Array:
-        """The MLP, or a mixture of those that each token's router chooses; float32."""
+    def mlp(self, x: Array, source: Array) -> Array:
+        """The MLP, or a mixture of those that each token's router chooses; float32.
+
+        `x` are the states of `source` after the MLP's norm.
+        """
         c = self.config
         if not c.num_experts:
             return self.one_mlp(x, into="btd,df->btf", out="btf,fd->btd")
+        plain = x
+        if c.expert_norms:
+            x = self.before(source, "expert_norm")
+            routed = self.before(source, "router_norm").astype(jnp.float32) * c.hidden_size**-0.5
+        else:
+            routed = x
         ids, weights = choose_experts(
-            self.project("btd,de->bte", x, "router"),
+            self.project("btd,de->bte", routed.astype(self.dtype), "router"),
             self.router_correction_bias[...] if c.router_correction else None,
             count=c.experts_per_token,
             normalise=c.normalise_experts,
@@ -400,6 +470,8 @@ class Blocks(nnx.Module):
             group_votes=c.group_votes,
             multiplier=c.expert_multiplier,
         )
+        if c.expert_norms:
+            weights = weights * self.expert_factor_bias[...].astype(jnp.float32)[ids]
 
         def every_expert(slots: Array) -> Array:
             out = self.one_mlp(slots, into="ebsd,edf->ebsf", out="ebsf,efd->ebsd")
@@ -408,7 +480,10 @@ class Blocks(nnx.Module):
         mixed = mixture_of_experts(x, ids, weights, num_experts=c.num_experts, expert=every_expert)
         if not c.shared_intermediate_size:
             return mixed
-        shared = self.one_mlp(x, into="btd,df->btf", out="btf,fd->btd", of="shared_")
+        shared = self.one_mlp(plain, into="btd,df->btf", out="btf,fd->btd", of="shared_")
+        if c.expert_norms:
+            shared = norm(shared, norm_parameters(self, "shared_post_norm"), config=c)
+            mixed = norm(mixed, norm_parameters(self, "expert_post_norm"), config=c)
         if c.shared_expert_gate:
             shared = (
                 shared * nnx.sigmoid(self.project("btd,d->bt", x, "shared_expert_gate"))[..., None]

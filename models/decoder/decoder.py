@@ -33,6 +33,7 @@ from decant.models.decoder.linear_attention import LinearState
 from decant.models.decoder.norms import add_norm, norm, norm_parameters
 from decant.models.decoder.schedule import schedule
 from decant.models.mesh.execution import WITHOUT_MESH, Execution
+from decant.models.numerics import contract
 from decant.models.rotary import attention_factor, cos_and_sin, frequencies, grown
 
 # Callers may pass batches as numpy arrays.
@@ -46,13 +47,19 @@ class Memory(NamedTuple):
     shorter ones begin with padding.
     """
 
-    kept: dict[str, KeysAndValues | LinearState]
+    kept: dict[str, KeysAndValues | LinearState | None]
     """Of each stack of blocks: keys and values [layers, batch, slots, kv_heads, head_dim], or of
-    linear attention the state after the last token, [layers, batch, …]."""
+    linear attention the state after the last token, [layers, batch, …]. None if the blocks read
+    those of another stack."""
     segment_ids: Int[Array, "batch slots"]
     """0 is padding; all slots that are still to be filled have 1."""
     length: Int[Array, ""]
     """Slots that are filled."""
+
+
+def _of_keys(function: Callable[..., Array], of: Any, *others: Any) -> Any:
+    """`function` of keys and of values; other things, or nothing, as they are."""
+    return tuple(map(function, of, *others)) if type(of) is tuple else of
 
 
 class Decoder(nnx.Module):
@@ -80,6 +87,8 @@ class Decoder(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
     ):
         self.config = config
+        self.blocks: Blocks
+        self.first_blocks: Blocks
         self.dtype = jnp.dtype(dtype)
         self.param_dtype = jnp.dtype(param_dtype)
         new = Initializer(rngs, self.param_dtype)
@@ -89,6 +98,11 @@ class Decoder(nnx.Module):
             self.positions = new.normal(positions=c.max_positions, embed=c.hidden_size)
         for name, stack in c.stacks.items():
             setattr(self, name, Blocks(stack.config, new=new, dtype=self.dtype))
+        if c.layer_input_dim:
+            own = {"layers": c.num_layers}
+            self.layer_embedding = new.normal(rows=c.vocab_size, **own, rank=c.layer_input_dim)
+            self.layer_projection = new.normal(embed=c.hidden_size, **own, rank=c.layer_input_dim)
+            add_norm(self, "layer_input_norm", new=new, config=c, norm=c.layer_input_dim)
         add_norm(self, "final_norm", new=new, config=c, norm=c.hidden_size)
         if not c.tie_embeddings:
             self.head = new.normal(embed=c.hidden_size, vocab=c.vocab_size)
@@ -124,7 +138,12 @@ class Decoder(nnx.Module):
 
         inner = [layer for layer in wanted if 0 < layer < last]
         x, kept, _ = self._through_blocks(
-            x, segment_ids, self._rotations(positions), keep=inner, execution=execution
+            x,
+            segment_ids,
+            self._rotations(positions),
+            layer_inputs=self._layer_inputs(tokens, x, execution),
+            keep=inner,
+            execution=execution,
         )
         chosen |= zip(inner, kept, strict=True)
 
@@ -159,16 +178,19 @@ class Decoder(nnx.Module):
         x = execution.split_rows(self._embed(tokens, positions, execution))
         rotations = self._rotations(positions, length=slots)
         x, _, made = self._through_blocks(
-            x, segment_ids, rotations, keep=(), execution=execution, remember=True
+            x,
+            segment_ids,
+            rotations,
+            layer_inputs=self._layer_inputs(tokens, x, execution),
+            keep=(),
+            execution=execution,
+            remember=True,
         )
         free = ((0, 0), (0, 0), (0, slots - time), (0, 0), (0, 0))
         still = jnp.ones((batch, slots - time), segment_ids.dtype)
         memory = Memory(
             kept={
-                stack: of
-                if isinstance(of, LinearState)
-                else jax.tree.map(lambda kept: jnp.pad(kept, free), of)
-                for stack, of in made.items()
+                stack: _of_keys(lambda keys: jnp.pad(keys, free), of) for stack, of in made.items()
             },
             segment_ids=jnp.concatenate([segment_ids, still], axis=1),
             length=jnp.asarray(time, jnp.int32),
@@ -191,20 +213,17 @@ class Decoder(nnx.Module):
             x,
             jnp.ones_like(tokens)[:, None],
             self._rotations(positions[:, None], length=slots),
+            layer_inputs=self._layer_inputs(tokens[:, None], x, execution),
             keep=(),
             execution=execution,
             remember=True,
             memory=memory,
         )
-        kept = {
-            stack: of
-            if isinstance(of, LinearState)
-            else tuple(
-                lax.dynamic_update_slice_in_dim(all_slots, new, at, axis=2)
-                for all_slots, new in zip(memory.kept[stack], of, strict=True)
-            )
-            for stack, of in made.items()
-        }
+
+        def extended(new: Array, all_slots: Array) -> Array:
+            return lax.dynamic_update_slice_in_dim(all_slots, new, at, axis=2)
+
+        kept = {stack: _of_keys(extended, of, memory.kept[stack]) for stack, of in made.items()}
         x = norm(x, norm_parameters(self, "final_norm"), config=self.config)
         return self._for_head(x)[:, 0], memory._replace(kept=kept, length=at + 1)
 
@@ -215,6 +234,7 @@ class Decoder(nnx.Module):
         positions: Int[Rows, "batch time"],
         *,
         layer: int | Array,
+        key_states: Float[Array, "batch time embed"] | None = None,
         heads: Sequence[int] | None = None,
         keep: Callable[[Array], Array] | None = None,
     ) -> Shaped[Array, "batch chosen time time"]:
@@ -230,6 +250,8 @@ class Decoder(nnx.Module):
             positions: as for `__call__`.
             layer: number of the block, from 0; an array if the caller scans over blocks. ValueError
                 for a block of linear attention, which has no map; an array must not name one.
+            key_states: the input of the block whose keys this one reads, hidden layer
+                `config.key_sources[layer]`. None: the block's own; ValueError if it has no keys.
             heads: which heads, in this order; None is all.
             keep: see `decoder.attention.attention_probabilities`.
         """
@@ -241,10 +263,21 @@ class Decoder(nnx.Module):
         segment_ids, positions = jnp.asarray(segment_ids), jnp.asarray(positions)
         every = range(self.config.num_heads)
         pattern = jax.tree.map(lambda x: x[layer], self._patterns(states.shape[1]))
-        block = self._attention_of(layer)
-        q, k = block.queries_and_keys(
-            block.before(states, "attention_norm"), self._rotations(positions), pattern
-        )
+        block = maker = self._attention_of(layer)
+        if block.reads:
+            source = self.config.key_sources[int(layer)]
+            if key_states is None:
+                raise ValueError(
+                    f"block {layer} reads the keys of block {source}: its attention maps need that "
+                    "block's input, too."
+                )
+            maker = self._attention_of(source)
+        rotations = self._rotations(positions)
+        if self.config.several_attentions:
+            rotations, pattern = self._own_rotation(layer, rotations, pattern)
+        q = block.queries(block.before(states, "attention_norm"), rotations, pattern)
+        source_states = states if key_states is None or not block.reads else key_states
+        k = maker.keys(maker.before(source_states, "attention_norm"), rotations, pattern)
         return attention_probabilities(
             q,
             k,
@@ -307,7 +340,7 @@ class Decoder(nnx.Module):
         # The length of the row, not of its documents: what is packed beside a document, or how
         # a corpus is cut, then never changes the function.
         table = frequencies(
-            head_dim=c.turned,
+            head_dim=c.full_head_dim or c.turned,
             theta=c.rope_theta,
             scaling=scaling,
             length=length or positions.shape[1],
@@ -336,6 +369,35 @@ class Decoder(nnx.Module):
         kinds = zip(c.layer_windows, c.layers_rotate, strict=True)
         return np.array([(two and w is not None) if on else 1 + two for w, on in kinds], np.int32)
 
+    def _own_rotation(
+        self, layer: int | Array, rotations: Rotations, pattern: BlockPattern
+    ) -> tuple[Rotations, BlockPattern]:
+        """The only rotation of a block, and its settings without the number of that rotation.
+
+        Blocks of a stack are alike then, and rotations of another stack may have other shapes.
+        """
+        numbers = self._rotation_numbers()
+        only = rotations if numbers is None else [rotations[numbers[layer]]]
+        full = self.config.layer_windows[int(layer)] is None
+        return only, pattern._replace(rotation=None, window=None if full else pattern.window)
+
+    def _layer_inputs(
+        self, tokens: Int[Array, "batch time"], x: Array, execution: Execution
+    ) -> Float[Array, "layers batch time width"] | None:
+        """What each block gets of each token: (its own embedding + a map of x) / √2."""
+        c = self.config
+        if not c.layer_input_dim:
+            return None
+        table = execution.gather_matrix(self.layer_embedding[...], ("rows", "layers", "rank"))
+        own = table[tokens].astype(jnp.float32)
+        own = own * jnp.asarray(c.layer_input_dim**0.5, self.param_dtype)
+        matrix = execution.gather_matrix(
+            self.layer_projection[...], ("embed", "layers", "rank"), dtype=self.dtype
+        )
+        made = contract("btd,dlr->btlr", x.astype(self.dtype), matrix) * c.hidden_size**-0.5
+        made = norm(made, norm_parameters(self, "layer_input_norm"), config=c)
+        return jnp.moveaxis((made + own) * 2**-0.5, 2, 0)
+
     def _patterns(self, time: int) -> BlockPattern:
         """The settings of every block for rows of `time` tokens, arrays of shape [layers]."""
         windows = self.config.layer_windows
@@ -360,6 +422,13 @@ class Decoder(nnx.Module):
 
     def _attention_of(self, layer: int | Array) -> Blocks:
         """A block of which only the norm, the queries and the keys may be used."""
+        if self.config.several_attentions:
+            assert not isinstance(layer, jax.Array), "blocks have several shapes"
+            number = int(layer)
+            name, stack = next(s for s in self.config.stacks.items() if number in s[1].layers)
+            graph, stacked = nnx.split(getattr(self, name))
+            at = stack.layers.index(number)
+            return nnx.merge(graph, jax.tree.map(lambda x: x[at], stacked))
         graph, stacked = nnx.split(self.blocks)
         count = self.config.dense_layers
         if not count:
@@ -388,6 +457,7 @@ class Decoder(nnx.Module):
         segment_ids: Int[Array, "batch time"],
         rotations: Rotations,
         *,
+        layer_inputs: Array | None,
         keep: Sequence[int],
         execution: Execution,
         remember: bool = False,
@@ -405,34 +475,46 @@ class Decoder(nnx.Module):
         slots[[layer - 1 for layer in keep]] = np.arange(spare)
         kept = jnp.zeros((spare + 1, *x.shape), x.dtype) if keep else None
 
-        def through(graph: nnx.GraphDef, carry: Any, per_layer: Any) -> Any:
+        def through(stack: str, carry: Any, per_layer: Any) -> Any:
             """The carry after a run of alike blocks, and what they made."""
+            graph, source, first = graphs[stack], sources.get(stack), stacks[stack].layers[0]
 
             @execution.remat_block
-            def block(weights, x, pattern, past):
+            def block(weights, x, pattern, past, read):
                 weights = execution.gather_weights(weights, dtype=self.dtype)
                 if memory is not None:
                     past = Past(past, memory.segment_ids, memory.length)
-                x, made = nnx.merge(graph, weights)(x, segment_ids, rotations, pattern, past)
-                return execution.split_rows(x), made if remember else None
+                own = rotations
+                if self.config.several_attentions:
+                    own, pattern = self._own_rotation(first, rotations, pattern)
+                x, made, seen = nnx.merge(graph, weights)(x, segment_ids, own, pattern, past, read)
+                seen = seen if stack in sources.values() else None
+                return execution.split_rows(x), made if remember else None, seen
 
             def step(carry, per_layer):
-                (x, kept), (weights, (pattern, slot), past) = carry, per_layer
-                x, made = block(weights, x, pattern, past)
+                (x, kept, read), (weights, (pattern, slot), past) = carry, per_layer
+                x, made, seen = block(weights, x, pattern, past, read.get(source))
                 if kept is not None:
                     kept = lax.dynamic_update_index_in_dim(kept, x, slot, 0)
-                return (x, kept), made
+                # The last block of the stack is the one that others read.
+                return (x, kept, read if seen is None else read | {stack: seen}), made
 
             return lax.scan(step, carry, per_layer)
 
         time = x.shape[1] if memory is None else memory.segment_ids.shape[1]
-        settings = self._patterns(time), jnp.asarray(slots)
-        stacks = self.config.stacks
+        patterns = self._patterns(time)._replace(layer_input=layer_inputs)
+        settings, stacks = (patterns, jnp.asarray(slots)), self.config.stacks
+        # Whose keys and values the blocks of a stack read, and those so far.
+        sources = self._sources()
+        read = {
+            stack: self._no_keys(stacks[stack].config, (x.shape[0], time))
+            for stack in sources.values()
+        }
         graphs, weights = {}, {}
         for name in stacks:
             graphs[name], weights[name] = nnx.split(getattr(self, name))
         pasts = memory.kept if memory else dict.fromkeys(stacks)
-        carry, made = (x, kept), {name: [] for name in stacks}
+        carry, made = (x, kept, read), {name: [] for name in stacks}
         for part in schedule(stacks):
             arrays = [
                 (
@@ -446,7 +528,7 @@ class Decoder(nnx.Module):
             def period(carry, arrays, part=part):
                 outputs = []
                 for run, per_layer in zip(part.runs, arrays, strict=True):
-                    carry, output = through(graphs[run.stack], carry, per_layer)
+                    carry, output = through(run.stack, carry, per_layer)
                     outputs.append(output)
                 return carry, outputs
 
@@ -457,9 +539,21 @@ class Decoder(nnx.Module):
                 carry, outputs = lax.scan(period, carry, arrays)
             for stack, of_part in part.by_stack(outputs).items():
                 made[stack].append(of_part)
-        x, kept = carry
+        x, kept, _ = carry
         every = {
             stack: jax.tree.map(lambda *parts: jnp.concatenate(parts), *parts)
             for stack, parts in made.items()
         }
         return x, [] if kept is None else [kept[i] for i in range(spare)], every
+
+    def _sources(self) -> dict[str, str]:
+        """Each stack whose blocks read keys and values → the stack that makes them."""
+        c = self.config
+        names = {layer: name for name, stack in c.stacks.items() for layer in stack.layers}
+        if not c.reading_layers:
+            return {}
+        return {names[i]: names[source] for i, source in enumerate(c.key_sources) if i != source}
+
+    def _no_keys(self, of: ModelConfig, shape: tuple[int, int]) -> KeysAndValues:
+        keys = jnp.zeros((*shape, of.num_kv_heads, of.head_dim), self.dtype)
+        return keys, jnp.zeros((*shape, of.num_kv_heads, of.value_width), self.dtype)

@@ -12,6 +12,7 @@ from decant.models.rotary import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    ProportionalScaling,
     Scaling,
     YarnScaling,
     usual_attention_factor,
@@ -48,8 +49,12 @@ def read_scaling(
         scaling = _read_yarn(rope, max_positions=max_positions, original=before)
     elif kind in ("longrope", "su"):  # the first Phi-3 called it su
         scaling = _read_longrope(rope, max_positions=max_positions, original=before)
+    elif kind == "proportional":
+        rope.require("factor", 1.0)
+        share = float(rope.number("partial_rotary_factor", 1.0))
+        scaling = ProportionalScaling(share) if share < 1 else None
     else:
-        known = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+        known = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
         rope.require("rope_type", *known)
         rope.require("type", *known)
     # Ministral 3 repeats the one here, and others keep the other when they do not use it.
@@ -130,6 +135,8 @@ def write_scaling(scaling: Scaling | None) -> dict[str, Any] | None:
                 "attention_factor": scaling.attention_factor,
                 _ORIGINAL: scaling.original_max_positions,
             }
+        case ProportionalScaling(share):
+            return {"rope_type": "proportional", "partial_rotary_factor": share}
         case LongRopeScaling():
             return {
                 "rope_type": "longrope",

@@ -25,6 +25,7 @@ def _sizes(*values: int | None) -> dict[str, Any]:
 # What `text_config` leaves out where it has the default of its class in transformers.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma3_text": _sizes(262208, 2304, 9216, 26, 8, 4, 256, 131072),
+    "gemma4_text": _sizes(262144, 2304, 9216, 30, 8, 4, 256, 131072),
     "mistral": _sizes(32000, 4096, 14336, 32, 32, 8, 128, 131072),
     "ministral3": _sizes(131072, 4096, 14336, 34, 32, 8, 128, 262144) | {"rms_norm_eps": 1e-5},
     # Not rope_theta: it has had two defaults, 5e6 and 5e5.
@@ -55,6 +56,7 @@ class Tower:
 
 TOWERS = {
     "gemma3": Tower(("gemma3_text",)),
+    "gemma4": Tower(("gemma4_text",)),
     "mistral3": Tower(("mistral", "ministral3")),
     # With deep layers of its image part switched off, as without images, it is Qwen 3.
     "qwen3_vl": Tower(("qwen3_vl_text",), same_as="qwen3"),
@@ -68,15 +70,18 @@ TOWERS = {
 }
 """By `model_type` of the whole model."""
 
-# Fields of the whole model that only images need.
+# Fields of the whole model that only images and sounds need.
 _IMAGES = re.compile(
-    r".*(image|video|vision|project(or|ion)|boi_token|eoi_token|mm_tokens|merge_size).*"
+    r".*(image|video|vision|project(or|ion)|bo[ia]_token|eo[ia]_token|audio|mm_tokens|merge_size).*"
     r"|media_placeholder_token_id|ignore_index"
 )
 # Both spellings that transformers has used, the text's and the other parts'.
 _TEXT = re.compile(r"(?:language_model\.(?=model\.|lm_head\.)|(?<=^model\.)language_model\.)")
 # Beside images, layers that guess further tokens.
-_OTHERS = re.compile(r"(model\.)?(vision_tower|visual|multi_modal_projector|mm_projector|mtp)\..*")
+_OTHERS = re.compile(
+    r"(model\.)?(vision_tower|visual|multi_modal_projector|mm_projector|mtp|audio_tower"
+    r"|embed_(vision|audio))\..*"
+)
 
 
 def is_tower(fields: Mapping[str, Any]) -> bool:

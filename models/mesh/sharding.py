@@ -20,6 +20,8 @@ DATA, FSDP, TENSOR, EXPERT = "data", "fsdp", "tensor", "expert"
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "layers": None,
     "vocab": TENSOR,
+    # Of a table whose other axes a file holds as one, so that rows alone can be split.
+    "rows": (FSDP, TENSOR),
     "positions": None,
     "embed": FSDP,
     "latent": FSDP,

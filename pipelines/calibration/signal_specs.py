@@ -195,10 +195,10 @@ def _blocks(attention: Attention, model: ModelConfig) -> list[int]:
                 f"signals.attention.layers is {list(attention.layers)}: there is no block {layer}; "
                 f"this teacher has 0 to {blocks - 1} (negative ones count from the last)"
             )
-        if model.layers_linear[layer]:
+        if layer % blocks not in model.blocks_with_maps:
             raise ValueError(
-                f"signals.attention.layers is {list(attention.layers)}: block {layer % blocks} has "
-                "linear attention, which has no maps; those with maps are "
+                f"signals.attention.layers is {list(attention.layers)}: block {layer % blocks} "
+                f"{model.why_no_maps(layer % blocks)}; those with maps are "
                 f"{', '.join(map(str, model.blocks_with_maps)) or 'none'}"
             )
     return _unique(

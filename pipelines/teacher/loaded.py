@@ -88,6 +88,7 @@ class LoadedTeacher:
         # Several programs, so that calibration, which computes more, shares the larger ones.
         self._forward = jax.jit(partial(programs.forward, graph), static_argnames="layers")
         self._targets = jax.jit(programs.batch_targets, static_argnames=("spec", "head"))
+        self._one_attention = not checkpoint.config.several_attentions
         self._maps = jax.jit(partial(programs.attention_maps, graph), static_argnames="signal")
 
     def run(
@@ -174,11 +175,13 @@ class LoadedTeacher:
             arrays = programs.encoded_states(states, stored, directions, dtype=signal.dtype)
             return {name + suffix: array for suffix, array in arrays.items()}
         # Signals that differ in the layer alone share one compiled program.
-        of_any_layer = dataclasses.replace(signal, layer=0, signal_id="")
-        positions = batch.inputs["positions"]
-        maps = self._maps(
-            self._weights, states, segment_ids, positions, stored, signal.layer, signal=of_any_layer
-        )
+        inputs = self._weights, states, segment_ids, batch.inputs["positions"], stored
+        signal = dataclasses.replace(signal, signal_id="")
+        if self._one_attention:
+            of_any_layer = dataclasses.replace(signal, layer=0)
+            maps = self._maps(*inputs, signal.layer, signal=of_any_layer)
+        else:
+            maps = self._maps(*inputs, signal=signal)
         return {name: maps}
 
 

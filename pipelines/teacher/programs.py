@@ -56,12 +56,14 @@ def sketches(hidden, mean, projection):
 
 
 def attention_maps(
-    graph, weights, states, segment_ids, positions, stored, layer, *, signal: AttentionSignal
+    graph, weights, states, segment_ids, positions, stored, layer=None, *, signal: AttentionSignal
 ):
     """The maps that `signal` stores, [batch, heads, time, time], from block `layer`'s input.
 
     `layer` is an argument of the program, so that all blocks share one; `signal.layer` is unused.
+    None: it is `signal.layer`, in models whose blocks have attention of several sizes.
     """
+    layer = signal.layer if layer is None else layer
     heads = None if signal.heads == MEAN else signal.heads
     maps = nnx.merge(graph, weights).attention_maps(
         states, segment_ids, positions, layer=layer, heads=heads, keep=map_encoder(signal)

@@ -37,6 +37,8 @@ CUT = {
     "gpt_oss": (1, 2),
     "gemma2": (0, 2),
     "gemma3": (0, 5, 6),
+    "gemma4": (0, 2, 4, 5),
+    "gemma4_moe": (2, 1),
     "qwen2": (2, 0),
     "qwen3_moe": (1,),
     "tower_gemma3": (4, 5),

@@ -198,10 +198,10 @@ def _attention_pair(
     if not isinstance(signal, AttentionSignal):
         raise ValueError(_missing(cache, signal_name))
     pair = AttentionPair(term.student_layers[pair_number], signal_name)
-    if student.layers_linear[pair.student]:
+    if pair.student not in student.blocks_with_maps:
         raise ValueError(
-            f"loss.attention[{number}].student_layers: block {pair.student} has linear attention, "
-            "which has no maps; the student's blocks with maps are "
+            f"loss.attention[{number}].student_layers: block {pair.student} "
+            f"{student.why_no_maps(pair.student)}; the student's blocks with maps are "
             f"{', '.join(map(str, student.blocks_with_maps)) or 'none'}"
         )
     if signal.heads != MEAN and student.num_heads == signal.teacher_heads:

@@ -75,14 +75,17 @@ def update_flops(config: ModelConfig, *, rows: int, length: int, frozen: bool = 
     MFU. Linear attention costs 6 · 3 FLOPs an entry of its heads' matrices: it is multiplied by the
     key, by what is written for it, and by the query.
     """
-    c = config
-    seen = zip(c.layer_windows, c.layers_linear, strict=True)
-    keys = sum(min(window or length, length) for window, linear in seen if not linear)
-    attention = 6 * c.num_heads * (c.head_dim + c.value_width) * keys
-    entries = c.linear_value_heads * c.linear_key_dim * c.linear_value_dim
-    attention += 18 * entries * sum(c.layers_linear)
+    attention = 0
+    for stack in config.stacks.values():
+        c = stack.config
+        if c.layers_linear[0]:
+            entries = c.linear_value_heads * c.linear_key_dim * c.linear_value_dim
+            attention += 18 * entries * len(stack.layers)
+        else:
+            keys = sum(min(window or length, length) for window in c.layer_windows)
+            attention += 6 * c.num_heads * (c.head_dim + c.value_width) * keys
     each = 4 if frozen else 6
-    return float(rows * length * (each * multiplying_parameters(c) + attention))
+    return float(rows * length * (each * multiplying_parameters(config) + attention))
 
 
 def multiplying_parameters(config: ModelConfig) -> int:
@@ -90,25 +93,26 @@ def multiplying_parameters(config: ModelConfig) -> int:
 
     They include the chosen experts and the head, but not the embedding, which is looked up.
     """
-    c = config
-    linear = sum(c.layers_linear)
-    attention = (c.num_layers - linear) * _of_attention(c) + linear * _of_linear_attention(c)
+    blocks = sum(len(stack.layers) * _of_block(stack.config) for stack in config.stacks.values())
+    inputs = config.hidden_size * config.num_layers * config.layer_input_dim
+    return blocks + inputs + config.hidden_size * config.vocab_size
+
+
+def _of_block(c: ModelConfig) -> int:
+    """Matrix entries of one of these blocks, which are alike."""
+    attention = _of_linear_attention(c) if c.layers_linear[0] else _of_attention(c)
     experts = c.experts_per_token if c.num_experts else 1
-    matrices = 3 if c.gated_mlp else 2
     width = experts * c.intermediate_size + c.shared_intermediate_size
-    routers = c.num_experts + c.shared_expert_gate
-    mlp = c.hidden_size * (matrices * width + routers)
-    dense = matrices * c.hidden_size * c.dense_intermediate_size
-    later = c.num_layers - c.dense_layers
-    blocks = attention + later * mlp + c.dense_layers * dense
-    return blocks + c.hidden_size * c.vocab_size
+    mlp = (3 if c.gated_mlp else 2) * width + c.num_experts + c.shared_expert_gate
+    return attention + c.hidden_size * (mlp + 2 * c.layer_input_dim)
 
 
 def _of_attention(c: ModelConfig) -> int:
     """Matrix entries of one block's attention."""
     queries, values = c.num_heads * c.head_dim, c.num_heads * c.value_width
     if not c.latent_dim:
-        keys = c.num_kv_heads * (c.head_dim + c.value_width)
+        keys = c.num_kv_heads * (c.head_dim + (0 if c.full_keys_are_values else c.value_width))
+        keys = 0 if c.reading_layers else keys
         gates = values if c.attention_gate else 0
         return c.hidden_size * (queries + keys + values + gates)
     made = c.query_latent_dim + c.latent_dim + c.turned

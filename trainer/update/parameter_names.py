@@ -2,8 +2,9 @@
 
 Parameters are named `embedding`, `layers.0.query`, …, `final_norm`, `head`, and `projections.NAME`
 for projections. In a model with blocks of linear attention, they are `linear_layers.0` … and
-`full_layers.0` …, each counted by itself. One array stacks a parameter of all blocks; here each
-layer of the array has its own name, so that patterns can select single layers.
+`full_layers.0` …, each counted by itself; so are the kinds of Gemma 4, `window_layers.0` …. One
+array stacks a parameter of all blocks; here each layer of the array has its own name, so that
+patterns can select single layers.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 STACKED, LAYERS = ("first_blocks", "blocks", "linear_blocks"), "layers"
+_BLOCKS = "blocks"
 Path = tuple[str, ...]
 Tree = Any
 """Nested dicts of arrays with the structure of the parameters."""
@@ -25,9 +27,11 @@ def names(params: Tree) -> dict[Path, list[str]]:
     """The names of each array: one name for each layer of a stacked array, else a single one."""
     flat: dict[Path, Any] = flatten_dict(params)
     early = max((len(array) for path, array in flat.items() if path[0] == STACKED[0]), default=0)
-    groups = dict.fromkeys(STACKED, LAYERS)
-    if any(path[0] == STACKED[2] for path in flat):
-        groups |= {STACKED[1]: f"full_{LAYERS}", STACKED[2]: f"linear_{LAYERS}"}
+    stacks = {path[0] for path in flat if path[0].endswith(_BLOCKS)}
+    groups = {stack: stack.removesuffix(_BLOCKS) + LAYERS for stack in stacks}
+    groups |= dict.fromkeys(STACKED[:2], LAYERS)
+    if STACKED[2] in stacks:
+        groups[STACKED[1]] = f"full_{LAYERS}"
     return {
         path: _names(path, array, groups=groups, first=early if path[0] == STACKED[1] else 0)
         for path, array in flat.items()
@@ -35,7 +39,7 @@ def names(params: Tree) -> dict[Path, list[str]]:
 
 
 def _names(path: Path, array: Any, *, groups: dict[str, str], first: int) -> list[str]:
-    if path[0] not in STACKED:
+    if path[0] not in groups:
         return [".".join(path)]
     layers = range(first, first + array.shape[0])
     return [".".join((groups[path[0]], str(layer), *path[1:])) for layer in layers]

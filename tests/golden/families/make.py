@@ -27,6 +27,8 @@ from transformers import (
     Gemma2Config,
     Gemma3Config,
     Gemma3TextConfig,
+    Gemma4Config,
+    Gemma4TextConfig,
     GemmaConfig,
     Glm4Config,
     Glm4MoeConfig,
@@ -481,6 +483,48 @@ CASES |= {
         **{f"{name}_token_id": 79 for name in ("image", "video", "vision_start", "vision_end")},
     ),
 }
+# Heads of two sizes; two kinds of blocks that make keys and values, and two that read them.
+GEMMA4 = SIZES | {
+    "num_hidden_layers": 6,
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "sliding_window": 6,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    "vocab_size_per_layer_input": 80,
+    "hidden_size_per_layer_input": 8,
+    "rope_parameters": {
+        "full_attention": {
+            "rope_type": "proportional",
+            "partial_rotary_factor": 0.5,
+            "rope_theta": 500.0,
+        },
+        "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+    },
+    "final_logit_softcapping": 12.0,
+}
+SHARED_KEYS = {"num_kv_shared_layers": 3, "use_double_wide_mlp": True}
+VALUES_ARE_KEYS = {"attention_k_eq_v": True, "num_global_key_value_heads": 1}
+CASES |= {
+    "gemma4": Gemma4TextConfig(**GEMMA4, **SHARED_KEYS),
+    "gemma4_moe": Gemma4TextConfig(
+        **(GEMMA4 | {"num_hidden_layers": 4, "hidden_size_per_layer_input": 0})
+        | {"layer_types": ["sliding_attention", "full_attention"] * 2},
+        **VALUES_ARE_KEYS,
+        enable_moe_block=True,
+        num_experts=6,
+        top_k_experts=2,
+        moe_intermediate_size=24,
+    ),
+    "tower_gemma4": Gemma4Config(
+        text_config=GEMMA4
+        | VALUES_ARE_KEYS
+        | {"num_hidden_layers": 3, "num_kv_shared_layers": 1}
+        | {"layer_types": ["sliding_attention", "full_attention", "full_attention"]},
+        vision_config=VISION | {"num_key_value_heads": 2, "position_embedding_size": 16},
+        **{f"{name}_token_id": 79 for name in ("image", "video", "audio", "boi", "boa", "eoi")},
+        eoa_token_index=79,
+    ),
+}
 ROUTED = (
     *("gpt_oss", "glm4_moe", "glm4_moe_lite", "deepseek_v2", "deepseek_v3"),
     *("qwen3_vl_moe", "kimi_k25", "qwen3_next", "qwen3_5_moe_text"),
@@ -548,9 +592,12 @@ def save_checkpoint(config, directory: Path, *, shard_size: str) -> None:
         if "norm" in name or ".ln_" in name:
             # Gemma and hybrid Qwens multiply by 1 + weight, but for one norm.
             around = any(kind in config.model_type for kind in ("gemma", "qwen3_next", "qwen3_5"))
+            around = around and "gemma4" not in config.model_type
             parameter.copy_(0.3 * noise + (0 if around and "linear_attn" not in name else 1))
         elif name.endswith("A_log"):
             parameter.copy_(noise - 1.5)
+        elif name.endswith(("router.scale", "per_expert_scale")):
+            parameter.copy_(0.3 * noise + 1)
         elif name.endswith("sinks"):
             parameter.copy_(noise)
         elif config.model_type in ROUTED and name.endswith("gate_up_proj"):
@@ -564,6 +611,8 @@ def save_checkpoint(config, directory: Path, *, shard_size: str) -> None:
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
             buffer.copy_(0.3 * torch.randn(buffer.shape))
+        if name.endswith("layer_scalar"):
+            buffer.copy_(0.9 + 0.2 * torch.rand(buffer.shape))
     model.to(torch.bfloat16).save_pretrained(directory, max_shard_size=shard_size)
     (directory / "generation_config.json").unlink(missing_ok=True)
 

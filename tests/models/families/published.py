@@ -9,7 +9,13 @@ A model that cannot be run is a row of REFUSED, with what the message must say.
 
 from typing import Any, NamedTuple
 
-from decant.models.rotary import LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
+from decant.models.rotary import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    ProportionalScaling,
+    YarnScaling,
+)
 
 
 class Sizes(NamedTuple):
@@ -694,6 +700,48 @@ def qwen35(sizes: Sizes, *, value_heads: int, kind: str = "qwen3_5", **more: Any
     }
 
 
+def gemma4(width: int, mlp: int, layers: int, period: int, **others: Any) -> dict[str, Any]:
+    """`text_config` of a Gemma 4, in which each `period`-th block has full attention."""
+    types = [FULL if i % period == period - 1 else SLIDING for i in range(layers)]
+    usual = {
+        "model_type": "gemma4_text",
+        "vocab_size": 262144,
+        "num_attention_heads": 8,
+        "head_dim": 256,
+        "global_head_dim": 512,
+        "sliding_window": 512,
+        "max_position_embeddings": 131072,
+        "final_logit_softcapping": 30.0,
+        "tie_word_embeddings": True,
+        "rope_parameters": {
+            FULL: {
+                "rope_type": "proportional",
+                "partial_rotary_factor": 0.25,
+                "rope_theta": 1000000.0,
+            },
+            SLIDING: {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    }
+    sizes = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers}
+    return usual | sizes | {"layer_types": types} | others
+
+
+GEMMA4_TEXT = {
+    "family": "gemma4",
+    "rope_scaling": ProportionalScaling(0.25),
+    "window_rope_theta": 10000.0,
+    "full_head_dim": 512,
+    "score_multiplier": 1.0,
+    "value_norm": True,
+    "final_softcap": 30.0,
+}
+LARGE_GEMMA4 = {
+    "sliding_window": 1024,
+    "max_position_embeddings": 262144,
+    "hidden_size_per_layer_input": 0,
+    "attention_k_eq_v": True,
+}
+KEYS_ARE_VALUES = GEMMA4_TEXT | {"full_keys_are_values": True, "layer_input_dim": 0}
 TOWERS: list[Tower] = [
     *(
         (
@@ -722,6 +770,52 @@ TOWERS: list[Tower] = [
         ),
         HYBRID_MEANS | {"num_experts": 256, "experts_per_token": 8, "shared_expert_gate": True},
         34.661,
+    ),
+    # Pages state 5.1 and 8.0 with the encoders of images and sounds, which are about 0.5.
+    (
+        *("Gemma 4 E2B", "gemma4"),
+        gemma4(
+            *(1536, 6144, 35, 5),
+            num_key_value_heads=1,
+            num_kv_shared_layers=20,
+            use_double_wide_mlp=True,
+        ),
+        GEMMA4_TEXT | {"reading_layers": 20, "reading_mlp_factor": 2, "layer_input_dim": 256},
+        4.63,
+    ),
+    (
+        *("Gemma 4 E4B", "gemma4"),
+        gemma4(2560, 10240, 42, 6, num_key_value_heads=2, num_kv_shared_layers=18),
+        GEMMA4_TEXT | {"reading_layers": 18, "reading_mlp_factor": 1, "layer_input_dim": 256},
+        7.46,
+    ),
+    (
+        *("Gemma 4 31B", "gemma4"),
+        gemma4(
+            *(5376, 21504, 60, 6),
+            num_attention_heads=32,
+            num_key_value_heads=16,
+            num_global_key_value_heads=4,
+            **LARGE_GEMMA4,
+        ),
+        KEYS_ARE_VALUES | {"full_kv_heads": 4},
+        30.7,
+    ),
+    (
+        *("Gemma 4 26B-A4B", "gemma4"),
+        gemma4(
+            *(2816, 2112, 30, 6),
+            num_attention_heads=16,
+            num_key_value_heads=8,
+            num_global_key_value_heads=2,
+            enable_moe_block=True,
+            num_experts=128,
+            top_k_experts=8,
+            moe_intermediate_size=704,
+            **LARGE_GEMMA4,
+        ),
+        KEYS_ARE_VALUES | {"full_kv_heads": 2, "num_experts": 128, "expert_norms": True},
+        25.2,
     ),
     ("Gemma 3 4B", "gemma3", gemma3(2560, 10240, 34), GEMMA3_TEXT, 3.880),
     (

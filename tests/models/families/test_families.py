@@ -42,6 +42,7 @@ VARIANTS = {
     "llama_linear",
     "qwen3_5_moe",
     "qwen3_moe_unnormalised",
+    "tower_gemma4",
     "tower_ministral3",
     "tower_mistral3",
     "tower_kimi_k25",
@@ -49,6 +50,8 @@ VARIANTS = {
     "tower_qwen3_5",
     "youtu",
 }
+# No rotary positions, and families that version 4 of transformers never wrote so.
+NEWER = {"gpt2", "gemma4", "gemma4_moe", "tower_gemma4"}
 RUN = [pytest.param(n, marks=pytest.mark.slow) if n in VARIANTS else n for n in CASES]
 HYBRIDS = {"qwen3_next", "qwen3_5", "qwen3_5_moe", "tower_qwen3_5"}
 # Document 0 fills the first row; 1 and 2 share the second with padding.
@@ -80,9 +83,13 @@ def documents(array, *, axis):
 def everything(model, tokens, segments, positions):
     layers = range(model.config.num_layers + 1)
     final, hidden = model(tokens, segments, positions, hidden_layers=tuple(layers))
+    sources = model.config.key_sources
     maps = {
-        i: model.attention_maps(hidden[i], segments, positions, layer=i)
-        for i in model.config.blocks_with_maps
+        i: model.attention_maps(
+            hidden[i], segments, positions, layer=i, key_states=hidden[sources[i]]
+        )
+        for i, linear in enumerate(model.config.layers_linear)
+        if not linear
     }
     flat = final.reshape(-1, final.shape[-1])
     z = logits(flat, model.unembedding(), softcap=model.config.final_softcap)
@@ -151,7 +158,7 @@ def test_an_exported_model_opens_as_the_same_model(name, tmp_path):
     np.testing.assert_array_equal(everything(again.load(), *packed(golden))[0], expected)
 
 
-@pytest.mark.parametrize("name", sorted({*CASES} - {"gpt2"}))  # which has no rotary positions
+@pytest.mark.parametrize("name", sorted({*CASES} - NEWER))
 def test_config_files_of_transformers_4_mean_the_same(name):
     """Version 4 wrote rope_theta and rope_scaling, version 5 writes rope_parameters."""
     whole = json.loads((GOLDEN / name / "config.json").read_text())
@@ -227,6 +234,14 @@ def test_every_field_is_honoured_or_refused(name):
         ("qwen3_5", {"num_experts": 8}, "num_experts = 8"),
         ("qwen3_next", {"mlp_only_layers": [1]}, r"mlp_only_layers = \[1\] is not supported"),
         ("qwen3_5_moe", {"norm_topk_prob": False}, "norm_topk_prob = False"),
+        ("gemma4", {"attention_bias": True}, "attention_bias = True"),
+        ("gemma4", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention = 'all'"),
+        ("gemma4", {"num_kv_shared_layers": 6}, "num_kv_shared_layers = 6; expected .* below 6"),
+        ("gemma4", {"num_kv_shared_layers": 5}, "block 2 reads keys and values, but none"),
+        ("gemma4", {"vocab_size_per_layer_input": 64}, "vocab_size_per_layer_input = 64"),
+        ("gemma4", {"per_layer_config": {"1": {"head_dim": 16}}}, "per_layer_config"),
+        ("gemma4", {"layer_types": ["sliding_attention"] * 6}, "ends with sliding_attention"),
+        ("gemma4_moe", {"num_experts": None}, "field .num_experts. is missing"),
     ],
 )
 def test_a_model_that_we_cannot_run_is_refused_by_field(name, change, message):
@@ -356,6 +371,9 @@ def test_a_cap_that_is_null_is_off_and_one_that_is_absent_is_the_familys():
         ("deepseek_v3", {"group_votes": 1}, "cannot say group_votes = 1"),
         ("qwen3_5", {"attention_gate": False}, "cannot say attention_gate"),
         ("llama", {"attention_gate": True}, "cannot say attention_gate = True"),
+        ("gemma4", {"value_norm": False}, "cannot say value_norm"),
+        ("llama", {"full_kv_heads": 1}, "cannot say full_kv_heads = 1"),
+        ("gemma3", {"layer_input_dim": 8}, "cannot say layer_input_dim = 8"),
     ],
 )
 def test_a_config_that_its_familys_files_cannot_express_is_not_saved(name, change, message):
@@ -413,3 +431,50 @@ def test_a_cut_student_keeps_each_blocks_window_and_rotation(name, layers, windo
         np.testing.assert_allclose(again, maps[theirs], atol=1e-6)
     save_directory(student, tmp_path, {})
     assert open_checkpoint(tmp_path).config == student.config
+
+
+def test_a_cut_gemma_4_keeps_the_blocks_own_inputs_and_reads_the_last_keys_kept(tmp_path):
+    _, teacher, _ = case("gemma4")
+    assert teacher.config.key_sources == (0, 1, 2, 1, 1, 2)
+    student = cut_layers(teacher, (0, 2, 4, 5))
+    assert student.config.key_sources == (0, 1, 0, 1)
+    assert student.config.layer_windows == (6, None, 6, None)
+    for ours, theirs in enumerate((0, 2, 4, 5)):
+        for name, axis in (("layer_embedding", 1), ("layer_projection", 1)):
+            mine, whole = (getattr(m, name)[...] for m in (student, teacher))
+            np.testing.assert_array_equal(mine.take(ours, axis), whole.take(theirs, axis))
+    again = student.window_reading_blocks.query[...][0]
+    np.testing.assert_array_equal(again, teacher.window_reading_blocks.query[...][1])
+    save_directory(student, tmp_path, {})
+    assert open_checkpoint(tmp_path).config == student.config
+
+
+def test_a_cut_gemma_4_needs_the_keys_that_its_blocks_read():
+    config = case("gemma4")[1].config
+    with pytest.raises(ValueError, match="block 2 reads keys and values, but none of the first 2"):
+        config.with_layers((0, 1, 5))
+    with pytest.raises(ValueError, match=r"layers \[3, 5\]: the last 3 blocks read keys"):
+        config.with_layers((3, 5))
+    # Transformers would give the last block full attention.
+    with pytest.raises(ValueError, match="ends with sliding_attention"):
+        config_to_json(config.with_layers((0, 2, 4)))
+
+
+def test_keys_and_values_that_are_not_used_may_stay_in_a_file(tmp_path):
+    tensors = load_file(GOLDEN / "gemma4" / "model.safetensors")
+    extra = {"model.layers.3.self_attn.k_proj.weight": np.zeros((16, 32), np.float32)}
+    folder = Path(shutil.copytree(GOLDEN / "gemma4", tmp_path / "model"))
+    save_file(tensors | extra, folder / "model.safetensors")
+    open_checkpoint(folder).load()
+    own = "model.layers.1.self_attn.k_proj.weight"
+    save_file({n: t for n, t in tensors.items() if n != own}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=f"missing: {own}"):
+        open_checkpoint(folder).load()
+
+
+def test_maps_of_blocks_that_read_keys_need_the_input_of_those_that_make_them():
+    golden, model, (_, hidden, _) = case("gemma4")
+    _, segments, positions = packed(golden)
+    assert model.config.blocks_with_maps == (0, 1, 2)
+    with pytest.raises(ValueError, match="block 3 reads the keys of block 1"):
+        model.attention_maps(hidden[3], segments, positions, layer=3)
