@@ -65,7 +65,7 @@ def partners_of(caches: Sequence[Cache], *, loss: Loss, mesh: Mesh) -> Partners 
                 "these caches were aligned from teachers with different tokenizers, so that "
                 "loss.divergence = gold has no one set of common tokens. Train from one of them"
             )
-    return Partners(split_columns(first.alone, mesh), replicate(first.share, mesh))
+    return Partners(split_columns(first.alone, mesh), replicate(np.asarray(first.share), mesh))
 
 
 def with_tail(
