@@ -1,21 +1,23 @@
-"""Time to decode a head with counts and a sketch, against `compact` with 64 ids, in turns.
+"""Time to decode a record's targets, all or what a student reads, against `compact` with 64 ids.
 
     python -m benchmarks.decode CACHE [--rows 48] [--rounds 5]
 
-CACHE holds all three. The ids of `compact` are the 64 most probable that its head and sketch give.
-Times are processor time of this process per position, of records in memory, in groups of 16 rows.
+CACHE holds counts and a sketch. The ids of `compact` are the 64 most probable that its head and
+sketch give, of four rows. Times are processor time of this process per position, of records in
+memory, in groups of 16 rows; all are measured in turns.
 """
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 from rich.console import Console
+from rich.table import Table
 
 from benchmarks.codecs import ROWS_AT_A_TIME
 from decant.schemas import Cache, open_cache
-from decant.schemas.codecs import fit
+from decant.schemas.codecs import DRAWS, LABELS, fit
 from decant.schemas.disk.layout import COUNTS, LOGITS, SKETCH
 from decant.schemas.reading.record_signals import COMPANIONS, RecordSignals
 from decant.schemas.records.companion import open_companion
@@ -31,6 +33,11 @@ from decant.schemas.targets.targets import BETAS, Targets, join_targets
 from decant.trainer.run.freed_memory import keep_freed_memory
 
 _K = 64
+_WIDENED = 4
+"""Rows of `compact`; making one takes seconds."""
+
+Decode = Callable[[slice], tuple[int, float]]
+"""Decodes these of the rows; returns their positions, and the seconds that count."""
 
 
 def main():
@@ -38,69 +45,99 @@ def main():
     keep_freed_memory()  # as `decant train` does
     cache = open_cache(options.cache)
     rows = cache.rows()[: options.rows].tolist()
-    ours, theirs = _decode_all(cache, rows), _decode_compact(cache, rows)
-    times: dict[str, list[float]] = {"head, counts, sketch": [], f"compact, k = {_K}": []}
+    compact = f"compact, k = {_K}"
+    subjects: dict[str, Decode] = {
+        "everything": _decode(cache, rows, labels=True, names=(COUNTS, SKETCH)),
+        "a student at T = 1: head, counts": _decode(cache, rows, names=(COUNTS,)),
+        "a student at T = 4: head, sketch": _decode(cache, rows, names=(SKETCH,)),
+        "the head": _decode(cache, rows),
+        "counts, beside a decoded head": _decode(cache, rows, names=(COUNTS,), head=False),
+        "sketch": _decode(cache, rows, names=(SKETCH,), head=False),
+        compact: _decode_compact(cache, rows),
+    }
+    times: dict[str, list[float]] = {name: [] for name in subjects}
     for _ in range(1 + options.rounds):
         for at in range(0, len(rows), ROWS_AT_A_TIME):
-            for taken, decode in zip(times.values(), (ours, theirs), strict=True):
-                start = time.process_time()
-                positions = decode(slice(at, at + ROWS_AT_A_TIME))
-                taken.append((time.process_time() - start) / positions * 1e6)
+            for name, decode in subjects.items():
+                positions, seconds = decode(slice(at, at + ROWS_AT_A_TIME))
+                times[name].append(seconds / positions * 1e6)
     first = -(-len(rows) // ROWS_AT_A_TIME)  # the first round warms up
-    (own, of_own), (other, of_other) = ((n, np.array(t[first:])) for n, t in times.items())
-    Console().print(
-        f"{own}: {np.median(of_own):.2f} µs, {other}: {np.median(of_other):.2f} µs a position; "
-        f"speed ÷ speed in turns: {np.median(of_other / of_own):.2f}"
-    )
+    taken = {name: np.array(each[first:]) for name, each in times.items()}
+    table = Table("what is decoded", "µs a position", f"speed ÷ speed of {compact}, in turns")
+    for name, each in taken.items():
+        ratio = np.median(taken[compact] / each)
+        table.add_row(name, f"{np.median(each):.2f}", f"{ratio:.2f}")
+    Console().print(table)
 
 
-def _decode_all(cache: Cache, rows: list[int]) -> Callable[[slice], int]:
-    """Decodes these of the rows' stored records, and returns their positions."""
+def _decode(
+    cache: Cache,
+    rows: list[int],
+    *,
+    labels: bool = False,
+    names: Collection[str] = (),
+    head: bool = True,
+) -> Decode:
+    """Decodes the rows' stored records: `labels`, and of counts and sketch the `names`.
+
+    Counts need a decoded head; without `head` its time does not count.
+    """
     manifest = cache.manifest
     (part,) = manifest.parts
     reader = RecordSignals(cache.path, manifest)
     at = np.searchsorted(cache._first_row, rows, side="right") - 1
     offsets = np.array(rows) - cache._first_row[at]
-    stored = {name: cache._records(name, at, offsets) for name in (LOGITS, COUNTS, SKETCH)}
+    stored = {name: cache._records(name, at, offsets) for name in (LOGITS, *names)}
     shape = {"tables": reader.tables(part, LOGITS), "vocabulary": manifest.vocabulary_size}
+    left_out = () if labels else (DRAWS, LABELS)
 
-    def decode(some: slice) -> int:
+    def decode(some: slice) -> tuple[int, float]:
+        start, seconds = time.process_time(), 0.0
         opened = [
-            open_logits(data, where="", length=manifest.sequence_length, spec=part.logits)
+            open_logits(data, where="", length=manifest.sequence_length, spec=part.logits).without(
+                left_out
+            )
             for data, _ in stored[LOGITS][some]
         ]
         for group in group_for_decoding(opened):
-            head = decode_logits([opened[i] for i in group], **shape)
-            for name, kind in COMPANIONS.items():
+            targets = decode_logits([opened[i] for i in group], **shape)
+            seconds += head * (time.process_time() - start)
+            start = time.process_time()
+            for name in names:
                 records = [stored[name][some][i][0] for i in group]
                 scored = [opened[i].positions for i in group]
                 own = [
-                    open_companion(data, kind=kind, where="", scored=n)
+                    open_companion(data, kind=COMPANIONS[name], where="", scored=n)
                     for data, n in zip(records, scored, strict=True)
                 ]
-                reader.decode(name, part, own, head=head)
-        return sum(record.positions for record in opened)
+                reader.decode(name, part, own, head=targets)
+            seconds += time.process_time() - start
+            start = time.process_time()
+        return sum(record.positions for record in opened), seconds
 
     return decode
 
 
-def _decode_compact(cache: Cache, rows: list[int]) -> Callable[[slice], int]:
-    """Encodes the rows as `compact`; decodes these of them, and returns their positions."""
+def _decode_compact(cache: Cache, rows: list[int]) -> Decode:
+    """Encodes rows as `compact`, as many as `rows`, and decodes these of them."""
     size, length = cache.manifest.vocabulary_size, cache.manifest.sequence_length
-    read = [_widened(cache, row) for row in rows]
-    tables = fit("compact", join_targets([targets for targets, _ in read[::4]]), vocabulary=size)
+    read = [_widened(cache, row) for row in rows[:: -(-len(rows) // _WIDENED)]]
+    tables = fit("compact", join_targets([targets for targets, _ in read]), vocabulary=size)
     shape = {"tables": tables, "vocabulary": size}
     records = [
         encode_logits(targets, row_key=bytes(16), scored=scored, profile="compact", **shape)
         for targets, scored in read
     ]
+    records = [records[i % len(records)] for i in range(len(rows))]
 
-    def decode(some: slice) -> int:
+    def decode(some: slice) -> tuple[int, float]:
+        start = time.process_time()
         spec = TargetSpec(_K)
         opened = [open_logits(r, where="", length=length, spec=spec) for r in records[some]]
         for group in group_for_decoding(opened):
             decode_logits([opened[i] for i in group], **shape)
-        return sum(record.positions for record in opened)
+        seconds = time.process_time() - start
+        return sum(record.positions for record in opened), seconds
 
     return decode
 

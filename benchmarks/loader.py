@@ -2,7 +2,8 @@
 
     python -m benchmarks.loader CACHE [--layers 8] [--rows 2] [--dtype float32]
 
-The loader reads shuffled rows, one read a batch, and leaves arrays encoded. The update is the
+The loader reads shuffled rows, one read a batch, of targets only what the loss needs, and leaves
+arrays encoded. The update is the
 trainer's compiled step on a batch that is already on the device. The student has the teacher's
 shape with fewer blocks and random weights, and learns from the same signals. Loader and update are
 measured alternately, for each set of signals.
@@ -23,15 +24,17 @@ from rich.table import Table
 from decant.models.checkpoints.cut import evenly_spaced
 from decant.models.mesh.sharding import student_mesh
 from decant.schemas import Cache, open_cache
+from decant.schemas.reading.held import held_by
 from decant.schemas.signals import AttentionSignal, HiddenSignal
 from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Optimiser
 from decant.trainer.data.batches import Batches
 from decant.trainer.loss.batch_fields import to_device
+from decant.trainer.loss.choice import choose_tail, loss_targets
 from decant.trainer.loss.layer_pairs import layer_pairs, number_layers
 from decant.trainer.loss.objective import Objective, Tables
 from decant.trainer.run.freed_memory import keep_freed_memory
 from decant.trainer.run.initial_student import teacher_config
-from decant.trainer.run.loss_inputs import principal_directions, tail_prior
+from decant.trainer.run.loss_inputs import principal_directions, sketch_inputs, tail_prior
 from decant.trainer.run.student_parameters import graph_and_parameters
 from decant.trainer.update.step import initial_state, make_train_step
 from tests.making.models import random_decoder
@@ -70,10 +73,11 @@ def measure(cache: Cache, loss: Loss, options) -> tuple[float, float]:
         steps=10**6,
         tables=Tables(
             prior=tail_prior(cache, loss=loss, mesh=mesh),
+            sketch=sketch_inputs([cache], loss=loss, mesh=mesh),
             directions=principal_directions(cache, pairs=pairs, mesh=mesh),
         ),
     )
-    batches = Batches(cache, config=config, signals=pairs.signals)
+    batches = Batches(cache, config=config, signals=pairs.signals, targets=loss_targets(loss.tail))
     batch = to_device(batches.next(), mesh=mesh, tail=loss.tail, signals=pairs.signals)
     state, _ = jax.block_until_ready(step(initial_state(params, config=Optimiser()), batch))
     tokens, loaded, updated = batch["tokens"].size, [], []
@@ -92,15 +96,15 @@ def measure(cache: Cache, loss: Loss, options) -> tuple[float, float]:
 
 
 def _losses(cache: Cache) -> dict[str, Loss]:
-    """Losses by the signals that they read, for the signals that the cache holds."""
+    """Losses by what they read, for what the cache holds: T = 1 and 4, and terms at T = 1."""
     held = cache.manifest.signals.values()
-    logits = Loss(tail="sampled" if cache.manifest.logits.draws else "bucket")
-    terms = {}
+    at = {t: choose_tail(Loss(temperature=t), held_by([cache]))[0] for t in (1.0, 4.0)}
+    logits, terms = at[1.0], {}
     if any(isinstance(signal, HiddenSignal) for signal in held):
         terms["hidden"] = (HiddenLoss(),)
     if any(isinstance(signal, AttentionSignal) for signal in held):
         terms["attention"] = (AttentionLoss(),)
-    every = {"logits": logits}
+    every = {f"logits, {loss.tail} (T = {t:g})": loss for t, loss in at.items()}
     for name, term in terms.items():
         every[f"logits, {name}"] = dataclasses.replace(logits, **{name: term})
     return every | ({"all": dataclasses.replace(logits, **terms)} if len(terms) == 2 else {})

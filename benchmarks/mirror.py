@@ -55,7 +55,7 @@ from decant.trainer.config import Data, Loss, Optimiser, Train
 from decant.trainer.data.batches import Batches
 from decant.trainer.data.block_order import BLOCK_ROWS
 from decant.trainer.loss.batch_fields import to_device
-from decant.trainer.loss.choice import tail_signals
+from decant.trainer.loss.choice import loss_targets, tail_signals
 from decant.trainer.loss.objective import Objective, Tables
 from decant.trainer.run.freed_memory import keep_freed_memory
 from decant.trainer.run.loss_inputs import sketch_inputs, tail_prior, with_tail
@@ -179,7 +179,7 @@ def _epoch(
     """Open a cache and do an epoch of updates."""
     theirs, own, begin = processor_seconds(processes), time.process_time(), time.perf_counter()
     cache = opening()
-    batches = Batches(cache, config=config, targets=tail_signals(loss.tail))
+    batches = Batches(cache, config=config, targets=loss_targets(loss.tail))
     batch = batches.next()
     first, waited = time.perf_counter() - begin, 0.0
     for number in range(updates):

@@ -3,8 +3,9 @@
     python -m benchmarks.signals CACHE [--rows 32] [--turns 20]
     python -m benchmarks.signals --synthetic
 
-With CACHE: each of its signals alone, and logits with each layer of hidden states, through
-`Cache.read` as the trainer calls it (codes are decoded on the device). With `--synthetic`: random
+With CACHE: each of its signals alone, logits with what a student at T = 1 and at T = 4 reads, and
+those of T = 1 with each layer of hidden states, through `Cache.read` as the trainer calls it (codes
+are decoded on the device). With `--synthetic`: random
 hidden states and attention maps of the embedded teacher's shape, through `ArrayReader`. All are
 measured alternately, `--rows` rows a turn; times are medians. GB/s count the returned bytes. Disk
 space is compared with a plain bfloat16 array of the same numbers; for logits, of whole
@@ -15,7 +16,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +30,12 @@ from decant.schemas.arrays.reader import ArrayReader
 from decant.schemas.arrays.spec import ArraySpec, create_array, shard_rows
 from decant.schemas.arrays.writer import ArrayWriter
 from decant.schemas.reading.cache import Cache
-from decant.schemas.signals import HiddenSignal, LogitsSignal
+from decant.schemas.reading.held import held_by
+from decant.schemas.signals import CountsSignal, HiddenSignal, LogitsSignal, SketchSignal
 from decant.schemas.targets.attention import encode_log
 from decant.schemas.targets.hidden import encode_int8
+from decant.trainer.loss.choice import choose_tail, loss_targets
+from decant.trainer.loss.settings import Loss
 
 LENGTH, WIDTH, HEADS = 1024, 576, 9
 """Shape of synthetic rows, that of SmolLM2-135M."""
@@ -93,16 +97,30 @@ def measure(subjects: list[Subject], *, rows: int, turns: int) -> list[tuple[flo
 
 
 def of_cache(cache: Cache) -> Iterator[Subject]:
-    """A subject for each signal, and for logits with each layer of hidden states."""
+    """A subject for each signal, for what students read, and for this with each hidden layer."""
     signals = cache.manifest.signals
     hidden = [name for name, signal in signals.items() if isinstance(signal, HiddenSignal)]
-    for names in [(name,) for name in signals] + [("logits", name) for name in hidden]:
+    kinds: list[tuple[str, tuple[str, ...], Collection[str] | None]] = []
+    kinds += [(name, (name,), () if name == "logits" else None) for name in signals]
+    kinds.append(("logits and all targets", ("logits",), None))
+    for temperature in (1.0, 4.0):
+        loss, _ = choose_tail(Loss(temperature=temperature), held_by([cache]))
+        read = loss_targets(loss.tail)
+        kinds.append((f"logits + {loss.tail} (T = {temperature:g})", ("logits",), read))
+        if temperature == 1:
+            with_states = [(f"the same + {name}", ("logits", name), read) for name in hidden]
+            kinds += with_states
+    for title, names, targets in kinds:
+        read = cache.targets if targets is None else targets
+        stored = {*names, *(name for name in read if name in signals and "logits" in names)}
         yield Subject(
-            " + ".join(names),
+            title,
             cache.rows(),
             cache.manifest.sequence_length,
-            lambda rows, names=names: list(cache.read(rows, names, decode=False).values()),
-            disk_bytes=sum(_disk_bytes(cache, name) for name in names),
+            lambda rows, names=names, targets=targets: list(
+                cache.read(rows, names, decode=False, targets=targets).values()
+            ),
+            disk_bytes=sum(_disk_bytes(cache, name) for name in stored),
             plain_bytes=sum(_plain_bytes(cache, name) for name in names),
         )
 
@@ -114,7 +132,7 @@ def _disk_bytes(cache: Cache, name: str) -> float:
 
 def _plain_bytes(cache: Cache, name: str) -> float:
     signal = cache.manifest.signals[name]
-    if isinstance(signal, LogitsSignal):
+    if isinstance(signal, LogitsSignal | CountsSignal | SketchSignal):
         return 2.0 * cache.manifest.vocabulary_size
     if isinstance(signal, HiddenSignal):
         return 2.0 * signal.teacher_width

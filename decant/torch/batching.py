@@ -43,8 +43,8 @@ def batches(
         epochs: passes over the rows, each in its own order. None: batches never end.
         seed: seed of the order. It is not the order of `decant.batches`, which Grain makes.
         signals: also read these, such as `hidden/12`; `cache.manifest.signals` lists what there is.
-        targets: which of `counts` and `sketch` to read; None: what there is. A loss reads one of
-            them at most, and reading takes time.
+        targets: which of `draws`, `labels`, `counts` and `sketch` to read beside the top-k; None:
+            what there is. A loss reads one of them at most, and reading takes time.
         rank, world_size: this process among those that share every batch. None: those of
             torch.distributed, if it is initialised, or else one process.
         workers: processes that read ahead; they are spawned. 0: this process reads.

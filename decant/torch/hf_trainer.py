@@ -26,7 +26,7 @@ from decant.torch.packing import packed_inputs, require_separate_segments
 from decant.torch.rows import Rows
 from decant.torch.settings import Settings
 from decant.torch.sketches import sketch_tables
-from decant.torch.tail_choice import choose_tail, held_by_cache, weakness
+from decant.torch.tail_choice import choose_tail, held_by_cache, targets_read, weakness
 from decant.torch.targets import require_targets
 
 
@@ -270,7 +270,10 @@ def _rows(
     """The given rows; or those of the cache, with the targets that `tails` learn from."""
     if isinstance(dataset, Rows):
         return dataset
-    return Rows(cache, split=split, targets=held_by_cache(cache) & {"counts", "sketch"} & {*tails})
+    read = targets_read(held_by_cache(cache) & {*tails})
+    if None in tails:  # on_policy
+        read += ("labels",)
+    return Rows(cache, split=split, targets=read)
 
 
 def _chosen(cache: Cache, *, temperature: float, divergence: Divergence) -> Tail | None:

@@ -21,6 +21,7 @@ from decant.torch.losses import loss_sum
 from decant.torch.rows import Batch, Rows
 from decant.torch.settings import Settings
 from decant.torch.sketches import sketch_tables
+from decant.torch.tail_choice import targets_read
 from decant.torch.targets import counted_positions
 
 Student = Callable[[Batch], Tensor | tuple[Tensor, Tensor]]
@@ -117,8 +118,8 @@ class Judge:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Those of `counts` and `sketch` that batches must hold."""
-        return tuple(x for x in ("counts", "sketch") if x == self.headline.tail)
+        """The `targets` of `Rows` that batches must hold."""
+        return targets_read([self.headline.tail])
 
     def row_sums(
         self,

@@ -106,7 +106,8 @@ class Rows(Dataset):
         signals: str | Sequence[str] = (),
         targets: Collection[str] | None = None,
     ):
-        """`targets` are those of `counts` and `sketch` to read, as in `Cache.read`; None: all held.
+        """`targets` of `draws`, `labels`, `counts` and `sketch` are read, as by `Cache.read`; None:
+        all that the cache holds.
 
         ValueError if the cache holds no targets, lacks a signal, or has no rows of the split."""
         opened = open_cache(cache) if isinstance(cache, str | Path) else cache

@@ -11,6 +11,8 @@ from decant.serving import BY_RANK, ONLY_FORWARD, Divergence, Tail
 
 ARRAYS: dict[str, Tail] = {"counts": "counts", "sketch": "sketch", "tail_ids": "sampled"}
 """The array of a batch that each tail learns from."""
+_TARGET_OF: dict[Tail, str] = {"counts": "counts", "sketch": "sketch", "sampled": "draws"}
+"""What `Cache.read` names each of these arrays' targets."""
 
 
 def choose_tail(
@@ -56,6 +58,11 @@ def weakness(tail: Tail | None, temperature: float) -> str | None:
 
 _WEAK: dict[Tail, float] = {"renormalize": 2, "bucket": 2, "prior": 2, "sampled": 4}
 """T from which a student learns little from a tail."""
+
+
+def targets_read(tails: Collection[Tail]) -> tuple[str, ...]:
+    """The `targets` of `Rows` that losses with these tails read."""
+    return tuple(target for tail, target in _TARGET_OF.items() if tail in tails)
 
 
 def held_by_batch(batch: Mapping[str, Tensor]) -> set[Tail]:

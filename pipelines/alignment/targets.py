@@ -13,6 +13,7 @@ from decant.pipelines.alignment.rows import AlignedRow, Aligner
 from decant.pipelines.alignment.source_targets import SourceTargets
 from decant.pipelines.teacher.targets import CHUNK_TOKENS, LogitsSpec, TokenInputs
 from decant.schemas.disk.layout import COUNTS, SKETCH
+from decant.schemas.reading.record_signals import LABELS
 from decant.schemas.records.rows import Row, next_tokens
 from decant.schemas.signals import CountsSignal, LogitsSignal
 from decant.schemas.targets.counts import Counts, count_draws
@@ -47,6 +48,7 @@ class TargetMaker:
         counts = held.get(COUNTS)
         asks_counts = isinstance(counts, CountsSignal) and counts.draws == draws
         read = [SKETCH] * self._sketched + [COUNTS] * asks_counts
+        read += [LABELS] * (LABELS in cache.targets)
         self._counted = asks_counts
         self._source = SourceTargets(cache, targets=read)
         self._dense = []

@@ -11,6 +11,7 @@ from decant.pipelines.inspection.entropy import entropies_of
 from decant.pipelines.inspection.sampling import Sample
 from decant.schemas import Cache
 from decant.schemas.disk.layout import COUNTS
+from decant.schemas.reading.record_signals import LABELS
 from decant.schemas.records.rows import next_tokens
 
 _AT_ONCE = 1 << 22
@@ -58,7 +59,8 @@ def statistics_of(cache: Cache, sample: Sample) -> Statistics:
 
 
 def _read(cache: Cache, rows: np.ndarray) -> tuple[np.ndarray, ...]:
-    batch = cache.read(rows, targets=() if cache.manifest.logits.k else (COUNTS,))
+    read = {LABELS} if cache.manifest.logits.k else {LABELS, COUNTS}
+    batch = cache.read(rows, targets=read & {*cache.targets})
     scored = batch["loss_mask"]
     logprobs = batch["topk_logprobs"][scored]
     labels = next_tokens(batch["tokens"])[scored]

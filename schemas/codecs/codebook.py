@@ -7,7 +7,7 @@ kind of position. An id that the order does not list has place depth + its rank.
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Int32, Integer
 
 from decant.schemas.codecs.block import Tables
 from decant.schemas.codecs.fast import permutation
@@ -68,10 +68,19 @@ class Codebook:
 
     def ids(self, places: Integer[np.ndarray, "k n"], *, chosen: Integer[np.ndarray, " n"]):
         """The inverse of `places`, positions in columns: ids [k, n]. Places must be in range."""
-        beyond = places - np.int32(self.depth)
-        start = chosen.astype(np.int32) * np.int32(self.depth) + np.int32(
+        return self.ids_from(places, self.starts(chosen))
+
+    def starts(self, chosen: Integer[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
+        """Where in `flat` the order of each position ends, which `ids_from` counts back from."""
+        return chosen.astype(np.int32) * np.int32(self.depth) + np.int32(
             len(self.rank) + self.depth
         )
+
+    def ids_from(
+        self, places: Int32[np.ndarray, "*shape"], start: Int32[np.ndarray, "..."]
+    ) -> Integer[np.ndarray, "*shape"]:
+        """The ids at `places`, where `start` are `starts` of each place's order."""
+        beyond = places - np.int32(self.depth)
         # `start` is added only below `depth`, where the sign bits are 1. np.where would take three
         # times as long.
         at = beyond >> 31

@@ -11,12 +11,10 @@ from jaxtyping import Bool, Int64, Integer
 
 from decant.schemas.codecs import numbers
 from decant.schemas.codecs.streams import (
-    cells,
     compress,
     decompress,
-    fill_columns,
     gather_columns,
-    grid,
+    grid_of,
     spans,
 )
 
@@ -49,8 +47,7 @@ def stable_order(
 
 def count_flags(flags: Bool[np.ndarray, " total"], sizes: Sequence[int]) -> list[int]:
     """How many flags of each record are set; record i has `sizes[i]` flags."""
-    set_before = np.concatenate([[0], np.cumsum(flags)])
-    return np.diff(set_before[np.cumsum(sizes)], prepend=0).tolist()
+    return [int(np.count_nonzero(flags[span])) for span in spans(sizes)]
 
 
 def encode_numbers(values: Integer[np.ndarray, " n"]) -> list[bytes]:
@@ -67,7 +64,5 @@ def decode_numbers(
         if any(symbols) or any(raw):
             raise ValueError("bytes for numbers where there are none")
         return np.zeros(0, np.int64)
-    stored = grid(1, counts)
-    for cell, section, count in zip(cells(counts), symbols, counts, strict=True):
-        fill_columns(stored[:, cell], decompress([section], sizes=[count]), [count])
+    stored = grid_of(decompress(symbols, sizes=counts), counts)
     return gather_columns(numbers.decode(stored, raw), counts)[0].astype(np.int64)

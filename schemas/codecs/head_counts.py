@@ -14,7 +14,7 @@ parity of its step.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int32, Int64, Integer
+from jaxtyping import Float, Int32, Int64, Integer
 
 from decant.schemas.codecs.flags import (
     count_flags,
@@ -37,14 +37,17 @@ def encode(
     counts: Integer[np.ndarray, "n k"], logprobs: Float[np.ndarray, "n k"], *, draws: int
 ) -> list[bytes]:
     """The sections of one record. −inf in `logprobs` marks an empty slot of the head."""
-    coded = _coded(logprobs)
+    coded = logprobs > -np.inf
+    coded[:, :1] = False
     values = logprobs[coded].astype(np.float64)
     step, low, high = (_steps(values + off, draws=draws) for off in (0, -_DOUBT, _DOUBT))
     doubtful = np.flatnonzero(low != high)
     if len(values) >= 1 << 31:
         raise ValueError(f"a record with {len(values)} ids of heads")
-    order, nearest, other = _expected(step, [len(step)])
-    count = counts[coded].astype(np.int64)[order]
+    order, nearest = _order(step, [len(step)]), _nearest(step)
+    count = counts[coded].astype(np.int64)
+    other = _other(nearest, step)
+    count, nearest, other = count[order], nearest[order], other[order]
     missed = count != nearest
     beyond = count[missed] != other[missed]
     distance = (count - nearest)[missed][beyond]
@@ -62,39 +65,37 @@ def decode(
     *,
     positions: Sequence[int],
     draws: int,
-) -> Int64[np.ndarray, "total k"]:
+) -> Int32[np.ndarray, "total k"]:
     """The counts of all records; 0 for the first id of each position, which is not stored here.
 
     `sections[i]` are record i's. ValueError for damaged sections.
     """
-    coded = _coded(logprobs)
     doubtful, of_missed, of_beyond, symbols, raw = zip(*sections, strict=True)
-    sizes = count_flags(coded.reshape(-1), [n * coded.shape[1] for n in positions])
-    step = _settled(logprobs[coded].astype(np.float64), doubtful, sizes, draws=draws)
-    order, count, other = _expected(step, sizes)
-    flags = decode_flags(of_missed, counts=sizes)
-    missed, sizes = np.flatnonzero(flags), count_flags(flags, sizes)
+    others = logprobs[:, 1:]
+    sizes, coded = [n * others.shape[1] for n in positions], others > -np.inf
+    whole = bool(coded.all())
+    if not whole:
+        sizes = count_flags(coded.reshape(-1), sizes)
+    values = (others.reshape(-1) if whole else others[coded]).astype(np.float64)
+    step = _settled(values, doubtful, sizes, draws=draws)
+    order, count = _order(step, sizes), _nearest(step)
+    # In the order of flags. Few are set, so only their numbers are brought into this order.
+    missed = decode_flags(of_missed, counts=sizes)
+    at = order[missed]
+    sizes = count_flags(missed, sizes)
     beyond = decode_flags(of_beyond, counts=sizes)
-    sizes = count_flags(beyond, sizes)
-    distance = decode_numbers(symbols, raw, counts=sizes)
-    distance = distance >> 1 ^ -(distance & 1)
-    at = missed[~beyond]
-    count[at] = other[at]
-    count[missed[beyond]] += distance
-    if count.min(initial=0) < 0:
-        raise ValueError("a count below 0")
-    counts = np.zeros(logprobs.shape, np.int64)
-    in_place = np.empty_like(count)
-    in_place[order] = count
-    counts[coded] = in_place
+    distance = decode_numbers(symbols, raw, counts=count_flags(beyond, sizes))
+    near = at[~beyond]
+    count[near] = _other(count[near], step[near])
+    count[at[beyond]] += (distance >> 1 ^ -(distance & 1)).astype(np.int32)
+    if count.min(initial=0) < 0 or count.max(initial=0) > draws:
+        raise ValueError(f"a count that is not between 0 and {draws}")
+    counts = np.zeros(logprobs.shape, np.int32)
+    if whole:
+        counts[:, 1:] = count.reshape(others.shape)
+    else:
+        counts[:, 1:][coded] = count
     return counts
-
-
-def _coded(logprobs: Float[np.ndarray, "n k"]) -> Bool[np.ndarray, "n k"]:
-    """The ids whose counts are stored: all of the head but the first of each position."""
-    coded = logprobs > -np.inf
-    coded[:, :1] = False
-    return coded
 
 
 def _steps(logprobs: Float[np.ndarray, " m"], *, draws: int) -> Int32[np.ndarray, " m"]:
@@ -111,31 +112,36 @@ def _settled(
 ) -> Int32[np.ndarray, " m"]:
     """The steps that the encoder had; record i has `sizes[i]` of them."""
     step = _steps(logprobs, draws=draws)
-    first = 0
-    for section, size in zip(doubtful, sizes, strict=True):
-        if len(section) % 4:
-            raise ValueError(f"a list of {len(section)} bytes of doubtful numbers")
-        listed = np.frombuffer(section, "<u4").astype(np.int64)
-        if len(listed) and listed.max() >> 1 >= size:
-            raise ValueError(f"number {listed.max() >> 1} of {size} is in doubt")
-        at = first + (listed >> 1)
-        wrong = at[(step[at] ^ listed) & 1 > 0]
-        inside = np.exp(logprobs[wrong]) * (_STEPS * draws) - step[wrong]
-        step[wrong] += np.where(inside < 0.5, -1, 1)
-        first += size
+    lengths = [len(section) for section in doubtful]
+    if odd := [length for length in lengths if length % 4]:
+        raise ValueError(f"a list of {odd[0]} bytes of doubtful numbers")
+    listed = np.frombuffer(b"".join(doubtful), "<u4").astype(np.int64)
+    each, size = [length // 4 for length in lengths], np.array(sizes)
+    if (beyond := listed >> 1 >= np.repeat(size, each)).any():
+        raise ValueError(f"number {listed[beyond][0] >> 1} of a record's numbers is in doubt")
+    at = (listed >> 1) + np.repeat(np.cumsum(size) - size, each)
+    wrong = at[(step[at] ^ listed) & 1 > 0]
+    inside = np.exp(logprobs[wrong]) * (_STEPS * draws) - step[wrong]
+    step[wrong] += np.where(inside < 0.5, -1, 1).astype(np.int32)
     return np.maximum(step, 0)
 
 
-def _expected(
-    step: Int32[np.ndarray, " m"], sizes: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The order of flags, record by record, and in it the nearest count and the other neighbour."""
-    part = step & _STEPS - 1
-    distance = np.minimum(part, _STEPS - 1 - part)
+def _order(step: Int32[np.ndarray, " m"], sizes: Sequence[int]) -> Int64[np.ndarray, " m"]:
+    """The order of flags, record by record; record i has `sizes[i]`."""
+    part = (step & _STEPS - 1).astype(np.uint8)
+    kind = np.minimum(part, _STEPS - 1 - part)
     # Above one draw the error of the head's own log-probabilities blurs the distance.
-    kind = distance + (step >= _STEPS) * np.int32(_STEPS // 2)
-    order = stable_order(kind, sizes)
-    step = step.take(order)
-    up = step >> _SHIFT - 1 & 1
-    nearest = (step >> _SHIFT) + up
-    return order, nearest, nearest + 1 - 2 * up
+    kind += (step >= _STEPS).view(np.uint8) << np.uint8(_SHIFT - 1)
+    return stable_order(kind, sizes)
+
+
+def _nearest(step: Int32[np.ndarray, " m"]) -> Int32[np.ndarray, " m"]:
+    """The nearest count."""
+    return (step >> _SHIFT) + (step >> _SHIFT - 1 & 1)
+
+
+def _other(
+    nearest: Int32[np.ndarray, " m"], step: Int32[np.ndarray, " m"]
+) -> Int32[np.ndarray, " m"]:
+    """The count on the other side of N·p."""
+    return nearest + 1 - 2 * (step >> _SHIFT - 1 & 1)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int64, Integer
+from jaxtyping import Bool, Int64, Integer, UInt8
 
 from decant.schemas.codecs import numbers
 from decant.schemas.codecs.block import Tables
@@ -27,6 +27,7 @@ from decant.schemas.codecs.streams import (
     fill_columns,
     gather_columns,
     grid,
+    grid_of,
     run_heights,
     unescape,
 )
@@ -42,7 +43,7 @@ _EDGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512,
 """Where the next kind of a size, or of a place in a set, begins."""
 KINDS = len(_EDGES) + 1
 _LARGEST = 1024
-_KIND = np.searchsorted(_EDGES, np.arange(_LARGEST + 1), side="right").astype(np.int16)
+_KIND = np.searchsorted(_EDGES, np.arange(_LARGEST + 1), side="right")
 _PRIOR = 4.0
 """Weight, in entries, of all contexts with the same place in each context."""
 
@@ -52,10 +53,10 @@ class Entries:
     """The ids of all sets, one after another, and the order in which their streams are stored."""
 
     sizes: Int64[np.ndarray, " n"]
+    starts: Int64[np.ndarray, " n"]
+    """The number of the first id of each set."""
     order: Int64[np.ndarray, " all"]
     """Ids in the order in which streams store them: record by record, in each by context."""
-    first: Bool[np.ndarray, " all"]
-    """Whether an id is the first of its set."""
     of_record: list[int]
     """The number of ids in each record."""
 
@@ -66,13 +67,21 @@ class Entries:
         """Of sets with these sizes; record i has `records[i]` positions."""
         sizes = sizes.astype(np.int64)
         ends = np.cumsum(sizes)
-        place = np.arange(sizes.sum(), dtype=np.int32)
-        place -= np.repeat((ends - sizes).astype(np.int32), sizes)
-        context = np.repeat(KINDS * _KIND[sizes], sizes)
-        context += _KIND.take(place)
+        starts = ends - sizes
+        contexts = tables.compute_once("contexts by place", _contexts_by_place)
+        # The row of the set's size begins `starts` before, so that ids count on in their row.
+        at = np.repeat(contexts.shape[1] * _KIND[sizes] - starts, sizes)
+        at += np.arange(len(at))
         of_record = np.diff(ends[np.cumsum(records) - 1], prepend=0).tolist()
-        order = stable_order(tables["contexts"].take(context), of_record)
-        return cls(sizes, order, place == 0, of_record)
+        order = stable_order(contexts.reshape(-1).take(at), of_record)
+        return cls(sizes, starts, order, of_record)
+
+    @property
+    def first(self) -> Bool[np.ndarray, " all"]:
+        """Whether an id is the first of its set."""
+        first = np.zeros(len(self.order), bool)
+        first[self.starts[self.sizes > 0]] = True
+        return first
 
 
 def fit(sets: Integer[np.ndarray, "n w"], *, vocabulary: int) -> dict[str, np.ndarray]:
@@ -96,6 +105,11 @@ def fit(sets: Integer[np.ndarray, "n w"], *, vocabulary: int) -> dict[str, np.nd
     tables = Tables({"order": order, "orders": orders})
     gaps, _, _ = _gaps(sets, tables, vocabulary=vocabulary)
     return {**tables.arrays(), "contexts": _contexts(gaps, held.sum(1))}
+
+
+def _contexts_by_place(tables: Tables) -> UInt8[np.ndarray, "kinds places"]:
+    """The contexts of each kind of size, by place in the set."""
+    return tables["contexts"].reshape(KINDS, KINDS)[:, _KIND[:_LARGEST]]
 
 
 def _contexts(gaps: Integer[np.ndarray, " all"], sizes: Int64[np.ndarray, " n"]) -> np.ndarray:
@@ -167,15 +181,18 @@ def decode(
     if chosen.max() >= book.orders:
         raise ValueError(f"order {chosen.max()} of {book.orders}")
     # The sum over all sets may wrap around; a difference of two of them does not.
-    places = np.empty(sum(of_record), np.uint32)
-    places[entries.order] = gather_columns(numbers.decode(symbols, raw), of_record)[0]
-    places += ~entries.first
+    sums = np.zeros(1 + len(entries.order), np.uint32)
+    steps = gather_columns(numbers.decode(symbols, raw), of_record)[0].view(np.uint32)
+    steps += np.uint32(1)
+    places = sums[1:]
+    places[entries.order] = steps
     np.cumsum(places, out=places)
-    before = np.concatenate([np.zeros(1, np.uint32), places]).take(np.cumsum(sizes) - sizes)
+    before = sums.take(entries.starts)
+    before += np.uint32(1)  # the first place of a set is its gap
     places -= np.repeat(before, sizes)
     if places.max(initial=0) >= book.depth + vocabulary:
         raise ValueError("a place is outside the vocabulary")
-    (ids,) = book.ids(places.view(np.int32)[None], chosen=np.repeat(chosen, sizes))
+    ids = book.ids_from(places.view(np.int32), np.repeat(book.starts(chosen), sizes))
     if ids.max(initial=0) >= vocabulary:
         raise ValueError(f"id {ids.max()} in a vocabulary of {vocabulary}")
     return ids, entries
@@ -184,9 +201,7 @@ def decode(
 def _decode_sizes(
     sections: Sequence[Sequence[bytes]], *, positions: Sequence[int]
 ) -> Integer[np.ndarray, " total"]:
-    codes = grid(1, positions)
-    for cell, own, n in zip(cells(positions), sections, positions, strict=True):
-        codes[0, cell] = decompress(own[:1], sizes=[n])
+    codes = grid_of(decompress([own[0] for own in sections], sizes=positions), positions)
     sizes = unescape(codes, [own[1] for own in sections], columns=positions)
     sizes = gather_columns(sizes, positions)[0]
     if sizes.max() > _LARGEST:

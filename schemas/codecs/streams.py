@@ -94,6 +94,16 @@ def grid(rows: int, columns: Sequence[int]) -> UInt8[np.ndarray, "rows all"]:
     return np.zeros((rows, len(columns) * _width(columns)), np.uint8)
 
 
+def grid_of(
+    flat: UInt8[np.ndarray, " total"], columns: Sequence[int]
+) -> UInt8[np.ndarray, "1 all"]:
+    """A grid of one row; `flat` holds the `columns[i]` numbers of each record one after another."""
+    out = grid(1, columns)
+    for span, cell in zip(spans(columns), cells(columns), strict=True):
+        out[0, cell] = flat[span]
+    return out
+
+
 def cells(columns: Sequence[int]) -> list[slice]:
     """The columns of each record in a grid. Columns between records stay 0."""
     width = _width(columns)
@@ -154,9 +164,19 @@ def join(sections: list[bytes]) -> bytes:
 def split(payload: bytes, *, count: int, start: int = 0) -> list[bytes]:
     """The `count` sections that begin at byte `start`. ValueError unless they fill the payload."""
     lengths, at = [], start
+    # Two bytes are read at once: a record has dozens of sections, nearly all below 2¹⁴ bytes.
+    padded = payload + b"\x80\x80"
     for _ in range(count):
-        length, at = _read_varint(payload, at)
-        lengths.append(length)
+        low, high = padded[at], padded[at + 1]
+        if low < 128:
+            lengths.append(low)
+            at += 1
+        elif high < 128:
+            lengths.append(low & 127 | high << 7)
+            at += 2
+        else:
+            length, at = _read_varint(payload, at)
+            lengths.append(length)
     ends = list(accumulate(lengths, initial=at))
     if ends[-1] != len(payload):
         raise ValueError(f"payload of {len(payload)} bytes where its sections need {ends[-1]}")

@@ -17,7 +17,7 @@ from decant.schemas.manifest.statistics import MATCHED, load_statistic
 from decant.schemas.manifest.tokenizer_files import tokenizer_files
 from decant.schemas.reading.forgetting import ForgottenDocuments, erase
 from decant.schemas.reading.merged_parts import refresh_parts
-from decant.schemas.reading.record_signals import COMPANIONS, RecordSignals
+from decant.schemas.reading.record_signals import COMPANIONS, DRAWS, LABELS, RecordSignals
 from decant.schemas.reading.remote import fetch_tokenizer, open_remote
 from decant.schemas.records.logits import field_bytes
 from decant.schemas.records.rows import ROW_FIELDS, WRITER_LOGPROBS, decode_row
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _SHARE_OF_ROWS = 8
 """Rows may take one in so many bytes of a mirror."""
+TARGETS = (DRAWS, LABELS, *COMPANIONS)
+"""What a cache may hold of a distribution beside the top-k and its tail's mass."""
 
 
 def open_cache(
@@ -94,6 +96,16 @@ class Cache:
             return str(self.path)
         below = self.path.relative_to(self.mirror.files).as_posix()
         return self.mirror.url if below == "." else f"{self.mirror.url}/{below}"
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Of `draws`, `labels`, `counts` and `sketch`, those that the cache holds."""
+        signals = self.manifest.signals
+        if LOGITS not in signals:
+            return ()
+        logits = self.manifest.logits
+        held = {DRAWS: logits.draws > 0, LABELS: logits.labels}
+        return tuple(name for name in TARGETS if held.get(name, name in signals))
 
     @property
     def tokenizer_path(self) -> Path:
@@ -164,8 +176,7 @@ class Cache:
 
         If the cache stores label log-probabilities, `logits` adds label_logprobs float32 [n, S]:
         the log-probability of the text's next token. If it holds `counts` or `sketch`, `logits`
-        also adds their arrays, all of them or those named in `targets`; `targets=()` reads
-        neither. Each can also be named alone in `signals`:
+        also adds their arrays. Each can also be named alone in `signals`:
         - `counts`: count_ids and counts int32 [n, S, N], N the draws a position. Ids are distinct
           and ascending; empty slots follow, with id 0 and count 0.
         - `sketch`: sketch float32 [n, S, r], 0 at positions without one, and sketch_basis int32
@@ -180,24 +191,29 @@ class Cache:
         [n, heads, S, S] (query, key): bfloat16 if stored so, float32 if stored as uint8-log.
         Padding is zero in both.
 
+        `targets` names what `logits` adds to the top-k: `draws`, `labels`, `counts` and `sketch`.
+        All others are left out: they are not decoded, and records of counts and sketches not read.
+        None: all that the cache holds (`Cache.targets`); `targets=()`: the top-k alone. A record
+        that is read is checked whole by its checksum, whichever of its fields are decoded.
+
         decode=False returns the stored codes instead: int8 with `hidden/12-scale` float32 [n, S],
         and uint8. `targets/hidden.py` and `targets/attention.py` decode them on a device.
 
-        Raises IndexError for a row that does not exist; ValueError for a signal that the cache does
-        not hold, or for a damaged file.
+        Raises IndexError for a row that does not exist; ValueError for a signal or target that the
+        cache does not hold, or for a damaged file.
         """
         numbers = np.asarray(rows, np.int64)
         self._require_rows(numbers)
-        signals = self._with_targets(signals, targets)
+        signals, targets = self._asked_for(signals, targets)
         if self.mirror is None:
-            return self._read(numbers, signals, decode=decode)
+            return self._read(numbers, signals, decode=decode, targets=targets)
         try:
-            return self._read_remote(numbers, signals, decode=decode)
+            return self._read_remote(numbers, signals, decode=decode, targets=targets)
         except ValueError:
             # The mirror may be damaged: what these rows need is fetched again, once.
             self._forget(numbers, signals)
         try:
-            return self._read_remote(numbers, signals, decode=decode)
+            return self._read_remote(numbers, signals, decode=decode, targets=targets)
         except ValueError as error:
             raise ValueError(f"{error} (fetched twice from {self.address})") from None
 
@@ -217,7 +233,8 @@ class Cache:
             return []
         numbers = np.asarray(rows, np.int64)
         self._require_rows(numbers)
-        return self._fetch(numbers, self._with_targets(signals, targets))
+        signals, _ = self._asked_for(signals, targets)
+        return self._fetch(numbers, signals)
 
     def _fetch(self, numbers: np.ndarray, signals: Sequence[str]) -> list[Future]:
         assert self.mirror is not None
@@ -280,17 +297,27 @@ class Cache:
         return at, numbers - self._first_row[at]
 
     def _read_remote(
-        self, numbers: np.ndarray, signals: Sequence[str], *, decode: bool
+        self,
+        numbers: np.ndarray,
+        signals: Sequence[str],
+        *,
+        decode: bool,
+        targets: Collection[str],
     ) -> dict[str, np.ndarray]:
         wait_for(self._fetch(numbers, signals))
-        return self._read(numbers, signals, decode=decode)
+        return self._read(numbers, signals, decode=decode, targets=targets)
 
     def _read(
-        self, numbers: np.ndarray, signals: Sequence[str], *, decode: bool
+        self,
+        numbers: np.ndarray,
+        signals: Sequence[str],
+        *,
+        decode: bool,
+        targets: Collection[str],
     ) -> dict[str, np.ndarray]:
         stored_in_records = [name for name in RECORDS if name in signals]
         out = self._allocate(len(numbers)) | self._record_signals.allocate(
-            len(numbers), stored_in_records
+            len(numbers), stored_in_records, targets=targets
         )
         at, offsets = self._places(numbers)
         # TensorStore's threads read arrays while this thread decodes records. A Python thread would
@@ -571,22 +598,30 @@ class Cache:
         if len(outside):
             raise IndexError(f"{self.path}: row {outside[0]} asked for, it has {len(self)} rows")
 
-    def _with_targets(
+    def _asked_for(
         self, signals: Sequence[str], targets: Collection[str] | None
-    ) -> tuple[str, ...]:
-        """`signals`, and with `logits` the signals that describe the same positions.
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """All signals to read, and the targets that `logits` adds: `targets`, or all that are held.
 
         ValueError for a name that the cache does not hold.
         """
         for name in targets or ():
-            if name not in COMPANIONS:
-                raise ValueError(f"targets names {name!r}; expected {' or '.join(COMPANIONS)}")
-        asked = [name for name in COMPANIONS if name in self.manifest.signals]
-        if targets is not None:
-            asked = list(targets)
-        signals = tuple(dict.fromkeys((*signals, *(asked if LOGITS in signals else ()))))
+            if name not in TARGETS:
+                raise ValueError(f"targets names {name!r}; expected some of {', '.join(TARGETS)}")
+        if LOGITS not in signals:
+            self._require_signals(signals)
+            return tuple(signals), ()
+        asked = self.targets if targets is None else tuple(targets)
+        companions = [name for name in asked if name in COMPANIONS]
+        signals = tuple(dict.fromkeys((*signals, *companions)))
         self._require_signals(signals)
-        return signals
+        if missing := [name for name in asked if name not in self.targets]:
+            held = ", ".join(self.targets) or "none"
+            raise ValueError(
+                f"{self.path}: targets names {missing[0]!r}; of {', '.join(TARGETS)} this cache "
+                f"holds {held}"
+            )
+        return signals, asked
 
     def _require_signals(self, signals: Sequence[str]) -> None:
         held = self.manifest.signals

@@ -1,11 +1,13 @@
 """Read the signals that are stored in records: `logits`, `counts` and `sketch`."""
 
+import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 
+from decant.schemas import codecs
 from decant.schemas.codecs import Tables
 from decant.schemas.disk.frames import Kind, require_same_key
 from decant.schemas.disk.layout import COUNTS, LOGITS, SKETCH
@@ -40,6 +42,8 @@ from decant.schemas.targets.counts import Counts
 from decant.schemas.targets.targets import Targets
 from decant.store.mirror import Mirror
 
+DRAWS, LABELS = "draws", "labels"
+"""Targets in a logits record beside the top-k and the tail's mass."""
 COMPANIONS = {COUNTS: Kind.COUNTS, SKETCH: Kind.SKETCH}
 """Signals of the positions that `logits` scores, with the kind of their records."""
 
@@ -57,12 +61,23 @@ class RecordSignals:
         self._fetched: dict[tuple[str, str], list[Future]] = {}
         self.heads = SketchHeads(cache, manifest, mirror)
 
-    def allocate(self, n: int, names: Collection[str]) -> dict[str, np.ndarray]:
-        """Uninitialised arrays for `n` rows of the signals `names`."""
+    def allocate(
+        self, n: int, names: Collection[str], *, targets: Collection[str]
+    ) -> dict[str, np.ndarray]:
+        """Uninitialised arrays for `n` rows of the signals `names`.
+
+        `logits` has arrays of draws and labels only if `targets` names them.
+        """
         length, parts = self._manifest.sequence_length, self._manifest.parts
         out: dict[str, np.ndarray] = {}
         if LOGITS in names:
-            out |= allocate_targets(n, length=length, spec=self._manifest.logits)
+            spec = self._manifest.logits
+            spec = dataclasses.replace(
+                spec,
+                draws=spec.draws if DRAWS in targets else 0,
+                labels=spec.labels and LABELS in targets,
+            )
+            out |= allocate_targets(n, length=length, spec=spec)
         if COUNTS in names:
             draws = max(_counts_of(part).draws for part in parts)
             out |= allocate_counts(n, length=length, draws=draws)
@@ -81,12 +96,18 @@ class RecordSignals:
     ) -> None:
         """Fill the arrays of the signals `names` in `out`, and clear unscored positions' loss mask.
 
-        Row i belongs to `parts[i]` and has key `keys[i]`. In aligned parts, positions without a
-        target stay scored: their label counts.
+        Draws and labels are decoded only if `out` has arrays for them. Row i belongs to `parts[i]`
+        and has key `keys[i]`. In aligned parts, positions without a target stay scored: their label
+        counts.
         """
         length = self._manifest.sequence_length
+        left_out = [
+            field
+            for field, array in {codecs.DRAWS: "tail_ids", codecs.LABELS: "label_logprobs"}.items()
+            if array not in out
+        ]
         logits = [
-            open_logits(record, where=where, length=length, spec=part.logits)
+            open_logits(record, where=where, length=length, spec=part.logits).without(left_out)
             for (record, where), part in zip(records(LOGITS), parts, strict=True)
         ]
         scored = np.zeros(out["loss_mask"].shape, bool)

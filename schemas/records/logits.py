@@ -4,9 +4,10 @@ If positions store different numbers of ids, the fields of each size follow one 
 size first; labels are one field of all positions.
 """
 
+import dataclasses
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,6 +104,11 @@ class LogitsRecord:
     def positions(self) -> int:
         """Number of scored positions."""
         return int(np.count_nonzero(self.scored))
+
+    def without(self, fields: Collection[int]) -> "LogitsRecord":
+        """The record without the codecs' `fields`, of draws or labels, which are not decoded."""
+        kept = tuple(block for block in self.fields if block.field not in fields)
+        return dataclasses.replace(self, fields=kept)
 
 
 def open_logits(data: bytes, *, where: str, length: int, spec: TargetSpec) -> LogitsRecord:

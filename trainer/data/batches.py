@@ -60,8 +60,8 @@ class Batches:
     ):
         """Batches of `cache`, mixed with `others` in the proportions of `config.caches`.
 
-        `signals` are read, undecoded, beside `logits`, and `targets` of the signals `counts` and
-        `sketch` (None: those that the caches hold). `here` are the indices of a batch whose rows
+        `signals` are read, undecoded, beside `logits`, and the `targets` of `Cache.read` (None:
+        those that a cache holds). `here` are the indices of a batch whose rows
         this process reads (None: all). Every process shuffles all rows and reads its part of each
         batch, so that the order does not depend on the number of processes. ValueError if the
         train rows of `cache`, or those of an epoch by its weights, do not fill one batch.

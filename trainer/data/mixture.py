@@ -171,7 +171,7 @@ class MixtureReader:
         targets: Collection[str] | None = None,
     ):
         """`signals` are read, undecoded, beside `logits`, from the caches that have targets, and
-        `targets` of the signals `counts` and `sketch` (None: those that a cache holds)."""
+        the `targets` of `Cache.read` (None: those that a cache holds)."""
         self._reads: list[Callable[[np.ndarray], Arrays]] = []
         self._first_basis: list[int] = []
         bases = 0

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 
 from decant.schemas.disk.layout import COUNTS, SKETCH
-from decant.serving import ADD_SKETCH, BY_RANK, Held, Tail, weak_from
+from decant.schemas.reading.record_signals import DRAWS, LABELS
+from decant.serving import ADD_SKETCH, BY_RANK, Divergence, Held, Tail, weak_from
 from decant.trainer.loss.settings import Loss
 
 
@@ -54,3 +55,10 @@ def _weakness(tail: Tail, highest: float, held: Held) -> str | None:
 def tail_signals(tail: Tail | None) -> tuple[str, ...]:
     """Signals that a loss with this tail reads beside `logits`."""
     return (tail,) if tail in (COUNTS, SKETCH) else ()
+
+
+def loss_targets(tail: Tail | None, divergence: Divergence = "forward_kl") -> tuple[str, ...]:
+    """`targets` of `Cache.read` for a loss; all others need not be decoded."""
+    if divergence == "on_policy":
+        return (LABELS,)
+    return (DRAWS,) if tail == "sampled" else tail_signals(tail)

@@ -60,8 +60,9 @@ def batches(
         shuffle: `global`: each epoch is a permutation of all rows. `blocks`: reads stay in few
             blocks of 64 rows, for caches in a bucket or on a slow disk.
         signals: also read these, such as `hidden/12`; `cache.manifest.signals` lists what there is.
-        targets: read only these of `counts` and `sketch`, to save time, such as `["counts"]` for
-            `tail="counts"`. None: both, if the cache holds them.
+        targets: read only these of `draws`, `labels`, `counts` and `sketch` beside the top-k, to
+            save time, such as `["counts"]` for `tail="counts"`, `["draws"]` for `"sampled"`,
+            `["labels"]` for `divergence="on_policy"`. None: all that the cache holds.
         sharding: places rows on several devices or processes, such as
             `NamedSharding(mesh, PartitionSpec("data"))`. A process reads only its devices' rows.
             None: whole batches on JAX's default device.

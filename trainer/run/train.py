@@ -24,7 +24,7 @@ from decant.trainer.data.batches import Batches, number_of_updates
 from decant.trainer.data.mixture import caches_with_targets, check_mixture, open_for, open_others
 from decant.trainer.judging.heldout import Evaluator, heldout_rows, make_evaluator
 from decant.trainer.loss.batch_fields import check_targets
-from decant.trainer.loss.choice import tail_signals
+from decant.trainer.loss.choice import loss_targets, tail_signals
 from decant.trainer.loss.frozen import joined, trained_and_frozen
 from decant.trainer.loss.layer_pairs import Pairs
 from decant.trainer.loss.objective import Objective, Tables
@@ -127,7 +127,7 @@ def _train(config: Train, callbacks: Sequence[Callback], place: Place | None) ->
             config=config.data,
             others=others,
             signals=pairs.signals,
-            targets=tail_signals(config.loss.tail),
+            targets=loss_targets(config.loss.tail, config.loss.divergence),
             here=local_rows(mesh, config.data.batch_rows),
         )
         stack.callback(batches.close)

@@ -1,10 +1,15 @@
 """`Cache.read` gives counts and sketches of the positions that `logits` scores."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from decant.schemas import open_cache
-from decant.schemas.disk.layout import COUNTS, SKETCH, part_layout
+from decant.schemas import Cache, codecs, open_cache
+from decant.schemas.disk.array_record import RecordReaders
+from decant.schemas.disk.frames import Kind, unpack
+from decant.schemas.disk.layout import COUNTS, LOGITS, SKETCH, part_layout
+from decant.schemas.reading.record_signals import RecordSignals
 from decant.schemas.targets import sketch as sketches
 from decant.schemas.targets.targets import BETAS, Targets
 from tests.making.caches import tiny_cache
@@ -13,12 +18,14 @@ from tests.making.grown import make_grown
 from tests.making.resealed import copy_of
 
 KEYS = {"count_ids", "counts", "sketch", "sketch_basis"}
+DRAWN = {"tail_ids", "tail_logprobs", "tail_logweights"}
+OPTIONAL = {*KEYS, *DRAWN, "label_logprobs"}
 ROWS = {"tokens", "segment_ids", "positions", "loss_mask"}
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    return tiny_cache(tmp_path_factory.mktemp("companions"), shard_bytes=2048)
+    return tiny_cache(tmp_path_factory.mktemp("companions"), shard_bytes=2048, draws=3)
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +70,12 @@ def test_logits_bring_the_counts_and_the_sketch_that_the_cache_holds(cache):
 @pytest.mark.parametrize(
     ("signals", "targets", "keys"),
     [
+        (("logits",), None, OPTIONAL),
         (("logits",), ("counts",), {"count_ids", "counts"}),
         (("logits",), ("sketch",), {"sketch", "sketch_basis"}),
+        (("logits",), ("draws",), DRAWN),
+        (("logits",), ("labels",), {"label_logprobs"}),
+        (("logits",), ("sketch", "labels"), {"sketch", "sketch_basis", "label_logprobs"}),
         (("logits",), (), set()),
         (("counts",), None, {"count_ids", "counts"}),
         (("sketch",), (), {"sketch", "sketch_basis"}),
@@ -74,7 +85,7 @@ def test_logits_bring_the_counts_and_the_sketch_that_the_cache_holds(cache):
 def test_only_what_was_asked_for_is_read(cache, signals, targets, keys):
     rows = cache.rows()[:3]
     out, everything = cache.read(rows, signals, targets=targets), cache.read(rows)
-    assert out.keys() & KEYS == keys
+    assert out.keys() & OPTIONAL == keys
     assert ("topk_ids" in out) == ("logits" in signals)
     for name, array in out.items():
         np.testing.assert_array_equal(array, everything[name])
@@ -85,10 +96,40 @@ def test_a_cache_without_them_reads_as_before_and_says_what_it_lacks(plain):
     for asked in ({"signals": ("counts",)}, {"targets": ("counts",)}):
         with pytest.raises(ValueError, match="no signal 'counts'"):
             plain.read([0], **asked)
-    with pytest.raises(ValueError, match="targets names 'hidden/1'; expected counts or sketch"):
+    with pytest.raises(ValueError, match="'hidden/1'; expected some of draws, labels, counts"):
         plain.read([0], targets=("hidden/1",))
     with pytest.raises(ValueError, match="no signal 'sketch'"):
         plain.sketch_heads()
+
+
+def test_a_cache_says_which_targets_it_holds(plain, cache):
+    assert plain.targets == ("draws", "labels")
+    assert cache.targets == ("draws", "labels", "counts", "sketch")
+    signals = {**plain.manifest.signals}
+    signals[LOGITS] = dataclasses.replace(plain.manifest.logits, draws=0)
+    part = dataclasses.replace(plain.manifest.parts[0], signals=signals)
+    undrawn = Cache(plain.path, dataclasses.replace(plain.manifest, parts=(part,)))
+    with pytest.raises(ValueError, match=r"'draws'; of draws, .* this cache holds labels$"):
+        undrawn.read([0], targets=("labels", "draws"))
+
+
+def test_damage_in_a_field_that_is_not_decoded_is_found(plain):
+    part = plain.manifest.parts[0]
+    file = part_layout(plain.path, 0).records(LOGITS, 0)
+    (record,) = RecordReaders().read(file, [0], expected=part.units[0].files[LOGITS])
+    labels = unpack(record, kind=Kind.LOGITS, where="").block(codecs.LABELS, where="").payload
+    at = record.index(labels) + len(labels) // 2
+    damaged = record[:at] + bytes([record[at] ^ 1]) + record[at + 1 :]
+    signals = RecordSignals(plain.path, plain.manifest)
+    out = {"loss_mask": np.ones((1, 64), bool), **signals.allocate(1, (LOGITS,), targets=())}
+    assert "label_logprobs" not in out
+
+    def fill(data):
+        signals.fill((LOGITS,), [part], [plain.row_key(0)], lambda _: [(data, "record 0")], out)
+
+    fill(record)
+    with pytest.raises(ValueError, match="record 0: checksum mismatch"):
+        fill(damaged)
 
 
 def test_a_row_skipped_when_they_were_added_has_no_target_at_all(plain):

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from decant.schemas import codecs
 from decant.schemas.codecs import Profile, Tables, counts_field, fit, sizes_field
 from decant.schemas.disk.frames import Block, Frame, Kind, unpack
 from decant.schemas.records.logits import (
@@ -175,3 +176,14 @@ def test_counts_are_coded_with_the_ids_that_each_position_has():
     stored = counts_field.decode([block], positions=[200], draws=20, head=head, **shared)
     np.testing.assert_array_equal(stored.ids, counts.ids)
     np.testing.assert_array_equal(stored.counts, counts.counts)
+
+
+def test_without_labels_adaptive_heads_decode_to_the_same():
+    tables, targets = tables_of("compact"), targets_of(LENGTH)
+    (record,) = opened([record_of(targets, "compact", tables)])
+    shared = {"tables": tables, "vocabulary": VOCABULARY}
+    whole = decode_logits([record], **shared)
+    bare = decode_logits([record.without([codecs.LABELS])], **shared)
+    assert bare.label_logprobs is None
+    for name in ("ids", "logprobs", "tail_logmass", "sizes"):
+        np.testing.assert_array_equal(getattr(bare, name), getattr(whole, name))

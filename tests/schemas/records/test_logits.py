@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from decant.schemas import codecs
 from decant.schemas.codecs import Profile, Tables, fit
 from decant.schemas.disk.frames import Kind, unpack
 from decant.schemas.records.logits import (
@@ -135,3 +136,22 @@ def test_a_record_has_labels_exactly_if_the_manifest_says_so(k):
         with pytest.raises(ValueError, match="log-probabilities of labels"):
             open_logits(data, spec=TargetSpec(k, labels=not labelled), **how)
         assert field_bytes(data, where="here").keys() >= ({"labels"} if labelled else set())
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_without_draws_and_labels_a_record_decodes_to_the_same_head(profile):
+    targets = targets_of(LENGTH)
+    labelled = dataclasses.replace(targets, label_logprobs=targets.logprobs[:, 0])
+    tables = fit(profile, targets, vocabulary=VOCABULARY)
+    shared = {"tables": tables, "vocabulary": VOCABULARY}
+    scored = np.ones(LENGTH, bool)
+    data = encode_logits(labelled, row_key=bytes(16), scored=scored, profile=profile, **shared)
+    spec = dataclasses.replace(SPEC, labels=True)
+    record = open_logits(data, where="", length=LENGTH, spec=spec)
+    whole = decode_logits([record], **shared)
+    bare = decode_logits([record.without([codecs.DRAWS, codecs.LABELS])], **shared)
+    assert whole.draws is not None
+    assert whole.label_logprobs is not None
+    assert bare.draws is bare.label_logprobs is None
+    for name in ("ids", "logprobs", "tail_logmass"):
+        np.testing.assert_array_equal(getattr(bare, name), getattr(whole, name))

@@ -1,12 +1,18 @@
 """The fields of a batch that a loss reads, and the errors for caches without them."""
 
+import contextlib
 import dataclasses
 
+import numpy as np
 import pytest
 
 from decant.schemas import Cache
-from decant.trainer.config import Loss
+from decant.trainer.config import Data, Loss
+from decant.trainer.data.batches import Batches
 from decant.trainer.loss.batch_fields import ROWS, check_targets, loss_fields
+from decant.trainer.loss.choice import loss_targets
+from tests.making.companions import with_companions
+from tests.making.resealed import copy_of
 
 
 def test_draws_are_read_only_for_tail_sampled():
@@ -16,6 +22,35 @@ def test_draws_are_read_only_for_tail_sampled():
         "tail_logweights",
     }
     assert loss_fields("prior") == loss_fields("renormalize") == loss_fields("bucket")
+
+
+@pytest.mark.parametrize(
+    ("tail", "divergence"),
+    [
+        ("counts", "forward_kl"),
+        ("sketch", "jsd"),
+        ("sampled", "forward_kl"),
+        ("bucket", "tv"),
+        (None, "on_policy"),
+    ],
+)
+def test_a_batch_of_what_the_loss_reads_has_the_bits_of_a_batch_of_everything(
+    drawn_cache, tmp_path, tail, divergence
+):
+    cache = with_companions(copy_of(drawn_cache, tmp_path / "cache"))
+    assert cache.targets == ("draws", "labels", "counts", "sketch")
+    read = loss_targets(tail, divergence)
+    assert len(read) == (tail != "bucket")
+    own, everything = (
+        Batches(cache, config=Data(batch_rows=2), targets=targets) for targets in (read, None)
+    )
+    with contextlib.closing(own), contextlib.closing(everything):
+        few, every = own.next(), everything.next()
+    assert len(few) < len(every)
+    needed = [n for n in loss_fields(tail, divergence) if n != "writer_logprobs"]
+    assert few.keys() >= {*needed}
+    for name, array in few.items():
+        np.testing.assert_array_equal(array, every[name], strict=True)
 
 
 def test_tail_sampled_needs_a_cache_with_draws(cache, drawn_cache):
