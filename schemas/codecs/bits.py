@@ -80,12 +80,10 @@ def _bit_offsets(
     rows, records, n = bits.shape
     in_order = bits.transpose(1, 0, 2).reshape(records, -1)
     begins = np.cumsum(in_order, axis=1)
-    offset = 0
-    for section, of_record in zip(sections, begins, strict=True):
-        expected = (int(of_record[-1]) + 7) // 8
-        if len(section) != expected:
-            raise ValueError(f"{len(section)} bytes of raw bits where {expected} are expected")
-        of_record += 8 * offset
-        offset += len(section)
+    lengths, expected = np.array([len(section) for section in sections]), (begins[:, -1] + 7) // 8
+    if (wrong := np.flatnonzero(lengths != expected)).size:
+        at = wrong[0]
+        raise ValueError(f"{lengths[at]} bytes of raw bits where {expected[at]} are expected")
     begins -= in_order
+    begins += 8 * (np.cumsum(lengths) - lengths)[:, None]
     return np.ascontiguousarray(begins.reshape(records, rows, n).transpose(1, 0, 2))

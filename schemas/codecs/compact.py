@@ -141,6 +141,9 @@ def decode(
     keys |= book.ids(places, chosen=chosen)
     ordered = np.empty((sum(positions), k), np.uint32)
     for span, cell in zip(spans(positions), cells(positions), strict=True):
+        if not group[cell].any():  # one group
+            ordered[span] = keys[:, cell].T
+            continue
         # Positions of a record are stored sorted by group.
         ordered[np.argsort(group[cell], kind="stable") + span.start] = keys[:, cell].T
     ordered.sort(axis=1)

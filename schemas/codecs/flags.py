@@ -5,6 +5,7 @@ where almost all are 0. Flags should be ordered so that neighbours are equally l
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 from jaxtyping import Bool, Int64, Integer
@@ -27,11 +28,9 @@ def encode_flags(flags: Bool[np.ndarray, " n"]) -> bytes:
 def decode_flags(sections: Sequence[bytes], *, counts: Sequence[int]) -> Bool[np.ndarray, " total"]:
     """The flags of all records, one after another; record i has `counts[i]`."""
     sizes = [(count + 7) // 8 for count in counts]
-    octets, at, flags = decompress(sections, sizes=sizes), 0, []
-    for size, count in zip(sizes, counts, strict=True):
-        flags.append(np.unpackbits(octets[at : at + size], count=count))
-        at += size
-    return np.concatenate(flags).view(bool)
+    flags = np.unpackbits(decompress(sections, sizes=sizes)).view(bool)
+    starts = [0, *accumulate(8 * size for size in sizes)]
+    return np.concatenate([flags[at : at + n] for at, n in zip(starts, counts, strict=False)])
 
 
 def stable_order(

@@ -29,6 +29,7 @@ from decant.schemas.codecs.streams import (
     grid,
     grid_of,
     run_heights,
+    spans,
     unescape,
 )
 
@@ -182,10 +183,10 @@ def decode(
         raise ValueError(f"order {chosen.max()} of {book.orders}")
     # The sum over all sets may wrap around; a difference of two of them does not.
     sums = np.zeros(1 + len(entries.order), np.uint32)
-    steps = gather_columns(numbers.decode(symbols, raw), of_record)[0].view(np.uint32)
-    steps += np.uint32(1)
-    places = sums[1:]
-    places[entries.order] = steps
+    places, (gaps,) = sums[1:], numbers.decode(symbols, raw)
+    for cell, span in zip(cells(of_record), spans(of_record), strict=True):
+        places[entries.order[span]] = gaps[cell]
+    places += np.uint32(1)
     np.cumsum(places, out=places)
     before = sums.take(entries.starts)
     before += np.uint32(1)  # the first place of a set is its gap

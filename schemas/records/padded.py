@@ -105,12 +105,13 @@ def _fill(
     runs = _runs(places)
     for name, array in _flat(out, _ABSENT_OF[signal]).items():
         stored = values.get(name)
-        if stored is None or stored.shape[1] < array.shape[1]:
-            array[places] = _ABSENT[name]  # this part stores fewer entries than another part
-        if stored is not None:
-            columns = array[:, : stored.shape[1]]
-            for target, source in runs:
+        width = 0 if stored is None else stored.shape[1]
+        columns, beyond = array[:, :width], array[:, width:]
+        for target, source in runs:
+            if stored is not None:
                 columns[target] = stored[source]
+            if beyond.shape[1]:  # these positions, or this part, have fewer entries than others
+                beyond[target] = _ABSENT[name]
 
 
 def clear_targets(
