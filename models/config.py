@@ -45,6 +45,9 @@ MOST = {
     "full_kv_heads": 2**12,
     "reading_layers": 2**12,
     "layer_input_dim": 2**12,
+    "layer_input_rows": 2**24,
+    "stream_copies": 2**6,
+    "laurel_rank": 2**16,
     "max_positions": _POSITIONS,
     "windows": _POSITIONS,
     "num_experts": 2**12,
@@ -61,6 +64,7 @@ _LINEAR = (
 _OPTIONAL = (
     *("value_dim", "latent_dim", "query_latent_dim", *_LINEAR),
     *("full_head_dim", "full_kv_heads", "reading_layers", "layer_input_dim"),
+    *("layer_input_rows", "laurel_rank"),
 )
 """Sizes that may be 0."""
 _SIZES = tuple(name for name in MOST if name not in ("windows", "num_experts", "experts_per_token"))
@@ -208,6 +212,18 @@ class ModelConfig:
     layer_input_dim: int = 0
     """Width of a vector that each block gets for each token besides the residual stream. It is made
     of the token's id and of its embedding. 0: there is none."""
+    layer_input_rows: int = 0
+    """Token ids of which that vector is made; larger ids take the first one's part. 0: all."""
+    stream_copies: int = 1
+    """Copies of the residual stream, of which blocks work on the first (`decoder/altup.py`). Hidden
+    states are the first copy's. Blocks add their layer inputs to the others."""
+    laurel_rank: int = 0
+    """Rank of a map of attention's normed input, which is added beside attention's output. The sum
+    is divided by √2. 0: there is none."""
+    gate_sparsity: tuple[float, ...] = (0.0,)
+    """Which share of the MLP's gates would be 0 if they were normally distributed: smaller gates
+    are, and others are reduced by the same amount. 0: gates stay as they are. Block i takes entry i
+    modulo the length."""
     layer_factors: bool = False
     """Each block's output is multiplied by a number of the block."""
     expert_norms: bool = False
@@ -270,6 +286,7 @@ class ModelConfig:
         if self.num_experts and not self.gated_mlp:
             raise ValueError("ModelConfig: experts are gated MLPs.")
         self._check_groups()
+        self._check_sparsity()
         if self.dense_layers and not (self.num_experts and self.dense_layers < self.num_layers):
             raise ValueError(
                 f"ModelConfig.dense_layers is {self.dense_layers} of {self.num_layers} blocks; at "
@@ -299,6 +316,17 @@ class ModelConfig:
                 f"least {votes}, with enough experts."
             )
 
+    def _check_sparsity(self) -> None:
+        shares = self.gate_sparsity
+        if not shares or not all(0 <= share < 1 for share in shares):
+            raise ValueError(
+                f"ModelConfig.gate_sparsity is {shares}; expected at least one entry, each a share "
+                "from 0 to below 1."
+            )
+        if any(shares) and (self.num_experts or not self.gated_mlp):
+            raise ValueError("ModelConfig.gate_sparsity needs a gated MLP, and no experts.")
+        object.__setattr__(self, "gate_sparsity", shortest_cycle(self.layers_sparsity))
+
     def _check_latents(self) -> None:
         if self.query_latent_dim and not self.latent_dim:
             raise ValueError("ModelConfig.query_latent_dim needs latent_dim.")
@@ -315,6 +343,8 @@ class ModelConfig:
             object.__setattr__(self, "full_head_dim", 0)
         if self.full_kv_heads == self.num_kv_heads:
             object.__setattr__(self, "full_kv_heads", 0)
+        if self.layer_input_rows == self.vocab_size or not self.layer_input_dim:
+            object.__setattr__(self, "layer_input_rows", 0)
         if not self.reading_layers:
             object.__setattr__(self, "reading_mlp_factor", 1)
         if self.full_head_dim and (self.window_rope_theta is None or self.rotary_dim is not None):
@@ -421,6 +451,17 @@ class ModelConfig:
             self.linear_layers[i % len(self.linear_layers)] for i in range(self.num_layers)
         )
 
+    @property
+    def layers_sparsity(self) -> tuple[float, ...]:
+        """The sparsity of every block's gates, num_layers entries."""
+        return tuple(
+            self.gate_sparsity[i % len(self.gate_sparsity)] for i in range(self.num_layers)
+        )
+
+    def with_vocabulary(self, size: int) -> ModelConfig:
+        """The config of a model with another number of token ids."""
+        return dataclasses.replace(self, vocab_size=size, layer_input_rows=0)
+
     def with_layers(self, layers: Sequence[int]) -> ModelConfig:
         """The config of a model with these blocks only, in this order.
 
@@ -447,14 +488,17 @@ class ModelConfig:
             windows=windows,
             rotary_layers=rotate,
             linear_layers=tuple(self.layers_linear[layer] for layer in layers),
+            gate_sparsity=tuple(self.layers_sparsity[layer] for layer in layers),
             dense_layers=sum(dense),
             reading_layers=sum(reads),
         )
 
     @property
     def blocks_with_maps(self) -> tuple[int, ...]:
-        """The blocks whose attention maps follow from their own input: linear attention has none,
-        and other blocks read the keys of another."""
+        """The blocks whose attention maps follow from the hidden state that they read: linear
+        attention has none, other blocks read the keys of another or several copies of the state."""
+        if self.stream_copies > 1:
+            return ()
         own = self.num_layers - self.reading_layers
         return tuple(i for i, linear in enumerate(self.layers_linear) if not linear and i < own)
 
@@ -462,6 +506,8 @@ class ModelConfig:
         """The end of a message about a block that `blocks_with_maps` lacks."""
         if self.layers_linear[block]:
             return "has linear attention, which has no maps"
+        if self.stream_copies > 1:
+            return "reads copies of the residual stream of which hidden states hold only the first"
         return "reads the keys of another block, which its maps would need"
 
     @property
@@ -529,6 +575,7 @@ class ModelConfig:
             num_layers=len(layers),
             windows=tuple(self.layer_windows[layer] for layer in layers),
             rotary_layers=tuple(self.layers_rotate[layer] for layer in layers),
+            gate_sparsity=tuple(self.layers_sparsity[layer] for layer in layers),
             head_dim=self.full_head_dim or self.head_dim if full else self.head_dim,
             num_kv_heads=self.full_kv_heads or self.num_kv_heads if full else self.num_kv_heads,
             full_head_dim=0,

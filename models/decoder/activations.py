@@ -1,6 +1,7 @@
 """Activations of MLPs, which keep little for the backward pass."""
 
 from functools import partial
+from statistics import NormalDist
 from typing import Any, Literal
 
 import jax
@@ -31,6 +32,31 @@ def activated(
     block, and JAX would keep five such arrays in float32.
     """
     return _activated((gate,) if up is None else (gate, up), activation, jnp.dtype(dtype))
+
+
+def cutoff(sparsity: float) -> float:
+    """How many standard deviations above the mean a share `sparsity` of a normal distribution ends.
+
+    −∞ for a share of 0.
+    """
+    return NormalDist().inv_cdf(sparsity) if sparsity else float("-inf")
+
+
+@partial(jax.checkpoint, prevent_cse=False)
+def above_cutoff(
+    gate: Float[Array, "*axes mlp"], deviations: Float[Array, ""]
+) -> Float[Array, "*axes mlp"]:
+    """relu(gate − mean − deviations · standard deviation) along the last axis.
+
+    If `deviations` is −∞, the gate itself.
+    """
+    sparse = jnp.isfinite(deviations)
+    mean = jnp.mean(gate, axis=-1, keepdims=True)
+    variance = jnp.mean((gate - mean) ** 2, axis=-1, keepdims=True)
+    # The root has no gradient at 0, which is reached if all gates are equal.
+    spread = jnp.sqrt(jnp.maximum(variance, jnp.finfo(jnp.float32).tiny))
+    least = mean + spread * jnp.where(sparse, deviations, 0)
+    return jnp.where(sparse, nnx.relu(gate - least), gate)
 
 
 def _activated_float32(inputs: tuple[Array, ...], activation: Activation) -> Array:

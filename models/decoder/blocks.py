@@ -11,7 +11,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from decant.models.config import ModelConfig
-from decant.models.decoder.activations import activated
+from decant.models.decoder import altup
+from decant.models.decoder.activations import above_cutoff, activated
 from decant.models.decoder.attention import attend, attend_past
 from decant.models.decoder.experts import choose_experts, mixture_of_experts
 from decant.models.decoder.initializer import Initializer
@@ -65,6 +66,9 @@ class BlockPattern(NamedTuple):
     """int [*layers]: which of the rotations the block uses. None: the only one."""
     layer_input: Array | None = None
     """[*layers, batch, time, layer_input_dim], in float32."""
+    cutoff: Array | None = None
+    """float32 [*layers]: how many standard deviations above their mean gates of the MLP begin to
+    count."""
 
 
 KeysAndValues = tuple[Array, Array]
@@ -147,6 +151,11 @@ class Blocks(nnx.Module):
             self.input_gate = new.normal(**into, rank=c.layer_input_dim)
             rank = {"rank": c.layer_input_dim}
             self.input_output = new.normal(layers=layers, **rank, **narrow, scale=residual_scale)
+        if c.laurel_rank:
+            self.laurel_left = new.normal(**into, rank=c.laurel_rank)
+            self.laurel_right = new.normal(layers=layers, rank=c.laurel_rank, **narrow)
+        if c.stream_copies > 1:
+            altup.add_coefficients(self, new=new)
 
     def _add_latents(self, new: Initializer, into: Axes) -> None:
         """The matrices of queries, keys and values that are made of narrow vectors."""
@@ -217,6 +226,10 @@ class Blocks(nnx.Module):
             norms.pop("key_norm", None)
         if c.layer_input_dim:
             norms |= {"input_post_norm": whole}
+        if c.laurel_rank:
+            norms |= {"laurel_norm": whole}
+        if c.stream_copies > 1:
+            norms |= {"copy_router_norm": whole}
         if c.expert_norms:
             more = ("router_norm", "expert_norm", "expert_post_norm", "shared_post_norm")
             norms |= dict.fromkeys(more, whole)
@@ -224,14 +237,14 @@ class Blocks(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "batch time embed"],
+        x: Float[Array, "batch time *copies embed"],
         segment_ids: Int[Array, "batch time"],
         rotations: Rotations,
         pattern: BlockPattern,
         past: Past | None = None,
         read: KeysAndValues | None = None,
     ) -> tuple[
-        Float[Array, "batch time embed"],
+        Float[Array, "batch time *copies embed"],
         KeysAndValues | LinearState | None,
         KeysAndValues | None,
     ]:
@@ -242,6 +255,10 @@ class Blocks(nnx.Module):
         reads another's keys and values (`read`) gives None. `pattern` holds that block's settings.
         With `past` the tokens go on from it.
         """
+        predicted = None
+        if self.config.stream_copies > 1:
+            predicted = altup.predict(self, x)
+            x = predicted[:, :, 0]
         normed = self.before(x, "attention_norm")
         seen = None
         if self.linear:
@@ -251,14 +268,24 @@ class Blocks(nnx.Module):
                 normed, segment_ids, rotations, pattern, past, read
             )
         mixed = x + self.after(attended, "attention_post_norm")
+        if self.config.laurel_rank:
+            mixed = (mixed + self.laurel(normed)) * 2**-0.5
         source = x if self.config.parallel_blocks else mixed
-        passed = self.mlp(self.before(source, "mlp_norm"), source)
+        passed = self.mlp(self.before(source, "mlp_norm"), source, cutoff=pattern.cutoff)
         x = mixed + self.after(passed, "mlp_post_norm")
-        if pattern.layer_input is not None:
+        if predicted is not None:
+            x = altup.correct(self, predicted, x, pattern.layer_input)
+        elif pattern.layer_input is not None:
             x = x + self.from_layer_input(x, pattern.layer_input)
         if self.config.layer_factors:
             x = x * self.layer_factor_bias[...].astype(jnp.float32)
         return x, made, seen
+
+    def laurel(self, normed: Array) -> Array:
+        """The residual branch beside attention: its input, and a map of low rank of it, normed."""
+        low = self.project("btd,dr->btr", normed, "laurel_left").astype(self.dtype)
+        out = self.project("btr,rd->btd", low, "laurel_right")
+        return normed + norm(out, norm_parameters(self, "laurel_norm"), config=self.config)
 
     def from_layer_input(self, x: Array, layer_input: Array) -> Array:
         """What the block's own input of each token adds to the residual stream."""
@@ -445,14 +472,14 @@ class Blocks(nnx.Module):
         turned = rotate(x[..., still:], rotation, neighbours=c.rotary_neighbours)
         return jnp.concatenate([x[..., :still], turned], axis=-1) if still else turned
 
-    def mlp(self, x: Array, source: Array) -> Array:
+    def mlp(self, x: Array, source: Array, *, cutoff: Array | None = None) -> Array:
         """The MLP, or a mixture of those that each token's router chooses; float32.
 
-        `x` are the states of `source` after the MLP's norm.
+        `x` are the states of `source` after the MLP's norm. `cutoff` as in `BlockPattern`.
         """
         c = self.config
         if not c.num_experts:
-            return self.one_mlp(x, into="btd,df->btf", out="btf,fd->btd")
+            return self.one_mlp(x, into="btd,df->btf", out="btf,fd->btd", cutoff=cutoff)
         plain = x
         if c.expert_norms:
             x = self.before(source, "expert_norm")
@@ -490,13 +517,17 @@ class Blocks(nnx.Module):
             )
         return mixed + shared
 
-    def one_mlp(self, x: Array, *, into: str, out: str, of: str = "") -> Array:
+    def one_mlp(
+        self, x: Array, *, into: str, out: str, of: str = "", cutoff: Array | None = None
+    ) -> Array:
         """down(activation(gate(x)) · up(x)), or down(activation(up(x))); float32.
 
         `into` is the einsum equation of gate and up, `out` that of down; `of` begins their names.
         """
         names = ("gate", "up") if self.config.gated_mlp else ("up",)
-        inputs = (self.project(into, x, of + name) for name in names)
+        inputs = [self.project(into, x, of + name) for name in names]
+        if cutoff is not None:
+            inputs[0] = above_cutoff(inputs[0], cutoff)
         wide = activated(*inputs, activation=self.config.activation, dtype=self.dtype)
         return self.project(out, wide, of + "down")
 

@@ -19,6 +19,8 @@ from jax import lax
 from jaxtyping import Array, DTypeLike, Float, Int, Shaped
 
 from decant.models.config import ModelConfig
+from decant.models.decoder import altup
+from decant.models.decoder.activations import cutoff
 from decant.models.decoder.attention import attention_probabilities
 from decant.models.decoder.blocks import (
     BlockPattern,
@@ -100,9 +102,12 @@ class Decoder(nnx.Module):
             setattr(self, name, Blocks(stack.config, new=new, dtype=self.dtype))
         if c.layer_input_dim:
             own = {"layers": c.num_layers}
-            self.layer_embedding = new.normal(rows=c.vocab_size, **own, rank=c.layer_input_dim)
+            rows = {"rows": c.layer_input_rows or c.vocab_size}
+            self.layer_embedding = new.normal(**rows, **own, rank=c.layer_input_dim)
             self.layer_projection = new.normal(embed=c.hidden_size, **own, rank=c.layer_input_dim)
             add_norm(self, "layer_input_norm", new=new, config=c, norm=c.layer_input_dim)
+        if c.stream_copies > 1:
+            altup.add_projections(self, new=new)
         add_norm(self, "final_norm", new=new, config=c, norm=c.hidden_size)
         if not c.tie_embeddings:
             self.head = new.normal(embed=c.hidden_size, vocab=c.vocab_size)
@@ -119,8 +124,9 @@ class Decoder(nnx.Module):
         """The states that the head reads, in `dtype`, and those of chosen layers by number.
 
         Layer 0 is the embedding's output and layer i the output of the i-th block, both in float32
-        as the next block reads them. Layer L (or −1) is the states after the final norm, in
-        `dtype`. The head reads those divided by `config.logit_divisor`.
+        as the next block reads them; of a stream of several copies, the first. Layer L (or −1) is
+        the states after the final norm, in `dtype`. The head reads those divided by
+        `config.logit_divisor`.
 
         Args:
             tokens: ids of the rows' tokens.
@@ -260,6 +266,10 @@ class Decoder(nnx.Module):
                 f"block {layer} has linear attention, which has no attention maps; those of blocks "
                 f"{', '.join(map(str, self.config.blocks_with_maps))} exist."
             )
+        if self.config.stream_copies > 1:
+            raise ValueError(
+                f"block {layer} {self.config.why_no_maps(0)}: there are no maps of it."
+            )
         segment_ids, positions = jnp.asarray(segment_ids), jnp.asarray(positions)
         every = range(self.config.num_heads)
         pattern = jax.tree.map(lambda x: x[layer], self._patterns(states.shape[1]))
@@ -389,7 +399,8 @@ class Decoder(nnx.Module):
         if not c.layer_input_dim:
             return None
         table = execution.gather_matrix(self.layer_embedding[...], ("rows", "layers", "rank"))
-        own = table[tokens].astype(jnp.float32)
+        known = c.layer_input_rows or c.vocab_size
+        own = table[jnp.where(tokens < known, tokens, 0)].astype(jnp.float32)
         own = own * jnp.asarray(c.layer_input_dim**0.5, self.param_dtype)
         matrix = execution.gather_matrix(
             self.layer_projection[...], ("embed", "layers", "rank"), dtype=self.dtype
@@ -403,10 +414,11 @@ class Decoder(nnx.Module):
         windows = self.config.layer_windows
         # If every window is as long as the row, no mask is needed.
         sizes = np.array([min(w or time, time) for w in windows], np.int32)
-        rotations = self._rotation_numbers()
+        rotations, sparsity = self._rotation_numbers(), self.config.layers_sparsity
         return BlockPattern(
             window=jnp.asarray(sizes) if (sizes < time).any() else None,
             rotation=None if rotations is None else jnp.asarray(rotations),
+            cutoff=jnp.asarray([cutoff(share) for share in sparsity]) if any(sparsity) else None,
         )
 
     def _layer_numbers(self, hidden_layers: Sequence[int]) -> list[int]:
@@ -474,6 +486,9 @@ class Decoder(nnx.Module):
         slots = np.full(self.config.num_layers, spare)
         slots[[layer - 1 for layer in keep]] = np.arange(spare)
         kept = jnp.zeros((spare + 1, *x.shape), x.dtype) if keep else None
+        copies = self.config.stream_copies > 1
+        if copies:
+            x = altup.spread(self, x, execution)
 
         def through(stack: str, carry: Any, per_layer: Any) -> Any:
             """The carry after a run of alike blocks, and what they made."""
@@ -495,7 +510,8 @@ class Decoder(nnx.Module):
                 (x, kept, read), (weights, (pattern, slot), past) = carry, per_layer
                 x, made, seen = block(weights, x, pattern, past, read.get(source))
                 if kept is not None:
-                    kept = lax.dynamic_update_index_in_dim(kept, x, slot, 0)
+                    state = x[:, :, 0] if copies else x
+                    kept = lax.dynamic_update_index_in_dim(kept, state, slot, 0)
                 # The last block of the stack is the one that others read.
                 return (x, kept, read if seen is None else read | {stack: seen}), made
 
@@ -540,6 +556,8 @@ class Decoder(nnx.Module):
             for stack, of_part in part.by_stack(outputs).items():
                 made[stack].append(of_part)
         x, kept, _ = carry
+        if copies:
+            x = altup.merge(self, x, execution)
         every = {
             stack: jax.tree.map(lambda *parts: jnp.concatenate(parts), *parts)
             for stack, parts in made.items()

@@ -3,7 +3,7 @@ MLP."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from decant.models.config import ModelConfig
@@ -72,7 +72,7 @@ def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
         **others,
         windows=windows,
         full_keys_are_values=values_are_keys,
-        reading_layers=_count(reader, "num_kv_shared_layers", sizes["num_layers"]),
+        reading_layers=read_reading_layers(reader, sizes["num_layers"]),
         reading_mlp_factor=2 if reader.flag("use_double_wide_mlp", False) else 1,
         final_softcap=reader.cap("final_logit_softcapping", None),
         family="gemma4",
@@ -81,8 +81,10 @@ def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
     return config
 
 
-def _count(reader: FieldReader, name: str, layers: int) -> int:
-    value = reader.take(name, 0)
+def read_reading_layers(reader: FieldReader, layers: int, *, default: int = 0) -> int:
+    """How many of `layers` blocks read the keys and values of others."""
+    name = "num_kv_shared_layers"
+    value = reader.take(name, default)
     if type(value) is not int or not 0 <= value < layers:
         raise reader.error(name, value, f"expected a whole number below {layers}, all blocks")
     return value
@@ -173,8 +175,15 @@ def config_to_json(config: ModelConfig) -> dict[str, Any]:
 
 def tensors(config: ModelConfig) -> dict[str, TensorName]:
     """The parameters of each kind of block, and those of the inputs of all blocks."""
+    return tensors_by_kind(config, _of_kind)
+
+
+def tensors_by_kind(
+    config: ModelConfig, of_kind: Callable[[ModelConfig], dict[str, TensorName]]
+) -> dict[str, TensorName]:
+    """The parameters `of_kind` of block, for each, and those of the inputs of all blocks."""
     names = in_stacks(
-        {name: _of_kind(stack.config) for name, stack in config.stacks.items()}, config
+        {name: of_kind(stack.config) for name, stack in config.stacks.items()}, config
     )
     if config.layer_input_dim:
         # The tables of all blocks are columns of one tensor.
@@ -187,20 +196,26 @@ def tensors(config: ModelConfig) -> dict[str, TensorName]:
 
 
 def _of_kind(config: ModelConfig) -> dict[str, TensorName]:
+    names = tensors_of_kind(config)
+    if config.full_keys_are_values:
+        names.pop("blocks.value", None)
+    names["blocks.layer_factor_bias"] = TensorName("model.layers.{layer}.layer_scalar", "")
+    return names | (_experts(config) if config.num_experts else {})
+
+
+def tensors_of_kind(config: ModelConfig) -> dict[str, TensorName]:
+    """Parameters of blocks that are alike, which may read keys and values and have own inputs."""
     names = common_tensors(config)
     names["blocks.mlp_norm"] = block_tensor("pre_feedforward_layernorm")
     names |= post_norm_tensors("post_attention_layernorm", "post_feedforward_layernorm")
     if config.reading_layers:
         for name in ("key", "value", "key_norm"):
             del names[f"blocks.{name}"]
-    elif config.full_keys_are_values:
-        del names["blocks.value"]
-    names["blocks.layer_factor_bias"] = TensorName("model.layers.{layer}.layer_scalar", "")
     if config.layer_input_dim:
         names["blocks.input_gate"] = block_tensor("per_layer_input_gate", in_axes=1)
         names["blocks.input_output"] = block_tensor("per_layer_projection", in_axes=1)
         names["blocks.input_post_norm"] = block_tensor("post_per_layer_input_norm")
-    return names | (_experts(config) if config.num_experts else {})
+    return names
 
 
 def _experts(config: ModelConfig) -> dict[str, TensorName]:

@@ -14,6 +14,7 @@ from decant.models.families.field_reader import shown
 from decant.models.families.gemma import GEMMA
 from decant.models.families.gemma2 import GEMMA2
 from decant.models.families.gemma3 import GEMMA3
+from decant.models.families.gemma3n import GEMMA3N
 from decant.models.families.gemma4 import GEMMA4
 from decant.models.families.glm import GLM, GLM4
 from decant.models.families.glm4_moe import GLM4_MOE
@@ -40,7 +41,7 @@ Entry = TypeVar("Entry")
 
 FAMILIES: tuple[Family, ...] = (
     *(LLAMA, SMOLLM3, MISTRAL, MINISTRAL3, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE),
-    *(GEMMA, GEMMA2, GEMMA3, GEMMA4, OLMO2, OLMO3, PHI3, GRANITE, GRANITE_HYBRID),
+    *(GEMMA, GEMMA2, GEMMA3, GEMMA3N, GEMMA4, OLMO2, OLMO3, PHI3, GRANITE, GRANITE_HYBRID),
     *(GPT2, GPT_NEOX, GPT_OSS, GLM4_MOE, GLM4_MOE_LITE),
     *(DEEPSEEK_V2, DEEPSEEK_V3, YOUTU, GLM, GLM4, QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE),
 )

@@ -25,6 +25,7 @@ def _sizes(*values: int | None) -> dict[str, Any]:
 # What `text_config` leaves out where it has the default of its class in transformers.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma3_text": _sizes(262208, 2304, 9216, 26, 8, 4, 256, 131072),
+    "gemma3n_text": _sizes(262400, 2048, 16384, 35, 8, 2, 256, 32768),
     "gemma4_text": _sizes(262144, 2304, 9216, 30, 8, 4, 256, 131072),
     "mistral": _sizes(32000, 4096, 14336, 32, 32, 8, 128, 131072),
     "ministral3": _sizes(131072, 4096, 14336, 34, 32, 8, 128, 262144) | {"rms_norm_eps": 1e-5},
@@ -56,6 +57,7 @@ class Tower:
 
 TOWERS = {
     "gemma3": Tower(("gemma3_text",)),
+    "gemma3n": Tower(("gemma3n_text",)),
     "gemma4": Tower(("gemma4_text",)),
     "mistral3": Tower(("mistral", "ministral3")),
     # With deep layers of its image part switched off, as without images, it is Qwen 3.

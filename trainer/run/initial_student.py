@@ -140,7 +140,7 @@ def initial_config(
     layers = _cut(config, source.config)
     if is_aligned(cache):  # no layer is compared with the teacher's
         vocabulary = cache.manifest.vocabulary_size
-        return dataclasses.replace(source.config.with_layers(layers), vocab_size=vocabulary), layers
+        return source.config.with_layers(layers).with_vocabulary(vocabulary), layers
     same_depth = source.config.num_layers == teacher_config(cache).num_layers
     return source.config.with_layers(layers), layers if same_depth else None
 

@@ -6,8 +6,6 @@ source's first token of its text. What has neither starts with the mean of all e
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -18,7 +16,7 @@ from decant.models.parameters import parameters_by_path
 from decant.models.text.projection import project_vocabulary
 from decant.models.text.tokenizer import Tokenizer
 
-_EMBEDDING, _HEAD = "embedding", "head"
+_EMBEDDING, _LAYERS, _HEAD = "embedding", "layer_embedding", "head"
 
 
 def with_vocabulary(student: Decoder, *, own: Tokenizer, new: Tokenizer, size: int) -> Decoder:
@@ -29,7 +27,7 @@ def with_vocabulary(student: Decoder, *, own: Tokenizer, new: Tokenizer, size: i
     like = project_vocabulary(new, own).first[:size]
     like = np.append(like, np.full(size - len(like), -1, like.dtype))
     like = np.where(like < student.config.vocab_size, like, -1)
-    config = dataclasses.replace(student.config, vocab_size=size)
+    config = student.config.with_vocabulary(size)
     types = {"dtype": student.dtype, "param_dtype": student.param_dtype}
     changed = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), **types))
     before = parameters_by_path(student)
@@ -37,6 +35,8 @@ def with_vocabulary(student: Decoder, *, own: Tokenizer, new: Tokenizer, size: i
         array = before[path].get_value()
         if path == _EMBEDDING:
             array = _rows_like(array, like)
+        elif path == _LAYERS:
+            array = _rows_like(array, np.where(like < len(array), like, 0))
         elif path == _HEAD:
             array = _rows_like(array.T, like).T
         parameter.set_value(array)
@@ -44,7 +44,8 @@ def with_vocabulary(student: Decoder, *, own: Tokenizer, new: Tokenizer, size: i
 
 
 def _rows_like(
-    table: Float[Array, "vocab embed"], like: Int[np.ndarray, " size"]
-) -> Float[Array, "size embed"]:
+    table: Float[Array, " vocab *embed"], like: Int[np.ndarray, " size"]
+) -> Float[Array, " size *embed"]:
     mean = jnp.mean(table.astype(jnp.float32), axis=0).astype(table.dtype)
-    return jnp.where((like >= 0)[:, None], table[np.maximum(like, 0)], mean)
+    known = (like >= 0).reshape(-1, *[1] * mean.ndim)
+    return jnp.where(known, table[np.maximum(like, 0)], mean)

@@ -26,6 +26,7 @@ from transformers import (
     DeepseekV3Config,
     Gemma2Config,
     Gemma3Config,
+    Gemma3nTextConfig,
     Gemma3TextConfig,
     Gemma4Config,
     Gemma4TextConfig,
@@ -525,6 +526,20 @@ CASES |= {
         eoa_token_index=79,
     ),
 }
+# Some blocks of each kind have sparse gates. All ids are in the table of the blocks' own inputs,
+# which is as long as another vocabulary.
+CASES["gemma3n"] = Gemma3nTextConfig(
+    **{n: s for n, s in GEMMA4.items() if n not in ("global_head_dim", "rope_parameters")}
+    | {"vocab_size_per_layer_input": 96},
+    num_kv_shared_layers=3,
+    rope_parameters={
+        "full_attention": {"rope_type": "default", "rope_theta": 500.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+    },
+    activation_sparsity_pattern=[0.6, 0.0, 0.8, 0.0, 0.5, 0.7],
+    altup_num_inputs=3,
+    laurel_rank=4,
+)
 ROUTED = (
     *("gpt_oss", "glm4_moe", "glm4_moe_lite", "deepseek_v2", "deepseek_v3"),
     *("qwen3_vl_moe", "kimi_k25", "qwen3_next", "qwen3_5_moe_text"),
@@ -592,11 +607,13 @@ def save_checkpoint(config, directory: Path, *, shard_size: str) -> None:
         if "norm" in name or ".ln_" in name:
             # Gemma and hybrid Qwens multiply by 1 + weight, but for one norm.
             around = any(kind in config.model_type for kind in ("gemma", "qwen3_next", "qwen3_5"))
-            around = around and "gemma4" not in config.model_type
+            around = around and not any(k in config.model_type for k in ("gemma3n", "gemma4"))
             parameter.copy_(0.3 * noise + (0 if around and "linear_attn" not in name else 1))
         elif name.endswith("A_log"):
             parameter.copy_(noise - 1.5)
-        elif name.endswith(("router.scale", "per_expert_scale")):
+        elif name.endswith("modality_router.weight"):
+            parameter.copy_(noise)  # it reads states divided by their width
+        elif name.endswith(("router.scale", "per_expert_scale", "correct_output_scale")):
             parameter.copy_(0.3 * noise + 1)
         elif name.endswith("sinks"):
             parameter.copy_(noise)
@@ -663,10 +680,14 @@ def run_alone(model, tokens: np.ndarray) -> dict[str, np.ndarray]:
     if rope.get("rope_type") not in ("longrope", "dynamic"):
         row = tokens  # as the files were made before there were such scalings
     out = model(torch.from_numpy(row)[None], output_hidden_states=True, output_attentions=True)
+    states = out.hidden_states
+    if states[0].ndim == 4:  # Gemma 3n: of copies, the first; and no final norm at the end
+        final = model.model(torch.from_numpy(row)[None]).last_hidden_state
+        states = (*(copies[0] for copies in states[:-1]), final)
     return {
         "tokens": tokens.astype(np.int32),
         "logits": out.logits[0, :length].numpy(),
-        "hidden": torch.stack(out.hidden_states)[:, 0, :length].numpy(),
+        "hidden": torch.stack(states)[:, 0, :length].numpy(),
         "maps": torch.stack(out.attentions)[:, 0, :, :length, :length].numpy(),
     }
 
