@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -78,16 +79,33 @@ def cut_layers(
         )
     )
     source_parameters = parameters_by_path(source)
+    homes = {
+        layer: (name, place)
+        for name, stack in source.config.stacks.items()
+        for place, layer in enumerate(stack.layers)
+    }
     for path, parameter in parameters_by_path(student).items():
-        array = source_parameters[path].get_value()
         # Copies, not views: the student is trained while its source is still in use.
-        stack = source.config.stacks.get(path.split(".")[0])
+        stack, _, name = path.partition(".")
         axes = parameter.get_metadata()["axes"]
-        if stack is None and "layers" in axes:  # what a parameter outside holds for each block
+        if stack in config.stacks:
+            own = [homes[layers[number]] for number in config.stacks[stack].layers]
+            parameter.set_value(_blocks_of(source_parameters, own, name))
+        elif "layers" in axes:  # what a parameter outside holds for each block
+            array = source_parameters[path].get_value()
             parameter.set_value(jnp.take(array, np.asarray(layers), axis=axes.index("layers")))
-        elif stack is None:
-            parameter.set_value(array.copy())
         else:
-            places = [stack.layers.index(layer) for layer in layers if layer in stack.layers]
-            parameter.set_value(array[np.asarray(places)])
+            parameter.set_value(source_parameters[path].get_value().copy())
     return student
+
+
+def _blocks_of(
+    parameters: Mapping[str, nnx.Variable], blocks: Sequence[tuple[str, int]], name: str
+) -> jax.Array:
+    """The parameter `name` of blocks, each given by its stack and its place in it."""
+    stacks = {stack for stack, _ in blocks}
+    if len(stacks) == 1:
+        array = parameters[f"{stacks.pop()}.{name}"].get_value()
+        return array[np.asarray([place for _, place in blocks])]
+    # Kinds of the source that are one in the student.
+    return jnp.stack([parameters[f"{stack}.{name}"].get_value()[at] for stack, at in blocks])

@@ -64,7 +64,7 @@ def config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
         stream_copies=copies,
         laurel_rank=reader.size("laurel_rank", 64, of="laurel_rank"),
         gate_sparsity=_read_sparsity(reader, sizes["num_layers"]),
-        final_softcap=reader.cap("final_logit_softcapping", 30.0),
+        final_softcap=float(reader.number("final_logit_softcapping", 30.0)),
         family="gemma3n",
     )
     reader.finish()

@@ -285,11 +285,12 @@ def _notes(aligner: Aligner) -> list[str]:
 
 def _with_vocabulary(config: bytes, *, size: int) -> bytes:
     value: dict[str, Any] = json.loads(config)
+    sizes = ("vocab_size", "vocab_size_per_layer_input")
 
     def changed(table: Mapping[str, Any]) -> dict[str, Any]:
         return {
             name: size
-            if name == "vocab_size"
+            if name in sizes
             else changed(inner)
             if name == "text_config" and isinstance(inner, dict)
             else inner

@@ -95,7 +95,8 @@ def multiplying_parameters(config: ModelConfig) -> int:
     """
     blocks = sum(len(stack.layers) * _of_block(stack.config) for stack in config.stacks.values())
     inputs = config.hidden_size * config.num_layers * config.layer_input_dim
-    return blocks + inputs + config.hidden_size * config.vocab_size
+    copies = 2 * (config.stream_copies - 1) * config.hidden_size**2
+    return blocks + inputs + copies + config.hidden_size * config.vocab_size
 
 
 def _of_block(c: ModelConfig) -> int:
@@ -104,7 +105,14 @@ def _of_block(c: ModelConfig) -> int:
     experts = c.experts_per_token if c.num_experts else 1
     width = experts * c.intermediate_size + c.shared_intermediate_size
     mlp = (3 if c.gated_mlp else 2) * width + c.num_experts + c.shared_expert_gate
-    return attention + c.hidden_size * (mlp + 2 * c.layer_input_dim)
+    others = 2 * c.layer_input_dim + 2 * c.laurel_rank
+    return attention + c.hidden_size * (mlp + others) + _of_copies(c)
+
+
+def _of_copies(c: ModelConfig) -> int:
+    """Matrix entries that predict and correct one block's copies; two products have the router."""
+    count = c.stream_copies
+    return count * (2 * c.hidden_size + count**2 + count) if count > 1 else 0
 
 
 def _of_attention(c: ModelConfig) -> int:

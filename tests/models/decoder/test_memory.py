@@ -21,10 +21,10 @@ LENGTHS = (5, 9)
 PROMPT, ROW = 12, 24
 # One of each switch: learned positions, windows, sinks and experts, two runs of blocks, softcaps,
 # blocks without rotation, a scaling by the row's length, queries that grow, blocks in parallel,
-# linear attention, blocks that read the keys and values of others.
+# linear attention, blocks that read the keys and values of others, copies of the residual stream.
 FEW = (
     *("gpt2", "gpt_oss", "glm4_moe", "gemma2", "smollm3", "llama_longrope", "ministral3"),
-    *("gpt_neox", "qwen3_next", "gemma4"),
+    *("gpt_neox", "qwen3_next", "gemma4", "gemma3n"),
 )
 
 

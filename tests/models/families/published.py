@@ -735,6 +735,56 @@ GEMMA4_TEXT = {
     "value_norm": True,
     "final_softcap": 30.0,
 }
+
+
+def gemma3n(mlp: int, layers: int, reading: int) -> dict[str, Any]:
+    """`text_config` of a Gemma 3n whose last `reading` blocks read keys and values of others."""
+    return {
+        "model_type": "gemma3n_text",
+        "vocab_size": 262400,
+        "vocab_size_per_layer_input": 262144,
+        "hidden_size": 2048,
+        "hidden_size_per_layer_input": 256,
+        "intermediate_size": [mlp] * layers,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "num_kv_shared_layers": reading,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "activation_sparsity_pattern": [0.95] * 10 + [0.0] * (layers - 10),
+        "altup_active_idx": 0,
+        "altup_coef_clip": 120.0,
+        "altup_correct_scale": True,
+        "altup_lr_multiplier": 1.0,
+        "altup_num_inputs": 4,
+        "laurel_rank": 64,
+        "attention_bias": False,
+        "final_logit_softcapping": 30.0,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "layer_types": [FULL if i % 5 == 4 else SLIDING for i in range(layers)],
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_local_base_freq": 10000.0,
+        "rope_scaling": None,
+        "rope_theta": 1000000.0,
+        "sliding_window": 512,
+    }
+
+
+GEMMA3N_TEXT = {
+    "family": "gemma3n",
+    "window_rope_theta": 10000.0,
+    "rope_theta": 1000000.0,
+    "score_multiplier": 1.0,
+    "value_norm": True,
+    "final_softcap": 30.0,
+    "layer_input_dim": 256,
+    "layer_input_rows": 262144,
+    "stream_copies": 4,
+    "laurel_rank": 64,
+    "norm_adds_one": False,
+}
 LARGE_GEMMA4 = {
     "sliding_window": 1024,
     "max_position_embeddings": 262144,
@@ -817,6 +867,21 @@ TOWERS: list[Tower] = [
         KEYS_ARE_VALUES | {"full_kv_heads": 2, "num_experts": 128, "expert_norms": True},
         25.2,
     ),
+    # As transformers makes them. Published files hold 0.02 and 0.03 more: keys and values that no
+    # block uses. Pages state 5 and 8 with the encoders of images and sounds.
+    *(
+        (
+            *(f"Gemma 3n {name}", "gemma3n"),
+            gemma3n(width, layers, reading),
+            GEMMA3N_TEXT
+            | {"intermediate_size": width, "num_layers": layers, "reading_layers": reading},
+            stated,
+        )
+        for name, width, layers, reading, stated in (
+            ("E2B", 8192, 30, 10, 4.435),
+            ("E4B", 16384, 35, 15, 6.835),
+        )
+    ),
     ("Gemma 3 4B", "gemma3", gemma3(2560, 10240, 34), GEMMA3_TEXT, 3.880),
     (
         *("Gemma 3 12B", "gemma3"),
@@ -873,7 +938,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
             "DeepSeek V3.2": "deepseek_v32",
             "Llama 4 Scout": "llama4",
             "Phi 3.5 MoE": "phimoe",
-            "Gemma 3n E4B": "gemma3n",
             "Command R7B": "cohere2",
             "Falcon 7B": "falcon",
             "Mamba 2": "mamba2",

@@ -26,7 +26,9 @@ from safetensors.numpy import load_file, save_file
 from decant.models import open_checkpoint, save_directory
 from decant.models.checkpoints.adapters import adapted_matrices
 from decant.models.checkpoints.cut import cut_layers
+from decant.models.decoder.decoder import Decoder
 from decant.models.families import config_from_json, config_to_json
+from decant.models.mesh.execution import WITHOUT_MESH
 from decant.models.numerics import logits
 from decant.models.parameters import parameters_by_path
 from tests import paths
@@ -238,6 +240,12 @@ def test_every_field_is_honoured_or_refused(name):
         ("qwen3_5", {"num_experts": 8}, "num_experts = 8"),
         ("qwen3_next", {"mlp_only_layers": [1]}, r"mlp_only_layers = \[1\] is not supported"),
         ("qwen3_5_moe", {"norm_topk_prob": False}, "norm_topk_prob = False"),
+        ("gemma3n", {"altup_active_idx": 1}, "altup_active_idx = 1"),
+        ("gemma3n", {"altup_correct_scale": False}, "altup_correct_scale = False"),
+        ("gemma3n", {"altup_num_inputs": 1}, "altup_num_inputs = 1; expected at least 2"),
+        ("gemma3n", {"intermediate_size": [40] * 5 + [48]}, "blocks of several widths"),
+        ("gemma3n", {"activation_sparsity_pattern": [1.0] * 6}, "sparsity_pattern = .*below 1"),
+        ("gemma3n", {"num_kv_shared_layers": 5}, "block 2 reads keys and values, but none"),
         ("gemma4", {"attention_bias": True}, "attention_bias = True"),
         ("gemma4", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention = 'all'"),
         ("gemma4", {"num_kv_shared_layers": 6}, "num_kv_shared_layers = 6; expected .* below 6"),
@@ -377,6 +385,11 @@ def test_a_cap_that_is_null_is_off_and_one_that_is_absent_is_the_familys():
         ("llama", {"attention_gate": True}, "cannot say attention_gate = True"),
         ("gemma4", {"value_norm": False}, "cannot say value_norm"),
         ("llama", {"full_kv_heads": 1}, "cannot say full_kv_heads = 1"),
+        ("llama", {"laurel_rank": 4}, "cannot say laurel_rank = 4"),
+        ("gemma3n", {"final_softcap": None}, "cannot say final_softcap = None"),
+        ("gemma4", {"stream_copies": 2}, "cannot say stream_copies = 2"),
+        ("gemma4", {"gate_sparsity": (0.5,)}, "cannot say gate_sparsity"),
+        ("gemma4", {"layer_input_rows": 70}, "cannot say layer_input_rows = 70"),
         ("gemma3", {"layer_input_dim": 8}, "cannot say layer_input_dim = 8"),
     ],
 )
@@ -462,6 +475,56 @@ def test_a_cut_gemma_4_needs_the_keys_that_its_blocks_read():
     # Transformers would give the last block full attention.
     with pytest.raises(ValueError, match="ends with sliding_attention"):
         config_to_json(config.with_layers((0, 2, 4)))
+
+
+def test_a_cut_gemma_3n_keeps_the_copies_and_which_gates_are_sparse(tmp_path):
+    _, teacher, _ = case("gemma3n")
+    for layers, sparsity in (((0, 2, 4, 5), (0.6, 0.8, 0.5, 0.7)), ((1, 2), (0.0, 0.8))):
+        student = cut_layers(teacher, layers)
+        assert student.config.layers_sparsity == sparsity
+        assert student.config.reading_layers == (2 if 4 in layers else 0)
+        for name in ("copy_projection", "copy_return"):
+            mine, whole = (getattr(m, name)[...] for m in (student, teacher))
+            np.testing.assert_array_equal(mine, whole)
+        if 4 not in layers:  # two kinds of the teacher's blocks are one of the student's
+            np.testing.assert_array_equal(
+                student.blocks.query[...][0], teacher.window_blocks.query[...][1]
+            )
+        save_directory(student, tmp_path / str(len(layers)), {})
+        assert open_checkpoint(tmp_path / str(len(layers))).config == student.config
+
+
+def test_ids_without_inputs_of_blocks_take_those_of_the_first():
+    # As transformers' whole model does; its text model takes no such ids.
+    config = dataclasses.replace(case("gemma3n")[1].config, layer_input_rows=60)
+    model = Decoder(config, rngs=nnx.Rngs(0))
+    assert model.layer_embedding[...].shape == (60, 6, 8)
+    states, tokens = jnp.ones((1, 4, 32)), jnp.asarray([[0, 59, 60, 79]])
+    inputs = np.asarray(model._layer_inputs(tokens, states, WITHOUT_MESH))
+    for token in (2, 3):
+        np.testing.assert_array_equal(inputs[:, :, token], inputs[:, :, 0])
+    assert np.abs(inputs[:, :, 1] - inputs[:, :, 0]).max() > 1e-3
+
+
+def test_attention_of_copies_has_no_maps():
+    golden, model, (_, hidden, _) = case("gemma3n")
+    _, segments, positions = packed(golden)
+    assert model.config.blocks_with_maps == ()
+    with pytest.raises(ValueError, match="block 1 reads copies of the residual stream"):
+        model.attention_maps(hidden[1], segments, positions, layer=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gate_sparsity": (1.0,)}, r"gate_sparsity is \(1.0,\); expected"),
+        ({"num_experts": 4, "experts_per_token": 2}, "needs a gated MLP, and no experts"),
+        ({"stream_copies": 0}, "stream_copies is 0; expected a whole number from 1"),
+    ],
+)
+def test_sparse_gates_and_copies_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(case("gemma3n")[1].config, **change)
 
 
 def test_keys_and_values_that_are_not_used_may_stay_in_a_file(tmp_path):

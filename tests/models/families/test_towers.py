@@ -78,6 +78,30 @@ def test_tensors_of_other_parts_are_counted_and_not_read(name):
     assert open_checkpoint(FAMILIES / "llama").left_out == ""
 
 
+def test_the_text_of_gemma_3n_is_read_out_of_a_model_with_encoders(tmp_path):
+    fields = json.loads((FAMILIES / "gemma3n" / "config.json").read_text())
+    others = ("vision_tower.conv", "audio_tower.conv", "embed_vision.norm", "embed_audio.norm")
+    extra = {f"model.{name}.weight": np.zeros(2, np.float32) for name in others}
+    tensors = {newer(n): t for n, t in load_file(FAMILIES / "gemma3n/model.safetensors").items()}
+    save_file(tensors | extra, tmp_path / "model.safetensors")
+    whole = {
+        "model_type": "gemma3n",
+        "text_config": fields,
+        "vision_config": {"model_type": "gemma3n_vision", "vocab_offset": 72},
+        "audio_config": {"model_type": "gemma3n_audio", "vocab_offset": 76},
+        "audio_soft_tokens_per_image": 188,
+        "vision_soft_tokens_per_image": 256,
+        **{f"{name}_token_id": 79 for name in ("image", "audio", "boi", "boa", "eoi", "eoa")},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    plain, checkpoint = open_checkpoint(FAMILIES / "gemma3n"), open_checkpoint(tmp_path)
+    assert checkpoint.config == plain.config
+    assert checkpoint.files.unread == sorted(extra)
+    ours, theirs = (parameters_by_path(c.load()) for c in (plain, checkpoint))
+    for path, parameter in ours.items():
+        np.testing.assert_array_equal(parameter.get_value(), theirs[path].get_value())
+
+
 def test_layers_of_qwen35_that_guess_further_tokens_are_counted_and_not_read(tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(FAMILIES / "tower_qwen3_5", folder)

@@ -29,7 +29,8 @@ def final(model, execution):
 
 meshes = [teacher_mesh(data=d, tensor=t) for d, t in ((1, 8), (2, 4), (8, 1))]
 meshes.append(student_mesh(data=2, fsdp=2, tensor=2))
-run = (*("gpt2", "gpt_neox", "olmo2", "deepseek_v3", "qwen3_next"), "gemma4", "gemma4_moe")
+run = (*("gpt2", "gpt_neox", "olmo2", "deepseek_v3", "qwen3_next"),
+       *("gemma3n", "gemma4", "gemma4_moe"))
 for name in (*run, "phi3", "granite4", "qwen3_5"):
     checkpoint = open_checkpoint(GOLDEN / "families" / name)
     alone = checkpoint.load()
@@ -41,11 +42,11 @@ for name in (*run, "phi3", "granite4", "qwen3_5"):
             np.testing.assert_array_equal(np.asarray(parameter[...]), whole[path])
         if name in run:
             states = nnx.jit(final, static_argnums=1)(model, Execution(mesh))
-            loose = {"qwen3_next": 10, "gemma4": 4, "gemma4_moe": 4}.get(name, 1)
+            loose = {"qwen3_next": 10, "gemma3n": 4, "gemma4": 4, "gemma4_moe": 4}.get(name, 1)
             np.testing.assert_allclose(states, expected, rtol=1e-5, atol=5e-6 * loose)
     split = {path: p[...].sharding.shard_shape(p[...].shape)[-2:]
              for path, p in parameters_by_path(checkpoint.load(mesh=meshes[1])).items()}
-    of = "full_" if name.startswith("gemma4") else ""
+    of = "full_" if name.startswith("gemma") else ""
     print(name, "query", split[of + "blocks.query"], "up", split[of + "blocks.up"])
 """
 
@@ -62,6 +63,7 @@ def test_on_eight_devices_results_are_those_of_one():
     # One of four heads, and a quarter of the MLP's 40 columns.
     for name in ("gpt2", "gpt_neox", "olmo2", "phi3"):
         assert f"{name} query (1, 8) up (32, 10)" in done.stdout
+    assert "gemma3n query (1, 8) up (32, 10)" in done.stdout
     assert "gemma4 query (1, 16) up (32, 10)" in done.stdout
     assert "gemma4_moe query (1, 16) up (32, 6)" in done.stdout
     assert "deepseek_v3 query (1, 16) up (32, 6)" in done.stdout

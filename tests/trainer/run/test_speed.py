@@ -35,6 +35,14 @@ def test_of_experts_the_chosen_ones_and_the_router_multiply():
     assert multiplying_parameters(mixture) == multiplying_parameters(CONFIG) + 3 * more
 
 
+def test_copies_of_the_residual_stream_and_the_branch_beside_attention_multiply():
+    more = dataclasses.replace(CONFIG, stream_copies=3, laurel_rank=4, layer_input_dim=5)
+    # The router, twice; what predicts and corrects; Laurel; what the block's input is made with.
+    block = 2 * 10 * 3 + 3 * 9 + 3 * 3 + 2 * 10 * 4 + 2 * 10 * 5
+    once = 4 * 10 * 10 + 10 * 3 * 5  # to copies and back; inputs of all blocks
+    assert multiplying_parameters(more) == multiplying_parameters(CONFIG) + 3 * block + once
+
+
 def test_narrow_vectors_that_keys_and_values_are_made_of_multiply_instead():
     narrow = dataclasses.replace(
         CONFIG, num_kv_heads=4, rotary_dim=2, value_dim=5, latent_dim=7, query_latent_dim=8
