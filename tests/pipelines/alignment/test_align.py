@@ -11,6 +11,7 @@ import tokenizers
 
 import decant
 from decant.__main__ import main
+from decant.models.families import config_from_json
 from decant.models.text.tokenizer import Tokenizer, tokenizer_of
 from decant.pipelines.alignment import job
 from decant.pipelines.alignment.job import align
@@ -25,6 +26,7 @@ from decant.pipelines.verification.verify import verify
 from decant.schemas import open_cache
 from decant.trainer.run.saved_initial import open_initial
 from tests.making.caches import tiny_cache, tokenizer_files, write_corpus
+from tests.paths import GOLDEN
 
 LENGTH = 192
 """No segment of 64 of the teacher's tokens is cut."""
@@ -283,6 +285,12 @@ def test_students_are_trained_from_it(root, aligned, tmp_path, init, capsys):
     assert initial.config.vocab_size == 300
     assert initial.config.num_layers == 1
     assert initial.tokenizer().difference(tokenizer(root)) is None
+
+
+def test_a_teacher_with_inputs_of_blocks_gets_the_vocabulary_for_them_too():
+    config = (GOLDEN / "families" / "gemma4" / "config.json").read_bytes()
+    changed = config_from_json(json.loads(job._with_vocabulary(config, size=300)))
+    assert changed == config_from_json(json.loads(config)).with_vocabulary(300)
 
 
 def tokenizer(root):

@@ -2,12 +2,16 @@
 
 import numpy as np
 import pytest
+from flax import nnx
 
+from decant.models import Decoder, ModelConfig
+from decant.models.text.projection import project_vocabulary
 from decant.pipelines.alignment.job import align
 from decant.pipelines.config import Align
 from decant.schemas import open_cache
 from decant.trainer.config import Data, Evaluate, Loss, Optimiser, Student, Train
 from decant.trainer.results.evaluate import evaluate
+from decant.trainer.run.new_vocabulary import with_vocabulary
 from decant.trainer.run.train import train
 from tests.making import tokenizers
 
@@ -50,6 +54,26 @@ def test_a_student_learns_by_gold_and_is_judged_on_any_cache_of_the_text(aligned
     judged = evaluate(Evaluate(run=config.run, cache=aligned["projected"].path, quiet=True))
     bits = trained.heldout["heldout_bits_per_byte"]
     assert judged["heldout_bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+
+
+def test_the_inputs_of_blocks_get_the_rows_of_the_same_tokens():
+    own, new = tokenizers.byte_level(), tokenizers.sentencepiece()
+    config = ModelConfig(
+        **SHAPE,
+        vocab_size=own.size,
+        num_layers=1,
+        head_dim=16,
+        layer_input_dim=2,
+        layer_input_rows=own.size - 100,
+    )
+    student = Decoder(config, rngs=nnx.Rngs(0))
+    changed = with_vocabulary(student, own=own, new=new, size=new.size)
+    assert changed.config.layer_input_rows == 0
+    table, like = np.array(student.layer_embedding[...]), project_vocabulary(new, own).first
+    assert (like >= len(table)).any()
+    like = np.where(like < len(table), like, 0)  # what has no row of its own reads the first
+    known = np.flatnonzero(like >= 0)
+    np.testing.assert_array_equal(changed.layer_embedding[...][known], table[like[known]])
 
 
 def test_gold_is_refused_by_name_for_projected_targets(aligned, tmp_path):
