@@ -7,7 +7,7 @@ that rows stay the first axis: [batch, time, copies, embed].
 Source: Baykal et al., "Alternating Updates for Efficient Transformers", as Gemma 3n has it.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -18,7 +18,8 @@ from decant.models.mesh.execution import Execution
 from decant.models.numerics import contract
 
 # Their modules import this one.
-Blocks = Decoder = Any
+Blocks: TypeAlias = Any
+Decoder: TypeAlias = Any
 
 _PROJECTION = ("other_copies", "embed", "norm")
 _LEAST_MEAN_SQUARE = 1e-5
