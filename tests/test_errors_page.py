@@ -8,7 +8,7 @@ from tests.paths import ROOT
 
 PACKAGES = (
     *("schemas", "models", "pipelines", "trainer"),
-    *("decant/command_line", "decant/store", "decant/foreign.py", "decant/serving.py"),
+    *("decant/command_line", "decant/store", "decant/foreign.py", "decant/served_losses.py"),
 )
 ENTRY = re.compile(r"^- (`.+?`): ", re.M | re.S)
 QUOTED = re.compile(r"`((?:[^`]|`\w+`)+?)`(?=,|$)")

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from decant.schemas.targets.unmatched import Partners
-from decant.serving import BY_RANK
+from decant.served_losses import BY_RANK
 from decant.torch.divergences import Parts, dense_losses, position_losses
 from decant.torch.settings import Settings
 from decant.torch.sketches import SketchShape, SketchTables

@@ -18,7 +18,7 @@ from transformers.utils.logging import get_logger
 
 from decant.schemas import Cache, open_cache
 from decant.schemas.reading.held import held_by
-from decant.serving import Divergence, Tail
+from decant.served_losses import Divergence, Tail
 from decant.torch.batching import fingerprint
 from decant.torch.judging import SUMS, Judge, row_sums
 from decant.torch.losses import loss_sum

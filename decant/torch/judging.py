@@ -15,7 +15,7 @@ from torch import Tensor
 
 from decant.schemas import Cache, open_cache
 from decant.schemas.signals import SketchSignal
-from decant.serving import Tail
+from decant.served_losses import Tail
 from decant.torch.divergences import Parts
 from decant.torch.losses import loss_sum
 from decant.torch.rows import Batch, Rows

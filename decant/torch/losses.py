@@ -17,7 +17,7 @@ from torch import Tensor
 
 from decant.schemas.targets.sketch import SketchHead
 from decant.schemas.targets.unmatched import Partners
-from decant.serving import Divergence, Tail
+from decant.served_losses import Divergence, Tail
 from decant.torch.chunks import Call, Chunks
 from decant.torch.divergences import Parts
 from decant.torch.settings import Settings

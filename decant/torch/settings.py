@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import get_args
 
-from decant.serving import Asked, Divergence, Tail
+from decant.served_losses import Asked, Divergence, Tail
 
 TAILS = get_args(Tail)
 DIVERGENCES = get_args(Divergence)

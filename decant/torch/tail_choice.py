@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from torch import Tensor
 
 from decant.schemas import Cache
-from decant.serving import BY_RANK, ONLY_FORWARD, Divergence, Tail
+from decant.served_losses import BY_RANK, ONLY_FORWARD, Divergence, Tail
 
 ARRAYS: dict[str, Tail] = {"counts": "counts", "sketch": "sketch", "tail_ids": "sampled"}
 """The array of a batch that each tail learns from."""

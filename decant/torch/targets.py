@@ -11,7 +11,7 @@ from torch import Tensor
 
 from decant.schemas.records.rows import next_tokens
 from decant.schemas.targets.unmatched import UNMATCHED
-from decant.serving import Held
+from decant.served_losses import Held
 from decant.torch.settings import Settings
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from decant.schemas.disk.layout import COUNTS, SKETCH
 from decant.schemas.reading.cache import Cache
-from decant.serving import Held
+from decant.served_losses import Held
 
 
 def held_by(caches: Sequence[Cache]) -> Held:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import decant
-from decant.serving import Held
+from decant.served_losses import Held
 from decant.trainer.judging.headline import ESTIMATES
 from decant.trainer.loss.choice import choose_tail
 from decant.trainer.loss.settings import Loss

@@ -13,7 +13,7 @@ from typing import Any
 
 from decant.schemas import Cache
 from decant.schemas.signals import SketchSignal
-from decant.serving import Tail
+from decant.served_losses import Tail
 
 PREFIX = "heldout_"
 """What the names of held-out metrics begin with in `metrics.jsonl` and `evaluation.json`."""

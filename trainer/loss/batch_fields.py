@@ -14,7 +14,7 @@ from decant.schemas import Cache
 from decant.schemas.reading.held import held_by
 from decant.schemas.signals import scale_name
 from decant.schemas.targets.unmatched import UNMATCHED
-from decant.serving import Divergence, Tail
+from decant.served_losses import Divergence, Tail
 from decant.trainer.loss.settings import Loss
 
 ROWS = ("tokens", "segment_ids", "positions", "loss_mask")

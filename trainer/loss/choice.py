@@ -9,7 +9,7 @@ import dataclasses
 
 from decant.schemas.disk.layout import COUNTS, SKETCH
 from decant.schemas.reading.record_signals import DRAWS, LABELS
-from decant.serving import ADD_SKETCH, BY_RANK, Divergence, Held, Tail, weak_from
+from decant.served_losses import ADD_SKETCH, BY_RANK, Divergence, Held, Tail, weak_from
 from decant.trainer.loss.settings import Loss
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from decant.models.mesh.vocabulary import Vocabulary
 from decant.schemas.targets.unmatched import Partners
-from decant.serving import BY_RANK, Divergence, Tail
+from decant.served_losses import BY_RANK, Divergence, Tail
 from decant.trainer.loss.counts import (
     correction_from_counts,
     whole_as_tail,

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from decant.schemas.targets.targets import tail_logmass_at
-from decant.serving import Divergence, Tail
+from decant.served_losses import Divergence, Tail
 
 
 class TeacherCategories(NamedTuple):

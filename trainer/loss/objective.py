@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from decant.models.mesh.execution import WITHOUT_MESH, Execution
 from decant.schemas.targets.unmatched import Partners
-from decant.serving import Divergence
+from decant.served_losses import Divergence
 from decant.trainer.loss.attention_maps import pair_count
 from decant.trainer.loss.batch_fields import Batch
 from decant.trainer.loss.chunk_loss import HeadSums, Recipe

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from decant.command_line.checks import ANY, Bounds
-from decant.serving import Asked, Divergence, Tail
+from decant.served_losses import Asked, Divergence, Tail
 from decant.trainer.loss.schedules import Schedule, Shape, check_schedule
 
 HiddenKind = Literal["mse", "cosine"]

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from decant.schemas.records.rows import next_tokens
 from decant.schemas.targets.unmatched import UNMATCHED
-from decant.serving import Divergence
+from decant.served_losses import Divergence
 from decant.trainer.loss.batch_fields import COUNTS, DRAWS, TOPK, WRITTEN
 
 

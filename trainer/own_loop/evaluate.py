@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from decant.command_line.checks import check_values
 from decant.schemas import Cache, open_cache
 from decant.schemas.reading.held import held_by
-from decant.serving import Asked
+from decant.served_losses import Asked
 from decant.trainer.config import Evaluate
 from decant.trainer.judging.measures import MeasureInputs, Measures, chunk_measures
 from decant.trainer.judging.whole import judge_heldout, measure_inputs

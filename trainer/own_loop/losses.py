@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from decant.command_line.checks import Bounds, check_values
 from decant.schemas.targets.sketch import SketchHead
 from decant.schemas.targets.unmatched import UNMATCHED, Partners
-from decant.serving import BY_RANK, Asked, Divergence, Held, Tail
+from decant.served_losses import BY_RANK, Asked, Divergence, Held, Tail
 from decant.trainer.loss.batch_fields import DRAWS, TOPK, WRITTEN, loss_fields
 from decant.trainer.loss.chunk_loss import HeadSums, Recipe
 from decant.trainer.loss.fused_head import distillation_loss

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from decant.schemas.reading.held import held_by
-from decant.serving import Held
+from decant.served_losses import Held
 from decant.trainer.config import Loss
 from decant.trainer.loss.batch_fields import check_targets
 from decant.trainer.loss.choice import choose_tail
