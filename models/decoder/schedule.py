@@ -68,8 +68,8 @@ def schedule(stacks: Mapping[str, Stack]) -> tuple[Part, ...]:
     parts, first = [], 0
     while rest := kinds[first:]:
         period = shortest_cycle(rest)
-        if len(period) == len(rest):  # nothing repeats: alike blocks are a part
-            period = next(_alike(rest))[:1]
+        if len(period) in (1, len(rest)):  # alike blocks are a part: one loop, not two
+            period = next(_alike(rest))
         cycles = [
             rest[i : i + len(period)] == list(period) for i in range(0, len(rest), len(period))
         ]

@@ -116,9 +116,9 @@ def test_layers_of_qwen35_that_guess_further_tokens_are_counted_and_not_read(tmp
 def test_a_tensor_that_is_of_no_known_part_is_refused(tmp_path):
     checkpoint = renamed(
         *("tower_gemma3", tmp_path / "other"),
-        lambda name: name.replace("multi_modal_projector", "audio_tower"),
+        lambda name: name.replace("multi_modal_projector", "depth_tower"),
     )
-    with pytest.raises(ValueError, match=r"not expected: audio_tower\.mm_soft"):
+    with pytest.raises(ValueError, match=r"not expected: depth_tower\.mm_soft"):
         checkpoint.load()
 
 

@@ -53,6 +53,7 @@ class FakeCache(Cache):
             forgotten_id="",
             source_weights={},
             parts=(),
+            writers=(),
             signals={**signals, **others.pop("signals", {})},
             logits=signals.get("logits"),
             **{"tokenizer": "tok", "vocabulary_size": 9, "sequence_length": 4, **others},
