@@ -49,7 +49,7 @@ format: $(READY) ## let ruff fix what it can
 	$(BIN)/ruff format .
 
 PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
-test: $(READY) ## the tests of every change, in under 30 minutes on two cores; none needs torch
+test: $(READY) ## the tests of every change, in under 40 minutes on two cores; none needs torch
 	$(PYTEST) -m "not slow and not mistreat and not reference and not integrations and not package" $(ARGS)
 
 test-all: $(READY) ## these and the slow ones, which repeat their promises at full length

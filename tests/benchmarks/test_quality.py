@@ -104,6 +104,7 @@ def test_the_dense_gradient_is_the_trainer_s_when_every_token_is_stored(shop):
         np.testing.assert_allclose(one, other, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_rs_kd_s_mean_target_is_the_teacher_s_distribution(shop):
     rows = shop.cache(study.ROWS).rows(split="train")[:16]
     ids = np.concatenate(

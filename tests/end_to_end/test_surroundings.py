@@ -242,6 +242,7 @@ for _ in range(8):
 """
 
 
+@pytest.mark.slow
 def test_there_may_be_more_units_than_a_process_may_open_files(tmp_path):
     command = [sys.executable, "-c", FEW_FILES, str(tmp_path)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)

@@ -82,6 +82,7 @@ def assert_same_draws(cache: Cache, again: Cache) -> None:
     assert 0 < near < 0.01 * total
 
 
+@pytest.mark.slow
 def test_four_devices_draw_what_one_draws(root, cache):
     """Two devices split every matrix, and two split the batch."""
     script = (

@@ -55,6 +55,7 @@ def test_a_killed_process_that_tokenises_is_an_error_and_a_rerun_gives_the_same_
     assert precompute(config).cache_id == in_one_process
 
 
+@pytest.mark.slow
 def test_processes_too_leave_out_documents_of_older_parts(tmp_path):
     ids = []
     for workers in (1, 2):

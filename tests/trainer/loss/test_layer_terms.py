@@ -203,7 +203,7 @@ def student_side(case, params):
     [
         (MANY, TWIN, "layered_cache"),
         (CLASSIC, TWIN, "layered_cache"),
-        (PROJECTED, SMALL, "layered_cache"),
+        pytest.param(PROJECTED, SMALL, "layered_cache", marks=pytest.mark.slow),
         pytest.param(PROJECTED, SMALL, "narrow_cache", marks=pytest.mark.slow),
         (ALONG_DIRECTIONS, TWIN, "narrow_cache"),
     ],

@@ -134,6 +134,7 @@ def mistreat(config, students, tmp_path, *, trials, seed, commands):
     return counts
 
 
+@pytest.mark.slow
 def test_a_mistreated_run_gives_its_own_student_or_an_error(config, students, tmp_path):
     counts = mistreat(config, students, tmp_path, trials=14, seed=0, commands=OFTEN[::2])
     assert {outcome for _, outcome in counts} == {"refused", "right"}

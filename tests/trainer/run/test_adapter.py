@@ -293,6 +293,7 @@ def test_every_optimiser_trains_it(drawn_cache, source, tmp_path, optimiser):
     assert moved.tolist() == [not optimiser.freeze, True]
 
 
+@pytest.mark.slow
 def test_losses_over_layers_train_it(layered_cache, layered_root, tmp_path):
     loss = Loss(
         tail="sampled",
