@@ -17,7 +17,7 @@ LEVELS = {
     "decant": [
         ["__init__", "foreign"],
         ["store"],
-        ["command_line", "progress", "serving"],
+        ["command_line", "progress", "served_losses"],
         ["schemas"],
         ["models"],
         ["pipelines", "trainer", "torch"],
