@@ -361,9 +361,9 @@ class ModelConfig:
                 "ModelConfig: blocks whose attention differs by window need experts in all blocks "
                 "or in none, and no linear attention."
             )
-        # A stack's config has blocks of one kind only.
+        # Raises if a block has no source. A stack's config has blocks of one kind only, and none.
         if 0 < self.reading_layers < self.num_layers:
-            self.key_sources  # noqa: B018
+            _ = self.key_sources
 
     def _check_linear(self) -> None:
         if not self.linear_layers:
@@ -466,7 +466,7 @@ class ModelConfig:
         """The config of a model with these blocks only, in this order.
 
         Each keeps its window, its kind of positions and its kind of attention. ValueError unless
-        blocks without experts come first.
+        blocks without experts come first, and blocks that read keys of others after those.
         """
         dense = [layer < self.dense_layers for layer in layers]
         if dense != sorted(dense, reverse=True):
