@@ -69,17 +69,26 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_with_space(cache, small_
     assert steps == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize(("limit", "steps"), [("1500", []), ("3000", [0, 1])])
-def test_files_that_may_not_grow_are_one_message_too(cache, tmp_path, limit, steps):
-    """The smaller limit stops the initial student, the larger one the first checkpoint."""
-    done = train(cache.path, tmp_path / "run", limit=limit)
+@pytest.mark.parametrize("limit", ["1500", "2100"])
+def test_files_that_may_not_grow_are_one_message_too(cache, tmp_path, limit):
+    """The smaller limit stops the initial student, the larger one a checkpoint.
+
+    A checkpoint of 5.6 MB is one large file and perhaps some smaller ones, as its writers come. So
+    one may pass below the larger limit by chance; the message then has to name it.
+    """
+    run = tmp_path / "run"
+    done = train(cache.path, run, limit=limit)
     assert done.returncode == 1
     (message,) = messages(done)
     assert "run: a file would exceed the limit on its size, so training stopped" in message
-    assert "It had no checkpoint yet. Raise the limit (ulimit -f)" in message
+    step = latest_step(run)
+    safe = f"Its checkpoint after update {step}, of" if step else "It had no checkpoint yet."
+    assert safe in message
+    assert "Raise the limit (ulimit -f)" in message
     assert done.stdout == ""
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    assert [
-        line["step"] for line in (read_metrics(metrics.parent) if metrics.exists() else [])
-    ] == steps
+    updates = range(step + 2) if limit == "2100" else []
+    metrics = read_metrics(run) if (run / "metrics.jsonl").exists() else []
+    assert [line["step"] for line in metrics if "loss" in line or line["step"] == 0] == list(
+        updates
+    )
     assert not list(tmp_path.rglob("model.safetensors.partial"))
