@@ -11,6 +11,8 @@ the same number of updates with the same learning rate. They differ in their tar
   teacher's forward pass.
 - `record`: one cache for every temperature: a small head, counts and a sketch.
 - `counts`: equally spaced draws of the whole distribution, at T = 1. `rs-kd`: independent draws.
+- `fresh`: as many draws as `counts`, but new ones at each visit of a row: what does it cost that a
+  cache repeats its draws? It differs only where a row is seen again, with more `--updates`.
 - `sketch`: a head, and the tail's shape as a few numbers.
 - `sampled`: a head and tail draws at the same T. `renormalize`, `bucket`, `prior`: a head.
 

@@ -36,9 +36,13 @@ Batch = dict[str, np.ndarray]
 
 
 def points(shop: Workshop) -> Iterator[Cell]:
-    """The cells of the first seed whose targets have a tail to compare with the dense one."""
+    """The cells of the first seed whose targets have a tail to compare with the dense one.
+
+    `fresh` has none of its own: at one visit its counts are like those of `counts`.
+    """
     for cell in cells(shop.study):
-        if cell.seed == FIRST_SEED and (cell.tail or cell.method == "record"):
+        has_tail = cell.method != "fresh" and (cell.tail or cell.method == "record")
+        if cell.seed == FIRST_SEED and has_tail:
             yield cell
 
 

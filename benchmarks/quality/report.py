@@ -141,6 +141,7 @@ ORDER = (
     "sampled",
     "rs-kd",
     "counts",
+    "fresh",
     "sketch",
     "record",
 )

@@ -26,7 +26,7 @@ from benchmarks.quality.study import (
     train_config,
 )
 from benchmarks.quality.teacher import DenseTeacher, dense_teacher, require_same_teacher
-from benchmarks.quality.uncached import draw_ids_of_row, train_dense, train_rs_kd
+from benchmarks.quality.uncached import draw_ids_of_row, train_dense, train_fresh, train_rs_kd
 from decant.models import save_directory
 from decant.models.text.tokenizer import tokenizer_of
 from decant.pipelines.capture.job import precompute
@@ -138,6 +138,8 @@ def run_cell(cell: Cell, shop: Workshop) -> dict[str, Any]:
 def _student(cell: Cell, config: Train, shop: Workshop) -> tuple[nnx.GraphDef, Any, list[float]]:
     if cell.method == "rs-kd":
         return train_rs_kd(config, shop.teacher, draws=cell.draws, directory=shop.study.work)
+    if cell.method == "fresh":
+        return train_fresh(config, shop.teacher, draws=cell.draws)
     if not cell.cached:
         return train_dense(config, shop.teacher)
     train(config)

@@ -1,8 +1,9 @@
 """The study's captures and cells, and the config file of each.
 
 A cell is a method at a temperature, with a size of its targets and a seed. Captures and most cells
-are run by `precompute` and `train` from a TOML file in the study's directory. `dense`, `online` and
-`rs-kd` have targets that no cache holds; their other settings come from such a file too.
+are run by `precompute` and `train` from a TOML file in the study's directory. `dense`, `online`,
+`rs-kd` and `fresh` have targets that no cache holds; their other settings come from such a file
+too.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _TOP_K = {16: 9, 32: 20, 64: 42, 120: 84}
 _TOP_K_AND_DRAWS = {16: (4, 4), 32: (8, 8), 64: (16, 18), 120: (32, 32)}
 _COUNTS = {14: 24, 28: 78, 45: 176, 64: 280, 120: 640}
 _RS_KD = {14: 24, 28: 66, 45: 140, 120: 512}
+_FRESH = {size: _COUNTS[size] for size in (14, 28)}
 _TOP_K_AND_SKETCH = {16: (2, 20), 37: (8, 40), 60: (8, 100), 120: (24, 192)}
 
 NONE: dict[str, Any] = {"draws": 0, "counts": 0, "sketch": {"rank": 0}}
@@ -101,7 +103,7 @@ class Cell:
     tail: str | None = None
     alpha: float = ALPHA
     draws: int = 0
-    """N of RS-KD, which no cache holds."""
+    """N of `rs-kd` and `fresh`, whose counts no cache holds."""
 
     @property
     def name(self) -> str:
@@ -112,7 +114,7 @@ class Cell:
     @property
     def cached(self) -> bool:
         """Whether its targets come from a cache, so that `train` with its TOML file runs it."""
-        return self.method not in ("dense", "online", "rs-kd")
+        return self.method not in ("dense", "online", "rs-kd", "fresh")
 
 
 def cells(study: Study) -> Iterator[Cell]:
@@ -135,6 +137,8 @@ def _count_cells(seed: int) -> Iterator[Cell]:
         yield Cell("counts", 1.0, seed, size, f"counts-{n}", "counts")
     for size, n in _RS_KD.items():
         yield Cell("rs-kd", 1.0, seed, size, tail="counts", draws=n)
+    for size, n in _FRESH.items():
+        yield Cell("fresh", 1.0, seed, size, tail="counts", draws=n)
 
 
 def _sketch_cells(temperature: float, seed: int) -> Iterator[Cell]:

@@ -1,11 +1,12 @@
-"""Trains students with targets that no cache holds: dense distillation and RS-KD.
+"""Trains students with targets that no cache holds: dense, RS-KD, and counts drawn at each visit.
 
-Rows and their order, the initial student, optimiser and schedule are the trainer's. So is RS-KD's
-loss, `tail = "counts"`: RS-KD's counts are of independent draws, a cache's of equally spaced ones.
+Rows and their order, the initial student, optimiser and schedule are the trainer's. So is the loss
+of counts, `tail = "counts"`: RS-KD's are of independent draws, a cache's of equally spaced ones.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,7 @@ from decant.trainer.run.student_parameters import graph_and_parameters
 from decant.trainer.update.optimiser import learning_rate
 from decant.trainer.update.step import initial_state, make_train_step, updated_state
 
-RS_KD_FIELDS = ("count_ids", "counts")
+COUNT_FIELDS = ("count_ids", "counts")
 DRAWS_AT_A_TIME = 512
 
 
@@ -57,8 +58,26 @@ def train_rs_kd(
 
     def targets(batch):
         at = np.searchsorted(stored["rows"], batch["rows"])
-        return {name: jnp.asarray(stored[name][at]) for name in RS_KD_FIELDS}
+        return {name: jnp.asarray(stored[name][at]) for name in COUNT_FIELDS}
 
+    return _train_on_counts(config, teacher, targets=targets)
+
+
+def train_fresh(
+    config: Train, teacher: DenseTeacher, *, draws: int
+) -> tuple[nnx.GraphDef, Any, list[float]]:
+    """Train on counts of `draws` equally spaced draws that are new at each visit of a row."""
+    keys = (
+        jax.random.fold_in(jax.random.key(config.data.seed), visit) for visit in itertools.count()
+    )
+
+    def targets(batch):
+        return fresh_targets(teacher, batch["rows"], draws=draws, key=next(keys))
+
+    return _train_on_counts(config, teacher, targets=targets)
+
+
+def _train_on_counts(config: Train, teacher: DenseTeacher, *, targets: Callable):
     def make_step(graph):
         return make_train_step(
             Objective(
@@ -170,12 +189,27 @@ def rs_kd_targets(teacher: DenseTeacher, rows: np.ndarray, *, draws: int) -> dic
     They count `draws` independent ids from the teacher at T = 1, which are seeded by the row's
     number: a row has the same draws at every visit, as in a cache.
     """
-    length = teacher.hidden(rows[:1]).shape[1]
     drawn = [draw_ids_of_row(teacher, int(row), draws=draws) for row in rows]
-    counted = count_draws(np.concatenate(drawn))
+    return _count_arrays(np.concatenate(drawn), rows=len(rows))
+
+
+def fresh_targets(
+    teacher: DenseTeacher, rows: np.ndarray, *, draws: int, key: jax.Array
+) -> dict[str, np.ndarray]:
+    """Counts of `draws` equally spaced draws of these rows, as `rs_kd_targets` gives them."""
+    hidden = teacher.hidden(rows)
+    uniform = jax.random.uniform(key, (*hidden.shape[:2], 1))
+    points = ((jnp.arange(draws) + uniform) / draws).reshape(-1, draws)
+    ids = _inverse_cdf(_flat(hidden), teacher.unembedding, points)
+    return _count_arrays(np.asarray(ids), rows=len(rows))
+
+
+def _count_arrays(drawn: np.ndarray, *, rows: int) -> dict[str, np.ndarray]:
+    """`count_ids` and `counts` [rows, S, draws] of drawn ids [rows · S, draws]."""
+    draws, counted = drawn.shape[1], count_draws(drawn)
     unused = ((0, 0), (0, draws - counted.ids.shape[1]))
-    pairs = zip(RS_KD_FIELDS, (counted.ids, counted.counts), strict=True)
-    return {name: np.pad(x, unused).reshape(len(rows), length, draws) for name, x in pairs}
+    pairs = zip(COUNT_FIELDS, (counted.ids, counted.counts), strict=True)
+    return {name: np.pad(x, unused).reshape(rows, -1, draws) for name, x in pairs}
 
 
 def draw_ids_of_row(teacher: DenseTeacher, row: int, *, draws: int) -> np.ndarray:

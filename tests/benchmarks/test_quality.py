@@ -10,7 +10,7 @@ import pytest
 from benchmarks.quality import angles, judge, report, study, uncached
 from benchmarks.quality.__main__ import RESULTS
 from benchmarks.quality.run import Workshop, run_cell
-from benchmarks.quality.teacher import logprobs
+from benchmarks.quality.teacher import DenseTeacher, logprobs
 from decant.models import open_checkpoint
 from decant.trainer.config import Loss
 from decant.trainer.loss.objective import Objective, scheduled_values
@@ -118,6 +118,28 @@ def test_rs_kd_s_mean_target_is_the_teacher_s_distribution(shop):
     z = (frequencies - p) / np.sqrt(p * (1 - p) / 512)
     # Independent draws have a mean square z-score of 1.
     assert np.mean(z**2) == pytest.approx(1, abs=0.2)
+
+
+def test_fresh_counts_are_equally_spaced_draws_and_new_at_each_visit():
+    generator = np.random.default_rng(0)
+    hidden = generator.normal(size=(2, 16, 8)).astype(np.float32)
+    unembedding = generator.normal(size=(8, 50)).astype(np.float32)
+    teacher = DenseTeacher(hidden, jnp.asarray(unembedding), seconds_per_row=0.0)
+    p = np.exp(logprobs(teacher, np.array([1]))[0])
+    visits = []
+    for visit in range(2):
+        key = jax.random.key(visit)
+        drawn = uncached.fresh_targets(teacher, np.array([1]), draws=40, key=key)
+        counts = np.zeros_like(p)
+        for at, (ids, own) in enumerate(
+            zip(drawn["count_ids"][0], drawn["counts"][0], strict=True)
+        ):
+            np.add.at(counts[at], ids, own)
+        assert (counts.sum(1) == 40).all()
+        # Of equally spaced draws an id gets ⌊N·p⌋ or ⌈N·p⌉; of independent ones it need not.
+        assert (np.abs(counts - 40 * p) < 1 + 1e-3).all()
+        visits.append(counts)
+    assert (visits[0] != visits[1]).any(axis=1).all()
 
 
 def test_the_metrics_agree_with_a_calculation_by_hand():
