@@ -24,12 +24,12 @@ from rich.table import Table
 from decant.models.checkpoints.cut import evenly_spaced
 from decant.models.mesh.sharding import student_mesh
 from decant.schemas import Cache, open_cache
-from decant.schemas.reading.held import held_by
+from decant.schemas.reading.held import held_by, loss_targets
 from decant.schemas.signals import AttentionSignal, HiddenSignal
 from decant.trainer.config import AttentionLoss, Data, HiddenLoss, Loss, Optimiser
 from decant.trainer.data.batches import Batches
 from decant.trainer.loss.batch_fields import to_device
-from decant.trainer.loss.choice import choose_tail, loss_targets
+from decant.trainer.loss.choice import choose_tail
 from decant.trainer.loss.layer_pairs import layer_pairs, number_layers
 from decant.trainer.loss.objective import Objective, Tables
 from decant.trainer.run.freed_memory import keep_freed_memory

@@ -50,12 +50,12 @@ from decant.models.mesh.sharding import student_mesh
 from decant.pipelines.upkeep.copy import copy
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk.layout import LOGITS, ROWS
+from decant.schemas.reading.held import loss_targets, tail_signals
 from decant.store import open_store
 from decant.trainer.config import Data, Loss, Optimiser, Train
 from decant.trainer.data.batches import Batches
 from decant.trainer.data.block_order import BLOCK_ROWS
 from decant.trainer.loss.batch_fields import to_device
-from decant.trainer.loss.choice import loss_targets, tail_signals
 from decant.trainer.loss.objective import Objective, Tables
 from decant.trainer.run.freed_memory import keep_freed_memory
 from decant.trainer.run.loss_inputs import sketch_inputs, tail_prior, with_tail

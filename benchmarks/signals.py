@@ -30,11 +30,11 @@ from decant.schemas.arrays.reader import ArrayReader
 from decant.schemas.arrays.spec import ArraySpec, create_array, shard_rows
 from decant.schemas.arrays.writer import ArrayWriter
 from decant.schemas.reading.cache import Cache
-from decant.schemas.reading.held import held_by
+from decant.schemas.reading.held import held_by, loss_targets
 from decant.schemas.signals import CountsSignal, HiddenSignal, LogitsSignal, SketchSignal
 from decant.schemas.targets.attention import encode_log
 from decant.schemas.targets.hidden import encode_int8
-from decant.trainer.loss.choice import choose_tail, loss_targets
+from decant.trainer.loss.choice import choose_tail
 from decant.trainer.loss.settings import Loss
 
 LENGTH, WIDTH, HEADS = 1024, 576, 9

@@ -22,6 +22,8 @@ ONLY_FORWARD: dict[Tail, str] = {
     "as in forward KL",
 }
 """Tails that work with forward KL only, and the reason."""
+_WEAK_FROM: dict[Tail, float] = {"renormalize": 2, "bucket": 2, "prior": 2, "sampled": 4}
+"""T from which a student learns little from a tail."""
 BY_RANK: tuple[Divergence, ...] = ("uld", "gold")
 """Divergences that compare sorted probabilities."""
 
@@ -116,6 +118,16 @@ class Asked:
             f"these targets are {held}, which serve forward_kl at T = 1 only, but this loss is "
             f"{self.divergence} at T up to {self.highest:.4g}. Use {self._say('temperature', 1)} "
             f"and {self._say('divergence', 'forward_kl')}, or capture with --signals.logits.k 8"
+        )
+
+    def weakness(self, tail: Tail, held: Held) -> str | None:
+        """What to say about a tail from which a student learns little at this T, if it does."""
+        if self.highest < _WEAK_FROM.get(tail, float("inf")):
+            return None
+        better = f"{self.prefix}tail = sketch" if held.sketch else f"sketches: {ADD_SKETCH}"
+        return (
+            f"At T = {self.highest:.4g} a student learns little from it (docs/benchmarks.md); "
+            f"better are {better}"
         )
 
     def require_held(self, held: Held, *, where: str) -> None:
@@ -219,9 +231,3 @@ class Asked:
     def _say(self, name: str, value: object) -> str:
         """How to give a setting: as a flag, or as an argument in Python."""
         return f"--{self.prefix}{name} {value}" if self.prefix else f"{name}={value!r}"
-
-
-def weak_from(tail: str) -> float:
-    """The T from which a student learns little from a tail (docs/benchmarks.md)."""
-    weak = {"renormalize": 2.0, "bucket": 2.0, "prior": 2.0, "sampled": 4.0}
-    return weak.get(tail, float("inf"))

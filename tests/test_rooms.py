@@ -85,7 +85,7 @@ LEVELS = {
     "torch": [
         ["settings", "packing", "rows", "on_policy"],
         ["targets", "layer_terms", "batching"],
-        ["tail_prior", "sketches", "tail_choice", "counts"],
+        ["tail_prior", "sketches", "counts"],
         ["student_view"],
         ["divergences"],
         ["sorted_probabilities"],

@@ -17,8 +17,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import get_logger
 
 from decant.schemas import Cache, open_cache
-from decant.schemas.reading.held import held_by
-from decant.served_losses import Divergence, Tail
+from decant.schemas.reading.held import held_by, loss_targets
+from decant.served_losses import Asked, Divergence, Tail
 from decant.torch.batching import fingerprint
 from decant.torch.judging import SUMS, Judge, row_sums
 from decant.torch.losses import loss_sum
@@ -26,7 +26,6 @@ from decant.torch.packing import packed_inputs, require_separate_segments
 from decant.torch.rows import Rows
 from decant.torch.settings import Settings
 from decant.torch.sketches import sketch_tables
-from decant.torch.tail_choice import choose_tail, held_by_cache, targets_read, weakness
 from decant.torch.targets import require_targets
 
 
@@ -84,23 +83,27 @@ class DistillationTrainer(Trainer):
         row see each other.
         """
         cache = _cache_of(train_dataset)
+        held = held_by([cache])
         if tail is None:
-            tail = _chosen(cache, temperature=temperature, divergence=divergence)
-        if weak := weakness(tail, temperature):
-            _LOG.warning(weak)
+            tail = Asked(divergence, None, (temperature,)).best_tail(held)
+            _LOG.info("tail = %s, chosen from %s for T = %g", tail, held, temperature)
         self.distillation = Settings(
             temperature, alpha, tail, divergence, mix, chunk_tokens, clip, anchor
         )
-        rows = _rows(train_dataset, cache, split="train", tails=(tail,))
+        asked = self.distillation.asked
+        asked.require_held(held, where=str(cache.path))
+        if tail and (weakness := asked.weakness(tail, held)):
+            _LOG.warning("tail = %s: %s", tail, weakness)
+        learned = loss_targets(tail, divergence)
+        rows = _rows(train_dataset, cache, split="train", targets=learned)
         require_targets(rows[[0]], self.distillation)
-        self.distillation.asked.require_held(held_by([cache]), where=str(cache.path))
         judged = cache if eval_dataset is None else _cache_of(eval_dataset)
         # `eval_loss` is at the training's settings.
-        self.distillation.asked.require_held(held_by([judged]), where=str(judged.path))
+        asked.require_held(held_by([judged]), where=str(judged.path))
         self._judge = Judge(judged)
         if eval_dataset is not None or len(cache.rows(split="heldout")):
-            tails = (tail, self._judge.headline.tail)
-            eval_dataset = _rows(eval_dataset, judged, split="heldout", tails=tails)
+            targets = tuple(dict.fromkeys((*learned, *self._judge.targets)))
+            eval_dataset = _rows(eval_dataset, judged, split="heldout", targets=targets)
         arguments: Any = TrainingArguments("tmp_trainer") if args is None else args
         arguments.remove_unused_columns = False
         if arguments.dataloader_num_workers and not arguments.dataloader_multiprocessing_context:
@@ -265,28 +268,10 @@ def _cache_of(dataset: Cache | str | Path | Rows) -> Cache:
 
 
 def _rows(
-    dataset: Any, cache: Cache, *, split: Literal["train", "heldout"], tails: Sequence[Tail | None]
+    dataset: Any, cache: Cache, *, split: Literal["train", "heldout"], targets: Sequence[str]
 ) -> Rows:
-    """The given rows; or those of the cache, with the targets that `tails` learn from."""
-    if isinstance(dataset, Rows):
-        return dataset
-    read = targets_read(held_by_cache(cache) & {*tails})
-    if None in tails:  # on_policy
-        read += ("labels",)
-    return Rows(cache, split=split, targets=read)
-
-
-def _chosen(cache: Cache, *, temperature: float, divergence: Divergence) -> Tail | None:
-    draws = cache.manifest.logits.draw_betas
-    tail = choose_tail(
-        held_by_cache(cache),
-        temperature=temperature,
-        divergence=divergence,
-        highest=1 / min(draws) if draws else None,
-        prior=cache.has_tail_prior,
-    )
-    _LOG.info("tail = %s, chosen from what %s holds for T = %g", tail, cache.path, temperature)
-    return tail
+    """The given rows; or those of the cache, with these targets."""
+    return dataset if isinstance(dataset, Rows) else Rows(cache, split=split, targets=targets)
 
 
 _LOG = get_logger(__name__)

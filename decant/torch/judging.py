@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from decant.schemas import Cache, open_cache
+from decant.schemas.reading.held import loss_targets
 from decant.schemas.signals import SketchSignal
 from decant.served_losses import Tail
 from decant.torch.divergences import Parts
@@ -21,7 +22,6 @@ from decant.torch.losses import loss_sum
 from decant.torch.rows import Batch, Rows
 from decant.torch.settings import Settings
 from decant.torch.sketches import sketch_tables
-from decant.torch.tail_choice import targets_read
 from decant.torch.targets import counted_positions
 
 Student = Callable[[Batch], Tensor | tuple[Tensor, Tensor]]
@@ -119,7 +119,7 @@ class Judge:
     @property
     def targets(self) -> tuple[str, ...]:
         """The `targets` of `Rows` that batches must hold."""
-        return targets_read([self.headline.tail])
+        return loss_targets(self.headline.tail)
 
     def row_sums(
         self,

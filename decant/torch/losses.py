@@ -8,6 +8,7 @@ equal those of `decant train` (tests/reference/test_torch_losses.py).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from decant.schemas.reading.held import held_by_batch
 from decant.schemas.targets.sketch import SketchHead
 from decant.schemas.targets.unmatched import Partners
-from decant.served_losses import Divergence, Tail
+from decant.served_losses import Asked, Divergence, Tail
 from decant.torch.chunks import Call, Chunks
 from decant.torch.divergences import Parts
 from decant.torch.settings import Settings
 from decant.torch.sketches import SketchTables, sketch_tables
-from decant.torch.tail_choice import choose_tail, held_by_batch
 from decant.torch.tail_prior import Prior
 from decant.torch.targets import counted_positions, require_targets, targets_of
 
@@ -238,13 +239,8 @@ def _chosen(
     divergence: Divergence,
     prior: Tensor | np.ndarray | None,
 ) -> Tail | None:
-    return choose_tail(
-        held_by_batch(batch),
-        temperature=temperature,
-        divergence=divergence,
-        highest=getattr(batch, "highest_temperature", None),
-        prior=prior is not None,
-    )
+    held = replace(held_by_batch(batch), prior=prior is not None)
+    return Asked(divergence, None, (temperature,)).best_tail(held)
 
 
 def _mean(

@@ -19,8 +19,7 @@ class Settings:
     alpha: float | None = None
     """None: 0.9; for "on_policy" 1."""
     tail: Tail | None = "bucket"
-    """Already chosen, if the caller left it unset: see `tail_choice.py`. None: "on_policy" reads
-    none."""
+    """Already chosen, if the caller left it unset. None: "on_policy" reads none."""
     divergence: Divergence = "forward_kl"
     mix: float = 0.5
     chunk_tokens: int | None = None

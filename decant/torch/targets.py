@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from decant.schemas.reading.held import held_by_batch
 from decant.schemas.records.rows import next_tokens
 from decant.schemas.targets.unmatched import UNMATCHED
-from decant.served_losses import Held
 from decant.torch.settings import Settings
 
 
@@ -163,16 +163,4 @@ def set_stored(
 
 def require_targets(batch: Mapping[str, Tensor], settings: Settings) -> None:
     """ValueError if the batch lacks what `settings` learns from, or a lower T made its draws."""
-    drawn = all(name in batch for name in _BY_TAIL["sampled"])
-    held = Held(
-        k=batch["topk_ids"].shape[-1] if "topk_ids" in batch else 0,
-        counts="counts" in batch,
-        sketch="sketch" in batch,
-        # Draws of a batch that does not say their T are taken to serve any.
-        drawn_at=(getattr(batch, "highest_temperature", None) or torch.inf) if drawn else None,
-        labels="label_logprobs" in batch,
-        writers="writer_logprobs" in batch,
-        unmatched=UNMATCHED in batch,
-        tail_at_1=getattr(batch, "tail_at_1", False),
-    )
-    settings.asked.require_held(held, where="this batch")
+    settings.asked.require_held(held_by_batch(batch), where="this batch")

@@ -1,12 +1,16 @@
-"""What caches hold for a loss."""
+"""What caches and batches hold for a loss, and what a loss reads of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from decant.schemas.disk.layout import COUNTS, SKETCH
 from decant.schemas.reading.cache import Cache
-from decant.served_losses import Held
+from decant.schemas.reading.record_signals import DRAWS, LABELS
+from decant.schemas.targets.unmatched import UNMATCHED
+from decant.served_losses import Divergence, Held, Tail
 
 
 def held_by(caches: Sequence[Cache]) -> Held:
@@ -40,3 +44,34 @@ def _held_by_one(cache: Cache) -> Held:
         unmatched=logits.unmatched > 0,
         tail_at_1=logits.tail_at_1,
     )
+
+
+def held_by_batch(batch: Mapping[str, Any]) -> Held:
+    """What a batch of `Cache.read` holds, as arrays of any framework.
+
+    Draws of a batch that does not say their T are taken to serve any.
+    """
+    drawn = all(f"tail_{name}" in batch for name in ("ids", "logprobs", "logweights"))
+    highest = getattr(batch, "highest_temperature", None) or math.inf
+    return Held(
+        k=batch["topk_ids"].shape[-1] if "topk_ids" in batch else 0,
+        counts="counts" in batch,
+        sketch="sketch" in batch,
+        drawn_at=highest if drawn else None,
+        labels="label_logprobs" in batch,
+        writers="writer_logprobs" in batch,
+        unmatched=UNMATCHED in batch,
+        tail_at_1=getattr(batch, "tail_at_1", False),
+    )
+
+
+def tail_signals(tail: Tail | None) -> tuple[str, ...]:
+    """Signals that a loss with this tail reads beside `logits`."""
+    return (tail,) if tail in (COUNTS, SKETCH) else ()
+
+
+def loss_targets(tail: Tail | None, divergence: Divergence = "forward_kl") -> tuple[str, ...]:
+    """`targets` of `Cache.read` for a loss; all others need not be decoded."""
+    if divergence == "on_policy":
+        return (LABELS,)
+    return (DRAWS,) if tail == "sampled" else tail_signals(tail)

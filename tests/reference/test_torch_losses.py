@@ -24,7 +24,6 @@ decant_torch = pytest.importorskip("decant.torch")
 loss_sum = pytest.importorskip("decant.torch.losses").loss_sum
 Settings = pytest.importorskip("decant.torch.settings").Settings
 
-choose_tail = pytest.importorskip("decant.torch.tail_choice").choose_tail
 
 pytestmark = pytest.mark.reference
 
@@ -198,24 +197,6 @@ def test_an_empty_tail_has_no_shape():
     close(ours(batch, tail="sketch", **settings), (expected[0], *expected[-2:]))
 
 
-@pytest.mark.parametrize(
-    ("held", "at", "chosen"),
-    [
-        (("counts", "sketch", "sampled"), {"temperature": 1.0}, "counts"),
-        (("sketch", "sampled"), {"temperature": 1.0}, "sketch"),
-        (("sampled",), {"temperature": 1.0}, "sampled"),
-        (("counts", "sketch", "sampled"), {"temperature": 4.0}, "sketch"),
-        (("counts", "sampled"), {"temperature": 2.0, "highest": 2.0}, "sampled"),
-        (("counts", "sampled"), {"temperature": 4.0, "highest": 2.0}, "bucket"),
-        (("counts",), {"temperature": 4.0, "prior": True}, "prior"),
-        (("counts", "sketch"), {"temperature": 1.0, "divergence": "jsd"}, "sketch"),
-        (("sampled",), {"temperature": 1.0, "divergence": "tv", "prior": True}, "prior"),
-    ],
-)
-def test_an_unset_tail_is_the_best_that_is_held(held, at, chosen):
-    assert choose_tail(held, **at) == chosen
-
-
 def test_an_unset_tail_is_chosen_from_the_batch():
     batch, settings = a_batch(), {"alpha": 0.7}
     close(ours(batch, **settings), ours(batch, tail="counts", **settings))
@@ -224,6 +205,10 @@ def test_an_unset_tail_is_chosen_from_the_batch():
     for name in ("counts", "sketch"):
         del batch[name]
     close(ours(batch, **settings), ours(batch, tail="sampled", **settings))
+    del batch["tail_logweights"]
+    close(ours(batch, **settings), ours(batch, tail="prior", **settings))
+    settings["prior"] = None
+    close(ours(batch, **settings), ours(batch, tail="bucket", **settings))
 
 
 def merged(tail, divergence, *, temperature, alpha, softcap):

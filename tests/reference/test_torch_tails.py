@@ -1,15 +1,10 @@
 """Counts and sketches of a cache in PyTorch: rows, the loss, and the Hugging Face trainer."""
 
-import itertools
-
 import numpy as np
 import pytest
 
 import decant
-from decant.served_losses import Held
 from decant.trainer.judging.headline import ESTIMATES
-from decant.trainer.loss.choice import choose_tail
-from decant.trainer.loss.settings import Loss
 from tests.formulas import dense
 from tests.making.caches import tiny_cache, write_teacher
 from tests.making.companions import DRAWS, RANK, with_companions
@@ -20,7 +15,6 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 decant_torch = pytest.importorskip("decant.torch")
 judging = pytest.importorskip("decant.torch.judging")
-tail_choice = pytest.importorskip("decant.torch.tail_choice")
 
 pytestmark = [
     pytest.mark.reference,
@@ -133,17 +127,23 @@ def test_the_trainer_chooses_a_tail_reads_it_alone_and_learns(
     assert after["eval_loss"] < before["eval_loss"]
 
 
+WEAK = (
+    "tail = bucket: At T = 4 a student learns little from it (docs/benchmarks.md); better are tail "
+    "= sketch"
+)
+
+
 @pytest.mark.parametrize(
     ("settings", "warned"),
-    [({"temperature": 4.0, "tail": "bucket"}, True), ({"temperature": 4.0}, False), ({}, False)],
+    [({"temperature": 4.0, "tail": "bucket"}, [WEAK]), ({"temperature": 4.0}, []), ({}, [])],
 )
 def test_a_tail_that_teaches_little_at_this_temperature_is_told(
     cache, checkpoint, tmp_path, monkeypatch, settings, warned
 ):
     lines = []
-    monkeypatch.setattr("decant.torch.hf_trainer._LOG.warning", lines.append)
+    monkeypatch.setattr("decant.torch.hf_trainer._LOG.warning", lambda *line: lines.append(line))
     trainer(checkpoint, cache, tmp_path, **settings)
-    assert [("at T = 4 a student learns little" in line) for line in lines] == [True] * warned
+    assert [line[0] % line[1:] for line in lines] == warned
 
 
 def test_a_jsd_at_temperature_1_takes_the_sketch(cache, checkpoint, tmp_path):
@@ -192,24 +192,3 @@ def test_students_are_judged_by_the_estimate_and_value_of_the_trainer(judged, na
 def test_the_headlines_are_the_trainer_s_in_its_order():
     ours = [x for x in vars(judging).values() if isinstance(x, judging.Headline)]
     assert [tuple(x) for x in ours] == [(x.name, x.measure, x.tail) for x in ESTIMATES]
-
-
-@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
-@pytest.mark.parametrize("divergence", ["forward_kl", "tv"])
-def test_an_unset_tail_is_the_trainer_s_choice(temperature, divergence):
-    for counts, sketch, prior, drawn_at in itertools.product(
-        (False, True), (False, True), (False, True), (None, 1.0, 4.0)
-    ):
-        held = {
-            name
-            for name, there in (("counts", counts), ("sketch", sketch), ("sampled", drawn_at))
-            if there
-        }
-        ours = tail_choice.choose_tail(
-            held, temperature=temperature, divergence=divergence, highest=drawn_at, prior=prior
-        )
-        loss = Loss(temperature=temperature, divergence=divergence)
-        theirs, said = choose_tail(loss, Held(8, counts, sketch, drawn_at, prior))
-        assert ours == theirs.tail
-        weak = tail_choice.weakness(ours, temperature)
-        assert (weak is not None) == ("learns little" in (said or ""))

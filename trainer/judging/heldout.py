@@ -17,12 +17,12 @@ from decant.models.mesh.execution import Execution
 from decant.models.mesh.sharding import replicate, split_columns
 from decant.models.text.text_bytes import bits_per_byte, bytes_of_ids, label_bytes
 from decant.schemas import Cache
+from decant.schemas.reading.held import loss_targets
 from decant.schemas.reading.record_signals import DRAWS, LABELS
 from decant.trainer.config import Loss
 from decant.trainer.judging.headline import PREFIX, PRIOR, Estimate, estimate_of, with_headline
 from decant.trainer.judging.teacher_reference import taught_on_host, teacher_on_labels
 from decant.trainer.loss.batch_fields import to_device
-from decant.trainer.loss.choice import loss_targets
 from decant.trainer.loss.chunk_loss import HeadSums
 from decant.trainer.loss.objective import Objective, Tables, batch_sums, scheduled_values
 from decant.trainer.loss.projections import Parameters

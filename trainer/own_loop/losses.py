@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
@@ -13,10 +12,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from decant.command_line.checks import Bounds, check_values
+from decant.schemas.reading.held import held_by_batch
 from decant.schemas.targets.sketch import SketchHead
 from decant.schemas.targets.unmatched import UNMATCHED, Partners
-from decant.served_losses import BY_RANK, Asked, Divergence, Held, Tail
-from decant.trainer.loss.batch_fields import DRAWS, TOPK, WRITTEN, loss_fields
+from decant.served_losses import BY_RANK, Asked, Divergence, Tail
+from decant.trainer.loss.batch_fields import loss_fields
 from decant.trainer.loss.chunk_loss import HeadSums, Recipe
 from decant.trainer.loss.fused_head import distillation_loss
 from decant.trainer.loss.given_logits import loss_of_logits
@@ -185,7 +185,7 @@ def _best_tail(
 
     ValueError if something has to be given.
     """
-    asked, held = _asked(divergence, None, temperature), _held(batch)
+    asked, held = _asked(divergence, None, temperature), held_by_batch(batch)
     if divergence == "on_policy" or (divergence in BY_RANK and held.k):
         return asked.best_tail(held)
     if given.prior is not None:
@@ -203,23 +203,6 @@ def _best_tail(
 def _asked(divergence: Divergence, tail: Tail | None, temperature: Scalar) -> Asked:
     known = float(temperature) if _is_known(temperature) else None
     return Asked(divergence, tail, (known,))
-
-
-def _held(batch: Mapping[str, Any]) -> Held:
-    """What the batch holds. Draws of a batch that does not say their T are taken to serve any."""
-    drawn = all(name in batch for name in DRAWS)
-    highest = getattr(batch, "highest_temperature", None) or math.inf
-    labels, writers = (name in batch for name in WRITTEN)
-    return Held(
-        k=batch[TOPK[0]].shape[-1] if TOPK[0] in batch else 0,
-        counts="counts" in batch,
-        sketch="sketch" in batch,
-        drawn_at=highest if drawn else None,
-        labels=labels,
-        writers=writers,
-        unmatched=UNMATCHED in batch,
-        tail_at_1=getattr(batch, "tail_at_1", False),
-    )
 
 
 def _check_batch(batch: Mapping[str, Any], student: Array, *, columns: int) -> int:
@@ -263,7 +246,7 @@ def _checked_tables(
     _check_number("alpha", alpha, SHARE)
     asked = _asked(recipe.divergence, recipe.tail, temperature)
     asked.require_consistent()
-    asked.require_held(_held(batch), where="this batch")
+    asked.require_held(held_by_batch(batch), where="this batch")
     if (recipe.tail == "prior") != (given.prior is not None):
         raise ValueError(
             'tail="prior" needs prior=cache.tail_prior(), and no other tail takes a prior'

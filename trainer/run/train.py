@@ -19,12 +19,12 @@ from decant.models.mesh.accelerator import unused_accelerator
 from decant.models.mesh.execution import Execution
 from decant.models.mesh.sharding import local_rows, row_shard_count, student_mesh
 from decant.schemas import Cache
+from decant.schemas.reading.held import loss_targets, tail_signals
 from decant.trainer.config import Optimiser, Train
 from decant.trainer.data.batches import Batches, number_of_updates
 from decant.trainer.data.mixture import caches_with_targets, check_mixture, open_for, open_others
 from decant.trainer.judging.heldout import Evaluator, heldout_rows, make_evaluator
 from decant.trainer.loss.batch_fields import check_targets
-from decant.trainer.loss.choice import loss_targets, tail_signals
 from decant.trainer.loss.frozen import joined, trained_and_frozen
 from decant.trainer.loss.layer_pairs import Pairs
 from decant.trainer.loss.objective import Objective, Tables

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from decant.schemas import Cache
+from decant.schemas.reading.held import loss_targets
 from decant.trainer.config import Data, Loss
 from decant.trainer.data.batches import Batches
 from decant.trainer.loss.batch_fields import ROWS, check_targets, loss_fields
-from decant.trainer.loss.choice import loss_targets
 from tests.making.companions import with_companions
 from tests.making.resealed import copy_of
 
