@@ -1,59 +1,100 @@
 """Bytes a token of a kind of text whose like was, or was not, in the calibration sample.
 
-    python -m benchmarks.drift CACHE PATTERN… [--profile compact] [--k 64] [--calibration 0.1]
+    python -m benchmarks.drift CACHE PATTERN… [--k 8] [--counts 100] [--rank 64] [--step 1]
 
-CACHE was captured with `lossless`. Each PATTERN (such as `man-*`) names the sources of one domain.
-The domain's rows are encoded twice: with tables fitted on a sample of all rows, and on a sample of
-rows that hold nothing of the domain. The difference is the cost for a corpus whose later text
-differs from its calibration sample.
+CACHE was captured as for `benchmarks.fields`. Each PATTERN (such as `*.rst`) names the sources of
+one domain. The domain's rows are encoded twice: with tables and deviations from a sample of all
+rows, and from a sample of rows that hold nothing of the domain. The difference is the cost for a
+corpus whose later text differs from its calibration sample. The sketch's basis is that of CACHE in
+both cases: it decides how much of the logits 64 numbers keep, not how many bytes they take.
 """
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.codecs import Measured, calibration_rows, read_targets
+from benchmarks.fields import HeadOf, Quantised, Row, Sizes, add, fitted_heads, rows_of
 from decant.schemas import open_cache
-from decant.schemas.codecs import PROFILES, Tables, fit
 from decant.schemas.reading.cache import Cache
 from decant.schemas.reading.units import read_unit_rows
-from decant.schemas.targets.targets import join_targets
 
 _MOSTLY = 0.9
 """Least share of a row's tokens from a domain for the row to count as the domain's."""
+_TARGETS = ("head and labels", "counts", "sketch", "all")
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What a sample of rows gives."""
+
+    heads: list[HeadOf]
+    deviations: np.ndarray
 
 
 def main():
     options = _arguments()
     cache = open_cache(options.cache)
-    vocabulary = cache.manifest.vocabulary_size
-    share = np.stack([shares(cache, pattern) for pattern in options.patterns])
     rows = np.random.default_rng(0).permutation(cache.rows())
-
-    def tables_from(candidates: np.ndarray) -> Tables:
-        count = len(calibration_rows(cache, rows, share=options.calibration))
-        sample = join_targets([read_targets(cache, r, k=options.k)[0] for r in candidates[:count]])
-        return fit(options.profile, sample, vocabulary=vocabulary)
-
-    whole = tables_from(rows)
-    seen = set(calibration_rows(cache, rows, share=options.calibration).tolist())
-    table = Table(title=f"{options.profile}, k = {options.k}: tables that saw the domain or not")
-    for column in ("domain", "rows", "B/token seen", "B/token unseen", "drift"):
+    count = max(1, options.calibration // cache.manifest.sequence_length)
+    whole = _calibrated(cache, rows[:count], options)
+    table = Table(title="bytes a token, with tables that saw the domain → that did not")
+    for column in ("domain", "rows", *_TARGETS, "drift"):
         table.add_column(column, justify="right")
-    for pattern, of_row in zip(options.patterns, share, strict=True):
-        own = [r for r in rows if of_row[r] >= _MOSTLY and int(r) not in seen][: options.rows]
-        others = tables_from(rows[of_row[rows] == 0])
-        with_it, without = (
-            _size(cache, own, tables=tables, options=options) for tables in (whole, others)
+    for pattern in options.patterns:
+        of_row = shares(cache, pattern)
+        own = [r for r in rows[count:] if of_row[r] >= _MOSTLY][: options.rows]
+        if not own:
+            raise SystemExit(
+                f"{pattern}: no row outside the sample is at least {_MOSTLY:.0%} of such sources"
+            )
+        others = _calibrated(cache, rows[of_row[rows] == 0][:count], options)
+        read = list(rows_of(cache, np.array(own), draws=[options.counts]))
+        seen, unseen = (
+            measured(read, tables, rank=options.rank, step=options.step, cache=cache)
+            for tables in (whole, others)
         )
-        table.add_row(
-            *(pattern, str(len(own)), f"{with_it:.1f}", f"{without:.1f}"),
-            f"+{without - with_it:.1f}",
+        both = [f"{a:.1f} → {b:.1f}" for a, b in zip(seen, unseen, strict=True)]
+        table.add_row(pattern, str(len(own)), *both, f"{unseen[-1] - seen[-1]:+.1f}")
+    console = Console(width=120)
+    console.print(table)
+    console.print(
+        f"compact, k = {options.k}, {options.counts} counts, a sketch of {options.rank} at step "
+        f"{options.step:g}; tables from {count * cache.manifest.sequence_length:,} tokens. Headers "
+        "and checksums are left out."
+    )
+
+
+def _calibrated(cache: Cache, numbers: np.ndarray, options: argparse.Namespace) -> Calibrated:
+    sample = list(rows_of(cache, numbers, draws=[options.counts]))
+    of_heads = argparse.Namespace(k=[options.k], mass=[], counts=[options.counts])
+    heads = fitted_heads(sample, of_heads, vocabulary=cache.manifest.vocabulary_size)
+    sketches = np.concatenate([row.sketch for row in sample])
+    return Calibrated(heads, sketches.std(axis=0, dtype=np.float64))
+
+
+def measured(
+    rows: Sequence[Row], tables: Calibrated, *, rank: int, step: float, cache: Cache
+) -> list[float]:
+    """Bytes a position of each of `_TARGETS`."""
+    sizes, how = Sizes(), Quantised(rank, step, dither=False)
+    for row in rows:
+        add(
+            sizes,
+            row,
+            heads=tables.heads,
+            sketches=[how],
+            deviations=tables.deviations,
+            vocabulary=cache.manifest.vocabulary_size,
         )
-    Console(width=120).print(table)
+    (of_head,) = sizes.fields.values()
+    held = (of_head.total() - of_head["framing"], sizes.counts.total(), sizes.sketches.total())
+    each = [size / sizes.positions for size in held]
+    return [*each, sum(each)]
 
 
 def shares(cache: Cache, pattern: str) -> np.ndarray:
@@ -70,21 +111,15 @@ def shares(cache: Cache, pattern: str) -> np.ndarray:
     return np.array(row_shares)
 
 
-def _size(cache: Cache, rows: list, *, tables: Tables, options: argparse.Namespace) -> float:
-    measured = Measured(options.profile, options.k, [])
-    for row in rows:
-        targets = read_targets(cache, row, k=options.k)
-        measured.add([targets], tables=tables, vocabulary=cache.manifest.vocabulary_size)
-    return measured.record_bytes / max(measured.positions, 1)
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("cache", help="a sealed cache captured with the lossless codec")
-    parser.add_argument("patterns", nargs="+", help="a domain's sources, such as man-*")
-    parser.add_argument("--profile", default="compact", choices=PROFILES[:3])
-    parser.add_argument("--k", type=int, default=64)
-    parser.add_argument("--calibration", type=float, default=0.1, help="share of the rows")
+    parser.add_argument("cache", help="a lossless cache with exact sketches of full rank")
+    parser.add_argument("patterns", nargs="+", help="a domain's sources, such as *.rst")
+    parser.add_argument("--k", type=int, default=8)
+    parser.add_argument("--counts", type=int, default=100)
+    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--step", type=float, default=1.0)
+    parser.add_argument("--calibration", type=int, default=1 << 14, help="positions")
     parser.add_argument("--rows", type=int, default=100, help="most rows of each domain")
     return parser.parse_args()
 

@@ -1,11 +1,20 @@
-"""The table of bytes runs on a small cache, and what it measures with is right."""
+"""The tables of bytes and of drift run on a small cache; what they measure with is right."""
+
+import re
 
 import numpy as np
 import pytest
 
-from benchmarks import fields
+from benchmarks import drift, fields
 from decant.pipelines.config import Sketch
 from tests.making.caches import tiny_cache
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    sketch = Sketch(rank="full", step=0.0)
+    root = tmp_path_factory.mktemp("fields")
+    return tiny_cache(root, k=12, profile="lossless", sketch=sketch)
 
 
 def test_entropies_are_in_bytes_a_position():
@@ -13,9 +22,7 @@ def test_entropies_are_in_bytes_a_position():
     assert fields.entropies(counts) == pytest.approx((1 + 1.5) / 8)
 
 
-def test_the_tables_name_every_head_count_and_sketch(tmp_path, monkeypatch, capsys):
-    sketch = Sketch(rank="full", step=0.0)
-    cache = tiny_cache(tmp_path, k=12, profile="lossless", sketch=sketch)
+def test_the_tables_name_every_head_count_and_sketch(cache, monkeypatch, capsys):
     options = "--k 0 12 --counts 8 --ranks 4 full --steps 1 --calibration 900 --positions 500"
     monkeypatch.setattr("sys.argv", ["fields", str(cache.path), *options.split()])
     fields.main()
@@ -29,3 +36,25 @@ def test_the_tables_name_every_head_count_and_sketch(tmp_path, monkeypatch, caps
     expected = stored["label_logprobs"][0][stored["loss_mask"][0]]
     np.testing.assert_allclose(row.targets.label_logprobs, expected, atol=1e-4)
     assert (row.counts[8].counts.sum(1) == 8).all()
+
+
+def test_drift_compares_tables_that_saw_a_domain_with_tables_that_did_not(
+    cache, monkeypatch, capsys
+):
+    of_domain = drift.shares(cache, "document-000.txt")
+    assert 0 < np.count_nonzero(of_domain > 0.9) < len(of_domain) / 4
+    options = "--k 8 --counts 8 --rank 4 --calibration 600"
+    monkeypatch.setattr("sys.argv", ["drift", str(cache.path), "document-00*", *options.split()])
+    drift.main()
+    printed = capsys.readouterr().out
+    pairs = [(float(a), float(b)) for a, b in re.findall(r"([\d.]+) → ([\d.]+)", printed)]
+    assert len(pairs) == 4
+    # All is the sum of the others, each rounded.
+    for side in zip(*pairs, strict=True):
+        assert side[3] == pytest.approx(sum(side[:3]), abs=0.2)
+    (difference,) = map(float, re.findall(r"([+-][\d.]+) ", printed))
+    assert difference == pytest.approx(pairs[3][1] - pairs[3][0], abs=0.11)
+    assert pairs[0][0] < pairs[0][1]
+    monkeypatch.setattr("sys.argv", ["drift", str(cache.path), "nothing-*"])
+    with pytest.raises(SystemExit, match=r"nothing-\*: no row outside the sample"):
+        drift.main()
