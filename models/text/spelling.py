@@ -35,6 +35,8 @@ class Spelling:
     prefix: Prefix
     """Where the tokenizer puts a space in front of a stretch of text: never, at the beginning of a
     document only, or also after each special token."""
+    doubles_space: bool
+    """Whether it puts one also in front of text that begins with a space."""
     drops_spaces: bool
     """Whether spaces and line breaks between words are in no token."""
     continuing: frozenset[int]
@@ -54,6 +56,14 @@ class Spelling:
         return (self.prefix == "always" and (opens or after_special)) or (
             self.prefix == "first" and opens
         )
+
+    def without_prefix(self, text: Bytes) -> Bytes:
+        """A stretch's text from the bytes of its tokens, where `puts_space` holds."""
+        rest = text.removeprefix(b" ")
+        if self.doubles_space:
+            return rest
+        # Text of its own space has none put in front. "a" and " a" have the same tokens.
+        return text if rest.startswith(b" ") or not rest else rest
 
     @cached_property
     def written(self) -> tuple[Bytes, ...]:
@@ -107,6 +117,7 @@ def token_spelling(tokenizer: Tokenizer) -> Spelling:
         bytes=tuple(spelt),
         special=special,
         prefix="never",
+        doubles_space=False,
         drops_spaces=drops_spaces,
         continuing=frozenset(
             i for token, i in backend.ids.items() if begin and token.startswith(begin)
@@ -114,7 +125,8 @@ def token_spelling(tokenizer: Tokenizer) -> Spelling:
         unknown=unknown,
         bos=tokenizer.bos_id,
     )
-    return replace(made, prefix=_prefix(tokenizer, made))
+    spaced = made.join(tokenizer.encode_batch([" x"])[0].tolist())
+    return replace(made, prefix=_prefix(tokenizer, made), doubles_space=spaced == b"  x")
 
 
 def _speller(backend: Backend) -> Callable[[str], bytes | None]:

@@ -78,11 +78,11 @@ def lay_out(
         kind = Kind.SPELT if spelt[first] else Kind.SPECIAL if special[first] else Kind.TEXT
         text = b"" if kind is Kind.SPECIAL else spelling.join(ids[first:last].tolist())
         spaced = spelling.puts_space(opens=opens, after_special=before is not Kind.TEXT)
-        strips = kind is Kind.TEXT and spaced and text.startswith(b" ")
+        own = spelling.without_prefix(text) if kind is Kind.TEXT and spaced else text
         at = place + (kind is Kind.TEXT)
         token = int(ids[first])
-        stretches.append(Stretch(kind, token, text[strips:], at, opens, after_partner))
-        gaps[first] = kind is Kind.TEXT and not strips
+        stretches.append(Stretch(kind, token, own, at, opens, after_partner))
+        gaps[first] = kind is Kind.TEXT and own == text
         place += int(gaps[first] + lengths[first:last].sum())
         opens, before = opens and token == spelling.bos, kind
         after_partner = kind is Kind.SPECIAL and mapping.get(token, DROPPED) != DROPPED

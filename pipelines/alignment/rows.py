@@ -24,7 +24,7 @@ from decant.schemas.manifest.manifest import Source
 from decant.schemas.manifest.tokenizer_files import tokenizer_folder
 from decant.schemas.records.rows import PADDING, Row, Segment
 
-VERSION = 1
+VERSION = 2
 """Part of every rows_id. Raise it if the same cache would give other rows."""
 OPEN_ROWS = 64
 _ROWS_AT_ONCE = 64

@@ -78,6 +78,11 @@ def test_source_and_spans_are_those_of_a_comparison_byte_by_byte(pair, text):
 @settings(max_examples=20, deadline=None)
 @given(text=TEXTS)
 @example(text=CODE)
+@example(text=" ")
+@example(text="  ")
+@example(text="  a")
+@example(text=" a")
+@example(text=" \n")
 def test_with_one_tokenizer_every_position_speaks_of_itself(kind, text):
     tokenizer, spelling = made_of_kind(kind)
     ids = ids_of(tokenizer, text)
