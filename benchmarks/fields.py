@@ -231,11 +231,11 @@ def add(
             tables=Tables({}),
         )
         sizes.sketches[how] += len(block.payload)
-        levels = sketch_field.levels_of(
-            values,
-            size=sketch_field.step_size(spread, how.step),
-            dither_key=row.key if how.dither else None,
-        )
+        dither = None
+        if how.dither:
+            dither = sketch_field.dither_of(row.key, rank=how.rank, positions=len(values))
+        size = sketch_field.step_size(spread, how.step)
+        levels = sketch_field.levels_of(values, size=size, dither=dither)
         _count_levels(sizes, how, levels)
 
 

@@ -13,7 +13,7 @@ Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tv", "uld", "gold", "on
 Tail = Literal["bucket", "sampled", "prior", "renormalize", "counts", "sketch"]
 ADD = "add it to this cache: the same precompute config with"
 ADD_COUNTS = f"{ADD} --signals.logits.counts 100"
-ADD_SKETCH = f"{ADD} --signals.logits.sketch.rank 64"
+ADD_SKETCH = f"{ADD} --signals.logits.sketch.rank 256"
 ONLY_FORWARD: dict[Tail, str] = {
     "renormalize": "it gives the teacher no mass outside its top-k, where the student has some",
     "sampled": "draws are right on average only where the teacher's probabilities enter linearly, "
@@ -143,7 +143,7 @@ class Asked:
                 f"{where}: was aligned from a cache without a sketch, so its tails are known at "
                 f"T = 1 only, but {self._t_is}. Use {self._say('temperature', 1)}, or add a sketch "
                 "to the first cache and align again: the same precompute config with "
-                "--signals.logits.sketch.rank 64"
+                "--signals.logits.sketch.rank 256"
             )
         if self.divergence == "on_policy":
             self._require_written(held, where)

@@ -23,7 +23,7 @@ from decant.schemas.targets.targets import BETAS
 
 LEAST_DRAWS = 8
 """Fewest draws of counts: fewer teach less than the stored tokens do."""
-K, DRAWS, COUNTS, RANK = 8, 0, 100, 64
+K, DRAWS, COUNTS, RANK, STEP = 8, 0, 100, 256, 4.0
 """What a capture stores of a distribution by default: `k`, `draws`, `counts` and `sketch.rank` of
 `signals.logits`. One record that serves every T ≥ 1 in about 70 bytes per token
 (docs/benchmarks.md has what students learn from it)."""
@@ -132,17 +132,18 @@ class Sketch:
 
     rank: Annotated[int | Literal["full"] | None, Bounds(0)] = None
     """r, numbers stored per position; 0 for none. A student can then train at any temperature
-    (`loss.tail = "sketch"`). 32 take about 12 bytes per position, 64 about 23. `full` stores as
-    many as the teacher is wide, which gives its dense distribution. Unset: 64, but at most a
-    quarter of the teacher's width, and none if `k` is 0; a capture that has begun keeps its own. A
+    (`loss.tail = "sketch"`). 64 take about 9 bytes per position, 256 about 28. `full` stores as
+    many as the teacher is wide, which gives its dense distribution. Unset: 256, but at most half of
+    the teacher's width, and none if `k` is 0; a capture that has begun keeps its own. A
     calibration sample of fewer than 8 positions a number lowers every rank but `full`."""
     step: Annotated[float | None, Bounds(0, 16)] = None
     """Distance of the stored values, in standard deviations of the r-th number (of the 128th if
-    there are more). A smaller step takes more bytes and is more exact; 0 keeps float32. Unset: 1,
-    for `full` 0.5."""
+    there are more). A smaller step takes more bytes and is more exact; 0 keeps float32. In the same
+    bytes, many numbers with a large step teach more than few exact ones. Unset: 4, for `full`
+    0.5."""
     dither: bool | None = None
     """Add a known pseudo-random fraction of a step before rounding, so that rounding is right on
-    average. Unset: only for `full`."""
+    average; a student then learns from many positions what none of them says exactly. Unset: yes."""
 
     def settings(self) -> dict[str, Any] | None:
         """The settings with their defaults filled in; None if no sketch is stored.
@@ -152,8 +153,8 @@ class Sketch:
         if not self.rank:
             return None
         full = self.rank == "full"
-        step = self.step if self.step is not None else (0.5 if full else 1.0)
-        dither = (full if self.dither is None else self.dither) and step > 0
+        step = self.step if self.step is not None else (0.5 if full else STEP)
+        dither = self.dither is not False and step > 0
         return {"rank": self.rank, "step": float(step), "dither": dither}
 
 
@@ -185,16 +186,17 @@ class Logits:
 
     def decided(self, *, width: int) -> "Logits":
         """The settings of a new capture, with defaults for a teacher of this width filled in."""
-        rank = min(RANK, max(1, width // 4)) if self.k else 0
+        rank = min(RANK, max(1, width // 2)) if self.k else 0
         return self.filled(COUNTS, Sketch(rank))
 
     def filled(self, counts: int, sketch: Sketch) -> "Logits":
         """The settings with these counts and this sketch where they are unset."""
         own = {name: value for name, value in vars(self.sketch).items() if value is not None}
+        same = self.sketch.rank in (None, sketch.rank)
         return dataclasses.replace(
             self,
             counts=counts if self.counts is None else self.counts,
-            sketch=dataclasses.replace(sketch, **own) if self.sketch.rank is None else self.sketch,
+            sketch=dataclasses.replace(sketch, **own) if same else self.sketch,
         )
 
     def require_possible(self) -> None:

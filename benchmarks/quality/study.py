@@ -41,7 +41,7 @@ _TOP_K_AND_SKETCH = {16: (2, 20), 37: (8, 40), 60: (8, 100), 120: (24, 192)}
 NONE: dict[str, Any] = {"draws": 0, "counts": 0, "sketch": {"rank": 0}}
 CAPTURES: dict[str, dict[str, Any]] = {
     # One record for every temperature: the default capture.
-    "record": {"k": 8, "draws": 0, "counts": 100, "sketch": {"rank": 64}},
+    "record": {"k": 8, "draws": 0, "counts": 100, "sketch": {"rank": 256}},
     **{f"top-{k}": {**NONE, "k": k} for k in _TOP_K.values()},
     # Draws have the least variance at T if they are drawn from the tail at T.
     **{
@@ -51,7 +51,7 @@ CAPTURES: dict[str, dict[str, Any]] = {
     },
     **{f"counts-{n}": {**NONE, "k": 0, "counts": n} for n in _COUNTS.values()},
     **{
-        f"top-{k}-sketch-{r}": {**NONE, "k": k, "sketch": {"rank": r}}
+        f"top-{k}-sketch-{r}": {**NONE, "k": k, "sketch": {"rank": r, "step": 1.0, "dither": False}}
         for k, r in _TOP_K_AND_SKETCH.values()
     },
 }

@@ -76,5 +76,5 @@ def _require_sketch(cache: Cache, config: Align, *, sketched: bool, k: int, draw
             raise ValueError(
                 f"{cache.address}: {why}, so --{name} cannot be {getattr(config, name)}. Leave it "
                 "out, or add a sketch to that cache first: the same precompute config with "
-                "--signals.logits.sketch.rank 64"
+                "--signals.logits.sketch.rank 256"
             )

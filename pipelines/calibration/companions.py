@@ -114,7 +114,7 @@ def _choose_basis(
     )
     if not full:  # A full one is exact: there is nothing to make up for.
         step = step_size(basis.deviations, signal.step) if signal.step else 0.0
-        basis = sums.with_offsets(basis, k=k, step=step)
+        basis = sums.with_offsets(basis, k=k, step=step, dither=signal.dither)
     return described, basis
 
 

@@ -75,13 +75,21 @@ class SketchSums:
                 self._kept.append((np.asarray(hidden), np.asarray(counted)))
                 self._kept_positions += int(new[0])
 
-    def with_offsets(self, basis: SketchBasis, *, k: int, step: float) -> SketchBasis:
-        """The basis with offsets, for sketches rounded to multiples of `step` beside a head of `k`
-        ids; A is rounded as it is stored."""
+    def with_offsets(
+        self, basis: SketchBasis, *, k: int, step: float, dither: bool
+    ) -> SketchBasis:
+        """The basis with offsets, for sketches rounded to multiples of `step` (with or without
+        dither) beside a head of `k` ids; A is rounded as it is stored."""
         stored = basis.head.head.astype(np.float16).astype(np.float32)
         basis = dataclasses.replace(basis, head=dataclasses.replace(basis.head, head=stored))
         offsets = find_offsets(
-            self._kept, self._unembedding, basis, k=k, step=step, head=self._head
+            self._kept,
+            self._unembedding,
+            basis,
+            k=k,
+            step=step,
+            dither=dither,
+            head=self._head,
         )
         return dataclasses.replace(basis, head=dataclasses.replace(basis.head, offsets=offsets))
 

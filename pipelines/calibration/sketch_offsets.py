@@ -28,6 +28,8 @@ went 86.4, 89.1 and 90.8% of the way to the dense teacher with offsets from thre
 positions; 91.3% with 16k positions, 91.7% with all 42k of their corpus."""
 _FIRST = 8
 """The first pass is over every so many batches."""
+_BY_PLACE, _BY_COLUMN = 2654435769, 3242174889
+"""2³² times the golden ratio less one, and times the reciprocal of the plastic number."""
 _FEW = 3.0
 """An id that only this many positions give its mass gets half the offset, because it is noise."""
 
@@ -39,9 +41,11 @@ def find_offsets(
     *,
     k: int,
     step: float,
+    dither: bool,
     head: Head,
 ) -> Float[np.ndarray, "betas vocabulary"]:
-    """The offsets, float32, in which the sketches are rounded to multiples of `step` (0: not).
+    """The offsets, float32, for sketches rounded to multiples of `step` (0: not), with or without
+    dither.
 
     `batches` are the states that the head reads [batch, time, width] and which positions count. The
     tail is what the top-`k` leaves out.
@@ -54,12 +58,13 @@ def find_offsets(
         return jax.device_put(np.pad(table, ((0, 0), (0, missing))).astype(np.float32), columns)
 
     matrix, bias = on_devices(basis.head.head), basis.head.bias
+    rounding = (step, float(dither))
     offsets = np.zeros((len(OFFSET_BETAS), head.vocabulary.size))
     for some in (batches[::_FIRST], batches):
         totals: list[np.ndarray] = []
         for states, counted in some:
             inputs = [jax.device_put(x, batch_sharding(head.mesh)) for x in (states, counted)]
-            tables = (matrix, on_devices(bias + offsets), basis.mean, basis.projection, step)
+            tables = (matrix, on_devices(bias + offsets), basis.mean, basis.projection, *rounding)
             new = _sums(*inputs, unembedding, tables, k=k, head=head)
             new = [np.asarray(x, np.float64)[:, : head.vocabulary.size] for x in new]
             totals = [a + b for a, b in zip(totals, new, strict=True)] if totals else new
@@ -83,9 +88,11 @@ def _sums(states, counted, unembedding, tables, *, k: int, head: Head):
     matrix, biases, *everywhere = tables
 
     def of_device(states, counted, unembedding, matrix, biases, everywhere):
-        flat = states.reshape(-1, states.shape[-1])
+        rows, length, width = states.shape
+        flat, counted = states.reshape(-1, width), counted.reshape(-1)
+        places = jnp.tile(jnp.arange(length, dtype=jnp.uint32), rows)
         own = (matrix, biases, *everywhere)
-        sums = _sums_of_chunks(flat, counted.reshape(-1), unembedding, own, k=k, head=head)
+        sums = _sums_of_chunks(flat, counted, places, unembedding, own, k=k, head=head)
         return lax.psum(sums, DATA)
 
     in_columns = P(None, TENSOR)
@@ -98,30 +105,30 @@ def _sums(states, counted, unembedding, tables, *, k: int, head: Head):
     )(states, counted, unembedding, matrix, biases, everywhere)
 
 
-def _sums_of_chunks(states, counted, unembedding, tables, *, k: int, head: Head):
+def _sums_of_chunks(states, counted, places, unembedding, tables, *, k: int, head: Head):
     chunk = min(CHUNK_TOKENS, len(states))
     missing = -len(states) % chunk
     states = jnp.pad(states, ((0, missing), (0, 0))).reshape(-1, chunk, states.shape[1])
-    counted = jnp.pad(counted, (0, missing)).reshape(-1, chunk)
+    counted, places = (jnp.pad(x, (0, missing)).reshape(-1, chunk) for x in (counted, places))
 
     def add(totals, xs):
-        states_C, counted_C = xs
-        new = _sums_of_chunk(states_C, counted_C, unembedding, tables, k=k, head=head)
+        new = _sums_of_chunk(*xs, unembedding, tables, k=k, head=head)
         return jax.tree.map(jnp.add, totals, new), None
 
     nothing = (jnp.zeros((len(OFFSET_BETAS), unembedding.shape[1])),) * 3
-    return lax.scan(add, nothing, (states, counted))[0]
+    return lax.scan(add, nothing, (states, counted, places))[0]
 
 
-def _sums_of_chunk(states, counted, unembedding, tables, *, k: int, head: Head):
-    matrix, biases, mean, projection, step = tables
+def _sums_of_chunk(states, counted, places, unembedding, tables, *, k: int, head: Head):
+    matrix, biases, mean, projection, step, dither = tables
     vocabulary, betas = head.vocabulary, (0.0, *OFFSET_BETAS)
     logits = head.logits(states, unembedding)
     split = split_off_top_k(logits, k=k, vocabulary=vocabulary, betas=betas)
     tail = vocabulary.exclude_padding(in_tail(split, vocabulary=vocabulary)) & counted[:, None]
     logprobs, top = (x - split.normaliser[:, None] for x in (split.logits, split.top))
     sketch = contract("nd,dr->nr", states.astype(jnp.float32) - mean, projection)
-    rounded = jnp.round(sketch / jnp.where(step > 0, step, 1)) * step
+    added = dither * _even_fractions(places, sketch.shape[1])
+    rounded = (jnp.round(sketch / jnp.where(step > 0, step, 1) + added) - added) * step
     explained = contract("nr,rv->nv", jnp.where(step > 0, rounded, sketch), matrix)
 
     one = jnp.ones(len(states))  # XLA's sum over rows takes ten times as long as this product
@@ -141,3 +148,11 @@ def _sums_of_chunk(states, counted, unembedding, tables, *, k: int, head: Head):
 
     nodes = jnp.asarray(OFFSET_BETAS), split.tail_logmass[:, 1:].T, biases
     return lax.map(lambda xs: at(*xs), nodes)
+
+
+def _even_fractions(places: Array, rank: int) -> Array:
+    """A dither in [−½, ½) for these places of their rows, [n, rank]. It is spread evenly and depends
+    on the place alone, so that offsets do not depend on batches; a row's own depends on its key."""
+    columns = jnp.arange(rank, dtype=jnp.uint32)
+    turns = places[:, None] * jnp.uint32(_BY_PLACE) + columns * jnp.uint32(_BY_COLUMN)
+    return turns.astype(jnp.float32) * jnp.float32(2.0**-32) - 0.5

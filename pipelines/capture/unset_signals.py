@@ -57,6 +57,6 @@ def _rank_line(asked: Logits, decided: Logits, *, width: int) -> str:
     if asked.sketch.rank is not None or rank in (0, RANK):
         return ""
     return (
-        f"{SKETCH}: {rank} numbers a position, a quarter of this teacher's width of {width}; "
+        f"{SKETCH}: {rank} numbers a position, half of this teacher's width of {width}; "
         "signals.logits.sketch.rank sets another number"
     )

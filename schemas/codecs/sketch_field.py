@@ -1,10 +1,12 @@
 """Codecs of the sketch: r numbers a position.
 
-`EXACT` keeps the float32 bits. `QUANTISED` stores whole numbers of steps (`sketch_levels.py`). With
-`dither` a pseudo-random fraction of a step, which the reader knows too, is added before rounding
-and subtracted after it, so that the error of a number is uniform and does not depend on it. `CUT`
-is `QUANTISED` with dither of a record that has lost positions: those left keep their dither, which
-follows from the row's key and positions before.
+`EXACT` keeps the float32 bits. `QUANTISED` stores whole numbers of steps (`sketch_levels.py`). So
+does `DITHERED` (`dithered_levels.py`), but a pseudo-random fraction of a step, which the reader
+knows too, is added before rounding and subtracted after it: the error of a number is then uniform
+and does not depend on it. A record that has lost positions is `CUT_DITHERED`: those left keep their
+dither, which follows from the row's key and positions before.
+
+Before 0.15 records with dither were `QUANTISED`, with a dither of another kind, or `CUT`.
 """
 
 import hashlib
@@ -12,9 +14,9 @@ import struct
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, UInt16
 
-from decant.schemas.codecs import sketch_levels
+from decant.schemas.codecs import dithered_levels, sketch_levels
 from decant.schemas.codecs.block import SKETCH, Block, Tables
 from decant.schemas.codecs.planes import decode_planes, encode_planes
 from decant.schemas.codecs.streams import by_position, cells
@@ -22,12 +24,17 @@ from decant.schemas.codecs.streams import by_position, cells
 EXACT = 1
 QUANTISED = 2
 CUT = 3
+DITHERED = 4
+CUT_DITHERED = 5
 
 _UNIT_OF_STEP = 128
 """Steps are in units of the deviation of the number of this rank, or of the last one."""
 _FINEST = 2.0**-16
 """Least step, in units of the largest deviation."""
-_DITHER_STREAM = b"decant sketch dither 1"
+_OLDER_STREAM = b"decant sketch dither 1"
+_DITHER_STREAM = b"decant sketch dither 2"
+_GOLDEN = 40503
+"""2¹⁶ over the golden ratio, odd."""
 _LONGEST = 1 << 20
 _CAPTURED = struct.Struct("<16sI")
 """The row's key at capture, and its number of positions; a bitmap of those left follows."""
@@ -55,8 +62,24 @@ def encode(
     if not step:
         return Block(SKETCH, EXACT, encode_planes(sketch))
     size = step_size(deviations, step)
-    levels = levels_of(sketch, size=size, dither_key=row_key if dither else None)
-    return Block(SKETCH, QUANTISED, sketch_levels.encode(levels, spreads=deviations / size))
+    spreads = deviations / size
+    if not dither:
+        levels = levels_of(sketch, size=size)
+        return Block(SKETCH, QUANTISED, sketch_levels.encode(levels, spreads=spreads))
+    added = dither_of(row_key, rank=len(spreads), positions=len(sketch))
+    levels = levels_of(sketch, size=size, dither=added)
+    return Block(SKETCH, DITHERED, dithered_levels.encode(levels, dither=added, spreads=spreads))
+
+
+def levels_of(
+    sketch: Float32[np.ndarray, "n r"],
+    *,
+    size: float,
+    dither: UInt16[np.ndarray, "r n"] | None = None,
+) -> Float[np.ndarray, "r n"]:
+    """The whole numbers of steps of `size` that are stored."""
+    steps = sketch.T.astype(np.float64) / size
+    return np.rint(steps if dither is None else steps + _fractions(dither))
 
 
 def cut(
@@ -75,29 +98,25 @@ def cut(
     that of the record so far. ValueError as `decode`.
     """
     _require_codec(block, step=step, dither=dither)
+    n, width = len(kept), len(deviations)
     if not step:
-        width = len(deviations)
-        values = decode_planes([block.payload], positions=[len(kept)], width=width)
+        values = decode_planes([block.payload], positions=[n], width=width)
         return Block(SKETCH, EXACT, encode_planes(values[kept]))
     spreads = deviations / step_size(deviations, step)
-    key, left, payload = _captured(block, row_key, positions=len(kept), length=_LONGEST)
-    levels = sketch_levels.decode([payload], positions=[len(kept)], spreads=spreads)
-    payload = sketch_levels.encode(levels[:, : len(kept)][:, kept], spreads=spreads)
-    if not dither:
-        return Block(SKETCH, QUANTISED, payload)
+    key, left, payload = _captured(block, row_key, positions=n, length=_LONGEST)
+    if block.codec in (DITHERED, CUT_DITHERED):
+        added = dither_of(key, rank=width, positions=len(left))[:, left]
+        levels = dithered_levels.decode([payload], dithers=[added], spreads=spreads)[:, :n]
+        payload = dithered_levels.encode(levels[:, kept], dither=added[:, kept], spreads=spreads)
+        codec = CUT_DITHERED
+    else:
+        levels = sketch_levels.decode([payload], positions=[n], spreads=spreads)[:, :n]
+        payload, codec = sketch_levels.encode(levels[:, kept], spreads=spreads), CUT
+        if not dither:
+            return Block(SKETCH, QUANTISED, payload)
     left[left] = kept
     head = _CAPTURED.pack(key, len(left)) + np.packbits(left).tobytes()
-    return Block(SKETCH, CUT, head + payload)
-
-
-def levels_of(
-    sketch: Float32[np.ndarray, "n r"], *, size: float, dither_key: bytes | None
-) -> Float[np.ndarray, "r n"]:
-    """The whole numbers of steps of `size` that are stored; with the dither of a row's key."""
-    scaled = sketch.T.astype(np.float64) / size
-    if dither_key is not None:
-        scaled += _dither(dither_key, rank=len(scaled), positions=len(sketch))
-    return np.rint(scaled)
+    return Block(SKETCH, codec, head + payload)
 
 
 def decode(
@@ -126,25 +145,50 @@ def decode(
         if not np.isfinite(values).all():
             raise ValueError("a number of a sketch is not finite")
         return values
+    newer = [block.codec in (DITHERED, CUT_DITHERED) for block in blocks]
+    if any(newer) and not all(newer):  # an older release began the capture
+        shared = {"deviations": deviations, "step": step, "dither": dither, "tables": tables}
+        each = zip(blocks, positions, row_keys, strict=True)
+        return np.concatenate(
+            [
+                decode([block], positions=[n], rank=rank, row_keys=[key], length=length, **shared)
+                for block, n, key in each
+            ]
+        )
     size = step_size(deviations, step)
-    keys, captured, payloads = zip(
-        *(
-            _captured(block, key, positions=n, length=length)
-            for block, key, n in zip(blocks, row_keys, positions, strict=True)
-        ),
-        strict=True,
-    )
-    values = sketch_levels.decode(payloads, positions=positions, spreads=deviations / size)
-    if dither:
-        for cell, key, left in zip(cells(positions), keys, captured, strict=True):
-            of_row = _dither(key, rank=rank, positions=len(left))
-            values[:, cell] -= of_row if left.all() else of_row[:, left]
+    opened = [
+        _captured(block, key, positions=n, length=length)
+        for block, key, n in zip(blocks, row_keys, positions, strict=True)
+    ]
+    payloads, spreads = [payload for *_, payload in opened], deviations / size
+    if all(newer):
+        added = [
+            _left(dither_of(key, rank=rank, positions=len(left)), left) for key, left, _ in opened
+        ]
+        values = dithered_levels.decode(payloads, dithers=added, spreads=spreads)
+        fractions = [_fractions(of_row) for of_row in added]
+    else:
+        values = sketch_levels.decode(payloads, positions=positions, spreads=spreads)
+        fractions = [
+            _left(_older_dither(key, rank=rank, positions=len(left)), left)
+            for key, left, _ in (opened if dither else ())
+        ]
+    for cell, of_row in zip(cells(positions), fractions, strict=dither):
+        values[:, cell] -= of_row
     values *= np.float32(size)
     return by_position(values, positions)
 
 
+def _left(of_row: np.ndarray, left: Bool[np.ndarray, " captured"]) -> np.ndarray:
+    """The columns of the positions that are left."""
+    return of_row if left.all() else of_row[:, left]
+
+
 def _require_codec(block: Block, *, step: float, dither: bool) -> None:
-    expected = (QUANTISED, CUT) if step and dither else (QUANTISED,) if step else (EXACT,)
+    if not step:
+        expected = (EXACT,)
+    else:
+        expected = (QUANTISED, CUT, DITHERED, CUT_DITHERED) if dither else (QUANTISED,)
     if block.field != SKETCH or block.codec not in expected:
         raise ValueError(
             f"field {block.field}, codec {block.codec}; a sketch of step {step:g} is field "
@@ -156,7 +200,7 @@ def _captured(
     block: Block, row_key: bytes, *, positions: int, length: int
 ) -> tuple[bytes, Bool[np.ndarray, " captured"], bytes]:
     """The key of the dither, which of the positions captured are left, and the levels' payload."""
-    if block.codec != CUT:
+    if block.codec not in (CUT, CUT_DITHERED):
         return row_key, np.ones(positions, bool), block.payload
     if len(block.payload) < _CAPTURED.size:
         raise ValueError(f"a sketch of {len(block.payload)} bytes")
@@ -171,8 +215,24 @@ def _captured(
     return key, left, block.payload[end:]
 
 
-def _dither(row_key: bytes, *, rank: int, positions: int) -> Float32[np.ndarray, "r n"]:
-    """Pseudo-random numbers in (−1/2, 1/2), odd multiples of 1/512, a function of the row's key."""
-    stream = hashlib.shake_256(_DITHER_STREAM + row_key).digest(rank * positions)
+def dither_of(row_key: bytes, *, rank: int, positions: int) -> UInt16[np.ndarray, "r n"]:
+    """What is added before rounding, in 2⁻¹⁶ steps, less ½: a function of the row's key.
+
+    A column begins anywhere, and each position is the golden ratio further, so that neighbours
+    differ: the sum over positions has less error than with independent numbers.
+    """
+    stream = hashlib.shake_256(_DITHER_STREAM + row_key).digest(2 * rank)
+    first = np.frombuffer(stream, "<u2").astype(np.uint16)
+    return first[:, None] + np.arange(positions).astype(np.uint16) * np.uint16(_GOLDEN)
+
+
+def _fractions(dither: UInt16[np.ndarray, "r n"]) -> Float32[np.ndarray, "r n"]:
+    """The dither in (−½, ½)."""
+    return (dither.astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-16) - np.float32(0.5)
+
+
+def _older_dither(row_key: bytes, *, rank: int, positions: int) -> Float32[np.ndarray, "r n"]:
+    """That of codecs 2 and 3, odd multiples of 1/512."""
+    stream = hashlib.shake_256(_OLDER_STREAM + row_key).digest(rank * positions)
     fractions = np.frombuffer(stream, np.uint8).reshape(rank, positions).astype(np.float32)
     return (fractions + np.float32(0.5)) * np.float32(1 / 256) - np.float32(0.5)

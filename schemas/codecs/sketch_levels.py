@@ -27,7 +27,7 @@ from decant.schemas.codecs.streams import (
     split,
 )
 
-_LARGEST = (1 << 22) - 1
+LARGEST = (1 << 22) - 1
 """Levels beyond it are clipped: they would be 64 deviations of the widest column at least."""
 _REST = 1.0
 """Least spread of what is left of a wide column with raw bits."""
@@ -115,7 +115,7 @@ def encode(levels: Float[np.ndarray, "r n"], *, spreads: Float[np.ndarray, " r"]
     of narrow columns.
     """
     layout = _layout(spreads)
-    whole = np.clip(levels, -_LARGEST, _LARGEST).astype(np.int32)
+    whole = np.clip(levels, -LARGEST, LARGEST).astype(np.int32)
     wide = whole[layout.wide]
     symbols, raw = numbers.encode(
         _fold(wide >> layout.low) << layout.low | wide & _mask(layout.low),

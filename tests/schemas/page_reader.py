@@ -455,13 +455,53 @@ def sketch(codec, payload, n, signal, deviations, key):
     if codec == 1:
         return byte_planes(payload, r, n)
     m, left = n, np.arange(n)
-    if codec == 3:
+    if codec in (3, 5):
         key, m = payload[:16], int.from_bytes(payload[16:20], "little")
         end = 20 + -(-m // 8)
         left = np.flatnonzero(np.unpackbits(np.frombuffer(payload[20:end], np.uint8))[:m])
         payload = payload[end:]
     delta = max(step * deviations[min(r, 128) - 1], 2.0**-16 * deviations.max()) or 1.0
     s = deviations / delta
+    if codec in (4, 5):
+        first = hashlib.shake_256(b"decant sketch dither 2" + key).digest(2 * r)
+        d = (np.frombuffer(first, "<u2").astype(int)[:, None] + 40503 * left) % 2**16
+        return (delta * (dithered_levels(payload, n, s, d) - ((d + 0.5) / 2**16 - 0.5))).T
+    levels = undithered_levels(payload, n, s)
+    dither = np.zeros((r, n))
+    if signal["dither"]:
+        u = hashlib.shake_256(b"decant sketch dither 1" + key).digest(r * m)
+        dither = (np.frombuffer(u, np.uint8).reshape(r, m)[:, left] + 0.5) / 256 - 0.5
+    return (delta * (levels - dither)).T
+
+
+def dithered_levels(payload, n, s, d):
+    first, excess_bits, excess, *frames = sections(payload)
+    levels = np.zeros((len(s), n), np.int64)
+    levels[s >= 1.1] = undithered_levels(first, n, s[s >= 1.1])
+    way = np.minimum(d, 2**16 - 1 - d)
+    classes = sum(way >= 2**16 * edge * s[:, None] - 0.5 for edge in (0.4, 1, 2, 3))
+    places, folded, large = [], [], []
+    for group, per_byte in ((s < 0.4, (4, 4, 4, 8, 8)), ((s >= 0.4) & (s < 1.1), [2] * 5)):
+        for number, per in enumerate(per_byte):
+            at = np.nonzero((classes == number) & group[:, None])
+            octets = stream(frames[len(places)], -(-len(at[0]) // per))
+            most = (1 << 8 // per) - 1
+            digits = np.concatenate([octets >> i * 8 // per & most for i in range(per)])
+            places.append(at)
+            folded.append(digits[: len(at[0])].astype(np.int64))
+            large.append(folded[-1] == most)
+    count = sum(int(here.sum()) for here in large)
+    more = numbers(stream(excess, count), excess_bits)
+    for at, of_class, here in zip(places, folded, large, strict=True):
+        of_class[here] += more[: here.sum()]
+        more = more[here.sum() :]
+        level = np.where(of_class % 2, (of_class + 1) // 2, -(of_class // 2))
+        levels[at] = np.where(d[at] < 2**15, -level, level)
+    return levels
+
+
+def undithered_levels(payload, n, s):
+    r = len(s)
     digits = np.select([s < 0.12, s < 0.4, s < 1.1], [8, 4, 2], 1)
     low = np.maximum(np.frexp(s)[1] - 1, 0)
     wide = np.flatnonzero(digits == 1)
@@ -493,11 +533,7 @@ def sketch(codec, payload, n, signal, deviations, key):
         levels[column][here] += more[at : at + here.sum()]
         at += here.sum()
         levels[column] = unfold(levels[column])
-    dither = np.zeros((r, n))
-    if signal["dither"]:
-        u = hashlib.shake_256(b"decant sketch dither 1" + key).digest(r * m)
-        dither = (np.frombuffer(u, np.uint8).reshape(r, m)[:, left] + 0.5) / 256 - 0.5
-    return (delta * (levels - dither)).T
+    return levels
 
 
 # Hidden states and attention maps

@@ -17,10 +17,17 @@ from decant.schemas.targets.targets import BETAS, Targets
 HERE = Path(__file__).parent
 KEY = bytes(range(16))
 POSITIONS, RANK = 40, 30
-SKETCHES = {"sketch-1": (0.0, False), "sketch-2": (0.5, False), "sketch-2-dither": (8.0, True)}
+SKETCHES = {
+    "sketch-1": (0.0, False),
+    "sketch-2": (0.5, False),
+    "sketch-2-dither": (8.0, True),
+    "sketch-4": (8.0, True),
+}
+"""Step and dither. Releases before 0.15 wrote `sketch-2-dither` and `sketch-3`."""
+CUT = {"sketch-3": "sketch-2-dither", "sketch-5": "sketch-4"}
+"""Of which sketch these are cut."""
 KEPT = np.arange(POSITIONS) % 5 > 1
-"""Positions that are left in `sketch-3`, which is cut from `sketch-2-dither`; its row has OTHER_KEY
-by then."""
+"""Positions that are left in those that are cut; their row has OTHER_KEY by then."""
 OTHER_KEY = bytes(16)
 
 
@@ -78,6 +85,8 @@ def main():
     _write("sizes-2", sizes_field.encode(sizes), sizes)
     values, deviations = sketch()
     for name, (step, dither) in SKETCHES.items():
+        if name == "sketch-2-dither":
+            continue
         how = {"deviations": deviations, "step": step, "dither": dither, "tables": Tables({})}
         block = sketch_field.encode(values, row_key=KEY, **how)
         expected = sketch_field.decode(
@@ -86,7 +95,7 @@ def main():
         _write(name, block.payload, expected)
     # The last one has dither.
     block, expected = sketch_field.cut(block, KEPT, row_key=KEY, **how), expected[KEPT]
-    _write("sketch-3", block.payload, expected)
+    _write("sketch-5", block.payload, expected)
 
 
 def _write(name: str, payload: bytes, expected: np.ndarray) -> None:

@@ -59,8 +59,11 @@ for data, tensor in MESHES:
         }.items()}
     step = step_size(fields["some-deviations"], 1.0)
     basis, _ = find_basis(sums, moments, rank=RANK)
-    for name, step in (("offsets", 0.0), ("rounded", step)):
-        fields[name] = sums.with_offsets(basis, k=K, step=step).head.offsets
+    for name, how in (
+        ("offsets", (0.0, False)), ("rounded", (step, False)), ("dithered", (3 * step, True)),
+    ):
+        found = sums.with_offsets(basis, k=K, step=how[0], dither=how[1])
+        fields[name] = found.head.offsets
     np.savez(f"{sys.argv[2]}/{data}-{tensor}.npz", **fields)
 """
 
@@ -196,7 +199,7 @@ def _tail_shares(logits, tail, mass, beta):
     return shares / shares.sum(1, keepdims=True) * mass
 
 
-def _sums(fields, dense, *, beta, offsets, step):
+def _sums(fields, dense, *, beta, offsets, step, dither=0.0):
     """Sums over the sample by id: the teacher's tail shares, their squares, the sketches'."""
     states, w, cap = dense
     z = cap * np.tanh(states @ w / cap) if cap else states @ w
@@ -205,7 +208,7 @@ def _sums(fields, dense, *, beta, offsets, step):
     tail = np.ones(z.shape, bool)
     np.put_along_axis(tail, order[:, :K], False, axis=1)
     sketch = (states - fields["some-mean"]) @ fields["some-projection"]
-    sketch = np.round(sketch / step) * step if step else sketch
+    sketch = (np.round(sketch / step + dither) - dither) * step if step else sketch
     head = fields["some-head"].astype(np.float16).astype(np.float64)
     estimated = sketch @ head + fields["some-bias"] + offsets
     estimated = cap * np.tanh(estimated / cap) if cap else estimated
@@ -214,24 +217,31 @@ def _sums(fields, dense, *, beta, offsets, step):
     return p.sum(0), (p * p).sum(0), q.sum(0)
 
 
-@pytest.mark.parametrize("rounded", [False, True])
-def test_offsets_are_those_of_the_definition(found, dense, rounded):
+@pytest.mark.parametrize(
+    ("name", "steps"), [("offsets", 0.0), ("rounded", 1.0), ("dithered", 3.0)]
+)
+def test_offsets_are_those_of_the_definition(found, dense, name, steps):
     fields = found["1-1"]
-    step = step_size(fields["some-deviations"], 1.0) if rounded else 0.0
+    step = step_size(fields["some-deviations"], 1.0) * steps
     states, *others = dense
+    places = np.concatenate([np.flatnonzero(row.loss_mask) for row in rows()])
+    dither = np.zeros(1)
+    if name == "dithered":
+        turns = places[:, None] * 2654435769 + np.arange(RANK) * 3242174889
+        dither = turns % 2**32 / 2**32 - 0.5
     first_batch = states[: sum(int(row.loss_mask.sum()) for row in rows()[:BATCH_ROWS])]
     assert len(first_batch) < len(states) / 2
     for i, beta in enumerate((0.25, 0.5, 1.0)):
         expected = np.zeros(VOCABULARY)
         for sample in (first_batch, states):
             own = (sample, *others)
-            sums = _sums(fields, own, beta=beta, offsets=expected, step=step)
+            sums = _sums(fields, own, beta=beta, offsets=expected, step=step, dither=dither[: len(sample)])
             own, squares, sketched = (np.maximum(x, 1e-300) for x in sums)
             positions = own**2 / squares
             expected = expected + positions / (positions + 3) * np.log(own / sketched) / beta
-        got = fields["rounded" if rounded else "offsets"][i]
+        got = fields[name][i]
         # A number that is rounded to the other side in float32 moves the sums a little.
-        np.testing.assert_allclose(got, expected, atol=2e-2 if rounded else 2e-3)
+        np.testing.assert_allclose(got, expected, atol=2e-2 if steps else 2e-3)
 
 
 def test_with_offsets_the_tails_of_the_sample_give_each_id_what_the_teacher_gives(found, dense):

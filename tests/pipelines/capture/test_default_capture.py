@@ -56,12 +56,12 @@ def test_the_default_is_a_small_head_counts_and_a_sketch(cache):
     read = cache.read(cache.rows())
     scored = read["loss_mask"]
     assert (read["counts"][scored].sum(1) == 100).all()
-    assert read["sketch"].shape[2] == WIDTH // 4
+    assert read["sketch"].shape[2] == WIDTH // 2
     assert np.isfinite(read["label_logprobs"][scored]).all()
 
 
-@pytest.mark.parametrize(("width", "rank"), [(4096, 64), (576, 64), (256, 64), (64, 16), (3, 1)])
-def test_an_unset_rank_is_64_or_a_quarter_of_a_narrow_teachers_width(width, rank):
+@pytest.mark.parametrize(("width", "rank"), [(4096, 256), (576, 256), (256, 128), (64, 32), (1, 1)])
+def test_an_unset_rank_is_256_or_half_of_a_narrow_teachers_width(width, rank):
     assert Logits().decided(width=width).sketch == Sketch(rank)
     assert Logits(sketch=Sketch(8)).decided(width=width).sketch.rank == 8
     assert Logits(k=0).decided(width=width).sketch.rank == 0
@@ -70,7 +70,7 @@ def test_an_unset_rank_is_64_or_a_quarter_of_a_narrow_teachers_width(width, rank
 
 
 def test_the_same_rank_asked_for_gives_the_same_bytes(root, cache):
-    asked = tiny_cache(root, output=root / "asked", defaults=True, sketch=Sketch(WIDTH // 4))
+    asked = tiny_cache(root, output=root / "asked", defaults=True, sketch=Sketch(WIDTH // 2))
     assert asked.manifest.cache_id == cache.manifest.cache_id
 
 
@@ -86,7 +86,7 @@ def test_a_narrow_teachers_rank_is_told_before_the_teacher_runs(root, tmp_path, 
     settings = tiny_settings(root, output=tmp_path / "cache", defaults=True)
     precompute(settings)
     told = " ".join(capsys.readouterr().err.split())
-    line = "sketch: 8 numbers a position, a quarter of this teacher's width of 32"
+    line = "sketch: 16 numbers a position, half of this teacher's width of 32"
     assert told.index(line) < told.index("calibrate:")
     precompute(settings)
     assert line not in capsys.readouterr().err
@@ -98,17 +98,17 @@ def test_a_sample_too_small_gives_fewer_numbers_and_says_so(tmp_path, capsys, wo
     settings = tiny_settings(tmp_path, defaults=True, heldout=0.0)
     precompute(settings)
     signal = sketch_of(settings.output)
-    assert (signal.rank, signal.asked_rank) == (rank, 8)
+    assert (signal.rank, signal.asked_rank) == (rank, 16)
     told = " ".join(capsys.readouterr().err.split())
-    assert "these are fewer than 8, which need 64 calibration positions" in told
+    assert "these are fewer than 16, which need 128 calibration positions" in told
     assert precompute(settings) == open_cache(settings.output).manifest
 
 
-def test_a_toy_teacher_has_a_sketch_of_two_and_more_draws_than_tokens(tmp_path):
+def test_a_toy_teacher_has_a_sketch_of_four_and_more_draws_than_tokens(tmp_path):
     write_corpus(tmp_path / "corpus", files=2, words=60)
     write_teacher(tmp_path / "teacher", vocabulary=260, hidden_size=8, head_dim=2)
     toy = tiny_cache(tmp_path, defaults=True, counts=1024)
-    assert sketch_of(toy.path).rank == 2
+    assert sketch_of(toy.path).rank == 4
     read = toy.read(toy.rows())
     assert (read["counts"][read["loss_mask"]].sum(1) == 1024).all()
 
@@ -137,6 +137,15 @@ def test_a_sealed_full_sketch_is_kept_too(root, tmp_path):
     )
     sealed = precompute(full)
     assert precompute(without_counts_and_sketch(root, full.output)) == sealed
+
+
+def test_a_sketch_asked_for_by_its_rank_keeps_the_step_that_it_has(root, tmp_path):
+    """Releases before 0.15 had another step by default."""
+    older = tiny_settings(root, output=tmp_path / "cache", sketch=Sketch(8, step=1.0, dither=False))
+    sealed = precompute(older)
+    assert precompute(tiny_settings(root, output=older.output, sketch=Sketch(8))) == sealed
+    with pytest.raises(ValueError, match=r"sketch"):
+        precompute(tiny_settings(root, output=older.output, sketch=Sketch(8, step=2.0)))
 
 
 def test_a_capture_begun_before_there_were_counts_goes_on_without(root, head_only, tmp_path):

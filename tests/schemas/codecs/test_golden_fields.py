@@ -6,7 +6,7 @@ import pytest
 from decant.schemas.codecs import counts_field, labels_field, sizes_field, sketch_field
 from decant.schemas.codecs.block import COUNTS, LABELS, SKETCH, Block, Tables
 from decant.schemas.targets.targets import BETAS, Targets
-from tests.golden.fields.make import KEPT, KEY, OTHER_KEY, POSITIONS, RANK, SKETCHES, sketch
+from tests.golden.fields.make import CUT, KEPT, KEY, OTHER_KEY, POSITIONS, RANK, SKETCHES, sketch
 from tests.paths import GOLDEN
 
 FIELDS = GOLDEN / "fields"
@@ -30,19 +30,19 @@ def test_sizes_decode_as_when_they_were_written():
     np.testing.assert_array_equal(sizes_field.decode(payload, positions=POSITIONS), expected)
 
 
-@pytest.mark.parametrize("name", [*SKETCHES, "sketch-3"])
+@pytest.mark.parametrize("name", [*SKETCHES, *CUT])
 def test_sketches_decode_as_when_they_were_written(name):
     payload, expected = golden(name)
-    step, dither = SKETCHES["sketch-2-dither" if name == "sketch-3" else name]
+    step, dither = SKETCHES[CUT.get(name, name)]
     _, deviations = sketch()
     stored = sketch_field.decode(
         [Block(SKETCH, int(name.split("-")[1]), payload)],
-        positions=[int(KEPT.sum()) if name == "sketch-3" else POSITIONS],
+        positions=[int(KEPT.sum()) if name in CUT else POSITIONS],
         rank=RANK,
         deviations=deviations,
         step=step,
         dither=dither,
-        row_keys=[OTHER_KEY if name == "sketch-3" else KEY],
+        row_keys=[OTHER_KEY if name in CUT else KEY],
         tables=Tables({}),
     )
     np.testing.assert_array_equal(stored, expected)
@@ -69,5 +69,5 @@ def test_counts_decode_as_when_they_were_written(name):
 
 
 def test_there_is_a_golden_payload_of_every_codec():
-    expected = [*COUNTED, "labels-1", "labels-2", "sizes-2", *SKETCHES, "sketch-3"]
+    expected = [*COUNTED, "labels-1", "labels-2", "sizes-2", *SKETCHES, *CUT]
     assert sorted(path.stem for path in FIELDS.glob("*.npz")) == sorted(expected)

@@ -1,6 +1,7 @@
 """The sketch codecs: what they keep, and that damaged payloads are errors."""
 
 import contextlib
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 
 from decant.schemas.codecs import sketch_field
 from decant.schemas.codecs.block import SKETCH, Block, Tables
+from tests.golden.fields import make as golden_fields
+from tests.paths import GOLDEN
 
 KEYS = [bytes([i]) * 16 for i in range(4)]
 
@@ -149,8 +152,8 @@ def test_a_damaged_record_of_kept_positions_is_an_error():
             sketch_field.decode([block], positions=[positions], length=length, **read)
     for payload in (block.payload[:10], block.payload[:21], b""):
         with pytest.raises(ValueError, match="bytes"):
-            sketch_field.decode([Block(SKETCH, 3, payload)], positions=[12], **read)
-    with pytest.raises(ValueError, match=r"codec 3; .* codec 2"):
+            sketch_field.decode([Block(SKETCH, block.codec, payload)], positions=[12], **read)
+    with pytest.raises(ValueError, match=r"codec 5; .* codec 2"):
         sketch_field.decode([block], positions=[12], **{**read, "dither": False})
 
 
@@ -162,9 +165,11 @@ def test_numbers_that_are_not_finite_are_refused(value, step):
         sketch_field.encode(sketch, row_key=KEYS[0], **shared(np.ones(2), step, False))
 
 
-@pytest.mark.parametrize("step", [0.0, 1.0, 20.0])
-def test_damaged_sketches_are_errors(step):
-    how = shared(np.geomspace(30, 1, 50), step, False)
+@pytest.mark.parametrize(
+    ("step", "dither"), [(0.0, False), (1.0, False), (20.0, False), (4.0, True), (60.0, True)]
+)
+def test_damaged_sketches_are_errors(step, dither):
+    how = shared(np.geomspace(30, 1, 50), step, dither)
     rng = np.random.default_rng(0)
     sketch = (rng.normal(size=(30, 50)) * np.geomspace(30, 1, 50)).astype(np.float32)
     block = sketch_field.encode(sketch, row_key=KEYS[0], **how)
@@ -172,7 +177,7 @@ def test_damaged_sketches_are_errors(step):
     for payload in (block.payload[:-1], block.payload + b"\0", b"", b"\xff" * 12):
         with pytest.raises(ValueError, match=r"\d"):
             sketch_field.decode([Block(SKETCH, block.codec, payload)], **read)
-    for other in (3 - block.codec, 9):
+    for other in (3 - min(block.codec, 2), 9):
         with pytest.raises(ValueError, match=f"codec {other}"):
             sketch_field.decode([Block(SKETCH, other, block.payload)], **read)
     # Any byte: other numbers or a ValueError, nothing else.
@@ -194,6 +199,41 @@ def test_a_record_takes_little_more_than_the_entropies_of_its_columns(rank, step
     entropy = sum(entropy_of(column) for column in levels.T) / 8
     size = len(sketch_field.encode(sketch, row_key=KEYS[0], **how).payload) / 512
     assert size < 1.12 * entropy
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.1, 0.2, 0.5, 0.9])
+def test_a_dithered_number_takes_little_more_than_the_dither_leaves_open(spread):
+    """The entropy of a level given the dither u: of floor(x + u + 1/2), averaged over u."""
+    n, rank = 1024, 128
+    sketch = np.random.default_rng(0).normal(size=(n, rank)).astype(np.float32)
+    size = len(
+        sketch_field.encode(
+            sketch, row_key=KEYS[0], **shared(np.ones(rank), 1 / spread, True)
+        ).payload
+    )
+    edges = np.arange(-8, 9) - 0.5 - np.linspace(-0.5, 0.5, 2001)[:, None]
+    below = np.vectorize(math.erf)(edges / spread / math.sqrt(2)) / 2
+    p = np.diff(below, axis=1).clip(1e-300)
+    left_open = -(p * np.log2(p)).sum(1).mean()
+    # A byte of eight levels takes a bit at least.
+    assert 8 * size / n / rank < 1.12 * left_open + 0.06
+
+
+def test_records_of_releases_before_0_15_decode_beside_new_ones():
+    values, deviations = golden_fields.sketch()
+    with np.load(GOLDEN / "fields" / "sketch-2-dither.npz") as file:
+        older, expected = file["payload"].tobytes(), file["expected"]
+    how = shared(deviations, 8.0, True)
+    newer = sketch_field.encode(values, row_key=KEYS[1], **how)
+    read = {"rank": len(deviations), **how}
+    alone = sketch_field.decode([newer], positions=[40], row_keys=[KEYS[1]], **read)
+    both = sketch_field.decode(
+        [Block(SKETCH, 2, older), newer],
+        positions=[40, 40],
+        row_keys=[golden_fields.KEY, KEYS[1]],
+        **read,
+    )
+    np.testing.assert_array_equal(both, np.concatenate([expected, alone]))
 
 
 def entropy_of(values: np.ndarray) -> float:

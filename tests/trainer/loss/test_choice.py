@@ -57,7 +57,7 @@ def test_an_explicit_tail_stays_and_a_weak_one_is_told():
     assert choose_tail(Loss(tail="bucket"), ALL) == (Loss(tail="bucket"), None)
     loss = Loss(tail="renormalize", temperature=4.0)
     assert "learns little from it" in choose_tail(loss, ALL)[1]
-    assert "--signals.logits.sketch.rank 64" in choose_tail(loss, OLD)[1]
+    assert "--signals.logits.sketch.rank 256" in choose_tail(loss, OLD)[1]
     assert choose_tail(Loss(tail="sampled", temperature=2.0), OLD)[1] is None
 
 
@@ -72,7 +72,7 @@ def test_counts_serve_no_other_temperature():
 
 
 def test_a_tail_that_the_cache_lacks_says_what_it_holds_and_what_to_add(cache):
-    for tail, flag in (("counts", "counts 100"), ("sketch", "sketch.rank 64")):
+    for tail, flag in (("counts", "counts 100"), ("sketch", "sketch.rank 256")):
         with pytest.raises(ValueError, match=rf"holds the top 8 .* --signals.logits.{flag}"):
             check_targets(cache, loss=Loss(tail=tail))
 
