@@ -75,9 +75,7 @@ class SketchSums:
                 self._kept.append((np.asarray(hidden), np.asarray(counted)))
                 self._kept_positions += int(new[0])
 
-    def with_offsets(
-        self, basis: SketchBasis, *, k: int, step: float, dither: bool
-    ) -> SketchBasis:
+    def with_offsets(self, basis: SketchBasis, *, k: int, step: float, dither: bool) -> SketchBasis:
         """The basis with offsets, for sketches rounded to multiples of `step` (with or without
         dither) beside a head of `k` ids; A is rounded as it is stored."""
         stored = basis.head.head.astype(np.float16).astype(np.float32)

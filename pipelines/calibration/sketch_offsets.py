@@ -151,8 +151,11 @@ def _sums_of_chunk(states, counted, places, unembedding, tables, *, k: int, head
 
 
 def _even_fractions(places: Array, rank: int) -> Array:
-    """A dither in [−½, ½) for these places of their rows, [n, rank]. It is spread evenly and depends
-    on the place alone, so that offsets do not depend on batches; a row's own depends on its key."""
+    """A dither in [−½, ½) for these places of their rows, [n, rank].
+
+    It is spread evenly. It depends on the place alone, so that offsets do not depend on batches; a
+    row's own dither depends on its key.
+    """
     columns = jnp.arange(rank, dtype=jnp.uint32)
     turns = places[:, None] * jnp.uint32(_BY_PLACE) + columns * jnp.uint32(_BY_COLUMN)
     return turns.astype(jnp.float32) * jnp.float32(2.0**-32) - 0.5

@@ -217,9 +217,7 @@ def _sums(fields, dense, *, beta, offsets, step, dither=0.0):
     return p.sum(0), (p * p).sum(0), q.sum(0)
 
 
-@pytest.mark.parametrize(
-    ("name", "steps"), [("offsets", 0.0), ("rounded", 1.0), ("dithered", 3.0)]
-)
+@pytest.mark.parametrize(("name", "steps"), [("offsets", 0.0), ("rounded", 1.0), ("dithered", 3.0)])
 def test_offsets_are_those_of_the_definition(found, dense, name, steps):
     fields = found["1-1"]
     step = step_size(fields["some-deviations"], 1.0) * steps
@@ -235,7 +233,9 @@ def test_offsets_are_those_of_the_definition(found, dense, name, steps):
         expected = np.zeros(VOCABULARY)
         for sample in (first_batch, states):
             own = (sample, *others)
-            sums = _sums(fields, own, beta=beta, offsets=expected, step=step, dither=dither[: len(sample)])
+            sums = _sums(
+                fields, own, beta=beta, offsets=expected, step=step, dither=dither[: len(sample)]
+            )
             own, squares, sketched = (np.maximum(x, 1e-300) for x in sums)
             positions = own**2 / squares
             expected = expected + positions / (positions + 3) * np.log(own / sketched) / beta
