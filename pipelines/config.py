@@ -143,7 +143,8 @@ class Sketch:
     0.5."""
     dither: bool | None = None
     """Add a known pseudo-random fraction of a step before rounding, so that rounding is right on
-    average; a student then learns from many positions what none of them says exactly. Unset: yes."""
+    average: a student then learns from many positions what none of them says exactly. Unset:
+    yes."""
 
     def settings(self) -> dict[str, Any] | None:
         """The settings with their defaults filled in; None if no sketch is stored.

@@ -41,7 +41,7 @@ def points(shop: Workshop) -> Iterator[Cell]:
     `fresh` has none of its own: at one visit its counts are like those of `counts`.
     """
     for cell in cells(shop.study):
-        has_tail = cell.method != "fresh" and (cell.tail or cell.method == "record")
+        has_tail = cell.method != "fresh" and (cell.tail or cell.method in ("record", "dithered"))
         if cell.seed == FIRST_SEED and has_tail:
             yield cell
 

@@ -144,6 +144,7 @@ ORDER = (
     "fresh",
     "sketch",
     "record",
+    "dithered",
 )
 
 

@@ -38,10 +38,17 @@ _RS_KD = {14: 24, 28: 66, 45: 140, 120: 512}
 _FRESH = {size: _COUNTS[size] for size in (14, 28)}
 _TOP_K_AND_SKETCH = {16: (2, 20), 37: (8, 40), 60: (8, 100), 120: (24, 192)}
 
+
+def _exact(rank: int) -> dict[str, Any]:
+    """A sketch in fine steps, the default until 0.14."""
+    return {"rank": rank, "step": 1.0, "dither": False}
+
+
 NONE: dict[str, Any] = {"draws": 0, "counts": 0, "sketch": {"rank": 0}}
 CAPTURES: dict[str, dict[str, Any]] = {
-    # One record for every temperature: the default capture.
-    "record": {"k": 8, "draws": 0, "counts": 100, "sketch": {"rank": 256}},
+    # One record for every temperature: the default capture of releases 0.12 to 0.14, and today's.
+    "record": {"k": 8, "draws": 0, "counts": 100, "sketch": _exact(64)},
+    "dithered": {"k": 8, "draws": 0, "counts": 100, "sketch": {"rank": 256}},
     **{f"top-{k}": {**NONE, "k": k} for k in _TOP_K.values()},
     # Draws have the least variance at T if they are drawn from the tail at T.
     **{
@@ -51,7 +58,7 @@ CAPTURES: dict[str, dict[str, Any]] = {
     },
     **{f"counts-{n}": {**NONE, "k": 0, "counts": n} for n in _COUNTS.values()},
     **{
-        f"top-{k}-sketch-{r}": {**NONE, "k": k, "sketch": {"rank": r, "step": 1.0, "dither": False}}
+        f"top-{k}-sketch-{r}": {**NONE, "k": k, "sketch": _exact(r)}
         for k, r in _TOP_K_AND_SKETCH.values()
     },
 }
@@ -124,6 +131,8 @@ def cells(study: Study) -> Iterator[Cell]:
         for temperature in TEMPERATURES:
             yield Cell("dense", temperature, seed)
             yield Cell("record", temperature, seed)
+            if temperature > 1:  # the counts of both are the same
+                yield Cell("dithered", temperature, seed, capture="dithered")
             yield from _sketch_cells(temperature, seed)
             if temperature == 1:
                 yield from _count_cells(seed)
