@@ -8,7 +8,7 @@ levels of a class, whatever their column, share a zstd frame. Of wide columns u 
 are stored by `sketch_levels.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,6 @@ from decant.schemas.codecs.streams import (
     cells,
     compress,
     decompress,
-    grid,
     grid_of,
     join,
     spans,
@@ -108,19 +107,21 @@ def decode(
     *,
     dithers: Sequence[UInt16[np.ndarray, "r _"]],
     spreads: Float[np.ndarray, " r"],
-) -> Float32[np.ndarray, "r all"]:
-    """The levels of all records as a grid (see `streams.grid`). ValueError for damaged payloads."""
+) -> Iterator[Float32[np.ndarray, "r n"]]:
+    """The levels of each record. ValueError for damaged payloads."""
+    # One record at a time fits into a processor's cache.
     positions = [dither.shape[1] for dither in dithers]
     groups = _groups(spreads)
-    out = grid(len(spreads), positions).astype(np.float32)
-    of_wide = []
-    for payload, dither, cell in zip(payloads, dithers, cells(positions), strict=True):
-        first, *sections = split(payload, count=_FIXED + _CLASSES * len(groups))
-        of_wide.append(first)
-        _decode_narrow(sections, groups, dither, out[:, cell])
+    sections = [split(payload, count=_FIXED + _CLASSES * len(groups)) for payload in payloads]
     wide = spreads >= _NARROW
-    out[wide] = sketch_levels.decode(of_wide, positions=positions, spreads=spreads[wide])
-    return out
+    levels_of_wide = sketch_levels.decode(
+        [first for first, *_ in sections], positions=positions, spreads=spreads[wide]
+    )
+    for (_, *of_narrow), dither, cell in zip(sections, dithers, cells(positions), strict=True):
+        out = np.empty(dither.shape, np.float32)
+        out[wide] = levels_of_wide[:, cell]
+        _decode_narrow(of_narrow, groups, dither, out)
+        yield out
 
 
 def _decode_narrow(

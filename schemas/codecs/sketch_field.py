@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Float32, UInt16
 from decant.schemas.codecs import dithered_levels, sketch_levels
 from decant.schemas.codecs.block import SKETCH, Block, Tables
 from decant.schemas.codecs.planes import decode_planes, encode_planes
-from decant.schemas.codecs.streams import by_position, cells
+from decant.schemas.codecs.streams import by_position, cells, spans
 
 EXACT = 1
 QUANTISED = 2
@@ -106,7 +106,7 @@ def cut(
     key, left, payload = _captured(block, row_key, positions=n, length=_LONGEST)
     if block.codec in (DITHERED, CUT_DITHERED):
         added = dither_of(key, rank=width, positions=len(left))[:, left]
-        levels = dithered_levels.decode([payload], dithers=[added], spreads=spreads)[:, :n]
+        (levels,) = dithered_levels.decode([payload], dithers=[added], spreads=spreads)
         payload = dithered_levels.encode(levels[:, kept], dither=added[:, kept], spreads=spreads)
         codec = CUT_DITHERED
     else:
@@ -165,16 +165,18 @@ def decode(
         added = [
             _left(dither_of(key, rank=rank, positions=len(left)), left) for key, left, _ in opened
         ]
-        values = dithered_levels.decode(payloads, dithers=added, spreads=spreads)
-        fractions = [_fractions(of_row) for of_row in added]
-    else:
-        values = sketch_levels.decode(payloads, positions=positions, spreads=spreads)
-        fractions = [
-            _left(_older_dither(key, rank=rank, positions=len(left)), left)
-            for key, left, _ in (opened if dither else ())
-        ]
-    for cell, of_row in zip(cells(positions), fractions, strict=dither):
-        values[:, cell] -= of_row
+        out = np.empty((sum(positions), rank), np.float32)
+        levels = dithered_levels.decode(payloads, dithers=added, spreads=spreads)
+        for span, values, of_row in zip(spans(positions), levels, added, strict=True):
+            values -= _fractions(of_row)
+            values *= np.float32(size)
+            out[span] = values.T
+        return out
+    values = sketch_levels.decode(payloads, positions=positions, spreads=spreads)
+    if dither:
+        for cell, (key, left, _) in zip(cells(positions), opened, strict=True):
+            of_row = _older_dither(key, rank=rank, positions=len(left))
+            values[:, cell] -= _left(of_row, left)
     values *= np.float32(size)
     return by_position(values, positions)
 
