@@ -7,6 +7,7 @@ which can change that entry or add the next one.
 """
 
 import json
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -104,6 +105,8 @@ def _flatten(table: Mapping[str, Any], config_type: type, *, prefix: str) -> Ite
             yield from _flag(prefix + name, items)
         elif is_group(one.kind):
             yield from _flatten(value, one.kind, prefix=f"{prefix}{name}.")
+        elif isinstance(value, bool) and bool in typing.get_args(one.kind):
+            yield from _flag(prefix + name, str(value))  # it may be unset too, so it has no `no-`
         elif not _has_no_flag(value, one):
             yield from _flag(prefix + name, value)
 

@@ -16,6 +16,7 @@ class Inner:
     names: tuple[str, ...] = ("a",)
     quick: bool = False
     limit: int | None = None
+    maybe: bool | None = None
     variables: tuple[str, ...] = field(default=(), metadata=TABLE)
     blocks: int | tuple[int, ...] = 8
 
@@ -50,6 +51,15 @@ def in_the_folder(tmp_path, monkeypatch):
 def write(tmp_path: Path, text: str) -> str:
     (tmp_path / "c.toml").write_text(text)
     return str(tmp_path / "c.toml")
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_switch_that_may_be_unset_is_on_or_off_in_a_file(tmp_path, value):
+    file = write(tmp_path, f"[inner]\nmaybe = {str(value).lower()}\n")
+    assert parse(Outer, [file], program="p").inner.maybe is value
+    flag = f"--inner.maybe={not value}"
+    assert parse(Outer, [file, flag], program="p").inner.maybe is not value
+    assert parse(Outer, [], program="p").inner.maybe is None
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
