@@ -112,7 +112,8 @@ def _sums_of_chunks(states, counted, places, unembedding, tables, *, k: int, hea
     counted, places = (jnp.pad(x, (0, missing)).reshape(-1, chunk) for x in (counted, places))
 
     def add(totals, xs):
-        new = _sums_of_chunk(*xs, unembedding, tables, k=k, head=head)
+        states_C, counted_C, places_C = xs
+        new = _sums_of_chunk(states_C, counted_C, places_C, unembedding, tables, k=k, head=head)
         return jax.tree.map(jnp.add, totals, new), None
 
     nothing = (jnp.zeros((len(OFFSET_BETAS), unembedding.shape[1])),) * 3
