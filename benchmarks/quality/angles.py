@@ -165,7 +165,7 @@ def angle(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _norm(x: np.ndarray) -> float:
-    return float(np.linalg.norm(x))
+    return float(np.linalg.norm(x.astype(np.float64)))  # float32 has no angle below 0.03 degrees
 
 
 def _vector(gradient: Any) -> np.ndarray:
