@@ -76,7 +76,7 @@ def test_the_default_capture_takes_the_bytes_of_the_estimate(root, tmp_path):
     assert planned.bytes == pytest.approx(sum(p.stat().st_size for p in files), rel=0.15)
     assert (config.output / part.path / "statistics" / "sketch-head.npy").stat().st_size > 8 * 1024
     (line,) = [line for line in planned.warnings if "sketch" in line]
-    assert line.startswith("sketch: 8 numbers a position, a quarter of this teacher's width of 32")
+    assert line.startswith("sketch: 16 numbers a position, half of this teacher's width of 32")
 
 
 def test_it_says_how_many_numbers_a_small_corpus_gives_a_sketch(root, tmp_path):

@@ -24,7 +24,11 @@ from tests.schemas.codecs.test_counts import drawn
 _N, _POSITIONS, _VOCABULARY, _RANK = 20, 24, 300, 9
 _DEVIATIONS = np.geomspace(20, 0.05, _RANK)
 _EXACT = SketchSignal("", "", _RANK, _RANK, 0.0, False)
-_SIGNALS = {1: _EXACT, 2: dataclasses.replace(_EXACT, step=1.0, dither=True)}
+_SIGNALS = {
+    1: _EXACT,
+    2: dataclasses.replace(_EXACT, step=1.0),
+    4: dataclasses.replace(_EXACT, step=1.0, dither=True),
+}
 """By codec."""
 
 

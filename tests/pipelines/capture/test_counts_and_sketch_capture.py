@@ -21,7 +21,7 @@ from decant.schemas.signals import SketchSignal
 from tests.formulas import sampling
 from tests.making.caches import tiny_cache, tiny_settings, write_corpus
 
-BOTH = {"counts": 20, "sketch": Sketch(rank=6)}
+BOTH = {"counts": 20, "sketch": Sketch(rank=6, step=1.0)}
 
 
 @pytest.fixture(scope="module")

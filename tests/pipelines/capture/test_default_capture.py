@@ -17,7 +17,7 @@ from decant.schemas.signals import CountsSignal, SketchSignal
 from tests.making.caches import tiny_cache, tiny_settings, write_corpus, write_teacher
 
 WIDTH = 32
-"""Of the tiny teacher; a quarter of it is the rank."""
+"""Of the tiny teacher; half of it is the rank."""
 
 
 @pytest.fixture(scope="module")

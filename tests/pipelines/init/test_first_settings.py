@@ -120,7 +120,7 @@ def test_a_large_corpus_on_an_accelerator():
     assert (chosen.dtype.value, chosen.heldout.value) == ("bfloat16", 0.005)
     assert (chosen.student_layers.value, chosen.batch_rows.value) == (8, 64)
     assert (chosen.epochs.value, chosen.learning_rate.value) == (1, 3e-4)
-    assert (chosen.k.value, chosen.counts.value, chosen.sketch_rank.value) == (8, 100, 64)
+    assert (chosen.k.value, chosen.counts.value, chosen.sketch_rank.value) == (8, 100, 256)
 
 
 def test_rows_are_no_longer_than_the_teacher_takes_or_the_corpus_fills():
