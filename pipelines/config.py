@@ -24,8 +24,8 @@ from decant.schemas.targets.targets import BETAS
 LEAST_DRAWS = 8
 """Fewest draws of counts: fewer teach less than the stored tokens do."""
 K, DRAWS, COUNTS, RANK, STEP = 8, 0, 100, 256, 4.0
-"""What a capture stores of a distribution by default: `k`, `draws`, `counts` and `sketch.rank` of
-`signals.logits`. One record that serves every T ≥ 1 in about 70 bytes per token
+"""What a capture stores of a distribution by default: `k`, `draws`, `counts`, `sketch.rank` and
+`sketch.step` of `signals.logits`. One record that serves every T ≥ 1 in about 70 bytes per token
 (docs/benchmarks.md has what students learn from it)."""
 
 

@@ -48,6 +48,21 @@ def test_sketches_decode_as_when_they_were_written(name):
     np.testing.assert_array_equal(stored, expected)
 
 
+@pytest.mark.parametrize(("name", "whole"), CUT.items())
+def test_sketches_that_released_versions_wrote_can_be_cut(name, whole):
+    payload, expected = golden(whole)
+    _, deviations = sketch()
+    step, dither = SKETCHES[whole]
+    how = {"deviations": deviations, "step": step, "dither": dither, "tables": Tables({})}
+    block = Block(SKETCH, int(whole.split("-")[1]), payload)
+    block = sketch_field.cut(block, KEPT, row_key=KEY, **how)
+    assert block.codec == int(name.split("-")[1])
+    stored = sketch_field.decode(
+        [block], positions=[int(KEPT.sum())], rank=RANK, row_keys=[OTHER_KEY], **how
+    )
+    np.testing.assert_array_equal(stored, expected[KEPT])
+
+
 @pytest.mark.parametrize("name", COUNTED)
 def test_counts_decode_as_when_they_were_written(name):
     with np.load(FIELDS / f"{name}.npz") as file:
