@@ -233,7 +233,7 @@ def add(
         sizes.sketches[how] += len(block.payload)
         dither = None
         if how.dither:
-            dither = sketch_field.dither_of(row.key, rank=how.rank, positions=len(values))
+            dither = sketch_field.dither_of(row.key, positions=len(values))
         size = sketch_field.step_size(spread, how.step)
         levels = sketch_field.levels_of(values, size=size, dither=dither)
         _count_levels(sizes, how, levels)
@@ -243,7 +243,7 @@ def _count_levels(sizes: Sizes, how: Quantised, levels: np.ndarray) -> None:
     width = 2 * _LARGEST + 1
     held = sizes.levels.setdefault(how, np.zeros((how.rank, width), np.int32))
     column = np.clip(levels, -_LARGEST, _LARGEST).astype(np.int64) + _LARGEST
-    np.add.at(held.reshape(-1), (column + width * np.arange(how.rank)[:, None]).reshape(-1), 1)
+    np.add.at(held.reshape(-1), (column + width * np.arange(how.rank)).reshape(-1), 1)
 
 
 def entropies(counts: np.ndarray) -> float:

@@ -28,8 +28,8 @@ went 86.4, 89.1 and 90.8% of the way to the dense teacher with offsets from thre
 positions; 91.3% with 16k positions, 91.7% with all 42k of their corpus."""
 _FIRST = 8
 """The first pass is over every so many batches."""
-_BY_PLACE, _BY_COLUMN = 2654435769, 3242174889
-"""2³² times the golden ratio less one, and times the reciprocal of the plastic number."""
+_GOLDEN = 2654435769
+"""2³² times the golden ratio less one."""
 _FEW = 3.0
 """An id that only this many positions give its mass gets half the offset, because it is noise."""
 
@@ -128,7 +128,7 @@ def _sums_of_chunk(states, counted, places, unembedding, tables, *, k: int, head
     tail = vocabulary.exclude_padding(in_tail(split, vocabulary=vocabulary)) & counted[:, None]
     logprobs, top = (x - split.normaliser[:, None] for x in (split.logits, split.top))
     sketch = contract("nd,dr->nr", states.astype(jnp.float32) - mean, projection)
-    added = dither * _even_fractions(places, sketch.shape[1])
+    added = dither * _even_fractions(places)[:, None]
     rounded = (jnp.round(sketch / jnp.where(step > 0, step, 1) + added) - added) * step
     explained = contract("nr,rv->nv", jnp.where(step > 0, rounded, sketch), matrix)
 
@@ -151,12 +151,10 @@ def _sums_of_chunk(states, counted, places, unembedding, tables, *, k: int, head
     return lax.map(lambda xs: at(*xs), nodes)
 
 
-def _even_fractions(places: Array, rank: int) -> Array:
-    """A dither in [−½, ½) for these places of their rows, [n, rank].
+def _even_fractions(places: Array) -> Array:
+    """A dither in [−½, ½) for these places of their rows, [n].
 
     It is spread evenly. It depends on the place alone, so that offsets do not depend on batches; a
     row's own dither depends on its key.
     """
-    columns = jnp.arange(rank, dtype=jnp.uint32)
-    turns = places[:, None] * jnp.uint32(_BY_PLACE) + columns * jnp.uint32(_BY_COLUMN)
-    return turns.astype(jnp.float32) * jnp.float32(2.0**-32) - 0.5
+    return (places * jnp.uint32(_GOLDEN)).astype(jnp.float32) * jnp.float32(2.0**-32) - 0.5

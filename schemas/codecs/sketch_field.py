@@ -6,7 +6,9 @@ knows too, is added before rounding and subtracted after it: the error of a numb
 and does not depend on it. A record that has lost positions is `CUT_DITHERED`: those left keep their
 dither, which follows from the row's key and positions before.
 
-Before 0.15 records with dither were `QUANTISED`, with a dither of another kind, or `CUT`.
+Releases before 0.16 gave each column a dither of its own. Their records with dither are read, and
+cut: `QUANTISED` and `CUT` before 0.15, `OLDER_DITHERED` and `OLDER_CUT_DITHERED` of 0.15
+(`column_dithered_levels.py`).
 """
 
 import hashlib
@@ -16,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt16
 
-from decant.schemas.codecs import dithered_levels, sketch_levels
+from decant.schemas.codecs import column_dithered_levels, dithered_levels, sketch_levels
 from decant.schemas.codecs.block import SKETCH, Block, Tables
 from decant.schemas.codecs.planes import decode_planes, encode_planes
 from decant.schemas.codecs.streams import by_position, cells, spans
@@ -24,18 +26,30 @@ from decant.schemas.codecs.streams import by_position, cells, spans
 EXACT = 1
 QUANTISED = 2
 CUT = 3
-DITHERED = 4
-CUT_DITHERED = 5
+OLDER_DITHERED = 4
+OLDER_CUT_DITHERED = 5
+DITHERED = 6
+CUT_DITHERED = 7
 
 _UNIT_OF_STEP = 128
 """Steps are in units of the deviation of the number of this rank, or of the last one."""
 _FINEST = 2.0**-16
 """Least step, in units of the largest deviation."""
-_OLDER_STREAM = b"decant sketch dither 1"
-_DITHER_STREAM = b"decant sketch dither 2"
+_OLDEST_STREAM = b"decant sketch dither 1"
+_OLDER_STREAM = b"decant sketch dither 2"
+_DITHER_STREAM = b"decant sketch dither 3"
 _GOLDEN = 40503
 """2¹⁶ over the golden ratio, odd."""
 _LONGEST = 1 << 20
+_KINDS = {
+    QUANTISED: QUANTISED,
+    CUT: QUANTISED,
+    OLDER_DITHERED: OLDER_DITHERED,
+    OLDER_CUT_DITHERED: OLDER_DITHERED,
+    DITHERED: DITHERED,
+    CUT_DITHERED: DITHERED,
+}
+"""The codecs of records with dither; a cut record's levels are stored as those of a whole one."""
 _CAPTURED = struct.Struct("<16sI")
 """The row's key at capture, and its number of positions; a bitmap of those left follows."""
 
@@ -64,9 +78,9 @@ def encode(
     size = step_size(deviations, step)
     spreads = deviations / size
     if not dither:
-        levels = levels_of(sketch, size=size)
+        levels = levels_of(sketch, size=size).T
         return Block(SKETCH, QUANTISED, sketch_levels.encode(levels, spreads=spreads))
-    added = dither_of(row_key, rank=len(spreads), positions=len(sketch))
+    added = dither_of(row_key, positions=len(sketch))
     levels = levels_of(sketch, size=size, dither=added)
     return Block(SKETCH, DITHERED, dithered_levels.encode(levels, dither=added, spreads=spreads))
 
@@ -75,11 +89,11 @@ def levels_of(
     sketch: Float32[np.ndarray, "n r"],
     *,
     size: float,
-    dither: UInt16[np.ndarray, "r n"] | None = None,
-) -> Float[np.ndarray, "r n"]:
+    dither: UInt16[np.ndarray, " n"] | None = None,
+) -> Float[np.ndarray, "n r"]:
     """The whole numbers of steps of `size` that are stored."""
-    steps = sketch.T.astype(np.float64) / size
-    return np.rint(steps if dither is None else steps + _fractions(dither))
+    steps = sketch.astype(np.float64) / size
+    return np.rint(steps if dither is None else steps + _fractions(dither)[:, None])
 
 
 def cut(
@@ -105,10 +119,17 @@ def cut(
     spreads = deviations / step_size(deviations, step)
     key, left, payload = _captured(block, row_key, positions=n, length=_LONGEST)
     if block.codec in (DITHERED, CUT_DITHERED):
-        added = dither_of(key, rank=width, positions=len(left))[:, left]
-        (levels,) = dithered_levels.decode([payload], dithers=[added], spreads=spreads)
-        payload = dithered_levels.encode(levels[:, kept], dither=added[:, kept], spreads=spreads)
+        added = dither_of(key, positions=len(left))[left]
+        out = [np.empty((n, width), np.float32)]
+        (levels,) = dithered_levels.decode([payload], dithers=[added], spreads=spreads, out=out)
+        payload = dithered_levels.encode(levels[kept], dither=added[kept], spreads=spreads)
         codec = CUT_DITHERED
+    elif block.codec in (OLDER_DITHERED, OLDER_CUT_DITHERED):
+        added = _older_dither(key, rank=width, positions=len(left))[:, left]
+        (levels,) = column_dithered_levels.decode([payload], dithers=[added], spreads=spreads)
+        levels, added = levels[:, kept], added[:, kept]
+        payload = column_dithered_levels.encode(levels, dither=added, spreads=spreads)
+        codec = OLDER_CUT_DITHERED
     else:
         levels = sketch_levels.decode([payload], positions=[n], spreads=spreads)[:, :n]
         payload, codec = sketch_levels.encode(levels[:, kept], spreads=spreads), CUT
@@ -145,8 +166,8 @@ def decode(
         if not np.isfinite(values).all():
             raise ValueError("a number of a sketch is not finite")
         return values
-    newer = [block.codec in (DITHERED, CUT_DITHERED) for block in blocks]
-    if any(newer) and not all(newer):  # an older release began the capture
+    kinds = [_KINDS[block.codec] for block in blocks]
+    if len(set(kinds)) > 1:  # an older release began the capture
         shared = {"deviations": deviations, "step": step, "dither": dither, "tables": tables}
         each = zip(blocks, positions, row_keys, strict=True)
         return np.concatenate(
@@ -161,12 +182,22 @@ def decode(
         for block, key, n in zip(blocks, row_keys, positions, strict=True)
     ]
     payloads, spreads = [payload for *_, payload in opened], deviations / size
-    if all(newer):
+    out = np.empty((sum(positions), rank), np.float32)
+    if kinds[0] == DITHERED:
+        dithers = [dither_of(key, positions=len(left))[left] for key, left, _ in opened]
+        each = dithered_levels.decode(
+            payloads, dithers=dithers, spreads=spreads, out=[out[span] for span in spans(positions)]
+        )
+        for values, added in zip(each, dithers, strict=True):
+            values -= _fractions(added)[:, None]
+            values *= np.float32(size)
+        return out
+    if kinds[0] == OLDER_DITHERED:
         added = [
-            _left(dither_of(key, rank=rank, positions=len(left)), left) for key, left, _ in opened
+            _left(_older_dither(key, rank=rank, positions=len(left)), left)
+            for key, left, _ in opened
         ]
-        out = np.empty((sum(positions), rank), np.float32)
-        levels = dithered_levels.decode(payloads, dithers=added, spreads=spreads)
+        levels = column_dithered_levels.decode(payloads, dithers=added, spreads=spreads)
         for span, values, of_row in zip(spans(positions), levels, added, strict=True):
             values -= _fractions(of_row)
             values *= np.float32(size)
@@ -175,7 +206,7 @@ def decode(
     values = sketch_levels.decode(payloads, positions=positions, spreads=spreads)
     if dither:
         for cell, (key, left, _) in zip(cells(positions), opened, strict=True):
-            of_row = _older_dither(key, rank=rank, positions=len(left))
+            of_row = _oldest_dither(key, rank=rank, positions=len(left))
             values[:, cell] -= _left(of_row, left)
     values *= np.float32(size)
     return by_position(values, positions)
@@ -187,10 +218,9 @@ def _left(of_row: np.ndarray, left: Bool[np.ndarray, " captured"]) -> np.ndarray
 
 
 def _require_codec(block: Block, *, step: float, dither: bool) -> None:
-    if not step:
-        expected = (EXACT,)
-    else:
-        expected = (QUANTISED, CUT, DITHERED, CUT_DITHERED) if dither else (QUANTISED,)
+    expected = (EXACT,)
+    if step:
+        expected = tuple(_KINDS) if dither else (QUANTISED,)
     if block.field != SKETCH or block.codec not in expected:
         raise ValueError(
             f"field {block.field}, codec {block.codec}; a sketch of step {step:g} is field "
@@ -202,7 +232,7 @@ def _captured(
     block: Block, row_key: bytes, *, positions: int, length: int
 ) -> tuple[bytes, Bool[np.ndarray, " captured"], bytes]:
     """The key of the dither, which of the positions captured are left, and the levels' payload."""
-    if block.codec not in (CUT, CUT_DITHERED):
+    if block.codec not in (CUT, OLDER_CUT_DITHERED, CUT_DITHERED):
         return row_key, np.ones(positions, bool), block.payload
     if len(block.payload) < _CAPTURED.size:
         raise ValueError(f"a sketch of {len(block.payload)} bytes")
@@ -217,24 +247,33 @@ def _captured(
     return key, left, block.payload[end:]
 
 
-def dither_of(row_key: bytes, *, rank: int, positions: int) -> UInt16[np.ndarray, "r n"]:
-    """What is added before rounding, in 2⁻¹⁶ steps, less ½: a function of the row's key.
+def dither_of(row_key: bytes, *, positions: int) -> UInt16[np.ndarray, " n"]:
+    """What is added to all numbers of a position before rounding, in 2⁻¹⁶ steps, less ½: a function
+    of the row's key.
 
-    A column begins anywhere, and each position is the golden ratio further, so that neighbours
-    differ: the sum over positions has less error than with independent numbers.
+    It begins anywhere, and each position is the golden ratio further, so that neighbours differ:
+    the sum over positions has less error than with independent numbers. A dither of its own for
+    each column brings nothing: gradients are as near to the dense ones.
     """
-    stream = hashlib.shake_256(_DITHER_STREAM + row_key).digest(2 * rank)
+    stream = hashlib.shake_256(_DITHER_STREAM + row_key).digest(2)
     first = np.frombuffer(stream, "<u2").astype(np.uint16)
-    return first[:, None] + np.arange(positions).astype(np.uint16) * np.uint16(_GOLDEN)
+    return first + np.arange(positions).astype(np.uint16) * np.uint16(_GOLDEN)
 
 
-def _fractions(dither: UInt16[np.ndarray, "r n"]) -> Float32[np.ndarray, "r n"]:
+def _fractions(dither: UInt16[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     """The dither in (−½, ½)."""
     return (dither.astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-16) - np.float32(0.5)
 
 
-def _older_dither(row_key: bytes, *, rank: int, positions: int) -> Float32[np.ndarray, "r n"]:
+def _older_dither(row_key: bytes, *, rank: int, positions: int) -> UInt16[np.ndarray, "r n"]:
+    """That of codecs 4 and 5: each column begins anywhere."""
+    stream = hashlib.shake_256(_OLDER_STREAM + row_key).digest(2 * rank)
+    first = np.frombuffer(stream, "<u2").astype(np.uint16)
+    return first[:, None] + np.arange(positions).astype(np.uint16) * np.uint16(_GOLDEN)
+
+
+def _oldest_dither(row_key: bytes, *, rank: int, positions: int) -> Float32[np.ndarray, "r n"]:
     """That of codecs 2 and 3, odd multiples of 1/512."""
-    stream = hashlib.shake_256(_OLDER_STREAM + row_key).digest(rank * positions)
+    stream = hashlib.shake_256(_OLDEST_STREAM + row_key).digest(rank * positions)
     fractions = np.frombuffer(stream, np.uint8).reshape(rank, positions).astype(np.float32)
     return (fractions + np.float32(0.5)) * np.float32(1 / 256) - np.float32(0.5)

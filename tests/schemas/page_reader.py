@@ -455,17 +455,21 @@ def sketch(codec, payload, n, signal, deviations, key):
     if codec == 1:
         return byte_planes(payload, r, n)
     m, left = n, np.arange(n)
-    if codec in (3, 5):
+    if codec in (3, 5, 7):
         key, m = payload[:16], int.from_bytes(payload[16:20], "little")
         end = 20 + -(-m // 8)
         left = np.flatnonzero(np.unpackbits(np.frombuffer(payload[20:end], np.uint8))[:m])
         payload = payload[end:]
     delta = max(step * deviations[min(r, 128) - 1], 2.0**-16 * deviations.max()) or 1.0
     s = deviations / delta
+    if codec in (6, 7):
+        (first,) = struct.unpack("<H", hashlib.shake_256(b"decant sketch dither 3" + key).digest(2))
+        d = (first + 40503 * left) % 2**16
+        return delta * (dithered_levels(payload, n, s, d).T - ((d + 0.5) / 2**16 - 0.5)[:, None])
     if codec in (4, 5):
         first = hashlib.shake_256(b"decant sketch dither 2" + key).digest(2 * r)
         d = (np.frombuffer(first, "<u2").astype(int)[:, None] + 40503 * left) % 2**16
-        return (delta * (dithered_levels(payload, n, s, d) - ((d + 0.5) / 2**16 - 0.5))).T
+        return (delta * (column_dithered_levels(payload, n, s, d) - ((d + 0.5) / 2**16 - 0.5))).T
     levels = undithered_levels(payload, n, s)
     dither = np.zeros((r, n))
     if signal["dither"]:
@@ -475,6 +479,41 @@ def sketch(codec, payload, n, signal, deviations, key):
 
 
 def dithered_levels(payload, n, s, d):
+    first, excess_bits, excess, *frames = sections(payload)
+    levels = np.zeros((len(s), n), np.int64)
+    levels[s >= 1.1] = undithered_levels(first, n, s[s >= 1.1])
+    columns = np.argsort(-s, kind="stable")[(s >= 1.1).sum() :]
+    way = np.minimum(d, 2**16 - 1 - d)
+    positions = np.argsort(way, kind="stable")
+    folded = np.zeros((n, len(columns)), np.int64)
+    most = np.zeros((n, len(columns)), np.int64)
+    blocks, g, rest = [], 1.1, np.ones(len(columns), bool)
+    for group in range(12):
+        mine = rest & ((s[columns] >= g * 0.8) | (group == 11))
+        classes = sum(way[positions] >= e * (g * 0.85) * 65536 - 0.5 for e in (0.4, 1, 1.8))
+        blocks.append((g >= 0.5, classes, mine))
+        g, rest = g * 0.8, rest & ~mine
+    frames = iter(frames)
+    for large, per_byte in ((True, (2, 2, 2, 2)), (False, (4, 4, 8, 8))):
+        for number, per in enumerate(per_byte):
+            cells = [np.ix_(c == number, mine) for is_large, c, mine in blocks if is_large == large]
+            sizes = [folded[cell].size for cell in cells]
+            octets = stream(next(frames), -(-sum(sizes) // per))
+            largest = (1 << 8 // per) - 1
+            digits = (octets[:, None] >> np.arange(per) * 8 // per & largest).reshape(-1)
+            for cell, end in zip(cells, np.cumsum(sizes).tolist(), strict=True):
+                shape = folded[cell].shape
+                folded[cell] = digits[end - folded[cell].size : end].reshape(shape)
+                most[cell] = largest
+    beyond = folded == most
+    folded[beyond] += numbers(stream(excess, int(beyond.sum())), excess_bits)
+    level = np.where(folded % 2, (folded + 1) // 2, -(folded // 2))
+    level = np.where(d[positions, None] < 2**15, -level, level)
+    levels[columns[None], positions[:, None]] = level
+    return levels
+
+
+def column_dithered_levels(payload, n, s, d):
     first, excess_bits, excess, *frames = sections(payload)
     levels = np.zeros((len(s), n), np.int64)
     levels[s >= 1.1] = undithered_levels(first, n, s[s >= 1.1])

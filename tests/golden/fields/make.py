@@ -22,12 +22,15 @@ SKETCHES = {
     "sketch-2": (0.5, False),
     "sketch-2-dither": (8.0, True),
     "sketch-4": (8.0, True),
+    "sketch-6": (8.0, True),
 }
-"""Step and dither. Releases before 0.15 wrote `sketch-2-dither` and `sketch-3`."""
-CUT = {"sketch-3": "sketch-2-dither", "sketch-5": "sketch-4"}
+"""Step and dither."""
+CUT = {"sketch-3": "sketch-2-dither", "sketch-5": "sketch-4", "sketch-7": "sketch-6"}
 """Of which sketch these are cut."""
 KEPT = np.arange(POSITIONS) % 5 > 1
 """Positions that are left in those that are cut; their row has OTHER_KEY by then."""
+OLDER = ("sketch-2-dither", "sketch-3", "sketch-4", "sketch-5")
+"""What releases before 0.16 wrote."""
 OTHER_KEY = bytes(16)
 
 
@@ -85,7 +88,7 @@ def main():
     _write("sizes-2", sizes_field.encode(sizes), sizes)
     values, deviations = sketch()
     for name, (step, dither) in SKETCHES.items():
-        if name == "sketch-2-dither":
+        if name in OLDER:
             continue
         how = {"deviations": deviations, "step": step, "dither": dither, "tables": Tables({})}
         block = sketch_field.encode(values, row_key=KEY, **how)
@@ -95,7 +98,7 @@ def main():
         _write(name, block.payload, expected)
     # The last one has dither.
     block, expected = sketch_field.cut(block, KEPT, row_key=KEY, **how), expected[KEPT]
-    _write("sketch-5", block.payload, expected)
+    _write("sketch-7", block.payload, expected)
 
 
 def _write(name: str, payload: bytes, expected: np.ndarray) -> None:
