@@ -1,12 +1,12 @@
 """Bytes a token of a kind of text whose like was, or was not, in the calibration sample.
 
-    python -m benchmarks.drift CACHE PATTERN… [--k 8] [--counts 100] [--rank 64] [--step 1]
+    python -m benchmarks.drift CACHE PATTERN… [--k 8] [--counts 100] [--rank 256] [--step 4]
 
 CACHE was captured as for `benchmarks.fields`. Each PATTERN (such as `*.rst`) names the sources of
 one domain. The domain's rows are encoded twice: with tables and deviations from a sample of all
 rows, and from a sample of rows that hold nothing of the domain. The difference is the cost for a
 corpus whose later text differs from its calibration sample. The sketch's basis is that of CACHE in
-both cases: it decides how much of the logits 64 numbers keep, not how many bytes they take.
+both cases: it decides how much of the logits its numbers keep, not how many bytes they take.
 """
 
 import argparse
@@ -62,10 +62,11 @@ def main():
         table.add_row(pattern, str(len(own)), *both, f"{unseen[-1] - seen[-1]:+.1f}")
     console = Console(width=120)
     console.print(table)
+    tokens = count * cache.manifest.sequence_length
     console.print(
-        f"compact, k = {options.k}, {options.counts} counts, a sketch of {options.rank} at step "
-        f"{options.step:g}; tables from {count * cache.manifest.sequence_length:,} tokens. Headers "
-        "and checksums are left out."
+        f"compact, k = {options.k}, {options.counts} counts, a dithered sketch of {options.rank} "
+        f"at step {options.step:g}; tables from {tokens:,} tokens. Headers and checksums are left "
+        "out."
     )
 
 
@@ -81,7 +82,7 @@ def measured(
     rows: Sequence[Row], tables: Calibrated, *, rank: int, step: float, cache: Cache
 ) -> list[float]:
     """Bytes a position of each of `_TARGETS`."""
-    sizes, how = Sizes(), Quantised(rank, step, dither=False)
+    sizes, how = Sizes(), Quantised(rank, step, dither=True)
     for row in rows:
         add(
             sizes,
@@ -117,8 +118,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("patterns", nargs="+", help="a domain's sources, such as *.rst")
     parser.add_argument("--k", type=int, default=8)
     parser.add_argument("--counts", type=int, default=100)
-    parser.add_argument("--rank", type=int, default=64)
-    parser.add_argument("--step", type=float, default=1.0)
+    parser.add_argument("--rank", type=int, default=256)
+    parser.add_argument("--step", type=float, default=4.0)
     parser.add_argument("--calibration", type=int, default=1 << 14, help="positions")
     parser.add_argument("--rows", type=int, default=100, help="most rows of each domain")
     return parser.parse_args()

@@ -1,13 +1,13 @@
 """Bytes of heads, labels, counts and sketches through the codecs, over k, N and r.
 
     python -m benchmarks.fields CACHE [--k 0 8 32] [--mass 0.95] [--counts 20 50 170]
-        [--ranks 32 64 128 full] [--steps 1 2] [--positions 500000]
+        [--ranks 64 128 256 full] [--steps 1 4] [--no-dither] [--positions 500000]
 
 CACHE was captured with `--signals.logits.profile lossless --signals.logits.draws 0
 --signals.logits.sketch.rank full --signals.logits.sketch.step 0`: its sketches give the teacher's
 dense distribution, of which this draws counts. Tables and deviations come from `--calibration`
 positions; all others are encoded, one record a row. `entropy` is the sum of the empirical entropies
-of the columns.
+of the columns, given the dither where there is one.
 """
 
 import argparse
@@ -31,8 +31,10 @@ from decant.schemas.targets.draws import COUNTS_STREAM, uniform_starts
 from decant.schemas.targets.sketch import SketchHead
 from decant.schemas.targets.targets import Targets, join_targets
 
-_LARGEST = 1 << 14
+_LARGEST = 1 << 9
 _CHUNK = 128
+_BINS = 32
+"""Parts of the way from a dither to the nearer edge, for entropies."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Sizes:
     """Counted ids by N."""
     sketches: Counter["Quantised"] = field(default_factory=Counter)
     levels: dict["Quantised", np.ndarray] = field(default_factory=dict)
-    """How often each level of each column occurs: [columns, levels]."""
+    """How often each level of each column occurs: [bins of the dither, columns, levels]."""
 
 
 @dataclass(frozen=True)
@@ -231,27 +233,35 @@ def add(
             tables=Tables({}),
         )
         sizes.sketches[how] += len(block.payload)
-        dither = None
-        if how.dither:
-            dither = sketch_field.dither_of(row.key, positions=len(values))
+        dither = sketch_field.dither_of(row.key, positions=len(values)) if how.dither else None
         size = sketch_field.step_size(spread, how.step)
         levels = sketch_field.levels_of(values, size=size, dither=dither)
-        _count_levels(sizes, how, levels)
+        _count_levels(sizes, how, levels, dither)
 
 
-def _count_levels(sizes: Sizes, how: Quantised, levels: np.ndarray) -> None:
+def _count_levels(
+    sizes: Sizes, how: Quantised, levels: np.ndarray, dither: np.ndarray | None
+) -> None:
     width = 2 * _LARGEST + 1
-    held = sizes.levels.setdefault(how, np.zeros((how.rank, width), np.int32))
-    column = np.clip(levels, -_LARGEST, _LARGEST).astype(np.int64) + _LARGEST
-    np.add.at(held.reshape(-1), (column + width * np.arange(how.rank)).reshape(-1), 1)
+    shape = (_BINS if how.dither else 1, how.rank, width)
+    held = sizes.levels.setdefault(how, np.zeros(shape, np.int32))
+    whole = np.clip(levels, -_LARGEST, _LARGEST).astype(np.int64)
+    bins = np.zeros((len(levels), 1), np.int64)
+    if dither is not None:  # both edges alike, as in the codec
+        below = dither < 1 << 15
+        whole[below] *= -1
+        bins = (np.where(below, dither, ~dither).astype(np.int64) * _BINS >> 15)[:, None]
+    at = (bins * how.rank + np.arange(how.rank)) * width + whole + _LARGEST
+    np.add.at(held.reshape(-1), at.reshape(-1), 1)
 
 
 def entropies(counts: np.ndarray) -> float:
-    """Bytes of a position: the columns' empirical entropies, summed."""
-    total = counts.sum(1, keepdims=True)
-    shares = counts / total
+    """Bytes of a position: the columns' empirical entropies, summed, from counts [bins, columns,
+    levels]; given the bin."""
+    in_bin = counts.sum(2, keepdims=True)
+    shares = counts / np.maximum(in_bin, 1)
     logs = np.log2(np.where(counts > 0, shares, 1))
-    return float(-(shares * logs).sum() / 8)
+    return float(-(counts * logs).sum() / in_bin[:, :1].sum() / 8)
 
 
 def main():
@@ -265,9 +275,7 @@ def main():
     whole = np.concatenate([row.sketch for row in sample])
     deviations = whole.std(axis=0, dtype=np.float64)
     ranks = [whole.shape[1] if rank == "full" else int(rank) for rank in options.ranks]
-    sketches = [
-        Quantised(rank, step, rank == whole.shape[1]) for rank in ranks for step in options.steps
-    ]
+    sketches = [Quantised(rank, step, options.dither) for rank in ranks for step in options.steps]
     sizes = Sizes()
     for row in rows_of(cache, numbers[first:], draws=options.counts):
         if sizes.positions >= options.positions:
@@ -326,8 +334,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--k", type=int, nargs="+", default=[0, 8, 32])
     parser.add_argument("--mass", type=float, nargs="*", default=[0.95])
     parser.add_argument("--counts", type=int, nargs="+", default=[20, 50, 170])
-    parser.add_argument("--ranks", nargs="+", default=["32", "64", "128", "full"])
-    parser.add_argument("--steps", type=float, nargs="+", default=[1.0, 2.0])
+    parser.add_argument("--ranks", nargs="+", default=["64", "128", "256", "full"])
+    parser.add_argument("--steps", type=float, nargs="+", default=[1.0, 4.0])
+    parser.add_argument("--dither", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--calibration", type=int, default=1 << 14, help="positions")
     parser.add_argument("--positions", type=int, default=500_000, help="positions to measure")
     return parser.parse_args()

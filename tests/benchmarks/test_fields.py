@@ -18,8 +18,11 @@ def cache(tmp_path_factory):
 
 
 def test_entropies_are_in_bytes_a_position():
-    counts = np.array([[4, 4, 0], [2, 2, 4]])
+    counts = np.array([[[4, 4, 0], [2, 2, 4]]])
     assert fields.entropies(counts) == pytest.approx((1 + 1.5) / 8)
+    # Another bin with as many positions, in which all is known.
+    known = np.array([[[8, 0, 0], [0, 8, 0]]])
+    assert fields.entropies(np.concatenate([counts, known])) == pytest.approx((1 + 1.5) / 16)
 
 
 def test_the_tables_name_every_head_count_and_sketch(cache, monkeypatch, capsys):
