@@ -9,6 +9,7 @@ class are a few blocks of neighbours. They share a zstd frame. Of wide columns u
 are stored by `sketch_levels.py`.
 """
 
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,36 +31,22 @@ from decant.schemas.codecs.streams import (
 
 _NARROW = 1.1
 """Columns of smaller spread are narrow."""
-_RATIO = 0.8
-"""Least spread of a group of columns, of its greatest."""
-_MOST_GROUPS = 12
-"""The last one holds all columns of less spread than the others."""
-_EDGES = (0.4, 1.0, 1.8)
-"""Ways to the edge, in deviations, that part the classes."""
-_MIDDLE = 0.85
-"""What stands for the spread of all columns of a group, of its greatest."""
-_FINE = 0.5
-"""Columns of smaller spread need fewer bits."""
-_PER_BYTE = (2, 2, 2, 2, 4, 4, 8, 8)
-"""Levels that share a byte: of each class of the columns above `_FINE`, and of those below. A byte
-takes at least one bit. A level too large for its digit is stored apart."""
-_CLASSES = len(_EDGES) + 1
+_GROUPS = 6
+"""The spreads of group i are at most `_NARROW`/2ⁱ and above the half of it; the last one holds all
+that are smaller."""
+_EDGE = 0.5
+"""Way to the edge that parts the classes of a group, in its greatest spread."""
+_PER_BYTE = (2, 2, 4, 4, 8, 8)
+"""Levels that share a byte: of both classes of the first group, of the second, and of all others. A
+digit is at most the largest that has room; levels beyond it are listed apart."""
 _HALF = 1 << 15
-_BEYOND = -128
-"""The largest digit, whose level is stored apart, is unpacked as a level that is it less 128."""
-_NONE = np.zeros(0, np.int32)
-_FIXED = 3
+_FURTHEST = (1 << 24) - 1
+"""Largest distance of an entry of that list from the one before."""
+_COUNT = struct.Struct("<I")
+_ENDS = np.ceil(2 * _HALF * _EDGE * _NARROW / 2.0 ** np.arange(_GROUPS) - 0.5).astype(np.uint16)
+"""`_way` of the far class of each group is at least this."""
+_FIXED = 5
 """Sections in front of the frames."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Narrow columns of about the same spread, neighbours among the sorted ones."""
-
-    columns: slice
-    fine: bool
-    edges: UInt16[np.ndarray, " edges"]
-    """What `_way` is at least in the class after each edge."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,34 +56,23 @@ class _Layout:
     wide: Integer[np.ndarray, " wide"]
     narrow: Integer[np.ndarray, " narrow"]
     """By spread, the largest first."""
-    groups: tuple[_Group, ...]
+    groups: tuple[slice, ...]
+    """Of the narrow columns so sorted."""
 
     def blocks(self, way: UInt16[np.ndarray, " n"]) -> list[list[tuple[slice, slice]]]:
         """For each frame the blocks of its levels among the sorted positions and columns."""
-        frames: list[list[tuple[slice, slice]]] = [[] for _ in range(len(_PER_BYTE))]
-        if self.groups:
-            ends = np.searchsorted(way, np.stack([group.edges for group in self.groups]))
-            for group, edges in zip(self.groups, ends.tolist(), strict=True):
-                for number, (start, end) in enumerate(pairwise([0, *edges, len(way)])):
-                    if end > start:
-                        block = slice(start, end), group.columns
-                        frames[group.fine * _CLASSES + number].append(block)
-        return frames
+        ends = np.searchsorted(way, _ENDS).tolist()
+        near = [(slice(0, end), own) for end, own in zip(ends, self.groups, strict=True)]
+        far = [(slice(end, len(way)), own) for end, own in zip(ends, self.groups, strict=True)]
+        return [near[:1], far[:1], near[1:2], far[1:2], near[2:], far[2:]]
 
 
 def _layout(spreads: Float[np.ndarray, " r"]) -> _Layout:
     order = np.argsort(-spreads, kind="stable")
     narrow = order[spreads[order] < _NARROW]
-    groups, greatest, start = [], _NARROW, 0
-    for number in range(_MOST_GROUPS):
-        least = greatest * _RATIO if number < _MOST_GROUPS - 1 else -1.0
-        # Products and roundings of float64 alone: all machines agree.
-        end = start + int(np.count_nonzero(spreads[narrow[start:]] >= least))
-        if end > start:
-            edges = np.array(_EDGES) * (greatest * _MIDDLE) * (2 * _HALF) - 0.5
-            edges = np.clip(np.ceil(edges), 0, _HALF).astype(np.uint16)
-            groups.append(_Group(slice(start, end), greatest < _FINE, edges))
-        greatest, start = least, end
+    least = [_NARROW / 2**i for i in range(1, _GROUPS)]  # exact: all machines agree
+    ends = [int(np.count_nonzero(spreads[narrow] >= bound)) for bound in least]
+    groups = (slice(*pair) for pair in pairwise([0, *ends, len(narrow)]))
     return _Layout(np.flatnonzero(spreads >= _NARROW), narrow, tuple(groups))
 
 
@@ -116,8 +92,9 @@ def encode(
 ) -> bytes:
     """The payload of one record. `spreads` are the columns' standard deviations in steps.
 
-    u is (dither + ½)/2¹⁶ − ½. Sections: the payload of the wide columns; escapes (raw bits,
-    symbols); a frame for each class of the columns above `_FINE`, and of those below.
+    u is (dither + ½)/2¹⁶ − ½. Sections: the payload of the wide columns; the list of levels beyond
+    their digits (their number, raw bits, symbols of places, symbols of excesses); a frame for each
+    class of the first group, and of the others.
     """
     layout = _layout(spreads)
     order, way = _sorted(dither)
@@ -125,17 +102,23 @@ def encode(
     whole = np.clip(levels[:, layout.narrow], -limit, limit).astype(np.int32)
     whole[dither < _HALF] *= -1
     folded = _fold(whole)[order]
-    excess = np.full_like(folded, -1)
-    frames: list[bytes] = []
+    held, frames = np.empty_like(folded), []
     for blocks, per_byte in zip(layout.blocks(way), _PER_BYTE, strict=True):
-        largest = (1 << 8 // per_byte) - 1
         for block in blocks:
-            excess[block] = folded[block] - largest
-        digits = [np.minimum(folded[block], largest).reshape(-1) for block in blocks]
-        frames.append(compress(_pack(np.concatenate([_NONE, *digits]), per_byte)))
-    symbols, raw = numbers.encode(excess[excess >= 0])
+            held[block] = np.minimum(folded[block], (1 << 8 // per_byte) - 1)
+        digits = np.concatenate([held[block].reshape(-1) for block in blocks])
+        frames.append(compress(_pack(digits, per_byte)))
+    excess = (folded - held).reshape(-1)
+    beyond = np.flatnonzero(excess)
+    # Entries without an excess between those that are too far apart.
+    steps = np.arange(_FURTHEST, excess.size, _FURTHEST)
+    beyond = np.union1d(beyond, steps) if len(steps) else beyond
+    listed = np.concatenate([np.diff(beyond, prepend=-1) - 1, excess[beyond]])
+    symbols, raw = numbers.encode(listed)
+    places, excesses = np.split(symbols, 2)
     of_wide = sketch_levels.encode(levels.T[layout.wide], spreads=spreads[layout.wide])
-    return join([of_wide, raw, compress(symbols), *frames])
+    count = _COUNT.pack(len(beyond))
+    return join([of_wide, count, raw, compress(places), compress(excesses), *frames])
 
 
 def decode(
@@ -148,74 +131,60 @@ def decode(
     """Fill `out[i]` with the levels of record i, and yield it. ValueError for damaged payloads."""
     layout, positions = _layout(spreads), [len(dither) for dither in dithers]
     sections = [split(payload, count=_FIXED + len(_PER_BYTE)) for payload in payloads]
-    of_wide, raw, escapes = ([some[i] for some in sections] for i in range(_FIXED))
-    levels_of_wide = sketch_levels.decode(
-        of_wide, positions=positions, spreads=spreads[layout.wide]
-    )
-    read = [
-        _Narrow.read(some[_FIXED:], layout, dither)
-        for some, dither in zip(sections, dithers, strict=True)
+    of_wide, sizes, raw, places, excesses = ([own[i] for own in sections] for i in range(_FIXED))
+    wide = sketch_levels.decode(of_wide, positions=positions, spreads=spreads[layout.wide])
+    counts = [
+        _count(size, most=n * len(layout.narrow)) for size, n in zip(sizes, positions, strict=True)
     ]
-    counts = [len(of_record.beyond) for of_record in read]
-    symbols = grid_of(decompress(escapes, sizes=counts), counts)
-    excess = numbers.decode(symbols, raw)[0]
-    # One record at a time fits into a processor's cache.
+    symbols = [grid_of(decompress(of, sizes=counts), counts) for of in (places, excesses)]
+    listed = numbers.decode(np.concatenate(symbols), raw)
     columns = _span(layout.narrow)
-    for levels, of_record, cell, of_escapes in zip(
-        out, read, cells(positions), cells(counts), strict=True
+    # One record at a time fits into a processor's cache.
+    for levels, own, dither, cell, of_list in zip(
+        out, sections, dithers, cells(positions), cells(counts), strict=True
     ):
-        levels[:, layout.wide] = levels_of_wide[:, cell].T
-        of_record.fill(levels, columns, excess[of_escapes])
+        order, way = _sorted(dither)
+        sign = np.where(dither < _HALF, -1, 1).astype(np.int8)
+        in_order = _read_frames(own[_FIXED:], layout.blocks(way), (len(way), len(layout.narrow)))
+        narrow = np.empty_like(in_order)
+        narrow[order] = in_order
+        narrow *= sign[:, None]
+        levels[:, layout.wide] = wide[:, cell].T
+        levels[:, columns] = narrow
+        gaps, excess = listed[:, of_list]
+        beyond = np.cumsum(gaps + 1, dtype=np.int64) - 1
+        if len(beyond) and beyond[-1] >= in_order.size:
+            raise ValueError(f"number {beyond[-1]} of a sketch's {in_order.size}")
+        rows, places = np.divmod(beyond, max(in_order.shape[1], 1))
+        whole = _unfold(_fold(in_order.reshape(-1)[beyond].astype(np.int32)) + excess)
+        rows = order[rows]
+        levels[rows, layout.narrow[places]] = sign[rows] * whole
         yield levels
 
 
-@dataclass(frozen=True, eq=False)
-class _Narrow:
-    """The levels of the narrow columns of one record, but those too large for their digits."""
+def _count(section: bytes, *, most: int) -> int:
+    """Entries of a list."""
+    if len(section) != _COUNT.size or (count := _COUNT.unpack(section)[0]) > most:
+        raise ValueError(f"a list of {section.hex()} of {most} numbers of a sketch")
+    return count
 
-    order: Integer[np.ndarray, " n"]
-    sign: Int8[np.ndarray, " n"]
-    sorted: Int8[np.ndarray, "n narrow"]
-    """Levels with the sign of the dither, positions and columns sorted."""
-    beyond: Integer[np.ndarray, " escapes"]
-    """Where levels are too large for their digits."""
 
-    @staticmethod
-    def read(
-        frames: Sequence[bytes], layout: _Layout, dither: UInt16[np.ndarray, " n"]
-    ) -> "_Narrow":
-        order, way = _sorted(dither)
-        blocks = layout.blocks(way)
-        counts = [sum((a.stop - a.start) * (b.stop - b.start) for a, b in some) for some in blocks]
-        sizes = [-(-count // each) for count, each in zip(counts, _PER_BYTE, strict=True)]
-        packed = decompress(frames, sizes=sizes)
-        levels = np.empty((len(dither), len(layout.narrow)), np.int8)
-        for some, span, per_byte, count in zip(
-            blocks, spans(sizes), _PER_BYTE, counts, strict=True
-        ):
-            unpacked, at = _unpack(packed[span], per_byte, count), 0
-            for block in some:
-                of_block = levels[block]
-                of_block[...] = unpacked[at : at + of_block.size].reshape(of_block.shape)
-                at += of_block.size
-        sign = np.where(dither < _HALF, -1, 1).astype(np.int8)
-        return _Narrow(order, sign, levels, np.flatnonzero(levels.reshape(-1) < _BEYOND // 2))
-
-    def fill(
-        self,
-        out: Float32[np.ndarray, "n r"],
-        columns: slice | Integer[np.ndarray, " narrow"],
-        excess: Int32[np.ndarray, " escapes"],
-    ) -> None:
-        """Put the levels into the columns of `out`; `excess` is what is above the digits."""
-        levels = np.empty_like(self.sorted)
-        levels[self.order] = self.sorted
-        levels *= self.sign[:, None]
-        out[:, columns] = levels
-        rows, places = np.divmod(self.beyond, max(self.sorted.shape[1], 1))
-        rows, folded = self.order[rows], self.sorted.reshape(-1)[self.beyond] - np.int32(_BEYOND)
-        places = places + columns.start if isinstance(columns, slice) else columns[places]
-        out[rows, places] = self.sign[rows] * _unfold(folded + excess)
+def _read_frames(
+    frames: Sequence[bytes], blocks: list[list[tuple[slice, slice]]], shape: tuple[int, int]
+) -> Int8[np.ndarray, "n narrow"]:
+    """What the digits say of the levels with the sign of the dither, positions and columns
+    sorted."""
+    out = np.empty(shape, np.int8)
+    counts = [sum(out[block].size for block in some) for some in blocks]
+    sizes = [-(-count // each) for count, each in zip(counts, _PER_BYTE, strict=True)]
+    packed = decompress(frames, sizes=sizes)
+    for some, span, per_byte, count in zip(blocks, spans(sizes), _PER_BYTE, counts, strict=True):
+        unpacked, at = _unpack(packed[span], per_byte, count), 0
+        for block in some:
+            of_block = out[block]
+            of_block[...] = unpacked[at : at + of_block.size].reshape(of_block.shape)
+            at += of_block.size
+    return out
 
 
 def _span(columns: Integer[np.ndarray, " columns"]) -> slice | np.ndarray:
@@ -247,8 +216,7 @@ def _levels_of_bytes(per_byte: int) -> Shaped[np.ndarray, "256"]:
     """The levels that share each byte, as one number of `per_byte` bytes."""
     bits = 8 // per_byte
     digits = np.arange(256)[:, None] >> bits * np.arange(per_byte) & (1 << bits) - 1
-    levels = np.where(digits == (1 << bits) - 1, digits + _BEYOND, _unfold(digits))
-    return levels.astype(np.int8).view(f"u{per_byte}")[:, 0]
+    return _unfold(digits).astype(np.int8).view(f"u{per_byte}")[:, 0]
 
 
 def _unpack(

@@ -479,34 +479,31 @@ def sketch(codec, payload, n, signal, deviations, key):
 
 
 def dithered_levels(payload, n, s, d):
-    first, excess_bits, excess, *frames = sections(payload)
+    first, count, raw, distances, excesses, *frames = sections(payload)
     levels = np.zeros((len(s), n), np.int64)
     levels[s >= 1.1] = undithered_levels(first, n, s[s >= 1.1])
     columns = np.argsort(-s, kind="stable")[(s >= 1.1).sum() :]
     way = np.minimum(d, 2**16 - 1 - d)
     positions = np.argsort(way, kind="stable")
-    folded = np.zeros((n, len(columns)), np.int64)
-    most = np.zeros((n, len(columns)), np.int64)
-    blocks, g, rest = [], 1.1, np.ones(len(columns), bool)
-    for group in range(12):
-        mine = rest & ((s[columns] >= g * 0.8) | (group == 11))
-        classes = sum(way[positions] >= e * (g * 0.85) * 65536 - 0.5 for e in (0.4, 1, 1.8))
-        blocks.append((g >= 0.5, classes, mine))
-        g, rest = g * 0.8, rest & ~mine
-    frames = iter(frames)
-    for large, per_byte in ((True, (2, 2, 2, 2)), (False, (4, 4, 8, 8))):
-        for number, per in enumerate(per_byte):
-            cells = [np.ix_(c == number, mine) for is_large, c, mine in blocks if is_large == large]
-            sizes = [folded[cell].size for cell in cells]
-            octets = stream(next(frames), -(-sum(sizes) // per))
-            largest = (1 << 8 // per) - 1
-            digits = (octets[:, None] >> np.arange(per) * 8 // per & largest).reshape(-1)
-            for cell, end in zip(cells, np.cumsum(sizes).tolist(), strict=True):
-                shape = folded[cell].shape
-                folded[cell] = digits[end - folded[cell].size : end].reshape(shape)
-                most[cell] = largest
-    beyond = folded == most
-    folded[beyond] += numbers(stream(excess, int(beyond.sum())), excess_bits)
+    cells, folded = [[[], []], [[], []], [[], []]], np.zeros((n, len(columns)), np.int64)
+    for group in range(6):
+        below, least = s[columns] < 1.1 / 2**group, s[columns] >= 1.1 / 2 ** (group + 1)
+        mine = below & (least | (group == 5))
+        near = way[positions] < 65536 * 0.5 * 1.1 / 2**group - 0.5
+        for side, rows in enumerate((near, ~near)):
+            cells[min(group, 2)][side].append(np.ix_(rows, mine))
+    for per, sides in zip((2, 4, 8), cells, strict=True):
+        for side in sides:
+            sizes = [folded[cell].size for cell in side]
+            octets = stream(frames.pop(0), -(-sum(sizes) // per))
+            digits = octets[:, None] >> np.arange(per) * 8 // per & (1 << 8 // per) - 1
+            parts = np.split(digits.reshape(-1)[: sum(sizes)], np.cumsum(sizes)[:-1])
+            for cell, part in zip(side, parts, strict=True):
+                folded[cell] = part.reshape(folded[cell].shape)
+    (count,) = struct.unpack("<I", count)
+    symbols = np.concatenate([stream(distances, count), stream(excesses, count)])
+    distance, excess = np.split(numbers(symbols, raw), 2)
+    folded.reshape(-1)[np.cumsum(distance + 1) - 1] += excess
     level = np.where(folded % 2, (folded + 1) // 2, -(folded // 2))
     level = np.where(d[positions, None] < 2**15, -level, level)
     levels[columns[None], positions[:, None]] = level

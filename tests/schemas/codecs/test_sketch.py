@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import struct
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decant.schemas.codecs import sketch_field
+from decant.schemas.codecs import dithered_levels, sketch_field
 from decant.schemas.codecs.block import SKETCH, Block, Tables
+from decant.schemas.codecs.streams import split
 from tests.golden.fields import make as golden_fields
 from tests.paths import GOLDEN
 
@@ -219,6 +221,19 @@ def test_a_dithered_number_takes_little_more_than_the_dither_leaves_open(spread)
     left_open = -(p * np.log2(p)).sum(1).mean()
     # A byte of eight levels takes a bit at least.
     assert 8 * size / n / rank < 1.12 * left_open + 0.06
+
+
+def test_numbers_beyond_their_digits_may_be_far_apart(monkeypatch):
+    """A distance is below 2^24; here the limit is 30, and there are 6,000 numbers."""
+    monkeypatch.setattr(dithered_levels, "_FURTHEST", 30)
+    sketch = np.zeros((60, 100), np.float32)
+    sketch[[0, 41, 41, 59], [3, 0, 99, 99]] = 5, -7, 9, 70
+    how = shared(np.ones(100), 4.0, True)
+    stored = through([sketch], **how)
+    assert (np.abs(stored - sketch) <= 2.001).all()
+    payload = sketch_field.encode(sketch, row_key=KEYS[0], **how).payload
+    (entries,) = struct.unpack("<I", split(payload, count=11)[1])
+    assert entries >= 6000 // 30
 
 
 @pytest.mark.parametrize("name", ["sketch-2-dither", "sketch-4"])
