@@ -3,10 +3,11 @@
 A level is the nearest whole number to x + u, where x is the number in steps and u the dither of its
 position, in (−½, ½). In a *narrow* column, whose spread s is about a step or less, that is 0 unless
 u is near an edge, ½ or −½: then it is 0 or the next number on that side. So levels of narrow
-columns are taken with the sign of u, and sorted into classes by (½ − |u|)/s, the way to the edge in
-deviations. Positions are sorted by their way and columns by their spread, so that the levels of a
-class are a few blocks of neighbours. They share a zstd frame. Of wide columns u tells nothing: they
-are stored by `sketch_levels.py`.
+columns are taken with the sign of u; columns of about the same spread form a group, and in each
+group the positions whose u is near an edge are a class, those far from both another. Positions are
+sorted by their way ½ − |u| to the edge and columns by their spread, so that the levels of a class
+are blocks of neighbours. They share a zstd frame. Of wide columns u tells nothing: they are stored
+by `sketch_levels.py`.
 """
 
 import struct
@@ -32,8 +33,8 @@ from decant.schemas.codecs.streams import (
 _NARROW = 1.1
 """Columns of smaller spread are narrow."""
 _GROUPS = 6
-"""The spreads of group i are at most `_NARROW`/2ⁱ and above the half of it; the last one holds all
-that are smaller."""
+"""Group i holds the columns whose spread is below `_NARROW`/2ⁱ and at least half of that, the last
+one all that are left."""
 _EDGE = 0.5
 """Way to the edge that parts the classes of a group, in its greatest spread."""
 _PER_BYTE = (2, 2, 4, 4, 8, 8)
@@ -93,8 +94,8 @@ def encode(
     """The payload of one record. `spreads` are the columns' standard deviations in steps.
 
     u is (dither + ½)/2¹⁶ − ½. Sections: the payload of the wide columns; the list of levels beyond
-    their digits (their number, raw bits, symbols of places, symbols of excesses); a frame for each
-    class of the first group, and of the others.
+    their digits (how many, raw bits, symbols of distances, symbols of excesses); a frame for each
+    class of the first group, of the second, and of all others.
     """
     layout = _layout(spreads)
     order, way = _sorted(dither)
@@ -115,10 +116,10 @@ def encode(
     beyond = np.union1d(beyond, steps) if len(steps) else beyond
     listed = np.concatenate([np.diff(beyond, prepend=-1) - 1, excess[beyond]])
     symbols, raw = numbers.encode(listed)
-    places, excesses = np.split(symbols, 2)
+    distances, excesses = np.split(symbols, 2)
     of_wide = sketch_levels.encode(levels.T[layout.wide], spreads=spreads[layout.wide])
     count = _COUNT.pack(len(beyond))
-    return join([of_wide, count, raw, compress(places), compress(excesses), *frames])
+    return join([of_wide, count, raw, compress(distances), compress(excesses), *frames])
 
 
 def decode(
@@ -131,12 +132,12 @@ def decode(
     """Fill `out[i]` with the levels of record i, and yield it. ValueError for damaged payloads."""
     layout, positions = _layout(spreads), [len(dither) for dither in dithers]
     sections = [split(payload, count=_FIXED + len(_PER_BYTE)) for payload in payloads]
-    of_wide, sizes, raw, places, excesses = ([own[i] for own in sections] for i in range(_FIXED))
+    of_wide, sizes, raw, distances, excesses = ([own[i] for own in sections] for i in range(_FIXED))
     wide = sketch_levels.decode(of_wide, positions=positions, spreads=spreads[layout.wide])
     counts = [
         _count(size, most=n * len(layout.narrow)) for size, n in zip(sizes, positions, strict=True)
     ]
-    symbols = [grid_of(decompress(of, sizes=counts), counts) for of in (places, excesses)]
+    symbols = [grid_of(decompress(of, sizes=counts), counts) for of in (distances, excesses)]
     listed = numbers.decode(np.concatenate(symbols), raw)
     columns = _span(layout.narrow)
     # One record at a time fits into a processor's cache.
@@ -151,8 +152,8 @@ def decode(
         narrow *= sign[:, None]
         levels[:, layout.wide] = wide[:, cell].T
         levels[:, columns] = narrow
-        gaps, excess = listed[:, of_list]
-        beyond = np.cumsum(gaps + 1, dtype=np.int64) - 1
+        distance, excess = listed[:, of_list]
+        beyond = np.cumsum(distance + 1, dtype=np.int64) - 1
         if len(beyond) and beyond[-1] >= in_order.size:
             raise ValueError(f"number {beyond[-1]} of a sketch's {in_order.size}")
         rows, places = np.divmod(beyond, max(in_order.shape[1], 1))
