@@ -10,7 +10,8 @@ the same number of updates with the same learning rate. They differ in their tar
 - `online`: like `dense`, with the fewer updates that fit into `record`'s time if each includes the
   teacher's forward pass.
 - `record`: one cache for every temperature: a small head, counts and a sketch of 64 exact numbers.
-  `dithered`: the default capture, the same with 256 coarse numbers.
+  `dithered`: the default capture, the same with 256 coarse numbers; with a size no counts, and two
+  tokens.
 - `counts`: equally spaced draws of the whole distribution, at T = 1. `rs-kd`: independent draws.
 - `fresh`: as many draws as `counts`, but new ones at each visit of a row: what does it cost that a
   cache repeats its draws? It differs only where a row is seen again, with more `--updates`.

@@ -37,6 +37,7 @@ _COUNTS = {14: 24, 28: 78, 45: 176, 64: 280, 120: 640}
 _RS_KD = {14: 24, 28: 66, 45: 140, 120: 512}
 _FRESH = {size: _COUNTS[size] for size in (14, 28)}
 _TOP_K_AND_SKETCH = {16: (2, 20), 37: (8, 40), 60: (8, 100), 120: (24, 192)}
+_TOP_K_AND_DITHERED = {37: (2, 256)}
 
 
 def _exact(rank: int) -> dict[str, Any]:
@@ -60,6 +61,10 @@ CAPTURES: dict[str, dict[str, Any]] = {
     **{
         f"top-{k}-sketch-{r}": {**NONE, "k": k, "sketch": _exact(r)}
         for k, r in _TOP_K_AND_SKETCH.values()
+    },
+    **{
+        f"top-{k}-dithered-{r}": {**NONE, "k": k, "sketch": {"rank": r}}
+        for k, r in _TOP_K_AND_DITHERED.values()
     },
 }
 """`signals.logits` of each cache that the cells train from."""
@@ -133,6 +138,8 @@ def cells(study: Study) -> Iterator[Cell]:
             yield Cell("record", temperature, seed)
             if temperature > 1:  # the counts of both are the same
                 yield Cell("dithered", temperature, seed, capture="dithered")
+                for size, (k, r) in _TOP_K_AND_DITHERED.items():
+                    yield Cell("dithered", temperature, seed, size, f"top-{k}-dithered-{r}")
             yield from _sketch_cells(temperature, seed)
             if temperature == 1:
                 yield from _count_cells(seed)

@@ -27,7 +27,7 @@ _EXACT = SketchSignal("", "", _RANK, _RANK, 0.0, False)
 _SIGNALS = {
     1: _EXACT,
     2: dataclasses.replace(_EXACT, step=1.0),
-    4: dataclasses.replace(_EXACT, step=1.0, dither=True),
+    6: dataclasses.replace(_EXACT, step=1.0, dither=True),
 }
 """By codec."""
 
@@ -85,7 +85,7 @@ def read_sketch(path: Path) -> None:
     data = right_crc(path.read_bytes())
     record = open_companion(data, kind=Kind.SKETCH, where="record", scored=_POSITIONS)
     if record.positions:
-        signal = _SIGNALS.get(record.blocks[0].codec, _EXACT)
+        signal = _SIGNALS.get(record.blocks[0].codec, _SIGNALS[6])
         read = decode_sketch(
             [record],
             signal=signal,

