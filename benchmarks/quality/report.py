@@ -206,14 +206,16 @@ def picture(results: Results, angles: list[dict[str, Any]], *, output: Path) -> 
 
     temperatures = sorted({temperature for *_, temperature in results})
     count = len(temperatures)
-    figure, axes = pyplot.subplots(1, count + 1, figsize=(4.6 * (count + 1), 4.6), squeeze=False)
+    # Only the trained student: from the initial one, far from any target, all angles are alike.
+    chosen = [a for a in angles if (a["student"], a["temperature"]) == ("trained", 1.0)]
+    panels = count + bool(chosen)
+    figure, axes = pyplot.subplots(1, panels, figsize=(4.6 * panels, 4.6), squeeze=False)
     colours = {method: f"C{i}" for i, method in enumerate(ORDER[3:])}
     for axis, temperature in zip(axes[0], temperatures, strict=False):
         _draw_gap(axis, results, temperature, colours)
-    # Only the trained student: from the initial one, far from any target, all angles are alike.
-    chosen = [a for a in angles if (a["student"], a["temperature"]) == ("trained", 1.0)]
-    _draw_angles(axes[0, -1], chosen, colours)
-    axes[0, -1].set_title("angle to the dense gradient, T = 1", fontsize=10)
+    if chosen:
+        _draw_angles(axes[0, -1], chosen, colours)
+        axes[0, -1].set_title("angle to the dense gradient, T = 1", fontsize=10)
     handles, labels = _legend(axes[0])
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
     figure.set_layout_engine("constrained")
@@ -248,7 +250,7 @@ def _draw_gap(axis: Any, results: Results, temperature: float, colours: dict[str
         for size, shares in points:
             axis.plot([size] * len(shares), shares, ".", ms=3, **look)
     axis.axhline(100, color="k", lw=0.8, ls="--")
-    axis.set_ylim(LEAST_SHOWN, 108)
+    axis.set_ylim(max(LEAST_SHOWN, axis.get_ylim()[0]), 108)
     axis.set_xlabel("bytes a token")
     axis.set_ylabel("% of the held-out KL's way from hard labels to dense")
     axis.set_title(f"gap recovered, T = {temperature:g}", fontsize=10)
