@@ -36,13 +36,13 @@ _GROUPS = 6
 """Group i holds the columns whose spread is below `_NARROW`/2ⁱ and at least half of that, the last
 one all that are left."""
 _EDGE = 0.5
-"""Way to the edge that parts the classes of a group, in its greatest spread."""
+"""Where the classes of a group part: this share of its greatest spread away from the edge."""
 _PER_BYTE = (2, 2, 4, 4, 8, 8)
 """Levels that share a byte: of both classes of the first group, of the second, and of all others. A
 digit is at most the largest that has room; levels beyond it are listed apart."""
 _HALF = 1 << 15
 _FURTHEST = (1 << 24) - 1
-"""Largest distance of an entry of that list from the one before."""
+"""Largest distance of an entry of the list of such levels from the one before."""
 _COUNT = struct.Struct("<I")
 _ENDS = np.ceil(2 * _HALF * _EDGE * _NARROW / 2.0 ** np.arange(_GROUPS) - 0.5).astype(np.uint16)
 """`_way` of the far class of each group is at least this."""
@@ -102,7 +102,7 @@ def encode(
     limit = sketch_levels.LARGEST
     whole = np.clip(levels[:, layout.narrow], -limit, limit).astype(np.int32)
     whole[dither < _HALF] *= -1
-    folded = _fold(whole)[order]
+    folded = fold(whole)[order]
     held, frames = np.empty_like(folded), []
     for blocks, per_byte in zip(layout.blocks(way), _PER_BYTE, strict=True):
         for block in blocks:
@@ -157,16 +157,19 @@ def decode(
         if len(beyond) and beyond[-1] >= in_order.size:
             raise ValueError(f"number {beyond[-1]} of a sketch's {in_order.size}")
         rows, places = np.divmod(beyond, max(in_order.shape[1], 1))
-        whole = _unfold(_fold(in_order.reshape(-1)[beyond].astype(np.int32)) + excess)
+        whole = _unfold(fold(in_order.reshape(-1)[beyond].astype(np.int32)) + excess)
         rows = order[rows]
         levels[rows, layout.narrow[places]] = sign[rows] * whole
         yield levels
 
 
 def _count(section: bytes, *, most: int) -> int:
-    """Entries of a list."""
-    if len(section) != _COUNT.size or (count := _COUNT.unpack(section)[0]) > most:
-        raise ValueError(f"a list of {section.hex()} of {most} numbers of a sketch")
+    """How many entries a list has."""
+    if len(section) != _COUNT.size:
+        raise ValueError(f"a list's length in {len(section)} bytes; expected {_COUNT.size}")
+    (count,) = _COUNT.unpack(section)
+    if count > most:
+        raise ValueError(f"a list of {count} of a sketch's {most} numbers")
     return count
 
 
@@ -195,12 +198,13 @@ def _span(columns: Integer[np.ndarray, " columns"]) -> slice | np.ndarray:
     return slice(first, first + len(columns)) if (columns == own).all() else columns
 
 
-def _fold(levels: Int32[np.ndarray, "..."]) -> Int32[np.ndarray, "..."]:
+def fold(levels: Int32[np.ndarray, "..."]) -> Int32[np.ndarray, "..."]:
     """0, 1, −1, 2, −2 … become 0, 1, 2, 3, 4 …."""
     return 2 * np.abs(levels) - (levels > 0)
 
 
 def _unfold(folded: Integer[np.ndarray, "..."]) -> Integer[np.ndarray, "..."]:
+    """The levels that `fold` was given."""
     return np.where(folded & 1, 1, -1) * (folded + 1 >> 1)
 
 

@@ -25,6 +25,18 @@ def test_entropies_are_in_bytes_a_position():
     assert fields.entropies(np.concatenate([counts, known])) == pytest.approx((1 + 1.5) / 16)
 
 
+def test_entropies_of_dithered_levels_are_those_that_the_way_to_the_edge_leaves_open():
+    sizes, how = fields.Sizes(), fields.Quantised(1, 1.0, dither=True)
+    dither = np.arange(1 << 16, dtype=np.uint16)
+    # A number at 0.2 steps: level 1 where u > 0.3. Both edges are one bin, so that a bin nearer
+    # than 0.2 holds as many zeros as ones, and all others zeros: 12.8 of 32 bins.
+    levels = ((dither + 0.5) / 65536 - 0.5 > 0.3).astype(float)[:, None]
+    fields._count_levels(sizes, how, levels, dither)
+    in_part = -(0.4 * np.log2(0.4) + 0.6 * np.log2(0.6))
+    expected = (12 + in_part) / 32 / 8
+    assert fields.entropies(sizes.levels[how]) == pytest.approx(expected, rel=1e-3)
+
+
 def test_the_tables_name_every_head_count_and_sketch(cache, monkeypatch, capsys):
     options = "--k 0 12 --counts 8 --ranks 4 full --steps 1 --calibration 900 --positions 500"
     monkeypatch.setattr("sys.argv", ["fields", str(cache.path), *options.split()])

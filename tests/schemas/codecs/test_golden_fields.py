@@ -61,6 +61,13 @@ def test_sketches_that_released_versions_wrote_can_be_cut(name, whole):
         [block], positions=[int(KEPT.sum())], rank=RANK, row_keys=[OTHER_KEY], **how
     )
     np.testing.assert_array_equal(stored, expected[KEPT])
+    # And once more, under another key.
+    again = np.arange(int(KEPT.sum())) % 3 > 0
+    block = sketch_field.cut(block, again, row_key=OTHER_KEY, **how)
+    stored = sketch_field.decode(
+        [block], positions=[int(again.sum())], rank=RANK, row_keys=[KEY], **how
+    )
+    np.testing.assert_array_equal(stored, expected[KEPT][again])
 
 
 @pytest.mark.parametrize("name", COUNTED)

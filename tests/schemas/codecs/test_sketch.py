@@ -196,6 +196,26 @@ def test_damaged_sketches_are_errors(step, dither):
             assert np.isfinite(stored).all()
 
 
+@pytest.mark.parametrize("name", golden_fields.OLDER)
+def test_damaged_sketches_of_older_releases_are_errors(name):
+    _, deviations = golden_fields.sketch()
+    with np.load(GOLDEN / "fields" / f"{name}.npz") as file:
+        payload, expected = file["payload"].tobytes(), file["expected"]
+    codec, n = int(name.split("-")[1]), len(expected)
+    read = {"positions": [n], "rank": len(deviations), **shared(deviations, 8.0, True)}
+    read |= {"row_keys": [golden_fields.KEY], "length": golden_fields.POSITIONS}
+    for damaged in (payload[:-1], payload + b"\0", b"", b"\xff" * 12):
+        with pytest.raises(ValueError, match=r"\d"):
+            sketch_field.decode([Block(SKETCH, codec, damaged)], **read)
+    # Any byte: other numbers or a ValueError, nothing else.
+    for at in range(len(payload)):
+        changed = bytearray(payload)
+        changed[at] ^= 1 + at % 255
+        with contextlib.suppress(ValueError):
+            stored = sketch_field.decode([Block(SKETCH, codec, bytes(changed))], **read)
+            assert np.isfinite(stored).all()
+
+
 @pytest.mark.parametrize(("rank", "step"), [(32, 1.0), (32, 2.0), (200, 2.0)])
 def test_a_record_takes_little_more_than_the_entropies_of_its_columns(rank, step):
     deviations = np.geomspace(15, 1, rank)
