@@ -60,6 +60,18 @@ HOSTILE = {
         "goes on to byte",
     ),
     "a string that is not text": (header(string(b"\xff"), fields=1), "is not UTF-8"),
+    "an array with a string that is not text": (
+        header(field("a", ARRAY, array(STRING, 2, string("x") + string(b"\xff"))), fields=1),
+        "is not UTF-8",
+    ),
+    "an array of strings that the file lacks": (
+        header(field("a", ARRAY, array(STRING, 3, string("x") + string("y"))), fields=1),
+        "goes on to byte",
+    ),
+    "an array with a string of 2**63": (
+        header(field("a", ARRAY, array(STRING, 1, struct.pack("<Q", 2**63))), fields=1),
+        "at most",
+    ),
     "2**40 fields": (header(ONE, fields=2**40), "at most 65,536"),
     "more fields than there are": (header(ONE, fields=2), "goes on to byte"),
     "2**64 - 1 tensors": (header(ONE, fields=1, tensors=2**64 - 1), "at most 65,536"),
