@@ -21,7 +21,9 @@ def place(tmp_path_factory) -> Path:
     return place
 
 
-@pytest.mark.parametrize(("temperature", "tail"), [(1, "counts"), (4, "sketch")])
+@pytest.mark.parametrize(
+    ("temperature", "tail"), [pytest.param(1, "counts", marks=pytest.mark.slow), (4, "sketch")]
+)
 def test_a_student_learns_from_counts_at_1_and_from_the_sketch_at_4(
     place, capfd, temperature, tail
 ):

@@ -52,7 +52,11 @@ TEACHERS = {
 }
 
 
-@pytest.fixture(scope="module", params=TEACHERS)
+@pytest.fixture(
+    scope="module",
+    # Gemma 4 caps its logits as Gemma 3 does.
+    params=[pytest.param(n, marks=[pytest.mark.slow] * (n == "gemma3")) for n in TEACHERS],
+)
 def captured(request, tmp_path_factory):
     root = tmp_path_factory.mktemp(request.param)
     fields = {"num_layers": 3, "family": request.param, **TEACHERS[request.param]}

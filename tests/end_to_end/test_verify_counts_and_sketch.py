@@ -68,6 +68,7 @@ def test_other_settings_are_fine_too(root, name, changes):
     assert not wrong_in(verified(root, name, **changes))
 
 
+@pytest.mark.slow  # test_verify.py has one without a sketch
 def test_a_bfloat16_teacher_is_fine(root):
     write_teacher(root / "teacher") if not (root / "teacher").exists() else None
     narrow = Teacher(model=str(root / "teacher"), batch_rows=2, dtype="bfloat16")

@@ -164,6 +164,7 @@ def on_a_machine_of_its_own(base: str) -> None:
     os.environ["DECANT_MIRROR"] = tempfile.tempdir = str(own)
 
 
+@pytest.mark.slow  # a killed worker: above; a capture killed in a bucket: test_killed_in_bucket.py
 def test_dask_workers_that_share_only_a_bucket_give_the_same_cache_though_one_is_killed(
     root, in_process, bucket, tmp_path, monkeypatch
 ):

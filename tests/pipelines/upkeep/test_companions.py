@@ -75,7 +75,16 @@ DRIFTING = {
 }
 
 
-@pytest.mark.parametrize("settings", DRIFTING.values(), ids=DRIFTING)
+SLOW = ("full, dithered", "draws, fast")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(settings, id=name, marks=[pytest.mark.slow] * (name in SLOW))
+        for name, settings in DRIFTING.items()
+    ],
+)
 def test_what_is_kept_of_a_row_has_the_same_bits_after_any_number_of_gcs(tmp_path, settings):
     (tmp_path / "corpus").mkdir()
     for number in range(12):

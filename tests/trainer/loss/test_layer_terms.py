@@ -276,7 +276,11 @@ def test_the_teacher_s_layers_equal_the_stored_ones(layered_cache, layered_root,
 
 @pytest.mark.parametrize(
     ("loss", "shape"),
-    [(MANY, TWIN), (CLASSIC, TWIN), pytest.param(PROJECTED, SMALL, marks=pytest.mark.slow)],
+    [
+        pytest.param(MANY, TWIN, marks=pytest.mark.slow),
+        (CLASSIC, TWIN),
+        pytest.param(PROJECTED, SMALL, marks=pytest.mark.slow),
+    ],
     ids=["as wide", "classic", "projected"],
 )
 def test_accumulating_microbatches_equals_one_batch(loss, shape, layered_cache, tmp_path):

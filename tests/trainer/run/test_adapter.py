@@ -275,7 +275,7 @@ def test_an_adapter_on_a_cut_student_stands_on_the_runs_own_base(drawn_cache, so
     [
         Optimiser(name="adafactor"),
         Optimiser(name="muon", freeze=("layers.0",)),
-        Optimiser(no_decay=("*lora_b",)),
+        pytest.param(Optimiser(no_decay=("*lora_b",)), marks=pytest.mark.slow),
     ],
 )
 def test_every_optimiser_trains_it(drawn_cache, source, tmp_path, optimiser):

@@ -193,6 +193,7 @@ def test_a_student_learns_with_the_tail_by_draws_and_by_the_prior(
     np.testing.assert_allclose([updates[-1][n] for n in ("temperature", "alpha")], [1.0, 0.9])
 
 
+@pytest.mark.slow  # the losses alone: test_step.py, test_fused_head.py
 def test_with_every_token_stored_the_prior_changes_nothing(whole_cache, root, tmp_path):
     data = Data(batch_rows=2, steps=3)
     losses = []
@@ -205,6 +206,7 @@ def test_with_every_token_stored_the_prior_changes_nothing(whole_cache, root, tm
     np.testing.assert_allclose(*losses, rtol=1e-6)
 
 
+@pytest.mark.slow  # test_processes.py has one that goes on with fewer devices
 def test_a_run_continued_on_two_devices_has_the_losses_of_one(undisturbed, tmp_path):
     run = shutil.copytree(undisturbed.run, tmp_path / "run")
     for step in (110, STEPS):
@@ -364,6 +366,7 @@ def test_checkpoints_are_kept_by_age_by_score_and_by_number(undisturbed, cache):
         evaluate(dataclasses.replace(config, checkpoint="60"))
 
 
+@pytest.mark.slow  # the run killed above goes on without its teacher too
 def test_two_students_learn_from_a_copied_cache_without_the_teacher(cache, root, tmp_path):
     """Students of two sizes with two losses; the cache has moved and its teacher is gone."""
     moved = shutil.copytree(cache.path, tmp_path / "moved")

@@ -170,7 +170,9 @@ def with_draws(batch, *, m=4):
     }
 
 
-@pytest.mark.parametrize("tail", ["bucket", "sampled", "prior"])
+@pytest.mark.parametrize(
+    "tail", ["bucket", "sampled", pytest.param("prior", marks=pytest.mark.slow)]
+)
 def test_accumulating_microbatches_equals_one_batch(cache, tail):
     microbatches = 4
     batch = with_draws(read(cache, cache.rows(split="train")[:4]))
@@ -345,7 +347,8 @@ def test_microbatches_must_divide_the_batch(cache, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tail", "divergence"), [("sampled", "forward_kl"), ("prior", "reverse_kl")]
+    ("tail", "divergence"),
+    [("sampled", "forward_kl"), pytest.param("prior", "reverse_kl", marks=pytest.mark.slow)],
 )
 def test_rows_without_a_teacher_s_targets_are_learned_as_at_alpha_zero(cache, tail, divergence):
     """Loss and gradient are means, weighted by counted tokens, of those of both kinds of rows."""
