@@ -89,11 +89,13 @@ def measure(options: Options, dtype: str) -> tuple[list[float], list[float]]:
     planned = PlannedTeacher(options.model, "", dtype, vocabulary, options.sequence_length, batch)
     asked = _asked(options, width=checkpoint.config.hidden_size)
     teacher = LoadedTeacher(planned)
-    encoder = Encoder(options, list(teacher.run(rows, asked)), vocabulary=vocabulary)
+    with teacher.run(rows, asked) as outputs:
+        encoder = Encoder(options, list(outputs), vocabulary=vocabulary)
 
     def capture() -> None:
-        pairs = zip(rows, teacher.run(rows, asked), strict=True)
-        encoded = [encoder.records(row, output) for row, output in pairs]
+        with teacher.run(rows, asked) as outputs:
+            pairs = zip(rows, outputs, strict=True)
+            encoded = [encoder.records(row, output) for row, output in pairs]
         with tempfile.TemporaryDirectory() as scratch:
             for number, records in enumerate(zip(*encoded, strict=True)):
                 write_records(Path(scratch) / f"signal-{number}", list(records))

@@ -9,6 +9,7 @@ process.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -47,8 +48,12 @@ class SimulatedTeacher:
         self._targets = Targets
         _peak("tokenise")
 
-    def run(self, rows: Iterable, asked, *, observers: Sequence = ()) -> Iterator:
-        """Yield an output for each row; targets follow from a position's token and number."""
+    @contextlib.contextmanager
+    def run(self, rows: Iterable, asked, *, observers: Sequence = ()) -> Iterator[Iterator]:
+        """An output for each row; targets follow from a position's token and number."""
+        yield self._outputs(rows, asked, observers)
+
+    def _outputs(self, rows: Iterable, asked, observers: Sequence) -> Iterator:
         from decant.pipelines.teacher.outputs import RowOutput
 
         if not observers:

@@ -81,11 +81,13 @@ def measure(teacher, rows, signals: Signals, *, exact: "ExactTeacher", options):
     moments = Moments([s.layer for s in described.values() if _projected(s)])
     directions, kept = {}, {}
     if moments.layers:
-        list(teacher.run(rows, OutputSpec(), observers=(moments,)))
+        with teacher.run(rows, OutputSpec(), observers=(moments,)) as outputs:
+            list(outputs)
     for name, signal in described.items():
         if _projected(signal):
             directions[name], kept[name] = moments.directions(signal.layer, width=signal.width)
-    outputs = list(teacher.run(rows, OutputSpec(None, described, directions)))
+    with teacher.run(rows, OutputSpec(None, described, directions)) as computed:
+        outputs = list(computed)
     tokens = sum(int((row.segment_ids > 0).sum()) for row in rows)
     for name, signal in described.items():
         size = written(name, signal, outputs, length=length) / tokens

@@ -103,6 +103,7 @@ def progress(
             bar.update(task, completed=done, now=text)
 
 
+@contextlib.contextmanager
 def track(
     items: Iterable[Item],
     what: str,
@@ -111,12 +112,19 @@ def track(
     unit: str,
     console: "Console | None",
     each: Callable[[Item], Number] = lambda item: 1,
-) -> Iterator[Item]:
-    """The items, with `progress`; `each(item)` units are done when the next item is asked for."""
+) -> Iterator[Iterator[Item]]:
+    """The items, in a `with` block that `progress` is shown for.
+
+    `each(item)` units are done when the next item is asked for.
+    """
     with progress(what, total=total, unit=unit, console=console) as count:
-        for item in items:
-            yield item
-            count.add(each(item))
+
+        def counted() -> Iterator[Item]:
+            for item in items:
+                yield item
+                count.add(each(item))
+
+        yield counted()
 
 
 class Speed:

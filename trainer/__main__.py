@@ -1,5 +1,6 @@
 """`python -m decant.trainer COMMAND …`: run a command that trains, judges or exports students."""
 
+import contextlib
 import dataclasses
 import shlex
 import sys
@@ -130,8 +131,9 @@ def _generate(arguments: list[str]) -> int:
     from decant.trainer.results.generate import generate, generate_lines
 
     if config.writes_records:
-        for line in generate_lines(config):
-            tell(line)
+        with contextlib.closing(generate_lines(config)) as lines:
+            for line in lines:
+                tell(line)
         return 0
     samples = config.sampling.samples
     for number, text in enumerate(generate(config)):

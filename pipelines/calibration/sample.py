@@ -74,16 +74,14 @@ class Sample:
         places = sample_places(self._rows, length=planned.sequence_length)
         rows = read_rows(self._part, self._rows.units, places, length=planned.sequence_length)
         own = [self._moments, *([self._sketch] if self._sketch else [])]
-        outputs = loaded_teacher(planned).run(
-            rows, dataclasses.replace(spec, counts=self.draws), observers=[*observers, *own]
-        )
-        read = {}
-        for place, row, output in zip(places, rows, outputs, strict=True):
-            if output.finite:
-                read[place] = row, output
-                if output.counts is not None:
-                    self._counts[place] = output.counts
-            rows_done.add(1)
+        asked, read = dataclasses.replace(spec, counts=self.draws), {}
+        with loaded_teacher(planned).run(rows, asked, observers=[*observers, *own]) as outputs:
+            for place, row, output in zip(places, rows, outputs, strict=True):
+                if output.finite:
+                    read[place] = row, output
+                    if output.counts is not None:
+                        self._counts[place] = output.counts
+                rows_done.add(1)
         return read
 
     def freeze(

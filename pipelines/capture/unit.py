@@ -8,7 +8,7 @@ import dataclasses
 import platform
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
@@ -105,8 +105,9 @@ def _make_worker(part: Path, plan: Plan) -> Worker:
     # Canary rows are compared by their logits, also if the plan captures none.
     compared = dataclasses.replace(spec, targets=comparable(spec.targets))
     if plan.canary:
-        canaries = teacher.run(read_canaries(part, plan), compared)
-        check_canary(plan, part, [output.targets for output in canaries if output.targets])
+        with teacher.run(read_canaries(part, plan), compared) as canaries:
+            targets = [output.targets for output in canaries if output.targets]
+        check_canary(plan, part, targets)
     vocabulary = plan.teacher.vocabulary_size
     tables = {
         name: load_tables(part, plan.statistics, vocabulary=vocabulary, signal=name)
@@ -158,8 +159,9 @@ def _capture_unit(number: int, part: Path, plan_path: Path) -> None:
     steps.reached(Step.UNIT_BEGUN)
     tally = _Tally(skipped=list(unit.skipped_rows))
     writers = _array_writers(worker, number)
-    outputs = _run_teacher(worker, number, rows, tally=tally)
-    records = _encode(worker, number, rows, outputs, writers=writers)
+    with worker.teacher.run(rows, worker.spec) as outputs:
+        checked = _checked(outputs, worker, number, tally=tally)
+        records = _encode(worker, number, rows, checked, writers=writers)
     shards_by_signal = {
         signal: {name: writer.finish() for name, writer in of_signal.items()}
         for signal, of_signal in writers.items()
@@ -208,8 +210,8 @@ def _array_writers(worker: Worker, number: int) -> dict[str, dict[str, ArrayWrit
     }
 
 
-def _run_teacher(
-    worker: Worker, number: int, rows: list[Row], *, tally: _Tally
+def _checked(
+    outputs: Iterable[RowOutput], worker: Worker, number: int, *, tally: _Tally
 ) -> Iterator[RowOutput]:
     """The teacher's outputs for the unit's rows; adds rows with NaN and draw counts to `tally`.
 
@@ -217,7 +219,7 @@ def _run_teacher(
     with the numbers of rows that gave NaN, if the plan does not skip such rows.
     """
     plan, bad = worker.plan, []
-    for offset, output in enumerate(worker.teacher.run(rows, worker.spec)):
+    for offset, output in enumerate(outputs):
         if offset in tally.skipped:
             output = dataclasses.replace(output, finite=False)
         elif not output.finite:

@@ -86,21 +86,21 @@ def write_site(
     site.home.parent.mkdir(parents=True, exist_ok=True)
     site.rows.mkdir(exist_ok=True)
     entries, size = [], 0
-    told = track(numbers, "pages", total=len(numbers), unit="pages", console=notices())
-    for at, number in enumerate(told):
-        tokens = row_tokens(cache, number, tokenizer, top=top, student=student)
-        entry = _entry(cache, number, tokens, tokenizer, address=site.address(number))
-        html = row_page(
-            cache,
-            number,
-            tokens,
-            origins=entry.origins,
-            neighbours=_neighbours(site, numbers, at),
-            student=student_name,
-            maps=False,
-        )
-        size += _write(site.page(number), html)
-        entries.append(entry)
+    with track(numbers, "pages", total=len(numbers), unit="pages", console=notices()) as told:
+        for at, number in enumerate(told):
+            tokens = row_tokens(cache, number, tokenizer, top=top, student=student)
+            entry = _entry(cache, number, tokens, tokenizer, address=site.address(number))
+            html = row_page(
+                cache,
+                number,
+                tokens,
+                origins=entry.origins,
+                neighbours=_neighbours(site, numbers, at),
+                student=student_name,
+                maps=False,
+            )
+            size += _write(site.page(number), html)
+            entries.append(entry)
     sources, counted = count_sources(cache)
     shown = Overview(
         cache, teacher_facts(cache), statistics, sources, counted, entries, student_name

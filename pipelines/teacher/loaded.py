@@ -1,5 +1,6 @@
 """The teacher loaded on this host's devices: one a process, run over fixed-size batches of rows."""
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -91,23 +92,30 @@ class LoadedTeacher:
         self._one_attention = not checkpoint.config.several_attentions
         self._maps = jax.jit(partial(programs.attention_maps, graph), static_argnames="signal")
 
+    @contextlib.contextmanager
     def run(
         self, rows: Iterable[Row], spec: OutputSpec, *, observers: Sequence[Observer] = ()
-    ) -> Iterator[RowOutput]:
+    ) -> Iterator[Iterator[RowOutput]]:
         """The outputs that `spec` asks for, row by row in order. Rows have the planned length S.
 
-        The devices compute a batch while the caller handles the rows of the batch before, so
-        encoding and writing rows takes no extra time.
+        The `with` block has the devices to itself until it ends, also by an error. The devices
+        compute a batch while the block handles the rows of the batch before, so encoding and
+        writing rows takes no extra time.
         """
         with self._running:
-            rows, waiting = iter(rows), None
-            while batch := list(islice(rows, self.planned.batch_rows)):
-                started = (batch, self._start(batch, spec, observers))
-                if waiting:
-                    yield from row_outputs(*waiting, spec)
-                waiting = started
+            yield self._outputs(rows, spec, observers)
+
+    def _outputs(
+        self, rows: Iterable[Row], spec: OutputSpec, observers: Sequence[Observer]
+    ) -> Iterator[RowOutput]:
+        rows, waiting = iter(rows), None
+        while batch := list(islice(rows, self.planned.batch_rows)):
+            started = (batch, self._start(batch, spec, observers))
             if waiting:
                 yield from row_outputs(*waiting, spec)
+            waiting = started
+        if waiting:
+            yield from row_outputs(*waiting, spec)
 
     def _start(
         self, batch: Sequence[Row], spec: OutputSpec, observers: Sequence[Observer]

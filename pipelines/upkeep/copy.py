@@ -8,7 +8,7 @@ commands can change it there; a copy on a disk has the names and the manifest of
 import contextlib
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,9 +113,15 @@ class _Copy:
         units = sum(len(part.units) for part in self.manifest.parts)
         with progress("copy", total=units, unit="units", console=console) as count:
             sizes = [*claimed]
-            for file, size in _in_parallel(self._send, self._files()):
-                sizes.append(size)
-                count.add(f"/{ROWS}/" in file.key)
+            # Closed here, whatever happens: left to the garbage collector, which may run in any
+            # thread, they would wait there for their threads.
+            with (
+                contextlib.closing(self._files()) as files,
+                contextlib.closing(_in_parallel(self._send, files)) as sizes_of,
+            ):
+                for file, size in sizes_of:
+                    sizes.append(size)
+                    count.add(f"/{ROWS}/" in file.key)
         if held is None and not self.target.create(MANIFEST, self.sealed):
             raise ValueError(f"{self.target.url}: another cache was sealed there meanwhile")
         sent = [size for size in sizes if size is not None] + [len(self.sealed)] * (held is None)
@@ -154,7 +160,7 @@ class _Copy:
             )
         return None if is_there else len(data)
 
-    def _files(self) -> Iterator[CacheFile]:
+    def _files(self) -> Generator[CacheFile, None, None]:
         with ThreadPoolExecutor(_COMMITS_AT_ONCE) as pool:
             read = ReadAhead(self._read, commit_keys(self.manifest), pool)
             try:
@@ -213,7 +219,7 @@ def _sha256(data: bytes) -> str:
 
 def _in_parallel(
     act: Callable[[CacheFile], Item], files: Iterable[CacheFile]
-) -> Iterator[tuple[CacheFile, Item]]:
+) -> Generator[tuple[CacheFile, Item], None, None]:
     """(file, what `act` returns), in order, with a few under way; after an error no more begin."""
     waiting: deque[tuple[CacheFile, Future[Item]]] = deque()
     with ThreadPoolExecutor(_AT_ONCE) as pool:

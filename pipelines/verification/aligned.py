@@ -61,16 +61,17 @@ def compare_aligned(
     for row in rows:
         unit, offset = _place(cache, part, row)
         by_unit[unit].append((row, offset))
-    units = track(by_unit, "verify: units", total=len(by_unit), unit="units", console=console)
-    for unit in units:
-        made = aligner.rows(other_unit(unit, part.aligned))
-        for row, offset in by_unit[unit]:
-            if offset >= len(made):
-                check.missing += 1
-                continue
-            (again,) = maker.of_rows([made[offset]])
-            head = records.decode(encode_head(records, again), length=len(again.taught))
-            check.add(row, again, head if len(again.targets) else again.targets)
+    shown = {"total": len(by_unit), "unit": "units", "console": console}
+    with track(by_unit, "verify: units", **shown) as units:
+        for unit in units:
+            made = aligner.rows(other_unit(unit, part.aligned))
+            for row, offset in by_unit[unit]:
+                if offset >= len(made):
+                    check.missing += 1
+                    continue
+                (again,) = maker.of_rows([made[offset]])
+                head = records.decode(encode_head(records, again), length=len(again.taught))
+                check.add(row, again, head if len(again.targets) else again.targets)
     return check.content(rows)
 
 

@@ -88,23 +88,24 @@ def compare_rows(
     ]
     spelling = Spelling(Tokenizer.from_files(cache.tokenizer_path))
     result, losses = Content(rows=list(rows)), []
-    for row in track(rows, "verify: rows", total=len(rows), unit="rows", console=console):
-        batch = cache.read([row], signals=tuple(part.signals))
-        scored, labels = batch["loss_mask"][0], next_tokens(batch["tokens"][0])
-        stored = {name: array[0] for name, array in batch.items()}
-        stored |= {LABELS: labels, STARTS: _counts_starts(cache, row, length=len(labels))}
-        for at in segments_of(batch, 0):
-            tokens = batch["tokens"][0, at]
-            # What a model wrote need not be how the tokenizer spells it.
-            if WRITER_LOGPROBS not in stored or np.isnan(stored[WRITER_LOGPROBS][at]).all():
-                spelling.see(tokens, length=batch["tokens"].shape[1])
-            output = reference.run(tokens)
-            logprobs, here = log_softmax(output.logits), scored[at]
-            losses.append(-logprobs[here, labels[at][here]])
+    with track(rows, "verify: rows", total=len(rows), unit="rows", console=console) as tracked:
+        for row in tracked:
+            batch = cache.read([row], signals=tuple(part.signals))
+            scored, labels = batch["loss_mask"][0], next_tokens(batch["tokens"][0])
+            stored = {name: array[0] for name, array in batch.items()}
+            stored |= {LABELS: labels, STARTS: _counts_starts(cache, row, length=len(labels))}
+            for at in segments_of(batch, 0):
+                tokens = batch["tokens"][0, at]
+                # What a model wrote need not be how the tokenizer spells it.
+                if WRITER_LOGPROBS not in stored or np.isnan(stored[WRITER_LOGPROBS][at]).all():
+                    spelling.see(tokens, length=batch["tokens"].shape[1])
+                output = reference.run(tokens)
+                logprobs, here = log_softmax(output.logits), scored[at]
+                losses.append(-logprobs[here, labels[at][here]])
+                for check in checks:
+                    check.add_segment(output, stored, at)
             for check in checks:
-                check.add_segment(output, stored, at)
-        for check in checks:
-            check.add_row(stored)
+                check.add_row(stored)
     losses = np.concatenate(losses)
     result.positions, result.cross_entropy = len(losses), float(losses.mean())
     for check in checks:

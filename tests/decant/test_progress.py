@@ -37,15 +37,17 @@ def test_lines_are_half_a_minute_apart(monkeypatch):
     assert progress.LINE_SECONDS == 30
     monkeypatch.setattr(progress, "_POLL_SECONDS", 0.01)
     paper = Console(file=io.StringIO(), soft_wrap=True)
-    assert list(track(range(3), "read", total=3, unit="rows", console=paper)) == [0, 1, 2]
+    with track(range(3), "read", total=3, unit="rows", console=paper) as items:
+        assert list(items) == [0, 1, 2]
     assert shown(paper) == ""
 
 
 def test_a_terminal_has_a_bar_and_the_quiet_have_nothing():
     for quiet in (False, True):
         screen = Console(file=io.StringIO(), force_terminal=True, width=120, quiet=quiet)
-        items = track("ab", "read", total=9, unit="rows", console=screen, each=lambda _: 4)
-        assert list(items) == ["a", "b"]
+        shows = {"total": 9, "unit": "rows", "console": screen, "each": lambda _: 4}
+        with track("ab", "read", **shows) as items:
+            assert list(items) == ["a", "b"]
         assert ("8 of 9 rows" in shown(screen)) is not quiet
 
 

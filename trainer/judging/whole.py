@@ -79,34 +79,34 @@ def judge_heldout(
     shares, estimate = token_shares(cache), estimate_of(cache)
     sums_by_row, tokens_by_row = [], []
     ce, text_bytes, bytes_of = 0.0, 0, bytes_of_ids(cache)
-    batches = track(
+    with track(
         heldout_batches(cache, numbers, batch_rows=batch_rows),
         title,
         total=len(numbers),
         unit="rows",
         console=notices(quiet=quiet),
         each=lambda batch: len(batch["tokens"]),
-    )
-    for batch in batches:
-        every = {n: np.asarray(x) for n, x in measure(batch)._asdict().items() if x is not None}
-        if estimate is DENSE:
-            every[DENSE.measure] = every[BOUND.measure]
-        elif estimate is FULL:
-            every[FULL.measure] = every[SKETCH.measure]
-        elif estimate is TO_COUNTS:
-            every[TO_COUNTS.measure] = every.pop(COUNTS.measure)
-        every |= teacher_on_labels(batch)
-        ce += every["ce"][batch["loss_mask"]].sum(dtype=np.float64)
-        text_bytes += label_bytes(batch, bytes_of)
-        counted = taught_on_host(batch)
-        measures = {name: values[counted] for name, values in every.items()}
-        headline = np.where(counted, every[estimate.measure], 0.0)
-        sums_by_row += headline.sum(-1, dtype=np.float64).tolist()
-        tokens_by_row += counted.sum(-1).tolist()
-        labels, positions = next_tokens(batch["tokens"])[counted], batch["positions"][counted]
-        groups = np.zeros_like(labels), frequency_group(shares[labels]), position_group(positions)
-        for tally, group in zip(tallies, groups, strict=True):
-            tally.add(group, measures)
+    ) as batches:
+        for batch in batches:
+            every = {n: np.asarray(x) for n, x in measure(batch)._asdict().items() if x is not None}
+            if estimate is DENSE:
+                every[DENSE.measure] = every[BOUND.measure]
+            elif estimate is FULL:
+                every[FULL.measure] = every[SKETCH.measure]
+            elif estimate is TO_COUNTS:
+                every[TO_COUNTS.measure] = every.pop(COUNTS.measure)
+            every |= teacher_on_labels(batch)
+            ce += every["ce"][batch["loss_mask"]].sum(dtype=np.float64)
+            text_bytes += label_bytes(batch, bytes_of)
+            counted = taught_on_host(batch)
+            measures = {name: values[counted] for name, values in every.items()}
+            headline = np.where(counted, every[estimate.measure], 0.0)
+            sums_by_row += headline.sum(-1, dtype=np.float64).tolist()
+            tokens_by_row += counted.sum(-1).tolist()
+            labels, at = next_tokens(batch["tokens"])[counted], batch["positions"][counted]
+            groups = np.zeros_like(labels), frequency_group(shares[labels]), position_group(at)
+            for tally, group in zip(tallies, groups, strict=True):
+                tally.add(group, measures)
     whole, by_frequency, by_position = tallies
     if not whole.means():
         raise ValueError(f"{cache.path}: {NO_TARGETS}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -47,9 +48,9 @@ class _Work(NamedTuple):
         requests = [Request(prompt.ids, prompt.number, sample) for prompt, sample in pairs]
         return self.sampler.complete(requests, written=written)
 
-    def records(self, *, after: int = 0) -> Iterator[list[dict[str, Any]]]:
+    def records(self, *, after: int = 0) -> Generator[list[dict[str, Any]], None, None]:
         """Records of all completions, in windows, without the first `after`; progress and speed go
-        to standard error."""
+        to standard error. Close it, which ends the progress."""
         config, console = self.config, notices()
         total, tokens, began = len(self.prompts) * config.sampling.samples, 0, time.monotonic()
         writer = self.writer if config.logprobs else None
@@ -101,19 +102,25 @@ def generate_records(
     if prompts is not None:
         given = [(f"prompt {number}", prompt) for number, prompt in enumerate(prompts)]
         config = dataclasses.replace(config, samples=config.samples or 1)
-    return [record for window in _begin(config, given).records() for record in window]
+    with contextlib.closing(_begin(config, given).records()) as made:
+        return [record for window in made for record in window]
 
 
-def generate_lines(config: Generate) -> Iterator[str]:
-    """The records of all completions as lines, or none of them if they go to `config.output`."""
+def generate_lines(config: Generate) -> Generator[str, None, None]:
+    """The records of all completions as lines, or none of them if they go to `config.output`.
+
+    Close it, as `records`.
+    """
     work = _begin(config)
     if config.output is None:
-        for window in work.records():
-            yield from map(as_line, window)
+        with contextlib.closing(work.records()) as made:
+            for window in made:
+                yield from map(as_line, window)
         return
     file = RecordFile(config.output, asked=_asked(work))
-    for window in work.records(after=file.lines_kept(multiple=work.window)):
-        file.append(window)
+    with contextlib.closing(work.records(after=file.lines_kept(multiple=work.window))) as made:
+        for window in made:
+            file.append(window)
     file.finish()
     notices().print(f"in {config.output}")
 

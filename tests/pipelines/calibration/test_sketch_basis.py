@@ -47,7 +47,8 @@ for data, tensor in MESHES:
         sequence_length=LENGTH, batch_rows=BATCH_ROWS, mesh=TeacherMesh(data, tensor),
     )
     teacher, sums = LoadedTeacher(planned), SketchSums()
-    list(teacher.run(rows(), OutputSpec(), observers=[sums]))
+    with teacher.run(rows(), OutputSpec(), observers=[sums]) as outputs:
+        list(outputs)
     moments = sums.moments()
     fields = {"metric": moments.metric, "covariance": moments.covariance}
     for name, rank in (("some", RANK), ("full", None)):

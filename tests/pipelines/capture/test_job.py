@@ -14,8 +14,9 @@ from decant.pipelines.capture import unit as capture
 from decant.pipelines.capture.job import precompute
 from decant.pipelines.config import Hidden, Sketch
 from decant.pipelines.runners.worker_error import WorkerError
+from decant.pipelines.teacher.loaded import loaded_teacher
 from decant.schemas import Cache, open_cache
-from decant.schemas.manifest.plan import write_plan
+from decant.schemas.manifest.plan import read_plan, write_plan
 from decant.schemas.records.rows import next_tokens
 from decant.schemas.signals import SketchSignal
 from tests.making.caches import tiny_cache, tiny_settings, write_corpus, write_teacher
@@ -134,6 +135,24 @@ def test_a_unit_captured_twice_leaves_the_same_cache(root, cache):
     config = tiny_settings(root, k=8, output=root / "twice")
     twice = dataclasses.replace(config, runner_options=("--direct_runner_bundle_repeat=2",))
     assert precompute(twice).cache_id == cache.manifest.cache_id
+
+
+def test_after_an_error_the_next_unit_gets_the_devices_though_the_error_is_held(root, monkeypatch):
+    """A worker of a cluster may keep the error of a unit, with its frames, while it tries again."""
+    config = tiny_settings(root, k=8, output=root / "failing")
+
+    def fails(worker, number, rows, outputs, *, writers):
+        next(outputs)
+        raise OSError("no space")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(capture, "_encode", fails)
+        with pytest.raises(Exception, match="no space") as held:
+            precompute(config)
+    plan = read_plan(next(config.output.glob("parts/*/plan.json")))
+    assert held.tb
+    assert not loaded_teacher(plan.teacher)._running.locked()
+    assert precompute(config).cache_id
 
 
 def test_no_id_depends_on_paths_or_batch(root, cache):

@@ -47,7 +47,8 @@ for data, tensor in MESHES:
         sequence_length=24, batch_rows=8, mesh=TeacherMesh(data, tensor),
     )
     teacher, prior = LoadedTeacher(planned), PriorSums(k=K)
-    outputs = list(teacher.run(rows, spec, observers=[prior]))
+    with teacher.run(rows, spec, observers=[prior]) as outputs:
+        outputs = list(outputs)
     fields = {
         name: np.concatenate([getattr(x.targets, name) for x in outputs])
         for name in ("ids", "logprobs", "tail_logmass", "label_logprobs")

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,17 @@ def test_a_damaged_file_is_named_and_never_copied_and_one_at_the_target_is_mende
     with pytest.raises(ValueError, match=rf"{key}.*decant verify {cache}"):
         copy(cache, tmp_path / "target")
     assert not (tmp_path / "target/manifest.json").exists()
+
+
+def test_a_copy_that_fails_leaves_no_thread_though_its_error_is_held(cache, tmp_path):
+    """What waits for threads must not be left to the garbage collector: it may run in any thread,
+    also in one that is about to begin and holds the lock of all beginnings."""
+    (cache / "parts/0000/rows/unit-00000.array_record").unlink()
+    before = set(threading.enumerate())
+    with pytest.raises(ValueError, match="decant verify") as held:
+        copy(cache, tmp_path / "target")
+    assert held.tb, "and with it the frames of the copy"
+    assert set(threading.enumerate()) <= before
 
 
 def test_a_commit_that_was_not_sealed_is_refused(cache, tmp_path):
