@@ -83,7 +83,7 @@ def rows() -> list:
     return [row(24), row(9, 15), row(20), row(5, 6, 7), row(24), row(24), row(2, 3), row(24)] * 3
 
 
-@pytest.fixture(scope="module", params=["capped", "plain"])
+@pytest.fixture(scope="module", params=["capped", pytest.param("plain", marks=pytest.mark.slow)])
 def teacher(request, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp(request.param)
     fields = CAPPED if request.param == "capped" else {}

@@ -53,7 +53,6 @@ SIGNALS = {
         attention=(AttentionLoss(weight=0.5, kind="kl"),),
         **CHUNK,
     ),
-    "bucket": Loss(tail="bucket", **CHUNK),
     "sampled": Loss(tail="sampled", **CHUNK),
     "adapter": Loss(tail="sampled", **CHUNK),
 }
@@ -61,7 +60,6 @@ CASES = [
     *(((1, 1, 1), signal) for signal in SIGNALS),
     ((8, 1, 1), "prior, hidden, attention"),
     ((2, 2, 2), "prior, hidden, attention"),
-    ((2, 2, 2), "bucket"),
     ((1, 4, 2), "sampled"),
     ((2, 2, 2), "adapter"),
 ]
