@@ -165,7 +165,7 @@ def capture(rows: int, directory: Path) -> dict:
     write_text(directory / "corpus", rows=rows)
     teacher.LoadedTeacher = SimulatedTeacher
     precompute_settings = tiny_settings(
-        directory, sequence_length=LENGTH, k=8, profile="fast", heldout=0.01, shard_bytes=1 << 21
+        directory, sequence_length=LENGTH, k=32, profile="fast", heldout=0.01, shard_bytes=1 << 21
     )
     config = replace(
         precompute_settings,
