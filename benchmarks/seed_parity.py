@@ -272,10 +272,11 @@ def _report(results: dict[str, Any], work: Path) -> None:
     updates = len(results["online"]["curve"])
     with replacing(work / "curves.csv") as temporary, temporary.open("w", newline="") as file:
         lines = csv.writer(file)
-        lines.writerow(["update", *(f"{name} {x}" for name in results for x in ("loss", *PARTS))])
+        columns = ("loss", *PARTS)
+        lines.writerow(["update", *(f"{name} {x}" for name in results for x in columns)])
         for at in range(updates):
             values = [result["curve"][at] for result in results.values()]
-            lines.writerow([at + 1, *(f"{line[x]:.7g}" for line in values for x in line)])
+            lines.writerow([at + 1, *(f"{line[x]:.7g}" for line in values for x in columns)])
     table = Table(title="loss of each update")
     for column in ("update", *results):
         table.add_column(column, justify="right")

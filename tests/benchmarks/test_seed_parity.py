@@ -71,4 +71,6 @@ def test_the_terms_differ_by_how_states_and_maps_are_stored(whole, tmp_path):
             assert ours[part] == pytest.approx(theirs[part], rel=within)
     with (tmp_path / "curves.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert float(lines[-1]["bucket loss"]) == pytest.approx(ours["loss"], rel=1e-6)
+    for name, line in (("bucket", ours), ("online", theirs)):
+        for part in ("loss", *seed_parity.PARTS):
+            assert float(lines[-1][f"{name} {part}"]) == pytest.approx(line[part], rel=1e-6)
