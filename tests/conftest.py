@@ -4,6 +4,8 @@ import os
 import secrets
 import signal
 import tempfile
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,6 +36,15 @@ def bucket(s3_server, monkeypatch):
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
     return f"s3://tests/{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def hurried(monkeypatch):
+    """A store's pauses before it tries again are a twentieth as long."""
+    from decant.store import patience
+
+    hurry = SimpleNamespace(monotonic=time.monotonic, sleep=lambda s: time.sleep(s / 20))
+    monkeypatch.setattr(patience, "time", hurry)
 
 
 @pytest.fixture

@@ -113,8 +113,8 @@ class _Copy:
         units = sum(len(part.units) for part in self.manifest.parts)
         with progress("copy", total=units, unit="units", console=console) as count:
             sizes = [*claimed]
-            # Closed here, whatever happens: left to the garbage collector, which may run in any
-            # thread, they would wait there for their threads.
+            # Both generators end here, also by an error. The garbage collector may run in any
+            # thread; if it ended them, it would wait in that one for the threads of their pools.
             with (
                 contextlib.closing(self._files()) as files,
                 contextlib.closing(_in_parallel(self._send, files)) as sizes_of,

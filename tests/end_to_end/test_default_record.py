@@ -22,7 +22,9 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("temperature", "tail"), [pytest.param(1, "counts", marks=pytest.mark.slow), (4, "sketch")]
+    ("temperature", "tail"),
+    # Counts at T = 1 are in test_tail_of_a_run.py too.
+    [pytest.param(1, "counts", marks=pytest.mark.slow), (4, "sketch")],
 )
 def test_a_student_learns_from_counts_at_1_and_from_the_sketch_at_4(
     place, capfd, temperature, tail

@@ -5,14 +5,12 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 
-from decant.store import StoreError, open_store, patience
+from decant.store import StoreError, open_store
 from decant.store.objects import ObjectStore
 from decant.store.opening import require_conditions
 from tests.paths import ROOT
@@ -51,9 +49,7 @@ def test_what_is_not_there_is_an_error_by_its_name_and_has_no_head(store):
     store.delete("a/none.bin")
 
 
-def test_fewer_or_other_bytes_than_were_asked_for_are_never_returned(store, monkeypatch):
-    hurried = SimpleNamespace(monotonic=time.monotonic, sleep=lambda s: time.sleep(s / 20))
-    monkeypatch.setattr(patience, "time", hurried)
+def test_fewer_or_other_bytes_than_were_asked_for_are_never_returned(store, hurried):
     store.put("a", b"0123")
     right = hashlib.sha256(b"0123").hexdigest()
     assert store.get("a", length=4, sha256=right) == b"0123"

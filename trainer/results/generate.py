@@ -50,7 +50,7 @@ class _Work(NamedTuple):
 
     def records(self, *, after: int = 0) -> Generator[list[dict[str, Any]], None, None]:
         """Records of all completions, in windows, without the first `after`; progress and speed go
-        to standard error. Close it, which ends the progress."""
+        to standard error. The caller closes the generator, which ends the progress."""
         config, console = self.config, notices()
         total, tokens, began = len(self.prompts) * config.sampling.samples, 0, time.monotonic()
         writer = self.writer if config.logprobs else None
@@ -109,7 +109,7 @@ def generate_records(
 def generate_lines(config: Generate) -> Generator[str, None, None]:
     """The records of all completions as lines, or none of them if they go to `config.output`.
 
-    Close it, as `records`.
+    The caller closes the generator.
     """
     work = _begin(config)
     if config.output is None:

@@ -1,9 +1,7 @@
 """Captures into a bucket: the ids and the bytes of a capture on the disk."""
 
 import dataclasses
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ from decant.pipelines.upkeep.copy import copy
 from decant.pipelines.upkeep.forget import forget
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk import stand_in
-from decant.store import open_store, patience
+from decant.store import open_store
 from tests.making.caches import tiny_settings, write_corpus
 from tests.making.fault_proxy import FaultProxy, faults_of
 from tests.making.grown import hashes
@@ -143,12 +141,10 @@ VERBS = ("get", "range", "head", "create", "swap", "put", "list", "delete")
 
 @pytest.mark.slow
 def test_a_thousand_faults_over_every_verb_during_captures_leave_the_bytes_of_the_disk(
-    root, bucket, s3_server, monkeypatch, tmp_path
+    root, bucket, s3_server, monkeypatch, hurried, tmp_path
 ):
     """Capture, forget and tidy, again and again, until there were enough of each; then all is
     compared. Half of all requests are spoiled, those that are made again too."""
-    hurried = SimpleNamespace(monotonic=time.monotonic, sleep=lambda s: time.sleep(s / 20))
-    monkeypatch.setattr(patience, "time", hurried)
     here = tmp_path / "here"
     precompute(dataclasses.replace(tiny_settings(root, **SIGNALS), output=here))
     forgotten = [f"document-00{number}.txt" for number in range(3)]

@@ -69,7 +69,7 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_with_space(cache, small_
     assert steps == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("limit", [pytest.param("1500", marks=pytest.mark.slow), "2100"])
+@pytest.mark.parametrize("limit", ["1500", "2100"])
 def test_files_that_may_not_grow_are_one_message_too(cache, tmp_path, limit):
     """The smaller limit stops the initial student, the larger one a checkpoint.
 

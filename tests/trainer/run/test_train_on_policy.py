@@ -79,7 +79,6 @@ def test_microbatches_change_nothing_but_rounding(rollouts, tmp_path):
             assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.slow  # of every update, not only the first: test_fused_head.py has the loss
 def test_the_variants_with_all_tokens_learn_from_the_same_cache(rollouts, tmp_path, capsys):
     for kind in ("reverse_kl", "forward_kl"):
         train(settings(rollouts, tmp_path / kind, divergence=kind))

@@ -54,6 +54,7 @@ SIGNALS = {
         **CHUNK,
     ),
     "sampled": Loss(tail="sampled", **CHUNK),
+    "renormalize": Loss(tail="renormalize", **CHUNK),
     "adapter": Loss(tail="sampled", **CHUNK),
 }
 CASES = [
@@ -61,6 +62,7 @@ CASES = [
     ((8, 1, 1), "prior, hidden, attention"),
     ((2, 2, 2), "prior, hidden, attention"),
     ((1, 4, 2), "sampled"),
+    ((1, 4, 2), "renormalize"),
     ((2, 2, 2), "adapter"),
 ]
 # 512 ids; the embedding has 8 more rows, on the last device, which are no ids.
