@@ -20,7 +20,7 @@ from decant.schemas.codecs import counts_field
 from decant.schemas.codecs.sketch_field import step_size
 from decant.schemas.disk.identity import signal_id
 from decant.schemas.disk.layout import COUNTS, SKETCH
-from decant.schemas.manifest.statistics import save_statistics, table_arrays
+from decant.schemas.manifest.statistics import save_statistics, share_statistics, table_arrays
 from decant.schemas.signals import CountsSignal, SketchSignal
 from decant.schemas.targets.counts import Counts, count_draws
 from decant.schemas.targets.sketch import (
@@ -74,35 +74,36 @@ def freeze_sketch(
 ) -> tuple[SketchSignal, dict[str, str]]:
     """Write the basis and its offsets; the signal with its signal_id, and the sha256 of each file.
 
-    The basis is the `known` one unless the sample has drifted from it. `k` is that of the stored
-    heads.
+    The basis is the `known` one, whose files the part shares, unless the sample has drifted from
+    it. `k` is that of the stored heads.
     """
-    signal, basis = _choose_basis(signal, sums, known, k=k)
-    stored = np.float32 if signal.rank == signal.teacher_width else np.float16
-    arrays = {
-        MEAN: basis.mean,
-        PROJECTION: basis.projection,
-        HEAD: basis.head.head.astype(stored),
-        BIAS: basis.head.bias,
-        DEVIATIONS: basis.deviations,
-    }
-    if basis.head.offsets is not None:
-        arrays[OFFSETS] = basis.head.offsets
-    digests = save_statistics(part, arrays)
+    moments = sums.moments()
+    full = signal.rank == signal.teacher_width
+    # No basis is better than a full one: it is exact wherever the states are.
+    if known and (full or not _drifted(known, moments)):
+        signal = dataclasses.replace(signal, **_of_basis(known.signal))
+        share_statistics(part, known.part, known.sha256)
+        digests = dict(known.sha256)
+    else:
+        asked = signal.rank if known is None else known.signal.asked_rank or known.signal.rank
+        signal, basis = _find_basis(signal, sums, moments, k=k, asked=None if full else asked)
+        digests = save_statistics(part, _arrays(basis, full=full))
     return _with_id(signal, rows_id=rows_id, digests=digests), digests
 
 
-def _choose_basis(
-    signal: SketchSignal, sums: SketchSums, known: KnownBasis | None, *, k: int
+def _find_basis(
+    signal: SketchSignal,
+    sums: SketchSums,
+    moments: StateMoments,
+    *,
+    k: int,
+    asked: int | None,
 ) -> tuple[SketchSignal, SketchBasis]:
-    moments = sums.moments()
-    full = signal.rank == signal.teacher_width
-    if known and (full or not _drifted(known, moments)):
-        # No basis is better than a full one: it is exact wherever the states are.
-        kept = known.signal
-        return dataclasses.replace(signal, **_of_basis(kept)), known.load()
-    asked = signal.rank if known is None else known.signal.asked_rank or known.signal.rank
-    rank = None if full else min(asked, most_numbers(moments.positions))
+    """A basis of the sample's own, of the rank `asked` if its positions allow it; None: a full one.
+
+    The signal describes it.
+    """
+    rank = asked and min(asked, most_numbers(moments.positions))
     basis, share = find_basis(sums, moments, rank=rank)
     found = len(basis.deviations)
     described = dataclasses.replace(
@@ -110,12 +111,24 @@ def _choose_basis(
         rank=found,
         softcap=sums.softcap,
         variance_kept=share,
-        asked_rank=None if found == asked else asked,
+        asked_rank=None if asked in (None, found) else asked,
     )
-    if not full:  # A full one is exact: there is nothing to make up for.
+    if rank is not None:  # A full one is exact: there is nothing to make up for.
         step = step_size(basis.deviations, signal.step) if signal.step else 0.0
         basis = sums.with_offsets(basis, k=k, step=step, dither=signal.dither)
     return described, basis
+
+
+def _arrays(basis: SketchBasis, *, full: bool) -> dict[str, np.ndarray]:
+    head = basis.head
+    arrays = {
+        MEAN: basis.mean,
+        PROJECTION: basis.projection,
+        HEAD: head.head.astype(np.float32 if full else np.float16),
+        BIAS: head.bias,
+        DEVIATIONS: basis.deviations,
+    }
+    return arrays if head.offsets is None else {**arrays, OFFSETS: head.offsets}
 
 
 def most_numbers(positions: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from decant.pipelines.teacher.loaded import DeviceBatch
-from decant.schemas.manifest.statistics import load_statistic
+from decant.schemas.manifest.statistics import share_statistics
 from decant.schemas.records.rows import stored_positions
 from decant.schemas.signals import HiddenSignal, Signal
 
@@ -30,10 +30,10 @@ class KnownDirections:
     variance_kept: float
     """Share of the variance that these directions keep on the older part's sample."""
 
-    def load(self) -> np.ndarray:
-        """The directions, float32 [D, width]. ValueError if the file is not the sealed one."""
+    def share_with(self, part: Path) -> None:
+        """Give the file to another part. ValueError if it is not the sealed one."""
         try:
-            return load_statistic(self.part, self.file, sha256=self.sha256)
+            share_statistics(part, self.part, {self.file: self.sha256})
         except ValueError as error:
             raise ValueError(
                 f"{error}. If its signal was removed and collected meanwhile, run the same command "

@@ -130,15 +130,16 @@ class Sample:
         known = self._known.get(name)
         if known is not None:
             assert isinstance(known, KnownDirections)
-            directions, share = known.load(), known.variance_kept
+            known.share_with(self._part)
+            file, sha256, share = known.file, known.sha256, known.variance_kept
         else:
             directions, share = _find_directions(signal, self._moments)
-        digests = save_statistics(self._part, {f"hidden-{signal.layer}-directions": directions})
-        ((file, sha256),) = digests.items()
+            name = f"hidden-{signal.layer}-directions"
+            ((file, sha256),) = save_statistics(self._part, {name: directions}).items()
         described = dataclasses.replace(signal, directions=file, variance_kept=share)
         return (
             with_signal_id(described, rows_id=self._rows.rows_id, directions=sha256),
-            digests,
+            {file: sha256},
         )
 
 

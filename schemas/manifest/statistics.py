@@ -1,6 +1,8 @@
 """Statistics that calibration froze: named float64 or integer arrays, one .npy file each."""
 
 import math
+import os
+import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -51,6 +53,21 @@ def save_statistics(part: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, s
     return digests
 
 
+def share_statistics(part: Path, older: Path, files: Mapping[str, str]) -> None:
+    """Give a part the statistics `files` (sha256 by file name) of the part `older`.
+
+    They are links to the same files where the disk has such links, because statistics are never
+    changed in place; else copies. ValueError as `load_statistic`.
+    """
+    for name, sha256 in files.items():
+        source = _checked(older, name, sha256=sha256)
+        with replacing(PartLayout(part).statistics / name) as temporary:
+            try:
+                os.link(source, temporary)
+            except OSError:
+                shutil.copyfile(source, temporary)
+
+
 def load_statistic(
     part: Path, name: str, *, sha256: str, mirror: Mirror | None = None
 ) -> np.ndarray:
@@ -58,6 +75,15 @@ def load_statistic(
 
     ValueError if the file is missing or its hash is not `sha256`.
     """
+    path = _checked(part, name, sha256=sha256, mirror=mirror)
+    try:
+        return _read_npy(path)
+    except (ValueError, EOFError, SyntaxError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: not an array: {error}") from None
+
+
+def _checked(part: Path, name: str, *, sha256: str, mirror: Mirror | None = None) -> Path:
+    """The statistic's file on this machine, whose hash is right."""
     path = PartLayout(part).statistics / name
     if mirror:
         path = mirror.whole(path, sha256=sha256, named=named_in(mirror, path, sha256))
@@ -67,10 +93,7 @@ def load_statistic(
         raise ValueError(f"{path}: the manifest names this file, but it is missing")
     if file_sha256(path) != sha256:
         raise ValueError(f"{path}: checksum mismatch, the file is damaged")
-    try:
-        return _read_npy(path)
-    except (ValueError, EOFError, SyntaxError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: not an array: {error}") from None
+    return path
 
 
 def fetch_statistics(part: Path, files: Mapping[str, str], *, mirror: Mirror) -> list[Future]:

@@ -14,10 +14,11 @@ from decant.pipelines.upkeep.collect import collect
 from decant.pipelines.upkeep.remove import remove_signals
 from decant.schemas import Cache, open_cache
 from decant.schemas.disk.identity import file_sha256
-from decant.schemas.disk.layout import COUNTS, LOGITS, SKETCH
+from decant.schemas.disk.layout import COUNTS, LOGITS, SKETCH, PartLayout
 from decant.schemas.manifest.manifest import read_manifest
 from decant.schemas.records.rows import next_tokens
 from decant.schemas.signals import SketchSignal
+from decant.schemas.targets.sketch import HEAD
 from tests.formulas import sampling
 from tests.making.caches import tiny_cache, tiny_settings, write_corpus
 
@@ -192,6 +193,12 @@ def test_new_parts_keep_the_basis_unless_their_text_has_drifted(tmp_path, capsys
     assert len(grown.sketch_heads()) == 2
     assert "these texts differ too much" in " ".join(capsys.readouterr().err.split())
     assert set(grown.read(grown.rows())["sketch_basis"].tolist()) == {0, 1}
+    first, second, own = (
+        PartLayout(settings.output / part.path).statistics / f"{HEAD}.npy"
+        for part in grown.manifest.parts
+    )
+    assert first.samefile(second)  # the disk holds a basis once
+    assert not first.samefile(own)
 
 
 def test_a_full_sketch_says_the_size_of_its_head_before_it_begins(root, capsys, tmp_path):
