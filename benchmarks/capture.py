@@ -28,7 +28,7 @@ from rich.table import Table
 
 from decant.models import open_checkpoint
 from decant.models.numerics import logits as head
-from decant.pipelines.config import COUNTS, DRAWS, RANK, K
+from decant.pipelines.config import COUNTS, DRAWS, RANK, STEP, K
 from decant.pipelines.rows.packing import Packer
 from decant.pipelines.rows.sources import find_sources
 from decant.pipelines.teacher.batch_size import default_batch_rows
@@ -59,6 +59,8 @@ class Options:
     """N, draws of the counts; 0: none."""
     rank: int = RANK
     """Numbers of the sketch; 0: none. Their directions are random: the work is the same."""
+    step: float = STEP
+    """Of the sketch, with dither."""
     batches: int = 3
     """Batches in a turn; a capture encodes one batch while the next is computed."""
     turns: int = 5
@@ -130,7 +132,9 @@ class Encoder:
         if counts:
             self._of_counts = counts_field.fit(counts[0], head=targets[0], vocabulary=vocabulary)
         self._deviations = np.sort(sketches[0].std(0).astype(np.float64))[::-1] if sketches else ()
-        self._signal = SketchSignal("", "", options.rank, options.rank, 1.0, False)
+        self._signal = SketchSignal(
+            "", "", options.rank, options.rank, step=options.step, dither=options.step > 0
+        )
 
     def records(self, row: Row, output: RowOutput) -> list[bytes]:
         """The record of each signal."""
