@@ -22,7 +22,7 @@ Each method has several sizes: about 16, 32, 64 and 120 bytes a token.
 
 Students are compared with the dense teacher on held-out rows: cross-entropy, true KL, agreement,
 calibration, and the share of the KL's way from `ce` to `dense`. Then, without training, the angle
-between each target's gradient and the dense one is measured.
+between each target's gradient and the dense one is measured, at the student that learned densely.
 
 A study can be stopped and continued: a cell with a result is not run again. A cell that fails does
 not stop the others. Each cell's config file is `WORK/cells/NAME.toml`, its result

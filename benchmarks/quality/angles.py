@@ -1,8 +1,10 @@
 """The angle between the gradient from a cell's targets and the dense gradient.
 
 Both gradients are for all parameters of the same student, on the same batch at the same T, with
-α = 1. The angle of a biased target stays however many tokens are averaged; that of an unbiased one
-shrinks. Therefore the angle between the sums over all batches is measured too.
+α = 1. The student is the one that learned densely at T = 1: at an untrained one, far from any
+target, all angles are alike. The angle of a biased target stays however many tokens are averaged;
+that of an unbiased one shrinks. Therefore the angle between the sums over all batches is measured
+too.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from benchmarks.quality.run import Workshop, kept_student
-from benchmarks.quality.study import FIRST_SEED, ROWS, Cell, cells
+from benchmarks.quality.study import FIRST_SEED, ROWS, Cell, Study, cells
 from benchmarks.quality.uncached import dense_gradient, rs_kd_targets
 from decant.models import open_checkpoint
-from decant.models.checkpoints.cut import cut_layers, evenly_spaced
 from decant.models.mesh.sharding import teacher_mesh
 from decant.schemas import Cache
 from decant.schemas.disk.atomic import read_json, write_json
@@ -49,21 +51,16 @@ def points(shop: Workshop) -> Iterator[Cell]:
 def measure(shop: Workshop, *, chosen: Callable[[str], bool]) -> Iterator[tuple[str, str | None]]:
     """Measure each chosen cell without a result; yields its name and why it failed, or None."""
     directory = shop.study.results_path / "angles"
-    for student in ("initial", "trained"):
-        wanted = (c for c in points(shop) if not _path(directory, c, student).exists())
-        # In order of temperature, because only one temperature's dense gradients are kept.
-        todo = sorted((c for c in wanted if chosen(c.name)), key=lambda c: c.temperature)
-        if not todo:
-            continue
-        gradients: Gradients | None = None
-        for cell in todo:
-            try:
-                gradients = gradients or Gradients(shop, student)
-                result = gradients.compare(cell)
-                write_json(_path(directory, cell, student), {"student": student, **result})
-                yield f"{cell.name} ({student})", None
-            except Exception as error:  # A failure does not stop the other cells.
-                yield f"{cell.name} ({student})", f"{type(error).__name__}: {error}"
+    wanted = (c for c in points(shop) if chosen(c.name) and not _path(directory, c).exists())
+    gradients: Gradients | None = None
+    # In order of temperature, because only one temperature's dense gradients are kept.
+    for cell in sorted(wanted, key=lambda c: c.temperature):
+        try:
+            gradients = gradients or Gradients(shop)
+            write_json(_path(directory, cell), gradients.compare(cell))
+            yield cell.name, None
+        except Exception as error:  # A failure does not stop the other cells.
+            yield cell.name, f"{type(error).__name__}: {error}"
 
 
 def results(directory: Path) -> list[dict[str, Any]]:
@@ -71,17 +68,17 @@ def results(directory: Path) -> list[dict[str, Any]]:
     return [read_json(path) for path in sorted((directory / "angles").glob("*.json"))]
 
 
-def _path(directory: Path, cell: Cell, student: str) -> Path:
-    return directory / f"{cell.name}-{student}.json"
+def _path(directory: Path, cell: Cell) -> Path:
+    return directory / f"{cell.name}.json"
 
 
 class Gradients:
-    """One student's gradients on a few batches of train rows."""
+    """The student's gradients on a few batches of train rows."""
 
-    def __init__(self, shop: Workshop, student: str):
+    def __init__(self, shop: Workshop):
         self.shop = shop
         study, cache = shop.study, shop.cache(ROWS)
-        self.graph, self.params = graph_and_parameters(_student(shop, student))
+        self.graph, self.params = graph_and_parameters(_student(shop.study))
         rows = _shuffled(cache)
         count = min(BATCHES, len(rows) // study.batch_rows)
         self.batches = rows[: count * study.batch_rows].reshape(count, study.batch_rows)
@@ -172,14 +169,8 @@ def _vector(gradient: Any) -> np.ndarray:
     return np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(gradient)])
 
 
-def _student(shop: Workshop, which: str) -> Any:
-    study = shop.study
-    if which == "trained":
-        path = kept_student(study)
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: not there yet; run the cell dense-T1 first")
-        return open_checkpoint(path).load(dtype=study.student_dtype, param_dtype="float32")
-    source = open_checkpoint(study.teacher)
-    return cut_layers(
-        source, evenly_spaced(study.layers, source.config.num_layers), dtype=study.student_dtype
-    )
+def _student(study: Study) -> nnx.Module:
+    path = kept_student(study)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: not there yet; run the cell dense-T1 first")
+    return open_checkpoint(path).load(dtype=study.student_dtype, param_dtype="float32")

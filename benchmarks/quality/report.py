@@ -31,7 +31,7 @@ COLUMNS = (
     "time ÷ record",
     "seeds",
 )
-ANGLES = ("target", "T", "B/token", "angle", "of the sum", "rel. error", "student")
+ANGLES = ("target", "T", "B/token", "angle", "of the sum", "rel. error")
 
 
 def report(study: Study, *, console: Console) -> None:
@@ -111,7 +111,7 @@ def _order(results: Results) -> Callable[[Key], tuple]:
 
 
 def angle_lines(angles: list[dict[str, Any]]) -> Iterable[list[str]]:
-    """A line for each point and student."""
+    """A line for each point."""
     for a in sorted(angles, key=_place):
         yield [
             a["method"],
@@ -120,13 +120,12 @@ def angle_lines(angles: list[dict[str, Any]]) -> Iterable[list[str]]:
             _spread(a["angles"], "{:.2f}") + "°",
             f"{a['angle_of_sum']:.2f}°",
             _spread(a["relative_errors"], "{:.3f}"),
-            a["student"],
         ]
 
 
 def _place(angle: dict[str, Any]) -> tuple:
     method, size = angle["method"], angle["bytes_per_token"]
-    return angle["student"], angle["temperature"], ORDER.index(method), size
+    return angle["temperature"], ORDER.index(method), size
 
 
 LEAST_SHOWN = -60
@@ -206,8 +205,7 @@ def picture(results: Results, angles: list[dict[str, Any]], *, output: Path) -> 
 
     temperatures = sorted({temperature for *_, temperature in results})
     count = len(temperatures)
-    # Only the trained student: from the initial one, far from any target, all angles are alike.
-    chosen = [a for a in angles if (a["student"], a["temperature"]) == ("trained", 1.0)]
+    chosen = [a for a in angles if a["temperature"] == 1.0]
     panels = count + bool(chosen)
     figure, axes = pyplot.subplots(1, panels, figsize=(4.6 * panels, 4.6), squeeze=False)
     colours = {method: f"C{i}" for i, method in enumerate(ORDER[3:])}
