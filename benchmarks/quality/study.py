@@ -136,10 +136,11 @@ def cells(study: Study) -> Iterator[Cell]:
         for temperature in TEMPERATURES:
             yield Cell("dense", temperature, seed)
             yield Cell("record", temperature, seed)
-            if temperature > 1:  # the counts of both are the same
-                yield Cell("dithered", temperature, seed, capture="dithered")
-                for size, (k, r) in _TOP_K_AND_DITHERED.items():
-                    yield Cell("dithered", temperature, seed, size, f"top-{k}-dithered-{r}")
+            # With the counts, which it has too, it is `record` at T = 1.
+            tail = "sketch" if temperature == 1 else None
+            yield Cell("dithered", temperature, seed, capture="dithered", tail=tail)
+            for size, (k, r) in _TOP_K_AND_DITHERED.items():
+                yield Cell("dithered", temperature, seed, size, f"top-{k}-dithered-{r}")
             yield from _sketch_cells(temperature, seed)
             if temperature == 1:
                 yield from _count_cells(seed)
