@@ -123,7 +123,8 @@ class Gradients:
     def gradient_function(self, cell: Cell) -> Callable[[np.ndarray], np.ndarray]:
         """The gradient of the trainer's loss on rows, with the cell's targets."""
         cache, mesh = self.shop.cache(cell.capture), teacher_mesh()
-        tail = cell.tail or ("counts" if cell.temperature == 1 else "sketch")
+        counted = cell.method == "record" and cell.temperature == 1
+        tail = cell.tail or ("counts" if counted else "sketch")
         loss = Loss(alpha=1.0, temperature=cell.temperature, tail=tail)
         objective = Objective(self.graph, loss, vocabulary=self.shop.teacher.vocabulary)
         compiled = jax.jit(partial(mean_gradient, objective))
