@@ -51,6 +51,7 @@ def report(study: Study, *, console: Console) -> None:
     caption = _caption(study, results)
     console.print(caption)
     text = "\n\n".join(_markdown(columns, rows) for columns, rows in tables)
+    study.work.mkdir(parents=True, exist_ok=True)
     (study.work / "report.md").write_text(f"{caption}\n\n{text}\n", encoding="utf-8")
     picture(collect(results), angles, output=study.work / "report.png")
     console.print(f"{study.work / 'report.md'}, {study.work / 'report.png'}")
