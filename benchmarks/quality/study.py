@@ -37,7 +37,7 @@ _COUNTS = {14: 24, 28: 78, 45: 176, 64: 280, 120: 640}
 _RS_KD = {14: 24, 28: 66, 45: 140, 120: 512}
 _FRESH = {size: _COUNTS[size] for size in (14, 28)}
 _TOP_K_AND_SKETCH = {16: (2, 20), 37: (8, 40), 60: (8, 100), 120: (24, 192)}
-_TOP_K_AND_DITHERED = {37: (2, 192), 41: (2, 256)}
+_TOP_K_AND_DITHERED = {14: (1, 32), 37: (2, 192), 41: (2, 256)}
 
 
 def _exact(rank: int) -> dict[str, Any]:
