@@ -10,8 +10,9 @@ the same number of updates with the same learning rate. They differ in their tar
 - `online`: like `dense`, with the fewer updates that fit into `record`'s time if each includes the
   teacher's forward pass.
 - `record`: one cache for every temperature: a small head, counts and a sketch of 64 exact numbers.
-  `dithered`: the default capture, the same with 256 coarse numbers; with a size no counts, and two
-  tokens. At T = 1 `record` learns from the counts, which both have, and `dithered` from the sketch.
+  `dithered`: the default capture, the same with 256 coarse numbers; with a size no counts, and one
+  or two tokens. At T = 1 `record` learns from the counts, which both have, `dithered` from its
+  sketch.
 - `counts`: equally spaced draws of the whole distribution, at T = 1. `rs-kd`: independent draws.
 - `fresh`: as many draws as `counts`, but new ones at each visit of a row: what does it cost that a
   cache repeats its draws? It differs only where a row is seen again, with more `--updates`.

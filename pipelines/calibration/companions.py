@@ -103,7 +103,7 @@ def _find_basis(
 
     The signal describes it.
     """
-    rank = asked and min(asked, most_numbers(moments.positions))
+    rank = None if asked is None else min(asked, most_numbers(moments.positions))
     basis, share = find_basis(sums, moments, rank=rank)
     found = len(basis.deviations)
     described = dataclasses.replace(

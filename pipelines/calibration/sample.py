@@ -134,8 +134,8 @@ class Sample:
             file, sha256, share = known.file, known.sha256, known.variance_kept
         else:
             directions, share = _find_directions(signal, self._moments)
-            name = f"hidden-{signal.layer}-directions"
-            ((file, sha256),) = save_statistics(self._part, {name: directions}).items()
+            arrays = {f"hidden-{signal.layer}-directions": directions}
+            ((file, sha256),) = save_statistics(self._part, arrays).items()
         described = dataclasses.replace(signal, directions=file, variance_kept=share)
         return (
             with_signal_id(described, rows_id=self._rows.rows_id, directions=sha256),

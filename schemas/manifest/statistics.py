@@ -60,7 +60,7 @@ def share_statistics(part: Path, older: Path, files: Mapping[str, str]) -> None:
     changed in place; else copies. ValueError as `load_statistic`.
     """
     for name, sha256 in files.items():
-        source = _checked(older, name, sha256=sha256)
+        source, _ = _checked(older, name, sha256=sha256)
         with replacing(PartLayout(part).statistics / name) as temporary:
             try:
                 os.link(source, temporary)
@@ -75,15 +75,14 @@ def load_statistic(
 
     ValueError if the file is missing or its hash is not `sha256`.
     """
-    path = _checked(part, name, sha256=sha256, mirror=mirror)
-    try:
-        return _read_npy(path)
-    except (ValueError, EOFError, SyntaxError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: not an array: {error}") from None
+    _, array = _checked(part, name, sha256=sha256, mirror=mirror)
+    return array
 
 
-def _checked(part: Path, name: str, *, sha256: str, mirror: Mirror | None = None) -> Path:
-    """The statistic's file on this machine, whose hash is right."""
+def _checked(
+    part: Path, name: str, *, sha256: str, mirror: Mirror | None = None
+) -> tuple[Path, np.ndarray]:
+    """The statistic's file on this machine, and the array in it; raises as `load_statistic`."""
     path = PartLayout(part).statistics / name
     if mirror:
         path = mirror.whole(path, sha256=sha256, named=named_in(mirror, path, sha256))
@@ -93,7 +92,10 @@ def _checked(part: Path, name: str, *, sha256: str, mirror: Mirror | None = None
         raise ValueError(f"{path}: the manifest names this file, but it is missing")
     if file_sha256(path) != sha256:
         raise ValueError(f"{path}: checksum mismatch, the file is damaged")
-    return path
+    try:
+        return path, _read_npy(path)
+    except (ValueError, EOFError, SyntaxError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: not an array: {error}") from None
 
 
 def fetch_statistics(part: Path, files: Mapping[str, str], *, mirror: Mirror) -> list[Future]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from decant.schemas.disk.identity import file_sha256
 from decant.schemas.disk.layout import PartLayout
 from decant.schemas.manifest.statistics import load_statistic, save_statistics, share_statistics
 
@@ -56,6 +57,15 @@ def test_a_damaged_statistic_is_not_shared(tmp_path):
     with pytest.raises(ValueError, match=r"parts/0000/statistics/sketch-mean\.npy: checksum"):
         share_statistics(part, older, digests)
     assert not _file(part, *digests).exists()
+
+
+def test_a_file_that_is_no_array_is_not_shared(tmp_path):
+    older, part = tmp_path / "parts/0000", tmp_path / "parts/0001"
+    path = _file(older, "sketch-mean.npy")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"no array")
+    with pytest.raises(ValueError, match=r"sketch-mean\.npy: not an array"):
+        share_statistics(part, older, {path.name: file_sha256(path)})
 
 
 def _file(part: Path, name: str) -> Path:
