@@ -77,6 +77,21 @@ class PosixStore(Store):
         with self._written(path, data) as temporary:
             temporary.replace(path)
 
+    def link(self, key: str, other: str) -> bool:
+        """Make `other` one more name of the file `key`; False if the disk has no such links.
+
+        For files that are never changed in place.
+        """
+        path = self._path(other)
+        with beside(path) as temporary:
+            try:
+                os.link(self._path(key), temporary)
+            except OSError:
+                return False
+            temporary.replace(path)
+            flush(path.parent)
+        return True
+
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Files of this store; without those that are being written."""
         folder = self._path(prefix) if prefix else self.root

@@ -2,6 +2,7 @@
 
 _FEW = 8
 """Held-out rows below which figures of students are rough; `train` judges on as many."""
+_MORE = "documents (of rollouts: other prompts)"
 
 
 def split_warning(train: int, heldout: int, *, share: float) -> str:
@@ -15,17 +16,17 @@ def split_warning(train: int, heldout: int, *, share: float) -> str:
     if not heldout:
         return (
             "warning: no row is held out, because the corpus has too few documents. "
-            f"{untold}. To judge them, add documents or raise corpus.heldout from {share:g}"
+            f"{untold}. To judge them, add {_MORE} or raise corpus.heldout from {share:g}"
         )
     if not train:
         return (
-            "warning: every row is held out, so there is nothing to train on. Add documents or "
-            f"lower corpus.heldout from {share:g}"
+            "warning: every row is held out, so there is nothing to train on. Add "
+            f"{_MORE} or lower corpus.heldout from {share:g}"
         )
     if heldout < _FEW:
         rows = "row is" if heldout == 1 else "rows are"
         return (
             f"warning: only {heldout} {rows} held out, so figures of students will be rough. Add "
-            f"documents or raise corpus.heldout from {share:g}"
+            f"{_MORE} or raise corpus.heldout from {share:g}"
         )
     return ""

@@ -20,7 +20,7 @@ from rich.console import Console
 from decant.pipelines.upkeep.read_ahead import ReadAhead
 from decant.progress import progress
 from decant.schemas.disk.atomic import json_bytes
-from decant.schemas.disk.layout import MANIFEST, ROWS, TOKENIZER, TOKENIZER_FILES
+from decant.schemas.disk.layout import MANIFEST, ROWS, STATISTICS, TOKENIZER, TOKENIZER_FILES
 from decant.schemas.disk.locks import changing
 from decant.schemas.manifest.cache_files import CacheFile, cache_files, claims, commit_keys
 from decant.schemas.manifest.manifest import (
@@ -97,6 +97,8 @@ class _Copy:
         self.target = target
         self.manifest = manifest
         self.by_content = not isinstance(target, PosixStore)
+        self.statistics: dict[str, str] = {}
+        """Keys of statistics that the target's disk has, by their hashes."""
         same = self.by_content == manifest.by_content
         self.sealed = sealed if same else manifest_named(sealed, by_content=self.by_content)
 
@@ -189,17 +191,33 @@ class _Copy:
 
     def _send(self, file: CacheFile) -> int | None:
         """Write a file, unless it is there; the bytes that were written, or None."""
+        if isinstance(self.target, PosixStore):
+            return self._to_disk(file, self.target)
         there = file.object(by_content=self.by_content)
-        here = file.object(by_content=self.manifest.by_content)
-        head = self.target.head(there)
-        is_file = head is not None and isinstance(self.target, PosixStore)
-        if is_file and _sha256(self.target.get(there)) == file.sha256:
-            return None
-        data = self._sound(lambda: self.source.get(here, length=file.bytes, sha256=file.sha256))
+        head, data = self.target.head(there), self._data(file)
         if head and head.md5 == hashlib.md5(data, usedforsecurity=False).hexdigest():
             return None
         self.target.put(there, data)
         return len(data)
+
+    def _to_disk(self, file: CacheFile, disk: PosixStore) -> int | None:
+        """`_send` to a disk, where parts share the files of equal statistics."""
+        is_statistic = Path(file.key).parent.name == STATISTICS
+        equal = self.statistics.get(file.sha256) if is_statistic else None
+        written: int | None = 0
+        if disk.head(file.key) and _sha256(disk.get(file.key)) == file.sha256:
+            written = None
+        elif not equal or not disk.link(equal, file.key):
+            data = self._data(file)
+            disk.put(file.key, data)
+            written = len(data)
+        if is_statistic:
+            self.statistics[file.sha256] = file.key
+        return written
+
+    def _data(self, file: CacheFile) -> bytes:
+        here = file.object(by_content=self.manifest.by_content)
+        return self._sound(lambda: self.source.get(here, length=file.bytes, sha256=file.sha256))
 
     def _sound(self, read: Callable[[], bytes]) -> bytes:
         """What `read` returns; ValueError if a file of a directory is missing or damaged."""

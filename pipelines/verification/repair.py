@@ -19,7 +19,7 @@ from decant.schemas.arrays.spec import METADATA, create_array, specs_of
 from decant.schemas.disk.array_record import FileEntry
 from decant.schemas.disk.atomic import write_bytes
 from decant.schemas.disk.identity import file_sha256
-from decant.schemas.disk.layout import LOGITS, RECORDS, ROWS, PartLayout
+from decant.schemas.disk.layout import LOGITS, RECORDS, ROWS, STATISTICS, PartLayout
 from decant.schemas.disk.stand_in import Bucket, bucket_of, object_key
 from decant.schemas.manifest.commits import Commit, load_commit
 from decant.schemas.manifest.manifest import Part, changing_manifest
@@ -173,7 +173,7 @@ class _UnitRepair:
         if bucket := bucket_of(self.cache):
             self._fetch(bucket, plan, sealed, staged)
         else:
-            for name in (ROWS, "statistics", *sealed):
+            for name in (ROWS, STATISTICS, *sealed):
                 (staged.root / name).symlink_to((self.layout.root / name).resolve())
         write_plan(staged.plan, plan)
         for name in plan.arrays:

@@ -19,6 +19,8 @@ SKETCH = "sketch"
 RECORDS = (LOGITS, COUNTS, SKETCH)
 """Names and directories of the signals that are stored in records, one a row. `COUNTS` and `SKETCH`
 are of the positions that `LOGITS` scores."""
+STATISTICS = "statistics"
+"""In a part: what calibration froze. Its files are never changed in place: parts may share them."""
 JOURNAL = "gc.json"
 """Journal of a `gc` that has begun to replace files; the next `gc` finishes it."""
 STAGED = "gc"
@@ -57,7 +59,7 @@ class PartLayout:
     @property
     def statistics(self) -> Path:
         """Directory of the statistics that calibration froze."""
-        return self.root / "statistics"
+        return self.root / STATISTICS
 
     @property
     def commits(self) -> Path:
@@ -98,7 +100,7 @@ def part_layout(cache: Path, part: int) -> PartLayout:
 
 _IN_PART = re.compile(
     rf"(?:(.*)/)?{PARTS}/[0-9]+/"
-    rf"(?:[^/]+\.json|(?:{'|'.join((ROWS, *RECORDS, *ARRAY_KINDS))}|commits|statistics|work)/.+)"
+    rf"(?:[^/]+\.json|(?:{'|'.join((ROWS, *RECORDS, *ARRAY_KINDS))}|commits|{STATISTICS}|work)/.+)"
 )
 
 

@@ -1,8 +1,10 @@
 """`copy`: a cache goes to a bucket and back byte by byte; a stopped copy is no cache."""
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -70,6 +72,49 @@ def repeated(cache: Path) -> int:
     return len(hashes) - len(set(hashes))
 
 
+def shared_statistics(cache: Path) -> list[tuple[Path, Path]]:
+    """Pairs of equal statistics of the two parts."""
+    first, second = (cache / part.path / "statistics" for part in read_manifest(cache).parts)
+    both = {path.name for path in first.iterdir()} & {path.name for path in second.iterdir()}
+    pairs = [(first / name, second / name) for name in sorted(both)]
+    return [pair for pair in pairs if len({path.read_bytes() for path in pair}) == 1]
+
+
+def test_parts_with_equal_statistics_share_their_files_in_a_copy_on_a_disk(
+    cache, bucket, tmp_path, monkeypatch
+):
+    pairs = len(shared_statistics(cache))
+    assert pairs
+    copy(cache, bucket)
+    for number, source in enumerate((cache, bucket)):
+        target = tmp_path / f"copy-{number}"
+        there = copy(source, target)
+        assert files_of(target) == files_of(cache)
+        assert all(first.samefile(second) for first, second in shared_statistics(target))
+        written = {path.stat().st_ino: path.stat().st_size for path in files_in(target)}
+        assert there.bytes_sent == sum(written.values())
+    first, second = shared_statistics(target)[0]
+    first.write_bytes(b"damaged")  # and so the other one, which is the same file
+    assert copy(source, target).sent == 2
+    assert files_of(target) == files_of(cache)
+    assert first.samefile(second)
+
+    def without_links(old, new):
+        if "statistics" in str(new):
+            raise PermissionError(errno.EPERM, "no links here")
+        make_link(old, new)
+
+    make_link = os.link
+    monkeypatch.setattr(os, "link", without_links)
+    copy(source, tmp_path / "without-links")
+    assert files_of(tmp_path / "without-links") == files_of(cache)
+    assert not any(a.samefile(b) for a, b in shared_statistics(tmp_path / "without-links"))
+
+
+def files_in(cache: Path) -> list[Path]:
+    return [p for p in cache.rglob("*") if p.is_file() and not p.name.endswith(".lock")]
+
+
 DYING = """
 import os, signal, sys, threading
 from decant.pipelines.upkeep.copy import copy
@@ -88,6 +133,8 @@ def dying(write):
     return until
 kind = ObjectStore if "://" in sys.argv[2] else PosixStore
 kind.put, kind.create = dying(kind.put), dying(kind.create)
+if kind is PosixStore:
+    kind.link = dying(kind.link)
 copy(sys.argv[1], sys.argv[2])
 """
 
