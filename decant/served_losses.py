@@ -24,6 +24,10 @@ ONLY_FORWARD: dict[Tail, str] = {
 """Tails that work with forward KL only, and the reason."""
 _WEAK_FROM: dict[Tail, float] = {"renormalize": 2, "bucket": 2, "prior": 2, "sampled": 4}
 """T from which a student learns little from a tail."""
+FEWEST_DRAWS = 1.0
+"""Draws of a token in an update, on average over the vocabulary, below which a sketch teaches more
+than counts. Adam moves a token that no position drew down as far as any other, however rare it is;
+docs/benchmarks.md has what students learned."""
 BY_RANK: tuple[Divergence, ...] = ("uld", "gold")
 """Divergences that compare sorted probabilities."""
 
@@ -91,12 +95,14 @@ class Asked:
                 f"{ONLY_FORWARD[self.tail]}. Use tail = sketch, prior or bucket, or forward_kl"
             )
 
-    def best_tail(self, held: Held) -> Tail | None:
+    def best_tail(self, held: Held, *, draws_of_token: float | None = None) -> Tail | None:
         """The tail of a loss that leaves it unset; None for "on_policy", which reads none.
 
         At T = 1 throughout: counts, else a sketch, else draws. With any T > 1: a sketch, else draws
         up to the T that they were made for. Where none of these is possible: the prior, else the
-        bucket. ValueError if no tail of these targets fits.
+        bucket. `draws_of_token` is how often the counts of an update draw a token on average; below
+        `FEWEST_DRAWS` a sketch comes before counts. None: unknown. ValueError if no tail of these
+        targets fits.
         """
         if self.divergence == "on_policy":
             return None
@@ -104,9 +110,11 @@ class Asked:
             return "bucket"
         forward = self.divergence == "forward_kl"
         drawn = forward and held.k > 0 and (held.drawn_at or 0) + 1e-6 >= self.highest
+        sketched = held.sketch and held.k > 0
+        few = draws_of_token is not None and draws_of_token < FEWEST_DRAWS
         possible: dict[Tail, bool] = {
-            "counts": forward and held.counts and self._at_1,
-            "sketch": held.sketch and held.k > 0,
+            "counts": forward and held.counts and self._at_1 and not (few and sketched),
+            "sketch": sketched,
             "sampled": drawn,
             "prior": held.prior and held.k > 0,
             "bucket": held.k > 0,

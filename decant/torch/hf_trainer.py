@@ -17,7 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import get_logger
 
 from decant.schemas import Cache, open_cache
-from decant.schemas.reading.held import held_by, loss_targets
+from decant.schemas.reading.held import draws_of_token, held_by, loss_targets
 from decant.served_losses import Asked, Divergence, Tail
 from decant.torch.batching import fingerprint
 from decant.torch.judging import SUMS, Judge, row_sums
@@ -84,8 +84,11 @@ class DistillationTrainer(Trainer):
         """
         cache = _cache_of(train_dataset)
         held = held_by([cache])
+        arguments: Any = TrainingArguments("tmp_trainer") if args is None else args
         if tail is None:
-            tail = Asked(divergence, None, (temperature,)).best_tail(held)
+            read = train_dataset.targets if isinstance(train_dataset, Rows) else None
+            draws = _draws_of_token(cache, arguments) if read is None else None
+            tail = Asked(divergence, None, (temperature,)).best_tail(held, draws_of_token=draws)
             _LOG.info("tail = %s, chosen from %s for T = %g", tail, held, temperature)
         self.distillation = Settings(
             temperature, alpha, tail, divergence, mix, chunk_tokens, clip, anchor
@@ -104,7 +107,6 @@ class DistillationTrainer(Trainer):
         if eval_dataset is not None or len(cache.rows(split="heldout")):
             targets = tuple(dict.fromkeys((*learned, *self._judge.targets)))
             eval_dataset = _rows(eval_dataset, judged, split="heldout", targets=targets)
-        arguments: Any = TrainingArguments("tmp_trainer") if args is None else args
         arguments.remove_unused_columns = False
         if arguments.dataloader_num_workers and not arguments.dataloader_multiprocessing_context:
             arguments.dataloader_multiprocessing_context = "spawn"
@@ -265,6 +267,11 @@ def _cache_of(dataset: Cache | str | Path | Rows) -> Cache:
     if isinstance(dataset, Rows):
         return dataset.cache
     return dataset if isinstance(dataset, Cache) else open_cache(dataset)
+
+
+def _draws_of_token(cache: Cache, arguments: Any) -> float | None:
+    rows = arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
+    return draws_of_token([cache], tokens=rows * cache.manifest.sequence_length)
 
 
 def _rows(

@@ -113,7 +113,7 @@ class Rows(Dataset):
         opened = open_cache(cache) if isinstance(cache, str | Path) else cache
         # A copy: its open files belong to this dataset alone.
         self._cache, self._process = copy.copy(opened), os.getpid()
-        self._targets = targets
+        self.targets = targets
         asked = (signals,) if isinstance(signals, str) else tuple(signals)
         self.signals = tuple(dict.fromkeys(("logits", *asked)))
         self.split = split
@@ -159,7 +159,7 @@ class Rows(Dataset):
         return 1 / min(logits.draw_betas) if logits.draws else None
 
     def _read(self, numbers: np.ndarray) -> Batch:
-        arrays = self.cache.read(numbers, signals=self.signals, targets=self._targets)
+        arrays = self.cache.read(numbers, signals=self.signals, targets=self.targets)
         arrays["labels"] = next_tokens(arrays["tokens"])
         tensors = {name: _tensor(name, array) for name, array in arrays.items()}
         logits = self._cache.manifest.logits

@@ -9,6 +9,7 @@ from typing import Any
 from decant.schemas.disk.layout import COUNTS, SKETCH
 from decant.schemas.reading.cache import Cache
 from decant.schemas.reading.record_signals import DRAWS, LABELS
+from decant.schemas.signals import CountsSignal
 from decant.schemas.targets.unmatched import UNMATCHED
 from decant.served_losses import Divergence, Held, Tail
 
@@ -29,6 +30,18 @@ def held_by(caches: Sequence[Cache]) -> Held:
         unmatched=all(held.unmatched for held in each),
         tail_at_1=any(held.tail_at_1 for held in each),
     )
+
+
+def draws_of_token(caches: Sequence[Cache], *, tokens: int) -> float | None:
+    """How often the counts of `tokens` positions draw a token, on average over the vocabulary.
+
+    Of the cache that stores the fewest draws; None if one has no counts.
+    """
+    of_caches = [cache.manifest.signals.get(COUNTS) for cache in caches]
+    draws = [signal.draws for signal in of_caches if isinstance(signal, CountsSignal)]
+    if len(draws) < len(caches):
+        return None
+    return min(draws) * tokens / caches[0].manifest.vocabulary_size
 
 
 def _held_by_one(cache: Cache) -> Held:

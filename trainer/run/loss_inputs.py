@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from decant.models.mesh.sharding import replicate, split_columns
 from decant.schemas import Cache
-from decant.schemas.reading.held import held_by
+from decant.schemas.reading.held import draws_of_token, held_by
 from decant.schemas.targets.prior import log_prior
 from decant.schemas.targets.unmatched import Partners
 from decant.trainer.config import Loss, Train
@@ -80,7 +80,10 @@ def with_tail(
     if (config.run / BINDING).exists():
         tail = loss.tail or read_run_settings(config.run)["loss.tail"]
         return dataclasses.replace(config, loss=dataclasses.replace(loss, tail=tail)), None
-    loss, line = choose_tail(loss, held_by([cache, *caches_with_targets(others)]))
+    caches = [cache, *caches_with_targets(others)]
+    tokens = config.data.batch_rows * cache.manifest.sequence_length
+    draws = draws_of_token(caches, tokens=tokens)
+    loss, line = choose_tail(loss, held_by(caches), draws_of_token=draws)
     return dataclasses.replace(config, loss=loss), line
 
 

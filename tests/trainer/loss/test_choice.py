@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from decant.schemas.reading.held import held_by
+from decant.schemas.reading.held import draws_of_token, held_by
 from decant.served_losses import Held
-from decant.trainer.config import Loss
+from decant.trainer.config import Data, Loss, Train
 from decant.trainer.loss.batch_fields import check_targets
 from decant.trainer.loss.choice import choose_tail
+from decant.trainer.run.loss_inputs import with_tail
 from tests.making.companions import with_companions
 
 ALL = Held(k=8, counts=True, sketch=True, drawn_at=1.0, prior=True)
@@ -36,6 +37,39 @@ def test_the_tail_is_the_best_that_cache_temperature_and_divergence_allow(held, 
     chosen, line = choose_tail(Loss(**loss), held)
     assert chosen.tail == tail
     assert line.startswith(f"loss.tail is {tail}, for T = ")
+
+
+@pytest.mark.parametrize(
+    ("held", "loss", "draws", "tail"),
+    [
+        (ALL, {}, 1.0, "counts"),
+        (ALL, {}, 0.99, "sketch"),
+        (Held(k=8, counts=True, drawn_at=1.0), {}, 0.1, "counts"),
+        (Held(k=0, counts=True, sketch=True), {}, 0.1, "counts"),
+        (ALL, {"temperature": 2.0}, 0.1, "sketch"),
+        (ALL, {"tail": "counts"}, 0.1, "counts"),
+    ],
+)
+def test_a_sketch_comes_before_counts_that_draw_a_token_less_than_once_an_update(
+    held, loss, draws, tail
+):
+    chosen, line = choose_tail(Loss(**loss), held, draws_of_token=draws)
+    assert chosen.tail == tail
+    reason = "those of one update draw a token 0.99 times on average, and below 1 they teach less"
+    assert (reason in (line or "")) == (draws == 0.99)
+
+
+@pytest.mark.parametrize(("rows", "tail"), [(1, "sketch"), (2, "counts")])
+def test_a_run_counts_the_draws_of_its_updates(cache, tmp_path, rows, tail):
+    here = Path(shutil.copytree(cache.path, tmp_path / "cache"))
+    richer = with_companions(here, draws=lambda part: 4)
+    assert richer.manifest.vocabulary_size == 512
+    assert richer.manifest.sequence_length == 64
+    config = Train(cache=here, run=tmp_path / "run", data=Data(batch_rows=rows))
+    settings, line = with_tail(config, cache=richer)
+    assert settings.loss.tail == tail
+    assert ("draw a token 0.5 times" in line) == (tail == "sketch")
+    assert draws_of_token([richer, cache], tokens=64) is None
 
 
 def test_sorted_probabilities_take_the_tail_as_one_category():
