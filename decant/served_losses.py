@@ -26,8 +26,7 @@ _WEAK_FROM: dict[Tail, float] = {"renormalize": 2, "bucket": 2, "prior": 2, "sam
 """T from which a student learns little from a tail."""
 FEWEST_DRAWS = 1.0
 """Draws of a token in an update, on average over the vocabulary, below which a sketch teaches more
-than counts. Adam moves a token that no position drew down as far as any other, however rare it is;
-docs/benchmarks.md has what students learned."""
+than counts, as measured in docs/benchmarks.md."""
 BY_RANK: tuple[Divergence, ...] = ("uld", "gold")
 """Divergences that compare sorted probabilities."""
 

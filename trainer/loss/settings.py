@@ -168,7 +168,7 @@ class Loss:
     student near the one that wrote the rollouts. 0: clipping alone does."""
     tail: Tail | None = None
     """How the loss represents the teacher's tail, the vocabulary outside the stored top-k. Unset:
-    chosen by what the cache holds and by T; the log says which.
+    chosen by what the cache holds, by T and by the size of an update; the log says which and why.
     `counts`: how often each token was drawn from the whole distribution (T = 1; the top-k is not
     used). `sketch`: the tail's shape position by position (any T). `sampled`: tokens drawn from the
     tail (right on average, up to the T of the capture's draws). `prior`: the mean tail of the
