@@ -123,8 +123,7 @@ class Gradients:
     def gradient_function(self, cell: Cell) -> Callable[[np.ndarray], np.ndarray]:
         """The gradient of the trainer's loss on rows, with the cell's targets."""
         cache, mesh = self.shop.cache(cell.capture), teacher_mesh()
-        counted = cell.method == "record" and cell.temperature == 1
-        tail = cell.tail or ("counts" if counted else "sketch")
+        tail = cell.tail or "sketch"
         loss = Loss(alpha=1.0, temperature=cell.temperature, tail=tail)
         objective = Objective(self.graph, loss, vocabulary=self.shop.teacher.vocabulary)
         compiled = jax.jit(partial(mean_gradient, objective))

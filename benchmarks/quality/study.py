@@ -135,10 +135,10 @@ def cells(study: Study) -> Iterator[Cell]:
         yield Cell("ce", 1.0, seed, alpha=0.0)
         for temperature in TEMPERATURES:
             yield Cell("dense", temperature, seed)
-            yield Cell("record", temperature, seed)
-            # With the counts, which it has too, it is `record` at T = 1.
-            tail = "sketch" if temperature == 1 else None
-            yield Cell("dithered", temperature, seed, capture="dithered", tail=tail)
+            # Both have the same counts.
+            record, dithered = ("counts", "sketch") if temperature == 1 else (None, None)
+            yield Cell("record", temperature, seed, tail=record)
+            yield Cell("dithered", temperature, seed, capture="dithered", tail=dithered)
             for size, (k, r) in _TOP_K_AND_DITHERED.items():
                 yield Cell("dithered", temperature, seed, size, f"top-{k}-dithered-{r}")
             yield from _sketch_cells(temperature, seed)
