@@ -1,8 +1,10 @@
 """Hugging Face models and their Trainer on a cache: packed rows, loss, accumulation, resuming."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from decant.trainer.loss.chunk_loss import Recipe
 from decant.trainer.loss.fused_head import distillation_loss
 from decant.trainer.loss.targets import BatchTargets
 from tests.making.caches import tiny_cache, write_teacher
+from tests.making.companions import with_companions
 from tests.paths import ROOT, environment
 
 torch = pytest.importorskip("torch")
@@ -74,6 +77,22 @@ def same_weights(a, b, *, within=0.0):
     assert a.keys() == b.keys()
     for name, x in a.items():
         torch.testing.assert_close(x, b[name], rtol=0, atol=within, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("rows", "accumulated", "tail"), [(1, 1, "sketch"), (1, 2, "counts"), (2, 1, "counts")]
+)
+def test_an_update_that_draws_half_of_the_tokens_learns_from_the_sketch(
+    cache, checkpoint, tmp_path, rows, accumulated, tail
+):
+    here = Path(shutil.copytree(cache.path, tmp_path / "cache"))
+    richer = with_companions(here, draws=lambda part: 4)  # of 64 positions a row, 512 tokens
+    size = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulated}
+    made = trainer(student(checkpoint), richer, tmp_path / "run", **size)
+    assert made.distillation.tail == tail
+    counts_only = decant_torch.Rows(richer, targets=["counts"])
+    made = trainer(student(checkpoint), counts_only, tmp_path / "run", **size)
+    assert made.distillation.tail == "counts"
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
