@@ -13,6 +13,11 @@ from decant.command_line.fields import Field, element_of, fields_of, is_group
 from decant.command_line.local_paths import holds_paths, require_possible_path
 from decant.command_line.value_types import require_type
 
+_TAKEN_FOR_CONFIG = (
+    ". A file that is named without a flag is read as the command's config file; if it is "
+    "something else, name it behind its flag"
+)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -31,7 +36,8 @@ def read_table(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid TOML: {error}") from None
+        hint = "" if path.suffix.lower() == ".toml" else _TAKEN_FOR_CONFIG
+        raise ValueError(f"{path}: not valid TOML: {error}{hint}") from None
 
 
 def read_settings(config_type: type, path: Path) -> Settings:

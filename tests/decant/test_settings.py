@@ -95,6 +95,13 @@ def test_a_missing_and_a_broken_file_are_named(tmp_path):
         parse(Outer, [write(tmp_path, "[inner\n")], program="p")
 
 
+def test_a_file_that_is_no_config_though_it_was_read_as_one_gets_the_reason(tmp_path):
+    weights = tmp_path / "model.bin"
+    weights.write_bytes(b"\xff\x00")
+    with pytest.raises(ValueError, match=r"model\.bin: not valid TOML.*name it behind its flag"):
+        parse(Outer, [str(weights)], program="p")
+
+
 def test_a_table_of_variables_is_a_list_of_names_with_values_which_a_flag_replaces(tmp_path):
     file = write(tmp_path, '[inner.variables]\nslow = false\nmode = "low"\nn = [1, 2.5]\n')
     parsed = parse(Outer, [file], program="test").inner.variables
