@@ -139,7 +139,7 @@ def decode(
     ]
     symbols = [grid_of(decompress(of, sizes=counts), counts) for of in (distances, excesses)]
     listed = numbers.decode(np.concatenate(symbols), raw)
-    columns = _span(layout.narrow)
+    wide_columns, narrow_columns = _span(layout.wide), _span(layout.narrow)
     # One record at a time fits into a processor's cache.
     for levels, own, dither, cell, of_list in zip(
         out, sections, dithers, cells(positions), cells(counts), strict=True
@@ -150,8 +150,8 @@ def decode(
         narrow = np.empty_like(in_order)
         narrow[order] = in_order
         narrow *= sign[:, None]
-        levels[:, layout.wide] = wide[:, cell].T
-        levels[:, columns] = narrow
+        levels[:, wide_columns] = wide[:, cell].T
+        levels[:, narrow_columns] = narrow
         distance, excess = listed[:, of_list]
         beyond = np.cumsum(distance + 1, dtype=np.int64) - 1
         if len(beyond) and beyond[-1] >= in_order.size:
