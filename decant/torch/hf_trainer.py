@@ -47,7 +47,8 @@ class DistillationTrainer(Trainer):
     instance); eval_kl_bound, eval_ce, eval_perplexity, eval_agreement and eval_tokens. To keep the
     best model, set metric_for_best_model="kl" and greater_is_better=False.
 
-    A checkpoint is bound to the rows and the teacher that it learned from.
+    A checkpoint is bound to the rows and the teacher that it learned from, and to the tail if
+    `tail` is unset.
     """
 
     def __init__(
@@ -85,10 +86,13 @@ class DistillationTrainer(Trainer):
         cache = _cache_of(train_dataset)
         held = held_by([cache])
         arguments: Any = TrainingArguments("tmp_trainer") if args is None else args
+        # What an unset tail was in releases before 0.16.3, which did not ask for the update's size.
+        self._chosen_before: Tail | None = None
         if tail is None:
             read = train_dataset.targets if isinstance(train_dataset, Rows) else None
             draws = _draws_of_token(cache, arguments) if read is None else None
-            tail = Asked(divergence, None, (temperature,)).best_tail(held, draws_of_token=draws)
+            choose = Asked(divergence, None, (temperature,)).best_tail
+            tail, self._chosen_before = choose(held, draws_of_token=draws), choose(held)
             _LOG.info("tail = %s, chosen from %s for T = %g", tail, held, temperature)
         self.distillation = Settings(
             temperature, alpha, tail, divergence, mix, chunk_tokens, clip, anchor
@@ -134,17 +138,25 @@ class DistillationTrainer(Trainer):
         self._check()
         self._fused = self._head_is_a_matrix()
         self._data = {**fingerprint(rows), "teacher_id": rows.cache.manifest.logits.teacher_id}
-        self.add_callback(_SavesData(self._data))
+        self.add_callback(_SavesData({**self._data, _TAIL: tail}))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """As the Trainer's. ValueError if the checkpoint learned from other rows or targets."""
+        """As the Trainer's.
+
+        ValueError if the checkpoint learned from other rows or targets, or if `tail` is unset and
+        the choice differs from the checkpoint's.
+        """
         checkpoint: Any = resume_from_checkpoint
         if checkpoint is True:
             checkpoint = get_last_checkpoint(str(self.args.output_dir))
             if checkpoint is None:
                 raise ValueError(f"{self.args.output_dir}: holds no checkpoint to go on from")
         if checkpoint:
-            _require_same_data(Path(checkpoint) / _DATA, self._data)
+            saved = _saved_data(Path(checkpoint))
+            _require_same_data(checkpoint, saved, self._data)
+            if self._chosen_before:
+                learned = saved.get(_TAIL, self._chosen_before)
+                _require_same_choice(checkpoint, learned, self.distillation.tail)
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def get_batch_samples(self, *args: Any) -> tuple[list, Any]:
@@ -284,6 +296,8 @@ def _rows(
 _LOG = get_logger(__name__)
 _DATA = "decant-data.json"
 """File of a checkpoint that says which data it learned from."""
+_TAIL = "tail"
+"""Its tail in that file, which releases before 0.16.4 did not write."""
 
 
 class _SavesData(TrainerCallback):
@@ -296,17 +310,28 @@ class _SavesData(TrainerCallback):
             (directory / _DATA).write_text(json.dumps(self._data, indent=1))
 
 
-def _require_same_data(path: Path, data: dict[str, Any]) -> None:
+def _saved_data(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / _DATA
     if not path.exists():
-        raise ValueError(
-            f"{path}: missing; {path.parent} is no checkpoint of a DistillationTrainer"
-        )
-    saved = json.loads(path.read_text())
+        raise ValueError(f"{path}: missing; {checkpoint} is no checkpoint of a DistillationTrainer")
+    return json.loads(path.read_text())
+
+
+def _require_same_data(checkpoint: str, saved: dict[str, Any], data: dict[str, Any]) -> None:
     differing = [f"{n} {saved.get(n)!r}, now {x!r}" for n, x in data.items() if saved.get(n) != x]
     if differing:
         raise ValueError(
-            f"{path.parent}: learned from other data: {'; '.join(differing)}. To go on with the "
+            f"{checkpoint}: learned from other data: {'; '.join(differing)}. To go on with the "
             "student on this data, load the model from there and begin a new run"
+        )
+
+
+def _require_same_choice(checkpoint: str, learned: Tail, chosen: Tail | None) -> None:
+    if learned != chosen:
+        raise ValueError(
+            f"{checkpoint}: learned with tail = {learned}, but an unset tail is {chosen} for this "
+            f'cache and this size of update. Pass tail="{learned}" to go on as before, or '
+            f'tail="{chosen}" to change it'
         )
 
 

@@ -95,6 +95,30 @@ def test_an_update_that_draws_half_of_the_tokens_learns_from_the_sketch(
     assert made.distillation.tail == "counts"
 
 
+def test_a_resumed_run_does_not_change_the_tail_that_was_chosen_for_it(cache, checkpoint, tmp_path):
+    here = Path(shutil.copytree(cache.path, tmp_path / "cache"))
+    richer = with_companions(here, draws=lambda part: 4)
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    small, large = ({**saving, "per_device_train_batch_size": rows} for rows in (1, 2))
+    begun = trainer(student(checkpoint), richer, tmp_path / "run", **small)
+    begun.train()
+    assert begun.distillation.tail == "sketch"
+    trainer(student(checkpoint), richer, tmp_path / "run", **small).train(True)
+    other = trainer(student(checkpoint), richer, tmp_path / "run", **large)
+    with pytest.raises(ValueError, match=r"with tail = sketch, .* is counts .*tail=\"sketch\" to"):
+        other.train(resume_from_checkpoint=True)
+    chosen = trainer(student(checkpoint), richer, tmp_path / "run", tail="counts", **large)
+    chosen.train(resume_from_checkpoint=True)
+    # A checkpoint of an older release does not say: it learned from counts, whatever the update.
+    data = tmp_path / "run" / "checkpoint-1" / "decant-data.json"
+    data.write_text(
+        json.dumps({k: v for k, v in json.loads(data.read_text()).items() if k != "tail"})
+    )
+    trainer(student(checkpoint), richer, tmp_path / "run", **large).train(True)
+    with pytest.raises(ValueError, match=r"with tail = counts, .* is sketch "):
+        trainer(student(checkpoint), richer, tmp_path / "run", **small).train(True)
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("flatten", [False, True])
 @torch.no_grad()
