@@ -116,6 +116,21 @@ def test_transformers_runs_an_exported_student_as_we_do(report, name):
     close(name, ours, theirs[f"{name}-cut"]["logits"], atol=3e-5)
 
 
+def one_expert_a_tensor(tensors):
+    """Qwen3-VL's experts, in tensors [expert, input, output], as the text model has them."""
+    for name, array in tensors.items():
+        at, _, fused = name.partition(".experts.")
+        matrices = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+        if fused not in matrices:
+            yield name, array
+            continue
+        for matrix, part in zip(
+            matrices[fused], np.split(array, len(matrices[fused]), axis=2), strict=True
+        ):
+            for expert, weight in enumerate(part):
+                yield f"{at}.experts.{expert}.{matrix}.weight", weight.T
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_an_export_has_the_originals_tensors(report, name):
     directory, _ = report
@@ -125,6 +140,8 @@ def test_an_export_has_the_originals_tensors(report, name):
         original |= load_file(file)
     if "text_config" in json.loads((GOLDEN / name / "config.json").read_text()):
         original = {ours: original[stored] for ours, stored in text_tensors(original).items()}
+    if name == "tower_qwen3_vl_moe":
+        original = dict(one_expert_a_tensor(original))
     assert exported.keys() == original.keys()
     for tensor, array in original.items():
         np.testing.assert_array_equal(exported[tensor], array.astype(np.float32))
