@@ -34,7 +34,7 @@ __all__ = [
     "precompute",
     "train",
 ]
-__version__ = "0.16.3"
+__version__ = "0.16.4"
 
 _HOMES = {
     "Cache": ("decant.schemas", "Cache"),
