@@ -89,11 +89,7 @@ def hour(tmp_path_factory):
     (place / "texts").mkdir()
     for number in range(80):
         (place / "texts" / f"{number}.txt").write_text(story(number))
-    subprocess.run(
-        [sys.executable, own_teacher.__file__, "teacher", *place.glob("texts/*")],
-        cwd=place,
-        check=True,
-    )
+    own_teacher.main(place / "teacher", sorted(place.glob("texts/*")))
     hour = Hour(place)
     hour.type("init", "init", "teacher", "texts")
     hour.type("plan", *hour.following("init")[0].split()[1:])

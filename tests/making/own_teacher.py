@@ -1,10 +1,6 @@
-"""A user's script: an own tokenizer of the texts given, and a random teacher, without our code.
-
-python own_teacher.py TEACHER TEXT…
-"""
+"""A user's tokenizer, trained on the texts given, and a random teacher, without our code."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +71,3 @@ def tensors() -> dict[str, np.ndarray]:
             made[f"{at}.mlp.{name}_proj.weight"] = random(MLP, WIDTH)
         made[f"{at}.mlp.down_proj.weight"] = random(WIDTH, MLP)
     return made
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), [Path(text) for text in sys.argv[2:]])
